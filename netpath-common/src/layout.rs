@@ -1,0 +1,320 @@
+//! The maps: names, sizes, keys and values. A change here is a change of [`LAYOUT_VERSION`], which is part of the pin
+//! path, so that programs of one version never meet maps of another.
+//!
+//! Control maps are written by the control plane and only read by programs; state maps are written by programs.
+//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes.
+
+use crate::addr::{Addr, Be16, Mac, V4, V6};
+
+/// Moves with every change of a map's name, type, size, key or value.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
+pub const RULES: u32 = 65_536;
+/// Rules looked at for one packet: the longest chain of overlapping publishes on one port.
+pub const RULE_CHAIN: u32 = 8;
+pub const ENDPOINTS: u32 = 8_192;
+pub const NETWORKS: u32 = 1_024;
+pub const SUBNETS: u32 = 2_048;
+pub const UPLINKS: u32 = 256;
+pub const LOCALS: u32 = 4_096;
+pub const FLOWS4: u32 = 65_536;
+pub const FLOWS6: u32 = 32_768;
+pub const SOCKS: u32 = 16_384;
+
+/// `np_cfg`, ARRAY of one.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// SO_NETNS_COOKIE of the namespace that this set of maps serves; sock_addr programs leave all others alone.
+    pub netns_cookie: u64,
+    /// First and last source port, host byte order, drawn from when a flow cannot keep its own.
+    pub port_min: u16,
+    pub port_max: u16,
+    pub lo_ifindex: u32,
+}
+
+/// `np_port_tcp`, `np_port_udp`: ARRAY of 65,536 by host port in host byte order → first [`Rule`] of the chain, 0 = none.
+pub type PortSlot = u32;
+
+pub const PROTO_TCP: u8 = 6;
+pub const PROTO_UDP: u8 = 17;
+pub const PROTO_ICMP: u8 = 1;
+pub const PROTO_ICMPV6: u8 = 58;
+
+/// `np_rule`, ARRAY of [`RULES`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The host address published on, v4-mapped; [`Addr::ANY`] = every address of the host.
+    pub host: Addr,
+    /// The container's IPv6 address, zero = the rule does not serve IPv6.
+    pub to6: V6,
+    /// The container's IPv4 address, zero = the rule does not serve IPv4.
+    pub to4: V4,
+    /// First host port and first container port, host byte order; `count` of them.
+    pub host_port: u16,
+    pub container_port: u16,
+    /// 1..=65,535 ports.
+    pub count: u16,
+    pub proto: u8,
+    pub flags: u8,
+    /// The next rule of this port, less specific or younger; 0 ends the chain.
+    pub next: u32,
+    /// ifindex of the endpoint's bridge.
+    pub bridge: u32,
+    pub pad: [u8; 12],
+}
+
+/// `np_ep`, HASH by container [`Addr`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host side of the veth, and the bridge it is a port of.
+    pub veth: u32,
+    pub bridge: u32,
+    pub mac: Mac,
+    /// The bridge's own address: the source of frames that are redirected into the container.
+    pub bridge_mac: Mac,
+    /// Of the container's interface, bytes.
+    pub mtu: u32,
+}
+
+/// [`Network::flags`]: traffic to the outside gets the address of the way out.
+pub const NET_MASQUERADE: u32 = 1;
+/// No way out, no way in; only its own subnets and gateways.
+pub const NET_INTERNAL: u32 = 2;
+/// Not to and from networks that are isolated too (Netavark's `isolate=true`).
+pub const NET_ISOLATED: u32 = 4;
+/// Not to and from any other network (`isolate=strict`).
+pub const NET_STRICT: u32 = 8;
+
+/// `np_net`, HASH by ifindex of the bridge.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub flags: u32,
+    pub mtu: u32,
+    /// The bridge's own addresses, the source of hairpin flows; zero = none of that family.
+    pub gateway4: V4,
+    pub gateway6: V6,
+    /// `outbound_addr4/6`: masquerade with these instead of the way out's address; zero = not set.
+    pub outbound4: V4,
+    pub outbound6: V6,
+}
+
+/// `np_subnet`, LPM_TRIE: key is aya's `lpm_trie::Key<[u8; 16]>` over a v4-mapped address (an IPv4 /24 is a /120).
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// The bridge, and its network's flags again, so that policy costs no second look-up.
+    pub bridge: u32,
+    pub flags: u32,
+}
+
+/// `np_uplink`, HASH by ifindex.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub mtu: u32,
+    /// 1 = frames have an Ethernet header.
+    pub ethernet: u32,
+    /// Source for masquerade where the kernel's fib look-up cannot tell it (before 6.7); zero = none.
+    pub source4: V4,
+    pub source6: V6,
+}
+
+/// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these.
+pub type Local = u32;
+
+/// Where a tuple was seen. The same tuple on another side is another flow.
+pub const SIDE_UPLINK: u8 = 0;
+pub const SIDE_BRIDGE: u8 = 1;
+pub const SIDE_LO: u8 = 2;
+
+/// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet as it is seen, before translation. For ICMP echo, `sport` and
+/// `dport` both hold the identifier.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey4 {
+    pub src: V4,
+    pub dst: V4,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub side: u8,
+    pub pad: [u8; 2],
+}
+
+/// Key of `np_flow6`, as [`FlowKey4`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey6 {
+    pub src: V6,
+    pub dst: V6,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub side: u8,
+    pub pad: [u8; 2],
+}
+
+/// How a translated packet goes on.
+pub const FORWARD_PEER: u8 = 0;
+/// Out of `Next::ifindex` with the kernel's neighbour look-up (`bpf_redirect_neigh`, 5.10).
+pub const FORWARD_NEIGH: u8 = 1;
+/// Back into the stack through the ingress of `Next::ifindex` (`lo`).
+pub const FORWARD_INGRESS: u8 = 2;
+
+/// The part of a flow that does not depend on the family.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Next {
+    pub ifindex: u32,
+    /// Seconds of the boot clock, written at most every few seconds.
+    pub last_seen_s: u32,
+    pub dmac: Mac,
+    pub smac: Mac,
+    /// Largest IP packet that may go this way, bytes.
+    pub mtu: u16,
+    pub forward: u8,
+    /// Side of the reverse tuple's key.
+    pub twin_side: u8,
+    /// TCP as seen so far, `netpath_common::flow`.
+    pub state: u8,
+    /// What began it: `Reason` 1 to 4.
+    pub origin: u8,
+    pub pad: [u8; 2],
+}
+
+/// Value of `np_flow4`: the packet after translation, and where it goes.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Flow4 {
+    pub src: V4,
+    pub dst: V4,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub next: Next,
+}
+
+/// Value of `np_flow6`, as [`Flow4`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Flow6 {
+    pub src: V6,
+    pub dst: V6,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub next: Next,
+}
+
+/// Key of `np_sock`, LRU_HASH of [`SOCKS`]: a socket of the host and the container it was led to.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct SockKey {
+    pub cookie: u64,
+    pub to: Addr,
+    pub port: Be16,
+    pub pad: [u8; 6],
+}
+
+/// Value of `np_sock`: what the socket had dialled, given back by recvmsg and getpeername.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct SockOrigin {
+    pub dialled: Addr,
+    pub port: Be16,
+    pub pad: [u8; 6],
+}
+
+/// Value of `np_count`, PERCPU_ARRAY of [`crate::reason::SLOTS`] by [`crate::reason::Reason`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Map names. Fifteen bytes at most: the kernel keeps no more.
+pub mod name {
+    pub const CONFIG: &str = "np_cfg";
+    pub const PORT_TCP: &str = "np_port_tcp";
+    pub const PORT_UDP: &str = "np_port_udp";
+    pub const RULE: &str = "np_rule";
+    pub const ENDPOINT: &str = "np_ep";
+    pub const NETWORK: &str = "np_net";
+    pub const SUBNET: &str = "np_subnet";
+    pub const UPLINK: &str = "np_uplink";
+    pub const LOCAL: &str = "np_local";
+    pub const FLOW4: &str = "np_flow4";
+    pub const FLOW6: &str = "np_flow6";
+    pub const SOCK: &str = "np_sock";
+    pub const COUNT: &str = "np_count";
+}
+
+/// Program names, and with them the ELF symbols.
+pub mod program {
+    pub const UPLINK_IN: &str = "np_uplink_in";
+    pub const UPLINK_OUT: &str = "np_uplink_out";
+    pub const BRIDGE_IN: &str = "np_bridge_in";
+    pub const LO_IN: &str = "np_lo_in";
+    pub const CONNECT4: &str = "np_connect4";
+    pub const CONNECT6: &str = "np_connect6";
+    pub const SENDMSG4: &str = "np_sendmsg4";
+    pub const SENDMSG6: &str = "np_sendmsg6";
+    pub const RECVMSG4: &str = "np_recvmsg4";
+    pub const RECVMSG6: &str = "np_recvmsg6";
+    pub const GETPEERNAME4: &str = "np_getpeername4";
+    pub const GETPEERNAME6: &str = "np_getpeername6";
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    macro_rules! pod {
+        ($($t:ty),*) => { $(
+            // SAFETY: repr(C), Copy, every byte is part of a field (the size test below), any bit pattern is valid.
+            unsafe impl aya::Pod for $t {}
+        )* };
+    }
+    pod!(
+        super::Config,
+        super::Rule,
+        super::Endpoint,
+        super::Network,
+        super::Subnet,
+        super::Uplink,
+        super::FlowKey4,
+        super::FlowKey6,
+        super::Flow4,
+        super::Flow6,
+        super::SockKey,
+        super::SockOrigin,
+        super::Count,
+        crate::addr::Addr
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_layout_version_1() {
+        assert_eq!(1, LAYOUT_VERSION);
+        assert_eq!(16, size_of::<Config>());
+        assert_eq!(64, size_of::<Rule>());
+        assert_eq!(24, size_of::<Endpoint>());
+        assert_eq!(48, size_of::<Network>());
+        assert_eq!(8, size_of::<Subnet>());
+        assert_eq!(28, size_of::<Uplink>());
+        assert_eq!(16, size_of::<FlowKey4>());
+        assert_eq!(40, size_of::<FlowKey6>());
+        assert_eq!(28, size_of::<Next>());
+        assert_eq!(40, size_of::<Flow4>());
+        assert_eq!(64, size_of::<Flow6>());
+        assert_eq!(32, size_of::<SockKey>());
+        assert_eq!(24, size_of::<SockOrigin>());
+        assert_eq!(16, size_of::<Count>());
+    }
+}

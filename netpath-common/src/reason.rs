@@ -1,0 +1,71 @@
+//! Why a packet was translated, dropped or left to the stack: one number per cause, counted per CPU.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $n:literal, $word:literal;)*) => {
+        /// The index into the counter map, and what monitor and status print.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Reason { $($(#[$doc])* $name = $n,)* }
+
+        impl Reason {
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
+
+            /// The word for people and for JSON keys.
+            pub const fn word(self) -> &'static str {
+                match self { $(Reason::$name => $word,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Neither published, nor masqueraded, nor part of a flow: left to the stack unchanged.
+    NotOurs = 0, "not_ours";
+    /// A flow began at a published port.
+    FlowPublished = 1, "flow_published";
+    /// A flow began that leaves through masquerade.
+    FlowMasqueraded = 2, "flow_masqueraded";
+    /// A flow began from a container to a published port of its own host.
+    FlowHairpin = 3, "flow_hairpin";
+    /// A flow began on `lo`: a client that the sock_addr programs could not serve.
+    FlowLoopback = 4, "flow_loopback";
+    /// A packet of a known flow was translated and redirected.
+    Redirected = 5, "redirected";
+    /// Left to the stack unchanged because its TTL or hop limit is at its end.
+    StackTtl = 6, "stack_ttl";
+    /// Left to the stack unchanged because it is larger than the way out takes.
+    StackMtu = 7, "stack_mtu";
+    /// Left to the stack unchanged because the kernel has no route for it.
+    StackNoRoute = 8, "stack_no_route";
+    /// Dropped: no source port was free for a masqueraded or hairpin flow.
+    DropPortsExhausted = 9, "drop_ports_exhausted";
+    /// Dropped: the two networks are isolated from each other, or one is internal.
+    DropIsolated = 10, "drop_isolated";
+    /// Dropped: a masqueraded network's packet that cannot be translated would leave with a private source.
+    DropUntranslatable = 11, "drop_untranslatable";
+    /// Dropped: a loopback address arrived on a wire.
+    DropMartian = 12, "drop_martian";
+    /// Dropped: the headers could not be written.
+    DropRewrite = 13, "drop_rewrite";
+    /// A socket of the host was connected straight to a container.
+    Connected = 14, "connected";
+    /// A fragment: not translated by this version, left to the stack or dropped by its direction.
+    Fragment = 15, "fragment";
+}
+
+/// Slots of the counter map; spare ones so that a new reason does not change the layout.
+pub const SLOTS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_own_slot_and_word() {
+        for (i, a) in Reason::ALL.iter().enumerate() {
+            assert_eq!(i, *a as usize);
+            assert!((*a as u32) < SLOTS);
+            assert!(Reason::ALL[..i].iter().all(|b| b.word() != a.word()));
+        }
+    }
+}

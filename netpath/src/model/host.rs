@@ -1,0 +1,45 @@
+//! The host as the kernel shows it: what `link` reads and a datapath decides by.
+
+use super::{IfName, Mac};
+use ipnet::IpNet;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkKind {
+    Loopback,
+    Bridge,
+    Veth,
+    /// Anything else, Ethernet or not.
+    Other,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostLink {
+    pub index: u32,
+    pub name: IfName,
+    pub kind: LinkKind,
+    /// ifindex of the bridge or bond it is enslaved to.
+    pub master: Option<u32>,
+    pub mtu: u32,
+    /// Absent where frames have no Ethernet header.
+    pub mac: Option<Mac>,
+    pub up: bool,
+    pub addresses: Vec<IpNet>,
+}
+
+/// All links of the host namespace, read in one go.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostView {
+    /// SO_NETNS_COOKIE (5.14), or the namespace's inode where the kernel has none.
+    pub cookie: u64,
+    pub links: Vec<HostLink>,
+}
+
+impl HostView {
+    pub fn link(&self, index: u32) -> Option<&HostLink> {
+        self.links.iter().find(|l| l.index == index)
+    }
+
+    pub fn link_named(&self, name: &IfName) -> Option<&HostLink> {
+        self.links.iter().find(|l| &l.name == name)
+    }
+}

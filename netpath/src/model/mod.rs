@@ -1,0 +1,36 @@
+//! What netpath knows about: values that cannot be built wrong, in the field's words and in no engine's.
+//!
+//! No I/O here, no netlink, no aya. Everything that the rooms above pass to each other is one of these.
+
+pub mod endpoint;
+pub mod error;
+pub mod host;
+pub mod network;
+pub mod publish;
+pub mod record;
+
+pub use endpoint::{Container, Endpoint, IfName, Mac};
+pub use error::Error;
+pub use host::{HostLink, HostView, LinkKind};
+pub use network::{Isolation, Mtu, Network, Route, Subnet};
+pub use publish::{HostBind, Proto, Publish};
+pub use record::{Desired, Links, Record};
+
+/// A datapath, best first. Chosen by probing, kept while a container of the host uses it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rung {
+    Ebpf,
+    Iptables,
+    None,
+}
+
+impl std::fmt::Display for Rung {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Rung::Ebpf => "ebpf",
+            Rung::Iptables => "iptables",
+            Rung::None => "none",
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! A network: its bridge, its subnets and its policy.
+
+use super::IfName;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Bytes of an IP packet that a link carries: 68 (RFC 791 §3.2) to 65,535; 1,280 at least where IPv6 is used (RFC 8200 §5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Mtu(u32);
+
+impl Mtu {
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Mtu {
+    type Error = String;
+    fn try_from(bytes: u32) -> Result<Self, String> {
+        if (68..=65_535).contains(&bytes) { Ok(Self(bytes)) } else { Err(format!("{bytes}: expected 68 to 65535")) }
+    }
+}
+
+impl From<Mtu> for u32 {
+    fn from(m: Mtu) -> u32 {
+        m.0
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Subnet {
+    pub net: IpNet,
+    /// The bridge's address in this subnet, and the containers' default route.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Which other networks of this host may talk to this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// All but strict ones.
+    #[default]
+    Open,
+    /// Those that are `Open`.
+    Isolated,
+    /// None.
+    Strict,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteKind {
+    Unicast,
+    Blackhole,
+    Unreachable,
+    Prohibit,
+}
+
+/// A static route inside the container.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Route {
+    pub destination: IpNet,
+    /// Given exactly for [`RouteKind::Unicast`], and of the destination's family.
+    pub gateway: Option<IpAddr>,
+    pub metric: u32,
+    pub kind: RouteKind,
+}
+
+/// A bridge network in managed mode: netpath makes the bridge and takes it down with the last endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Network {
+    pub name: String,
+    pub id: String,
+    pub bridge: IfName,
+    pub mtu: Option<Mtu>,
+    pub subnets: Vec<Subnet>,
+    pub routes: Vec<Route>,
+    /// No way out and no way in.
+    pub internal: bool,
+    pub isolation: Isolation,
+    /// Containers get default routes through the gateways, with this metric.
+    pub default_route: bool,
+    pub metric: u32,
+    /// Fixed source addresses for masquerade.
+    pub outbound4: Option<std::net::Ipv4Addr>,
+    pub outbound6: Option<std::net::Ipv6Addr>,
+    pub dns: bool,
+    /// Upstream servers of this network's DNS.
+    pub dns_servers: Vec<IpAddr>,
+}
+
+impl Network {
+    pub fn has_v6(&self) -> bool {
+        self.subnets.iter().any(|s| s.net.addr().is_ipv6())
+    }
+
+    pub fn has_v4(&self) -> bool {
+        self.subnets.iter().any(|s| s.net.addr().is_ipv4())
+    }
+
+    /// The bridge's own addresses, with the prefix of their subnet.
+    pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
+        self.subnets.iter().filter_map(|s| s.gateway.map(|g| (g, s.net.prefix_len())))
+    }
+}

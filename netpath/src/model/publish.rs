@@ -1,0 +1,97 @@
+//! A published port or range of ports.
+
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl std::fmt::Display for Proto {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+            Proto::Sctp => "sctp",
+        })
+    }
+}
+
+/// The host addresses that a port is published on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostBind {
+    /// Every address of the host, in each family the container has.
+    Any,
+    AnyV4,
+    AnyV6,
+    /// This one.
+    Address(IpAddr),
+}
+
+impl HostBind {
+    pub fn serves_v4(self) -> bool {
+        matches!(self, HostBind::Any | HostBind::AnyV4 | HostBind::Address(IpAddr::V4(_)))
+    }
+
+    pub fn serves_v6(self) -> bool {
+        matches!(self, HostBind::Any | HostBind::AnyV6 | HostBind::Address(IpAddr::V6(_)))
+    }
+}
+
+/// Ports `host_port..host_port + count` of the host lead to `container_port..` of the endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Publish {
+    pub bind: HostBind,
+    pub proto: Proto,
+    host_port: u16,
+    container_port: u16,
+    count: u16,
+}
+
+impl Publish {
+    /// # Errors
+    /// Port 0, or a range that ends beyond 65,535; the text names the field as `host_port`, `container_port` or `range`.
+    pub fn new(bind: HostBind, proto: Proto, host_port: u16, container_port: u16, count: u16) -> Result<Self, String> {
+        for (field, first) in [("host_port", host_port), ("container_port", container_port)] {
+            if first == 0 {
+                return Err(format!("{field}: 0 is not a port; expected 1 to 65535"));
+            }
+            if u32::from(first) + u32::from(count.max(1)) - 1 > 65_535 {
+                return Err(format!("range: {count} ports from {field} {first} end beyond 65535"));
+            }
+        }
+        Ok(Self { bind, proto, host_port, container_port, count: count.max(1) })
+    }
+
+    pub fn host_port(&self) -> u16 {
+        self.host_port
+    }
+
+    pub fn container_port(&self) -> u16 {
+        self.container_port
+    }
+
+    /// Number of ports, at least 1.
+    pub fn count(&self) -> u16 {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_must_end_within_the_ports() {
+        assert!(Publish::new(HostBind::Any, Proto::Tcp, 65_535, 80, 1).is_ok());
+        assert!(Publish::new(HostBind::Any, Proto::Tcp, 65_535, 80, 2).expect_err("beyond").starts_with("range"));
+        assert!(Publish::new(HostBind::Any, Proto::Tcp, 0, 80, 1).expect_err("zero").starts_with("host_port"));
+        assert_eq!(1, Publish::new(HostBind::Any, Proto::Udp, 1, 1, 0).expect("zero counts as one").count());
+        assert!(Publish::new(HostBind::Any, Proto::Tcp, 1, 1, 65_535).is_ok());
+    }
+}

@@ -1,0 +1,1 @@
+//! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
