@@ -1,5 +1,8 @@
 //! The packet work behind one trait: publish, masquerade, isolation. Neither a face nor the model knows which rung runs.
 
+pub mod ladder;
+pub mod none;
+
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Record, Rung};
 

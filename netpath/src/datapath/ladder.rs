@@ -1,0 +1,127 @@
+//! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
+
+use super::{Datapath, none::NoDatapath};
+use crate::model::Rung;
+use crate::model::error::{Error, Result};
+
+/// The rungs, best first.
+pub const LADDER: [Rung; 3] = [Rung::Ebpf, Rung::Iptables, Rung::None];
+
+/// What the user asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Choice {
+    /// The best that works.
+    #[default]
+    Auto,
+    /// This one or an error.
+    Only(Rung),
+}
+
+/// The rung to use, and for each one passed over the reason, best first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    pub rung: Rung,
+    pub reasons: Vec<(Rung, String)>,
+}
+
+/// Chooses a rung. `kept` is the rung that containers of this host already use: it stays until the last of them is
+/// gone, since a flow belongs to one table, and another choice takes effect after that.
+///
+/// # Errors
+/// The rung asked for cannot be used here; nothing was changed.
+pub fn choose(choice: Choice, kept: Option<Rung>) -> Result<Chosen> {
+    choose_with(choice, kept, usable)
+}
+
+/// The datapath behind `rung`. Changes nothing yet.
+///
+/// # Errors
+/// What it needs and this host does not have.
+pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
+    match rung {
+        Rung::None => Ok(Box::new(NoDatapath)),
+        Rung::Ebpf | Rung::Iptables => {
+            Err(Error::new(format!("cannot use the {rung} datapath")).because("this build does not have it"))
+        }
+    }
+}
+
+fn usable(rung: Rung) -> std::result::Result<(), String> {
+    open(rung).map(drop).map_err(|e| e.to_string())
+}
+
+fn choose_with(
+    choice: Choice,
+    kept: Option<Rung>,
+    usable: impl Fn(Rung) -> std::result::Result<(), String>,
+) -> Result<Chosen> {
+    if let Some(rung) = kept {
+        let reasons = match choice {
+            Choice::Only(asked) if asked != rung => {
+                tracing::warn!(%asked, using = %rung, "containers of this host use another datapath");
+                vec![(asked, format!("containers of this host use {rung}; stop them all to change it"))]
+            }
+            _ => Vec::new(),
+        };
+        return Ok(Chosen { rung, reasons });
+    }
+    match choice {
+        Choice::Only(rung) => match usable(rung) {
+            Ok(()) => Ok(Chosen { rung, reasons: Vec::new() }),
+            Err(why) => Err(Error::new(format!("cannot use the {rung} datapath, which was asked for"))
+                .because(why)
+                .next("netpath doctor shows what each datapath needs; without NETPATH_DATAPATH the best one is taken")),
+        },
+        Choice::Auto => {
+            let mut reasons = Vec::new();
+            for rung in LADDER {
+                match usable(rung) {
+                    Ok(()) => {
+                        if rung == Rung::None {
+                            tracing::warn!(
+                                ?reasons,
+                                "no datapath can be used: no port is published, nothing is masqueraded"
+                            );
+                        }
+                        return Ok(Chosen { rung, reasons });
+                    }
+                    Err(why) => reasons.push((rung, why)),
+                }
+            }
+            Err(Error::new("cannot use any datapath").because(format!("{reasons:?}")).next("netpath doctor"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only_none(rung: Rung) -> std::result::Result<(), String> {
+        if rung == Rung::None { Ok(()) } else { Err(format!("{rung} is missing")) }
+    }
+
+    #[test]
+    fn auto_takes_the_best_that_works() {
+        let all = |_| Ok(());
+        assert_eq!(Rung::Ebpf, choose_with(Choice::Auto, None, all).expect("a rung").rung);
+        let chosen = choose_with(Choice::Auto, None, only_none).expect("a rung");
+        assert_eq!(Rung::None, chosen.rung);
+        let over: Vec<Rung> = chosen.reasons.iter().map(|(r, _)| *r).collect();
+        assert_eq!(vec![Rung::Ebpf, Rung::Iptables], over);
+    }
+
+    #[test]
+    fn a_forced_rung_that_cannot_be_used_is_an_error_with_its_reason() {
+        let e = choose_with(Choice::Only(Rung::Iptables), None, only_none).expect_err("is missing");
+        assert!(e.to_string().contains("iptables is missing"), "{e}");
+    }
+
+    #[test]
+    fn the_rung_in_use_stays_whatever_is_asked() {
+        let chosen = choose_with(Choice::Only(Rung::None), Some(Rung::Iptables), only_none).expect("kept");
+        assert_eq!(Rung::Iptables, chosen.rung);
+        assert_eq!(Rung::None, chosen.reasons[0].0);
+        assert_eq!(Rung::Ebpf, choose_with(Choice::Auto, Some(Rung::Ebpf), only_none).expect("kept").rung);
+    }
+}
