@@ -1,4 +1,10 @@
 //! netpath, the control plane. Rooms and who may use whom: docs/architecture.md.
 
+pub mod cli;
 pub mod datapath;
+pub mod face;
+pub mod link;
 pub mod model;
+pub mod ops;
+pub mod plan;
+pub mod state;

@@ -1,1 +1,19 @@
-fn main() {}
+//! The name it is called by says which face answers: `netavark` speaks Podman's contract, everything else the verbs
+//! for people.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().and_then(|a| Path::new(a).file_name()).unwrap_or(OsStr::new("netpath"));
+    if called == "netavark" {
+        return netpath::face::podman::run(args);
+    }
+    if args.get(1).is_some_and(|a| a == "podman") {
+        // Clap takes the first word for the program's name.
+        return netpath::face::podman::run(args.into_iter().skip(1));
+    }
+    netpath::cli::run(args)
+}
