@@ -37,6 +37,18 @@ pub struct Config {
 /// `np_port_tcp`, `np_port_udp`: ARRAY of 65,536 by host port in host byte order → first [`Rule`] of the chain, 0 = none.
 pub type PortSlot = u32;
 
+/// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has used,
+/// so that an uplink can tell "no reply of ours" without asking the flow table. Written by programs alone, a byte per
+/// protocol because bytes need no atomics; never cleared, a stale mark costs one look-up.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct NatPort {
+    pub tcp: u8,
+    pub udp: u8,
+    pub icmp: u8,
+    pub icmp6: u8,
+}
+
 pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 pub const PROTO_ICMP: u8 = 1;
@@ -159,19 +171,23 @@ pub struct FlowKey6 {
     pub pad: [u8; 2],
 }
 
-/// How a translated packet goes on.
+/// How a translated packet goes on: into the container behind `Next::ifindex`, the host side of its veth
+/// (`bpf_redirect_peer`, 5.10).
 pub const FORWARD_PEER: u8 = 0;
 /// Out of `Next::ifindex` with the kernel's neighbour look-up (`bpf_redirect_neigh`, 5.10).
 pub const FORWARD_NEIGH: u8 = 1;
 /// Back into the stack through the ingress of `Next::ifindex` (`lo`).
 pub const FORWARD_INGRESS: u8 = 2;
+/// Out of `Next::ifindex` as it is. For packets of the host's own sockets: they carry the host's route, which the way
+/// through the veth drops on every kernel and `bpf_redirect_peer` only since 6.15.
+pub const FORWARD_EGRESS: u8 = 3;
 
 /// The part of a flow that does not depend on the family.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Next {
     pub ifindex: u32,
-    /// Seconds of the boot clock, written at most every few seconds.
+    /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most every few seconds.
     pub last_seen_s: u32,
     pub dmac: Mac,
     pub smac: Mac,
@@ -180,7 +196,7 @@ pub struct Next {
     pub forward: u8,
     /// Side of the reverse tuple's key.
     pub twin_side: u8,
-    /// TCP as seen so far, `netpath_common::flow`.
+    /// What was seen so far and which half this is: bits of `netpath_common::flow::State`.
     pub state: u8,
     /// What began it: `Reason` 1 to 4.
     pub origin: u8,
@@ -241,6 +257,7 @@ pub mod name {
     pub const CONFIG: &str = "np_cfg";
     pub const PORT_TCP: &str = "np_port_tcp";
     pub const PORT_UDP: &str = "np_port_udp";
+    pub const NAT_PORT: &str = "np_nat_port";
     pub const RULE: &str = "np_rule";
     pub const ENDPOINT: &str = "np_ep";
     pub const NETWORK: &str = "np_net";
@@ -253,9 +270,21 @@ pub mod name {
     pub const COUNT: &str = "np_count";
 }
 
+/// Constants in the programs' .rodata that a loader overrides before loading (`EbpfLoader::override_global`).
+pub mod global {
+    /// u8, 0 unless overridden: 1 = `bpf_fib_lookup` takes BPF_FIB_LOOKUP_SRC (6.7).
+    pub const FIB_SRC: &str = "NP_FIB_SRC";
+    /// u8, `aya_log::Level` as a number: 0 = silent, the verifier then removes all log code; 3 = drops; 4 = new flows too.
+    /// aya-log-ebpf's own symbol, 255 (everything) in the object: a loader always overrides it.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
 /// Program names, and with them the ELF symbols.
 pub mod program {
+    /// Ingress of an uplink whose frames have an Ethernet header, and of one without (wireguard, tun, ppp).
     pub const UPLINK_IN: &str = "np_uplink_in";
+    pub const UPLINK_IN_L3: &str = "np_uplink_in_l3";
+    /// Egress of every uplink, with or without an Ethernet header.
     pub const UPLINK_OUT: &str = "np_uplink_out";
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const LO_IN: &str = "np_lo_in";
@@ -279,6 +308,7 @@ mod pod {
     }
     pod!(
         super::Config,
+        super::NatPort,
         super::Rule,
         super::Endpoint,
         super::Network,
@@ -303,6 +333,7 @@ mod tests {
     fn sizes_are_those_of_layout_version_1() {
         assert_eq!(1, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
+        assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());
         assert_eq!(24, size_of::<Endpoint>());
         assert_eq!(48, size_of::<Network>());

@@ -1,0 +1,40 @@
+//! The maps, as `netpath_common::layout` describes them.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use netpath_common::addr::Addr;
+use netpath_common::layout::*;
+use netpath_common::reason;
+
+/// Control maps are written by the control plane alone (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
+const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
+
+#[map(name = "np_cfg")]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, READ_ONLY);
+#[map(name = "np_port_tcp")]
+pub static PORT_TCP: Array<PortSlot> = Array::with_max_entries(65_536, READ_ONLY);
+#[map(name = "np_port_udp")]
+pub static PORT_UDP: Array<PortSlot> = Array::with_max_entries(65_536, READ_ONLY);
+#[map(name = "np_rule")]
+pub static RULE: Array<Rule> = Array::with_max_entries(RULES, READ_ONLY);
+#[map(name = "np_ep")]
+pub static ENDPOINT: HashMap<Addr, Endpoint> = HashMap::with_max_entries(ENDPOINTS, READ_ONLY);
+#[map(name = "np_net")]
+pub static NETWORK: HashMap<u32, Network> = HashMap::with_max_entries(NETWORKS, READ_ONLY);
+#[map(name = "np_subnet")]
+pub static SUBNET: LpmTrie<[u8; 16], Subnet> = LpmTrie::with_max_entries(SUBNETS, READ_ONLY);
+#[map(name = "np_uplink")]
+pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS, READ_ONLY);
+#[map(name = "np_local")]
+pub static LOCAL: HashMap<Addr, Local> = HashMap::with_max_entries(LOCALS, READ_ONLY);
+
+#[map(name = "np_nat_port")]
+pub static NAT_PORT: Array<NatPort> = Array::with_max_entries(65_536, 0);
+#[map(name = "np_flow4")]
+pub static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(FLOWS4, 0);
+#[map(name = "np_flow6")]
+pub static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(FLOWS6, 0);
+#[map(name = "np_sock")]
+pub static SOCK: LruHashMap<SockKey, SockOrigin> = LruHashMap::with_max_entries(SOCKS, 0);
+#[map(name = "np_count")]
+pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
