@@ -1,5 +1,6 @@
 //! The packet work behind one trait: publish, masquerade, isolation. Neither a face nor the model knows which rung runs.
 
+pub mod ebpf;
 pub mod ladder;
 pub mod none;
 

@@ -1,0 +1,304 @@
+//! Desired endpoints and the host as it is → the contents of every control map. Pure: no kernel, no state.
+//!
+//! Publishes may overlap: a range and a single port inside it, a wildcard and one host address, the same port from two
+//! containers. A port's chain lists, most specific first, the rules that can still answer for it; of two that answer
+//! for the same address and family only the older is in the chain, and the younger appears when the older goes.
+//! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
+
+use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Record};
+use ipnet::IpNet;
+use netpath_common::addr::{Addr, V4, V6};
+use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Source ports drawn for flows that cannot keep their own: above the kernel's default `ip_local_port_range`, which ends
+/// at 60,999, so that they rarely meet a socket of the host.
+const PORTS: (u16, u16) = (61_000, 65_535);
+
+const SERVES_V4: u8 = 1;
+const SERVES_V6: u8 = 2;
+
+/// `Rule::next` holds 1 + the index in [`Tables::rules`] here; the writer of the map puts the real one in its place.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub config: Config,
+    pub locals: BTreeSet<[u8; 16]>,
+    pub uplinks: BTreeMap<u32, Uplink>,
+    pub networks: BTreeMap<u32, Network>,
+    /// By prefix length over the v4-mapped address.
+    pub subnets: BTreeMap<(u32, [u8; 16]), Subnet>,
+    pub endpoints: BTreeMap<[u8; 16], Endpoint>,
+    /// A rule stands after all that its chain leads to.
+    pub rules: Vec<Rule>,
+    pub slots: Vec<Slots>,
+    /// Publishes that a full chain left out, of [`layout::RULE_CHAIN`] rules for one port.
+    pub left_out: usize,
+}
+
+/// `count` ports from `first` begin their chain at the rule of this index in [`Tables::rules`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    pub proto: u8,
+    pub first: u16,
+    pub count: u32,
+    pub rule: usize,
+}
+
+pub fn compile(desired: &Desired, host: &HostView) -> Tables {
+    let mut tables = Tables {
+        config: Config {
+            netns_cookie: host.cookie,
+            port_min: PORTS.0,
+            port_max: PORTS.1,
+            lo_ifindex: host.links.iter().find(|l| l.kind == LinkKind::Loopback).map_or(1, |l| l.index),
+        },
+        locals: host.links.iter().flat_map(|l| &l.addresses).map(|a| mapped(a.addr()).0).collect(),
+        ..Tables::default()
+    };
+    for link in uplinks(desired, host) {
+        tables.uplinks.insert(link.index, uplink(link));
+    }
+    for (record, links) in desired.ready() {
+        let network = network(record, host);
+        for subnet in &record.network.subnets {
+            let (len, base) = prefix(&subnet.net);
+            tables.subnets.insert((len, base), Subnet { bridge: links.bridge_index, flags: network.flags });
+        }
+        tables.networks.insert(links.bridge_index, network);
+        for address in &record.endpoint.addresses {
+            tables.endpoints.insert(
+                mapped(address.addr()).0,
+                Endpoint {
+                    veth: links.veth_index,
+                    bridge: links.bridge_index,
+                    mac: links.container_mac.bytes(),
+                    bridge_mac: links.bridge_mac.bytes(),
+                    mtu: links.mtu,
+                },
+            );
+        }
+    }
+    for (proto, number) in [(Proto::Tcp, layout::PROTO_TCP), (Proto::Udp, layout::PROTO_UDP)] {
+        chain(&publishes(desired, proto, number), number, &mut tables);
+    }
+    tables
+}
+
+pub fn mapped(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(a) => Addr::v4(a.octets()),
+        IpAddr::V6(a) => Addr::v6(a.octets()),
+    }
+}
+
+fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
+    let bits = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
+    (bits, mapped(net.network()).0)
+}
+
+/// Interfaces that lead outside: they hold an address, and neither belong to a bridge or bond nor to netpath itself.
+fn uplinks<'a>(desired: &'a Desired, host: &'a HostView) -> impl Iterator<Item = &'a HostLink> {
+    let bridges: BTreeSet<&str> = desired.records.iter().map(|r| r.network.bridge.as_str()).collect();
+    let veths: BTreeSet<u32> = desired.ready().map(|(_, l)| l.veth_index).collect();
+    host.links.iter().filter(move |l| {
+        // A veth that is about to become a container's has nothing but the link-local address the kernel gave it.
+        let addressed = l.addresses.iter().any(|a| l.kind != LinkKind::Veth || !is_link_local(a.addr()));
+        l.kind != LinkKind::Loopback
+            && l.master.is_none()
+            && addressed
+            && !veths.contains(&l.index)
+            && !bridges.contains(l.name.as_str())
+    })
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.segments()[0] & 0xffc0 == 0xfe80,
+    }
+}
+
+fn uplink(link: &HostLink) -> Uplink {
+    let source = |v4: bool| {
+        link.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv4() == v4 && !is_link_local(*a) && !a.is_loopback())
+    };
+    let (mut source4, mut source6): (V4, V6) = ([0; 4], [0; 16]);
+    if let Some(IpAddr::V4(a)) = source(true) {
+        source4 = a.octets();
+    }
+    if let Some(IpAddr::V6(a)) = source(false) {
+        source6 = a.octets();
+    }
+    Uplink { mtu: link.mtu, ethernet: u32::from(link.mac.is_some()), source4, source6 }
+}
+
+fn network(record: &Record, host: &HostView) -> Network {
+    let net = &record.network;
+    let mut flags = match net.isolation {
+        Isolation::Open => 0,
+        Isolation::Isolated => layout::NET_ISOLATED,
+        Isolation::Strict => layout::NET_STRICT,
+    };
+    flags |= if net.internal { layout::NET_INTERNAL } else { layout::NET_MASQUERADE };
+    let gateway = |v4: bool| net.gateways().map(|(a, _)| a).find(|a| a.is_ipv4() == v4);
+    let (mut gateway4, mut gateway6): (V4, V6) = ([0; 4], [0; 16]);
+    if let Some(IpAddr::V4(a)) = gateway(true) {
+        gateway4 = a.octets();
+    }
+    if let Some(IpAddr::V6(a)) = gateway(false) {
+        gateway6 = a.octets();
+    }
+    let mtu = net.mtu.map(|m| m.bytes()).or_else(|| host.link_named(&net.bridge).map(|l| l.mtu)).unwrap_or(1500);
+    Network {
+        flags,
+        mtu,
+        gateway4,
+        gateway6,
+        outbound4: net.outbound4.map_or([0; 4], |a| a.octets()),
+        outbound6: net.outbound6.map_or([0; 16], |a| a.octets()),
+    }
+}
+
+/// One publish of one endpoint, in the shape of the rule it becomes where nothing overlaps it.
+struct Offer {
+    rule: Rule,
+    families: u8,
+}
+
+impl Offer {
+    fn ports(&self) -> (u32, u32) {
+        let first = u32::from(self.rule.host_port);
+        (first, first + u32::from(self.rule.count))
+    }
+}
+
+/// All publishes of a protocol, in the order in which they answer: one address before every address, older before younger.
+fn publishes(desired: &Desired, proto: Proto, number: u8) -> Vec<Offer> {
+    let mut offers: Vec<(bool, u64, Offer)> = Vec::new();
+    for (record, links) in desired.ready() {
+        let (v4, v6) = (record.endpoint.first_v4(), record.endpoint.first_v6());
+        for publish in record.publishes.iter().filter(|p| p.proto == proto) {
+            let host = match publish.bind {
+                HostBind::Address(a) if !a.is_unspecified() => mapped(a),
+                _ => Addr::ANY,
+            };
+            let serves_v4 = publish.bind.serves_v4() && v4.is_some();
+            let serves_v6 = publish.bind.serves_v6() && v6.is_some();
+            let families = if serves_v4 { SERVES_V4 } else { 0 } | if serves_v6 { SERVES_V6 } else { 0 };
+            if families == 0 {
+                continue;
+            }
+            let rule = Rule {
+                host,
+                to4: v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+                to6: v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
+                host_port: publish.host_port(),
+                container_port: publish.container_port(),
+                count: publish.count(),
+                proto: number,
+                bridge: links.bridge_index,
+                ..Rule::default()
+            };
+            offers.push((host == Addr::ANY, record.order, Offer { rule, families }));
+        }
+    }
+    offers.sort_by_key(|(any, order, _)| (*any, *order));
+    offers.into_iter().map(|(_, _, o)| o).collect()
+}
+
+/// Walks the ports from end to end, at each port where a publish begins or ends.
+fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
+    let mut edges: BTreeMap<u32, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    for (i, offer) in offers.iter().enumerate() {
+        let (first, end) = offer.ports();
+        edges.entry(first).or_default().0.push(i);
+        edges.entry(end).or_default().1.push(i);
+    }
+    let mut active: BTreeSet<usize> = BTreeSet::new();
+    // (offer, families, next) of a rule → its index: it grows while the rest of its chain stays the same.
+    let mut open: HashMap<(usize, u8, u32), usize> = HashMap::new();
+    let ends: Vec<u32> = edges.keys().copied().skip(1).collect();
+    for ((start, (begin, end)), stop) in edges.into_iter().zip(ends) {
+        for i in end {
+            active.remove(&i);
+        }
+        active.extend(begin);
+        let members = answering(offers, &active, &mut tables.left_out);
+        let mut next = 0;
+        for (i, families) in members.into_iter().rev() {
+            let grown = open.get(&(i, families, next)).copied().filter(|r| {
+                let rule = &tables.rules[*r];
+                u32::from(rule.host_port) + u32::from(rule.count) == start
+            });
+            let index = match grown {
+                Some(index) => {
+                    // Both ends lie within the offer, which has at most 65,535 ports.
+                    tables.rules[index].count += (stop - start) as u16;
+                    index
+                }
+                None => {
+                    tables.rules.push(part(&offers[i], families, start, stop, next));
+                    tables.rules.len() - 1
+                }
+            };
+            open.insert((i, families, next), index);
+            next = index as u32 + 1;
+        }
+        if next != 0 {
+            publish_slots(&mut tables.slots, proto, start, stop, next as usize - 1);
+        }
+    }
+}
+
+/// The offers that still have a family to answer for on their address, with those families.
+fn answering(offers: &[Offer], active: &BTreeSet<usize>, left_out: &mut usize) -> Vec<(usize, u8)> {
+    let mut taken: Vec<(Addr, u8)> = Vec::new();
+    let mut members = Vec::new();
+    for &i in active {
+        let host = offers[i].rule.host;
+        let before = taken.iter().filter(|(h, _)| *h == host).fold(0, |f, (_, more)| f | more);
+        let families = offers[i].families & !before;
+        if families == 0 {
+            continue;
+        }
+        if members.len() == layout::RULE_CHAIN as usize {
+            *left_out += 1;
+            continue;
+        }
+        taken.push((host, families));
+        members.push((i, families));
+    }
+    members
+}
+
+fn part(offer: &Offer, families: u8, start: u32, stop: u32, next: u32) -> Rule {
+    let mut rule = offer.rule;
+    rule.container_port += (start - u32::from(rule.host_port)) as u16;
+    rule.host_port = start as u16;
+    rule.count = (stop - start) as u16;
+    rule.next = next;
+    if families & SERVES_V4 == 0 {
+        rule.to4 = [0; 4];
+    }
+    if families & SERVES_V6 == 0 {
+        rule.to6 = [0; 16];
+    }
+    rule
+}
+
+fn publish_slots(slots: &mut Vec<Slots>, proto: u8, start: u32, stop: u32, rule: usize) {
+    if let Some(last) = slots.last_mut()
+        && last.proto == proto
+        && last.rule == rule
+        && u32::from(last.first) + last.count == start
+    {
+        last.count += stop - start;
+        return;
+    }
+    slots.push(Slots { proto, first: start as u16, count: stop - start, rule });
+}
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

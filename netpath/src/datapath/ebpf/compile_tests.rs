@@ -1,0 +1,232 @@
+//! The tables of hosts made up here: no kernel is asked.
+
+use super::*;
+use crate::model::Subnet as ModelSubnet;
+use crate::model::record::Links;
+use crate::model::{Container, Endpoint as ModelEndpoint, IfName, Mac, Network as ModelNetwork, Publish};
+
+fn name(s: &str) -> IfName {
+    s.parse().expect("an interface name")
+}
+
+fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+    let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
+    Record {
+        order,
+        container: Container { id: format!("{order:064}"), name: format!("c{order}") },
+        netns: "/nowhere".into(),
+        network: ModelNetwork {
+            name: "net".into(),
+            id: String::new(),
+            bridge: name("podman1"),
+            mtu: None,
+            subnets: nets.iter().map(|n| ModelSubnet { net: n.trunc(), gateway: n.hosts().next() }).collect(),
+            routes: Vec::new(),
+            internal: false,
+            isolation: Isolation::Open,
+            default_route: true,
+            metric: 100,
+            outbound4: None,
+            outbound6: None,
+            dns: false,
+            dns_servers: Vec::new(),
+        },
+        endpoint: ModelEndpoint {
+            interface: name("eth0"),
+            host_interface: None,
+            addresses: nets,
+            mac: None,
+            aliases: Vec::new(),
+            dns_servers: Vec::new(),
+        },
+        publishes,
+        links: Some(Links {
+            bridge_index: 10,
+            bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),
+            veth_index: 20 + order as u32,
+            veth_name: name("veth0"),
+            container_mac: Mac::from_kernel([2, 0, 0, 0, 1, order as u8]),
+            mtu: 1500,
+        }),
+    }
+}
+
+fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
+    Publish::new(bind, Proto::Tcp, host, container, count).expect("a publish")
+}
+
+fn at(a: &str) -> HostBind {
+    HostBind::Address(a.parse().expect("an address"))
+}
+
+fn tables(records: Vec<Record>) -> Tables {
+    compile(&Desired { records }, &HostView::default())
+}
+
+/// What a program finds on a port, in the order in which it looks: host address, target, container port.
+fn seen(t: &Tables, port: u16) -> Vec<(Addr, V4, V6, u16)> {
+    let slot = t.slots.iter().find(|s| s.first <= port && u32::from(port) < u32::from(s.first) + s.count);
+    let mut next = slot.map_or(0, |s| s.rule + 1);
+    let mut found = Vec::new();
+    while next != 0 {
+        let rule = &t.rules[next - 1];
+        assert!(rule.host_port <= port && port - rule.host_port < rule.count, "{rule:?} does not hold {port}");
+        found.push((rule.host, rule.to4, rule.to6, rule.container_port + (port - rule.host_port)));
+        next = rule.next as usize;
+        assert!(found.len() <= layout::RULE_CHAIN as usize);
+    }
+    found
+}
+
+const A: &str = "10.88.0.2/16";
+const A4: V4 = [10, 88, 0, 2];
+const B: &str = "10.88.0.3/16";
+const B4: V4 = [10, 88, 0, 3];
+const NO6: V6 = [0; 16];
+
+#[test]
+fn a_range_costs_one_rule() {
+    let t = tables(vec![record(1, &[A], vec![tcp(HostBind::Any, 10_000, 20_000, 10_000)])]);
+    assert_eq!(1, t.rules.len());
+    assert_eq!(vec![Slots { proto: 6, first: 10_000, count: 10_000, rule: 0 }], t.slots);
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 29_999)], seen(&t, 19_999));
+    assert!(seen(&t, 20_000).is_empty());
+}
+
+#[test]
+fn the_widest_range_reaches_the_last_port() {
+    let t = tables(vec![record(1, &[A], vec![tcp(HostBind::Any, 1, 1, 65_535)])]);
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 65_535)], seen(&t, 65_535));
+    assert!(seen(&t, 0).is_empty());
+}
+
+#[test]
+fn the_older_owner_answers_and_its_end_reveals_the_younger() {
+    let old = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
+    let young = record(2, &[B], vec![tcp(HostBind::Any, 80, 8080, 1)]);
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 80)], seen(&tables(vec![young.clone(), old]), 80));
+    assert_eq!(vec![(Addr::ANY, B4, NO6, 8080)], seen(&tables(vec![young]), 80));
+}
+
+#[test]
+fn one_address_comes_before_every_address() {
+    let any = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
+    let one = record(2, &[B], vec![tcp(at("192.0.2.1"), 80, 80, 1)]);
+    let t = tables(vec![any, one]);
+    assert_eq!(vec![(Addr::v4([192, 0, 2, 1]), B4, NO6, 80), (Addr::ANY, A4, NO6, 80)], seen(&t, 80));
+}
+
+#[test]
+fn ports_inside_a_range_lead_on_to_the_range() {
+    let range = record(1, &[A], vec![tcp(HostBind::Any, 1000, 1000, 1000)]);
+    let inside: Vec<Publish> = (0..100).map(|i| tcp(at("192.0.2.1"), 1000 + 10 * i, 7000 + i, 1)).collect();
+    let t = tables(vec![range, record(2, &[B], inside)]);
+    assert_eq!(101, t.rules.len(), "the range stays one rule, since nothing comes after it anywhere");
+    assert_eq!(vec![(Addr::v4([192, 0, 2, 1]), B4, NO6, 7001), (Addr::ANY, A4, NO6, 1010)], seen(&t, 1010));
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 1011)], seen(&t, 1011));
+}
+
+#[test]
+fn ranges_that_overlap_in_part_answer_in_each_part() {
+    let first = record(1, &[A], vec![tcp(HostBind::Any, 100, 100, 100)]);
+    let second = record(2, &[B], vec![tcp(HostBind::Any, 150, 500, 100), tcp(at("192.0.2.1"), 190, 900, 20)]);
+    let t = tables(vec![first, second]);
+    let one = Addr::v4([192, 0, 2, 1]);
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 149)], seen(&t, 149));
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 150)], seen(&t, 150), "the older range owns the overlap");
+    assert_eq!(vec![(one, B4, NO6, 900), (Addr::ANY, A4, NO6, 190)], seen(&t, 190));
+    assert_eq!(vec![(one, B4, NO6, 910), (Addr::ANY, B4, NO6, 550)], seen(&t, 200));
+    assert_eq!(vec![(Addr::ANY, B4, NO6, 560)], seen(&t, 210));
+    assert!(seen(&t, 250).is_empty());
+}
+
+#[test]
+fn a_second_network_serves_the_family_that_the_first_has_not() {
+    let publish = vec![tcp(HostBind::Any, 80, 80, 1)];
+    let t = tables(vec![record(1, &[A], publish.clone()), record(2, &[B, "fd00::3/64"], publish)]);
+    let v6: Ipv6Addr = "fd00::3".parse().expect("an address");
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 80), (Addr::ANY, [0; 4], v6.octets(), 80)], seen(&t, 80));
+}
+
+#[test]
+fn a_bind_to_one_family_serves_only_it() {
+    let both = [A, "fd00::2/64"];
+    let publishes = vec![tcp(HostBind::AnyV4, 80, 80, 1), tcp(HostBind::AnyV6, 81, 81, 1), tcp(at("::"), 82, 82, 1)];
+    let t = tables(vec![record(1, &both, publishes)]);
+    let v6: Ipv6Addr = "fd00::2".parse().expect("an address");
+    assert_eq!(vec![(Addr::ANY, A4, NO6, 80)], seen(&t, 80));
+    assert_eq!(vec![(Addr::ANY, [0; 4], v6.octets(), 81)], seen(&t, 81));
+    assert_eq!(vec![(Addr::ANY, [0; 4], v6.octets(), 82)], seen(&t, 82));
+    let none = tables(vec![record(1, &[A], vec![tcp(HostBind::AnyV6, 80, 80, 1)])]);
+    assert!(none.rules.is_empty() && none.slots.is_empty());
+}
+
+#[test]
+fn a_record_without_links_is_left_alone_and_its_bridge_is_no_uplink() {
+    let mut r = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
+    r.links = None;
+    let host = HostView { cookie: 7, links: vec![link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"])] };
+    let t = compile(&Desired { records: vec![r] }, &host);
+    assert!(t.rules.is_empty() && t.endpoints.is_empty() && t.networks.is_empty());
+    assert!(t.uplinks.is_empty());
+    assert_eq!(7, t.config.netns_cookie);
+}
+
+fn link(index: u32, n: &str, kind: LinkKind, master: Option<u32>, addresses: &[&str]) -> HostLink {
+    HostLink {
+        index,
+        name: name(n),
+        kind,
+        master,
+        mtu: 1500,
+        mac: Some(Mac::from_kernel([2, 0, 0, 0, 0, 9])),
+        up: false,
+        addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
+    }
+}
+
+#[test]
+fn uplinks_hold_an_address_and_belong_to_nobody() {
+    let host = HostView {
+        cookie: 1,
+        links: vec![
+            link(1, "lo", LinkKind::Loopback, None, &["127.0.0.1/8"]),
+            link(2, "eth0", LinkKind::Other, None, &["192.0.2.1/24", "2001:db8::1/64"]),
+            link(3, "eth1", LinkKind::Other, None, &[]),
+            link(4, "eth2", LinkKind::Other, Some(5), &["192.0.2.9/24"]),
+            link(5, "br0", LinkKind::Bridge, None, &["198.51.100.1/24"]),
+            link(6, "unnumbered", LinkKind::Other, None, &["fe80::1/64"]),
+            link(7, "client", LinkKind::Veth, None, &["203.0.113.1/24"]),
+            link(8, "fresh", LinkKind::Veth, None, &["fe80::2/64"]),
+            link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"]),
+            link(21, "veth0", LinkKind::Veth, Some(10), &["fe80::3/64"]),
+        ],
+    };
+    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
+    assert_eq!(vec![2, 5, 6, 7], t.uplinks.keys().copied().collect::<Vec<_>>());
+    assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
+    assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
+    assert!(t.locals.contains(&Addr::v4([10, 88, 0, 1]).0) && t.locals.contains(&Addr::v4([192, 0, 2, 1]).0));
+    assert_eq!(1, t.config.lo_ifindex);
+}
+
+#[test]
+fn an_ipv4_subnet_lies_96_bits_deep_and_carries_its_networks_flags() {
+    let mut r = record(1, &[A, "fd00::2/64"], vec![]);
+    r.network.isolation = Isolation::Strict;
+    r.network.internal = true;
+    let t = tables(vec![r]);
+    let flags = layout::NET_STRICT | layout::NET_INTERNAL;
+    assert_eq!(Some(&Subnet { bridge: 10, flags }), t.subnets.get(&(112, Addr::v4([10, 88, 0, 0]).0)));
+    assert_eq!(flags, t.networks[&10].flags);
+    assert_eq!([10, 88, 0, 1], t.networks[&10].gateway4);
+    assert_eq!(2, t.endpoints.len());
+}
+
+#[test]
+fn a_chain_ends_where_the_programs_stop_looking() {
+    let many = (1..=9).map(|i| tcp(at(&format!("192.0.2.{i}")), 80, 80, 1)).collect();
+    let t = tables(vec![record(1, &[A], many)]);
+    assert_eq!(8, seen(&t, 80).len());
+    assert_eq!(1, t.left_out);
+}

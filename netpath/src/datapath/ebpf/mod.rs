@@ -1,0 +1,3 @@
+//! The eBPF rung.
+
+pub mod compile;
