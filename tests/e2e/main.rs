@@ -1,0 +1,3 @@
+//! Real traffic through real namespaces: data and the source address that the server saw, on every rung.
+
+mod publish;

@@ -1,0 +1,103 @@
+//! What a test needs of the machine. A test that cannot run says so, and why: `skip <test>: needs …`.
+
+use crate::netavark::{Rung, is_incumbent};
+use std::io::Write;
+
+/// Returns from the test, aloud, unless every need is met.
+#[macro_export]
+macro_rules! need {
+    ($($need:expr),+ $(,)?) => {
+        $(if let Err(what) = $need {
+            fn here() {}
+            $crate::need::say_skip(std::any::type_name_of_val(&here), &what);
+            return Ok(());
+        })+
+    };
+}
+
+/// `Err` holds what is missing.
+pub type Need = Result<(), String>;
+
+/// Said past libtest's capture, so that a run shows its skips.
+pub fn say_skip(place: &str, what: &str) {
+    say(&format!("skip {}: needs {what}", test_name(place)));
+}
+
+/// A line for the reader of a passing run, such as the figure of a bar.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// The thread of a test bears its name; with one test thread it is `main` and the place in the source must do.
+fn test_name(place: &str) -> String {
+    match std::thread::current().name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => place.trim_end_matches("::here").to_owned(),
+    }
+}
+
+/// # Errors
+/// Not root.
+pub fn root() -> Need {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err("root".to_owned()) }
+}
+
+/// # Errors
+/// The program under test is Netavark.
+pub fn netpath() -> Need {
+    if is_incumbent() { Err("netpath as the program under test (it is Netavark)".to_owned()) } else { Ok(()) }
+}
+
+/// # Errors
+/// A program is missing from PATH.
+pub fn program(name: &str) -> Need {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
+    if found { Ok(()) } else { Err(format!("the program {name}")) }
+}
+
+/// # Errors
+/// This machine or the program under test cannot give that rung.
+pub fn rung(rung: Rung) -> Need {
+    root()?;
+    match rung {
+        Rung::Iptables => program("iptables"),
+        Rung::Clsact => netpath().and_then(|()| bpf()),
+        Rung::Tcx => netpath().and_then(|()| bpf()).and_then(|()| tcx()),
+    }
+}
+
+/// # Errors
+/// bpf() is refused.
+pub fn bpf() -> Need {
+    const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
+    // start_id, next_id, open_flags: the smallest question that only the privileged may ask.
+    match bpf_call(BPF_PROG_GET_NEXT_ID, &mut [0_u32; 32]) {
+        Some(libc::EPERM | libc::ENOSYS) => Err("bpf(): this process may not use it".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// The kernel has no TCX (since 6.6).
+pub fn tcx() -> Need {
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    const BPF_TCX_INGRESS: u32 = 46;
+    let mut attr = [0_u32; 32];
+    attr[0] = 1; // lo
+    attr[1] = BPF_TCX_INGRESS;
+    match bpf_call(BPF_PROG_QUERY, &mut attr) {
+        // Nothing attached to `lo`, or something: both mean that it could be.
+        None | Some(libc::ENOENT) => Ok(()),
+        Some(errno) => Err(format!("tcx: BPF_PROG_QUERY gave errno {errno} (since 6.6)")),
+    }
+}
+
+/// The errno of a bpf() call, or `None` for success.
+fn bpf_call(command: libc::c_long, attr: &mut [u32; 32]) -> Option<i32> {
+    // SAFETY: attr is a writable block of the size given; the kernel reads and writes no further.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
+    if answer < 0 { std::io::Error::last_os_error().raw_os_error() } else { None }
+}

@@ -1,0 +1,341 @@
+//! The backend's command line as Podman uses it, and the documents it is fed.
+//!
+//! The program under test is `NETPATH_BIN`, else the `netpath` that was built beside the tests. It is called through a
+//! symbolic link named `netavark`. Where `NETPATH_BIN` is a file named `netavark`, it is the incumbent: then tests that
+//! only netpath can pass are skipped, and the others prove the tests themselves.
+
+use crate::host::Netns;
+use crate::topology::{Container, Topology};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+///
+/// # Errors
+/// There is none.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("NETPATH_BIN") {
+        return std::fs::canonicalize(&path).with_context(|| format!("NETPATH_BIN={}", Path::new(&path).display()));
+    }
+    let own = std::env::current_exe().context("cannot tell where the tests were built")?;
+    // target/debug/deps/e2e-… or target/debug/demo
+    let built = own.ancestors().skip(1).take(2).map(|dir| dir.join("netpath")).find(|path| path.is_file());
+    built.ok_or_else(|| anyhow!("no netpath beside {}: cargo build -p netpath", own.display()))
+}
+
+/// The program under test is not netpath but Netavark itself.
+pub fn is_incumbent() -> bool {
+    binary().is_ok_and(|path| path.file_name().is_some_and(|name| name == "netavark"))
+}
+
+/// A datapath and the way its programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rung {
+    Tcx,
+    Clsact,
+    Iptables,
+}
+
+impl Rung {
+    pub const ALL: [Rung; 3] = [Rung::Tcx, Rung::Clsact, Rung::Iptables];
+
+    pub fn is_ebpf(self) -> bool {
+        self != Rung::Iptables
+    }
+
+    /// The environment that forces it.
+    pub fn environment(self) -> Vec<(&'static str, &'static str)> {
+        match self {
+            Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "tcx")],
+            Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
+            Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
+        }
+    }
+}
+
+/// What a call has answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Answer {
+    /// The JSON of a call that succeeded.
+    ///
+    /// # Errors
+    /// It failed, or printed no JSON.
+    pub fn json(&self) -> Result<Value> {
+        ensure!(self.status.success(), "{self}");
+        serde_json::from_str(&self.stdout).with_context(|| format!("{self}"))
+    }
+
+    /// Nothing but success.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn done(&self) -> Result<()> {
+        ensure!(self.status.success(), "{self}");
+        Ok(())
+    }
+
+    /// The text of an error as Podman decodes it: exit 1, one line of JSON, the key `error` and no other.
+    ///
+    /// # Errors
+    /// The call succeeded, or failed in another form.
+    pub fn error(&self) -> Result<String> {
+        ensure!(self.status.code() == Some(1), "expected exit 1: {self}");
+        ensure!(self.stdout.trim_end().lines().count() == 1, "expected one line on stdout: {self}");
+        let value: Map<String, Value> = serde_json::from_str(&self.stdout).with_context(|| format!("{self}"))?;
+        ensure!(value.len() == 1, "expected the key error alone: {self}");
+        match value.get("error") {
+            Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+            _ => bail!("expected the key error with a text: {self}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (out, err) = (self.stdout.trim_end(), self.stderr.trim_end());
+        write!(f, "{} after {} ms\n  stdout: {out}\n  stderr: {err}", self.status, self.took.as_millis())
+    }
+}
+
+/// The backend, called in the host namespace of a topology.
+pub struct Netavark<'t> {
+    pub topology: &'t Topology,
+    link: PathBuf,
+    environment: Vec<(String, String)>,
+}
+
+impl<'t> Netavark<'t> {
+    /// With the rung that `environment` leads to; empty = netpath's own choice.
+    ///
+    /// # Errors
+    /// There is no program under test.
+    pub fn with(topology: &'t Topology, environment: &[(&str, &str)]) -> Result<Self> {
+        let link = topology.dir().join("netavark");
+        if !link.exists() {
+            std::os::unix::fs::symlink(binary()?, &link)?;
+        }
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Ok(Self { topology, link, environment })
+    }
+
+    /// On `rung`.
+    ///
+    /// # Errors
+    /// There is no program under test.
+    pub fn on(topology: &'t Topology, rung: Rung) -> Result<Self> {
+        Self::with(topology, &rung.environment())
+    }
+
+    /// The command as Podman would run it, to be started in the host namespace.
+    pub fn command(&self, verb: &[&str]) -> Command {
+        let mut command = Command::new(&self.link);
+        command.args(["--config".as_ref(), self.topology.config_dir().as_os_str()]);
+        command.args(["--rootless=false", "--aardvark-binary=/usr/lib/podman/aardvark-dns"]);
+        command.args(verb);
+        for name in ["NETPATH_DATAPATH", "NETPATH_TC", "NETAVARK_FW", "NETPATH_BIN", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        if let Some(level) = std::env::var_os("NETPATH_TEST_LOG") {
+            command.env("RUST_LOG", level);
+        }
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Runs `verb` with `input`.
+    ///
+    /// # Errors
+    /// The program cannot be started; not: it fails.
+    pub fn call(&self, verb: &[&str], input: &[u8]) -> Result<Answer> {
+        let command = self.command(verb);
+        let begun = Instant::now();
+        let out = self.topology.host.output(command, input)?;
+        Ok(Answer {
+            took: begun.elapsed(),
+            status: out.status,
+            stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+        })
+    }
+
+    /// Setup, which must succeed; gives the status blocks.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn setup(&self, container: &Container, document: &Document) -> Result<Value> {
+        self.try_setup(container, &document.json(container))?.json().context("setup")
+    }
+
+    /// Teardown, which must succeed.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn teardown(&self, container: &Container, document: &Document) -> Result<()> {
+        self.try_teardown(container, &document.json(container))?.done().context("teardown")
+    }
+
+    /// # Errors
+    /// The program cannot be started.
+    pub fn try_setup(&self, container: &Netns, document: &Value) -> Result<Answer> {
+        self.call(&["setup", &container.path().to_string_lossy()], document.to_string().as_bytes())
+    }
+
+    /// # Errors
+    /// The program cannot be started.
+    pub fn try_teardown(&self, container: &Netns, document: &Value) -> Result<Answer> {
+        self.call(&["teardown", &container.path().to_string_lossy()], document.to_string().as_bytes())
+    }
+}
+
+/// `networks` as Podman 5 sends them, or as Podman 6 does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Shape {
+    #[default]
+    Map,
+    Array,
+}
+
+/// A network of the contract's `network_info`.
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub name: String,
+    pub info: Value,
+}
+
+impl Network {
+    pub fn new(name: &str, bridge: &str) -> Self {
+        let id = format!("{:0>64}", name.bytes().map(|b| format!("{b:02x}")).collect::<String>());
+        let info = json!({
+            "name": name, "id": id, "driver": "bridge", "network_interface": bridge, "subnets": [],
+            "ipv6_enabled": false, "internal": false, "dns_enabled": false, "ipam_options": {"driver": "host-local"},
+        });
+        Self { name: name.to_owned(), info }
+    }
+
+    /// A subnet with its gateway.
+    #[must_use]
+    pub fn subnet(mut self, net: &str, gateway: &str) -> Self {
+        if net.contains(':') {
+            self.info["ipv6_enabled"] = true.into();
+        }
+        if let Some(subnets) = self.info["subnets"].as_array_mut() {
+            subnets.push(json!({"subnet": net, "gateway": gateway}));
+        }
+        self
+    }
+
+    #[must_use]
+    pub fn option(mut self, key: &str, value: &str) -> Self {
+        self.info["options"][key] = value.into();
+        self
+    }
+
+    /// Any key of the network object.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.info[key] = value.into();
+        self
+    }
+}
+
+/// A setup document for one container.
+#[derive(Clone, Debug, Default)]
+pub struct Document {
+    pub shape: Shape,
+    attached: Vec<(Network, Value)>,
+    ports: Vec<Value>,
+    dns_servers: Vec<String>,
+}
+
+impl Document {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[must_use]
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// On `network` as `interface` with these addresses.
+    #[must_use]
+    pub fn on(self, network: &Network, interface: &str, addresses: &[&str]) -> Self {
+        self.attach(network, json!({"interface_name": interface, "static_ips": addresses}))
+    }
+
+    /// On `network` with the per-network options as they are.
+    #[must_use]
+    pub fn attach(mut self, network: &Network, options: Value) -> Self {
+        self.attached.push((network.clone(), options));
+        self
+    }
+
+    /// Publishes `host_port` as `container_port`.
+    #[must_use]
+    pub fn publish(self, host_ip: &str, host_port: u16, container_port: u16, protocol: &str) -> Self {
+        self.publish_range(host_ip, host_port, container_port, 1, protocol)
+    }
+
+    #[must_use]
+    pub fn publish_range(
+        mut self,
+        host_ip: &str,
+        host_port: u16,
+        container_port: u16,
+        range: u16,
+        protocol: &str,
+    ) -> Self {
+        self.ports.push(json!({
+            "host_ip": host_ip, "host_port": host_port, "container_port": container_port,
+            "range": range, "protocol": protocol,
+        }));
+        self
+    }
+
+    #[must_use]
+    pub fn dns_server(mut self, address: &str) -> Self {
+        self.dns_servers.push(address.to_owned());
+        self
+    }
+
+    /// The JSON for `container`.
+    pub fn json(&self, container: &Container) -> Value {
+        self.json_for(&container.id, &container.name)
+    }
+
+    pub fn json_for(&self, id: &str, name: &str) -> Value {
+        let networks = match self.shape {
+            Shape::Map => self.attached.iter().map(|(n, o)| (n.name.clone(), o.clone())).collect(),
+            Shape::Array => self
+                .attached
+                .iter()
+                .map(|(n, o)| {
+                    let mut options = o.clone();
+                    options["name"] = n.name.clone().into();
+                    options
+                })
+                .collect(),
+        };
+        let info: Map<String, Value> = self.attached.iter().map(|(n, _)| (n.name.clone(), n.info.clone())).collect();
+        let mut document = json!({
+            "container_id": id, "container_name": name,
+            "port_mappings": self.ports, "networks": Value::Null, "network_info": info,
+        });
+        document["networks"] = networks;
+        if !self.dns_servers.is_empty() {
+            document["dns_servers"] = json!(self.dns_servers);
+        }
+        document
+    }
+}

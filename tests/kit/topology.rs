@@ -1,0 +1,209 @@
+//! client — host — container: namespaces joined by veth pairs, with documentation addresses as the outside world.
+//!
+//! ```text
+//!   client                     host                              containers
+//!   192.0.2.2  ───eth0─eth0─── 192.0.2.1, 192.0.2.10
+//!   203.0.113.5 (lo)           198.51.100.1 ───eth1─eth0─── far 198.51.100.2   (with `far`)
+//! ```
+//! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
+//! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
+
+use crate::host::Netns;
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+
+pub const HOST4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// A second address of the host on the same uplink.
+pub const HOST4_SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
+pub const CLIENT4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+/// Beyond the client, reached by the host's default route.
+pub const OUTSIDE4: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5));
+pub const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+pub const HOST6_SECOND: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
+pub const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2));
+pub const OUTSIDE6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 5));
+/// The host and its peer on the second uplink.
+pub const HOST4_FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+pub const FAR4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
+pub const HOST6_FAR: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
+pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
+
+/// Below here every topology has a directory `<pid>-<counter>`.
+const ROOT: &str = "/run/netpath-test";
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// The private directory of a topology; gone when the last of its namespaces is.
+struct Dir(PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir(ROOT);
+    }
+}
+
+pub struct Topology {
+    pub client: Netns,
+    pub host: Netns,
+    far: Option<Netns>,
+    containers: AtomicU32,
+    dir: Arc<Dir>,
+}
+
+/// A container as an engine makes it: a namespace with nothing in it, and names.
+pub struct Container {
+    pub netns: Netns,
+    /// 64 hexadecimal digits.
+    pub id: String,
+    pub name: String,
+    _dir: Arc<Dir>,
+}
+
+impl std::ops::Deref for Container {
+    type Target = Netns;
+    fn deref(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+impl Topology {
+    /// Client and host, joined.
+    ///
+    /// # Errors
+    /// Not root, or the kernel refuses a namespace or a link.
+    pub fn new() -> Result<Self> {
+        static SWEEP: Once = Once::new();
+        SWEEP.call_once(sweep);
+
+        let dir = Path::new(ROOT).join(format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        // Again, where another test process has just removed the root that it found empty.
+        let made = (0..5).find_map(|_| fs::create_dir_all(&dir).ok());
+        made.with_context(|| format!("cannot create {}: the tests need root", dir.display()))?;
+        let dir = Arc::new(Dir(dir));
+        fs::create_dir(dir.0.join("config"))?;
+        let client = Netns::create(&dir.0.join("client"))?;
+        let host = Netns::create(&dir.0.join("host"))?;
+        fs::write(dir.0.join("cookie"), format!("{:x}", host.cookie()))?;
+
+        host.ip(&format!(
+            "link set lo up\n\
+             link add eth0 type veth peer name eth0 netns {}\n\
+             addr add {HOST4}/24 dev eth0\n\
+             addr add {HOST4_SECOND}/24 dev eth0\n\
+             addr add {HOST6}/64 dev eth0 nodad\n\
+             addr add {HOST6_SECOND}/64 dev eth0 nodad preferred_lft 0\n\
+             link set eth0 up\n\
+             route add default via {CLIENT4}\n",
+            client.path().display()
+        ))?;
+        client.ip(&format!(
+            "link set lo up\n\
+             addr add {OUTSIDE4}/32 dev lo\n\
+             addr add {OUTSIDE6}/128 dev lo\n\
+             addr add {CLIENT4}/24 dev eth0\n\
+             addr add {CLIENT6}/64 dev eth0 nodad\n\
+             link set eth0 up\n"
+        ))?;
+        // After the client is up: before, the address of the gateway would be tentative and the route refused.
+        host.ip(&format!("route add default via {CLIENT6} dev eth0\n"))?;
+        Ok(Self { client, host, far: None, containers: AtomicU32::new(0), dir })
+    }
+
+    /// With a second uplink of the host to a namespace of its own.
+    ///
+    /// # Errors
+    /// As [`Topology::new`].
+    pub fn with_far() -> Result<Self> {
+        let mut topology = Self::new()?;
+        let far = Netns::create(&topology.dir.0.join("far"))?;
+        topology.host.ip(&format!(
+            "link add eth1 type veth peer name eth0 netns {}\n\
+             addr add {HOST4_FAR}/24 dev eth1\n\
+             addr add {HOST6_FAR}/64 dev eth1 nodad\n\
+             link set eth1 up\n",
+            far.path().display()
+        ))?;
+        far.ip(&format!(
+            "link set lo up\n\
+             addr add {FAR4}/24 dev eth0\n\
+             addr add {FAR6}/64 dev eth0 nodad\n\
+             link set eth0 up\n"
+        ))?;
+        topology.far = Some(far);
+        Ok(topology)
+    }
+
+    /// The namespace at the other end of the second uplink.
+    ///
+    /// # Panics
+    /// Without [`Topology::with_far`].
+    pub fn far(&self) -> &Netns {
+        self.far.as_ref().unwrap_or_else(|| panic!("this topology has no second uplink"))
+    }
+
+    /// A new container named `name`, without any link.
+    ///
+    /// # Errors
+    /// The kernel refuses a namespace.
+    pub fn container(&self, name: &str) -> Result<Container> {
+        let n = self.containers.fetch_add(1, Ordering::Relaxed);
+        let netns = Netns::create(&self.dir.0.join(format!("netns-{n}")))?;
+        let id = format!("{:016x}{:08x}{n:040x}", self.host.cookie(), std::process::id());
+        Ok(Container { netns, id, name: name.to_owned(), _dir: Arc::clone(&self.dir) })
+    }
+
+    /// The directory for `--config`.
+    pub fn config_dir(&self) -> PathBuf {
+        self.dir.0.join("config")
+    }
+
+    /// A place for files of this topology alone.
+    pub fn dir(&self) -> &Path {
+        &self.dir.0
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        remove_traces(&format!("{:x}", self.host.cookie()));
+    }
+}
+
+/// Where netpath keeps what belongs to the host namespace with this cookie.
+pub fn state_dirs(cookie: &str) -> Vec<PathBuf> {
+    let mut dirs = vec![Path::new("/run/netpath").join(cookie)];
+    let versions = fs::read_dir("/sys/fs/bpf/netpath").into_iter().flatten().flatten();
+    dirs.extend(versions.map(|v| v.path().join(cookie)));
+    dirs
+}
+
+/// A test that failed half-way leaves records and pins; nobody else can own what bears this cookie.
+fn remove_traces(cookie: &str) {
+    for dir in state_dirs(cookie) {
+        let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// Removes what a killed test process has left: its namespaces, records and pins.
+fn sweep() {
+    for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.split('-').next().and_then(|p| p.parse::<u32>().ok()) else { continue };
+        if Path::new(&format!("/proc/{pid}")).exists() {
+            continue;
+        }
+        if let Ok(cookie) = fs::read_to_string(entry.path().join("cookie"))
+            && !cookie.is_empty()
+        {
+            remove_traces(&cookie);
+        }
+        for file in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+            let _ = nix::mount::umount2(&file.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
+        let _ = fs::remove_dir_all(entry.path());
+    }
+}

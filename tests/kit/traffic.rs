@@ -1,0 +1,345 @@
+//! Servers and clients as threads inside namespaces: each answer tells the client who answered, and which source address
+//! and port the server saw, so that a test asserts both.
+//!
+//! Request: the client's bytes, for TCP with their length before them. Answer: `<server's name> <peer>\n` and the same
+//! bytes again.
+
+use crate::host::{Netns, SOON, wait_for};
+use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Proto {
+    Tcp,
+    Udp,
+}
+
+impl Proto {
+    pub const BOTH: [Proto; 2] = [Proto::Tcp, Proto::Udp];
+
+    /// As documents spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        }
+    }
+}
+
+/// Every address, of both families.
+pub const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+pub const ANY4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// What a client got back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The name of the server that answered.
+    pub server: String,
+    /// The client as the server saw it.
+    pub client: SocketAddr,
+    /// The server as the client's socket says it: getpeername, or the source of the answer.
+    pub peer: SocketAddr,
+    /// The client's own address as its socket says it.
+    pub own: SocketAddr,
+}
+
+/// Threads that serve until this is dropped.
+pub struct Server {
+    stop: Arc<EventFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// True when `socket` has something to read; false when the server is to stop.
+fn readable(socket: &impl AsFd, stop: &EventFd) -> bool {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return false,
+            Ok(_) => {
+                let stopped = fds[1].revents().is_none_or(|r| !r.is_empty());
+                return !stopped;
+            }
+        }
+    }
+}
+
+/// As a socket for both families names an IPv4 peer, without the mapping.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+impl Server {
+    fn start(netns: &Netns, threads: Vec<Box<dyn FnOnce(&EventFd) + Send>>) -> Result<Self> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let mut server = Self { stop, threads: Vec::new() };
+        for thread in threads {
+            let stop = Arc::clone(&server.stop);
+            server.threads.push(netns.spawn(move || thread(&stop))?);
+        }
+        Ok(server)
+    }
+
+    /// An echo server for `proto` on `ip`:`port` that answers under `name`.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn echo(netns: &Netns, proto: Proto, ip: IpAddr, port: u16, name: &str) -> Result<Self> {
+        let at = SocketAddr::new(ip, port);
+        match proto {
+            Proto::Tcp => {
+                let name = name.to_owned();
+                Self::tcp(netns, at, 4, move |stream, peer, stop| drop(echo_stream(stream, peer, stop, &name)))
+            }
+            Proto::Udp => {
+                let socket = netns.run(|| UdpSocket::bind(at)).with_context(|| format!("cannot bind udp {at}"))?;
+                socket.set_nonblocking(true)?;
+                let name = name.to_owned();
+                Self::start(netns, vec![Box::new(move |stop| echo_datagrams(&socket, stop, &name))])
+            }
+        }
+    }
+
+    /// `workers` threads that accept on `at` and hand each connection to `serve`.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn tcp(
+        netns: &Netns,
+        at: SocketAddr,
+        workers: usize,
+        serve: impl Fn(TcpStream, SocketAddr, &EventFd) + Clone + Send + 'static,
+    ) -> Result<Self> {
+        let listener = netns.run(|| listen(at)).with_context(|| format!("cannot listen on tcp {at}"))?;
+        listener.set_nonblocking(true)?;
+        let mut threads: Vec<Box<dyn FnOnce(&EventFd) + Send>> = Vec::new();
+        for _ in 0..workers {
+            let (listener, serve) = (listener.try_clone()?, serve.clone());
+            threads.push(Box::new(move |stop| {
+                while readable(&listener, stop) {
+                    // Another worker may have taken it.
+                    if let Ok((stream, peer)) = listener.accept() {
+                        serve(stream, plain(peer), stop);
+                    }
+                }
+            }));
+        }
+        Self::start(netns, threads)
+    }
+}
+
+/// With a long queue, as a hammer fills the 128 places of the standard library's.
+fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    use nix::sys::socket::{Backlog, listen};
+    let listener = TcpListener::bind(at)?;
+    listen(&listener, Backlog::new(4096).unwrap_or(Backlog::MAXCONN))?;
+    Ok(listener)
+}
+
+fn echo_stream(mut stream: TcpStream, peer: SocketAddr, stop: &EventFd, name: &str) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.set_write_timeout(Some(SOON))?;
+    while readable(&stream, stop) {
+        let mut len = [0; 4];
+        stream.read_exact(&mut len)?;
+        let mut data = vec![0; u32::from_be_bytes(len) as usize];
+        stream.read_exact(&mut data)?;
+        let mut answer = format!("{name} {peer}\n").into_bytes();
+        answer.append(&mut data);
+        stream.write_all(&(answer.len() as u32).to_be_bytes())?;
+        stream.write_all(&answer)?;
+    }
+    Ok(())
+}
+
+fn echo_datagrams(socket: &UdpSocket, stop: &EventFd, name: &str) {
+    let mut data = vec![0; 65_536];
+    while readable(socket, stop) {
+        if let Ok((len, peer)) = socket.recv_from(&mut data) {
+            let mut answer = format!("{name} {}\n", plain(peer)).into_bytes();
+            answer.extend_from_slice(&data[..len]);
+            let _ = socket.send_to(&answer, peer);
+        }
+    }
+}
+
+/// The server's name and the peer it saw, if the rest is `sent`.
+fn parse(answer: &[u8], sent: &[u8]) -> Result<(String, SocketAddr)> {
+    let end = answer.iter().position(|b| *b == b'\n').context("an answer without its first line")?;
+    let line = String::from_utf8_lossy(&answer[..end]);
+    let (server, client) = line.split_once(' ').context("an answer without a peer")?;
+    ensure!(
+        &answer[end + 1..] == sent,
+        "the data came back changed: {} bytes of {}",
+        answer.len() - end - 1,
+        sent.len()
+    );
+    Ok((server.to_owned(), client.parse().with_context(|| format!("peer {client}"))?))
+}
+
+/// One dial: where to, and from where if not left to the kernel.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    pub proto: Proto,
+    pub to: SocketAddr,
+    /// The socket is bound to this first.
+    pub from: Option<SocketAddr>,
+    /// UDP with connect() and send(), else sendto() and recvfrom().
+    pub connected: bool,
+    pub bytes: usize,
+    pub patience: Duration,
+}
+
+impl Dial {
+    pub fn new(proto: Proto, ip: IpAddr, port: u16) -> Self {
+        let to = SocketAddr::new(ip, port);
+        Self { proto, to, from: None, connected: true, bytes: 1_000, patience: SOON }
+    }
+
+    #[must_use]
+    pub fn from(mut self, ip: IpAddr, port: u16) -> Self {
+        self.from = Some(SocketAddr::new(ip, port));
+        self
+    }
+
+    /// With sendto() on a socket that is not connected.
+    #[must_use]
+    pub fn unconnected(mut self) -> Self {
+        self.connected = false;
+        self
+    }
+
+    #[must_use]
+    pub fn bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Dials inside `netns`, sends a payload and takes the answer.
+    ///
+    /// # Errors
+    /// No answer, or not the same bytes.
+    pub fn ask(&self, netns: &Netns) -> Result<Seen> {
+        let asked = netns.run(|| match self.proto {
+            Proto::Tcp => self.ask_stream(),
+            Proto::Udp => self.ask_datagram(),
+        });
+        asked.with_context(|| self.to_string())
+    }
+
+    /// Dials inside `netns` and must get no answer: refused, unreachable or silence.
+    ///
+    /// # Errors
+    /// There was one.
+    pub fn must_fail(&self, netns: &Netns) -> Result<()> {
+        match self.clone().patience(Duration::from_millis(400)).ask(netns) {
+            Ok(seen) => bail!("{self}: expected no answer, got one: {seen:?}"),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn payload(&self) -> Vec<u8> {
+        (0..self.bytes).map(|i| (i.wrapping_mul(31) >> 3) as u8).collect()
+    }
+
+    fn ask_stream(&self) -> Result<Seen> {
+        let mut stream = self.connect_stream()?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
+        let data = self.payload();
+        stream.write_all(&(data.len() as u32).to_be_bytes())?;
+        stream.write_all(&data).context("send")?;
+        let mut len = [0; 4];
+        stream.read_exact(&mut len).context("receive")?;
+        let mut answer = vec![0; u32::from_be_bytes(len) as usize];
+        stream.read_exact(&mut answer).context("receive")?;
+        let (server, client) = parse(&answer, &data)?;
+        Ok(Seen { server, client, peer: plain(stream.peer_addr()?), own: plain(stream.local_addr()?) })
+    }
+
+    /// A TCP connection inside the calling thread's namespace.
+    ///
+    /// # Errors
+    /// Refused, or not made in time.
+    pub fn connect_stream(&self) -> Result<TcpStream> {
+        let Some(from) = self.from else {
+            return TcpStream::connect_timeout(&self.to, self.patience).context("connect");
+        };
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+        };
+        let family = if self.to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        // Also the patience of connect().
+        let seconds = self.patience.as_secs() as i64;
+        let patience = nix::sys::time::TimeVal::new(seconds, i64::from(self.patience.subsec_micros()));
+        setsockopt(&fd, sockopt::SendTimeout, &patience)?;
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(from))
+            .with_context(|| format!("bind {from}"))?;
+        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(self.to)).context("connect")?;
+        Ok(TcpStream::from(fd))
+    }
+
+    fn ask_datagram(&self) -> Result<Seen> {
+        let any = if self.to.is_ipv4() { ANY4 } else { ANY };
+        let from = self.from.unwrap_or(SocketAddr::new(any, 0));
+        let socket = UdpSocket::bind(from).with_context(|| format!("bind {from}"))?;
+        socket.set_read_timeout(Some(self.patience))?;
+        let data = self.payload();
+        let mut answer = vec![0; 65_536];
+        let (len, peer) = if self.connected {
+            socket.connect(self.to).context("connect")?;
+            socket.send(&data).context("send")?;
+            (socket.recv(&mut answer).context("receive")?, socket.peer_addr()?)
+        } else {
+            socket.send_to(&data, self.to).context("sendto")?;
+            socket.recv_from(&mut answer).context("recvfrom")?
+        };
+        let (server, client) = parse(&answer[..len], &data)?;
+        Ok(Seen { server, client, peer: plain(peer), own: plain(socket.local_addr()?) })
+    }
+}
+
+impl std::fmt::Display for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} to {}", self.proto.name(), self.to)?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if self.proto == Proto::Udp && !self.connected { f.write_str(" by sendto") } else { Ok(()) }
+    }
+}
+
+/// Waits until `dial` is answered: for a path that comes up by itself, such as an address that is still tentative.
+///
+/// # Errors
+/// Not in time; the text is that of the last attempt.
+pub fn wait_until_answered(netns: &Netns, dial: &Dial) -> Result<Seen> {
+    let quick = dial.clone().patience(Duration::from_millis(300));
+    wait_for(&format!("an answer to {dial}"), SOON, || quick.ask(netns).ok())
+}
