@@ -1,0 +1,132 @@
+//! Addresses and routes.
+
+use super::rtnl::{Rtnl, failed};
+use crate::model::error::{Error, Result};
+use crate::model::network::{Route, RouteKind};
+use ipnet::IpNet;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+impl Rtnl {
+    /// Gives an interface an address; `false` = it has it already. An IPv6 address serves at once, without duplicate
+    /// address detection: its owner has allotted it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_address(&self, index: u32, address: IpNet) -> Result<bool> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = address.prefix_len();
+        match address {
+            IpNet::V4(net) => {
+                message.header.family = AddressFamily::Inet;
+                message.attributes.push(AddressAttribute::Local(net.addr().into()));
+                message.attributes.push(AddressAttribute::Address(net.addr().into()));
+                if net.prefix_len() < 31 {
+                    message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+                }
+            }
+            IpNet::V6(net) => {
+                message.header.family = AddressFamily::Inet6;
+                message.header.flags = AddressHeaderFlags::Nodad;
+                message.attributes.push(AddressAttribute::Local(net.addr().into()));
+                message.attributes.push(AddressAttribute::Address(net.addr().into()));
+                message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+        }
+        match self.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => Ok(true),
+            Err(e) if e.exists() => Ok(false),
+            Err(e) => {
+                let v6_off = e.errno() == Some(libc::EACCES) && address.addr().is_ipv6();
+                let error = Error::new(format!("cannot add address {address}")).because(e);
+                Err(if v6_off { error.next("enable IPv6 in the kernel, or use networks without it") } else { error })
+            }
+        }
+    }
+
+    /// Adds a static route; `false` = the very same is there already. Of two networks of one container that both
+    /// bring a default route with the same metric, both stand.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_route(&self, route: &Route) -> Result<bool> {
+        let kind = match route.kind {
+            RouteKind::Unicast => RouteType::Unicast,
+            RouteKind::Blackhole => RouteType::BlackHole,
+            RouteKind::Unreachable => RouteType::Unreachable,
+            RouteKind::Prohibit => RouteType::Prohibit,
+        };
+        let destination = route.destination;
+        let message = match (destination, route.gateway) {
+            (IpNet::V4(net), gateway) => {
+                let mut m = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+                if let Some(IpAddr::V4(gateway)) = gateway {
+                    m = m.gateway(gateway);
+                }
+                m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
+            }
+            (IpNet::V6(net), gateway) => {
+                let mut m = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
+                if let Some(IpAddr::V6(gateway)) = gateway {
+                    m = m.gateway(gateway);
+                }
+                m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
+            }
+        };
+        match self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE) {
+            Ok(()) => Ok(true),
+            Err(e) if e.exists() => Ok(false),
+            Err(e) => Err(Error::new(format!("cannot add route {}", describe(route))).because(e)),
+        }
+    }
+
+    /// The MTU of the interface that the first default route leads through, IPv4 before IPv6.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn default_route_mtu(&self) -> Result<Option<u32>> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.table = MAIN;
+            let routes = self
+                .ask(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)
+                .map_err(failed("cannot list routes".into()))?;
+            let way_out = routes.iter().find_map(|r| match r {
+                RouteNetlinkMessage::NewRoute(r)
+                    if r.header.destination_prefix_length == 0
+                        && r.header.table == MAIN
+                        && r.header.kind == RouteType::Unicast =>
+                {
+                    r.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None })
+                }
+                _ => None,
+            });
+            if let Some(index) = way_out {
+                return Ok(self.link_at(index)?.map(|l| l.mtu));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// RT_TABLE_MAIN.
+const MAIN: u8 = 254;
+
+/// `172.20.0.0/16 via 10.89.7.254 metric 50`, as `ip route` writes it.
+pub fn describe(route: &Route) -> String {
+    let kind = match route.kind {
+        RouteKind::Unicast => "",
+        RouteKind::Blackhole => "blackhole ",
+        RouteKind::Unreachable => "unreachable ",
+        RouteKind::Prohibit => "prohibit ",
+    };
+    let to = if route.destination.prefix_len() == 0 { "default".to_owned() } else { route.destination.to_string() };
+    let via = route.gateway.map(|g| format!(" via {g}")).unwrap_or_default();
+    format!("{kind}{to}{via} metric {}", route.metric)
+}

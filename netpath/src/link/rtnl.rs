@@ -1,0 +1,105 @@
+//! One rtnetlink socket in one namespace, driven to the end of each request before the next begins.
+
+use crate::model::error::{Context, Error, Result};
+use futures_util::StreamExt;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use std::cell::RefCell;
+use std::fmt;
+
+/// The kernel's answer to one request.
+#[derive(Debug)]
+pub enum Refused {
+    /// By the kernel, with its errno.
+    Kernel(std::io::Error),
+    /// The socket, not the request, failed.
+    Socket(String),
+}
+
+impl Refused {
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Refused::Kernel(e) => e.raw_os_error(),
+            Refused::Socket(_) => None,
+        }
+    }
+
+    pub fn exists(&self) -> bool {
+        self.errno() == Some(libc::EEXIST)
+    }
+
+    /// The object of the request, or the link it names, is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.errno(), Some(libc::ENODEV | libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::Kernel(e) => e.fmt(f),
+            Refused::Socket(text) => write!(f, "netlink socket: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+pub type Answer<T> = std::result::Result<T, Refused>;
+
+pub struct Rtnl {
+    runtime: tokio::runtime::Runtime,
+    handle: RefCell<rtnetlink::Handle>,
+}
+
+impl Rtnl {
+    /// A socket in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn here() -> Result<Self> {
+        let what = || "cannot open a netlink socket".to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(what)?;
+        let (connection, handle, _) = {
+            let _context = runtime.enter();
+            rtnetlink::new_connection().context(what)?
+        };
+        runtime.spawn(connection);
+        Ok(Self { runtime, handle: RefCell::new(handle) })
+    }
+
+    /// Asks for a change and waits for the acknowledgement. `flags` come on top of REQUEST and ACK.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub(super) fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Answer<()> {
+        self.ask(message, flags | NLM_F_ACK).map(drop)
+    }
+
+    /// Asks and gathers every message of the answer.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub(super) fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> Answer<Vec<RouteNetlinkMessage>> {
+        tracing::trace!(?message, "netlink");
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut stream = self.handle.borrow_mut().request(request).map_err(|e| Refused::Socket(e.to_string()))?;
+        self.runtime.block_on(async {
+            let mut answer = Vec::new();
+            while let Some(message) = stream.next().await {
+                match message.payload {
+                    NetlinkPayload::Error(e) if e.raw_code() != 0 => return Err(Refused::Kernel(e.to_io())),
+                    NetlinkPayload::InnerMessage(m) => answer.push(m),
+                    _ => {}
+                }
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// Gives a refusal its operation and object.
+pub(super) fn failed(what: String) -> impl FnOnce(Refused) -> Error {
+    move |e| Error::new(what).because(e)
+}

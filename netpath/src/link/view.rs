@@ -1,0 +1,162 @@
+//! What is there: all links of a namespace with their addresses, or one link.
+
+use super::rtnl::{Answer, Rtnl, failed};
+use crate::model::error::Result;
+use crate::model::{HostLink, HostView, IfName, LinkKind, Mac};
+use ipnet::IpNet;
+use rtnetlink::packet_core::NLM_F_DUMP;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// One link as the kernel describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: LinkKind,
+    pub master: Option<u32>,
+    pub mtu: u32,
+    pub mac: Option<Mac>,
+    pub up: bool,
+    pub group: u32,
+    /// The other end of a veth, by its ifindex in its own namespace.
+    pub peer: Option<u32>,
+}
+
+impl Link {
+    fn of(message: &LinkMessage) -> Self {
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            kind: if message.header.link_layer_type == LinkLayerType::Loopback {
+                LinkKind::Loopback
+            } else {
+                LinkKind::Other
+            },
+            master: None,
+            mtu: 0,
+            mac: None,
+            up: message.header.flags.contains(LinkFlags::Up),
+            group: 0,
+            peer: None,
+        };
+        let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.master = Some(*index),
+                LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::Group(group) => link.group = *group,
+                LinkAttribute::Address(bytes) if ethernet => {
+                    link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac::from_kernel);
+                }
+                LinkAttribute::LinkInfo(infos) => {
+                    for info in infos {
+                        match info {
+                            LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                            LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl Rtnl {
+    /// All links and addresses of the namespace, in two dumps.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn host_view(&self, cookie: u64) -> Result<HostView> {
+        let links = self.links()?;
+        let mut addresses: HashMap<u32, Vec<IpNet>> = HashMap::new();
+        for message in self
+            .ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)
+            .map_err(failed("cannot list addresses".into()))?
+        {
+            if let RouteNetlinkMessage::NewAddress(message) = message
+                && let Some(net) = address_of(&message)
+            {
+                addresses.entry(message.header.index).or_default().push(net);
+            }
+        }
+        let links = links
+            .into_iter()
+            .filter_map(|l| {
+                // A name that the kernel would not take today is of no use to anybody here.
+                let name = IfName::try_from(l.name).ok()?;
+                Some(HostLink {
+                    index: l.index,
+                    name,
+                    kind: l.kind,
+                    master: l.master,
+                    mtu: l.mtu,
+                    mac: l.mac,
+                    up: l.up,
+                    addresses: addresses.remove(&l.index).unwrap_or_default(),
+                })
+            })
+            .collect();
+        Ok(HostView { cookie, links })
+    }
+
+    /// # Errors
+    /// The kernel's.
+    pub fn links(&self) -> Result<Vec<Link>> {
+        let answer = self
+            .ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)
+            .map_err(failed("cannot list links".into()))?;
+        Ok(answer.iter().filter_map(as_link).collect())
+    }
+
+    /// # Errors
+    /// The kernel's; that there is none of that name is `None`.
+    pub fn link_named(&self, name: &IfName) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        one(self.ask(RouteNetlinkMessage::GetLink(message), 0))
+            .map_err(failed(format!("cannot look at interface {name}")))
+    }
+
+    /// # Errors
+    /// The kernel's; that there is none of that index is `None`.
+    pub fn link_at(&self, index: u32) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        one(self.ask(RouteNetlinkMessage::GetLink(message), 0))
+            .map_err(failed(format!("cannot look at interface {index}")))
+    }
+}
+
+fn as_link(message: &RouteNetlinkMessage) -> Option<Link> {
+    if let RouteNetlinkMessage::NewLink(m) = message { Some(Link::of(m)) } else { None }
+}
+
+fn one(answer: Answer<Vec<RouteNetlinkMessage>>) -> Answer<Option<Link>> {
+    match answer {
+        Ok(messages) => Ok(messages.first().and_then(as_link)),
+        Err(e) if e.is_missing() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    // On a point-to-point link `Address` is the other end, and `Local` this one.
+    let mut address: Option<IpAddr> = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => address = Some(*ip),
+            AddressAttribute::Address(ip) => address = address.or(Some(*ip)),
+            _ => {}
+        }
+    }
+    IpNet::new(address?, message.header.prefix_len).ok()
+}

@@ -1,0 +1,262 @@
+//! The records of one host, one file each.
+
+use super::lock::Lock;
+use super::names::file_name;
+use crate::model::error::{Context, Error, Result};
+use crate::model::{Desired, Record, Rung};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// What a record is found by.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Key {
+    pub container: String,
+    pub network: String,
+}
+
+impl Key {
+    pub fn of(record: &Record) -> Self {
+        Self { container: record.container.id.clone(), network: record.network.name.clone() }
+    }
+}
+
+/// How far an endpoint is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Its setup has begun and has not ended.
+    Coming,
+    /// Its setup has ended well.
+    Up,
+    /// Its teardown has begun.
+    Going,
+}
+
+/// A process, and when it began, since numbers come again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Writer {
+    pub pid: u32,
+    /// Ticks since boot: field 22 of `/proc/<pid>/stat`.
+    pub started: u64,
+}
+
+impl Writer {
+    pub fn this_process() -> Self {
+        let pid = std::process::id();
+        Self { pid, started: started(pid).unwrap_or(0) }
+    }
+
+    pub fn is_alive(self) -> bool {
+        started(self.pid) == Some(self.started)
+    }
+}
+
+fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, and may itself hold blanks and parentheses.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A record and how far it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    pub record: Record,
+    pub phase: Phase,
+    /// Who works on it while it is coming or going.
+    pub writer: Writer,
+}
+
+impl Kept {
+    pub fn key(&self) -> Key {
+        Key::of(&self.record)
+    }
+}
+
+pub struct Store {
+    dir: PathBuf,
+}
+
+/// A value of the host's that was changed, by its path below /proc/sys.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SavedSysctl {
+    pub before: String,
+    pub written: String,
+}
+
+const RUNG: &str = "rung";
+const SYSCTLS: &str = "sysctls";
+const ENDPOINT: &str = ".json";
+const HALF: &str = ".new";
+
+impl Store {
+    /// The store of the host namespace with this cookie. Nothing is made yet.
+    pub fn of(cookie: u64) -> Self {
+        Self::at(Path::new("/run/netpath").join(format!("{cookie:x}")))
+    }
+
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Waits for the lock that every writing call needs.
+    ///
+    /// # Errors
+    /// It cannot be taken, or `give_up` said so when a signal arrived.
+    pub fn lock(&self, give_up: &dyn Fn() -> bool) -> Result<Lock> {
+        Lock::take(&self.dir, give_up)
+    }
+
+    /// All records in the order in which they came. A file that cannot be read is reported and left out: one damaged
+    /// record must not stop every other container.
+    ///
+    /// # Errors
+    /// The directory cannot be read; that there is none is an empty store.
+    pub fn all(&self) -> Result<Vec<Kept>> {
+        let what = || format!("cannot read state in {}", self.dir.display());
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::new(what()).because(e)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.context(what)?.path();
+            if !path.to_string_lossy().ends_with(ENDPOINT) {
+                continue;
+            }
+            match read::<Kept>(&path) {
+                Ok(Some(kept)) => all.push(kept),
+                Ok(None) => {}
+                Err(e) => {
+                    tracing::error!(file = %path.display(), error = %e, "a record cannot be read and is left out")
+                }
+            }
+        }
+        all.sort_by(|a, b| a.record.order.cmp(&b.record.order).then_with(|| a.key().cmp(&b.key())));
+        Ok(all)
+    }
+
+    /// What should be on this host, as a datapath wants to know it.
+    ///
+    /// # Errors
+    /// As [`Store::all`].
+    pub fn desired(&self) -> Result<Desired> {
+        Ok(Desired { records: self.all()?.into_iter().map(|k| k.record).collect() })
+    }
+
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn get(&self, key: &Key) -> Result<Option<Kept>> {
+        let kept = read::<Kept>(&self.file(key))?;
+        Ok(kept.filter(|k| k.key() == *key))
+    }
+
+    /// Writes a record, new or changed.
+    ///
+    /// # Errors
+    /// It cannot be written; the one before it, if any, still stands.
+    pub fn put(&self, _lock: &Lock, kept: &Kept) -> Result<()> {
+        self.write(&self.file(&kept.key()), kept)
+    }
+
+    /// Removes a record; `false` = there was none.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn forget(&self, _lock: &Lock, key: &Key) -> Result<bool> {
+        remove(&self.file(key))
+    }
+
+    /// The rung that the containers of this host use.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn rung(&self) -> Result<Option<Rung>> {
+        read(&self.dir.join(RUNG))
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_rung(&self, _lock: &Lock, rung: Rung) -> Result<()> {
+        if self.rung().ok().flatten() == Some(rung) {
+            return Ok(());
+        }
+        self.write(&self.dir.join(RUNG), &rung)
+    }
+
+    /// The host's own values of sysctls that were changed for containers.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn sysctls(&self) -> Result<BTreeMap<String, SavedSysctl>> {
+        Ok(read(&self.dir.join(SYSCTLS))?.unwrap_or_default())
+    }
+
+    /// # Errors
+    /// They cannot be written.
+    pub fn keep_sysctls(&self, _lock: &Lock, saved: &BTreeMap<String, SavedSysctl>) -> Result<()> {
+        self.write(&self.dir.join(SYSCTLS), saved)
+    }
+
+    /// Removes everything but records, and with no record left the directory, which ends the lock.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    pub fn close(&self, lock: Lock) -> Result<()> {
+        let what = || format!("cannot clean up {}", self.dir.display());
+        for entry in std::fs::read_dir(&self.dir).context(what)? {
+            let entry = entry.context(what)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A half-written file has lost its writer: whoever writes holds the lock.
+            if name == RUNG || name == SYSCTLS || name.ends_with(HALF) {
+                remove(&entry.path())?;
+            }
+        }
+        lock.remove_with_directory();
+        Ok(())
+    }
+
+    fn file(&self, key: &Key) -> PathBuf {
+        self.dir.join(file_name(&key.container, &key.network) + ENDPOINT)
+    }
+
+    fn write(&self, path: &Path, value: &impl Serialize) -> Result<()> {
+        let what = || format!("cannot write {}", path.display());
+        let half = PathBuf::from(format!("{}{HALF}", path.display()));
+        let bytes = serde_json::to_vec(value).context(what)?;
+        let written = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&half)
+            .and_then(|mut f| f.write_all(&bytes).and_then(|()| f.sync_all()))
+            .and_then(|()| std::fs::rename(&half, path))
+            .and_then(|()| std::fs::File::open(&self.dir)?.sync_all());
+        if written.is_err() {
+            let _ = std::fs::remove_file(&half);
+        }
+        written.context(what)
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let what = || format!("cannot read {}", path.display());
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).context(what),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(what()).because(e)),
+    }
+}
+
+fn remove(path: &Path) -> Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::new(format!("cannot remove {}", path.display())).because(e)),
+    }
+}
