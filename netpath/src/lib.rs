@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod datapath;
+pub mod dns;
 pub mod face;
 pub mod link;
 pub mod model;

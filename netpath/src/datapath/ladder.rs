@@ -1,5 +1,6 @@
 //! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
 
+use super::iptables::Iptables;
 use super::{Datapath, none::NoDatapath};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
@@ -40,9 +41,8 @@ pub fn choose(choice: Choice, kept: Option<Rung>) -> Result<Chosen> {
 pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
     match rung {
         Rung::None => Ok(Box::new(NoDatapath)),
-        Rung::Ebpf | Rung::Iptables => {
-            Err(Error::new(format!("cannot use the {rung} datapath")).because("this build does not have it"))
-        }
+        Rung::Iptables => Ok(Box::new(Iptables::new()?)),
+        Rung::Ebpf => Err(Error::new(format!("cannot use the {rung} datapath")).because("this build does not have it")),
     }
 }
 

@@ -1,0 +1,254 @@
+//! Drives aardvark-dns: one file per network below `<config>/aardvark-dns`, a lock beside it, SIGHUP after a change.
+//!
+//! The order that callers keep: [`Aardvark::check`] before anything is made, [`Aardvark::add`] once the links exist (the
+//! server binds the gateways), [`Aardvark::remove`] before they go, which is also what undoes `add`. All three may be
+//! repeated. Shared with a Netavark that uses the same directory: the format, the lock and the process are the same.
+
+use super::process::{PID_FILE, Process};
+use super::zone::{Entry, Zone};
+use crate::model::error::{Context, Error, Result};
+use crate::model::{Network, Record};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+/// Ends the file name of a network without a way out, for which the server forwards nothing.
+const INTERNAL: &str = "%int";
+
+pub struct Aardvark {
+    /// Absent: the engine has none, and nothing is written or started.
+    binary: Option<PathBuf>,
+    config: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    rootless: bool,
+}
+
+impl Aardvark {
+    /// `config`: the engine's run directory. `binary`: empty where the engine has no aardvark-dns.
+    pub fn new(config: &Path, binary: &Path, port: u16, rootless: bool) -> Self {
+        let binary = (!binary.as_os_str().is_empty()).then(|| binary.to_owned());
+        Self { binary, config: config.to_owned(), dir: config.join("aardvark-dns"), port, rootless }
+    }
+
+    /// Refuses what would make the server ask itself for ever. Changes nothing.
+    ///
+    /// # Errors
+    /// A container's or network's DNS server that is a gateway of a network of the same call.
+    pub fn check(&self, records: &[&Record]) -> Result<()> {
+        let gateways: Vec<IpAddr> =
+            records.iter().filter(|r| r.network.dns).flat_map(|r| gateways(&r.network)).collect();
+        for record in records.iter().filter(|r| r.network.dns) {
+            for server in record.endpoint.dns_servers.iter().chain(&record.network.dns_servers) {
+                if gateways.contains(server) {
+                    return Err(Error::new(format!(
+                        "cannot use DNS server {server} for {} on network {}: it is the gateway, where aardvark-dns itself answers",
+                        record.container.label(),
+                        record.network.name
+                    ))
+                    .next("give another DNS server, or none"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the containers of `records` known on their networks and the server aware of them; starts it if it does not
+    /// run and waits until it serves. Networks without DNS are passed over.
+    ///
+    /// # Errors
+    /// A file that cannot be written, a server that does not start. The entries are taken back before.
+    pub fn add(&self, records: &[&Record]) -> Result<()> {
+        let named: Vec<&Record> =
+            records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
+        let Some(process) = self.process().filter(|_| !named.is_empty()) else { return Ok(()) };
+        std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
+        let _lock = self.lock()?;
+        let added = named.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &named));
+        if added.is_err() {
+            for record in &named {
+                if let Err(e) = self.remove_entry(record) {
+                    tracing::warn!("{e}");
+                }
+            }
+            self.settle(&process);
+        }
+        added
+    }
+
+    /// Forgets the containers of `records` on their networks; the server reads its files again, and is ended with the
+    /// last entry.
+    ///
+    /// # Errors
+    /// The first file that cannot be changed; the others are still seen to.
+    pub fn remove(&self, records: &[&Record]) -> Result<()> {
+        let Some(process) = self.process() else { return Ok(()) };
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let mut result = Ok(());
+        let mut changed = false;
+        for record in records {
+            match self.remove_entry(record) {
+                Ok(c) => changed |= c,
+                Err(e) if result.is_ok() => result = Err(e),
+                Err(e) => tracing::warn!("{e}"),
+            }
+        }
+        // Also when nothing changed: a command killed before may have removed the entry without telling the server.
+        if changed || records.iter().any(|r| r.network.dns) {
+            self.settle(&process);
+        }
+        result
+    }
+
+    /// Replaces the upstream servers of a network; an empty list clears them. A network without containers is left alone.
+    ///
+    /// # Errors
+    /// A server that is one of the network's own addresses; a file that cannot be changed; a server that cannot be signalled.
+    pub fn update(&self, network: &str, servers: &[IpAddr]) -> Result<()> {
+        let Some(process) = self.process() else { return Ok(()) };
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let mut changed = false;
+        for internal in [false, true] {
+            let path = self.file(network, internal)?;
+            let Some(mut zone) = read(&path)? else { continue };
+            if let Some(own) = servers.iter().find(|s| zone.listens_on(s)) {
+                return Err(Error::new(format!(
+                    "cannot use DNS server {own} for network {network}: it is the gateway, where aardvark-dns itself answers"
+                ))
+                .next("give another DNS server, or none"));
+            }
+            let before = zone.clone();
+            zone.set_servers(servers);
+            if before != zone {
+                self.write(&path, &zone)?;
+                changed = true;
+            }
+        }
+        if changed {
+            process.wake()?;
+        }
+        Ok(())
+    }
+
+    fn process(&self) -> Option<Process<'_>> {
+        let binary = self.binary.as_deref()?;
+        Some(Process { binary, dir: &self.dir, port: self.port, rootless: self.rootless })
+    }
+
+    fn lock(&self) -> Result<Flock<File>> {
+        let path = self.config.join("aardvark.lock");
+        let what = || format!("cannot lock {}", path.display());
+        let file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::new(what()).because(e))
+    }
+
+    fn add_entry(&self, record: &Record) -> Result<()> {
+        let network = &record.network;
+        let entry = Entry::of(record)?;
+        // A network of the same name that used to be internal, or used not to be.
+        self.remove_from(&network.name, !network.internal, &record.container.id)?;
+        let path = self.file(&network.name, network.internal)?;
+        let before = read(&path)?;
+        let mut zone = before.clone().unwrap_or_default();
+        zone.set_header(&gateways(network).collect::<Vec<_>>(), &network.dns_servers);
+        zone.put(&entry);
+        if before.as_ref() == Some(&zone) { Ok(()) } else { self.write(&path, &zone) }
+    }
+
+    fn remove_entry(&self, record: &Record) -> Result<bool> {
+        let mut changed = false;
+        for internal in [false, true] {
+            changed |= self.remove_from(&record.network.name, internal, &record.container.id)?;
+        }
+        Ok(changed)
+    }
+
+    fn remove_from(&self, network: &str, internal: bool, id: &str) -> Result<bool> {
+        let path = self.file(network, internal)?;
+        let Some(mut zone) = read(&path)? else { return Ok(false) };
+        let changed = zone.remove(id);
+        if zone.is_empty() {
+            std::fs::remove_file(&path).context(|| format!("cannot remove {}", path.display()))?;
+            return Ok(true);
+        }
+        if changed {
+            self.write(&path, &zone)?;
+        }
+        Ok(changed)
+    }
+
+    /// A running server reads its files; one that does not run is started.
+    fn notify(&self, process: &Process<'_>, records: &[&Record]) -> Result<()> {
+        if process.wake()? {
+            return Ok(());
+        }
+        let ask =
+            records.first().and_then(|r| Some((Entry::of(r).ok()?.name().to_owned(), gateways(&r.network).next()?)));
+        process.start(ask.as_ref().map(|(name, server)| (name.as_str(), *server)))
+    }
+
+    /// After entries went: wakes the server, or ends it and removes its directory when no network is left.
+    fn settle(&self, process: &Process<'_>) {
+        if !self.is_empty() {
+            if let Err(e) = process.wake() {
+                tracing::warn!("{e}");
+            }
+            return;
+        }
+        process.stop();
+        let _ = std::fs::remove_file(self.temporary());
+        // Only when nothing else is in it.
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+
+    fn is_empty(&self) -> bool {
+        let Ok(mut files) = std::fs::read_dir(&self.dir) else { return true };
+        !files.any(|f| f.is_ok_and(|f| f.file_name() != PID_FILE))
+    }
+
+    fn file(&self, network: &str, internal: bool) -> Result<PathBuf> {
+        if network.is_empty() || network.contains(['/', '\0', '%']) || matches!(network, "." | ".." | PID_FILE) {
+            return Err(Error::new(format!("cannot name a DNS file after network {network:?}"))
+                .because("the name is empty, reserved, or holds a slash or per cent sign"));
+        }
+        Ok(self.dir.join(if internal { format!("{network}{INTERNAL}") } else { network.to_owned() }))
+    }
+
+    /// Outside the server's directory, of which it takes every file for a network.
+    fn temporary(&self) -> PathBuf {
+        self.config.join("aardvark.tmp")
+    }
+
+    /// Whole or not at all, also for a server that reads at this moment. The lock is held.
+    fn write(&self, path: &Path, zone: &Zone) -> Result<()> {
+        let temporary = self.temporary();
+        let what = || format!("cannot write {}", path.display());
+        let mut file = File::create(&temporary).context(what)?;
+        file.write_all(zone.text().as_bytes()).and_then(|()| file.sync_all()).context(what)?;
+        std::fs::rename(&temporary, path).context(what)
+    }
+}
+
+fn gateways(network: &Network) -> impl Iterator<Item = IpAddr> + '_ {
+    network.gateways().map(|(address, _)| address)
+}
+
+fn has_gateway(network: &Network) -> bool {
+    network.gateways().next().is_some()
+}
+
+fn read(path: &Path) -> Result<Option<Zone>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(Zone::parse(&text))),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(format!("cannot read {}", path.display())).because(e)),
+    }
+}

@@ -1,0 +1,229 @@
+//! The aardvark-dns process: whether it runs, waking it, starting it, ending it.
+//!
+//! It forks into the background by itself once it serves, writes its pid into its directory, reads its files again on
+//! SIGHUP, and must not inherit anything of ours: an engine waits for every holder of our output to close it.
+
+use crate::model::error::{Context, Error, Result};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{Read, Seek};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a start may take before it is called failed; it takes about 20 ms.
+const START_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(2);
+
+/// Name of the pid file among the network files.
+pub const PID_FILE: &str = "aardvark.pid";
+
+pub struct Process<'a> {
+    pub binary: &'a Path,
+    /// The directory of the network files.
+    pub dir: &'a Path,
+    pub port: u16,
+    pub rootless: bool,
+}
+
+impl Process<'_> {
+    /// The server of this directory, if it runs. The pid file outlives a killed server and pids are used again, so the
+    /// process must also have been started for our directory.
+    pub fn running(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.dir.join(PID_FILE)).ok()?;
+        let pid: i32 = text.trim().parse().ok().filter(|&p| p > 1)?;
+        // Empty for a process that has ended and waits to be reaped.
+        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let ours = cmdline.split(|&b| b == 0).any(|arg| same_path(arg, self.dir));
+        ours.then(|| Pid::from_raw(pid))
+    }
+
+    /// Makes a running server read its files again. False: none runs.
+    pub fn wake(&self) -> Result<bool> {
+        let Some(pid) = self.running() else { return Ok(false) };
+        if !same_netns(pid) {
+            tracing::error!(
+                "aardvark-dns (pid {pid}) runs in a different network namespace: names of this one are not answered; \
+                 next: stop all containers of the other namespace, or end that process"
+            );
+        }
+        match kill(pid, Signal::SIGHUP) {
+            Ok(()) => Ok(true),
+            Err(Errno::ESRCH) => Ok(false),
+            Err(e) => Err(Error::new(format!("cannot signal aardvark-dns (pid {pid})")).because(e)),
+        }
+    }
+
+    /// Starts the server and waits until it serves. `ask`: a name that it knows, and an address that it listens on.
+    pub fn start(&self, ask: Option<(&str, IpAddr)>) -> Result<()> {
+        let what = || format!("cannot start aardvark-dns ({})", self.binary.display());
+        let next = "install aardvark-dns, or create the network with DNS disabled";
+        // Not a pipe: the server keeps the other end open for as long as it lives.
+        let stderr = memory_file().context(what)?;
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone().context(what)?);
+        // SAFETY: close_range is a bare system call on numbers; nothing is allocated or locked between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                // Descriptors that our caller let us inherit go no further. Kernels before 5.11 refuse; then they do.
+                libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+                Ok(())
+            });
+        }
+        let mut child = command.spawn().map_err(|e| Error::new(what()).because(e).next(next))?;
+        let deadline = Instant::now() + START_LIMIT;
+        let status = loop {
+            if let Some(status) = child.try_wait().context(what)? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::new(what()).because(format!("it was not ready after {} s", START_LIMIT.as_secs())));
+            }
+            std::thread::sleep(POLL);
+        };
+        if !status.success() {
+            return Err(Error::new(what()).because(format!("{status}: {}", read_all(stderr).trim())));
+        }
+        if let Some((name, server)) = ask
+            && !answers(name, SocketAddr::new(server, self.port), Duration::from_secs(2))
+        {
+            tracing::warn!("aardvark-dns was started, but does not answer on {server} port {}", self.port);
+        }
+        Ok(())
+    }
+
+    /// Ends the server and waits until it has gone, so that a start right after does not meet it half dead.
+    pub fn stop(&self) {
+        let pid_file = self.dir.join(PID_FILE);
+        if let Some(pid) = self.running() {
+            // It has no handler: the signal ends it at once, whatever it is doing.
+            let _ = kill(pid, Signal::SIGTERM);
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while self.running() == Some(pid) {
+                if Instant::now() > deadline {
+                    let _ = kill(pid, Signal::SIGKILL);
+                    break;
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        let _ = std::fs::remove_file(pid_file);
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match scope_runner() {
+            // Otherwise the server would live in, and die with, the scope of the first container.
+            Some(systemd_run) => {
+                let mut c = Command::new(systemd_run);
+                c.args(["-q", "--scope"]);
+                if self.rootless {
+                    c.arg("--user");
+                }
+                c.arg(self.binary);
+                c
+            }
+            None => Command::new(self.binary),
+        };
+        command.arg("--config").arg(self.dir).arg("-p").arg(self.port.to_string()).arg("run");
+        let level = tracing::level_filters::LevelFilter::current().to_string().to_lowercase();
+        command.env("RUST_LOG", level);
+        command
+    }
+}
+
+/// `systemd-run`, on a host that systemd booted and that has it in PATH.
+fn scope_runner() -> Option<PathBuf> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return None;
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join("systemd-run")).find(|p| p.is_file())
+}
+
+fn same_path(arg: &[u8], dir: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(arg)) == dir
+}
+
+/// True as well if it cannot be told.
+fn same_netns(pid: Pid) -> bool {
+    let netns = |p: &str| std::fs::read_link(format!("/proc/{p}/ns/net")).ok();
+    match (netns("self"), netns(&pid.to_string())) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    }
+}
+
+fn memory_file() -> nix::Result<std::fs::File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    memfd_create(c"aardvark-stderr", MFdFlags::MFD_CLOEXEC).map(std::fs::File::from)
+}
+
+fn read_all(mut file: std::fs::File) -> String {
+    let mut bytes = Vec::new();
+    let _ = file.rewind();
+    let _ = file.take(4096).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a DNS server answers a question for `name` within the time.
+fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
+    let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let Ok(socket) = UdpSocket::bind(any).and_then(|s| s.connect(server).map(|()| s)) else { return false };
+    let Some(query) = query(name) else { return true };
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
+    let deadline = Instant::now() + limit;
+    let mut answer = [0u8; 512];
+    while Instant::now() < deadline {
+        // Refused while nobody listens yet: ask again.
+        if socket.send(&query).is_err() {
+            std::thread::sleep(POLL);
+            continue;
+        }
+        match socket.recv(&mut answer) {
+            Ok(n) if n >= 12 && answer[..2] == query[..2] => return true,
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::thread::sleep(POLL),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// A question for the A record of `name.dns.podman`, which the server never passes on (RFC 1035 §4.1).
+fn query(name: &str) -> Option<Vec<u8>> {
+    let mut q = vec![0x6e, 0x70, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.').chain(["dns", "podman"]) {
+        q.push(u8::try_from(label.len()).ok().filter(|n| (1..=63).contains(n))?);
+        q.extend_from_slice(label.as_bytes());
+    }
+    q.extend_from_slice(&[0, 0, 1, 0, 1]);
+    Some(q)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_has_one_label_per_part_of_the_name() {
+        let q = query("a.web").expect("a name");
+        assert_eq!(b"\x01a\x03web\x03dns\x06podman\0\0\x01\0\x01", &q[12..]);
+        assert!(query("a..b").is_none());
+        assert!(query(&"x".repeat(64)).is_none());
+    }
+
+    #[test]
+    fn a_pid_of_a_foreign_process_is_not_the_server() {
+        let dir = std::env::temp_dir().join(format!("netpath-dns-{}-foreign", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        std::fs::write(dir.join(PID_FILE), std::process::id().to_string()).expect("a pid file");
+        let p = Process { binary: Path::new("none"), dir: &dir, port: 53, rootless: false };
+        assert_eq!(None, p.running());
+        assert!(!p.wake().expect("nothing to wake"));
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+}
