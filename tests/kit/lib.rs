@@ -3,5 +3,6 @@
 pub mod host;
 pub mod need;
 pub mod netavark;
+pub mod refuse_bpf;
 pub mod topology;
 pub mod traffic;
