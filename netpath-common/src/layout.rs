@@ -2,7 +2,8 @@
 //! path, so that programs of one version never meet maps of another.
 //!
 //! Control maps are written by the control plane and only read by programs; state maps are written by programs.
-//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes.
+//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes. The flow structs are aligned
+//! to 8, so that programs copy words and not bytes (the BPF machine has no unaligned loads).
 
 use crate::addr::{Addr, Be16, Mac, V4, V6};
 
@@ -146,7 +147,7 @@ pub const SIDE_LO: u8 = 2;
 
 /// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet as it is seen, before translation. For ICMP echo, `sport` and
 /// `dport` both hold the identifier.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey4 {
     pub src: V4,
@@ -159,7 +160,7 @@ pub struct FlowKey4 {
 }
 
 /// Key of `np_flow6`, as [`FlowKey4`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey6 {
     pub src: V6,
@@ -204,7 +205,7 @@ pub struct Next {
 }
 
 /// Value of `np_flow4`: the packet after translation, and where it goes.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Flow4 {
     pub src: V4,
@@ -215,7 +216,7 @@ pub struct Flow4 {
 }
 
 /// Value of `np_flow6`, as [`Flow4`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Flow6 {
     pub src: V6,

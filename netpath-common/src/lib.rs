@@ -3,5 +3,12 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod checksum;
+pub mod family;
+pub mod flow;
 pub mod layout;
+pub mod pair;
+pub mod policy;
+pub mod ports;
 pub mod reason;
+pub mod rule;

@@ -1,0 +1,164 @@
+//! What a flow has seen, and how long it lives without a packet.
+//!
+//! Both halves of a flow hold the same bits besides [`REPLY_HALF`]. Bits are only ever added, so that two processors that
+//! write at once lose at worst a packet's worth of news, which the next packet brings again.
+
+use crate::layout::{Next, PROTO_TCP, PROTO_UDP};
+
+/// A packet went the other way than the first one.
+pub const REPLIED: u8 = 0x01;
+pub const FIN_ORIGINAL: u8 = 0x02;
+pub const FIN_REPLY: u8 = 0x04;
+pub const RESET: u8 = 0x08;
+/// This half translates what comes back to the one who began.
+pub const REPLY_HALF: u8 = 0x80;
+
+const CLOSING: u8 = FIN_ORIGINAL | FIN_REPLY | RESET;
+
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
+
+/// Seconds between two writes of `last_seen_s`: a busy flow must not dirty a cache line for each packet.
+pub const REFRESH_S: u32 = 4;
+
+/// RFC 5382 §5 REQ-5: 2 h 4 min at least.
+pub const TCP_ESTABLISHED_S: u32 = 7_440;
+/// RFC 5382 §5 REQ-5: 4 min at least for connections that are being opened or closed.
+pub const TCP_TRANSITORY_S: u32 = 240;
+/// Both sides said FIN: what is left is TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s) with room.
+pub const TCP_CLOSED_S: u32 = 120;
+/// After a reset: for the packets still under way.
+pub const TCP_RESET_S: u32 = 10;
+/// RFC 4787 §4.3 REQ-5: 2 min at least once both sides have spoken; before that as netfilter does
+/// (`net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts`).
+pub const UDP_S: u32 = 180;
+pub const UDP_UNREPLIED_S: u32 = 30;
+/// RFC 5508 §3.2 REQ-2: 60 s at least.
+pub const ECHO_S: u32 = 60;
+/// No flow expires sooner than this.
+pub const SHORTEST_S: u32 = TCP_RESET_S;
+
+/// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.
+#[inline(always)]
+pub const fn seen(state: u8, tcp_flags: u8) -> u8 {
+    let reply = state & REPLY_HALF != 0;
+    let mut now = state;
+    if reply {
+        now |= REPLIED;
+    }
+    if tcp_flags & TCP_FIN != 0 {
+        now |= if reply { FIN_REPLY } else { FIN_ORIGINAL };
+    }
+    if tcp_flags & TCP_RST != 0 {
+        now |= RESET;
+    }
+    now
+}
+
+/// Seconds that a flow lives without a packet.
+#[inline(always)]
+pub const fn timeout_s(proto: u8, state: u8) -> u32 {
+    match proto {
+        PROTO_TCP => {
+            if state & RESET != 0 {
+                TCP_RESET_S
+            } else if state & CLOSING == FIN_ORIGINAL | FIN_REPLY {
+                TCP_CLOSED_S
+            } else if state & CLOSING != 0 || state & REPLIED == 0 {
+                TCP_TRANSITORY_S
+            } else {
+                TCP_ESTABLISHED_S
+            }
+        }
+        PROTO_UDP => {
+            if state & REPLIED != 0 {
+                UDP_S
+            } else {
+                UDP_UNREPLIED_S
+            }
+        }
+        _ => ECHO_S,
+    }
+}
+
+/// Seconds since the last packet; 0 when another processor's clock was read a moment later.
+#[inline(always)]
+pub const fn idle_s(next: &Next, now_s: u32) -> u32 {
+    let idle = now_s.wrapping_sub(next.last_seen_s);
+    if idle > u32::MAX / 2 { 0 } else { idle }
+}
+
+/// An expired flow counts as absent, whoever finds it.
+#[inline(always)]
+pub const fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
+    let idle = idle_s(next, now_s);
+    idle > SHORTEST_S && idle > timeout_s(proto, next.state)
+}
+
+/// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
+#[inline(always)]
+pub const fn begins_anew(state: u8, tcp_flags: u8) -> bool {
+    is_syn(tcp_flags) && state & CLOSING != 0 && state & REPLY_HALF == 0
+}
+
+/// The first packet of a connection.
+#[inline(always)]
+pub const fn is_syn(tcp_flags: u8) -> bool {
+    tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(state: u8, last_seen_s: u32) -> Next {
+        Next { state, last_seen_s, ..Next::default() }
+    }
+
+    #[test]
+    fn a_flow_expires_by_the_clock_of_its_state() {
+        for (what, proto, state, timeout_s) in [
+            ("a syn without an answer", PROTO_TCP, 0, TCP_TRANSITORY_S),
+            ("an established connection", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S),
+            ("a half-closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL, TCP_TRANSITORY_S),
+            ("a closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL | FIN_REPLY, TCP_CLOSED_S),
+            ("a reset one", PROTO_TCP, REPLIED | FIN_ORIGINAL | RESET, TCP_RESET_S),
+            ("a question", PROTO_UDP, 0, UDP_UNREPLIED_S),
+            ("a conversation", PROTO_UDP, REPLIED, UDP_S),
+            ("an echo", crate::layout::PROTO_ICMP, REPLIED, ECHO_S),
+        ] {
+            assert!(!has_expired(proto, &next(state, 1_000), 1_000 + timeout_s), "{what} lives");
+            assert!(has_expired(proto, &next(state, 1_000), 1_001 + timeout_s), "{what} ends");
+            assert!(has_expired(proto, &next(state | REPLY_HALF, 1_000), 1_001 + timeout_s), "{what}, other half");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_expires_nothing() {
+        assert!(!has_expired(PROTO_UDP, &next(0, 1_001), 1_000));
+        assert_eq!(0, idle_s(&next(0, 1_001), 1_000));
+    }
+
+    #[test]
+    fn the_clock_may_wrap() {
+        assert_eq!(6, idle_s(&next(0, u32::MAX - 1), 4));
+    }
+
+    #[test]
+    fn each_direction_marks_its_own_fin() {
+        assert_eq!(FIN_ORIGINAL, seen(0, TCP_FIN | TCP_ACK));
+        assert_eq!(REPLY_HALF | REPLIED | FIN_REPLY, seen(REPLY_HALF, TCP_FIN | TCP_ACK));
+        assert_eq!(REPLIED, seen(REPLIED, TCP_ACK), "nothing new, nothing to write");
+    }
+
+    #[test]
+    fn only_a_syn_on_a_closing_flow_begins_anew() {
+        assert!(begins_anew(REPLIED | FIN_ORIGINAL, TCP_SYN));
+        assert!(begins_anew(RESET, TCP_SYN));
+        assert!(!begins_anew(REPLIED, TCP_SYN), "a repeated syn");
+        assert!(!begins_anew(REPLIED | RESET, TCP_SYN | TCP_ACK));
+        assert!(!begins_anew(REPLIED | RESET | REPLY_HALF, TCP_SYN), "not from the side that was called");
+    }
+}

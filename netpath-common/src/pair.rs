@@ -1,0 +1,135 @@
+//! The two halves of a flow: the one that translates what the beginner sends, and the one that translates the answers.
+
+use crate::family::{Family, Tuple};
+use crate::flow;
+use crate::layout::{Mac, Next};
+
+/// Where translated packets go.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+pub struct Way {
+    pub ifindex: u32,
+    pub dmac: Mac,
+    pub smac: Mac,
+    /// One of `layout::FORWARD_*`.
+    pub forward: u8,
+    pub mtu: u16,
+}
+
+/// A flow that is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<F: Family> {
+    /// As it was sent, and where it was seen.
+    pub from: Tuple<F>,
+    pub side: u8,
+    /// As it goes on, and the side on which the answer to that will be seen.
+    pub to: Tuple<F>,
+    pub twin_side: u8,
+    pub proto: u8,
+    /// `Reason` 1 to 4.
+    pub origin: u8,
+    pub there: Way,
+    pub back: Way,
+}
+
+impl<F: Family> Plan<F> {
+    #[inline(always)]
+    pub fn key(&self) -> F::Key {
+        F::key(&self.from, self.proto, self.side)
+    }
+
+    #[inline(always)]
+    pub fn flow(&self, now_s: u32) -> F::Flow {
+        F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now_s))
+    }
+
+    /// The answer's key. Whoever has it in the table owns `to`'s source port.
+    #[inline(always)]
+    pub fn twin_key(&self) -> F::Key {
+        F::key(&self.to.reversed(), self.proto, self.twin_side)
+    }
+
+    #[inline(always)]
+    pub fn twin(&self, now_s: u32) -> F::Flow {
+        F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now_s))
+    }
+
+    /// Whether `twin`, found under [`Self::twin_key`], is this very flow's: left by a half that was evicted.
+    #[inline(always)]
+    pub fn owns(&self, twin: &F::Flow) -> bool {
+        F::next(twin).twin_side == self.side && F::translated(twin).same(&self.from.reversed())
+    }
+
+    #[inline(always)]
+    fn next(&self, way: &Way, twin_side: u8, state: u8, now_s: u32) -> Next {
+        Next {
+            ifindex: way.ifindex,
+            last_seen_s: now_s,
+            dmac: way.dmac,
+            smac: way.smac,
+            mtu: way.mtu,
+            forward: way.forward,
+            twin_side,
+            state,
+            origin: self.origin,
+            pad: [0; 2],
+        }
+    }
+}
+
+/// The key of the other half of `flow`.
+#[inline(always)]
+pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
+    F::key(&F::translated(flow).reversed(), proto, F::next(flow).twin_side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Be16;
+    use crate::family::Ipv4;
+    use crate::layout::{PROTO_UDP, SIDE_BRIDGE, SIDE_UPLINK};
+    use proptest::prelude::*;
+
+    fn tuple(a: ([u8; 4], [u8; 4], u16, u16)) -> Tuple<Ipv4> {
+        Tuple { src: a.0, dst: a.1, sport: Be16::new(a.2), dport: Be16::new(a.3) }
+    }
+
+    proptest! {
+        #[test]
+        fn a_packet_translated_and_answered_comes_back_as_the_answer_to_itself(
+            from: ([u8; 4], [u8; 4], u16, u16), to: ([u8; 4], [u8; 4], u16, u16)
+        ) {
+            let plan = Plan {
+                from: tuple(from), side: SIDE_UPLINK, to: tuple(to), twin_side: SIDE_BRIDGE, proto: PROTO_UDP, origin: 1,
+                there: Way::default(), back: Way::default(),
+            };
+            let (there, back) = (plan.flow(7), plan.twin(7));
+            prop_assert_eq!(plan.to, Ipv4::translated(&there));
+            // The answer is the translated packet turned round; it is found under the twin's key …
+            prop_assert_eq!(plan.twin_key(), Ipv4::key(&Ipv4::translated(&there).reversed(), PROTO_UDP, SIDE_BRIDGE));
+            // … and becomes the first packet turned round.
+            prop_assert_eq!(plan.from.reversed(), Ipv4::translated(&back));
+            // Each half leads to the other.
+            prop_assert_eq!(plan.twin_key(), other_key::<Ipv4>(&there, PROTO_UDP));
+            prop_assert_eq!(plan.key(), other_key::<Ipv4>(&back, PROTO_UDP));
+            prop_assert!(plan.owns(&back));
+        }
+    }
+
+    #[test]
+    fn a_flow_of_somebody_else_is_not_owned() {
+        let plan = Plan {
+            from: tuple(([1; 4], [2; 4], 1, 2)),
+            side: SIDE_UPLINK,
+            to: tuple(([1; 4], [3; 4], 1, 2)),
+            twin_side: SIDE_BRIDGE,
+            proto: PROTO_UDP,
+            origin: 1,
+            there: Way::default(),
+            back: Way::default(),
+        };
+        let other = Plan { from: tuple(([1; 4], [4; 4], 1, 2)), ..plan };
+        assert!(!plan.owns(&other.twin(0)), "another host address leads to the same container");
+        assert!(!plan.owns(&Plan { side: SIDE_BRIDGE, ..plan }.twin(0)), "the same tuple on another side");
+    }
+}

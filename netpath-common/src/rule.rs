@@ -1,0 +1,86 @@
+//! Which publish answers a packet.
+
+use crate::addr::Addr;
+use crate::layout::Rule;
+
+/// How a rule answers for a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    No,
+    Yes,
+    /// If the destination is one of the host's own addresses.
+    IfLocal,
+}
+
+/// Whether `rule` serves `host`:`port` (host byte order) of `proto`.
+#[inline(always)]
+pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> Answer {
+    if rule.proto != proto || port.wrapping_sub(rule.host_port) >= rule.count {
+        return Answer::No;
+    }
+    if same(&rule.host, &Addr::ANY) {
+        Answer::IfLocal
+    } else if same(&rule.host, host) {
+        Answer::Yes
+    } else {
+        Answer::No
+    }
+}
+
+/// The container's port for host port `port`, which the rule covers; host byte order.
+#[inline(always)]
+pub const fn container_port(rule: &Rule, port: u16) -> u16 {
+    rule.container_port.wrapping_add(port.wrapping_sub(rule.host_port))
+}
+
+#[inline(always)]
+fn same(a: &Addr, b: &Addr) -> bool {
+    <crate::family::Ipv6 as crate::family::Family>::same(&a.0, &b.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{PROTO_TCP, PROTO_UDP};
+    use proptest::prelude::*;
+
+    const HOST: Addr = Addr::v4([192, 0, 2, 1]);
+
+    fn rule(host: Addr, host_port: u16, container_port: u16, count: u16) -> Rule {
+        Rule { host, host_port, container_port, count, proto: PROTO_TCP, ..Rule::default() }
+    }
+
+    #[test]
+    fn a_rule_answers_its_address_ports_and_protocol_alone() {
+        let r = rule(HOST, 8080, 80, 10);
+        assert_eq!(Answer::Yes, covers(&r, &HOST, 8080, PROTO_TCP));
+        assert_eq!(Answer::Yes, covers(&r, &HOST, 8089, PROTO_TCP));
+        assert_eq!(Answer::No, covers(&r, &HOST, 8090, PROTO_TCP), "beyond the range");
+        assert_eq!(Answer::No, covers(&r, &HOST, 8079, PROTO_TCP), "before the range");
+        assert_eq!(Answer::No, covers(&r, &HOST, 8080, PROTO_UDP), "another protocol");
+        assert_eq!(Answer::No, covers(&r, &Addr::v4([192, 0, 2, 2]), 8080, PROTO_TCP), "another address");
+    }
+
+    #[test]
+    fn a_wildcard_answers_on_the_hosts_own_addresses_only() {
+        assert_eq!(Answer::IfLocal, covers(&rule(Addr::ANY, 8080, 80, 1), &HOST, 8080, PROTO_TCP));
+    }
+
+    #[test]
+    fn a_rule_of_no_ports_answers_nothing() {
+        assert_eq!(Answer::No, covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
+    }
+
+    proptest! {
+        #[test]
+        fn ports_of_a_range_keep_their_distance(first in 1u16.., to in 1u16.., count in 1u16.., port: u16) {
+            prop_assume!(u32::from(first) + u32::from(count) <= 65_536 && u32::from(to) + u32::from(count) <= 65_536);
+            let r = rule(HOST, first, to, count);
+            let inside = port >= first && u32::from(port) < u32::from(first) + u32::from(count);
+            prop_assert_eq!(inside, covers(&r, &HOST, port, PROTO_TCP) == Answer::Yes);
+            if inside {
+                prop_assert_eq!(port - first, container_port(&r, port) - to);
+            }
+        }
+    }
+}
