@@ -1,8 +1,9 @@
 //! The two halves of a flow: the one that translates what the beginner sends, and the one that translates the answers.
 
+use crate::addr::Mac;
 use crate::family::{Family, Tuple};
 use crate::flow;
-use crate::layout::{Mac, Next};
+use crate::layout::Next;
 
 /// Where translated packets go.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
