@@ -1,1 +1,61 @@
-fn main() {}
+//! Every command that a developer or user of the sources types: `cargo xtask <verb>`.
+//!
+//! Light on purpose: it is the first thing that a bare machine compiles.
+
+mod apt;
+mod build_ebpf;
+mod clean;
+mod demo;
+mod lint;
+mod need;
+mod reproducible;
+mod setup;
+mod steps;
+mod suite;
+mod test;
+mod toolchain;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, max_term_width = 110)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make this machine ready to build and test: compilers, bpf-linker, the programs that tests use
+    Setup,
+    /// Build the eBPF object that the netpath binary carries
+    BuildEbpf,
+    /// Build everything and run every check and test; ends with "N passed, N failed, N skipped"
+    Test(test::Args),
+    /// Check the import rules between the rooms, and look for files that have grown too long
+    Lint,
+    /// Show netpath at work: a container, a published port, a page fetched through it
+    Demo(demo::Args),
+    /// Remove what tests and demos that were killed have left on this machine
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::BuildEbpf => build_ebpf::run(),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lint => lint::run(),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Clean => clean::run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

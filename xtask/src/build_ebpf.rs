@@ -1,0 +1,112 @@
+//! Builds the eBPF programs and lays the object where `netpath/build.rs` takes it from.
+//!
+//! The object depends on the sources and the toolchain alone: paths are mapped away, and nothing of the caller's
+//! environment reaches the compiler (`reproducible.rs` holds that).
+
+use crate::steps::seconds;
+use crate::toolchain::Toolchain;
+use crate::{setup, steps, workspace};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+const TARGET: &str = "bpfel-unknown-none";
+
+pub fn run() -> Result<ExitCode> {
+    let begun = Instant::now();
+    let changed = build()?;
+    let object = workspace::object();
+    let size = fs::metadata(&object)?.len();
+    let what = if changed { "built" } else { "up to date" };
+    println!("{} {what}: {size} bytes, {}", relative(&object).display(), seconds(begun.elapsed()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Brings the object up to date. `true`: it is another one than before.
+///
+/// # Errors
+/// No toolchain (both ways to one are named), or the compiler's own words on stderr.
+pub fn build() -> Result<bool> {
+    let toolchain = toolchain()?;
+    let directory = workspace::target().join("ebpf");
+    let built = build_in(&toolchain, &workspace::root(), &directory.join("build"), Stdio::inherit())?;
+    let object = workspace::object();
+    let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    if fs::read(&object).is_ok_and(|old| old == new) {
+        return Ok(false);
+    }
+    // Renamed into place: a build of netpath that runs at the same time sees the old object or the new one.
+    let partial = directory.join(format!("netpath-ebpf.o.{}", std::process::id()));
+    fs::write(&partial, new).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, &object).with_context(|| format!("cannot write {}", object.display()))?;
+    Ok(true)
+}
+
+/// The toolchain, installed first where that can be done.
+pub fn toolchain() -> Result<Toolchain> {
+    if let Some(found) = Toolchain::find() {
+        return Ok(found);
+    }
+    setup::ensure(&[setup::Part::Toolchain])?;
+    Toolchain::find().with_context(setup::both_ways)
+}
+
+/// Builds the programs of the checkout at `root`, with everything that is made below `target_dir`; gives the object's path.
+///
+/// # Errors
+/// The compiler's.
+pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: Stdio) -> Result<PathBuf> {
+    let crate_dir = root.join("netpath-ebpf");
+    if !crate_dir.join("Cargo.toml").exists() {
+        bail!("{} is not there: this checkout has no eBPF programs", relative(&crate_dir).display());
+    }
+    forget_other_linker(toolchain, target_dir)?;
+    let mut cargo = Command::new(&toolchain.compiler.cargo);
+    workspace::clean_environment(&mut cargo).current_dir(&crate_dir);
+    cargo.args(["build", "--release", "-Z", "build-std=core", "--target", TARGET, "--quiet"]);
+    cargo.arg("--target-dir").arg(target_dir);
+    cargo.env("RUSTC", &toolchain.compiler.rustc).env("RUSTC_WRAPPER", "").env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker.path);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, target_dir).join("\u{1f}"));
+    let status = cargo.stdin(Stdio::null()).stdout(output).status();
+    let status = status.with_context(|| format!("cannot start {}", toolchain.compiler.cargo.display()))?;
+    if !status.success() {
+        bail!("the eBPF programs were not built ({status}): {}", steps::line(&cargo));
+    }
+    Ok(target_dir.join(TARGET).join("release/netpath-ebpf"))
+}
+
+/// Debug information is what BTF is made from; it is the kernel's view of our types and lets the verifier quote lines.
+fn rust_flags(root: &Path, target_dir: &Path) -> Vec<String> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cargo")));
+    let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
+    let mapped = [(Some(root.to_owned()), "netpath"), (Some(target_dir.to_owned()), "target"), (cargo_home, "cargo")];
+    for (from, to) in mapped {
+        flags.extend(from.map(|f| format!("--remap-path-prefix={}=/{to}", f.display())));
+    }
+    flags
+}
+
+/// Cargo does not see that the linker behind a path has changed; the programs must be linked again then.
+fn forget_other_linker(toolchain: &Toolchain, target_dir: &Path) -> Result<()> {
+    let linker = &toolchain.linker;
+    let meta = fs::metadata(&linker.path).with_context(|| format!("cannot read {}", linker.path.display()))?;
+    let now = format!("{} LLVM {} {} {:?}\n", linker.path.display(), linker.llvm, meta.len(), meta.modified().ok());
+    let stamp = target_dir.join("linker");
+    if fs::read_to_string(&stamp).is_ok_and(|before| before == now) {
+        return Ok(());
+    }
+    match fs::remove_dir_all(target_dir.join(TARGET)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("cannot remove the former build"),
+        _ => {}
+    }
+    fs::create_dir_all(target_dir).with_context(|| format!("cannot create {}", target_dir.display()))?;
+    fs::write(&stamp, now).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+pub fn relative(path: &Path) -> &Path {
+    path.strip_prefix(workspace::root()).unwrap_or(path)
+}

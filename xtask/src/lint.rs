@@ -1,0 +1,259 @@
+//! Holds the table of who may import whom (docs/architecture.md) by reading the sources, and tells of files that have
+//! grown too long.
+
+use crate::workspace;
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The rooms of netpath, in groups: a room imports only from groups further down. `main` and `lib` are above all.
+const GROUPS: [&[&str]; 5] = [
+    &["cli", "face", "agent"],
+    &["ops", "observe"],
+    &["plan", "datapath", "link", "dns", "dhcp"],
+    &["state"],
+    &["model"],
+];
+
+/// Foreign words that stop at a room: crate, and the only paths below `netpath/src` that may name it.
+const WORDS: [(&str, &[&str]); 3] = [
+    ("rtnetlink", &["link"]),
+    ("netlink_packet_route", &["link"]),
+    ("aya", &["datapath/ebpf", "datapath/probe.rs", "observe"]),
+];
+
+/// A file that outgrows the first often has a second purpose; past the second it nearly always has.
+const LONG: usize = 500;
+const TOO_LONG: usize = 700;
+
+pub fn run() -> Result<ExitCode> {
+    let findings = findings()?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    for warning in long_files()? {
+        println!("warning: {warning}");
+    }
+    println!(
+        "lint: {}",
+        if findings.is_empty() { "imports point one way".to_owned() } else { format!("{} findings", findings.len()) }
+    );
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Every breach of the import rules, as `file:line: …`.
+///
+/// # Errors
+/// A source cannot be read.
+pub fn findings() -> Result<Vec<String>> {
+    let root = workspace::root();
+    let mut found = Vec::new();
+    for file in sources(&root.join("netpath/src"))? {
+        let inside = file.strip_prefix(root.join("netpath/src")).unwrap_or(&file).to_owned();
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let shown = file.strip_prefix(&root).unwrap_or(&file).display().to_string();
+        found.extend(in_netpath(&inside, &text).into_iter().map(|(line, what)| format!("{shown}:{line}: {what}")));
+    }
+    let tests = fs::read_to_string(root.join("tests/Cargo.toml")).context("cannot read tests/Cargo.toml")?;
+    if tests.lines().any(|l| l.trim_start().starts_with("netpath ") || l.trim_start().starts_with("netpath.")) {
+        found.push("tests/Cargo.toml: the tests see the netpath binary, never its library".to_owned());
+    }
+    Ok(found)
+}
+
+fn in_netpath(inside: &Path, text: &str) -> Vec<(usize, String)> {
+    let module = module_path(inside);
+    let mut found = Vec::new();
+    let from = module.first().map(String::as_str).unwrap_or_default();
+    for (line, target) in imports(text, &module) {
+        if !may_import(from, &target) {
+            found.push((line, format!("{from} may not use {target}")));
+        }
+    }
+    for (word, places) in WORDS {
+        if places.iter().any(|p| inside.starts_with(p)) {
+            continue;
+        }
+        for (number, line) in code_lines(text) {
+            if words(line).any(|(w, rest)| w == word && rest.starts_with("::")) {
+                found.push((number, format!("{word} stops at {}", places.join(", "))));
+            }
+        }
+    }
+    found
+}
+
+/// `datapath/ebpf/maps.rs` → datapath, ebpf, maps; `link/mod.rs` → link; `main.rs` and `lib.rs` → nothing.
+fn module_path(inside: &Path) -> Vec<String> {
+    let mut parts: Vec<String> =
+        inside.with_extension("").components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+    if matches!(parts.last().map(String::as_str), Some("mod" | "main" | "lib")) {
+        parts.pop();
+    }
+    parts
+}
+
+fn may_import(from: &str, target: &str) -> bool {
+    let group = |room: &str| GROUPS.iter().position(|g| g.contains(&room));
+    match (group(from), group(target)) {
+        _ if from == target => true,
+        (_, None) | (None, _) => true,
+        // The interpreter runs against a trait that `ops` implements.
+        (Some(_), Some(_)) if from == "plan" => target == "model",
+        (Some(f), Some(t)) => f < t,
+    }
+}
+
+/// The rooms that a source names by `crate::`, or by as many `super::` as lead to the crate's root.
+fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
+    let root = "super::".repeat(module.len());
+    let mut found = Vec::new();
+    let code: Vec<(usize, &str)> = code_lines(text).collect();
+    for (at, (number, line)) in code.iter().enumerate() {
+        let starts = ["crate::", root.as_str()];
+        for start in starts.iter().filter(|s| !s.is_empty()) {
+            for (position, _) in line.match_indices(start) {
+                let before = line[..position].chars().next_back();
+                if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':' || c == '$') {
+                    continue;
+                }
+                let rest = &line[position + start.len()..];
+                match rest.strip_prefix('{') {
+                    None => found.extend(first_word(rest).map(|w| (*number, w))),
+                    Some(inner) => {
+                        let more: Vec<&str> = code[at + 1..].iter().map(|(_, l)| *l).collect();
+                        let group = format!("{inner}\n{}", more.join("\n"));
+                        found.extend(heads_of_group(&group).into_iter().map(|w| (*number, w)));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The first words of `a::b, c::{d, e}, f}`: a, c and f.
+fn heads_of_group(text: &str) -> Vec<String> {
+    let (mut depth, mut head, mut heads) = (0usize, String::new(), Vec::new());
+    for c in text.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => heads.extend(first_word(&std::mem::take(&mut head))),
+            _ if depth == 0 => head.push(c),
+            _ => {}
+        }
+    }
+    heads.extend(first_word(&head));
+    heads
+}
+
+fn first_word(text: &str) -> Option<String> {
+    let word: String = text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!word.is_empty()).then_some(word)
+}
+
+/// The words of a line, each with what follows it.
+fn words(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut rest = line;
+    std::iter::from_fn(move || {
+        let begin = rest.find(is_word)?;
+        let tail = &rest[begin..];
+        let end = tail.find(|c| !is_word(c)).unwrap_or(tail.len());
+        rest = &tail[end..];
+        Some((&tail[..end], rest))
+    })
+}
+
+/// Lines without comments, numbered from 1.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(n, l)| (n + 1, l.split("//").next().unwrap_or_default()))
+}
+
+/// Files that have grown too long, as sentences.
+///
+/// # Errors
+/// A source cannot be read.
+pub fn long_files() -> Result<Vec<String>> {
+    let root = workspace::root();
+    let mut found = Vec::new();
+    for room in ["netpath", "netpath-common", "netpath-ebpf", "tests", "xtask"] {
+        for file in sources(&root.join(room))? {
+            let lines =
+                fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?.lines().count();
+            let shown = file.strip_prefix(&root).unwrap_or(&file).display();
+            match lines {
+                0..=LONG => {}
+                n if n <= TOO_LONG => found.push(format!("{shown}: {n} lines; has it a second purpose?")),
+                n => found.push(format!("{shown}: {n} lines; it has a second purpose")),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Every Rust source below a directory, sorted, without build output; none where the directory does not exist.
+fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(found) };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            if path.file_name().is_none_or(|n| n != "target") {
+                found.extend(sources(&path)?);
+            }
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaches(file: &str, text: &str) -> Vec<String> {
+        in_netpath(Path::new(file), text).into_iter().map(|(_, what)| what).collect()
+    }
+
+    #[test]
+    fn a_room_imports_from_groups_further_down_only() {
+        assert!(breaches("ops/setup.rs", "use crate::{link::veth, model::{Record, Rung}, state};").is_empty());
+        assert_eq!(vec!["link may not use datapath"], breaches("link/veth.rs", "use crate::datapath::Sysctl;"));
+        assert_eq!(vec!["model may not use state"], breaches("model/record.rs", "fn f(s: crate::state::Store) {}"));
+        assert_eq!(
+            vec!["plan may not use state"],
+            breaches("plan/run.rs", "use crate::{\n    model::Record,\n    state::Lock,\n};")
+        );
+    }
+
+    #[test]
+    fn the_way_round_by_super_is_seen_too() {
+        assert_eq!(
+            vec!["datapath may not use link"],
+            breaches("datapath/ebpf/maps.rs", "use super::super::super::link;")
+        );
+        assert!(breaches("datapath/ebpf/maps.rs", "use super::super::Sysctl;").is_empty());
+    }
+
+    #[test]
+    fn main_comments_and_other_crates_are_left_alone() {
+        assert!(breaches("main.rs", "use netpath::face; use crate::cli;").is_empty());
+        assert!(breaches("model/mod.rs", "// see crate::ops\nuse other_crate::ops;").is_empty());
+    }
+
+    #[test]
+    fn foreign_words_stop_at_their_room() {
+        assert_eq!(
+            vec!["aya stops at datapath/ebpf, datapath/probe.rs, observe"],
+            breaches("ops/mod.rs", "use aya::Ebpf;")
+        );
+        assert!(breaches("datapath/ebpf/load.rs", "use aya::Ebpf;").is_empty());
+        assert_eq!(1, breaches("state/pins.rs", "let h = rtnetlink::new_connection();").len());
+    }
+}

@@ -1,0 +1,189 @@
+//! Makes a machine ready to build and to test. Idempotent: what is there is not touched.
+//!
+//! Installs Debian's packages and, below `target/tools`, a bpf-linker; nothing else. On other distributions it names
+//! what is missing and stops.
+
+use crate::need::{BUILD, ENGINE, Need, TEST};
+use crate::steps::{Steps, seconds};
+use crate::toolchain::{self, Compiler, OLDEST_RUST, Toolchain};
+use crate::{apt, workspace};
+use anyhow::{Result, bail};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// The release of bpf-linker that is installed, and the newest LLVM that it knows.
+const LINKER_VERSION: &str = "0.13.0";
+const LINKER_NEWEST_LLVM: u32 = 23;
+
+/// What a verb needs of the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Compilers and bpf-linker.
+    Toolchain,
+    /// The programs that tests and demo drive.
+    Tests,
+    /// A real Podman.
+    Engine,
+}
+
+pub fn run() -> Result<ExitCode> {
+    let begun = Instant::now();
+    let parts = [Part::Toolchain, Part::Tests, Part::Engine];
+    let did = ensure(&parts)?;
+    if let Some(t) = Toolchain::find() {
+        println!("eBPF compiler  {} ({})", t.compiler.name(), t.compiler.rustc.display());
+        println!("bpf-linker     LLVM {} ({})", t.linker.llvm, t.linker.path.display());
+    }
+    println!("test programs  {} of {0} there", TEST.len() + ENGINE.len());
+    let state = if did { "ready now" } else { "everything was there already" };
+    println!("setup: {state}, {}\n  next: cargo xtask test, or cargo xtask demo", seconds(begun.elapsed()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes sure of these parts; silent when nothing is missing. `true`: something was installed.
+///
+/// # Errors
+/// Not root, no apt, or what failed to install.
+pub fn ensure(parts: &[Part]) -> Result<bool> {
+    let mut needs: Vec<&Need> = BUILD.iter().collect();
+    if parts.contains(&Part::Tests) {
+        needs.extend(TEST);
+    }
+    if parts.contains(&Part::Engine) {
+        needs.extend(ENGINE);
+    }
+    let missing: Vec<&Need> = needs.into_iter().filter(|n| !n.is_met()).collect();
+    let no_toolchain = parts.contains(&Part::Toolchain) && Toolchain::find().is_none();
+    if missing.is_empty() && !no_toolchain {
+        return Ok(false);
+    }
+    // The eBPF toolchain is at most compiler, LLVM and linker; what turns out to be there is not counted twice.
+    let mut steps = Steps::of(usize::from(!missing.is_empty()));
+    if !missing.is_empty() {
+        install_needs(&mut steps, &missing)?;
+    }
+    if no_toolchain {
+        install_toolchain(&mut steps)?;
+    }
+    Ok(true)
+}
+
+fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
+    let names: Vec<_> = missing.iter().map(|n| n.what).collect();
+    if !apt::is_here() {
+        bail!(
+            "this machine lacks: {}\n  next: install them with your distribution's package manager",
+            names.join(", ")
+        );
+    }
+    let packages: Vec<_> = missing.iter().map(|n| n.apt.to_owned()).collect();
+    println!("missing: {}", names.join(", "));
+    apt::install(steps, &format!("packages {}", packages.join(" ")), &packages)?;
+    match missing.iter().find(|n| !n.is_met()) {
+        Some(still) => bail!("package {} is installed, but {} is still not found", still.apt, still.what),
+        None => Ok(()),
+    }
+}
+
+fn install_toolchain(steps: &mut Steps) -> Result<()> {
+    let present = toolchain::compilers();
+    if let Some(found) = first_with_llvm(&present) {
+        return install_linker(steps, &found);
+    }
+    if !apt::is_here() {
+        bail!("{}", both_ways());
+    }
+    if install_compiler(steps)? {
+        let now = toolchain::compilers();
+        if let Some(found) = first_with_llvm(&now) {
+            return install_linker(steps, &found);
+        }
+    }
+    bail!("{}", both_ways())
+}
+
+/// A compiler, and the major version of an LLVM that reads what it writes.
+struct Pair {
+    compiler: Compiler,
+    llvm: u32,
+}
+
+/// The first compiler for which an LLVM is there or to be had.
+fn first_with_llvm(compilers: &[Compiler]) -> Option<Pair> {
+    compilers.iter().find_map(|compiler| {
+        let newest = LINKER_NEWEST_LLVM.max(compiler.llvm);
+        let mut majors = compiler.llvm..=newest;
+        let to_be_had = |m: &u32| toolchain::llvm_config(*m).is_some() || has_llvm_package(*m);
+        majors.find(to_be_had).map(|llvm| Pair { compiler: compiler.clone(), llvm })
+    })
+}
+
+fn has_llvm_package(major: u32) -> bool {
+    apt::is_here() && apt::candidate(&format!("llvm-{major}-dev")).is_some()
+}
+
+/// A distribution's rustc with its library source. `false`: it has none that is new enough.
+fn install_compiler(steps: &mut Steps) -> Result<bool> {
+    const SETS: [[&str; 3]; 2] = [["rustc-web", "cargo-web", "rust-web-src"], ["rustc", "cargo", "rust-src"]];
+    let usable =
+        |set: &&[&str; 3]| set.iter().all(|p| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST));
+    if !SETS.iter().any(|s| usable(&s)) {
+        apt::update(steps)?;
+    }
+    let Some(set) = SETS.iter().find(usable) else { return Ok(false) };
+    steps.one_more();
+    let packages: Vec<_> = set.iter().map(|&p| p.to_owned()).collect();
+    apt::install(steps, &format!("eBPF compiler: packages {}", set.join(" ")), &packages)?;
+    Ok(true)
+}
+
+fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
+    if apt::is_here() {
+        let mut packages = vec!["libzstd-dev".to_owned(), "zlib1g-dev".to_owned(), "g++".to_owned()];
+        if toolchain::llvm_config(pair.llvm).is_none() {
+            packages.push(format!("llvm-{}-dev", pair.llvm));
+        }
+        packages.retain(|p| !apt::is_installed(p));
+        if !packages.is_empty() {
+            steps.one_more();
+            apt::install(steps, &format!("LLVM {}: packages {}", pair.llvm, packages.join(" ")), &packages)?;
+        }
+    }
+    let Some(config) = toolchain::llvm_config(pair.llvm) else {
+        bail!("llvm-config of LLVM {} is not found, which bpf-linker is built against", pair.llvm);
+    };
+    let bin = config.parent().map(std::path::Path::to_owned).unwrap_or_default();
+    let path = std::env::join_paths(
+        std::iter::once(bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
+    let build = workspace::tools().join("build");
+    let mut install = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    workspace::clean_environment(&mut install);
+    install.args(["install", "bpf-linker", "--locked", "--force", "--no-default-features", "--features"]);
+    install.arg(format!("llvm-{}", pair.llvm)).arg("--root").arg(workspace::tools());
+    if pair.llvm <= LINKER_NEWEST_LLVM {
+        install.args(["--version", LINKER_VERSION]);
+    }
+    install.env("CARGO_TARGET_DIR", &build).env("PATH", path).env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+    if let Some(prefix) = bin.parent() {
+        install.env("LLVM_PREFIX", prefix);
+    }
+    steps.one_more();
+    steps.run(&format!("bpf-linker with LLVM {}", pair.llvm), &mut install)?;
+    let _ = std::fs::remove_dir_all(build);
+    match Toolchain::find() {
+        Some(_) => Ok(()),
+        None => bail!("bpf-linker is built, but does not serve {}", pair.compiler.name()),
+    }
+}
+
+/// The two ways to a compiler for the programs, for people.
+pub fn both_ways() -> String {
+    let (major, minor) = OLDEST_RUST;
+    format!(
+        "no compiler for the eBPF programs: rustc {major}.{minor} or newer with its library source is needed, and bpf-linker \
+         with an LLVM that is not older than the compiler's\n  \
+         next: rustup toolchain install nightly --component rust-src    (then LLVM's development files, and: cargo xtask setup)\n  \
+         or:   the distribution's rustc, cargo and rust-src packages    (Debian: cargo xtask setup installs them)"
+    )
+}

@@ -1,0 +1,204 @@
+//! Runs a test executable (libtest) and reads what it prints: passed, failed, skipped with a reason.
+//!
+//! A test that cannot run prints `skip <test>: needs …` and returns. libtest calls that a pass; here it is a skip.
+
+use crate::steps::{seconds, tail};
+use crate::workspace;
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A suite that takes longer hangs: it is stopped, and what it was doing is shown.
+const LONGEST: Duration = Duration::from_secs(20 * 60);
+
+pub struct Suite {
+    pub name: String,
+    pub command: Command,
+}
+
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub passed: usize,
+    pub failed: Vec<String>,
+    /// Test and reason.
+    pub skipped: Vec<(String, String)>,
+}
+
+impl Outcome {
+    pub fn add(&mut self, other: Outcome) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+}
+
+impl Suite {
+    /// Runs it, prints one line, and what failed in full.
+    ///
+    /// # Errors
+    /// It could not be started, or its output could not be kept.
+    pub fn run(mut self) -> Result<Outcome> {
+        let log = workspace::logs().join(format!("test-{}.log", self.name));
+        fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
+        let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let begun = Instant::now();
+        self.command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        let mut child = self.command.spawn().with_context(|| format!("cannot start suite {}", self.name))?;
+        let terminal = std::io::stdout().is_terminal();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break Some(status);
+            }
+            if begun.elapsed() > LONGEST {
+                stop_group(child.id());
+                child.wait()?;
+                break None;
+            }
+            if terminal {
+                print!("\r{:<14} … {} s", self.name, begun.elapsed().as_secs());
+                std::io::stdout().flush()?;
+            }
+            std::thread::sleep(Duration::from_millis(if terminal { 200 } else { 20 }));
+        };
+        let text = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
+        let mut outcome = read(&text);
+        match status {
+            None => outcome.failed.push(format!("stopped after {}", seconds(LONGEST))),
+            // A crash, or an executable without libtest's harness that failed.
+            Some(s) if !s.success() && outcome.failed.is_empty() => outcome.failed.push(format!("ended with {s}")),
+            Some(_) => {}
+        }
+        let redraw = if terminal { "\r" } else { "" };
+        println!("{redraw}{}", summary(&self.name, &outcome, begun.elapsed()));
+        if !outcome.failed.is_empty() {
+            println!("{}\nthe whole output is in {}", what_failed(&text), log.display());
+        }
+        for failed in &mut outcome.failed {
+            *failed = format!("{} {failed}", self.name);
+        }
+        for (test, _) in &mut outcome.skipped {
+            *test = format!("{} {test}", self.name);
+        }
+        Ok(outcome)
+    }
+}
+
+/// Ends a suite and everything it started: it was given a process group of its own.
+fn stop_group(leader: u32) {
+    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{leader}")]).status();
+}
+
+pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
+    let (passed, failed, skipped) = (outcome.passed, outcome.failed.len(), outcome.skipped.len());
+    format!("{name:<14} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {}", seconds(took))
+}
+
+/// Reads libtest's output with `--show-output`.
+fn read(text: &str) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut passed: Vec<&str> = Vec::new();
+    let mut section: Option<&str> = None;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("test ").filter(|_| section.is_none()) {
+            match rest.rsplit_once(" ... ") {
+                Some((name, "ok")) => passed.push(name),
+                Some((name, "FAILED")) => outcome.failed.push(name.to_owned()),
+                Some((name, verdict)) if verdict.starts_with("ignored") => {
+                    let why = verdict.strip_prefix("ignored, ").unwrap_or("ignored");
+                    outcome.skipped.push((name.to_owned(), why.to_owned()));
+                }
+                _ => {}
+            }
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----")) {
+            section = Some(name);
+        } else if line == "successes:" || line == "failures:" || line.starts_with("test result:") {
+            section = None;
+        } else if let Some((label, why)) = line.strip_prefix("skip ").and_then(|l| l.split_once(": "))
+            && why.starts_with("needs ")
+        {
+            // The test as a whole, or one row of its table: only the first is no pass.
+            let whole = |test: &str| test == label || test.rsplit("::").next() == Some(label);
+            if let Some(test) = section.filter(|t| whole(t)) {
+                passed.retain(|p| *p != test);
+            }
+            outcome.skipped.push((label.to_owned(), why.to_owned()));
+        }
+    }
+    outcome.passed = passed.len();
+    outcome
+}
+
+/// From libtest's list of failures on, or the end of the output.
+fn what_failed(text: &str) -> String {
+    match text.find("\nfailures:\n") {
+        Some(at) => text[at..].trim().to_owned(),
+        None => tail(text, 60),
+    }
+}
+
+/// The arguments that make libtest print what [`read`] reads.
+pub fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
+    let mut command = Command::new(executable);
+    command.args(["--show-output", "--color", "never"]).args(filters);
+    if let Some(threads) = threads {
+        command.arg(format!("--test-threads={threads}"));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "
+running 5 tests
+test a::works ... ok
+test a::cannot_run ... ok
+test b::breaks ... FAILED
+test b::table ... ok
+test b::later ... ignored, needs a VM
+
+successes:
+
+---- a::cannot_run stdout ----
+skip cannot_run: needs tcx: BPF_LINK_CREATE gave EINVAL
+test of ours ... ok
+
+---- b::table stdout ----
+skip table/iptables/v6: needs ip6tables: not found
+
+
+successes:
+    a::works
+
+failures:
+
+---- b::breaks stdout ----
+thread 'b::breaks' panicked at tests/x.rs:1:1:
+
+failures:
+    b::breaks
+
+test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+
+    #[test]
+    fn a_skipped_test_is_not_a_pass_but_a_table_with_a_skipped_row_is() {
+        let outcome = read(OUTPUT);
+        assert_eq!(2, outcome.passed, "{outcome:?}");
+        assert_eq!(vec!["b::breaks".to_owned()], outcome.failed);
+        let labels: Vec<_> = outcome.skipped.iter().map(|(l, _)| l.as_str()).collect();
+        assert_eq!(vec!["b::later", "cannot_run", "table/iptables/v6"], labels);
+        assert_eq!("needs a VM", outcome.skipped[0].1);
+    }
+
+    #[test]
+    fn failures_are_shown_from_their_own_output_on() {
+        assert!(what_failed(OUTPUT).starts_with("failures:"));
+        assert!(what_failed("thread main panicked").contains("panicked"));
+    }
+}

@@ -1,0 +1,241 @@
+//! Every check and test, in the order in which a failure tells most: the object, the build, the rules, then the suites
+//! from the smallest to the largest. Ends with `N passed, N failed, N skipped`, alone on its line.
+
+use crate::setup::{self, Part};
+use crate::steps::{self, seconds, tail};
+use crate::suite::{Outcome, Suite, harness, summary};
+use crate::{apt, build_ebpf, lint, reproducible, workspace};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, fault, engine.
+    /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    only: Vec<String>,
+    /// Leave out the second build of the object and the suites that take longest (fault, engine)
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Suites of the `tests` package, and how many of their tests may run side by side: most of their time they wait.
+const SUITES: [(&str, usize); 5] = [("packet", 2), ("contract", 4), ("e2e", 4), ("fault", 2), ("engine", 1)];
+const SLOW: [&str; 2] = ["fault", "engine"];
+const CHECKS: [&str; 4] = ["object", "fmt", "clippy", "lint"];
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        let named = self.only.iter().any(|o| o == name || o.starts_with(&format!("{name}::")));
+        named || self.only.is_empty() && !(self.quick && (SLOW.contains(&name) || name == "object"))
+    }
+
+    fn filters(&self, suite: &str) -> Vec<String> {
+        self.only.iter().filter_map(|o| o.strip_prefix(&format!("{suite}::"))).map(str::to_owned).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        let known: Vec<&str> = CHECKS.into_iter().chain(["unit"]).chain(SUITES.map(|(n, _)| n)).collect();
+        match self.only.iter().find(|o| !known.contains(&o.split("::").next().unwrap_or_default())) {
+            Some(other) => bail!("--only {other}: there is {}", known.join(", ")),
+            None => Ok(()),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    args.check()?;
+    let begun = Instant::now();
+    let mut total = Outcome::default();
+    if let Err(error) = all(args, &mut total) {
+        eprintln!("error: {error:#}");
+        total.failed.push(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
+    }
+    report(&total);
+    println!("\nin {}", seconds(begun.elapsed()));
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed.len(), total.skipped.len());
+    Ok(if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn all(args: &Args, total: &mut Outcome) -> Result<()> {
+    setup::ensure(&[Part::Toolchain, Part::Tests, Part::Engine])?;
+    let begun = Instant::now();
+    build_ebpf::build()?;
+    println!("{:<14} {}", "eBPF object", seconds(begun.elapsed()));
+    let begun = Instant::now();
+    let executables = build()?;
+    println!("{:<14} {}", "netpath, tests", seconds(begun.elapsed()));
+    for name in CHECKS.iter().filter(|n| args.wants(n)) {
+        let begun = Instant::now();
+        let outcome = check(name)?;
+        println!("{}", summary(name, &outcome, begun.elapsed()));
+        total.add(outcome);
+    }
+    for (name, command) in suites(args, &executables) {
+        total.add(Suite { name, command }.run()?);
+    }
+    if !apt::is_root() {
+        println!("not root: what needs namespaces or bpf() was skipped");
+    }
+    Ok(())
+}
+
+/// One check, as a test of that name.
+fn check(name: &str) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let failed = match name {
+        "object" => reproducible::difference()?.map(|d| format!("two builds of the object differ: {d}")),
+        "lint" => Some(lint::findings()?.join("\n")).filter(|f| !f.is_empty()),
+        _ => match rust_check(name)? {
+            Ok(failed) => failed,
+            Err(why) => {
+                outcome.skipped.push((name.to_owned(), why));
+                return Ok(outcome);
+            }
+        },
+    };
+    match failed {
+        Some(text) => {
+            println!("{text}");
+            outcome.failed.push(name.to_owned());
+        }
+        None => outcome.passed = 1,
+    }
+    Ok(outcome)
+}
+
+/// `cargo fmt` or `cargo clippy`; the inner `Err` is why it cannot run here.
+fn rust_check(name: &str) -> Result<Result<Option<String>, String>> {
+    let tool = if name == "fmt" { "rustfmt" } else { "clippy-driver" };
+    if !Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return Ok(Err(format!(
+            "needs {tool}: rustup component add {}",
+            if name == "fmt" { "rustfmt" } else { "clippy" }
+        )));
+    }
+    let runs: &[&[&str]] = if name == "fmt" {
+        &[&["fmt", "--all", "--check"], &["fmt", "--manifest-path", "netpath-ebpf/Cargo.toml", "--check"]]
+    } else {
+        &[&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]]
+    };
+    for args in runs {
+        let mut command = workspace::cargo();
+        let out =
+            command.args(*args).stdin(Stdio::null()).output().with_context(|| format!("cannot start cargo {name}"))?;
+        if !out.status.success() {
+            let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            return Ok(Ok(Some(format!("{}:\n{}", steps::line(&command), tail(&text, 80)))));
+        }
+    }
+    Ok(Ok(None))
+}
+
+struct Executable {
+    package: String,
+    target: String,
+    path: PathBuf,
+}
+
+/// Builds the netpath binary and every test executable of the workspace.
+fn build() -> Result<Vec<Executable>> {
+    let mut build = workspace::cargo();
+    run_cargo(build.args(["build", "--quiet", "--package", "netpath", "--package", "netpath-tests", "--bins"]))?;
+    let mut tests = workspace::cargo();
+    tests.args(["test", "--quiet", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let out = run_cargo(&mut tests)?;
+    Ok(out.lines().filter_map(executable).collect())
+}
+
+fn executable(message: &str) -> Option<Executable> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    let path = message.get("executable")?.as_str()?.into();
+    if !message["profile"]["test"].as_bool()? {
+        return None;
+    }
+    let manifest = PathBuf::from(message["manifest_path"].as_str()?);
+    let package = manifest.parent()?.file_name()?.to_string_lossy().into_owned();
+    Some(Executable { package, target: message["target"]["name"].as_str()?.to_owned(), path })
+}
+
+fn run_cargo(command: &mut Command) -> Result<String> {
+    let out = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !out.status.success() {
+        bail!("{} failed ({})", steps::line(command), out.status);
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// What is to be run, in order. A suite of which the checkout has no executable is not there yet.
+fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
+    let mut all = Vec::new();
+    let is_suite = |e: &Executable| e.package == "tests" && SUITES.iter().any(|(n, _)| *n == e.target);
+    if args.wants("unit") {
+        for unit in executables.iter().filter(|e| !is_suite(e)) {
+            let name = if unit.package == unit.target {
+                unit.target.clone()
+            } else {
+                format!("{}/{}", unit.package, unit.target)
+            };
+            all.push((name.replace('/', "-"), harness(&unit.path, None, &args.filters("unit"))));
+        }
+    }
+    for (name, threads) in SUITES.into_iter().filter(|(n, _)| args.wants(n)) {
+        if let Some(found) = executables.iter().find(|e| is_suite(e) && e.target == name) {
+            all.push((name.to_owned(), harness(&found.path, Some(threads), &args.filters(name))));
+        }
+    }
+    for (_, command) in &mut all {
+        command.current_dir(workspace::root()).env("NETPATH_BIN", workspace::target().join("debug/netpath"));
+    }
+    all
+}
+
+fn report(total: &Outcome) {
+    if !total.skipped.is_empty() {
+        println!("\nSKIPPED");
+        for (test, why) in &total.skipped {
+            println!("  {test:<50} {why}");
+        }
+    }
+    if !total.failed.is_empty() {
+        println!("\nFAILED");
+        for failed in &total.failed {
+            println!("  {failed}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(only: &[&str], quick: bool) -> Args {
+        Args { only: only.iter().map(|&o| o.to_owned()).collect(), quick }
+    }
+
+    #[test]
+    fn a_name_may_carry_a_filter() {
+        let a = args(&["e2e::hairpin", "lint"], false);
+        assert!(a.wants("e2e") && a.wants("lint") && !a.wants("packet") && !a.wants("fmt"));
+        assert_eq!(vec!["hairpin".to_owned()], a.filters("e2e"));
+        assert!(a.check().is_ok());
+        assert!(args(&["e3e"], false).check().is_err());
+    }
+
+    #[test]
+    fn quick_leaves_out_what_takes_longest() {
+        assert!(!args(&[], true).wants("engine") && args(&[], true).wants("e2e"));
+        assert!(args(&["engine"], true).wants("engine"));
+    }
+
+    #[test]
+    fn test_executables_are_read_from_cargos_messages() {
+        let line = r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"e2e"},"profile":{"test":true},"executable":"/w/target/debug/deps/e2e-1"}"#;
+        let found = executable(line).expect("a test executable");
+        assert_eq!(("tests", "e2e"), (found.package.as_str(), found.target.as_str()));
+        assert!(executable(r#"{"reason":"build-finished","success":true}"#).is_none());
+        assert!(executable(&line.replace("true", "false")).is_none());
+    }
+}
