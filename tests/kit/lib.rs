@@ -3,6 +3,7 @@
 pub mod host;
 pub mod need;
 pub mod netavark;
+pub mod podman;
 pub mod refuse_bpf;
 pub mod topology;
 pub mod traffic;
