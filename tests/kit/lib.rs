@@ -1,9 +1,11 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
+pub mod echo;
 pub mod host;
 pub mod need;
 pub mod netavark;
 pub mod podman;
 pub mod refuse_bpf;
+pub mod residue;
 pub mod topology;
 pub mod traffic;
