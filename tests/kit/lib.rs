@@ -2,6 +2,7 @@
 
 pub mod echo;
 pub mod host;
+pub mod maps;
 pub mod need;
 pub mod netavark;
 pub mod podman;

@@ -72,17 +72,13 @@ impl Machine {
         }
         for program in ["podman", "crun", "conmon", "busybox", "unshare", "nsenter", "ip", "tar"] {
             if find_program(program).is_none() {
-                return Some(format!("{program} (cargo xtask setup --with podman, or the distribution's package)"));
+                return Some(format!("the program {program}"));
             }
         }
         if !Path::new("/etc/containers").is_dir() {
             return Some("/etc/containers (the distribution's podman package)".into());
         }
-        let file = backend_file(backend);
-        if !file.is_file() {
-            return Some(format!("{} (cargo build)", file.display()));
-        }
-        None
+        backend_file(backend).err().map(|e| format!("{e:#}"))
     }
 
     /// A host with a client, and the image `bb` in its store; `peer` becomes a program of that image.
@@ -107,7 +103,7 @@ impl Machine {
     }
 
     fn boot(backend: Backend, dir: PathBuf) -> Result<Self> {
-        let netavark = backend_file(backend);
+        let netavark = backend_file(backend)?;
         let mut helpers = vec![format!("netavark={}", netavark.display())];
         if let Some(aardvark) = packaged_helper("aardvark-dns") {
             helpers.push(format!("aardvark-dns={}", aardvark.display()));
@@ -219,9 +215,21 @@ impl Machine {
         self.backend
     }
 
-    /// The backend's own command line, as a user types it.
-    pub fn backend_file(&self) -> PathBuf {
-        backend_file(self.backend)
+    /// What Podman runs under `name`, as a path on the host.
+    pub fn helper(&self, name: &str) -> String {
+        self.dir.join("helpers").join(name).display().to_string()
+    }
+
+    /// A command that opens a shell on the host.
+    pub fn shell(&self) -> String {
+        format!("nsenter -a -t {} sh", self.init().unwrap_or(self.host.pid()))
+    }
+
+    /// The first process of the host, as seen from here.
+    fn init(&self) -> Option<u32> {
+        let pid = self.host.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
     }
 
     /// The address of `container` on `network`.
@@ -238,11 +246,10 @@ impl Machine {
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The file that Podman is to take for netavark.
-pub fn backend_file(backend: Backend) -> PathBuf {
+fn backend_file(backend: Backend) -> Result<PathBuf> {
     match backend {
-        Backend::Netavark => packaged_helper("netavark").unwrap_or_else(|| "/usr/lib/podman/netavark".into()),
-        Backend::Netpath(_) => std::env::var_os("NETPATH_BIN")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/netpath"), PathBuf::from),
+        Backend::Netavark => packaged_helper("netavark").context("no netavark of the distribution"),
+        Backend::Netpath(_) => crate::netavark::binary(),
     }
 }
 
