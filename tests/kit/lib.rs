@@ -1,6 +1,7 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
 pub mod echo;
+pub mod example;
 pub mod host;
 pub mod maps;
 pub mod need;
