@@ -12,7 +12,7 @@ pub fn a_killed_container_is_removed_and_replaced(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let pid = pid_of(m, "Pid", "web")?;
-    m.run_on_host("kill", &["-KILL", &pid])?;
+    m.run_on_host("sh", &["-c", &format!("kill -KILL {pid}")])?;
     m.podman(&["rm", "-f", "-t", "0", "web"])?;
     m.nothing_left()?;
     run_httpd(m, "web", &["-p", "8080:80"])?;
@@ -27,7 +27,7 @@ pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     for field in ["ConmonPid", "Pid"] {
         let pid = pid_of(m, field, "web")?;
-        m.run_on_host("kill", &["-KILL", &pid])?;
+        m.run_on_host("sh", &["-c", &format!("kill -KILL {pid}")])?;
     }
     m.podman(&["rm", "-f", "-t", "0", "web"])?;
     m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;

@@ -25,9 +25,9 @@ pub fn a_paused_container_goes_on_after_unpause(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let pid = m.podman(&["inspect", "--format", "{{.State.Pid}}", "web"])?;
-    m.run_on_host("kill", &["-STOP", &pid])?;
+    m.run_on_host("sh", &["-c", &format!("kill -STOP {pid}")])?;
     m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
-    m.run_on_host("kill", &["-CONT", &pid])?;
+    m.run_on_host("sh", &["-c", &format!("kill -CONT {pid}")])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     check_rung(m)
 }

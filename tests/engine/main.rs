@@ -77,6 +77,41 @@ fn run(name: &str, backend: Backend, case: fn(&Machine) -> Result<()>) {
     }
 }
 
+/// The check at the end of each case, checked: whatever could be left behind is seen.
+#[test]
+fn what_is_left_behind_is_seen() {
+    let backend = Backend::Netpath(None);
+    if let Some(missing) = Machine::missing(backend) {
+        kit::need::say(&format!("skip what_is_left_behind_is_seen: needs {missing}"));
+        return;
+    }
+    let seen = || -> Result<()> {
+        let machine = Machine::start(backend, None)?;
+        machine.nothing_left().context("a machine that nothing was done to")?;
+        let leave = [
+            ("link left: left0", "ip link add left0 type bridge"),
+            ("namespace left: left", "ip netns add left"),
+            ("route left: blackhole 198.51.100.0/24", "ip route add blackhole 198.51.100.0/24"),
+            ("policy rule left:", "ip rule add from 198.51.100.0/24 table 77"),
+            ("file left: netpath/1234/", "mkdir -p /run/netpath/1234"),
+            ("pin left: netpath/", "mount -t bpf bpf /sys/fs/bpf; mkdir /sys/fs/bpf/netpath"),
+            ("sysctl left: ipv4/conf/lo/route_localnet:1", "echo 1 >/proc/sys/net/ipv4/conf/lo/route_localnet"),
+            ("mount left: cgroup2 on /mnt", "mount -t cgroup2 cgroup2 /mnt"),
+            ("process left: sleep 77", "sleep 77 >/dev/null 2>&1 &"),
+            ("netfilter rule left: iptables-save: -A INPUT", "iptables -A INPUT -s 198.51.100.1 -j DROP"),
+        ];
+        for (_, how) in leave {
+            machine.run_on_host("sh", &["-c", how])?;
+        }
+        let found = machine.nothing_left().err().context("nothing was found")?.to_string();
+        for (what, _) in leave {
+            anyhow::ensure!(found.contains(what), "{what:?} was not found: {found}");
+        }
+        Ok(())
+    };
+    seen().unwrap_or_else(|e| panic!("{e:#}"));
+}
+
 /// What a case has not removed itself: containers, pods, networks.
 fn remove_everything(machine: &Machine) -> Result<()> {
     machine.podman(&["pod", "rm", "-fa", "-t", "0"])?;

@@ -61,7 +61,7 @@ pub fn containers_find_each_other_by_name(m: &Machine) -> Result<()> {
     m.podman(&["rm", "-f", "-t", "0", "back"])?;
     ensure!(page_from(m, "front", "http://back/").is_err(), "a removed container still has its name");
     run_httpd(m, "late", &["--network", "named"])?;
-    let page = reach::eventually(Duration::from_secs(3), || page_from(m, "front", "http://late/"));
+    let page = reach::eventually(Duration::from_secs(9), || page_from(m, "front", "http://late/"));
     assert_eq!(PAGE.trim_end(), page?);
     Ok(())
 }

@@ -6,6 +6,9 @@
 //!   eth0 192.0.2.2  2001:db8:1::2 ─ wire ─ eth0 192.0.2.1  2001:db8:1::1      podman, conmon, containers
 //!   lo   203.0.113.9                       default route via the client
 //! ```
+//!
+//! `NETPATH_TEST_PODMAN_ROOT=DIR` takes Podman from another root file system, `NETPATH_TEST_STORAGE=vfs` another storage
+//! driver than overlay, and `NETPATH_TEST_LOG=debug` makes Podman and its network talk.
 
 pub mod image;
 pub mod reach;
@@ -113,6 +116,7 @@ impl Machine {
         host.args(["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]);
         host.args(["sh", "-c", include_str!("podman/machine.sh")]);
         host.env("BASE", &dir).env("HELPERS", helpers.join(" ")).env("DRIVER", driver);
+        host.env("ROOT", std::env::var_os("NETPATH_TEST_PODMAN_ROOT").unwrap_or_default());
         let host = Holder::start(host).context("cannot make the host's namespaces")?;
         let mut client = Command::new("unshare");
         client.args(["--net", "sh", "-c", "echo ready; exec cat >/dev/null"]);

@@ -2,10 +2,25 @@
 # stays as their first process: everything in them ends with it, and it ends when its standard input is closed.
 #
 # Hidden behind file systems of its own: /run /var/lib /var/tmp /dev/shm /etc/containers /sys. The rest of the real host
-# is seen, and not written to. BASE: an empty directory, HELPERS: netavark=PATH and aardvark-dns=PATH, DRIVER: of storage.
+# is seen, and not written to. BASE: an empty directory below /tmp, HELPERS: netavark=PATH aardvark-dns=PATH, DRIVER: of
+# storage, ROOT: another root file system to boot into, with a Podman of its own; may be empty.
 set -eu
 
 mount --make-rprivate /
+if [ -n "$ROOT" ]; then
+    mount --rbind "$ROOT" "$ROOT"
+    mount --rbind /proc "$ROOT/proc"
+    mount --rbind /dev "$ROOT/dev"
+    mount -t tmpfs -o mode=1777 netpath-test "$ROOT/tmp"
+    # What Podman takes for netavark is a file of this side.
+    netavark=${HELPERS%% *} && netavark=${netavark#*=}
+    mkdir -p "$ROOT$BASE" && : >"$ROOT$BASE/../netavark-$$"
+    mount --bind "$netavark" "$ROOT$BASE/../netavark-$$"
+    HELPERS="netavark=$(dirname "$BASE")/netavark-$$ ${HELPERS#* }"
+    cd "$ROOT"
+    pivot_root . mnt
+    umount -l /mnt
+fi
 for place in "$BASE" /run /var/lib /dev/shm /etc/containers; do
     mount -t tmpfs -o mode=0755 netpath-test "$place"
 done

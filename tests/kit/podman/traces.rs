@@ -75,7 +75,9 @@ impl Machine {
         traces.add("policy rule", words(self.run_on_host("ip", &["rule"])?));
         traces.add("namespace", names_in(&self.root("/run/netns")));
         traces.add("process", self.processes()?);
-        traces.add("pin", files_below(&self.root("/sys/fs/bpf")));
+        // Directories too: netpath's are to go with the last of what is in them.
+        traces.add("pin", everything_below(&self.root("/sys/fs/bpf")));
+        traces.add("file", everything_below(&self.root("/run")).into_iter().filter(|f| f.starts_with("netpath")));
         // Podman's and crun's own: databases, storage, and what crun keeps of a container whose conmon was killed.
         let files = files_below(&self.root("/run")).into_iter();
         traces.add(
@@ -200,18 +202,23 @@ fn names_in(dir: &Path) -> Vec<String> {
     entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Everything below `dir` that is not a directory, with its path from there.
-fn files_below(dir: &Path) -> Vec<String> {
-    let mut files = Vec::new();
+/// Files and directories below `dir`, with their path from there; a directory's ends with a slash.
+fn everything_below(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
     let mut open = vec![String::new()];
     while let Some(at) = open.pop() {
         for entry in std::fs::read_dir(dir.join(&at)).into_iter().flatten().flatten() {
-            let path = format!("{at}{}", entry.file_name().to_string_lossy());
-            match entry.file_type() {
-                Ok(t) if t.is_dir() => open.push(format!("{path}/")),
-                _ => files.push(path),
+            let mut path = format!("{at}{}", entry.file_name().to_string_lossy());
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                path.push('/');
+                open.push(path.clone());
             }
+            found.push(path);
         }
     }
-    files
+    found
+}
+
+fn files_below(dir: &Path) -> Vec<String> {
+    everything_below(dir).into_iter().filter(|path| !path.ends_with('/')).collect()
 }
