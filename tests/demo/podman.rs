@@ -1,5 +1,6 @@
 //! The demo with a real Podman: `podman run -p`, and a look at who carried the packets.
 
+use crate::steps::Steps;
 use anyhow::{Context, Result, ensure};
 use kit::maps;
 use kit::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
@@ -7,9 +8,8 @@ use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const STEPS: usize = 6;
 const PORT: u16 = 8080;
 
 /// Runs the demo. `keep`: waits before cleaning up, so that the machine can be looked at.
@@ -23,13 +23,14 @@ pub fn run(keep: bool) -> Result<()> {
     }
     println!("A container of a real Podman, its port published by eBPF\n");
 
-    let step = step(1, "a host of its own, with Podman and a client beyond a wire");
+    let mut steps = Steps::of(6);
+    let step = steps.next("a host of its own, with Podman and a client beyond a wire");
     let machine = Machine::start(backend, None)?;
     let version = machine.podman(&["version", "--format", "{{.Version}}"])?;
     let network = machine.run_on_host(&machine.helper("netavark"), &["--version"])?;
     step.done(&[format!("podman {version}; in the place of its netavark: {}", network.trim())]);
 
-    let step = self::step(2, &format!("podman run -d --name web -p {PORT}:80 bb httpd"));
+    let step = steps.next(&format!("podman run -d --name web -p {PORT}:80 bb httpd"));
     let publish = format!("{PORT}:80");
     machine.podman(&[
         "run", "-d", "--name", "web", "-p", &publish, "bb", "httpd", "-f", "-vv", "-p", "80", "-h", "/www",
@@ -37,7 +38,7 @@ pub fn run(keep: bool) -> Result<()> {
     let web = machine.address("web", "podman")?;
     step.done(&[format!("web has the address {web}")]);
 
-    let step = self::step(3, "the page, from everywhere");
+    let step = steps.next("the page, from everywhere");
     let host = SocketAddr::new(HOST.into(), PORT);
     let outside = machine.client(|| fetch(host))?.context("from outside")?;
     let logs = reach::eventually(Duration::from_secs(3), || server_saw(&machine, &format!("[::ffff:{CLIENT}]")))?;
@@ -50,10 +51,10 @@ pub fn run(keep: bool) -> Result<()> {
     }
     step.done(&lines);
 
-    let step = self::step(4, "what carried it");
+    let step = steps.next("what carried it");
     step.done(&carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?);
 
-    let step = self::step(5, "rules of netfilter on this host");
+    let step = steps.next("rules of netfilter on this host");
     let rules = machine.netfilter()?;
     ensure!(rules.is_empty(), "expected none, found:\n{}", rules.join("\n"));
     step.done(&["none".to_owned(), incumbent_rules()?]);
@@ -64,7 +65,7 @@ pub fn run(keep: bool) -> Result<()> {
         std::io::stdin().read_line(&mut String::new())?;
     }
 
-    let step = self::step(6, "podman rm -f web");
+    let step = steps.next("podman rm -f web");
     machine.podman(&["rm", "-f", "-t", "0", "web"])?;
     machine.client(|| reach::nobody(host))??;
     machine.nothing_left()?;
@@ -127,20 +128,4 @@ fn incumbent_rules() -> Result<String> {
     let publish = format!("{PORT}:80");
     machine.podman(&["run", "-d", "-p", &publish, "bb", "sleep", "60"])?;
     Ok(format!("{} has {} for the same container", version.trim(), machine.netfilter()?.len()))
-}
-
-struct Step(Instant);
-
-fn step(number: usize, what: &str) -> Step {
-    println!("[{number}/{STEPS}] {what}");
-    Step(Instant::now())
-}
-
-impl Step {
-    fn done(self, lines: &[String]) {
-        for line in lines.iter().filter(|l| !l.is_empty()) {
-            println!("      {line}");
-        }
-        println!("      {:.1} s", self.0.elapsed().as_secs_f32());
-    }
 }
