@@ -8,15 +8,18 @@ use netpath_common::reason;
 
 /// Control maps are written by the control plane alone (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
 const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
+/// Written through memory (5.5), so that a range of ten thousand ports costs no system call each. The kernel maps no array
+/// writable that programs only read (`kernel/bpf/syscall.c, bpf_map_mmap()`), so that these are read-only by habit alone.
+const MAPPED: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
 
 #[map(name = "np_cfg")]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, READ_ONLY);
 #[map(name = "np_port_tcp")]
-pub static PORT_TCP: Array<PortSlot> = Array::with_max_entries(65_536, READ_ONLY);
+pub static PORT_TCP: Array<PortSlot> = Array::with_max_entries(65_536, MAPPED);
 #[map(name = "np_port_udp")]
-pub static PORT_UDP: Array<PortSlot> = Array::with_max_entries(65_536, READ_ONLY);
+pub static PORT_UDP: Array<PortSlot> = Array::with_max_entries(65_536, MAPPED);
 #[map(name = "np_rule")]
-pub static RULE: Array<Rule> = Array::with_max_entries(RULES, READ_ONLY);
+pub static RULE: Array<Rule> = Array::with_max_entries(RULES, MAPPED);
 #[map(name = "np_ep")]
 pub static ENDPOINT: HashMap<Addr, Endpoint> = HashMap::with_max_entries(ENDPOINTS, READ_ONLY);
 #[map(name = "np_net")]

@@ -1,7 +1,9 @@
 //! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
 
+use super::ebpf::Ebpf;
 use super::iptables::Iptables;
-use super::{Datapath, none::NoDatapath};
+use super::none::NoDatapath;
+use super::{Datapath, probe};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
 
@@ -42,12 +44,19 @@ pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
     match rung {
         Rung::None => Ok(Box::new(NoDatapath)),
         Rung::Iptables => Ok(Box::new(Iptables::new()?)),
-        Rung::Ebpf => Err(Error::new(format!("cannot use the {rung} datapath")).because("this build does not have it")),
+        Rung::Ebpf => Ok(Box::new(Ebpf)),
     }
 }
 
-fn usable(rung: Rung) -> std::result::Result<(), String> {
-    open(rung).map(drop).map_err(|e| e.to_string())
+/// Whether a rung can be used here, asked of the kernel.
+///
+/// # Errors
+/// Why not.
+pub fn usable(rung: Rung) -> std::result::Result<(), String> {
+    match rung {
+        Rung::Ebpf => probe::ebpf_is_usable(),
+        Rung::Iptables | Rung::None => open(rung).map(drop).map_err(|e| e.to_string()),
+    }
 }
 
 fn choose_with(

@@ -4,6 +4,7 @@ pub mod ebpf;
 pub mod iptables;
 pub mod ladder;
 pub mod none;
+pub mod probe;
 
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Record, Rung};

@@ -9,7 +9,7 @@ fn name(s: &str) -> IfName {
     s.parse().expect("an interface name")
 }
 
-fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
     let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
     Record {
         order,
@@ -51,11 +51,11 @@ fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
     }
 }
 
-fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
+pub fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
     Publish::new(bind, Proto::Tcp, host, container, count).expect("a publish")
 }
 
-fn at(a: &str) -> HostBind {
+pub fn at(a: &str) -> HostBind {
     HostBind::Address(a.parse().expect("an address"))
 }
 

@@ -1,3 +1,109 @@
-//! The eBPF rung.
+//! The eBPF rung: programs at uplinks, bridges, `lo` and the cgroup root translate and redirect every packet.
+//!
+//! Everything it holds in the kernel is pinned below the namespace's cookie (`pins`), so that no process has to stay.
+//! `object` brings the maps and programs in, `compile` says what the maps must hold, `control` writes it, `hooks`
+//! attaches. Walks: docs/architecture.md.
 
+pub mod cgroup;
+pub mod clsact;
 pub mod compile;
+pub mod control;
+pub mod hooks;
+pub mod object;
+pub mod pins;
+mod purge;
+pub mod sys;
+
+use super::{Datapath, Refusal, Report, Sysctl};
+use crate::model::error::{Error, Result};
+use crate::model::{Desired, HostView, Proto, Record, Rung};
+use pins::Pins;
+
+/// How classifiers are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcMode {
+    Tcx,
+    Clsact,
+}
+
+impl TcMode {
+    /// `NETPATH_TC`: for tests, and for hosts where other software cannot live with one of the two.
+    ///
+    /// # Errors
+    /// It is neither `tcx` nor `clsact`.
+    pub fn forced() -> Result<Option<Self>> {
+        match std::env::var("NETPATH_TC").as_deref() {
+            Err(_) | Ok("") => Ok(None),
+            Ok("tcx") => Ok(Some(Self::Tcx)),
+            Ok("clsact") => Ok(Some(Self::Clsact)),
+            Ok(other) => Err(Error::new(format!("cannot use NETPATH_TC={other:?}")).because("expected tcx or clsact")),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Ebpf;
+
+impl Datapath for Ebpf {
+    fn rung(&self) -> Rung {
+        Rung::Ebpf
+    }
+
+    fn refusals(&self, record: &Record) -> Vec<Refusal> {
+        let sctp = record.publishes.iter().filter(|p| p.proto == Proto::Sctp);
+        sctp.map(|p| Refusal {
+            feature: format!("publish {}/sctp as {}/sctp", p.container_port(), p.host_port()),
+            why: "eBPF does not translate SCTP yet".into(),
+            next: "set NETPATH_DATAPATH=iptables before the first container starts".into(),
+        })
+        .collect()
+    }
+
+    /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
+    fn sysctls(&self, _desired: &Desired) -> Vec<Sysctl> {
+        ["route_localnet", "accept_local"]
+            .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() })
+            .into()
+    }
+
+    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
+        let pins = Pins::of(host.cookie);
+        if desired.records.is_empty() {
+            return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
+        }
+        let mut changed = object::ensure(&pins)?;
+        let mut tables = compile::compile(desired, host);
+        if tables.left_out > 0 {
+            let most = netpath_common::layout::RULE_CHAIN;
+            tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
+        }
+        // The bridge of an endpoint that has just gone is still there, and no uplink.
+        let bridges = control::bridges(&pins)?;
+        tables.uplinks.retain(|i, _| !bridges.contains(i));
+        // First what ends, last what begins; in between nothing leads to what is only half there.
+        let mut ports = control::Ports::open(&pins)?;
+        changed += ports.withdraw(&tables);
+        changed += control::sync(&pins, &tables)?;
+        changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
+        changed += ports.publish(&tables)?;
+        changed += remove_other_versions(host.cookie)?;
+        Ok(Report { changed })
+    }
+}
+
+fn remove(pins: &Pins) -> Result<usize> {
+    if !pins.exist() {
+        return Ok(0);
+    }
+    let filters = hooks::remove_filters(pins)?;
+    Ok(filters + pins.remove()?)
+}
+
+/// Trees of other builds, once this one's programs are in place.
+fn remove_other_versions(cookie: u64) -> Result<usize> {
+    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, pins| Ok(sum + remove(pins)?))
+}
+
+#[cfg(test)]
+#[path = "live_tests.rs"]
+mod live_tests;

@@ -1,0 +1,31 @@
+//! Puts the eBPF object, which another toolchain makes, where the crate can embed it, with a digest of its bytes.
+
+use std::path::PathBuf;
+use std::{env, fs, process};
+
+fn main() {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
+    let object = root.join("target/ebpf/netpath-ebpf.o");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={}", object.display());
+    let bytes = match fs::read(&object) {
+        Ok(bytes) if !bytes.is_empty() => bytes,
+        Ok(_) => stop("target/ebpf/netpath-ebpf.o is empty"),
+        Err(e) => stop(&format!("cannot read target/ebpf/netpath-ebpf.o: {e}")),
+    };
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("netpath-ebpf.o");
+    if let Err(e) = fs::write(&out, &bytes) {
+        stop(&format!("cannot write {}: {e}", out.display()));
+    }
+    println!("cargo::rustc-env=NETPATH_OBJECT_DIGEST={:016x}", digest(&bytes));
+}
+
+fn stop(why: &str) -> ! {
+    println!("cargo::error=the eBPF programs are missing: {why}; run `cargo xtask build-ebpf` first");
+    process::exit(1)
+}
+
+/// FNV-1a (draft-eastlake-fnv): tells builds apart, protects against nothing.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

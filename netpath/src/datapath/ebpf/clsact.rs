@@ -1,0 +1,199 @@
+//! The older place for programs (4.5): filters of the clsact qdisc, through netlink. They outlive their maker without
+//! pins, so marks among the pins say where there are some, and which qdiscs are ours.
+//!
+//! Ours are told apart by [`PRIORITY`] and [`HANDLE`]. A filter that is not ours is never touched, and a qdisc only
+//! removed if netpath made it and nothing is left in it.
+
+use crate::model::error::{Context, Result};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Above those that the kernel gives out by itself (49,152 and down), so that other filters run before ours.
+const PRIORITY: u16 = 0xC0DE;
+const HANDLE: u32 = 1;
+/// ETH_P_ALL in network byte order.
+const ALL_PROTOCOLS: u32 = 3_u16.to_be() as u32;
+
+/// One program at one interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Filter {
+    pub egress: bool,
+    pub prog_id: Option<u32>,
+}
+
+/// A netlink socket in the namespace of the calling thread.
+pub struct Tc {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Tc {
+    pub fn open() -> Result<Self> {
+        Self::connect().context(|| "cannot open a netlink socket".to_owned())
+    }
+
+    fn connect() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Makes the qdisc; false if there is one already.
+    pub fn add_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
+        let mut message = qdisc(ifindex);
+        message.attributes.push(TcAttribute::Kind("clsact".into()));
+        match self.change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Whether the interface has a clsact qdisc.
+    pub fn has_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
+        let dump =
+            self.ask(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(ifindex as i32)), NLM_F_DUMP)?;
+        Ok(dump
+            .into_iter()
+            .flatten()
+            .any(|m| m.header.index == ifindex as i32 && m.attributes.contains(&TcAttribute::Kind("clsact".into()))))
+    }
+
+    /// Takes the qdisc away if no filter is in it.
+    pub fn remove_qdisc_if_empty(&mut self, ifindex: u32) -> io::Result<bool> {
+        for egress in [false, true] {
+            if !self.dump(ifindex, egress)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        let mut message = qdisc(ifindex);
+        message.attributes.push(TcAttribute::Kind("clsact".into()));
+        absent(self.change(RouteNetlinkMessage::DelQueueDiscipline(message), 0)).map(|()| true)
+    }
+
+    /// Puts a program in place, in one step if another one of ours is there.
+    pub fn set_filter(&mut self, ifindex: u32, egress: bool, prog: impl AsFd, name: &str) -> io::Result<()> {
+        let mut message = filter(ifindex, egress);
+        message.attributes.push(TcAttribute::Kind("bpf".into()));
+        message.attributes.push(TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ProgFd(prog.as_fd().as_raw_fd() as u32)),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name.into())),
+            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+        ]));
+        self.change(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
+    }
+
+    /// Our program there, if any.
+    pub fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
+        Ok(self.dump(ifindex, egress)?.into_iter().flatten().find_map(|m| {
+            let ours = m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
+            ours.then(|| Filter { egress, prog_id: program(&m) })
+        }))
+    }
+
+    pub fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
+        let mut message = filter(ifindex, egress);
+        message.attributes.push(TcAttribute::Kind("bpf".into()));
+        absent(self.change(RouteNetlinkMessage::DelTrafficFilter(message), 0))
+    }
+
+    /// All filters of one direction; `None` = one that could not be read, so not one of ours.
+    fn dump(&mut self, ifindex: u32, egress: bool) -> io::Result<Vec<Option<TcMessage>>> {
+        let mut message = TcMessage::with_index(ifindex as i32);
+        message.header.parent = parent(egress);
+        match self.ask(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP) {
+            Err(e) if is_absent(&e) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.ask(message, flags | NLM_F_ACK).map(drop)
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<Option<TcMessage>>> {
+        self.sequence += 1;
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let mut answer = Vec::new();
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let head = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+                let len = (head.length() as usize).next_multiple_of(4).min(rest.len());
+                let ours = head.sequence_number() == self.sequence;
+                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|m| m.payload) {
+                    _ if !ours => {}
+                    Ok(NetlinkPayload::Done(_)) => return Ok(answer),
+                    Ok(NetlinkPayload::Error(e)) if e.raw_code() == 0 => return Ok(answer),
+                    Ok(NetlinkPayload::Error(e)) => return Err(e.to_io()),
+                    Ok(NetlinkPayload::InnerMessage(
+                        RouteNetlinkMessage::NewTrafficFilter(m) | RouteNetlinkMessage::NewQueueDiscipline(m),
+                    )) => answer.push(Some(m)),
+                    _ => answer.push(None),
+                }
+                rest = &rest[len..];
+            }
+        }
+    }
+}
+
+/// Whether a classifier can be had at this interface by clsact; for an interface of a namespace made for the question.
+pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
+    let mut tc = Tc::connect()?;
+    tc.add_qdisc(ifindex)?;
+    tc.set_filter(ifindex, false, prog, "np_probe")
+}
+
+fn program(message: &TcMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|a| match a {
+        TcAttribute::Options(options) => options.iter().find_map(|o| match o {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn qdisc(ifindex: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(ifindex as i32);
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle { major: u16::MAX, minor: 0 };
+    message
+}
+
+fn filter(ifindex: u32, egress: bool) -> TcMessage {
+    let mut message = TcMessage::with_index(ifindex as i32);
+    message.header.parent = parent(egress);
+    message.header.handle = TcHandle::from(HANDLE);
+    message.header.info = u32::from(PRIORITY) << 16 | ALL_PROTOCOLS;
+    message
+}
+
+fn parent(egress: bool) -> TcHandle {
+    TcHandle { major: u16::MAX, minor: if egress { TcHandle::MIN_EGRESS } else { TcHandle::MIN_INGRESS } }
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    // EINVAL: the kernel's word for "no such qdisc" (`net/sched/cls_api.c, __tcf_qdisc_find()`).
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL))
+}
+
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if is_absent(&e) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,275 @@
+//! Programs at their places: interfaces and the cgroup root. What is attached wrongly or no longer wanted goes, what is
+//! missing comes, what runs another program than the pinned one is given it in place.
+
+use super::clsact::Tc;
+use super::compile::Tables;
+use super::pins::Pins;
+use super::{TcMode, cgroup, object, sys};
+use crate::model::error::{Context, Error, Result};
+use netpath_common::layout::program;
+use nix::fcntl::{Flock, FlockArg};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Mark: filters of ours may be at the interface that follows.
+const FILTERS: &str = "clsact-";
+/// Mark: the clsact qdisc of the interface that follows was made by netpath.
+const QDISC: &str = "qdisc-";
+
+/// A classifier at one side of an interface.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TcHook {
+    pub ifindex: u32,
+    pub egress: bool,
+    pub program: &'static str,
+}
+
+impl TcHook {
+    fn pin(&self) -> String {
+        format!("{}-{}", self.program, self.ifindex)
+    }
+}
+
+/// The sock_addr programs and where in a cgroup they are called.
+pub const SOCKETS: [(&str, u32); 8] = [
+    (program::CONNECT4, sys::CGROUP_INET4_CONNECT),
+    (program::CONNECT6, sys::CGROUP_INET6_CONNECT),
+    (program::SENDMSG4, sys::CGROUP_UDP4_SENDMSG),
+    (program::SENDMSG6, sys::CGROUP_UDP6_SENDMSG),
+    (program::RECVMSG4, sys::CGROUP_UDP4_RECVMSG),
+    (program::RECVMSG6, sys::CGROUP_UDP6_RECVMSG),
+    (program::GETPEERNAME4, sys::CGROUP_INET4_GETPEERNAME),
+    (program::GETPEERNAME6, sys::CGROUP_INET6_GETPEERNAME),
+];
+
+/// Uplinks on both sides, bridges where their containers' packets come in, and `lo`.
+pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
+    let mut hooks = BTreeSet::new();
+    for (&ifindex, uplink) in &tables.uplinks {
+        let into = if uplink.ethernet == 0 { program::UPLINK_IN_L3 } else { program::UPLINK_IN };
+        hooks.insert(TcHook { ifindex, egress: false, program: into });
+        hooks.insert(TcHook { ifindex, egress: true, program: program::UPLINK_OUT });
+    }
+    for &ifindex in tables.networks.keys() {
+        hooks.insert(TcHook { ifindex, egress: false, program: program::BRIDGE_IN });
+    }
+    hooks.insert(TcHook { ifindex: tables.config.lo_ifindex, egress: false, program: program::LO_IN });
+    hooks
+}
+
+/// A program opened from its pin, once.
+#[derive(Default)]
+struct Programs(BTreeMap<&'static str, (OwnedFd, u32)>);
+
+impl Programs {
+    fn open(&mut self, pins: &Pins, name: &'static str) -> Result<&(OwnedFd, u32)> {
+        match self.0.entry(name) {
+            std::collections::btree_map::Entry::Occupied(e) => Ok(e.into_mut()),
+            std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(object::program(pins, name)?)),
+        }
+    }
+}
+
+/// Makes the hooks of interfaces exactly `wanted`, and those of sockets all there. Returns how many were changed.
+pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
+    let mut programs = Programs::default();
+    let mut changed = 0;
+    let marked = !pins.marks(FILTERS).is_empty();
+    let mut mode = forced.unwrap_or(if marked { TcMode::Clsact } else { TcMode::Tcx });
+    if mode == TcMode::Tcx {
+        for hook in wanted {
+            match tcx(pins, hook, &mut programs) {
+                Ok(more) => changed += more,
+                Err(Tcx::Unsupported(e)) if forced.is_none() => {
+                    tracing::info!(error = %e, "the kernel has no TCX, clsact is used");
+                    mode = TcMode::Clsact;
+                    break;
+                }
+                Err(Tcx::Unsupported(e)) => return Err(attach_error(hook, e)),
+                Err(Tcx::Failed(e)) => return Err(e),
+            }
+        }
+    }
+    let by_tcx: BTreeSet<String> =
+        if mode == TcMode::Tcx { wanted.iter().map(TcHook::pin).collect() } else { BTreeSet::new() };
+    let by_clsact: BTreeSet<TcHook> = if mode == TcMode::Clsact { wanted.clone() } else { BTreeSet::new() };
+    if marked || mode == TcMode::Clsact {
+        changed += filters(pins, &by_clsact, &mut programs)?;
+    }
+    changed += sockets(pins, &mut programs)?;
+    for name in pins.names("link") {
+        let socket = SOCKETS.iter().any(|(n, _)| *n == name);
+        if !socket && !by_tcx.contains(&name) {
+            pins.unpin(&pins.link(&name))?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+/// Takes away what no pin holds: filters of clsact. Links go with their pins.
+pub fn remove_filters(pins: &Pins) -> Result<usize> {
+    if pins.marks(FILTERS).is_empty() && pins.marks(QDISC).is_empty() {
+        return Ok(0);
+    }
+    filters(pins, &BTreeSet::new(), &mut Programs::default())
+}
+
+enum Tcx {
+    Unsupported(io::Error),
+    Failed(Error),
+}
+
+impl From<Error> for Tcx {
+    fn from(e: Error) -> Self {
+        Tcx::Failed(e)
+    }
+}
+
+fn attach_error(hook: &TcHook, e: io::Error) -> Error {
+    let side = if hook.egress { "egress" } else { "ingress" };
+    Error::new(format!("cannot attach {} to {side} of interface {}", hook.program, hook.ifindex))
+        .because(e)
+        .next("netpath doctor")
+}
+
+fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Result<usize, Tcx> {
+    let path = pins.link(&hook.pin());
+    let (prog, id) = programs.open(pins, hook.program)?;
+    if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
+        let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
+        if info.tcx_ifindex() == Some(hook.ifindex) {
+            return Ok(update(pins, hook.program, &link, info.prog_id, prog, *id)?);
+        }
+        // The interface is gone, and the kernel has given its number to another one.
+        pins.unpin(&path)?;
+    }
+    let place = if hook.egress { sys::TCX_EGRESS } else { sys::TCX_INGRESS };
+    match sys::link_create(prog, hook.ifindex, place) {
+        Ok(link) => {
+            sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
+            Ok(1)
+        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Err(Tcx::Unsupported(e)),
+        // It went away after the host was looked at.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(0),
+        Err(e) => Err(Tcx::Failed(attach_error(hook, e))),
+    }
+}
+
+/// Another program runs there: an older build's, or a monitor's. A monitor that is alive keeps its own.
+fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &OwnedFd, id: u32) -> Result<usize> {
+    if runs == id || monitor_is_alive(pins) {
+        return Ok(0);
+    }
+    sys::link_update(link, prog).context(|| format!("cannot replace {name} in place"))?;
+    Ok(1)
+}
+
+fn sockets(pins: &Pins, programs: &mut Programs) -> Result<usize> {
+    let mut root: Option<OwnedFd> = None;
+    let mut changed = 0;
+    for (name, place) in SOCKETS {
+        let path = pins.link(name);
+        let (prog, id) = programs.open(pins, name)?;
+        if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
+            let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
+            if info.cgroup_id().is_some_and(|c| c != 0) {
+                changed += update(pins, name, &link, info.prog_id, prog, *id)?;
+                continue;
+            }
+            pins.unpin(&path)?;
+        }
+        if root.is_none() {
+            match cgroup::root() {
+                Ok(fd) => root = Some(fd),
+                Err(e) => {
+                    tracing::warn!(error = %e, "host-local clients are translated on lo instead of at connect");
+                    return Ok(changed);
+                }
+            }
+        }
+        let Some(fd) = &root else { return Ok(changed) };
+        match sys::link_create(prog, fd.as_raw_fd() as u32, place) {
+            Ok(link) => {
+                sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
+                changed += 1;
+            }
+            // Not worth a container: lo catches what these programs do not see.
+            Err(e) => {
+                tracing::warn!(program = name, error = %e, "cannot attach to the cgroup root, lo is used instead");
+                return Ok(changed);
+            }
+        }
+    }
+    Ok(changed)
+}
+
+fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> Result<usize> {
+    let mut tc = Tc::open()?;
+    let mut changed = 0;
+    let mut attached = BTreeSet::new();
+    for hook in wanted {
+        changed += filter(pins, hook, &mut tc, programs)?;
+        attached.insert(hook.ifindex);
+    }
+    let numbers =
+        |prefix: &str| -> BTreeSet<u32> { pins.marks(prefix).iter().filter_map(|n| n.parse().ok()).collect() };
+    for ifindex in numbers(FILTERS).difference(&attached) {
+        for egress in [false, true] {
+            tc.remove_filter(*ifindex, egress).context(|| format!("cannot remove filters of interface {ifindex}"))?;
+        }
+        changed += 1;
+        pins.unmark(&format!("{FILTERS}{ifindex}"))?;
+    }
+    for ifindex in numbers(QDISC).difference(&attached) {
+        tc.remove_qdisc_if_empty(*ifindex).context(|| format!("cannot remove clsact from interface {ifindex}"))?;
+        pins.unmark(&format!("{QDISC}{ifindex}"))?;
+    }
+    Ok(changed)
+}
+
+fn filter(pins: &Pins, hook: &TcHook, tc: &mut Tc, programs: &mut Programs) -> Result<usize> {
+    let (prog, id) = programs.open(pins, hook.program)?;
+    let there = tc.our_filter(hook.ifindex, hook.egress).map_err(|e| attach_error(hook, e))?;
+    match there {
+        Some(f) if f.prog_id == Some(*id) => return Ok(0),
+        Some(_) if monitor_is_alive(pins) => return Ok(0),
+        _ => {}
+    }
+    // Marks go before what they tell of.
+    let mark = format!("{FILTERS}{}", hook.ifindex);
+    if !pins.has_mark(&mark) {
+        pins.mark(&mark)?;
+    }
+    if there.is_none() && !tc.has_qdisc(hook.ifindex).map_err(|e| attach_error(hook, e))? {
+        let mark = format!("{QDISC}{}", hook.ifindex);
+        pins.mark(&mark)?;
+        match tc.add_qdisc(hook.ifindex) {
+            Ok(true) => {}
+            Ok(false) => pins.unmark(&mark)?,
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(0),
+            Err(e) => return Err(attach_error(hook, e)),
+        }
+    }
+    tc.set_filter(hook.ifindex, hook.egress, prog, hook.program).map_err(|e| attach_error(hook, e))?;
+    Ok(1)
+}
+
+/// `netpath monitor` holds this as long as its own programs are in place of the pinned ones.
+pub fn monitor_lock(pins: &Pins) -> Result<Option<Flock<File>>> {
+    let dir = pins.root().join("prog");
+    let file = File::open(&dir).context(|| format!("cannot open {}", dir.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(Error::new(format!("cannot lock {}", dir.display())).because(e)),
+    }
+}
+
+fn monitor_is_alive(pins: &Pins) -> bool {
+    let Ok(dir) = File::open(pins.root().join("prog")) else { return false };
+    matches!(Flock::lock(dir, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+}

@@ -1,0 +1,231 @@
+//! The rung against a real kernel, in namespaces of the test thread's own: network, and mounts with a bpffs, so that
+//! nothing outlives the test.
+
+use super::compile::tests::{at, record, tcp};
+use super::*;
+use crate::link::{Rtnl, netns};
+use crate::model::{HostBind, IfName, LinkKind};
+use netpath_common::layout::{self, Rule, name};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use std::time::Instant;
+
+/// A network namespace with a bridge for the endpoints of `compile::tests` and another that stands for an uplink.
+struct Host {
+    rtnl: Rtnl,
+    cookie: u64,
+}
+
+impl Host {
+    /// `None` where the test cannot run.
+    fn new(test: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() || sys::load_classifier(&[0xffff_ffff_0000_00b7, 0x95]).is_err() {
+            println!("skip {test}: needs root and bpf(2)");
+            return None;
+        }
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("own namespaces");
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+        mount(Some("bpf"), pins::BPFFS, Some("bpf"), MsFlags::empty(), none).expect("own bpffs");
+        let rtnl = Rtnl::here().expect("a netlink socket");
+        let host = Self { rtnl, cookie: netns::cookie().expect("a cookie") };
+        for (bridge, address) in [("podman1", "10.88.0.1/16"), ("up0", "192.0.2.1/24")] {
+            let bridge: IfName = bridge.parse().expect("a name");
+            host.rtnl.add_bridge(&bridge, None).expect("a bridge");
+            let index = host.view().link_named(&bridge).expect("the bridge").index;
+            host.rtnl.add_address(index, address.parse().expect("an address")).expect("an address");
+        }
+        Some(host)
+    }
+
+    fn view(&self) -> HostView {
+        self.rtnl.host_view(self.cookie).expect("a view of the host")
+    }
+
+    fn pins(&self) -> Pins {
+        Pins::of(self.cookie)
+    }
+
+    fn index(&self, name: &str) -> u32 {
+        self.view().link_named(&name.parse().expect("a name")).expect("a link").index
+    }
+
+    /// One endpoint per publish list, on podman1.
+    fn desired(&self, publishes: Vec<Vec<crate::model::Publish>>) -> Desired {
+        let mut records = Vec::new();
+        for (i, publishes) in publishes.into_iter().enumerate() {
+            let mut r = record(i as u64 + 1, &[&format!("10.88.0.{}/16", i + 2)], publishes);
+            if let Some(links) = &mut r.links {
+                links.bridge_index = self.index("podman1");
+            }
+            records.push(r);
+        }
+        Desired { records }
+    }
+
+    fn reconcile(&self, desired: &Desired) -> usize {
+        Ebpf.reconcile(desired, &self.view()).expect("reconcile").changed
+    }
+
+    /// First rule of a TCP port, as a program reads it.
+    fn rule(&self, port: usize) -> Option<Rule> {
+        let array = |n: &str, e: u32, s: usize| {
+            sys::Mapped::new(control::open(&self.pins(), n).expect("the map"), e, s).expect("mapped")
+        };
+        let slot = array(name::PORT_TCP, 65_536, 4).snapshot()[port] as usize;
+        (slot != 0).then(|| array(name::RULE, layout::RULES, 64).read(slot))
+    }
+
+    fn links(&self) -> Vec<String> {
+        let mut names = self.pins().names("link");
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn a_second_reconcile_changes_nothing_and_an_empty_one_leaves_nothing() {
+    let Some(host) = Host::new("a_second_reconcile_changes_nothing_and_an_empty_one_leaves_nothing") else { return };
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 8080, 80, 1)]]);
+    let begun = Instant::now();
+    assert!(host.reconcile(&desired) > 0);
+    let first = begun.elapsed();
+    let begun = Instant::now();
+    assert_eq!(0, host.reconcile(&desired));
+    println!("first reconcile {first:?}, second {:?}", begun.elapsed());
+    let rule = host.rule(8080).expect("published");
+    assert_eq!((80, [10, 88, 0, 2]), (rule.container_port, rule.to4));
+    let (up, bridge) = (host.index("up0"), host.index("podman1"));
+    let mut expected: Vec<String> = hooks::SOCKETS.iter().map(|(n, _)| (*n).to_owned()).collect();
+    expected.extend([format!("np_bridge_in-{bridge}"), "np_lo_in-1".to_owned()]);
+    expected.extend([format!("np_uplink_in-{up}"), format!("np_uplink_out-{up}")]);
+    expected.sort();
+    assert_eq!(expected, host.links());
+
+    assert!(host.reconcile(&Desired::default()) > 0);
+    assert!(!std::path::Path::new("/sys/fs/bpf/netpath").exists());
+    assert_eq!(0, host.reconcile(&Desired::default()));
+}
+
+#[test]
+fn the_younger_owner_appears_when_the_older_goes() {
+    let Some(host) = Host::new("the_younger_owner_appears_when_the_older_goes") else { return };
+    let mut desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 1, 1)], vec![tcp(HostBind::Any, 80, 2, 1)]]);
+    host.reconcile(&desired);
+    assert_eq!(1, host.rule(80).expect("the older").container_port);
+    desired.records.remove(0);
+    host.reconcile(&desired);
+    assert_eq!(2, host.rule(80).expect("the younger").container_port);
+    desired.records[0].publishes = vec![tcp(at("192.0.2.1"), 81, 2, 1)];
+    host.reconcile(&desired);
+    assert_eq!(None, host.rule(80));
+    assert_eq!(2, host.rule(81).expect("another port").container_port);
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn many_ports_cost_about_as_much_as_one() {
+    let Some(host) = Host::new("many_ports_cost_about_as_much_as_one") else { return };
+    let one = vec![tcp(HostBind::Any, 80, 80, 1)];
+    host.reconcile(&host.desired(vec![one.clone()]));
+    let timed = |publishes: Vec<crate::model::Publish>| {
+        let desired = host.desired(vec![one.clone(), publishes]);
+        let begun = Instant::now();
+        host.reconcile(&desired);
+        let up = begun.elapsed();
+        let begun = Instant::now();
+        host.reconcile(&host.desired(vec![one.clone()]));
+        (up, begun.elapsed())
+    };
+    println!("one port: {:?}", timed(vec![tcp(HostBind::Any, 9000, 80, 1)]));
+    println!("a range of 10,000: {:?}", timed(vec![tcp(HostBind::Any, 10_000, 10_000, 10_000)]));
+    println!("2,000 single ports: {:?}", timed((0..2_000).map(|i| tcp(HostBind::Any, 20_000 + i, 80, 1)).collect()));
+    assert_eq!(80, host.rule(80).expect("still there").host_port);
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn what_is_half_there_is_put_right() {
+    let Some(host) = Host::new("what_is_half_there_is_put_right") else { return };
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
+    host.reconcile(&desired);
+    let pins = host.pins();
+    // Killed while pins were removed or made: a mark without its programs never stands, links may be missing.
+    pins.unpin(&pins.link("np_lo_in-1")).expect("unpinned");
+    pins.unpin(&pins.link("np_connect4")).expect("unpinned");
+    assert_eq!(2, host.reconcile(&desired));
+    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unpin(&pins.prog("np_lo_in")).expect("unpinned");
+    pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
+    assert!(host.reconcile(&desired) > 0);
+    assert_eq!(0, host.reconcile(&desired));
+    // A map of another shape under one of the names.
+    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
+    std::fs::rename(pins.map(name::UPLINK), pins.map(name::LOCAL)).expect("renamed");
+    assert!(host.reconcile(&desired) > 0);
+    assert_eq!(0, host.reconcile(&desired));
+    assert_eq!(80, host.rule(80).expect("published").host_port);
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn the_bridge_of_the_last_endpoint_never_becomes_an_uplink() {
+    let Some(host) = Host::new("the_bridge_of_the_last_endpoint_never_becomes_an_uplink") else { return };
+    let mut desired = host.desired(vec![vec![], vec![]]);
+    desired.records[1].network.bridge = "other".parse().expect("a name");
+    if let Some(links) = &mut desired.records[1].links {
+        links.bridge_index = host.index("lo"); // any index that is no interface with an address of its own
+    }
+    host.reconcile(&desired);
+    let bridge = host.index("podman1");
+    desired.records.remove(0);
+    host.reconcile(&desired);
+    assert!(!host.links().contains(&format!("np_bridge_in-{bridge}")));
+    assert!(!host.links().contains(&format!("np_uplink_in-{bridge}")), "{:?}", host.links());
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
+    let Some(host) = Host::new("clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone") else { return };
+    let desired = host.desired(vec![vec![]]);
+    host.reconcile(&desired);
+    let (pins, up, bridge) = (host.pins(), host.index("up0"), host.index("podman1"));
+    // A qdisc of somebody else's on the uplink.
+    let mut tc = clsact::Tc::open().expect("netlink");
+    assert!(tc.add_qdisc(up).expect("a qdisc"));
+
+    let wanted = hooks::wanted(&compile::compile(&desired, &host.view()));
+    assert!(hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
+    assert_eq!(0, hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
+    assert_eq!(0, hooks::reconcile(&pins, &wanted, None).expect("kept without force"));
+    assert_eq!(hooks::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
+    let (_, id) = object::program(&pins, "np_uplink_out").expect("the program");
+    assert_eq!(Some(id), tc.our_filter(up, true).expect("a dump").expect("a filter").prog_id);
+    assert!(tc.our_filter(bridge, false).expect("a dump").is_some());
+
+    host.reconcile(&Desired::default());
+    assert_eq!(None, tc.our_filter(up, true).expect("a dump"));
+    assert!(tc.has_qdisc(up).expect("a dump"), "a foreign qdisc was removed");
+    assert!(!tc.has_qdisc(bridge).expect("a dump"), "our own qdisc stays behind");
+}
+
+#[test]
+fn uplinks_that_come_and_go_are_followed() {
+    let Some(host) = Host::new("uplinks_that_come_and_go_are_followed") else { return };
+    let desired = host.desired(vec![vec![]]);
+    host.reconcile(&desired);
+    let late: IfName = "late".parse().expect("a name");
+    host.rtnl.add_bridge(&late, None).expect("a bridge");
+    let index = host.index("late");
+    host.rtnl.add_address(index, "198.51.100.1/24".parse().expect("an address")).expect("an address");
+    assert!(host.view().links.iter().any(|l| l.kind == LinkKind::Bridge && l.index == index));
+    host.reconcile(&desired);
+    assert!(host.links().contains(&format!("np_uplink_in-{index}")));
+    host.rtnl.delete(&[index]).expect("deleted");
+    host.reconcile(&desired);
+    assert!(!host.links().contains(&format!("np_uplink_in-{index}")), "{:?}", host.links());
+    assert_eq!(0, host.reconcile(&desired));
+    host.reconcile(&Desired::default());
+}

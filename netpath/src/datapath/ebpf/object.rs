@@ -1,0 +1,138 @@
+//! The embedded object: its maps and programs brought into the kernel and pinned, once for all containers of a host.
+//!
+//! While the mark of this object's digest stands among the pins, nothing is parsed or loaded. Another digest (an
+//! upgrade) loads the new programs beside the old, on the same maps, and puts them in place name by name; the links
+//! follow in `hooks`. A map whose shape has changed without a new layout version cannot be kept: all is made anew.
+
+use super::pins::{OBJECT, Pins};
+use super::sys;
+use crate::model::error::{Context, Error, Result};
+use aya::maps::MapInfo;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya_obj::{EbpfSectionKind, Object};
+use std::fs;
+use std::path::PathBuf;
+
+static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpath-ebpf.o"));
+
+/// Of the bytes of the object, in hexadecimal.
+pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
+
+/// Made by `aya_log_ebpf`; each load has its own, since a ring has one reader.
+const LOG_MAP: &str = "AYA_LOGS";
+/// Switch in the programs' .rodata: whether the kernel's FIB look-up tells the source address (6.7).
+const FIB_SRC: &str = "NP_FIB_SRC";
+
+/// Nothing is logged, and the verifier removes the code that would.
+pub const QUIET: u8 = 0;
+
+/// Makes the pins those of this object. Returns the number of pins that are new.
+pub fn ensure(pins: &Pins) -> Result<usize> {
+    let mark = format!("{OBJECT}{DIGEST}");
+    if pins.has_mark(&mark) {
+        return Ok(0);
+    }
+    pins.ensure()?;
+    for old in pins.marks(OBJECT) {
+        pins.unmark(&format!("{OBJECT}{old}"))?;
+    }
+    let misfits = misfits(pins)?;
+    if !misfits.is_empty() {
+        tracing::warn!(maps = ?misfits, "maps of another build are in the way: all maps are made anew, flows are lost");
+        pins.remove()?;
+        pins.ensure()?;
+    }
+    let mut ebpf = load(pins, QUIET)?;
+    let mut pinned = 0;
+    for (name, program) in ebpf.programs_mut() {
+        load_program(name, program)?;
+        // A pin cannot be overwritten, but a file of bpffs can be renamed over another.
+        let (new, place) = (pins.prog(&format!("new-{name}")), pins.prog(name));
+        pins.unpin(&new)?;
+        program.pin(&new).context(|| format!("cannot pin program {name}"))?;
+        fs::rename(&new, &place).context(|| format!("cannot put program {name} in place"))?;
+        pinned += 1;
+    }
+    let known: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+    for name in pins.names("prog").into_iter().filter(|n| !known.contains(n)) {
+        pins.unpin(&pins.prog(&name))?;
+    }
+    pins.mark(&mark)?;
+    Ok(pinned)
+}
+
+/// The object on the pinned maps, its programs not loaded yet.
+pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
+    let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
+    let paths: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
+    let mut loader = EbpfLoader::new();
+    // Only UAPI structs are touched, nothing is relocated against the kernel's types.
+    loader.btf(None).verifier_log_level(VerifierLogLevel::DISABLE);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let fib_src = u8::from(crate::datapath::probe::fib_source_works());
+    loader.override_global(FIB_SRC, &fib_src, true);
+    loader.override_global(aya_log::LEVEL, &log_level, false);
+    loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
+}
+
+pub fn load_program(name: &str, program: &mut Program) -> Result<()> {
+    let loaded: std::result::Result<(), ProgramError> = match program {
+        Program::SchedClassifier(p) => p.load(),
+        Program::CgroupSockAddr(p) => p.load(),
+        other => {
+            return Err(Error::new(format!("cannot load program {name}")).because(format!("{:?}", other.prog_type())));
+        }
+    };
+    loaded.context(|| format!("cannot load program {name}")).map_err(|e| e.next("netpath doctor"))
+}
+
+/// Maps that live in pins: all but the constants of the programs and the ring of their log.
+fn pinned_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
+    object
+        .maps
+        .iter()
+        .filter(|(name, map)| {
+            let constant =
+                matches!(map.section_kind(), EbpfSectionKind::Bss | EbpfSectionKind::Data | EbpfSectionKind::Rodata);
+            !constant && name.as_str() != LOG_MAP
+        })
+        .map(|(name, map)| (name.as_str(), map))
+}
+
+/// Pinned maps that this object could not use: aya 0.14 takes whatever lies under the name.
+fn misfits(pins: &Pins) -> Result<Vec<String>> {
+    let present = pins.names("map");
+    if present.is_empty() {
+        return Ok(Vec::new());
+    }
+    let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
+    let wanted: Vec<_> = pinned_maps(&object).collect();
+    let mut misfits = Vec::new();
+    for name in present {
+        let fits = wanted.iter().find(|(n, _)| *n == name).is_some_and(|(_, map)| {
+            MapInfo::from_pin(pins.map(&name)).is_ok_and(|info| {
+                let kind = info.map_type().is_ok_and(|t| t as u32 == map.map_type());
+                kind && info.key_size() == map.key_size()
+                    && info.value_size() == map.value_size()
+                    && info.max_entries() == map.max_entries()
+                    && info.map_flags() == map.map_flags()
+            })
+        });
+        if !fits {
+            misfits.push(name);
+        }
+    }
+    Ok(misfits)
+}
+
+/// The ids of the pinned programs.
+pub fn program(pins: &Pins, name: &str) -> Result<(std::os::fd::OwnedFd, u32)> {
+    let what = || format!("cannot open program {name}");
+    let fd =
+        sys::open_pin(&pins.prog(name)).context(what)?.ok_or_else(|| Error::new(what()).because("its pin is gone"))?;
+    let id = sys::prog_id(&fd).context(what)?;
+    Ok((fd, id))
+}

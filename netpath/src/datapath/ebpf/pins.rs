@@ -1,0 +1,175 @@
+//! Where everything of a host namespace is pinned, so that it outlives the process, and how it is taken away.
+//!
+//! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, directories only root can enter. bpffs takes neither
+//! dots in names nor files of ours, so marks are directories: `object-<digest>` says that every map and program there
+//! is whole and of that object, `qdisc-<ifindex>` that the clsact of that interface is ours.
+
+use crate::model::error::{Context, Result};
+use netpath_common::layout::LAYOUT_VERSION;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Mark: all maps and programs are there, and of the object with the digest that follows.
+pub const OBJECT: &str = "object-";
+
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub fn of(cookie: u64) -> Self {
+        Self::of_version(cookie, LAYOUT_VERSION)
+    }
+
+    fn of_version(cookie: u64, version: u32) -> Self {
+        Self { root: PathBuf::from(format!("{BPFFS}/netpath/v{version}/{cookie:x}")) }
+    }
+
+    /// The trees that other layout versions keep for the same namespace.
+    pub fn of_other_versions(cookie: u64) -> Vec<Self> {
+        list(Path::new(BPFFS).join("netpath").as_path())
+            .into_iter()
+            .filter_map(|n| n.strip_prefix('v')?.parse::<u32>().ok())
+            .filter(|v| *v != LAYOUT_VERSION)
+            .map(|v| Self::of_version(cookie, v))
+            .filter(Pins::exist)
+            .collect()
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("map").join(name)
+    }
+
+    pub fn prog(&self, name: &str) -> PathBuf {
+        self.root.join("prog").join(name)
+    }
+
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.root.join("link").join(name)
+    }
+
+    pub fn exist(&self) -> bool {
+        self.root.is_dir()
+    }
+
+    /// Mounts bpffs if need be and makes the directories.
+    pub fn ensure(&self) -> Result<()> {
+        ensure_bpffs()?;
+        for dir in ["map", "prog", "link"] {
+            let dir = self.root.join(dir);
+            if !dir.is_dir() {
+                make(&dir).context(|| format!("cannot create {}", dir.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names in one of the directories.
+    pub fn names(&self, dir: &str) -> Vec<String> {
+        list(&self.root.join(dir))
+    }
+
+    pub fn has_mark(&self, mark: &str) -> bool {
+        self.root.join(mark).is_dir()
+    }
+
+    pub fn mark(&self, mark: &str) -> Result<()> {
+        let dir = self.root.join(mark);
+        make(&dir).context(|| format!("cannot create {}", dir.display()))
+    }
+
+    pub fn unmark(&self, mark: &str) -> Result<()> {
+        let dir = self.root.join(mark);
+        gone(fs::remove_dir(&dir)).context(|| format!("cannot remove {}", dir.display()))
+    }
+
+    /// The rest of each mark that begins with `prefix`.
+    pub fn marks(&self, prefix: &str) -> Vec<String> {
+        list(&self.root).into_iter().filter_map(|n| n.strip_prefix(prefix).map(str::to_owned)).collect()
+    }
+
+    pub fn unpin(&self, path: &Path) -> Result<()> {
+        gone(fs::remove_file(path)).context(|| format!("cannot remove the pin {}", path.display()))
+    }
+
+    /// Takes away all pins, links first so that no program runs on maps that are about to go, and the directories with
+    /// those above them that are empty then. Returns the number of pins.
+    pub fn remove(&self) -> Result<usize> {
+        let mut removed = 0;
+        // First the mark: what is left of a removal that was cut short must not pass for whole.
+        for mark in self.marks(OBJECT) {
+            self.unmark(&format!("{OBJECT}{mark}"))?;
+        }
+        for dir in ["link", "prog", "map"] {
+            for name in self.names(dir) {
+                self.unpin(&self.root.join(dir).join(name))?;
+                removed += 1;
+            }
+            let dir = self.root.join(dir);
+            gone(fs::remove_dir(&dir)).context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        for mark in list(&self.root) {
+            self.unmark(&mark)?;
+        }
+        gone(fs::remove_dir(&self.root)).context(|| format!("cannot remove {}", self.root.display()))?;
+        for above in self.root.ancestors().skip(1).take(2) {
+            if fs::remove_dir(above).is_err() {
+                break; // others use it
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Whether a bpffs is mounted where pins go.
+pub fn bpffs_is_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn ensure_bpffs() -> Result<()> {
+    if bpffs_is_mounted() {
+        return Ok(());
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .context(|| format!("cannot mount bpffs on {BPFFS}"))
+    .map_err(|e| e.next("mount it at boot, or use another datapath with NETPATH_DATAPATH"))
+}
+
+fn make(dir: &Path) -> io::Result<()> {
+    // Someone else's removal of empty parents may come between the levels.
+    for _ in 0..8 {
+        match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn list(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()
+}

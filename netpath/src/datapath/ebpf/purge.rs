@@ -1,0 +1,38 @@
+//! Flows and sockets of endpoints that are gone: a new container at the same address must not inherit them.
+
+use super::control::open;
+use super::pins::Pins;
+use super::sys;
+use crate::model::error::{Context, Result};
+use aya::Pod;
+use netpath_common::addr::{Addr, V4, V6};
+use netpath_common::layout::{Flow4, Flow6, FlowKey4, FlowKey6, SockKey, SockOrigin, name};
+use std::collections::BTreeSet;
+
+/// Elements asked for at once; the maps have tens of thousands.
+const CHUNK: usize = 4_096;
+
+/// Removes every flow that has one of the v4-mapped addresses in it, before or after translation.
+pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
+    if addresses.is_empty() {
+        return Ok(0);
+    }
+    let v4 = |a: &V4| addresses.contains(&Addr::v4(*a).0);
+    let v6 = |a: &V6| addresses.contains(a);
+    let mut removed = 0;
+    removed += purge(pins, name::FLOW4, |k: &FlowKey4, f: &Flow4| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
+    removed += purge(pins, name::FLOW6, |k: &FlowKey6, f: &Flow6| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
+    removed += purge(pins, name::SOCK, |k: &SockKey, _: &SockOrigin| addresses.contains(&k.to.0))?;
+    Ok(removed)
+}
+
+fn purge<K: Pod, V: Pod>(pins: &Pins, name: &str, is_theirs: impl Fn(&K, &V) -> bool) -> Result<usize> {
+    let map = open(pins, name)?;
+    let mut removed = 0;
+    for (key, value) in sys::dump::<K, V>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
+        if is_theirs(&key, &value) && sys::delete(&map, &key).context(|| format!("cannot write {name}"))? {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}

@@ -1,0 +1,445 @@
+//! The calls of bpf(2) that aya does not offer: batches, arrays mapped into memory, and links that are made by ifindex,
+//! asked what they are attached to, given another program, and live in their pins alone (aya's detach when they are
+//! dropped and take interface names). Nothing else in this crate calls bpf(2) by hand.
+//!
+//! Source: `include/uapi/linux/bpf.h`, v6.12, `union bpf_attr`.
+
+use aya::Pod;
+use std::ffi::CString;
+use std::io;
+use std::mem::{MaybeUninit, offset_of, size_of, size_of_val};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// `attr` must be a prefix of `union bpf_attr` with every pointer in it valid for the call.
+unsafe fn bpf<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads and writes at most size_of::<A>() bytes behind `attr`, which is exclusively borrowed; the
+    // pointers inside are the caller's promise.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<A>()) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// The bytes of a plain value.
+pub fn bytes_of<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: Pod values have no padding and no invalid bit pattern; the slice borrows `value`.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// The object pinned at `path`; `None` if nothing is there.
+pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
+    #[repr(C)]
+    struct Attr {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: `name` outlives the call and ends with NUL.
+    match unsafe { bpf(BPF_OBJ_GET, &mut attr) } {
+        // SAFETY: on success the call returns a new descriptor that nobody else owns.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Keeps the object alive under `path`, which must not exist yet.
+pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr { pathname: name.as_ptr() as u64, bpf_fd: object.as_fd().as_raw_fd() as u32, file_flags: 0 };
+    // SAFETY: `name` outlives the call and ends with NUL.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// `enum bpf_attach_type`
+pub const CGROUP_INET4_CONNECT: u32 = 10;
+pub const CGROUP_INET6_CONNECT: u32 = 11;
+pub const CGROUP_UDP4_SENDMSG: u32 = 14;
+pub const CGROUP_UDP6_SENDMSG: u32 = 15;
+pub const CGROUP_UDP4_RECVMSG: u32 = 19;
+pub const CGROUP_UDP6_RECVMSG: u32 = 20;
+pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
+pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
+pub const TCX_INGRESS: u32 = 46;
+pub const TCX_EGRESS: u32 = 47;
+
+/// Attaches a program to an interface (TCX, 6.6: behind those that are there) or to a cgroup (5.7: beside those that are
+/// there). The attachment lasts as long as the link: pin it.
+pub fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    /// `target`: ifindex or descriptor of the cgroup. Relative descriptor and revision stay 0: at the end, whatever is there.
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        target: u32,
+        attach_type: u32,
+        flags: u32,
+        relative: u32,
+        align: u32,
+        expected_revision: u64,
+    }
+    let mut attr = Attr {
+        prog_fd: prog.as_fd().as_raw_fd() as u32,
+        target,
+        attach_type,
+        flags: 0,
+        relative: 0,
+        align: 0,
+        expected_revision: 0,
+    };
+    // SAFETY: no pointers in it.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// `struct bpf_link_info` as far as it is needed here.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LinkInfo {
+    kind: u32,
+    id: u32,
+    pub prog_id: u32,
+    align: u32,
+    /// TCX: ifindex (0 once the interface is gone) and attach type. Cgroup: its id (0 once it is gone), attach type.
+    target: [u32; 3],
+    rest: [u32; 9],
+}
+
+/// `enum bpf_link_type`
+const LINK_CGROUP: u32 = 3;
+const LINK_TCX: u32 = 11;
+
+impl LinkInfo {
+    pub fn tcx_ifindex(&self) -> Option<u32> {
+        (self.kind == LINK_TCX).then_some(self.target[0])
+    }
+
+    pub fn cgroup_id(&self) -> Option<u64> {
+        (self.kind == LINK_CGROUP).then_some(u64::from(self.target[0]) | u64::from(self.target[1]) << 32)
+    }
+}
+
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+fn info<T>(fd: impl AsFd, into: &mut MaybeUninit<T>) -> io::Result<()> {
+    // The kernel zeroes what it knows beyond its own version of the struct, not what it does not know.
+    *into = MaybeUninit::zeroed();
+    let mut attr =
+        InfoAttr { fd: fd.as_fd().as_raw_fd() as u32, len: size_of::<T>() as u32, info: into.as_mut_ptr() as u64 };
+    // SAFETY: `info` points at `len` writable bytes for the length of the call.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
+}
+
+pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+    let mut out = MaybeUninit::<LinkInfo>::uninit();
+    info(link, &mut out)?;
+    // SAFETY: zeroed before the call, and every bit pattern is a LinkInfo.
+    Ok(unsafe { out.assume_init() })
+}
+
+/// The id of a loaded program.
+pub fn prog_id(prog: impl AsFd) -> io::Result<u32> {
+    /// The first fields of `struct bpf_prog_info`.
+    #[repr(C)]
+    struct ProgInfo {
+        kind: u32,
+        id: u32,
+    }
+    let mut out = MaybeUninit::<ProgInfo>::uninit();
+    info(prog, &mut out)?;
+    // SAFETY: zeroed before the call, and every bit pattern is a ProgInfo.
+    Ok(unsafe { out.assume_init() }.id)
+}
+
+/// Gives the link another program, at once and without a gap.
+pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let mut attr = Attr {
+        link_fd: link.as_fd().as_raw_fd() as u32,
+        new_prog_fd: prog.as_fd().as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: no pointers in it.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Every element of a HASH or LRU_HASH map (5.6), in chunks of `chunk`. Elements that come or go meanwhile may be
+/// missed or seen twice.
+pub fn dump<K: Pod, V: Pod>(map: impl AsFd, mut chunk: usize) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut cursor = 0_u32;
+    let mut begun = false;
+    loop {
+        let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(chunk);
+        let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(chunk);
+        let mut next = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: if begun { std::ptr::from_ref(&cursor) as u64 } else { 0 },
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: chunk as u32,
+            map_fd: map.as_fd().as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        // SAFETY: both buffers hold `count` elements; a hash map's cursor is a u32 (`__htab_map_lookup_batch()`).
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let done = match result {
+            Ok(_) => false,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+            // One bucket holds more than the buffer.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && attr.count == 0 => {
+                chunk *= 2;
+                continue;
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+                chunk *= 2;
+                false
+            }
+            Err(e) => return Err(e),
+        };
+        let count = (attr.count as usize).min(keys.capacity());
+        for i in 0..count {
+            // SAFETY: the kernel has written the first `count` elements of both buffers, and they are Pod.
+            all.push(unsafe {
+                (keys.as_ptr().add(i).read().assume_init(), values.as_ptr().add(i).read().assume_init())
+            });
+        }
+        if done {
+            return Ok(all);
+        }
+        cursor = next;
+        begun = true;
+    }
+}
+
+/// Writes all elements with one call (HASH and ARRAY 5.6, LPM_TRIE 5.13).
+pub fn update<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len());
+    let mut done = 0;
+    while done < keys.len() {
+        let mut attr = BatchAttr {
+            keys: keys[done..].as_ptr() as u64,
+            values: values[done..].as_ptr() as u64,
+            count: (keys.len() - done) as u32,
+            map_fd: map.as_fd().as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        // SAFETY: `count` keys and values lie behind the pointers and are only read.
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
+        if attr.count == 0 {
+            return Err(io::Error::other("the kernel wrote no element"));
+        }
+        done += attr.count as usize;
+    }
+    Ok(())
+}
+
+/// Removes a key; false if it was not there.
+pub fn delete<K: Pod>(map: impl AsFd, key: &K) -> io::Result<bool> {
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        align: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut attr = Attr {
+        map_fd: map.as_fd().as_raw_fd() as u32,
+        align: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: `key` is as large as the map's key, which the caller's types are checked against when maps are opened.
+    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// A `BPF_F_MMAPABLE` array (5.5) of values of a multiple of 8 bytes, or of 4 (each then takes 8).
+pub struct Mapped {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapped {
+    pub fn new(map: impl AsFd, elements: u32, value_size: usize) -> io::Result<Self> {
+        let len = (elements as usize * value_size.next_multiple_of(8)).next_multiple_of(4096);
+        // SAFETY: a new mapping at an address of the kernel's choice; it fails for a map that is smaller or not mmapable.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(base.cast::<u8>()).map(|base| Self { base, len }).ok_or_else(io::Error::last_os_error)
+    }
+
+    /// All of it as it is now. Programs only read these arrays and the caller holds the only writer's lock.
+    pub fn snapshot(&self) -> Vec<u64> {
+        let mut copy = vec![0_u64; self.len / 8];
+        // SAFETY: both are `len` bytes, a multiple of 8; nobody writes meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr(), copy.as_mut_ptr().cast(), copy.len() * 8) };
+        copy
+    }
+
+    /// Stores the 4-byte element `index` so that a program sees either the old or the new one, and everything that was
+    /// written before it.
+    pub fn publish(&self, index: usize, value: u32) {
+        assert!(index * 8 < self.len);
+        // SAFETY: within the mapping, and aligned to 8 since the base is aligned to a page.
+        let slot = unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(index * 8).cast()) };
+        slot.store(value, Ordering::Release);
+    }
+
+    pub fn read<T: Pod>(&self, index: usize) -> T {
+        assert!((index + 1) * size_of::<T>() <= self.len && size_of::<T>().is_multiple_of(8));
+        // SAFETY: within the mapping, aligned to 8 at least; any bytes are a T; nobody writes meanwhile.
+        unsafe { self.base.as_ptr().cast::<T>().add(index).read_volatile() }
+    }
+
+    /// For an element that no program can reach yet.
+    pub fn write<T: Pod>(&self, index: usize, value: &T) {
+        assert!((index + 1) * size_of::<T>() <= self.len && size_of::<T>().is_multiple_of(8));
+        // SAFETY: as in `read`; programs do not look at it before `publish`.
+        unsafe { self.base.as_ptr().cast::<T>().add(index).write_volatile(*value) };
+        fence(Ordering::Release);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// `BPF_PROG_TYPE_SCHED_CLS`
+const SCHED_CLS: u32 = 3;
+
+/// Loads a tiny classifier for a probe; `code` is bytecode of eight bytes each.
+pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
+    /// The first fields of the load command.
+    #[repr(C)]
+    struct Attr {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+    }
+    const _: () = assert!(offset_of!(Attr, log_buf) == 32);
+    let mut attr = Attr {
+        prog_type: SCHED_CLS,
+        insn_cnt: code.len() as u32,
+        insns: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+    };
+    // SAFETY: `insn_cnt` instructions and a licence string lie behind the pointers and are only read.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attr) }?;
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Runs a classifier once over an empty Ethernet frame and returns its verdict.
+pub fn run_once(prog: impl AsFd) -> io::Result<u32> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+    }
+    let frame = [0_u8; 64];
+    let mut attr = Attr {
+        prog_fd: prog.as_fd().as_raw_fd() as u32,
+        retval: 0,
+        data_size_in: size_of_val(&frame) as u32,
+        data_size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+        ctx_size_in: 0,
+        ctx_size_out: 0,
+        ctx_in: 0,
+        ctx_out: 0,
+    };
+    // SAFETY: `frame` is only read; nothing is written but `attr`.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+    Ok(attr.retval)
+}

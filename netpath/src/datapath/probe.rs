@@ -1,0 +1,217 @@
+//! What the kernel can do, found by doing it. A version number explains an answer and never gives one.
+
+use super::ebpf::{cgroup, pins, sys};
+use std::fmt;
+use std::io;
+
+/// The mainline kernel that brought a feature; distributions carry many of them further back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kernel(pub u8, pub u8);
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    Yes,
+    No(String),
+    /// The question itself failed.
+    Unknown(io::Error),
+}
+
+#[derive(Clone, Copy)]
+pub struct Probe {
+    pub name: &'static str,
+    pub since: Kernel,
+    /// What there is in its place where the answer is no.
+    pub without: &'static str,
+    pub run: fn() -> Answer,
+}
+
+pub const BPF: Probe =
+    Probe { name: "bpf", since: Kernel(4, 1), without: "iptables is used instead", run: || answer(bpf()) };
+pub const BPFFS: Probe =
+    Probe { name: "bpffs", since: Kernel(4, 4), without: "iptables is used instead", run: || answer(bpffs()) };
+pub const TCX: Probe = Probe { name: "tcx", since: Kernel(6, 6), without: "clsact is used instead", run: tcx };
+pub const CLSACT: Probe = Probe { name: "clsact", since: Kernel(4, 5), without: "TCX alone can be used", run: clsact };
+pub const REDIRECT_PEER: Probe = Probe {
+    name: "redirect_peer",
+    since: Kernel(5, 10),
+    without: "iptables is used instead",
+    run: || helper(155, &[0, 0]),
+};
+pub const REDIRECT_NEIGH: Probe = Probe {
+    name: "redirect_neigh",
+    since: Kernel(5, 10),
+    without: "iptables is used instead",
+    run: || helper(152, &[0, 0, 0, 0]),
+};
+pub const FIB_SOURCE: Probe = Probe {
+    name: "fib_source",
+    since: Kernel(6, 7),
+    without: "masquerade takes the first address of the way out",
+    run: || match fib_source() {
+        Ok(true) => Answer::Yes,
+        Ok(false) => Answer::No("bpf_fib_lookup refuses BPF_FIB_LOOKUP_SRC".into()),
+        Err(e) => Answer::Unknown(e),
+    },
+};
+pub const SOCK_ADDR: Probe = Probe {
+    name: "sock_addr",
+    since: Kernel(5, 8),
+    without: "host-local clients are translated on lo",
+    run: sock_addr,
+};
+
+/// Everything that the eBPF rung asks of a kernel, in the order in which it matters.
+pub const ALL: [Probe; 8] = [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH, TCX, CLSACT, FIB_SOURCE, SOCK_ADDR];
+
+/// Whether the eBPF rung can be used.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn ebpf_is_usable() -> Result<(), String> {
+    for probe in [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH] {
+        needs(probe)?;
+    }
+    match super::ebpf::TcMode::forced().map_err(|e| e.to_string())? {
+        Some(super::ebpf::TcMode::Tcx) => needs(TCX),
+        Some(super::ebpf::TcMode::Clsact) => needs(CLSACT),
+        None => needs(TCX).or_else(|no_tcx| needs(CLSACT).map_err(|no_clsact| format!("{no_tcx}; {no_clsact}"))),
+    }
+}
+
+fn needs(probe: Probe) -> Result<(), String> {
+    match (probe.run)() {
+        Answer::Yes => Ok(()),
+        Answer::No(why) => Err(format!("no {}: {why} (since Linux {})", probe.name, probe.since)),
+        Answer::Unknown(e) => Err(format!("cannot tell whether there is {}: {e}", probe.name)),
+    }
+}
+
+/// Whether the kernel's FIB look-up tells the source address of a route; programs are loaded accordingly.
+pub fn fib_source_works() -> bool {
+    fib_source().unwrap_or(false)
+}
+
+fn answer(result: io::Result<()>) -> Answer {
+    match result {
+        Ok(()) => Answer::Yes,
+        Err(e) => Answer::No(e.to_string()),
+    }
+}
+
+// Bytecode: opcode, registers (source << 4 | destination), offset, immediate, from the lowest byte up.
+const fn insn(opcode: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+    opcode as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u32 as u64) << 32
+}
+const EXIT: u64 = insn(0x95, 0, 0, 0);
+const fn set(register: u8, value: i32) -> u64 {
+    insn(0xb7, register, 0, value)
+}
+const fn call(helper: i32) -> u64 {
+    insn(0x85, 0, 0, helper)
+}
+
+const PASS: [u64; 2] = [set(0, -1), EXIT];
+
+fn bpf() -> io::Result<()> {
+    sys::load_classifier(&PASS).map(drop)
+}
+
+fn bpffs() -> io::Result<()> {
+    if pins::bpffs_is_mounted() {
+        return Ok(());
+    }
+    if !std::path::Path::new(pins::BPFFS).is_dir() {
+        return Err(io::Error::other(format!("{} does not exist", pins::BPFFS)));
+    }
+    cgroup::open_context(c"bpf").map(drop)
+}
+
+/// A helper that takes numbers: r1.. = `arguments`.
+fn helper(number: i32, arguments: &[i32]) -> Answer {
+    let mut code: Vec<u64> = arguments.iter().enumerate().map(|(i, a)| set(i as u8 + 1, *a)).collect();
+    code.extend([call(number), set(0, -1), EXIT]);
+    match sys::load_classifier(&code) {
+        Ok(_) => Answer::Yes,
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Answer::No("the kernel does not know the helper".into()),
+        Err(e) => Answer::No(e.to_string()),
+    }
+}
+
+/// Calls `bpf_fib_lookup` for an address of `lo`: the flag is looked at when the program runs.
+fn fib_source() -> io::Result<bool> {
+    const FIB_LOOKUP: i32 = 69;
+    const PARAMS: i16 = 64;
+    const SRC: i32 = 1 << 4;
+    let mut code = vec![insn(0xbf, 0x16, 0, 0)]; // r6 = r1, the packet
+    code.push(set(1, 0));
+    code.extend((1..=PARAMS / 8).map(|i| insn(0x7b, 0x1a, -8 * i, 0))); // *(u64 *)(r10 - 8i) = r1
+    code.push(insn(0x72, 0x0a, -PARAMS, libc::AF_INET)); // params.family
+    code.push(insn(0x62, 0x0a, -PARAMS + 8, 1)); // params.ifindex = lo
+    code.push(insn(0xbf, 0x61, 0, 0)); // r1 = r6
+    code.push(insn(0xbf, 0xa2, 0, 0)); // r2 = r10
+    code.push(insn(0x07, 0x02, 0, -i32::from(PARAMS))); // r2 -= 64
+    code.push(set(3, i32::from(PARAMS)));
+    code.push(set(4, SRC));
+    code.push(call(FIB_LOOKUP));
+    code.push(EXIT); // its answer is the verdict
+    let verdict = sys::run_once(sys::load_classifier(&code)?)? as i32;
+    Ok(verdict != -libc::EINVAL)
+}
+
+/// Runs in a namespace of its own, so that no interface of the host is touched.
+fn apart<T: Send + 'static>(job: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let thread = std::thread::Builder::new().name("netpath-probe".into()).spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        job()
+    })?;
+    thread.join().map_err(|_| io::Error::other("the probing thread died"))?
+}
+
+const LO: u32 = 1;
+
+fn tcx() -> Answer {
+    match apart(|| sys::link_create(sys::load_classifier(&PASS)?, LO, sys::TCX_INGRESS).map(drop)) {
+        Ok(()) => Answer::Yes,
+        Err(e) => Answer::No(format!("{e} from BPF_LINK_CREATE")),
+    }
+}
+
+fn clsact() -> Answer {
+    let attached = apart(|| {
+        let prog = sys::load_classifier(&PASS)?;
+        super::ebpf::clsact::probe(LO, prog)
+    });
+    match attached {
+        Ok(()) => Answer::Yes,
+        Err(e) => Answer::No(e.to_string()),
+    }
+}
+
+fn sock_addr() -> Answer {
+    match aya::sys::is_program_supported(aya::programs::ProgramType::CgroupSockAddr) {
+        Ok(true) => {}
+        Ok(false) => return Answer::No("the kernel does not know the program type".into()),
+        Err(e) => return Answer::Unknown(io::Error::other(e)),
+    }
+    match cgroup::root() {
+        Ok(_) => Answer::Yes,
+        Err(e) => Answer::No(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytecode_is_laid_out_as_the_kernel_reads_it() {
+        assert_eq!([0xb7, 0x00, 0, 0, 0xff, 0xff, 0xff, 0xff], set(0, -1).to_le_bytes());
+        assert_eq!([0x7b, 0x1a, 0xf8, 0xff, 0, 0, 0, 0], insn(0x7b, 0x1a, -8, 0).to_le_bytes());
+    }
+}
