@@ -1,21 +1,246 @@
+//! Which host addresses and ports lead where.
+
+use crate::rig::{rig, serve, web};
 use anyhow::Result;
 use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::topology::{CLIENT4, HOST4, Topology};
+use kit::netavark::{Document, Network, Rung, is_incumbent};
+use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology};
 use kit::traffic::{ANY, Dial, Proto, Server};
+use std::net::{IpAddr, Ipv4Addr};
 
-#[test]
-fn smoke() -> Result<()> {
-    need!(kit::need::root());
-    let topology = Topology::new()?;
-    let netavark = Netavark::on(&topology, Rung::Iptables)?;
-    let web = topology.container("web")?;
-    let net = Network::new("front", "podman7").subnet("10.89.7.0/24", "10.89.7.1").subnet("fd41:7::/64", "fd41:7::1");
-    let document = Document::new().on(&net, "eth0", &["10.89.7.5", "fd41:7::5"]).publish("", 8080, 80, "tcp");
-    netavark.setup(&web, &document)?;
-    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
-    let seen = Dial::new(Proto::Tcp, HOST4, 8080).ask(&topology.client)?;
-    assert_eq!(CLIENT4, seen.client.ip());
-    netavark.teardown(&web, &document)?;
-    Ok(())
+on_every_rung!(
+    a_range_leads_to_the_same_place_in_the_range,
+    a_publish_on_one_address_answers_only_there,
+    the_v4_wildcard_serves_v4_only,
+    the_v6_wildcard_serves_v6_only,
+    two_containers_share_a_port_on_two_addresses,
+    two_networks_of_one_container_hold_the_port_in_turn,
+    every_uplink_reaches_a_published_port,
+    a_loopback_publish_is_never_reached_from_a_wire,
+    an_unpublished_port_of_the_host_stays_the_hosts,
+    a_range_of_ten_thousand_ports,
+);
+
+fn one(net: &Network) -> Document {
+    Document::new().on_dual(net, "eth0", 7, 5)
+}
+
+fn a_range_leads_to_the_same_place_in_the_range(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let document = one(&Network::dual(7))
+            .publish_range("", 9_000, 5_000, 100, "tcp")
+            .publish_range("", 9_000, 5_000, 100, "udp");
+        let up = rig.up("web", document)?;
+        let mut servers = Vec::new();
+        for (port, name) in [(5_000, "first"), (5_042, "middle"), (5_099, "last")] {
+            servers.extend(serve(&up.0, port, name)?);
+        }
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                for (port, name) in [(9_000, "first"), (9_042, "middle"), (9_099, "last")] {
+                    let dial = Dial::new(proto, family.host(), port);
+                    rig.sees(name, &rig.topology.client, &dial, name, family.client());
+                    if !is_incumbent() {
+                        rig.sees(name, &up.0, &dial, name, family.gateway(7));
+                    }
+                }
+            }
+            for port in [8_999, 9_001, 9_100] {
+                rig.silent("beside the range", &rig.topology.client, &Dial::new(Proto::Tcp, family.host(), port));
+            }
+        }
+        Ok(vec![up])
+    })
+}
+
+fn a_range_of_ten_thousand_ports(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let document = one(&Network::dual(7)).publish_range("", 20_000, 30_000, 10_000, "tcp");
+        let up = rig.up("web", document)?;
+        let _servers = (serve(&up.0, 30_000, "first")?, serve(&up.0, 39_999, "last")?);
+        for family in Family::BOTH {
+            for (port, name) in [(20_000, "first"), (29_999, "last")] {
+                let dial = Dial::new(Proto::Tcp, family.host(), port);
+                rig.sees(name, &rig.topology.client, &dial, name, family.client());
+                rig.sees(name, &rig.topology.host, &dial, name, local_source(rung, family));
+            }
+        }
+        Ok(vec![up])
+    })
+}
+
+/// What a container sees of a client on the host that dials the host's own address.
+fn local_source(rung: Rung, family: Family) -> IpAddr {
+    if rung.is_ebpf() { family.gateway(7) } else { family.host() }
+}
+
+fn a_publish_on_one_address_answers_only_there(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let mut document = one(&Network::dual(7));
+        for host_ip in [HOST4_SECOND, HOST6] {
+            for proto in Proto::BOTH {
+                document = document.publish(&host_ip.to_string(), 8080, 80, proto.name());
+            }
+        }
+        let (web, _servers) = web(rig, document)?;
+        let client = &rig.topology.client;
+        for proto in Proto::BOTH {
+            rig.sees("v4", client, &Dial::new(proto, HOST4_SECOND, 8080), "web", Family::V4.client());
+            rig.sees("v6", client, &Dial::new(proto, HOST6, 8080), "web", Family::V6.client());
+            for family in Family::BOTH {
+                let other = if family == Family::V4 { HOST4 } else { family.host_second() };
+                rig.silent("another address", client, &Dial::new(proto, other, 8080));
+                rig.silent("another address, from the host", &rig.topology.host, &Dial::new(proto, other, 8080));
+                rig.silent("localhost", &rig.topology.host, &Dial::new(proto, family.localhost(), 8080));
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+fn the_v4_wildcard_serves_v4_only(rung: Rung) -> Result<()> {
+    only_one_family(rung, "0.0.0.0", Family::V4, Family::V6)
+}
+
+fn the_v6_wildcard_serves_v6_only(rung: Rung) -> Result<()> {
+    only_one_family(rung, "::", Family::V6, Family::V4)
+}
+
+/// Netavark 1.4.0 takes both for addresses of the host.
+fn only_one_family(rung: Rung, host_ip: &str, served: Family, other: Family) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let document = one(&Network::dual(7)).publish(host_ip, 8080, 80, "tcp").publish(host_ip, 8080, 80, "udp");
+        let (web, _servers) = web(rig, document)?;
+        for proto in Proto::BOTH {
+            let dial = |family: Family| Dial::new(proto, family.host(), 8080);
+            rig.sees("served", &rig.topology.client, &dial(served), "web", served.client());
+            rig.sees("served", &rig.topology.host, &dial(served), "web", local_source(rung, served));
+            rig.silent("other family", &rig.topology.client, &dial(other));
+            rig.silent("other family, from the host", &rig.topology.host, &dial(other));
+        }
+        Ok(vec![web])
+    })
+}
+
+fn two_containers_share_a_port_on_two_addresses(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let mut up = Vec::new();
+        let mut servers = Vec::new();
+        type Pick = fn(Family) -> IpAddr;
+        let shares = [("first", 5, Family::host as Pick), ("second", 6, Family::host_second as Pick)];
+        for (name, host, address) in shares {
+            let mut document = Document::new().on_dual(&Network::dual(7), "eth0", 7, host);
+            for family in Family::BOTH {
+                for proto in Proto::BOTH {
+                    document = document.publish(&address(family).to_string(), 8080, 80, proto.name());
+                }
+            }
+            up.push(rig.up(name, document)?);
+            servers.extend(serve(&up[up.len() - 1].0, 80, name)?);
+        }
+        for (name, _, address) in shares {
+            for family in Family::BOTH {
+                for proto in Proto::BOTH {
+                    let dial = Dial::new(proto, address(family), 8080);
+                    rig.sees(name, &rig.topology.client, &dial, name, family.client());
+                    let seen = dial.ask(&rig.topology.host);
+                    rig.note(seen.as_ref().is_ok_and(|s| s.server == name), || format!("{name} locally: {seen:?}"));
+                }
+            }
+        }
+        Ok(up)
+    })
+}
+
+/// Podman gives every network of a container all its ports. Removing the one that holds a port reveals the other.
+fn two_networks_of_one_container_hold_the_port_in_turn(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let with_ports = |d: Document| d.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let first = with_ports(Document::new().on_dual(&Network::dual(7), "eth0", 7, 5));
+        let second = with_ports(Document::new().on_dual(&Network::dual(8), "eth1", 8, 5));
+        let web = rig.topology.container("web")?;
+        // As `podman network connect` does: one network a call.
+        rig.netavark.setup(&web, &first)?;
+        rig.netavark.setup(&web, &second)?;
+        // One server for each of the two addresses, so that the answer tells the way it took.
+        let mut servers = Vec::new();
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                servers.push(Server::echo(&web, proto, family.container(7, 5), 80, "by-net7")?);
+                servers.push(Server::echo(&web, proto, family.container(8, 5), 80, "by-net8")?);
+            }
+        }
+        let ask = |name: &str| {
+            for family in Family::BOTH {
+                for proto in Proto::BOTH {
+                    let dial = Dial::new(proto, family.host(), 8080);
+                    rig.sees(name, &rig.topology.client, &dial, name, family.client());
+                }
+            }
+        };
+        ask("by-net7");
+        rig.netavark.teardown(&web, &first)?;
+        ask("by-net8");
+        Ok(vec![(web, second)])
+    })
+}
+
+fn every_uplink_reaches_a_published_port(rung: Rung) -> Result<()> {
+    rig(Topology::with_far(), rung, |rig| {
+        let document = one(&Network::dual(7)).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let (web, _servers) = web(rig, document)?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let near = Dial::new(proto, family.host(), 8080);
+                let far = Dial::new(proto, family.host_far(), 8080);
+                rig.sees("near", &rig.topology.client, &near, "web", family.client());
+                rig.sees("far", rig.topology.far(), &far, "web", family.far());
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+fn a_loopback_publish_is_never_reached_from_a_wire(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let document =
+            one(&Network::dual(7)).publish("127.0.0.1", 8080, 80, "tcp").publish("127.0.0.1", 8080, 80, "udp");
+        let (web, _servers) = web(rig, document)?;
+        let (client, host) = (&rig.topology.client, &rig.topology.host);
+        // A client that believes 127.0.0.1 to lie behind the host.
+        client.ip("route del local 127.0.0.1 dev lo table local\n\
+             route del local 127.0.0.0/8 dev lo table local\n\
+             route add 127.0.0.1/32 via 192.0.2.1 dev eth0 src 192.0.2.2\n")?;
+        client.set_sysctl("net/ipv4/conf/eth0/route_localnet", "1")?;
+        for proto in Proto::BOTH {
+            let dial = Dial::new(proto, localhost, 8080);
+            rig.sees("from the host", host, &dial, "web", Family::V4.gateway(7));
+            rig.silent("from the wire", client, &dial);
+            rig.silent("by the host's address", client, &Dial::new(proto, HOST4, 8080));
+        }
+        Ok(vec![web])
+    })
+}
+
+fn an_unpublished_port_of_the_host_stays_the_hosts(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let document = one(&Network::dual(7)).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let (web, _servers) = web(rig, document)?;
+        let mut servers = serve(&rig.topology.host, 80, "host")?;
+        // Published for TCP and UDP: the host's own server on the port is hidden, one on another port is not.
+        servers.push(Server::echo(&rig.topology.host, Proto::Tcp, ANY, 8081, "host")?);
+        for family in Family::BOTH {
+            let client = &rig.topology.client;
+            for proto in Proto::BOTH {
+                rig.sees("port 80", client, &Dial::new(proto, family.host(), 80), "host", family.client());
+                rig.sees("published", client, &Dial::new(proto, family.host(), 8080), "web", family.client());
+                let from_container = Dial::new(proto, family.gateway(7), 80);
+                rig.sees("by the gateway", &web.0, &from_container, "host", family.container(7, 5));
+            }
+            rig.sees("port 8081", client, &Dial::new(Proto::Tcp, family.host(), 8081), "host", family.client());
+        }
+        Ok(vec![web])
+    })
 }

@@ -1,8 +1,13 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
+pub mod echo;
+pub mod example;
 pub mod host;
+pub mod maps;
 pub mod need;
 pub mod netavark;
+pub mod podman;
 pub mod refuse_bpf;
+pub mod residue;
 pub mod topology;
 pub mod traffic;

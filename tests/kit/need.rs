@@ -51,7 +51,7 @@ pub fn netpath() -> Need {
 }
 
 /// # Errors
-/// A program is missing from PATH.
+/// A program is missing from PATH, or from the place given.
 pub fn program(name: &str) -> Need {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());

@@ -5,7 +5,7 @@
 //! only netpath can pass are skipped, and the others prove the tests themselves.
 
 use crate::host::Netns;
-use crate::topology::{Container, Topology};
+use crate::topology::{Container, Family, Topology};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -222,6 +222,15 @@ impl Network {
         Self { name: name.to_owned(), info }
     }
 
+    /// Network `net<n>` on bridge `podman<n>` with 10.89.n.0/24 and fd41:n::/64 (n as hexadecimal digits there).
+    pub fn dual(n: u8) -> Self {
+        let [net4, net6] = Family::BOTH.map(|f| f.container(n, 0));
+        let [gateway4, gateway6] = Family::BOTH.map(|f| f.gateway(n).to_string());
+        Self::new(&format!("net{n}"), &format!("podman{n}"))
+            .subnet(&format!("{net4}/24"), &gateway4)
+            .subnet(&format!("{net6}/64"), &gateway6)
+    }
+
     /// A subnet with its gateway.
     #[must_use]
     pub fn subnet(mut self, net: &str, gateway: &str) -> Self {
@@ -272,6 +281,13 @@ impl Document {
     #[must_use]
     pub fn on(self, network: &Network, interface: &str, addresses: &[&str]) -> Self {
         self.attach(network, json!({"interface_name": interface, "static_ips": addresses}))
+    }
+
+    /// On [`Network::dual`] `n`, or a change of it, as host `host` of both its subnets.
+    #[must_use]
+    pub fn on_dual(self, network: &Network, interface: &str, n: u8, host: u8) -> Self {
+        let [v4, v6] = Family::BOTH.map(|f| f.container(n, host).to_string());
+        self.on(network, interface, &[&v4, &v6])
     }
 
     /// On `network` with the per-network options as they are.

@@ -35,7 +35,6 @@ impl RefuseBpf for Command {
 }
 
 fn op(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    #[expect(clippy::cast_possible_truncation, reason = "the codes of classic BPF have 16 bits")]
     libc::sock_filter { code: code as u16, jt, jf, k }
 }
 
@@ -43,7 +42,6 @@ fn filter() -> [libc::sock_filter; 6] {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let give = libc::BPF_RET | libc::BPF_K;
-    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "small positive constants")]
     let (bpf, refused) = (libc::SYS_bpf as u32, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
     [
         op(load, 0, 0, ARCH_AT),

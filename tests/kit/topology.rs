@@ -32,6 +32,62 @@ pub const FAR4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
 pub const HOST6_FAR: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
 pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    fn pick(self, v4: IpAddr, v6: IpAddr) -> IpAddr {
+        match self {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
+    }
+
+    pub fn host(self) -> IpAddr {
+        self.pick(HOST4, HOST6)
+    }
+
+    pub fn host_second(self) -> IpAddr {
+        self.pick(HOST4_SECOND, HOST6_SECOND)
+    }
+
+    pub fn client(self) -> IpAddr {
+        self.pick(CLIENT4, CLIENT6)
+    }
+
+    pub fn outside(self) -> IpAddr {
+        self.pick(OUTSIDE4, OUTSIDE6)
+    }
+
+    pub fn host_far(self) -> IpAddr {
+        self.pick(HOST4_FAR, HOST6_FAR)
+    }
+
+    pub fn far(self) -> IpAddr {
+        self.pick(FAR4, FAR6)
+    }
+
+    pub fn localhost(self) -> IpAddr {
+        self.pick(Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into())
+    }
+
+    /// Host `host` of the network that [`crate::netavark::Network::dual`] numbers `n`.
+    pub fn container(self, n: u8, host: u8) -> IpAddr {
+        let v6 = Ipv6Addr::new(0xfd41, n.into(), 0, 0, 0, 0, 0, host.into());
+        self.pick(Ipv4Addr::new(10, 89, n, host).into(), v6.into())
+    }
+
+    /// The bridge's own address in that network.
+    pub fn gateway(self, n: u8) -> IpAddr {
+        self.container(n, 1)
+    }
+}
+
 /// Below here every topology has a directory `<pid>-<counter>`.
 const ROOT: &str = "/run/netpath-test";
 static COUNTER: AtomicU32 = AtomicU32::new(0);

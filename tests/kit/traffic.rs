@@ -50,6 +50,9 @@ pub struct Seen {
     pub own: SocketAddr,
 }
 
+/// What a server's thread does until it is told to stop.
+type Work = Box<dyn FnOnce(&EventFd) + Send>;
+
 /// Threads that serve until this is dropped.
 pub struct Server {
     stop: Arc<EventFd>,
@@ -86,7 +89,7 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 impl Server {
-    fn start(netns: &Netns, threads: Vec<Box<dyn FnOnce(&EventFd) + Send>>) -> Result<Self> {
+    fn start(netns: &Netns, threads: Vec<Work>) -> Result<Self> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let mut server = Self { stop, threads: Vec::new() };
         for thread in threads {
@@ -128,7 +131,7 @@ impl Server {
     ) -> Result<Self> {
         let listener = netns.run(|| listen(at)).with_context(|| format!("cannot listen on tcp {at}"))?;
         listener.set_nonblocking(true)?;
-        let mut threads: Vec<Box<dyn FnOnce(&EventFd) + Send>> = Vec::new();
+        let mut threads: Vec<Work> = Vec::new();
         for _ in 0..workers {
             let (listener, serve) = (listener.try_clone()?, serve.clone());
             threads.push(Box::new(move |stop| {
@@ -194,6 +197,20 @@ fn parse(answer: &[u8], sent: &[u8]) -> Result<(String, SocketAddr)> {
     Ok((server.to_owned(), client.parse().with_context(|| format!("peer {client}"))?))
 }
 
+/// Sends `data` to an echo server and takes the answer.
+///
+/// # Errors
+/// No answer, or not the same bytes.
+pub fn exchange(stream: &mut TcpStream, data: &[u8]) -> Result<(String, SocketAddr)> {
+    stream.write_all(&(data.len() as u32).to_be_bytes())?;
+    stream.write_all(data).context("send")?;
+    let mut len = [0; 4];
+    stream.read_exact(&mut len).context("receive")?;
+    let mut answer = vec![0; u32::from_be_bytes(len) as usize];
+    stream.read_exact(&mut answer).context("receive")?;
+    parse(&answer, data)
+}
+
 /// One dial: where to, and from where if not left to the kernel.
 #[derive(Clone, Debug)]
 pub struct Dial {
@@ -255,7 +272,7 @@ impl Dial {
     /// # Errors
     /// There was one.
     pub fn must_fail(&self, netns: &Netns) -> Result<()> {
-        match self.clone().patience(Duration::from_millis(400)).ask(netns) {
+        match self.clone().patience(self.patience.min(Duration::from_millis(400))).ask(netns) {
             Ok(seen) => bail!("{self}: expected no answer, got one: {seen:?}"),
             Err(_) => Ok(()),
         }
@@ -267,17 +284,7 @@ impl Dial {
 
     fn ask_stream(&self) -> Result<Seen> {
         let mut stream = self.connect_stream()?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(self.patience))?;
-        stream.set_write_timeout(Some(self.patience))?;
-        let data = self.payload();
-        stream.write_all(&(data.len() as u32).to_be_bytes())?;
-        stream.write_all(&data).context("send")?;
-        let mut len = [0; 4];
-        stream.read_exact(&mut len).context("receive")?;
-        let mut answer = vec![0; u32::from_be_bytes(len) as usize];
-        stream.read_exact(&mut answer).context("receive")?;
-        let (server, client) = parse(&answer, &data)?;
+        let (server, client) = exchange(&mut stream, &self.payload())?;
         Ok(Seen { server, client, peer: plain(stream.peer_addr()?), own: plain(stream.local_addr()?) })
     }
 
@@ -286,9 +293,17 @@ impl Dial {
     /// # Errors
     /// Refused, or not made in time.
     pub fn connect_stream(&self) -> Result<TcpStream> {
-        let Some(from) = self.from else {
-            return TcpStream::connect_timeout(&self.to, self.patience).context("connect");
+        let stream = match self.from {
+            None => TcpStream::connect_timeout(&self.to, self.patience).context("connect")?,
+            Some(from) => self.connect_from(from)?,
         };
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
+        Ok(stream)
+    }
+
+    fn connect_from(&self, from: SocketAddr) -> Result<TcpStream> {
         use nix::sys::socket::{
             AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
         };

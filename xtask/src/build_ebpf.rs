@@ -5,7 +5,7 @@
 
 use crate::steps::seconds;
 use crate::toolchain::Toolchain;
-use crate::{setup, steps, workspace};
+use crate::{rustc, setup, steps, workspace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 const TARGET: &str = "bpfel-unknown-none";
+/// Moves when the way of building changes in a manner that cargo does not see (`rustc.rs`).
+const RECIPE: u32 = 2;
 
 pub fn run() -> Result<ExitCode> {
     let begun = Instant::now();
@@ -67,7 +69,9 @@ pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: S
     workspace::clean_environment(&mut cargo).current_dir(&crate_dir);
     cargo.args(["build", "--release", "-Z", "build-std=core", "--target", TARGET, "--quiet"]);
     cargo.arg("--target-dir").arg(target_dir);
-    cargo.env("RUSTC", &toolchain.compiler.rustc).env("RUSTC_WRAPPER", "").env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("RUSTC", &toolchain.compiler.rustc).env("RUSTC_BOOTSTRAP", "1");
+    let xtask = std::env::current_exe().context("cannot tell where xtask lies")?;
+    cargo.env("RUSTC_WRAPPER", xtask).env(rustc::ENVIRONMENT, "1");
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker.path);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, target_dir).join("\u{1f}"));
     let status = cargo.stdin(Stdio::null()).stdout(output).status();
@@ -90,18 +94,21 @@ fn rust_flags(root: &Path, target_dir: &Path) -> Vec<String> {
     flags
 }
 
-/// Cargo does not see that the linker behind a path has changed; the programs must be linked again then.
+/// Cargo does not see that the linker behind a path has changed, nor how we call it: our crates are built again then.
 fn forget_other_linker(toolchain: &Toolchain, target_dir: &Path) -> Result<()> {
     let linker = &toolchain.linker;
     let meta = fs::metadata(&linker.path).with_context(|| format!("cannot read {}", linker.path.display()))?;
-    let now = format!("{} LLVM {} {} {:?}\n", linker.path.display(), linker.llvm, meta.len(), meta.modified().ok());
+    let path = linker.path.display();
+    let now = format!("recipe {RECIPE}, {path}, LLVM {}, {} {:?}\n", linker.llvm, meta.len(), meta.modified().ok());
     let stamp = target_dir.join("linker");
     if fs::read_to_string(&stamp).is_ok_and(|before| before == now) {
         return Ok(());
     }
-    match fs::remove_dir_all(target_dir.join(TARGET)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("cannot remove the former build"),
-        _ => {}
+    let fingerprints = target_dir.join(TARGET).join("release/.fingerprint");
+    for entry in fs::read_dir(&fingerprints).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("netpath-") {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
     }
     fs::create_dir_all(target_dir).with_context(|| format!("cannot create {}", target_dir.display()))?;
     fs::write(&stamp, now).with_context(|| format!("cannot write {}", stamp.display()))

@@ -9,6 +9,7 @@ mod demo;
 mod lint;
 mod need;
 mod reproducible;
+mod rustc;
 mod setup;
 mod steps;
 mod suite;
@@ -43,14 +44,20 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().verb {
+    if std::env::var_os(rustc::ENVIRONMENT).is_some() {
+        return finish(rustc::become_rustc(std::env::args().skip(1).collect()));
+    }
+    finish(match Args::parse().verb {
         Verb::Setup => setup::run(),
         Verb::BuildEbpf => build_ebpf::run(),
         Verb::Test(args) => test::run(&args),
         Verb::Lint => lint::run(),
         Verb::Demo(args) => demo::run(&args),
         Verb::Clean => clean::run(),
-    };
+    })
+}
+
+fn finish(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {

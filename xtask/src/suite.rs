@@ -97,37 +97,45 @@ pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
     format!("{name:<14} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {}", seconds(took))
 }
 
-/// Reads libtest's output with `--show-output`.
+/// Reads libtest's output. A skip line comes captured (after the results, with `--show-output`) or, written past the
+/// capture, anywhere: also between a test's name and its result.
 fn read(text: &str) -> Outcome {
     let mut outcome = Outcome::default();
     let mut passed: Vec<&str> = Vec::new();
-    let mut section: Option<&str> = None;
+    let mut captured = false;
+    let mut waiting: Option<&str> = None;
     for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("test ").filter(|_| section.is_none()) {
-            match rest.rsplit_once(" ... ") {
-                Some((name, "ok")) => passed.push(name),
-                Some((name, "FAILED")) => outcome.failed.push(name.to_owned()),
-                Some((name, verdict)) if verdict.starts_with("ignored") => {
-                    let why = verdict.strip_prefix("ignored, ").unwrap_or("ignored");
+        let mut rest = line;
+        if !captured && let Some((name, verdict)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ... ")) {
+            (waiting, rest) = (Some(name), verdict);
+        }
+        if let Some((label, why)) = rest.strip_prefix("skip ").and_then(|l| l.split_once(": ")) {
+            if why.starts_with("needs ") {
+                outcome.skipped.push((label.to_owned(), why.to_owned()));
+            }
+        } else if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+            captured = true;
+        } else if line == "successes:" || line == "failures:" || line.starts_with("test result:") {
+            captured = false;
+        } else if let Some(name) = waiting.filter(|_| !captured) {
+            let ignored = rest.strip_prefix("ignored");
+            match rest {
+                "ok" => passed.push(name),
+                "FAILED" => outcome.failed.push(name.to_owned()),
+                _ if ignored.is_some() => {
+                    let why = ignored.and_then(|r| r.strip_prefix(", ")).unwrap_or("ignored");
                     outcome.skipped.push((name.to_owned(), why.to_owned()));
                 }
-                _ => {}
+                _ => continue,
             }
-        } else if let Some(name) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----")) {
-            section = Some(name);
-        } else if line == "successes:" || line == "failures:" || line.starts_with("test result:") {
-            section = None;
-        } else if let Some((label, why)) = line.strip_prefix("skip ").and_then(|l| l.split_once(": "))
-            && why.starts_with("needs ")
-        {
-            // The test as a whole, or one row of its table: only the first is no pass.
-            let whole = |test: &str| test == label || test.rsplit("::").next() == Some(label);
-            if let Some(test) = section.filter(|t| whole(t)) {
-                passed.retain(|p| *p != test);
-            }
-            outcome.skipped.push((label.to_owned(), why.to_owned()));
+            waiting = None;
         }
     }
+    // The test as a whole, or one row of its table: only the first is no pass.
+    let whole = |test: &str, label: &str| {
+        test == label || test.ends_with(&format!("::{label}")) || label.ends_with(&format!("::{test}"))
+    };
+    passed.retain(|test| !outcome.skipped.iter().any(|(label, _)| whole(test, label)));
     outcome.passed = passed.len();
     outcome
 }
@@ -194,6 +202,17 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         let labels: Vec<_> = outcome.skipped.iter().map(|(l, _)| l.as_str()).collect();
         assert_eq!(vec!["b::later", "cannot_run", "table/iptables/v6"], labels);
         assert_eq!("needs a VM", outcome.skipped[0].1);
+    }
+
+    #[test]
+    fn a_skip_line_between_a_name_and_its_result_belongs_to_the_test_it_names() {
+        let text =
+            "test a::one ... skip b::two: needs tcx: no\nok\ntest b::two ... ok\n1.5 GB/s\ntest c::three ... ok\n";
+        let outcome = read(text);
+        assert_eq!((2, 1), (outcome.passed, outcome.skipped.len()), "{outcome:?}");
+        let text = "test two ... skip suite::two: needs root\nok\ntest three ... a figure\nFAILED\n";
+        let outcome = read(text);
+        assert_eq!((0, 1, 1), (outcome.passed, outcome.failed.len(), outcome.skipped.len()), "{outcome:?}");
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Rtnl {
         match self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE) {
             Ok(()) => Ok(true),
             Err(e) if e.exists() => Ok(false),
-            Err(e) => Err(Error::new(format!("cannot add route {}", describe(route))).because(e)),
+            Err(e) => Err(Error::new(format!("cannot add route {route}")).because(e)),
         }
     }
 
@@ -117,16 +117,3 @@ impl Rtnl {
 
 /// RT_TABLE_MAIN.
 const MAIN: u8 = 254;
-
-/// `172.20.0.0/16 via 10.89.7.254 metric 50`, as `ip route` writes it.
-pub fn describe(route: &Route) -> String {
-    let kind = match route.kind {
-        RouteKind::Unicast => "",
-        RouteKind::Blackhole => "blackhole ",
-        RouteKind::Unreachable => "unreachable ",
-        RouteKind::Prohibit => "prohibit ",
-    };
-    let to = if route.destination.prefix_len() == 0 { "default".to_owned() } else { route.destination.to_string() };
-    let via = route.gateway.map(|g| format!(" via {g}")).unwrap_or_default();
-    format!("{kind}{to}{via} metric {}", route.metric)
-}

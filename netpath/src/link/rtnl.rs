@@ -7,6 +7,11 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use std::cell::RefCell;
 use std::fmt;
 
+/// Set in every message of a dump that a change has cut across (`include/uapi/linux/netlink.h`).
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// A dump takes microseconds, a change of a link milliseconds: a few tries are plenty.
+const DUMP_TRIES: usize = 100;
+
 /// The kernel's answer to one request.
 #[derive(Debug)]
 pub enum Refused {
@@ -81,20 +86,32 @@ impl Rtnl {
     /// # Errors
     /// What the kernel answered.
     pub(super) fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> Answer<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMP_TRIES {
+            if let Some(answer) = self.ask_once(message.clone(), flags)? {
+                return Ok(answer);
+            }
+        }
+        Err(Refused::Socket("the list kept changing while it was read".into()))
+    }
+
+    /// `None`: the list changed while it was read, and may be incomplete.
+    fn ask_once(&self, message: RouteNetlinkMessage, flags: u16) -> Answer<Option<Vec<RouteNetlinkMessage>>> {
         tracing::trace!(?message, "netlink");
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut stream = self.handle.borrow_mut().request(request).map_err(|e| Refused::Socket(e.to_string()))?;
         self.runtime.block_on(async {
             let mut answer = Vec::new();
+            let mut whole = true;
             while let Some(message) = stream.next().await {
+                whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
                     NetlinkPayload::Error(e) if e.raw_code() != 0 => return Err(Refused::Kernel(e.to_io())),
                     NetlinkPayload::InnerMessage(m) => answer.push(m),
                     _ => {}
                 }
             }
-            Ok(answer)
+            Ok(whole.then_some(answer))
         })
     }
 }

@@ -68,6 +68,26 @@ pub struct Route {
     pub kind: RouteKind,
 }
 
+/// `172.20.0.0/16 via 10.89.7.254 metric 50`, as `ip route` writes it.
+impl std::fmt::Display for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.kind {
+            RouteKind::Unicast => "",
+            RouteKind::Blackhole => "blackhole ",
+            RouteKind::Unreachable => "unreachable ",
+            RouteKind::Prohibit => "prohibit ",
+        })?;
+        match self.destination.prefix_len() {
+            0 => f.write_str("default")?,
+            _ => write!(f, "{}", self.destination)?,
+        }
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " metric {}", self.metric)
+    }
+}
+
 /// A bridge network in managed mode: netpath makes the bridge and takes it down with the last endpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Network {

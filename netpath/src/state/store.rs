@@ -148,11 +148,23 @@ impl Store {
         Ok(Desired { records: self.all()?.into_iter().map(|k| k.record).collect() })
     }
 
+    /// One record. A damaged one is reported and counts as absent, so that it can be written anew or removed.
+    ///
     /// # Errors
-    /// It is there and cannot be read.
+    /// It is there and cannot be opened.
     pub fn get(&self, key: &Key) -> Result<Option<Kept>> {
-        let kept = read::<Kept>(&self.file(key))?;
-        Ok(kept.filter(|k| k.key() == *key))
+        let path = self.file(key);
+        match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
+                Ok(kept) => Ok(Some(kept).filter(|k| k.key() == *key)),
+                Err(e) => {
+                    tracing::error!(file = %path.display(), error = %e, "a record cannot be read");
+                    Ok(None)
+                }
+            },
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::new(format!("cannot read {}", path.display())).because(e)),
+        }
     }
 
     /// Writes a record, new or changed.
@@ -161,6 +173,28 @@ impl Store {
     /// It cannot be written; the one before it, if any, still stands.
     pub fn put(&self, _lock: &Lock, kept: &Kept) -> Result<()> {
         self.write(&self.file(&kept.key()), kept)
+    }
+
+    /// As [`Store::put`] without the lock, for a record that nobody but the caller writes.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub fn put_own(&self, kept: &Kept) -> Result<()> {
+        self.write(&self.file(&kept.key()), kept)
+    }
+
+    /// Whether there is no record at all.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn is_empty(&self) -> Result<bool> {
+        match std::fs::read_dir(&self.dir) {
+            Ok(mut entries) => {
+                Ok(!entries.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().ends_with(ENDPOINT))))
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(Error::new(format!("cannot read state in {}", self.dir.display())).because(e)),
+        }
     }
 
     /// Removes a record; `false` = there was none.

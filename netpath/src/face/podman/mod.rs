@@ -1,15 +1,111 @@
-//! Podman's face: netavark's command line and JSON.
+//! Podman's face: netavark's command line and JSON (netavark 2.1).
+//!
+//! Podman reads the first JSON value on stdout, after the process has ended: a status on success, else one line with the
+//! key `error` alone. It keeps stdin open itself, so all of it is read before anything can fail.
 
+mod args;
+mod document;
+mod logs;
+mod network;
+mod read;
+mod status;
+
+use crate::dns::aardvark::Aardvark;
+use crate::model::error::{Error, Result};
+use crate::ops;
+use args::{Args, Verb};
+use clap::Parser;
 use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Answers one call of Podman's. `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args: Vec<OsString> = args.into_iter().skip(1).collect();
-    if args.iter().any(|a| a == "--version" || a == "-V") {
-        println!("netavark {} (netpath)", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+    let args: Vec<OsString> = args.into_iter().collect();
+    let stdin = if args::takes_document(&args) { read_stdin() } else { Ok(String::new()) };
+    let parsed = match Args::try_parse_from(&args) {
+        Ok(parsed) => parsed,
+        Err(e) => e.exit(),
+    };
+    logs::begin();
+    let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| answer(parsed, stdin)));
+    let answer = answer.unwrap_or_else(|_| Err(Error::new("netpath has a bug").because("it panicked; see stderr")));
+    let (line, code) = match answer {
+        Ok(line) => (line, ExitCode::SUCCESS),
+        Err(e) => (format!("{}\n", serde_json::json!({ "error": in_one_line(&e) })), ExitCode::FAILURE),
+    };
+    // Whoever has closed our stdout does not want the answer.
+    let _ = std::io::stdout().write_all(line.as_bytes());
+    code
+}
+
+fn in_one_line(e: &Error) -> String {
+    match e.next_step() {
+        Some(next) => format!("{e} (next: {next})"),
+        None => e.to_string(),
     }
-    println!("{}", serde_json::json!({ "error": format!("unknown command {args:?}") }));
-    ExitCode::FAILURE
+}
+
+fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::new("cannot read standard input").because(e))?;
+    String::from_utf8(bytes).map_err(|e| Error::new("cannot read standard input").because(e))
+}
+
+/// What goes to stdout.
+fn answer(args: Args, stdin: Result<String>) -> Result<String> {
+    match &args.verb {
+        Verb::Setup { netns } => {
+            let document = args.document(stdin)?;
+            let choice = args.choice()?;
+            let names = names(&args, "setup")?;
+            let attach = document::attach(&document)
+                .map_err(|e| Error::new("cannot read setup input").because(format!("{e}; nothing was changed")))?;
+            let records: Vec<_> = attach.records.into_iter().map(|r| r.at(netns)).collect();
+            let status = status::Status::of(&records, &attach.dns_servers);
+            let links =
+                ops::setup(ops::Attach { container: attach.container, netns: netns.clone(), records, choice, names })?;
+            Ok(format!("{}\n", status.with(&links)))
+        }
+        Verb::Teardown { netns } => {
+            let document = args.document(stdin)?;
+            let names = names(&args, "teardown")?;
+            let detach =
+                document::detach(&document).map_err(|e| Error::new("cannot read teardown input").because(e))?;
+            ops::teardown(ops::Detach {
+                container: detach.container,
+                netns: netns.clone(),
+                leaving: detach.leaving,
+                records: detach.records,
+                names,
+            })?;
+            Ok(String::new())
+        }
+        Verb::Update { network, network_dns_servers } => {
+            let servers = args::servers(network_dns_servers)?;
+            names(&args, "update")?.update(network, &servers)?;
+            Ok(String::new())
+        }
+        Verb::Version => Ok(args::version()),
+        Verb::FirewallReload => ops::reconcile().map(|()| String::new()),
+        Verb::Create => {
+            Err(not_yet("create", "create networks with a netavark that has it, and attach them with this one"))
+        }
+        Verb::DhcpProxy => Err(not_yet("dhcp-proxy", "use networks with subnets of their own")),
+        Verb::FirewalldReload => Err(not_yet("firewalld-reload", "run firewall-reload after firewalld has reloaded")),
+    }
+}
+
+fn not_yet(verb: &str, next: &str) -> Error {
+    Error::new(format!("netavark {verb}")).because("this version of netpath does not have it yet").next(next)
+}
+
+fn names(args: &Args, verb: &str) -> Result<Aardvark> {
+    let config = args
+        .config
+        .as_deref()
+        .ok_or_else(|| Error::new(format!("--config not specified but required for netavark {verb}")))?;
+    let binary = args.aardvark_binary.as_deref().unwrap_or(Path::new(""));
+    Ok(Aardvark::new(config, binary, args::dns_port()?, args.rootless))
 }

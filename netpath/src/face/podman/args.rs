@@ -1,0 +1,205 @@
+//! Netavark's command line. Its options come before the verb, as Podman gives them.
+
+use crate::datapath::ladder::Choice;
+use crate::model::Rung;
+use crate::model::error::{Context, Error, Result};
+use crate::ops;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+#[derive(Parser, Debug)]
+#[command(name = "netavark", version = concat!(env!("CARGO_PKG_VERSION"), " (netpath)"))]
+#[command(about = "netpath in netavark's place: the container network of a host, with an eBPF datapath")]
+pub struct Args {
+    /// Read the JSON document from this file instead of standard input
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    /// Firewall driver, as the engine names it: empty, ebpf, nftables, iptables (the best datapath is chosen) or none
+    #[arg(long, env = "NETAVARK_FW", default_value = "")]
+    firewall_driver: String,
+    /// Directory of the engine's run-time files
+    #[arg(short, long)]
+    pub config: Option<PathBuf>,
+    /// The engine runs without root
+    #[arg(short, long, default_value_t = false, num_args = 1, action = clap::ArgAction::Set)]
+    pub rootless: bool,
+    /// The aardvark-dns program; empty if the engine has none
+    #[arg(short, long, default_value = "/usr/libexec/podman/aardvark-dns", value_parser = any_path)]
+    pub aardvark_binary: Option<PathBuf>,
+    /// Directory of netavark plugins
+    #[arg(long)]
+    #[allow(dead_code, reason = "part of the contract; plugins are refused by driver name")]
+    plugin_directory: Vec<OsString>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Complete a network's configuration
+    Create,
+    /// Attach a container to networks
+    Setup {
+        /// Path of the container's network namespace
+        #[arg(value_parser = netns_path, value_name = "NETNS_PATH")]
+        netns: PathBuf,
+    },
+    /// Detach a container from networks
+    Teardown {
+        /// Path of the container's network namespace
+        #[arg(value_parser = netns_path, value_name = "NETNS_PATH")]
+        netns: PathBuf,
+    },
+    /// Change the DNS servers of a network
+    Update {
+        network: String,
+        /// Addresses with commas between them; empty for none
+        #[arg(long, required = true)]
+        network_dns_servers: Vec<String>,
+    },
+    /// Tell the version
+    Version,
+    /// Lend addresses by DHCP to containers
+    DhcpProxy,
+    /// Put back what containers need each time firewalld reloads
+    FirewalldReload,
+    /// Put back what containers need after somebody has flushed the host's rules
+    FirewallReload,
+}
+
+fn any_path(path: &str) -> std::result::Result<PathBuf, String> {
+    Ok(PathBuf::from(path))
+}
+
+fn netns_path(path: &str) -> std::result::Result<PathBuf, String> {
+    if path.is_empty() { Err("expected the path of a network namespace".into()) } else { Ok(PathBuf::from(path)) }
+}
+
+impl Args {
+    /// The text of the document: from `--file`, else from standard input.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn document(&self, stdin: Result<String>) -> Result<String> {
+        match &self.file {
+            Some(path) => std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display())),
+            None => stdin,
+        }
+    }
+
+    /// The datapath asked for: netpath's own variable comes before what the engine says.
+    ///
+    /// # Errors
+    /// A word that means none.
+    pub fn choice(&self) -> Result<Choice> {
+        let engine = match self.firewall_driver.to_ascii_lowercase().as_str() {
+            "" | "ebpf" | "nftables" | "iptables" | "firewalld" => Choice::Auto,
+            "none" => Choice::Only(Rung::None),
+            other => {
+                return Err(Error::new(format!("invalid firewall driver {other:?}"))
+                    .because("expected ebpf, nftables, iptables, firewalld or none")
+                    .next("set firewall_driver in containers.conf, or leave it out"));
+            }
+        };
+        let own = std::env::var("NETPATH_DATAPATH").unwrap_or_default();
+        Ok(ops::wish(&own)?.unwrap_or(engine))
+    }
+}
+
+/// Whether the engine has written a document to standard input for this call. Found before the options are understood,
+/// so that a call that is refused for its options has read it too.
+pub fn takes_document(args: &[OsString]) -> bool {
+    let has = |word: &str| args.iter().any(|a| a == word);
+    ["setup", "teardown", "create", "update"].into_iter().any(has)
+        && !args.iter().any(|a| {
+            let a = a.to_string_lossy();
+            a == "-f" || a == "--file" || a.starts_with("--file=")
+        })
+}
+
+/// The port on which aardvark-dns serves.
+///
+/// # Errors
+/// `NETAVARK_DNS_PORT` is not a port.
+pub fn dns_port() -> Result<u16> {
+    match std::env::var("NETAVARK_DNS_PORT") {
+        Ok(text) => text.parse().context(|| format!("invalid NETAVARK_DNS_PORT {text:?}")),
+        Err(_) => Ok(53),
+    }
+}
+
+/// The list that `update` gets: Podman joins it with commas into one value, and sends an empty one to clear it.
+///
+/// # Errors
+/// Something that is not an address.
+pub fn servers(given: &[String]) -> Result<Vec<IpAddr>> {
+    let words = given.iter().flat_map(|g| g.split(',')).map(str::trim).filter(|w| !w.is_empty());
+    words.map(|w| w.parse().context(|| format!("--network-dns-servers: {w:?} is not an IP address"))).collect()
+}
+
+/// As `netavark version` prints it.
+pub fn version() -> String {
+    let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+    let version = serde_json::json!({
+        "version": concat!(env!("CARGO_PKG_VERSION"), " (netpath)"),
+        "commit": option_env!("NETPATH_COMMIT").unwrap_or("unknown"),
+        "build_time": option_env!("NETPATH_BUILD_TIME").unwrap_or("unknown"),
+        "target": format!("{}-unknown-linux-{libc}", std::env::consts::ARCH),
+        "default_fw_driver": "ebpf",
+    });
+    format!("{version:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> std::result::Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("netavark").chain(words.iter().copied()))
+    }
+
+    #[test]
+    fn podmans_command_line_is_understood() {
+        let args = parse(&[
+            "--config",
+            "/run/containers/networks",
+            "--rootless=false",
+            "--aardvark-binary=",
+            "setup",
+            "/run/netns/x",
+        ]);
+        let args = args.expect("understood");
+        assert!(!args.rootless);
+        assert_eq!(Some(PathBuf::new()), args.aardvark_binary);
+        assert!(matches!(args.verb, Verb::Setup { ref netns } if netns == &PathBuf::from("/run/netns/x")));
+        assert!(parse(&["-c", "/x", "--rootless=true", "update", "net", "--network-dns-servers", ""]).is_ok());
+        assert!(parse(&["setup", ""]).is_err(), "an empty path");
+        assert!(parse(&["update", "net"]).is_err(), "update without servers");
+    }
+
+    #[test]
+    fn what_the_engine_calls_a_firewall_means_a_datapath() {
+        for (word, choice) in [("", Choice::Auto), ("nftables", Choice::Auto), ("None", Choice::Only(Rung::None))] {
+            let args = parse(&["--firewall-driver", word, "version"]).expect("understood");
+            assert_eq!(choice, args.choice().expect("a choice"), "{word:?}");
+        }
+        assert!(parse(&["--firewall-driver", "pf", "version"]).expect("understood").choice().is_err());
+    }
+
+    #[test]
+    fn the_servers_of_an_update_come_with_commas_or_not_at_all() {
+        assert_eq!(2, servers(&["192.0.2.1,2001:db8::1".into()]).expect("addresses").len());
+        assert!(servers(&[String::new()]).expect("none").is_empty());
+        assert!(servers(&["x".into()]).expect_err("no address").to_string().contains("\"x\""));
+    }
+
+    #[test]
+    fn a_document_is_expected_with_the_verbs_that_take_one() {
+        let words = |w: &[&str]| w.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(takes_document(&words(&["netavark", "--nonsense", "setup", "x"])));
+        assert!(!takes_document(&words(&["netavark", "-f", "x.json", "setup", "x"])));
+        assert!(!takes_document(&words(&["netavark", "version"])));
+    }
+}

@@ -1,0 +1,225 @@
+//! The document of setup and teardown → what is to be attached or detached.
+
+use super::network;
+use super::read::{Mistakes, Node};
+use crate::model::publish::HostBind;
+use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record};
+use crate::ops::Leaving;
+use ipnet::IpNet;
+use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+/// A record that does not know its namespace yet: that comes from the command line.
+pub struct Wanted(Record);
+
+impl Wanted {
+    pub fn at(mut self, netns: &Path) -> Record {
+        self.0.netns = netns.to_owned();
+        self.0
+    }
+}
+
+pub struct Attach {
+    pub container: Container,
+    pub records: Vec<Wanted>,
+    /// Upstream servers that the engine wants for this container.
+    pub dns_servers: Vec<IpAddr>,
+}
+
+pub struct Detach {
+    pub container: Container,
+    pub leaving: Vec<Leaving>,
+    pub records: Vec<Record>,
+}
+
+/// Everything is looked at before the first mistake is told.
+///
+/// # Errors
+/// All mistakes in one text, each with the path of its field.
+pub fn attach(text: &str) -> Result<Attach, String> {
+    let value = parse(text)?;
+    let mistakes = Mistakes::default();
+    let attach = read(&Node::root(&value, &mistakes));
+    match attach {
+        Some(attach) if mistakes.is_empty() => Ok(attach),
+        _ => Err(mistakes.told()),
+    }
+}
+
+/// Takes what it can: a container has to go even if its description can no longer be attached.
+///
+/// # Errors
+/// The container or the networks are not named.
+pub fn detach(text: &str) -> Result<Detach, String> {
+    let value = parse(text)?;
+    let mistakes = Mistakes::default();
+    let root = Node::root(&value, &mistakes);
+    let container = container(&root);
+    let networks = root.req("networks").map(|n| named(&n)).unwrap_or_default();
+    let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.told()) };
+    // From here on mistakes are no matter.
+    let infos = root.opt("network_info");
+    let leaving = networks
+        .iter()
+        .map(|(name, node)| {
+            let info = infos.as_ref().and_then(|i| i.opt(name));
+            let managed = info.as_ref().is_some_and(is_managed_bridge);
+            Leaving {
+                network: name.clone(),
+                interface: node.opt("interface_name").and_then(|n| n.checked::<IfName>()),
+                bridge: info.filter(|_| managed).and_then(|i| i.opt("network_interface")?.checked::<IfName>()),
+            }
+        })
+        .collect();
+    let records = attach(text).map(|a| a.records.into_iter().map(|r| r.at(Path::new(""))).collect());
+    Ok(Detach { container, leaving, records: records.unwrap_or_default() })
+}
+
+fn is_managed_bridge(info: &Node<'_>) -> bool {
+    let mode = info.opt("options").and_then(|o| o.opt("mode")).and_then(|m| m.text());
+    info.opt("driver").and_then(|d| d.text()) == Some("bridge") && matches!(mode, None | Some("managed"))
+}
+
+fn parse(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))
+}
+
+fn read(root: &Node<'_>) -> Option<Attach> {
+    let container = container(root);
+    let networks = root.req("networks");
+    // The defaults differ between the two generations of the contract, as do the shapes.
+    let isolation = if networks.as_ref().is_some_and(Node::is_array) { Isolation::Strict } else { Isolation::Open };
+    let dns_servers: Vec<IpAddr> = root.list("dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
+    let publishes: Vec<Publish> = root.list("port_mappings").iter().filter_map(publish).collect();
+    let infos = root.req("network_info");
+    let mut records: Vec<Record> = Vec::new();
+    for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
+        let info = infos.as_ref().filter(|i| i.is_object()).and_then(|i| i.req(&name));
+        let network = info.and_then(|i| network::read(&i, &name, isolation));
+        let endpoint = endpoint(&node, network.as_ref(), &dns_servers);
+        let (Some(network), Some(endpoint), Some(container)) = (network, endpoint, &container) else { continue };
+        for other in &records {
+            if other.network.name == network.name {
+                node.wrong(format!("network {name:?} is named twice"));
+            } else if other.network.bridge == network.bridge {
+                node.wrong(format!("networks {:?} and {name:?} have the same bridge", other.network.name));
+            }
+            if other.endpoint.interface == endpoint.interface {
+                node.wrong(format!("interface_name {} is given twice", endpoint.interface));
+            }
+            if endpoint.host_interface.is_some() && other.endpoint.host_interface == endpoint.host_interface {
+                node.wrong("host_interface_name is given twice");
+            }
+        }
+        records.push(Record {
+            order: 0,
+            container: container.clone(),
+            netns: PathBuf::new(),
+            // A network without a way in publishes nothing.
+            publishes: if network.internal { Vec::new() } else { publishes.clone() },
+            network,
+            endpoint,
+            links: None,
+        });
+    }
+    Some(Attach { container: container?, records: records.into_iter().map(Wanted).collect(), dns_servers })
+}
+
+fn container(root: &Node<'_>) -> Option<Container> {
+    let id = root.req("container_id").and_then(|n| network::non_empty(&n));
+    let name = root.req("container_name").and_then(|n| n.text());
+    Some(Container { id: id?.to_owned(), name: name?.to_owned() })
+}
+
+/// The networks with their names, in the order of the document: a list (Podman 6) or a map by name (before).
+fn named<'a>(networks: &Node<'a>) -> Vec<(String, Node<'a>)> {
+    if networks.is_array() {
+        let name = |n: &Node<'a>| n.req("name").and_then(|f| network::non_empty(&f)).map(str::to_owned);
+        return networks.items().into_iter().filter_map(|n| Some((name(&n)?, n))).collect();
+    }
+    let entries = networks.entries();
+    entries
+        .into_iter()
+        .filter_map(|(name, node)| {
+            if name.is_empty() {
+                node.wrong("the name of a network is empty");
+                return None;
+            }
+            Some((name.to_owned(), node))
+        })
+        .collect()
+}
+
+fn endpoint(node: &Node<'_>, network: Option<&Network>, dns_servers: &[IpAddr]) -> Option<Endpoint> {
+    let interface = node.req("interface_name").and_then(|n| {
+        let name = n.checked::<IfName>()?;
+        if matches!(name.as_str(), "lo" | "all" | "default") {
+            n.wrong(format!("{:?} is a name that every namespace has already", name.as_str()));
+            return None;
+        }
+        Some(name)
+    });
+    let given = |n: &Node<'_>| n.text().is_none_or(|t| !t.is_empty());
+    let mac = node.opt("static_mac").filter(given).and_then(|n| n.checked::<Mac>());
+    let aliases = node.list("aliases").iter().filter_map(|n| n.text().map(str::to_owned)).collect();
+    let host_interface = node
+        .opt("options")
+        .and_then(|o| o.opt("host_interface_name"))
+        .filter(given)
+        .and_then(|n| n.checked::<IfName>());
+    let ips = node.list("static_ips");
+    if ips.is_empty() {
+        node.wrong("no static ips provided in static_ips");
+    }
+    let mut addresses: Vec<IpNet> = Vec::new();
+    for field in &ips {
+        let Some(ip) = field.parsed::<IpAddr>("an IP address") else { continue };
+        let Some(network) = network else { continue };
+        let subnet = network.subnets.iter().find(|s| s.net.contains(&ip));
+        let Some(subnet) = subnet else {
+            field.wrong(format!("{ip} is in none of the subnets of network {:?}", network.name));
+            continue;
+        };
+        if subnet.gateway == Some(ip) {
+            field.wrong(format!("{ip} is the gateway of network {:?}", network.name));
+        }
+        if addresses.iter().any(|a| a.addr() == ip) {
+            field.wrong(format!("{ip} is given twice"));
+        }
+        addresses.extend(IpNet::new(ip, subnet.net.prefix_len()));
+    }
+    Some(Endpoint { interface: interface?, host_interface, addresses, mac, aliases, dns_servers: dns_servers.to_vec() })
+}
+
+fn publish(node: &Node<'_>) -> Option<Publish> {
+    let bind = node.req("host_ip").and_then(|n| match n.text()? {
+        "" => Some(HostBind::Any),
+        _ => Some(match n.parsed::<IpAddr>("an IP address")?.to_canonical() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => HostBind::AnyV4,
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => HostBind::AnyV6,
+            address => HostBind::Address(address),
+        }),
+    });
+    let proto = node.req("protocol").and_then(|n| match n.text()? {
+        "tcp" => Some(Proto::Tcp),
+        "udp" => Some(Proto::Udp),
+        "sctp" => Some(Proto::Sctp),
+        other => {
+            n.wrong(format!("{other:?}: expected tcp, udp or sctp"));
+            None
+        }
+    });
+    let port = |key| node.req(key).and_then(|n| n.number(u16::MAX));
+    let (host_port, container_port, range) = (port("host_port"), port("container_port"), port("range"));
+    Publish::new(bind?, proto?, host_port?, container_port?, range?)
+        .map_err(|e| match e.split_once(": ") {
+            Some((field @ ("host_port" | "container_port" | "range"), why)) => {
+                if let Some(n) = node.req(field) {
+                    n.wrong(why);
+                }
+            }
+            _ => node.wrong(e),
+        })
+        .ok()
+}

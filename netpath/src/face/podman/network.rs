@@ -1,0 +1,242 @@
+//! One entry of `network_info` → a network.
+
+use super::read::Node;
+use crate::model::network::{Route, RouteKind, Subnet};
+use crate::model::{IfName, Isolation, Mtu, Network};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Of default routes and static ones, where the network does not say.
+const METRIC: u32 = 100;
+
+/// Everything wrong with it is noted; `None` when so much is that no network can be made of it.
+///
+/// `isolation`: what a network that says nothing of it gets.
+pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Network> {
+    if let Some(own) = node.req("name")
+        && let Some(text) = own.text()
+        && text != name
+    {
+        own.wrong(format!("expected {name:?}, the key of its network, found {text:?}"));
+    }
+    let id = node.req("id").and_then(|n| non_empty(&n));
+    let driver = node.req("driver").and_then(|n| n.text().map(|t| (n, t)));
+    if let Some((field, driver)) = driver
+        && driver != "bridge"
+    {
+        field.wrong(format!("driver {driver:?} is not supported; this version has bridge"));
+        // What follows has another meaning there.
+        return None;
+    }
+    let dns = node.req("dns_enabled").and_then(|n| n.bool());
+    let internal = node.req("internal").and_then(|n| n.bool());
+    let _ = node.req("ipv6_enabled").and_then(|n| n.bool());
+    let bridge = node.req("network_interface").and_then(|n| n.checked::<IfName>());
+    if let Some(driver) = node.opt("ipam_options").and_then(|n| n.opt("driver"))
+        && let Some(text) = driver.text()
+        && !matches!(text, "" | "host-local")
+    {
+        driver.wrong(format!("{text:?} is not supported; this version has host-local"));
+    }
+    let subnets: Vec<Subnet> = subnets(node);
+    let options = Options::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
+    let dns_servers = node.list("network_dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
+    let mut network = Network {
+        name: name.to_owned(),
+        id: id?.to_owned(),
+        bridge: bridge?,
+        mtu: options.mtu,
+        subnets,
+        routes: Vec::new(),
+        internal: internal?,
+        isolation: options.isolation,
+        default_route: !options.no_default_route,
+        metric: options.metric,
+        outbound4: options.outbound4,
+        outbound6: options.outbound6,
+        dns: dns?,
+        dns_servers,
+    };
+    network.routes = routes(node, &network);
+    Some(network)
+}
+
+pub fn non_empty<'a>(node: &Node<'a>) -> Option<&'a str> {
+    let text = node.text()?;
+    if text.is_empty() {
+        node.wrong("it is empty");
+        return None;
+    }
+    Some(text)
+}
+
+#[derive(Default)]
+struct Options {
+    mtu: Option<Mtu>,
+    isolation: Isolation,
+    metric: u32,
+    no_default_route: bool,
+    outbound4: Option<Ipv4Addr>,
+    outbound6: Option<Ipv6Addr>,
+}
+
+impl Options {
+    /// Options that netavark does not know are ignored, as there; those of netpath's own name are not.
+    fn read(network: &Node<'_>, isolation: Isolation, v6: bool) -> Self {
+        let mut options = Self { isolation, metric: METRIC, ..Self::default() };
+        let Some(given) = network.opt("options") else { return options };
+        for (key, node) in given.entries() {
+            let Some(text) = node.text() else { continue };
+            match key {
+                "mtu" => options.mtu = mtu(&node, text, v6),
+                "isolate" => match text {
+                    "true" => options.isolation = Isolation::Isolated,
+                    "false" => options.isolation = Isolation::Open,
+                    "strict" => options.isolation = Isolation::Strict,
+                    _ => node.wrong(format!("{text:?}: expected true, false or strict")),
+                },
+                "metric" => options.metric = node.parsed("a whole number from 0 to 4294967295").unwrap_or(METRIC),
+                "no_default_route" => match text {
+                    "true" | "1" => options.no_default_route = true,
+                    "false" | "0" => {}
+                    _ => node.wrong(format!("{text:?}: expected true or false")),
+                },
+                "outbound_addr4" => options.outbound4 = node.parsed("an IPv4 address"),
+                "outbound_addr6" => options.outbound6 = node.parsed("an IPv6 address"),
+                "mode" => match text {
+                    "" | "managed" => {}
+                    "unmanaged" => node.wrong("\"unmanaged\" is not supported yet; netpath makes the bridge itself"),
+                    _ => node.wrong(format!("{text:?}: expected managed")),
+                },
+                "vlan" | "vrf" => node.wrong("this option is not supported yet"),
+                _ if key.starts_with("netpath.") => node.wrong("netpath has no option of that name"),
+                _ => tracing::debug!(option = key, "not an option of bridge networks; ignored"),
+            }
+        }
+        options
+    }
+}
+
+/// 0 and nothing mean that the network does not say.
+fn mtu(node: &Node<'_>, text: &str, v6: bool) -> Option<Mtu> {
+    if text.is_empty() || text == "0" {
+        return None;
+    }
+    let bytes: u32 = node.parsed("a number of bytes")?;
+    let mtu = Mtu::try_from(bytes).map_err(|e| node.wrong(e)).ok()?;
+    if v6 && bytes < 1280 {
+        node.wrong(format!("{bytes}: a network with IPv6 needs 1280 at least"));
+    }
+    Some(mtu)
+}
+
+fn subnets(network: &Node<'_>) -> Vec<Subnet> {
+    let mut subnets: Vec<Subnet> = Vec::new();
+    for node in network.list("subnets") {
+        let field = node.req("subnet");
+        let net = field.as_ref().and_then(|n| n.parsed::<IpNet>("a subnet with its prefix length")).map(|n| n.trunc());
+        let given = node.opt("gateway");
+        let gateway = given.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
+        let (Some(net), Some(field)) = (net, field) else { continue };
+        if let Some(why) = unusable(&net) {
+            field.wrong(format!("{net} cannot be a container network: {why}"));
+            continue;
+        }
+        if let Some(other) = subnets.iter().find(|o| overlap(&o.net, &net)) {
+            field.wrong(format!("{net} overlaps {} of the same network", other.net));
+            continue;
+        }
+        if let (Some(gateway), Some(given)) = (gateway, given)
+            && !net.contains(&gateway)
+        {
+            given.wrong(format!("{gateway} is not in {net}"));
+        }
+        subnets.push(Subnet { net, gateway });
+    }
+    subnets
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+/// Ranges that mean something else on every host (RFC 6890), so that no bridge can have them.
+fn unusable(net: &IpNet) -> Option<&'static str> {
+    let v4 = |a, b, c, d, len| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len));
+    let v6 = |a: u16, len| IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, 0, 0, 0, 0, 0, 0, 0), len));
+    let reserved = [
+        (v4(0, 0, 0, 0, 8), "it holds addresses of this network (0.0.0.0/8)"),
+        (v4(127, 0, 0, 0, 8), "it holds loopback addresses (127.0.0.0/8)"),
+        (v4(224, 0, 0, 0, 3), "it holds multicast or reserved addresses (224.0.0.0/3)"),
+        (v6(0, 8), "it holds loopback or mapped addresses (::/8)"),
+        (v6(0xfe80, 10), "it holds link-local addresses (fe80::/10)"),
+        (v6(0xff00, 8), "it holds multicast addresses (ff00::/8)"),
+    ];
+    reserved.iter().find(|(range, _)| overlap(range, net)).map(|(_, why)| *why)
+}
+
+fn routes(node: &Node<'_>, network: &Network) -> Vec<Route> {
+    let mut routes: Vec<Route> = crate::plan::build::default_routes(network);
+    let default = routes.len();
+    for node in node.list("routes") {
+        let Some(route) = route(&node, network) else { continue };
+        let same = |r: &&Route| r.destination == route.destination && r.metric == route.metric;
+        match routes.iter().find(same) {
+            Some(other) => node.wrong(format!("{route} is there already, as {other}")),
+            None => routes.push(route),
+        }
+    }
+    routes.split_off(default)
+}
+
+fn route(node: &Node<'_>, network: &Network) -> Option<Route> {
+    let destination =
+        node.req("destination").and_then(|n| n.parsed::<IpNet>("a destination with its prefix length"))?.trunc();
+    let field = node.opt("gateway");
+    let gateway = field.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
+    let metric = node.opt("metric").map_or(Some(METRIC), |n| n.number(u32::MAX))?;
+    let kind = match node.opt("route_type") {
+        None => RouteKind::Unicast,
+        Some(n) => match n.text()? {
+            "unicast" => RouteKind::Unicast,
+            "blackhole" => RouteKind::Blackhole,
+            "unreachable" => RouteKind::Unreachable,
+            "prohibit" => RouteKind::Prohibit,
+            other => {
+                n.wrong(format!("{other:?}: expected unicast, blackhole, unreachable or prohibit"));
+                return None;
+            }
+        },
+    };
+    match (kind, gateway, field) {
+        (RouteKind::Unicast, None, None) => {
+            node.req("gateway")?;
+        }
+        (RouteKind::Unicast, Some(gateway), Some(field)) => reachable(&field, gateway, &destination, network)?,
+        (RouteKind::Unicast, ..) => return None,
+        (_, _, Some(field)) => {
+            field.wrong("a route that leads nowhere has no gateway");
+            return None;
+        }
+        (_, _, None) => {}
+    }
+    if destination.addr().is_ipv6() && !network.has_v6() || destination.addr().is_ipv4() && !network.has_v4() {
+        node.wrong(format!("{destination}: the network has no subnet of that family"));
+        return None;
+    }
+    Some(Route { destination, gateway, metric, kind })
+}
+
+/// The kernel takes a gateway only if it is on the link.
+fn reachable(field: &Node<'_>, gateway: IpAddr, destination: &IpNet, network: &Network) -> Option<()> {
+    if gateway.is_ipv4() != destination.addr().is_ipv4() {
+        field.wrong(format!("{gateway} is not of the family of {destination}"));
+        return None;
+    }
+    let on_link = network.subnets.iter().any(|s| s.net.contains(&gateway));
+    if !on_link {
+        field.wrong(format!("{gateway} is in none of the network's subnets"));
+        return None;
+    }
+    Some(())
+}

@@ -1,0 +1,94 @@
+//! Which datapath serves this host: what was asked for, what is in use, and the change from one to another.
+
+use crate::datapath::ladder::{self, Choice};
+use crate::datapath::{Datapath, Refusal};
+use crate::link::Rtnl;
+use crate::model::error::{Error, Result};
+use crate::model::{Desired, Record, Rung};
+use crate::state::{Lock, Store};
+
+/// What `NETPATH_DATAPATH` asks for; `None` = nothing.
+///
+/// # Errors
+/// A word that names no datapath, or one that this version does not have.
+pub fn wish(word: &str) -> Result<Option<Choice>> {
+    let refuse = |why: &str| {
+        Err(Error::new(format!("cannot use datapath {word:?}"))
+            .because(why.to_owned())
+            .next("set NETPATH_DATAPATH to ebpf, iptables or none, or unset it"))
+    };
+    match word.to_ascii_lowercase().as_str() {
+        "" | "auto" => Ok(None),
+        "ebpf" => Ok(Some(Choice::Only(Rung::Ebpf))),
+        "iptables" => Ok(Some(Choice::Only(Rung::Iptables))),
+        "none" => Ok(Some(Choice::Only(Rung::None))),
+        "nftables" => refuse("this version has no nftables datapath yet"),
+        _ => refuse("there is none of that name"),
+    }
+}
+
+/// The datapath for `coming` beside what is there already, which changes over to it if it must.
+///
+/// # Errors
+/// It cannot be used, or it cannot do what a record asks for. Nothing was changed then, except that a change-over that
+/// fails in the middle leaves both, which the next command puts right.
+pub fn decide(
+    choice: Choice,
+    store: &Store,
+    lock: &Lock,
+    rtnl: &Rtnl,
+    cookie: u64,
+    coming: &[Record],
+) -> Result<Box<dyn Datapath>> {
+    let there = store.desired()?;
+    let kept = if there.records.is_empty() { None } else { store.rung()? };
+    let rung = match (choice, kept) {
+        (Choice::Only(asked), Some(kept)) if asked != kept => ladder::choose(choice, None)?.rung,
+        _ => ladder::choose(choice, kept)?.rung,
+    };
+    let mut datapath = ladder::open(rung)?;
+    for record in coming {
+        refuse(datapath.as_ref(), record)?;
+    }
+    if let Some(old) = kept.filter(|old| *old != rung) {
+        for record in &there.records {
+            refuse(datapath.as_ref(), record)?;
+        }
+        change_over(old, datapath.as_mut(), &there, store, lock, rtnl, cookie)?;
+    }
+    Ok(datapath)
+}
+
+fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
+    match datapath.refusals(record).into_iter().next() {
+        None => Ok(()),
+        Some(Refusal { feature, why, next }) => Err(Error::new(format!(
+            "cannot {feature} for {} on network {} with the {} datapath",
+            record.container.label(),
+            record.network.name,
+            datapath.rung()
+        ))
+        .because(why)
+        .next(next)),
+    }
+}
+
+/// First all into the new one, then the old one is emptied: a packet always finds one of them.
+fn change_over(
+    old: Rung,
+    new: &mut dyn Datapath,
+    there: &Desired,
+    store: &Store,
+    lock: &Lock,
+    rtnl: &Rtnl,
+    cookie: u64,
+) -> Result<()> {
+    tracing::info!(from = %old, to = %new.rung(), containers = there.records.len(), "changing the datapath of this host");
+    let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
+    super::sysctls::ensure(store, lock, &wanted)?;
+    let view = rtnl.host_view(cookie)?;
+    new.reconcile(there, &view)?;
+    store.keep_rung(lock, new.rung())?;
+    let emptied = ladder::open(old).and_then(|mut d| d.reconcile(&Desired::default(), &view));
+    emptied.map(drop).map_err(|e| e.within(format!("cannot empty the {old} datapath")))
+}

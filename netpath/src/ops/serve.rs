@@ -1,0 +1,159 @@
+//! The steps on records and the datapath, and those of a teardown.
+
+use super::host::Live;
+use super::{sysctls, unlink};
+use crate::datapath::ladder;
+use crate::model::error::{Error, Result};
+use crate::model::{Desired, HostView, IfName, LinkKind};
+use crate::plan::{Done, Undo};
+use crate::state::store::Writer;
+use crate::state::{Kept, Phase};
+use std::collections::BTreeSet;
+
+impl Live {
+    /// Writes a record with its links. A teardown of the same endpoint may have been here in the meantime.
+    pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
+        self.store.get(&self.keys[at])?.filter(|k| k.writer == Writer::this_process()).ok_or_else(|| {
+            Error::new(format!("the endpoint on network {} was torn down at this moment", self.keys[at].network))
+        })?;
+        let links = self.made[at].links.clone();
+        self.records[at].links = links;
+        self.put(&self.records[at], Phase::Coming)?;
+        Ok(Done::Within)
+    }
+
+    pub(super) fn serve_all(&mut self) -> Result<Done> {
+        match self.serve() {
+            Ok(()) => Ok(Done::Changed(Undo::Withdraw)),
+            Err(e) => {
+                if let Err(worse) = self.withdraw() {
+                    tracing::error!(error = %worse, "the datapath cannot be put right");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Makes the datapath hold what the store says.
+    fn serve(&mut self) -> Result<()> {
+        let view = self.rtnl.host_view(self.cookie)?;
+        let desired = Desired { records: self.living(&view)?.into_iter().map(|k| k.record).collect() };
+        if self.datapath.is_none() {
+            let Some(rung) = self.store.rung()? else { return Ok(()) };
+            self.datapath = Some(ladder::open(rung)?);
+        }
+        let Some(datapath) = &mut self.datapath else { return Ok(()) };
+        let mut wanted = sysctls::forwarding(&desired);
+        wanted.extend(datapath.sysctls(&desired).into_iter().map(|s| (s.path, s.value)));
+        let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
+        sysctls::ensure(&self.store, lock, &wanted)?;
+        let report = datapath.reconcile(&desired, &view)?;
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
+        Ok(())
+    }
+
+    /// All records but those of endpoints whose veth is gone: the container was killed and its namespace with it, and no
+    /// teardown came. They would keep their published ports for ever.
+    fn living(&self, view: &HostView) -> Result<Vec<Kept>> {
+        let mut living = Vec::new();
+        let mut orphans = BTreeSet::new();
+        for kept in self.store.all()? {
+            let Some(links) = kept.record.links.as_ref().filter(|_| !self.keys.contains(&kept.key())) else {
+                living.push(kept);
+                continue;
+            };
+            let seen =
+                view.link(links.veth_index).is_some_and(|l| l.kind == LinkKind::Veth && l.name == links.veth_name);
+            // A dump may miss a link while others come and go.
+            if seen || unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some() {
+                living.push(kept);
+                continue;
+            }
+            tracing::warn!(endpoint = %kept.record.container.label(), network = %kept.record.network.name,
+                "its interface is gone; it is forgotten");
+            self.store.forget(self.lock()?, &kept.key())?;
+            orphans.insert(kept.record.network.bridge);
+        }
+        if !orphans.is_empty() {
+            let used: BTreeSet<IfName> = living.iter().map(|k| k.record.network.bridge.clone()).collect();
+            self.rtnl.delete(&unlink::unused_bridges(&self.rtnl, &orphans, &used, &[])?)?;
+        }
+        Ok(living)
+    }
+
+    /// Writes that setup has ended well. Nobody but this process writes these records now, so it needs no lock.
+    pub(super) fn settle(&self) -> Result<Done> {
+        for record in &self.records {
+            self.store.put_own(&Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
+        }
+        Ok(Done::Within)
+    }
+
+    pub(super) fn unname(&self) -> Result<()> {
+        self.names.remove(&self.records.iter().collect::<Vec<_>>())
+    }
+
+    /// Marks this command's records as going and takes them out of the datapath.
+    pub(super) fn withdraw(&mut self) -> Result<()> {
+        let withdrawn = self.withdraw_all();
+        self.failed |= withdrawn.is_err();
+        withdrawn
+    }
+
+    fn withdraw_all(&mut self) -> Result<()> {
+        self.read_records()?;
+        let mut known = false;
+        for key in &self.keys {
+            let Some(mut kept) = self.store.get(key)? else { continue };
+            known = true;
+            kept.record.links = None;
+            self.put(&kept.record, Phase::Going)?;
+        }
+        if known { self.serve() } else { Ok(()) }
+    }
+
+    /// Whether no other container needs the bridges of this one.
+    pub(super) fn is_alone(&self) -> bool {
+        self.others_bridges().is_ok_and(|others| self.bridges().is_disjoint(&others))
+    }
+
+    fn bridges(&self) -> BTreeSet<IfName> {
+        let recorded = self.records.iter().map(|r| r.network.bridge.clone());
+        recorded.chain(self.leaving.iter().filter_map(|l| l.bridge.clone())).collect()
+    }
+
+    /// Deletes the veths, and if asked the bridges that nobody needs any more. One failure keeps the records.
+    pub(super) fn unlink(&mut self, bridges: bool) -> Result<()> {
+        let deleted = self.links_to_delete(bridges).and_then(|going| self.rtnl.delete(&going));
+        self.failed |= deleted.is_err();
+        deleted
+    }
+
+    fn links_to_delete(&self, bridges: bool) -> Result<Vec<u32>> {
+        let mut going = BTreeSet::new();
+        for record in &self.records {
+            going.extend(unlink::recorded_veth(&self.rtnl, record)?);
+        }
+        if let Some(inside) = &self.inside {
+            let interfaces = self.records.iter().map(|r| &r.endpoint.interface);
+            let interfaces: BTreeSet<_> =
+                interfaces.chain(self.leaving.iter().filter_map(|l| l.interface.as_ref())).collect();
+            for interface in interfaces {
+                going.extend(unlink::veth_from_inside(&self.rtnl, inside, interface)?);
+            }
+        }
+        let mut going: Vec<u32> = going.into_iter().collect();
+        if bridges {
+            going.extend(unlink::unused_bridges(&self.rtnl, &self.bridges(), &self.others_bridges()?, &going)?);
+        }
+        Ok(going)
+    }
+
+    /// Removes the records, unless something of their endpoints is still there.
+    pub(super) fn forget_all(&self) -> Result<()> {
+        if self.failed {
+            return Ok(());
+        }
+        self.keys.iter().try_for_each(|key| self.store.forget(self.lock()?, key).map(drop))
+    }
+}

@@ -1,0 +1,65 @@
+//! Sysctls of the host's namespace: set while containers need them, put back with the last.
+
+use crate::link::sysctl;
+use crate::model::Desired;
+use crate::model::error::Result;
+use crate::state::store::SavedSysctl;
+use crate::state::{Lock, Store};
+
+/// What every rung needs of the host for `desired`, below /proc/sys. An IPv6 host that forwards no longer takes routes
+/// from router advertisements; as in Netavark, networks with IPv6 have that price.
+pub fn forwarding(desired: &Desired) -> Vec<(String, String)> {
+    let mut wanted = Vec::new();
+    let mut outside = desired.ready().map(|(r, _)| &r.network).filter(|n| !n.internal).peekable();
+    if outside.peek().is_some() {
+        wanted.push(("net/ipv4/ip_forward".to_owned(), "1".to_owned()));
+    }
+    if outside.any(|n| n.has_v6()) {
+        wanted.push(("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned()));
+    }
+    wanted
+}
+
+/// Makes them so. The host's own value is on disk before it is changed.
+///
+/// # Errors
+/// One cannot be read, kept or written.
+pub fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result<()> {
+    let mut saved = None;
+    for (path, value) in wanted {
+        let Some(before) = sysctl::read(path)?.filter(|now| now != value) else {
+            // Also says so when the kernel does not have it.
+            sysctl::ensure(path, value)?;
+            continue;
+        };
+        let saved = match &mut saved {
+            Some(saved) => saved,
+            none => none.insert(store.sysctls()?),
+        };
+        // A second change keeps the first value: that is the host's own.
+        let before = saved.get(path).map_or(before, |s| s.before.clone());
+        saved.insert(path.clone(), SavedSysctl { before, written: value.clone() });
+        store.keep_sysctls(lock, saved)?;
+        sysctl::write(path, value)?;
+    }
+    Ok(())
+}
+
+/// Puts the host's own values back, except where somebody else has set another one since.
+///
+/// # Errors
+/// The saved values cannot be read. One that cannot be written is reported and passed over.
+pub fn put_back(store: &Store) -> Result<()> {
+    for (path, saved) in store.sysctls()? {
+        match sysctl::read(&path) {
+            Ok(Some(now)) if now == saved.written => {
+                if let Err(e) = sysctl::write(&path, &saved.before) {
+                    tracing::warn!("{e}");
+                }
+            }
+            Ok(_) => {}
+            Err(e) => tracing::warn!("{e}"),
+        }
+    }
+    Ok(())
+}

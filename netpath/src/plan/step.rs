@@ -1,0 +1,131 @@
+//! The steps, and what takes each of them back.
+
+use crate::model::error::Result;
+use crate::model::network::Route;
+use crate::model::{IfName, Network, Record};
+use ipnet::IpNet;
+use std::fmt;
+
+/// One change to the host. `at` counts the endpoints of one command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Wait for the host's state lock. The steps up to [`Step::Unlock`] are the only ones that hold it.
+    Lock,
+    Unlock,
+    /// Write the record before anything of it is made.
+    Keep(Box<Record>),
+    /// Make the bridge, complete and up, or complete the one that is there.
+    Bridge(Box<Network>),
+    /// `lo` of the container.
+    Loopback,
+    Veth {
+        at: usize,
+        bridge: IfName,
+        interface: IfName,
+    },
+    /// The sysctls of both ends.
+    Settings {
+        at: usize,
+        interface: IfName,
+    },
+    Address {
+        at: usize,
+        interface: IfName,
+        address: IpNet,
+    },
+    Up {
+        at: usize,
+        interface: IfName,
+    },
+    Route {
+        interface: IfName,
+        route: Route,
+    },
+    /// Write the record again, with the links that now exist.
+    Link {
+        at: usize,
+    },
+    /// Serve all records that have links.
+    Datapath,
+    /// Make the container's names known.
+    Names,
+    /// Write that setup has ended well.
+    Settle,
+
+    /// Make the container's names unknown.
+    Unname,
+    /// Write that the records are going, and serve the host without them.
+    Withdraw,
+    /// Delete the veths, and with `bridges` also the bridges that nobody else needs.
+    Unlink {
+        bridges: bool,
+    },
+    /// Remove the records, and the host's state with the last.
+    Forget,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Lock => f.write_str("lock the host's state"),
+            Step::Unlock => f.write_str("unlock the host's state"),
+            Step::Keep(r) => write!(f, "record the endpoint on network {}", r.network.name),
+            Step::Bridge(n) => write!(f, "make bridge {} of network {}", n.bridge, n.name),
+            Step::Loopback => f.write_str("bring up the container's lo"),
+            Step::Veth { bridge, interface, .. } => write!(f, "connect {interface} to bridge {bridge}"),
+            Step::Settings { interface, .. } => write!(f, "set the sysctls of {interface}"),
+            Step::Address { interface, address, .. } => write!(f, "give {interface} address {address}"),
+            Step::Up { interface, .. } => write!(f, "bring up {interface}"),
+            Step::Route { interface, route } => write!(f, "add route {route} of {interface}"),
+            Step::Link { .. } => f.write_str("record the links"),
+            Step::Datapath => f.write_str("publish and masquerade"),
+            Step::Names => f.write_str("make the container known to DNS"),
+            Step::Settle => f.write_str("record that setup is complete"),
+            Step::Unname => f.write_str("remove the container from DNS"),
+            Step::Withdraw => f.write_str("withdraw what the container publishes"),
+            Step::Unlink { bridges: false } => f.write_str("delete the container's links"),
+            Step::Unlink { bridges: true } => f.write_str("delete the container's links and unused bridges"),
+            Step::Forget => f.write_str("remove the records"),
+        }
+    }
+}
+
+/// What takes one step back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undo {
+    /// A step that held the lock ended, and to take back what it did needs it again.
+    Lock,
+    Unlock,
+    Forget(Box<Record>),
+    RemoveBridge(IfName),
+    RemoveVeth {
+        at: usize,
+    },
+    Withdraw,
+    Unname,
+}
+
+/// What a step did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Done {
+    AlreadySo,
+    Changed(Undo),
+    /// Changed, and what takes an earlier step back takes this with it: an address goes with its interface.
+    Within,
+}
+
+/// Where the steps are done: the real host, or one that records.
+pub trait Host {
+    /// # Errors
+    /// The step failed, and has cleaned up after itself.
+    fn apply(&mut self, step: &Step) -> Result<Done>;
+
+    /// # Errors
+    /// Something of the step is left behind.
+    fn undo(&mut self, undo: &Undo) -> Result<()>;
+
+    /// Whether somebody wants this command to end; asked between steps.
+    fn interrupted(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,7 @@
+//! What Podman sends and expects: command line, documents, answers, and what they leave in the kernel.
+
+mod command_line;
+mod example;
+mod options;
+mod refused;
+mod repeated;

@@ -1,0 +1,135 @@
+//! Calls that come twice, too late, in the wrong order, or together; and setups that fail half-way.
+
+use anyhow::{Context, Result};
+use kit::need;
+use kit::netavark::{Document, Netavark, Network};
+use kit::residue::{Residue, Snapshot};
+use kit::topology::{CLIENT4, Family, HOST4, Topology};
+use kit::traffic::{ANY, Dial, Proto, Server};
+
+fn document(host: u8) -> Document {
+    Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
+}
+
+#[test]
+fn teardown_of_what_is_absent_succeeds() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    netavark.teardown(&web, &document(5)).context("never set up")?;
+    netavark.setup(&web, &document(5))?;
+    netavark.teardown(&web, &document(5))?;
+    netavark.teardown(&web, &document(5)).context("a second time")?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn teardown_without_the_namespace_clears_the_host() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let path = web.path().to_string_lossy().into_owned();
+    let input = document(5).json(&web).to_string();
+    drop(web);
+    netavark.call(&["teardown", &path], input.as_bytes())?.done()?;
+    residue.nothing_left(&topology, &[])
+}
+
+/// An interface of that name is there already: what was there stays, and works.
+#[test]
+fn a_second_setup_is_refused_and_the_first_stays() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let before = Snapshot::take(&topology, &[&web])?;
+    let error = netavark.try_setup(&web, &document(5).json(&web))?.error()?;
+    assert!(error.contains("eth0"), "{error}");
+    let after = Snapshot::take(&topology, &[&web])?;
+    assert_eq!(Vec::<String>::new(), before.difference(&after));
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    assert_eq!(CLIENT4, Dial::new(Proto::Tcp, HOST4, 8005).ask(&topology.client)?.client.ip());
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+/// Podman does not call teardown after a setup that failed.
+#[test]
+fn a_setup_that_fails_on_its_second_network_undoes_the_first() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    // The engine's container has a link of that name from elsewhere, which no check of the document can foresee.
+    web.ip("link add eth1 type veth peer name other\n")?;
+    let before = Snapshot::take(&topology, &[&web])?;
+    let both = document(5).on_dual(&Network::dual(8), "eth1", 8, 5);
+    let error = netavark.try_setup(&web, &both.json(&web))?.error()?;
+    assert!(error.contains("eth1"), "{error}");
+    let after = Snapshot::take(&topology, &[&web])?;
+    assert_eq!(Vec::<String>::new(), before.difference(&after));
+    web.ip("link del eth1\n")?;
+    netavark.setup(&web, &both).context("with the way free")?;
+    netavark.teardown(&web, &both)?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn networks_are_connected_and_disconnected_one_by_one() -> Result<()> {
+    need!(need::root());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    let second = Document::new().on_dual(&Network::dual(8), "eth1", 8, 5).publish("", 8005, 80, "tcp");
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    netavark.setup(&web, &document(5))?;
+    netavark.setup(&web, &second)?;
+    for family in Family::BOTH {
+        for n in [7, 8] {
+            Dial::new(Proto::Tcp, family.container(n, 5), 80).ask(&topology.host)?;
+        }
+    }
+    netavark.teardown(&web, &second)?;
+    Dial::new(Proto::Tcp, HOST4, 8005).ask(&topology.client).context("still published by the first")?;
+    let left = web.ip_json(&["link", "show"])?;
+    assert!(!left.to_string().contains("eth1"), "{left}");
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn setups_and_teardowns_run_at_once() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let containers = (2..10_u8).map(|n| Ok((n, topology.container(&format!("c{n}"))?))).collect::<Result<Vec<_>>>()?;
+    for _ in 0..3 {
+        all(&containers, |(n, c)| netavark.setup(c, &document(*n)).map(drop))?;
+        for (n, container) in &containers {
+            let _server = Server::echo(container, Proto::Tcp, ANY, 80, &container.name)?;
+            let seen = Dial::new(Proto::Tcp, HOST4, 8000 + u16::from(*n)).ask(&topology.client)?;
+            assert_eq!((&container.name, CLIENT4), (&seen.server, seen.client.ip()));
+        }
+        all(&containers, |(n, c)| netavark.teardown(c, &document(*n)))?;
+        residue.nothing_left(&topology, &containers.iter().map(|(_, c)| c).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Does `work` on all at once and gives the first error.
+fn all<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+    })
+}

@@ -1,0 +1,131 @@
+//! The demo with a real Podman: `podman run -p`, and a look at who carried the packets.
+
+use crate::steps::Steps;
+use anyhow::{Context, Result, ensure};
+use kit::maps;
+use kit::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
+use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
+use netpath_common::reason::Reason;
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+const PORT: u16 = 8080;
+
+/// Runs the demo. `keep`: waits before cleaning up, so that the machine can be looked at.
+///
+/// # Errors
+/// What did not come out as promised.
+pub fn run(keep: bool) -> Result<()> {
+    let backend = Backend::Netpath(None);
+    if let Some(missing) = Machine::missing(backend) {
+        anyhow::bail!("the demo with Podman needs {missing}");
+    }
+    println!("A container of a real Podman, its port published by eBPF\n");
+
+    let mut steps = Steps::of(6);
+    let step = steps.next("a host of its own, with Podman and a client beyond a wire");
+    let machine = Machine::start(backend, None)?;
+    let version = machine.podman(&["version", "--format", "{{.Version}}"])?;
+    let network = machine.run_on_host(&machine.helper("netavark"), &["--version"])?;
+    step.done(&[format!("podman {version}; in the place of its netavark: {}", network.trim())]);
+
+    let step = steps.next(&format!("podman run -d --name web -p {PORT}:80 bb httpd"));
+    let publish = format!("{PORT}:80");
+    machine.podman(&[
+        "run", "-d", "--name", "web", "-p", &publish, "bb", "httpd", "-f", "-vv", "-p", "80", "-h", "/www",
+    ])?;
+    let web = machine.address("web", "podman")?;
+    step.done(&[format!("web has the address {web}")]);
+
+    let step = steps.next("the page, from everywhere");
+    let host = SocketAddr::new(HOST.into(), PORT);
+    let outside = machine.client(|| fetch(host))?.context("from outside")?;
+    let logs = reach::eventually(Duration::from_secs(3), || server_saw(&machine, &format!("[::ffff:{CLIENT}]")))?;
+    let mut lines =
+        vec![format!("{CLIENT} outside   http://{host}/       {:?}, and the server saw {logs}", outside.trim_end())];
+    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), HOST.into()] {
+        let to = SocketAddr::new(address, PORT);
+        let page = machine.host(|| fetch(to))?.with_context(|| format!("from the host, {to}"))?;
+        lines.push(format!("the host itself     http://{to}/  {:?}", page.trim_end()));
+    }
+    step.done(&lines);
+
+    let step = steps.next("what carried it");
+    step.done(&carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?);
+
+    let step = steps.next("rules of netfilter on this host");
+    let rules = machine.netfilter()?;
+    ensure!(rules.is_empty(), "expected none, found:\n{}", rules.join("\n"));
+    step.done(&["none".to_owned(), incumbent_rules()?]);
+
+    if keep && std::io::stdin().is_terminal() {
+        println!("\nLook around with:  {}", machine.shell());
+        println!("Enter ends the demo.");
+        std::io::stdin().read_line(&mut String::new())?;
+    }
+
+    let step = steps.next("podman rm -f web");
+    machine.podman(&["rm", "-f", "-t", "0", "web"])?;
+    machine.client(|| reach::nobody(host))??;
+    machine.nothing_left()?;
+    drop(machine);
+    step.done(&[
+        "looked for: links, routes, rules, namespaces, pins, programs, maps, files, mounts, sysctls, processes"
+            .to_owned(),
+    ]);
+    println!("\nnothing left behind");
+    Ok(())
+}
+
+fn fetch(to: SocketAddr) -> Result<String> {
+    let page = reach::eventually(Duration::from_secs(3), || reach::page(to))?;
+    ensure!(page == PAGE, "expected {PAGE:?}, got {page:?}");
+    Ok(page)
+}
+
+/// `client` as the server's log has it.
+fn server_saw(machine: &Machine, client: &str) -> Result<String> {
+    let logs = machine.try_podman(&["logs", "web"])?;
+    let text = logs.out + &logs.err;
+    let line = text.lines().find(|l| l.contains(client)).with_context(|| format!("{client} is not in {text:?}"))?;
+    Ok(line.split("]:").next().unwrap_or(line).trim_start_matches("[::ffff:").trim_end_matches(']').to_owned())
+}
+
+/// The flow of the page that was fetched from outside, and the counters of the programs.
+fn carried_by_ebpf(machine: &Machine, web: SocketAddr, host: SocketAddr) -> Result<Vec<String>> {
+    let pins = maps::pins(&machine.root("/sys/fs/bpf"), None)?;
+    let flows = maps::flows(&pins)?;
+    let client = IpAddr::from(CLIENT);
+    let fetched = flows.iter().find(|f| {
+        f.proto == PROTO_TCP
+            && f.side == SIDE_UPLINK
+            && f.seen.0.ip() == client
+            && f.seen.1 == host
+            && f.becomes.1 == web
+    });
+    let fetched = fetched.with_context(|| format!("no flow of {client} to {host} in {flows:#?}"))?;
+    let counters = maps::counters(&pins)?;
+    let packets = |reason| counters.iter().find(|(r, _)| *r == reason).map_or(0, |(_, c)| c.packets);
+    let (redirected, connected) = (packets(Reason::Redirected), packets(Reason::Connected));
+    ensure!(redirected > 0, "no packet was redirected: {counters:?}");
+    ensure!(connected > 0, "no socket of the host was led to the container: {counters:?}");
+    let bytes = counters.iter().find(|(r, _)| *r == Reason::Redirected).map_or(0, |(_, c)| c.bytes);
+    Ok(vec![
+        format!("flow      {fetched}"),
+        format!("counters  {redirected} packets ({bytes} bytes) redirected past bridge and netfilter"),
+        format!("          {connected} sockets of the host led straight to the container"),
+    ])
+}
+
+/// What the distribution's netavark needs for the same, where it is installed.
+fn incumbent_rules() -> Result<String> {
+    if Machine::missing(Backend::Netavark).is_some() {
+        return Ok("(the distribution's netavark is not installed: nothing to compare with)".to_owned());
+    }
+    let machine = Machine::start(Backend::Netavark, None)?;
+    let version = machine.run_on_host(&machine.helper("netavark"), &["--version"])?;
+    let publish = format!("{PORT}:80");
+    machine.podman(&["run", "-d", "-p", &publish, "bb", "sleep", "60"])?;
+    Ok(format!("{} has {} for the same container", version.trim(), machine.netfilter()?.len()))
+}

@@ -1,0 +1,34 @@
+//! What a demo tells its reader: what is done, with which command, what was seen, how long it took.
+
+use std::time::Instant;
+
+pub struct Steps {
+    total: usize,
+    begun: usize,
+}
+
+impl Steps {
+    pub fn of(total: usize) -> Self {
+        Self { total, begun: 0 }
+    }
+
+    /// Begins the next step; `what` is a sentence or the command that one would type.
+    pub fn next(&mut self, what: &str) -> Step {
+        self.begun += 1;
+        println!("[{}/{}] {what}", self.begun, self.total);
+        Step(Instant::now())
+    }
+}
+
+pub struct Step(Instant);
+
+impl Step {
+    /// What was seen.
+    pub fn done(self, lines: &[String]) {
+        let took = self.0.elapsed().as_secs_f32();
+        for line in lines.iter().flat_map(|l| l.lines()) {
+            println!("      {line}");
+        }
+        println!("      {took:.1} s");
+    }
+}

@@ -1,0 +1,149 @@
+//! Out of a container through the host: ports, echo, fixed source addresses, and what does not leave translated.
+
+use crate::rig::{rig, serve};
+use anyhow::{Context, Result};
+use kit::echo::{Pinger, Watcher};
+use kit::need;
+use kit::netavark::{Document, Network, Rung};
+use kit::topology::{Family, Topology};
+use kit::traffic::{Dial, Proto};
+use std::time::Duration;
+
+on_every_rung!(
+    icmp_echo_goes_out_and_comes_back,
+    a_free_source_port_is_kept,
+    two_containers_with_one_source_port_are_told_apart,
+    a_port_of_the_host_is_not_taken,
+    outbound_addresses_are_used,
+    a_reply_is_let_in_but_nothing_else,
+);
+
+fn icmp_echo_goes_out_and_comes_back(rung: Rung) -> Result<()> {
+    rig(Topology::with_far(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let other = rig.up("other", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+        for family in Family::BOTH {
+            for (netns, target, source) in [
+                (&rig.topology.client, family.client(), family.host()),
+                (&rig.topology.client, family.outside(), family.host()),
+                (rig.topology.far(), family.far(), family.host_far()),
+            ] {
+                let watcher = Watcher::new(netns, family)?;
+                for bytes in [0, 56, 1_400] {
+                    for container in [&app.0, &other.0] {
+                        // Both containers with one identifier, again and again.
+                        for sequence in 0..3 {
+                            let echo = Pinger::new(container, family, 4_711)?.ping(target, sequence, bytes);
+                            rig.note(echo.is_ok(), || format!("echo of {bytes} bytes to {target}: {echo:?}"));
+                        }
+                    }
+                }
+                let seen = watcher.sources();
+                rig.note(seen == [source].into(), || format!("{target} saw {seen:?}, expected {source}"));
+            }
+        }
+        Ok(vec![app, other])
+    })
+}
+
+fn a_free_source_port_is_kept(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let _server = serve(&rig.topology.client, 9000, "near")?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.client(), 9000).from(family.container(7, 5), 23_456);
+                let seen = rig.sees("kept", &app.0, &dial, "near", family.host());
+                rig.note(seen.as_ref().is_some_and(|s| s.client.port() == 23_456), || format!("{dial}: {seen:?}"));
+            }
+        }
+        Ok(vec![app])
+    })
+}
+
+fn two_containers_with_one_source_port_are_told_apart(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let [app, other] = [("app", 5), ("other", 6)]
+            .map(|(name, host)| rig.up(name, Document::new().on_dual(&Network::dual(7), "eth0", 7, host)));
+        let (app, other) = (app?, other?);
+        let _server = serve(&rig.topology.client, 9000, "near")?;
+        for family in Family::BOTH {
+            let dial = |host| Dial::new(Proto::Tcp, family.client(), 9000).from(family.container(7, host), 23_456);
+            let mut first = app.0.run(|| dial(5).connect_stream()).context("first")?;
+            let mut second = other.0.run(|| dial(6).connect_stream()).context("second")?;
+            let mut peers = Vec::new();
+            for stream in [&mut first, &mut second] {
+                peers.push(kit::traffic::exchange(stream, b"who am I")?.1);
+            }
+            let so = peers[0].port() == 23_456 && peers[1].port() != 23_456;
+            rig.note(so && peers.iter().all(|p| p.ip() == family.host()), || format!("tcp: {peers:?}"));
+            for (container, host) in [(&app.0, 5), (&other.0, 6), (&app.0, 5), (&other.0, 6)] {
+                let dial = Dial::new(Proto::Udp, family.client(), 9000).from(family.container(7, host), 23_456);
+                rig.sees("udp", container, &dial, "near", family.host());
+            }
+        }
+        Ok(vec![app, other])
+    })
+}
+
+/// The host talks from a port of its own to the same service: a container with that source port gets another.
+fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let _server = serve(&rig.topology.client, 9000, "near")?;
+        for family in Family::BOTH {
+            let own = Dial::new(Proto::Tcp, family.client(), 9000).from(family.host(), 23_457);
+            let mut own = rig.topology.host.run(|| own.connect_stream())?;
+            let dial = Dial::new(Proto::Tcp, family.client(), 9000).from(family.container(7, 5), 23_457);
+            let seen = rig.sees("drawn", &app.0, &dial, "near", family.host());
+            rig.note(seen.as_ref().is_some_and(|s| s.client.port() != 23_457), || format!("{dial}: {seen:?}"));
+            kit::traffic::exchange(&mut own, b"still mine")?;
+        }
+        Ok(vec![app])
+    })
+}
+
+fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let net = Network::dual(7)
+            .option("outbound_addr4", &Family::V4.host_second().to_string())
+            .option("outbound_addr6", &Family::V6.host_second().to_string());
+        let app = rig.up("app", Document::new().on_dual(&net, "eth0", 7, 5))?;
+        let _server = serve(&rig.topology.client, 9000, "near")?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.client(), 9000);
+                rig.sees("outbound", &app.0, &dial, "near", family.host_second());
+            }
+        }
+        Ok(vec![app])
+    })
+}
+
+/// The flow that a container began is open for its peer's address and port, and for nobody else's.
+fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        for family in Family::BOTH {
+            let bind = |netns: &kit::host::Netns, at: (std::net::IpAddr, u16)| -> Result<std::net::UdpSocket> {
+                let socket = netns.run(|| std::net::UdpSocket::bind(at))?;
+                socket.set_read_timeout(Some(Duration::from_millis(400)))?;
+                Ok(socket)
+            };
+            let server = bind(&rig.topology.client, (family.client(), 9001))?;
+            let stranger = bind(&rig.topology.client, (family.client(), 9002))?;
+            let inside = bind(&app.0, (family.container(7, 5), 23_458))?;
+            let mut data = [0; 100];
+            inside.send_to(b"question", (family.client(), 9001))?;
+            let (_, seen) = server.recv_from(&mut data).context("the question")?;
+            stranger.send_to(b"strange", seen)?;
+            server.send_to(b"answer", seen)?;
+            let (len, from) = inside.recv_from(&mut data).context("the answer")?;
+            rig.note(&data[..len] == b"answer" && from.port() == 9001, || format!("{family:?}: heard {from}"));
+            let more = inside.recv_from(&mut data);
+            rig.note(more.is_err(), || format!("{family:?}: a stranger was let in: {more:?}"));
+        }
+        Ok(vec![app])
+    })
+}

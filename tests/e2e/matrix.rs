@@ -1,0 +1,162 @@
+//! Every way to a published port and out: {v4, v6} × {tcp, udp} × where the client is.
+
+use crate::rig::{Rig, rig, serve, serve_at, web};
+use anyhow::Result;
+use kit::host::Netns;
+use kit::need;
+use kit::netavark::{Document, Network, Rung};
+use kit::topology::{Family, Topology};
+use kit::traffic::{Dial, Proto};
+use std::net::IpAddr;
+
+on_every_rung!(
+    external,
+    external_on_the_second_address,
+    localhost,
+    own_address,
+    hairpin_same_container,
+    hairpin_same_network,
+    hairpin_other_network,
+    hairpin_by_the_gateway,
+    masquerade,
+    container_to_container,
+);
+
+/// Enough for several segments of TCP that offloads put together, and a datagram that fills a frame.
+fn dials(ip: IpAddr, port: u16) -> Vec<Dial> {
+    vec![
+        Dial::new(Proto::Tcp, ip, port).bytes(300_000),
+        Dial::new(Proto::Udp, ip, port).bytes(1_400),
+        Dial::new(Proto::Udp, ip, port).unconnected(),
+    ]
+}
+
+fn published() -> Document {
+    let net = Network::dual(7);
+    Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+}
+
+/// Clients in `netns` dial port 8080 of `target` and the container must see `source`.
+fn all(rig: &Rig<'_>, netns: &Netns, target: fn(Family) -> IpAddr, source: fn(Family) -> IpAddr) {
+    for family in Family::BOTH {
+        for dial in dials(target(family), 8080) {
+            rig.sees(&format!("{family:?}"), netns, &dial, "web", source(family));
+        }
+    }
+}
+
+fn external(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        all(rig, &rig.topology.client, Family::host, Family::client);
+        Ok(vec![web])
+    })
+}
+
+fn external_on_the_second_address(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        all(rig, &rig.topology.client, Family::host_second, Family::client);
+        Ok(vec![web])
+    })
+}
+
+fn localhost(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        // netfilter cannot translate ::1: the kernel has no route_localnet for IPv6.
+        let families = if rung.is_ebpf() { &Family::BOTH[..] } else { &[Family::V4] };
+        for family in families {
+            for dial in dials(family.localhost(), 8080) {
+                rig.sees(&format!("{family:?}"), &rig.topology.host, &dial, "web", family.gateway(7));
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+/// Served at connect time the socket is routed to the bridge; with netfilter it has the address it dialled before it is
+/// translated.
+fn own_address(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let source = if rung.is_ebpf() { |f: Family| f.gateway(7) } else { Family::host };
+        all(rig, &rig.topology.host, Family::host, source);
+        Ok(vec![web])
+    })
+}
+
+/// Netavark fails here: where br_netfilter is on, a bridge port without hairpin mode drops what comes back to it.
+fn hairpin_same_container(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        all(rig, &web.0, Family::host, |f| f.gateway(7));
+        Ok(vec![web])
+    })
+}
+
+fn hairpin_same_network(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+        all(rig, &app.0, Family::host, |f| f.gateway(7));
+        Ok(vec![app, web])
+    })
+}
+
+fn hairpin_other_network(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(8), "eth0", 8, 6))?;
+        all(rig, &app.0, Family::host, |f| f.gateway(7));
+        Ok(vec![app, web])
+    })
+}
+
+fn hairpin_by_the_gateway(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+        all(rig, &app.0, |f| f.gateway(7), |f| f.gateway(7));
+        Ok(vec![app, web])
+    })
+}
+
+/// Out through the host, to its neighbour and beyond its default router, with the address of the way out.
+fn masquerade(rung: Rung) -> Result<()> {
+    rig(Topology::with_far(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let _near = serve(&rig.topology.client, 9000, "near")?;
+        // Bound to their addresses: to a wildcard socket's datagrams the kernel gives the address of the way back.
+        let _outside = serve_at(&rig.topology.client, Family::V4.outside(), 9001, "outside")?;
+        let _outside6 = serve_at(&rig.topology.client, Family::V6.outside(), 9001, "outside")?;
+        let _far = serve(rig.topology.far(), 9000, "far")?;
+        for family in Family::BOTH {
+            for dial in dials(family.client(), 9000) {
+                rig.sees("neighbour", &app.0, &dial, "near", family.host());
+            }
+            for dial in dials(family.outside(), 9001) {
+                rig.sees("outside", &app.0, &dial, "outside", family.host());
+            }
+            for dial in dials(family.far(), 9000) {
+                rig.sees("second uplink", &app.0, &dial, "far", family.host_far());
+            }
+        }
+        Ok(vec![app])
+    })
+}
+
+/// On one bridge: nobody translates.
+fn container_to_container(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+        for family in Family::BOTH {
+            for dial in dials(family.container(7, 5), 80) {
+                rig.sees(&format!("{family:?}"), &app.0, &dial, "web", family.container(7, 6));
+            }
+        }
+        Ok(vec![app, web])
+    })
+}

@@ -1,0 +1,124 @@
+//! Isolation and internal networks.
+
+use crate::rig::{Rig, rig, serve};
+use anyhow::Result;
+use kit::need;
+use kit::netavark::{Document, Network, Rung};
+use kit::topology::{Container, Family, Topology};
+use kit::traffic::{Dial, Proto};
+
+on_every_rung!(
+    isolation_follows_its_table,
+    published_ports_are_reached_from_isolated_networks,
+    an_internal_network_has_no_way_out_and_none_in,
+);
+
+const NETS: [(u8, &str); 6] =
+    [(11, "false"), (12, "false"), (13, "true"), (14, "true"), (15, "strict"), (16, "strict")];
+
+fn up_on(rig: &Rig<'_>, n: u8, net: &Network, publish: bool) -> Result<(Container, Document)> {
+    let mut document = Document::new().on_dual(net, "eth0", n, 5);
+    if publish {
+        document = document.publish("", 8000 + u16::from(n), 80, "tcp").publish("", 8000 + u16::from(n), 80, "udp");
+    }
+    rig.up(&format!("on{n}"), document)
+}
+
+/// Netavark's truth table as far as an answer goes: open and isolated networks talk unless both are isolated; strict
+/// ones talk to nobody.
+fn isolation_follows_its_table(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let mut up = Vec::new();
+        let mut servers = Vec::new();
+        for (n, isolate) in NETS {
+            up.push(up_on(rig, n, &Network::dual(n).option("isolate", isolate), false)?);
+            servers.extend(serve(&up[up.len() - 1].0, 80, isolate)?);
+        }
+        for (i, (from, one)) in NETS.into_iter().enumerate() {
+            for (to, other) in NETS.into_iter().filter(|(to, _)| *to != from) {
+                let talk = one != "strict" && other != "strict" && (one == "false" || other == "false");
+                for family in Family::BOTH {
+                    for proto in Proto::BOTH {
+                        let what = format!("isolate={one} net{from} to isolate={other} net{to}");
+                        let dial = Dial::new(proto, family.container(to, 5), 80);
+                        if talk {
+                            let seen = dial.ask(&up[i].0);
+                            rig.note(seen.as_ref().is_ok_and(|s| s.server == other), || format!("{what}: {seen:?}"));
+                        } else if proto == Proto::Udp || (i + usize::from(to)).is_multiple_of(2) {
+                            // Silence costs time, so TCP is tried on half of the pairs.
+                            rig.silent(&what, &up[i].0, &dial.patience(std::time::Duration::from_millis(150)));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(up)
+    })
+}
+
+fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let mut up = Vec::new();
+        let mut servers = Vec::new();
+        for (n, isolate) in [(13, "true"), (14, "true"), (15, "strict")] {
+            up.push(up_on(rig, n, &Network::dual(n).option("isolate", isolate), true)?);
+            servers.extend(serve(&up[up.len() - 1].0, 80, &format!("net{n}"))?);
+        }
+        for (container, _) in &up {
+            for to in [13, 14, 15] {
+                for family in Family::BOTH {
+                    for proto in Proto::BOTH {
+                        let dial = Dial::new(proto, family.host(), 8000 + u16::from(to));
+                        let what = format!("from {}", container.name);
+                        rig.sees(&what, container, &dial, &format!("net{to}"), family.gateway(to));
+                    }
+                }
+            }
+        }
+        Ok(up)
+    })
+}
+
+fn an_internal_network_has_no_way_out_and_none_in(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let internal = Network::dual(7).set("internal", true);
+        let open = Network::dual(8).option("isolate", "false");
+        let inside = up_on(rig, 7, &internal, true)?;
+        let beside = rig.up("beside", Document::new().on_dual(&internal, "eth0", 7, 6))?;
+        let outside = up_on(rig, 8, &open, false)?;
+        let _servers = (
+            serve(&inside.0, 80, "inside")?,
+            serve(&outside.0, 80, "outside")?,
+            serve(&rig.topology.client, 9000, "near")?,
+            serve(&rig.topology.host, 9000, "host")?,
+        );
+        // Somebody in the container sets the route that it was not given, and the client believes to know the way.
+        for family in Family::BOTH {
+            inside.0.ip(&format!("route add default via {}\n", family.gateway(7)))?;
+            let prefix = if family == Family::V4 { 24 } else { 64 };
+            rig.topology.client.ip(&format!(
+                "route add {}/{prefix} via {}\n",
+                family.container(7, 0),
+                family.host()
+            ))?;
+        }
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = |to, port| Dial::new(proto, to, port);
+                rig.silent("out", &inside.0, &dial(family.client(), 9000));
+                rig.silent("to another network", &inside.0, &dial(family.container(8, 5), 80));
+                rig.silent("from another network", &outside.0, &dial(family.container(7, 5), 80));
+                rig.silent("from the wire", &rig.topology.client, &dial(family.container(7, 5), 80));
+                rig.silent("published, from the wire", &rig.topology.client, &dial(family.host(), 8007));
+                let within = dial(family.container(7, 5), 80);
+                rig.sees("within", &beside.0, &within, "inside", family.container(7, 6));
+                let host = dial(family.gateway(7), 9000);
+                rig.sees("to its gateway", &inside.0, &host, "host", family.container(7, 5));
+            }
+        }
+        Ok(vec![inside, beside, outside])
+    })
+}

@@ -1,0 +1,120 @@
+//! What the end-to-end tests share: a host that is checked for leftovers at its end, and a list of expectations of which
+//! all are tried before the test fails.
+
+use anyhow::{Context, Result, ensure};
+use kit::host::Netns;
+use kit::netavark::{Document, Netavark, Rung};
+use kit::residue::{Residue, netfilter};
+use kit::topology::{Container, Topology};
+use kit::traffic::{ANY, Dial, Proto, Seen, Server};
+use std::cell::RefCell;
+use std::net::IpAddr;
+
+/// A host on one rung.
+pub struct Rig<'t> {
+    pub topology: &'t Topology,
+    pub netavark: Netavark<'t>,
+    failed: RefCell<Vec<String>>,
+}
+
+/// Runs `test` on a new host; afterwards everything that was expected must have been so, and nothing may be left.
+/// `test` gives back the containers that it has torn down.
+pub fn rig(
+    topology: Result<Topology>,
+    rung: Rung,
+    test: impl FnOnce(&Rig<'_>) -> Result<Vec<(Container, Document)>>,
+) -> Result<()> {
+    let topology = topology?;
+    let residue = Residue::watch(&topology)?;
+    let rig = Rig { topology: &topology, netavark: Netavark::on(&topology, rung)?, failed: RefCell::default() };
+    let up = test(&rig)?;
+    if rung.is_ebpf() {
+        let rules = netfilter(&topology.host)?;
+        rig.note(rules.is_empty(), || format!("netfilter rules on the ebpf rung: {rules:?}"));
+    }
+    let mut failed = rig.failed.take();
+    if !failed.is_empty() {
+        failed.extend(rig.state());
+    }
+    for (container, document) in &up {
+        if let Err(e) = rig.netavark.teardown(container, document) {
+            failed.push(format!("{e:#}"));
+        }
+    }
+    let containers: Vec<&Container> = up.iter().map(|(c, _)| c).collect();
+    if let Err(e) = residue.nothing_left(&topology, &containers) {
+        failed.push(format!("{e:#}"));
+    }
+    ensure!(failed.is_empty(), "{} of the expectations on {rung:?}:\n  {}", failed.len(), failed.join("\n  "));
+    Ok(())
+}
+
+impl Rig<'_> {
+    /// A new container, set up; it is to be given back by the test.
+    pub fn up(&self, name: &str, document: Document) -> Result<(Container, Document)> {
+        let container = self.topology.container(name)?;
+        self.netavark.setup(&container, &document).with_context(|| format!("setup of {name}"))?;
+        Ok((container, document))
+    }
+
+    /// What the programs have counted and know, for the reader of a failure.
+    fn state(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for verb in ["flows", "status", "ports"] {
+            if kit::netavark::is_incumbent() {
+                break;
+            }
+            let Ok(binary) = kit::netavark::binary() else { break };
+            let mut command = std::process::Command::new(binary);
+            command.arg(verb);
+            if let Ok(out) = self.topology.host.output(command, b"") {
+                lines.push(format!("netpath {verb}:\n{}", String::from_utf8_lossy(&out.stdout)));
+            }
+        }
+        lines
+    }
+
+    pub fn note(&self, so: bool, otherwise: impl FnOnce() -> String) {
+        if !so {
+            self.failed.borrow_mut().push(otherwise());
+        }
+    }
+
+    /// `dial` from `netns` is answered by `server`, who saw `source`; the client's socket names the address it dialled.
+    pub fn sees(&self, what: &str, netns: &Netns, dial: &Dial, server: &str, source: IpAddr) -> Option<Seen> {
+        match dial.ask(netns) {
+            Err(e) => self.failed.borrow_mut().push(format!("{what}: {e:#}")),
+            Ok(seen) => {
+                let got = (seen.server.as_str(), seen.client.ip(), seen.peer);
+                let expected = (server, source, dial.to);
+                self.note(expected == got, || format!("{what}: {dial}: expected {expected:?}, got {got:?}"));
+                return Some(seen);
+            }
+        }
+        None
+    }
+
+    /// `dial` from `netns` gets no answer.
+    pub fn silent(&self, what: &str, netns: &Netns, dial: &Dial) {
+        if let Err(e) = dial.must_fail(netns) {
+            self.failed.borrow_mut().push(format!("{what}: {e:#}"));
+        }
+    }
+}
+
+/// One container with servers for both protocols on port 80.
+pub fn web(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<Server>)> {
+    let up = rig.up("web", document)?;
+    let servers = serve(&up.0, 80, "web")?;
+    Ok((up, servers))
+}
+
+/// Servers for both protocols and families on `port` that answer as `name`.
+pub fn serve(netns: &Netns, port: u16, name: &str) -> Result<Vec<Server>> {
+    serve_at(netns, ANY, port, name)
+}
+
+/// As [`serve`], on one address.
+pub fn serve_at(netns: &Netns, ip: IpAddr, port: u16, name: &str) -> Result<Vec<Server>> {
+    Proto::BOTH.into_iter().map(|proto| Server::echo(netns, proto, ip, port, name)).collect()
+}

@@ -1,0 +1,74 @@
+//! What goes wrong on real hosts: killed processes, taken ports, names in use.
+
+use super::*;
+use anyhow::ensure;
+use kit::podman::image::PAGE;
+
+fn pid_of(m: &Machine, field: &str, name: &str) -> Result<String> {
+    m.podman(&["inspect", "--format", &format!("{{{{.State.{field}}}}}"), name])
+}
+
+pub fn a_killed_container_is_removed_and_replaced(m: &Machine) -> Result<()> {
+    run_httpd(m, "web", &["-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    let pid = pid_of(m, "Pid", "web")?;
+    m.run_on_host("sh", &["-c", &format!("kill -KILL {pid}")])?;
+    m.podman(&["rm", "-f", "-t", "0", "web"])?;
+    m.nothing_left()?;
+    run_httpd(m, "web", &["-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    Ok(())
+}
+
+pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result<()> {
+    run_httpd(m, "web", &["-p", "8080:80"])?;
+    run_httpd(m, "bystander", &["-p", "8081:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    for field in ["ConmonPid", "Pid"] {
+        let pid = pid_of(m, field, "web")?;
+        m.run_on_host("sh", &["-c", &format!("kill -KILL {pid}")])?;
+    }
+    m.podman(&["rm", "-f", "-t", "0", "web"])?;
+    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    assert_eq!(PAGE, page_outside(m, HOST, 8081)?);
+    run_httpd(m, "web", &["-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    check_rung(m)
+}
+
+pub fn a_taken_host_port_is_refused_and_harms_nobody(m: &Machine) -> Result<()> {
+    run_httpd(m, "web", &["-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    let second = m.try_podman(&["run", "-d", "--name", "rival", "-p", "8080:80", "bb", "sleep", "100"])?;
+    assert_ne!(Some(0), second.code);
+    ensure!(second.err.contains("8080") && second.err.contains("address already in use"), "{}", second.err);
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    m.podman(&["rm", "-f", "rival"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    // Netavark 1.4 takes away what the two had in common.
+    if m.backend() != Backend::Netavark {
+        assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    }
+    check_rung(m)
+}
+
+pub fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Result<()> {
+    // Someone else's link has the bridge's name.
+    m.podman(&["network", "create", "--subnet", "10.89.5.0/24", "clash"])?;
+    let format = "{{.NetworkInterface}}";
+    let bridge = m.podman(&["network", "inspect", "--format", format, "clash"])?;
+    m.run_on_host("ip", &["link", "add", &bridge, "type", "veth", "peer", "name", "foreign"])?;
+    let failed = m.try_podman(&["run", "-d", "--name", "web", "--network", "clash", "bb", "sleep", "100"])?;
+    assert_ne!(Some(0), failed.code);
+    ensure!(failed.err.contains(&bridge), "the error does not name the link: {}", failed.err);
+    ensure!(!failed.err.contains("EOF"), "no JSON reached podman: {}", failed.err);
+    println!("{}", failed.err);
+    m.podman(&["rm", "-f", "web"])?;
+    m.run_on_host("ip", &["link", "del", &bridge])?;
+    m.nothing_left()?;
+    run_httpd(m, "web", &["--network", "clash", "-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    Ok(())
+}

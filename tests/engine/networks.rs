@@ -1,0 +1,116 @@
+//! Networks of the user's own: several at once, names, fixed addresses, and the ones that are shut.
+
+use super::*;
+use anyhow::ensure;
+use kit::podman::image::PAGE;
+
+pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
+    m.podman(&["network", "create", "--subnet", "10.89.2.0/24", "two"])?;
+    run_httpd(m, "web", &["--network", "one,two", "-p", "8080:80"])?;
+    run_httpd(m, "first", &["--network", "one"])?;
+    run_httpd(m, "second", &["--network", "two"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    for (network, from) in [("one", "first"), ("two", "second")] {
+        let ip = m.address("web", network)?;
+        assert_eq!(PAGE.trim_end(), page_from(m, from, &format!("http://{ip}/"))?);
+        assert_eq!(PAGE, page_inside(m, ip, 80)?);
+    }
+    check_rung(m)?;
+    // The port has two owners now; the second must serve when the first goes.
+    m.podman(&["network", "disconnect", "one", "web"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    Ok(())
+}
+
+pub fn a_network_is_connected_and_disconnected_while_running(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
+    m.podman(&["network", "create", "--subnet", "10.89.2.0/24", "two"])?;
+    run_httpd(m, "web", &["--network", "one", "-p", "8080:80"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    m.podman(&["network", "connect", "two", "web"])?;
+    let ip = m.address("web", "two")?;
+    assert_eq!(PAGE, page_inside(m, ip, 80)?);
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    let links = m.podman(&["exec", "web", "ip", "-o", "link"])?;
+    ensure!(links.contains("eth0") && links.contains("eth1"), "{links}");
+    m.podman(&["network", "disconnect", "two", "web"])?;
+    let links = m.podman(&["exec", "web", "ip", "-o", "link"])?;
+    ensure!(links.contains("eth0") && !links.contains("eth1"), "{links}");
+    let bridges = m.run_on_host("ip", &["-o", "link", "show", "type", "bridge"])?;
+    assert_eq!(1, bridges.lines().count(), "{bridges}");
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    m.podman(&["network", "connect", "two", "web"])?;
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    check_rung(m)
+}
+
+pub fn containers_find_each_other_by_name(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "named"])?;
+    run_httpd(m, "front", &["--network", "named"])?;
+    run_httpd(m, "back", &["--network", "named", "--network-alias", "store"])?;
+    for (from, name) in [("front", "back"), ("front", "store"), ("back", "front"), ("front", "back.dns.podman")] {
+        let url = format!("http://{name}/");
+        let page = reach::eventually(Duration::from_secs(3), || page_from(m, from, &url));
+        assert_eq!(PAGE.trim_end(), page.with_context(|| format!("{name} from {from}"))?);
+    }
+    let resolv = m.podman(&["exec", "front", "cat", "/etc/resolv.conf"])?;
+    ensure!(resolv.contains("dns.podman"), "{resolv}");
+    m.podman(&["rm", "-f", "-t", "0", "back"])?;
+    ensure!(page_from(m, "front", "http://back/").is_err(), "a removed container still has its name");
+    run_httpd(m, "late", &["--network", "named"])?;
+    let page = reach::eventually(Duration::from_secs(9), || page_from(m, "front", "http://late/"));
+    assert_eq!(PAGE.trim_end(), page?);
+    Ok(())
+}
+
+pub fn a_fixed_address_and_mac_are_what_the_container_has(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--subnet", "10.89.3.0/24", "--gateway", "10.89.3.254", "fixed"])?;
+    let fixed = ["--network", "fixed", "--ip", "10.89.3.7", "--mac-address", "0a:11:22:33:44:55"];
+    run_httpd(m, "web", &[&fixed[..], &["-p", "8080:80"]].concat())?;
+    let link = m.podman(&["exec", "web", "ip", "address", "show", "eth0"])?;
+    ensure!(link.contains("10.89.3.7/24") && link.contains("0a:11:22:33:44:55"), "{link}");
+    let route = m.podman(&["exec", "web", "ip", "route"])?;
+    ensure!(route.contains("default via 10.89.3.254"), "{route}");
+    let settings =
+        "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.IPPrefixLen}} {{.Gateway}} {{.MacAddress}}{{end}}";
+    let inspected = m.podman(&["inspect", "--format", settings, "web"])?;
+    assert_eq!("10.89.3.7 24 10.89.3.254 0a:11:22:33:44:55", inspected);
+    assert_eq!("80/tcp -> 0.0.0.0:8080", m.podman(&["port", "web"])?);
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    Ok(())
+}
+
+pub fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--internal", "--subnet", "10.89.4.0/24", "shut"])?;
+    run_httpd(m, "inside", &["--network", "shut"])?;
+    run_httpd(m, "friend", &["--network", "shut"])?;
+    run_httpd(m, "outsider", &[])?;
+    let ip = m.address("inside", "shut")?;
+    assert_eq!(PAGE.trim_end(), page_from(m, "friend", &format!("http://{ip}/"))?);
+    let listener = m.client(|| std::net::TcpListener::bind((kit::podman::FAR, 8000)))??;
+    ensure!(page_from(m, "inside", &format!("http://{}:8000/", kit::podman::FAR)).is_err(), "there is a way out");
+    ensure!(page_from(m, "outsider", &format!("http://{ip}/")).is_err(), "there is a way in from another network");
+    drop(listener);
+    let route = m.podman(&["exec", "inside", "ip", "route"])?;
+    ensure!(!route.contains("default"), "{route}");
+    Ok(())
+}
+
+pub fn isolated_networks_do_not_reach_each_other(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--opt", "isolate=true", "left"])?;
+    m.podman(&["network", "create", "--opt", "isolate=true", "right"])?;
+    m.podman(&["network", "create", "open"])?;
+    run_httpd(m, "l", &["--network", "left"])?;
+    run_httpd(m, "r", &["--network", "right"])?;
+    run_httpd(m, "o", &["--network", "open"])?;
+    run_httpd(m, "p", &["--network", "open"])?;
+    let url = |name, network| m.address(name, network).map(|ip| format!("http://{ip}/"));
+    ensure!(page_from(m, "l", &url("r", "right")?).is_err(), "two isolated networks reach each other");
+    ensure!(page_from(m, "r", &url("l", "left")?).is_err(), "two isolated networks reach each other");
+    assert_eq!(PAGE.trim_end(), page_from(m, "p", &url("o", "open")?)?);
+    assert_eq!(PAGE.trim_end(), page_from(m, "o", &url("l", "left")?)?);
+    check_rung(m)
+}

@@ -1,0 +1,107 @@
+//! The datapath's own account of what it did, read from the pinned maps without netpath: flows and counters.
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use netpath_common::addr::Be16;
+use netpath_common::layout::{self, Count, Flow4, Flow6, FlowKey4, FlowKey6, LAYOUT_VERSION};
+use netpath_common::reason::Reason;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// One direction of a flow: a packet as it is seen, and as it goes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Flow {
+    pub proto: u8,
+    pub side: u8,
+    pub seen: (SocketAddr, SocketAddr),
+    pub becomes: (SocketAddr, SocketAddr),
+}
+
+impl std::fmt::Display for Flow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let proto = match self.proto {
+            layout::PROTO_TCP => "tcp",
+            layout::PROTO_UDP => "udp",
+            layout::PROTO_ICMP | layout::PROTO_ICMPV6 => "icmp",
+            _ => "other",
+        };
+        let side = match self.side {
+            layout::SIDE_UPLINK => "uplink",
+            layout::SIDE_BRIDGE => "bridge",
+            _ => "lo",
+        };
+        let (seen, becomes) = (self.seen, self.becomes);
+        write!(f, "{proto} at {side}: {} > {} becomes {} > {}", seen.0, seen.1, becomes.0, becomes.1)
+    }
+}
+
+/// The directory of the one host namespace that has pins below `bpffs`; where there are several, name yours by `cookie`.
+///
+/// # Errors
+/// There is none, or not exactly one.
+pub fn pins(bpffs: &Path, cookie: Option<u64>) -> Result<PathBuf> {
+    let version = bpffs.join(format!("netpath/v{LAYOUT_VERSION}"));
+    if let Some(cookie) = cookie {
+        return Ok(version.join(format!("{cookie:x}")));
+    }
+    let hosts = std::fs::read_dir(&version).with_context(|| format!("no pins in {}", version.display()))?;
+    let hosts: Vec<PathBuf> = hosts.flatten().map(|entry| entry.path()).collect();
+    let [one] = hosts.as_slice() else { bail!("{} hosts have pins in {}", hosts.len(), version.display()) };
+    Ok(one.clone())
+}
+
+/// Both directions of every flow.
+///
+/// # Errors
+/// The maps are not there.
+pub fn flows(pins: &Path) -> Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    let four: HashMap<_, FlowKey4, Flow4> = open(pins, layout::name::FLOW4)?.try_into()?;
+    for (key, value) in four.iter().flatten() {
+        let at = |ip: [u8; 4], port: Be16| SocketAddr::new(IpAddr::from(ip), port.value());
+        flows.push(Flow {
+            proto: key.proto,
+            side: key.side,
+            seen: (at(key.src, key.sport), at(key.dst, key.dport)),
+            becomes: (at(value.src, value.sport), at(value.dst, value.dport)),
+        });
+    }
+    let six: HashMap<_, FlowKey6, Flow6> = open(pins, layout::name::FLOW6)?.try_into()?;
+    for (key, value) in six.iter().flatten() {
+        let at = |ip: [u8; 16], port: Be16| SocketAddr::new(IpAddr::from(ip), port.value());
+        flows.push(Flow {
+            proto: key.proto,
+            side: key.side,
+            seen: (at(key.src, key.sport), at(key.dst, key.dport)),
+            becomes: (at(value.src, value.sport), at(value.dst, value.dport)),
+        });
+    }
+    flows.sort_by_key(|f| (f.proto, f.seen));
+    Ok(flows)
+}
+
+/// Packets and bytes by reason, over all CPUs, without those that are zero.
+///
+/// # Errors
+/// The map is not there.
+pub fn counters(pins: &Path) -> Result<Vec<(Reason, Count)>> {
+    let map: PerCpuArray<_, Count> = open(pins, layout::name::COUNT)?.try_into()?;
+    let mut counters = Vec::new();
+    for reason in Reason::ALL {
+        let mut sum = Count::default();
+        for cpu in map.get(&(*reason as u32), 0)?.iter() {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+        }
+        if sum.packets > 0 {
+            counters.push((*reason, sum));
+        }
+    }
+    Ok(counters)
+}
+
+fn open(pins: &Path, name: &str) -> Result<Map> {
+    let path = pins.join("map").join(name);
+    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Map::from_map_data(data)?)
+}

@@ -1,0 +1,53 @@
+//! Runs inside the containers of the engine tests: a server that tells each client who it is and whom it sees.
+//!
+//! `peer FIRST [LAST]` answers on these ports, TCP and UDP, IPv4 and IPv6, one line per line:
+//! `HOSTNAME:PORT sees ADDRESS`, so that a client knows whom it reached and as whom.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+
+fn main() -> std::io::Result<()> {
+    let ports: Vec<u16> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let (Some(&first), Some(&last)) = (ports.first(), ports.last()) else {
+        eprintln!("usage: peer FIRST [LAST]");
+        std::process::exit(2);
+    };
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
+    for port in first..=last {
+        let tcp = TcpListener::bind(("::", port))?;
+        let udp = UdpSocket::bind(("::", port))?;
+        let own = name.clone();
+        std::thread::spawn(move || {
+            for client in tcp.incoming().flatten() {
+                let own = own.clone();
+                std::thread::spawn(move || {
+                    let Ok(from) = client.peer_addr() else { return };
+                    for _ in BufReader::new(&client).lines().map_while(Result::ok) {
+                        if (&client).write_all(line(&own, port, from).as_bytes()).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let own = name.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((_, from)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(line(&own, port, from).as_bytes(), from);
+            }
+        });
+    }
+    println!("serving {first} to {last}");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn line(own: &str, port: u16, from: SocketAddr) -> String {
+    let ip = match from.ip() {
+        IpAddr::V6(a) => a.to_ipv4_mapped().map_or(IpAddr::V6(a), IpAddr::V4),
+        v4 => v4,
+    };
+    format!("{own}:{port} sees {ip}\n")
+}
