@@ -1,7 +1,7 @@
 //! The steps on bridges.
 
 use super::host::Live;
-use super::unlink;
+use super::{sysctls, unlink};
 use crate::link::sysctl;
 use crate::link::view::Link;
 use crate::model::error::{Error, Result};
@@ -59,10 +59,7 @@ impl Live {
         }
         sysctl::ensure(&sysctl::of_interface("ipv4", name, "rp_filter"), "2")?;
         if network.internal {
-            sysctl::ensure(&sysctl::of_interface("ipv4", name, "forwarding"), "0")?;
-            if v6 {
-                sysctl::ensure(&sysctl::of_interface("ipv6", name, "forwarding"), "0")?;
-            }
+            sysctls::close_bridge(name, v6)?;
         }
         let mut changed = false;
         for (address, prefix) in network.gateways() {

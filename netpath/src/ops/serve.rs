@@ -47,6 +47,7 @@ impl Live {
         wanted.extend(datapath.sysctls(&desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
         sysctls::ensure(&self.store, lock, &wanted)?;
+        sysctls::keep_internal(&desired)?;
         let report = datapath.reconcile(&desired, &view)?;
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
         Ok(())

@@ -5,6 +5,7 @@ use crate::model::Desired;
 use crate::model::error::Result;
 use crate::state::store::SavedSysctl;
 use crate::state::{Lock, Store};
+use std::collections::BTreeMap;
 
 /// What every rung needs of the host for `desired`, below /proc/sys. An IPv6 host that forwards no longer takes routes
 /// from router advertisements; as in Netavark, networks with IPv6 have that price.
@@ -41,6 +42,27 @@ pub fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result
         saved.insert(path.clone(), SavedSysctl { before, written: value.clone() });
         store.keep_sysctls(lock, saved)?;
         sysctl::write(path, value)?;
+    }
+    Ok(())
+}
+
+/// Bridges of internal networks forward nothing. Said again after [`ensure`]: a change of the host's `ip_forward` is
+/// copied to every interface (`net/ipv4/devinet.c, inet_forward_change()`).
+///
+/// # Errors
+/// A value cannot be read or written.
+pub fn keep_internal(desired: &Desired) -> Result<()> {
+    let internal = desired.ready().map(|(r, _)| &r.network).filter(|n| n.internal);
+    let bridges: BTreeMap<&str, bool> = internal.map(|n| (n.bridge.as_str(), n.has_v6())).collect();
+    bridges.into_iter().try_for_each(|(bridge, v6)| close_bridge(bridge, v6))
+}
+
+/// # Errors
+/// A value cannot be read or written.
+pub fn close_bridge(bridge: &str, v6: bool) -> Result<()> {
+    sysctl::ensure(&sysctl::of_interface("ipv4", bridge, "forwarding"), "0")?;
+    if v6 {
+        sysctl::ensure(&sysctl::of_interface("ipv6", bridge, "forwarding"), "0")?;
     }
     Ok(())
 }

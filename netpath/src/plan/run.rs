@@ -117,3 +117,185 @@ pub fn all_of(what: &str, mut failures: Vec<Error>) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Container, Endpoint, Network, Record};
+    use crate::plan::step::Undo;
+    use crate::plan::{attach, detach};
+    use std::path::PathBuf;
+
+    /// Keeps what is there as a real host would: each change under the name of what takes it back.
+    #[derive(Default)]
+    struct Recorder {
+        applied: Vec<String>,
+        there: Vec<Undo>,
+        locked: bool,
+        fail_at: Option<usize>,
+        interrupt_at: Option<usize>,
+        undo_fails: bool,
+        already: bool,
+    }
+
+    impl Host for Recorder {
+        fn apply(&mut self, step: &Step) -> Result<Done> {
+            self.applied.push(step.to_string());
+            if self.fail_at == Some(self.applied.len()) {
+                return Err(Error::new("network is unreachable").next("look"));
+            }
+            let back = match step {
+                Step::Lock => {
+                    assert!(!self.locked, "the lock is taken twice");
+                    self.locked = true;
+                    return Ok(Done::Changed(Undo::Unlock));
+                }
+                Step::Unlock => {
+                    assert!(self.locked, "the lock is not held");
+                    self.locked = false;
+                    return Ok(Done::Changed(Undo::Lock));
+                }
+                Step::Keep(r) => Undo::Forget(r.clone()),
+                Step::Bridge(n) => Undo::RemoveBridge(n.bridge.clone()),
+                Step::Veth { at, .. } => Undo::RemoveVeth { at: *at },
+                Step::Datapath => Undo::Withdraw,
+                Step::Names => Undo::Unname,
+                _ => return Ok(Done::Within),
+            };
+            if matches!(step, Step::Keep(_) | Step::Bridge(_) | Step::Datapath | Step::Link { .. }) {
+                assert!(self.locked, "{step} without the lock");
+            }
+            if self.already && matches!(back, Undo::RemoveBridge(_)) {
+                return Ok(Done::AlreadySo);
+            }
+            self.there.push(back.clone());
+            Ok(Done::Changed(back))
+        }
+
+        fn undo(&mut self, undo: &Undo) -> Result<()> {
+            match undo {
+                Undo::Lock => self.locked = true,
+                Undo::Unlock => self.locked = false,
+                Undo::Forget(_) | Undo::RemoveBridge(_) | Undo::Withdraw => {
+                    assert!(self.locked, "{undo:?} without the lock")
+                }
+                _ => {}
+            }
+            if self.undo_fails && matches!(undo, Undo::RemoveVeth { .. }) {
+                return Err(Error::new("cannot delete interface 7"));
+            }
+            self.there.retain(|t| t != undo);
+            Ok(())
+        }
+
+        fn interrupted(&self) -> bool {
+            self.interrupt_at.is_some_and(|at| self.applied.len() >= at)
+        }
+    }
+
+    fn record(network: &str, internal: bool) -> Record {
+        let net = |n: &str| n.parse().expect("a subnet");
+        let subnet = |n: &str, g: &str| crate::model::Subnet { net: net(n), gateway: g.parse().ok() };
+        Record {
+            order: 1,
+            container: Container { id: "5d2f0c1b7a9e".into(), name: "web".into() },
+            netns: PathBuf::from("/run/netns/x"),
+            network: Network {
+                name: network.into(),
+                id: "a0".into(),
+                bridge: format!("br-{network}").parse().expect("a name"),
+                mtu: None,
+                subnets: vec![subnet("10.89.7.0/24", "10.89.7.1"), subnet("fd41:7::/64", "fd41:7::1")],
+                routes: Vec::new(),
+                internal,
+                isolation: crate::model::Isolation::Open,
+                default_route: true,
+                metric: 100,
+                outbound4: None,
+                outbound6: None,
+                dns: true,
+                dns_servers: Vec::new(),
+            },
+            endpoint: Endpoint {
+                interface: format!("eth-{network}").parse().expect("a name"),
+                host_interface: None,
+                addresses: vec![net("10.89.7.5/24"), net("fd41:7::5/64")],
+                mac: None,
+                aliases: Vec::new(),
+                dns_servers: Vec::new(),
+            },
+            publishes: Vec::new(),
+            links: None,
+        }
+    }
+
+    #[test]
+    fn a_failure_at_any_step_leaves_nothing() {
+        let plan = attach(&[record("front", false), record("back", true)]);
+        for step in 1..=plan.len() {
+            let mut host = Recorder { fail_at: Some(step), ..Recorder::default() };
+            let failed = run(&plan, &mut host).expect_err("told to fail");
+            assert_eq!(Vec::<Undo>::new(), host.there, "after a failure at {step}");
+            assert!(!host.locked, "locked after a failure at {step}");
+            assert_eq!(step, failed.number);
+            assert_eq!(step, host.applied.len(), "nothing runs after the failure");
+        }
+        assert!(run(&plan, &mut Recorder::default()).is_ok());
+    }
+
+    #[test]
+    fn a_signal_between_any_two_steps_leaves_nothing() {
+        let plan = attach(&[record("front", false)]);
+        for step in 0..plan.len() {
+            let mut host = Recorder { interrupt_at: Some(step), ..Recorder::default() };
+            let failed = run(&plan, &mut host).expect_err("interrupted");
+            assert!(failed.cause.to_string().contains("signal"));
+            assert_eq!(Vec::<Undo>::new(), host.there, "after a signal at {step}");
+            assert!(!host.locked);
+        }
+    }
+
+    #[test]
+    fn what_was_there_before_stays() {
+        let plan = attach(&[record("front", false)]);
+        let mut host = Recorder { fail_at: Some(plan.len()), already: true, ..Recorder::default() };
+        host.there.push(Undo::RemoveBridge("br-front".parse().expect("a name")));
+        run(&plan, &mut host).expect_err("told to fail");
+        assert_eq!(1, host.there.len(), "the bridge was not this plan's");
+    }
+
+    #[test]
+    fn a_failure_tells_step_object_cause_and_what_became_of_the_rest() {
+        let plan = attach(&[record("front", false)]);
+        let at = plan.iter().position(|s| matches!(s, Step::Route { .. })).expect("a route") + 1;
+        let mut host = Recorder { fail_at: Some(at), ..Recorder::default() };
+        let error = run(&plan, &mut host).expect_err("told to fail").into_error("setup of web (5d2f0c1b7a9e)");
+        let text = format!(
+            "setup of web (5d2f0c1b7a9e) failed at step {at} of {}, add route default via 10.89.7.1 metric 100 of \
+             eth-front: network is unreachable; 8 steps undone, none left behind",
+            plan.len()
+        );
+        assert_eq!(text, error.to_string());
+        assert_eq!(Some("look"), error.next_step());
+
+        let mut host = Recorder { fail_at: Some(at), undo_fails: true, ..Recorder::default() };
+        let error = run(&plan, &mut host).expect_err("told to fail").into_error("setup of web");
+        assert!(error.to_string().ends_with("left behind: cannot delete interface 7"), "{error}");
+    }
+
+    #[test]
+    fn an_internal_network_has_no_default_route() {
+        let routes =
+            |r: &Record| attach(std::slice::from_ref(r)).iter().filter(|s| matches!(s, Step::Route { .. })).count();
+        assert_eq!(2, routes(&record("front", false)));
+        assert_eq!(0, routes(&record("back", true)));
+    }
+
+    #[test]
+    fn a_teardown_goes_on_after_a_failure() {
+        let plan = detach(true);
+        let mut host = Recorder { fail_at: Some(1), locked: true, ..Recorder::default() };
+        assert_eq!(1, run_on(&plan, &mut host).len());
+        assert_eq!(plan.len(), host.applied.len());
+    }
+}
