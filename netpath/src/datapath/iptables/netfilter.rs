@@ -1,0 +1,72 @@
+//! The tables that iptables makes in nf_tables and never removes: whether ours are there, and taking away empty ones.
+
+use super::netlink::Netlink;
+use super::rules::{Family, PREFIX};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
+use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use std::io;
+
+/// NFNL_SUBSYS_NFTABLES: what a batch is for.
+const NFTABLES: u16 = 10;
+
+/// # Errors
+/// A kernel without nfnetlink.
+pub fn open() -> io::Result<Netlink<NetfilterMessage>> {
+    Netlink::open(NETLINK_NETFILTER)
+}
+
+pub fn message(family: Family, inner: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    let protocol = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(protocol, 0, 0), inner)
+}
+
+/// Whether nf_tables has a chain of ours in this family. A kernel that cannot be asked has no nf_tables, and none.
+pub fn has_our_chains(family: Family) -> bool {
+    open()
+        .and_then(|mut n| chains(&mut n, family))
+        .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
+}
+
+/// Removes a table with its base chains. All or nothing, and nothing if anybody put a rule into it.
+///
+/// # Errors
+/// EBUSY: it is in use.
+pub fn remove_table(family: Family, table: &str) -> io::Result<()> {
+    let mut netlink = open()?;
+    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
+    let control = |c| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES), c);
+    let mut batch = vec![(control(ControlMessage::BatchBegin), NLM_F_REQUEST)];
+    for (_, name) in chains(&mut netlink, family)?.into_iter().filter(|(t, _)| t == table) {
+        let attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(name)];
+        batch.push((message(family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
+    }
+    let attributes = vec![TableAttribute::Name(table.to_owned())];
+    batch.push((message(family, NfTablesMessage::DeleteTable(TableMessage { attributes })), flags));
+    batch.push((control(ControlMessage::BatchEnd), NLM_F_REQUEST));
+    netlink.batch(batch)
+}
+
+/// (table, chain) of this family.
+fn chains(netlink: &mut Netlink<NetfilterMessage>, family: Family) -> io::Result<Vec<(String, String)>> {
+    let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+    let mut chains = Vec::new();
+    for answer in netlink.dump(message(family, all))? {
+        let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = answer.inner else { continue };
+        let (mut table, mut name) = (None, None);
+        for attribute in chain.attributes {
+            match attribute {
+                ChainAttribute::Table(t) => table = Some(t),
+                ChainAttribute::Name(n) => name = Some(n),
+                _ => {}
+            }
+        }
+        chains.extend(table.zip(name));
+    }
+    Ok(chains)
+}

@@ -1,0 +1,136 @@
+//! A netlink socket that asks one thing at a time and waits for the answer.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
+use netlink_sys::{Socket, SocketAddr};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// Longer than any answer takes; only so that a lost one is an error and not a hang.
+const ANSWER_LIMIT_S: i64 = 10;
+
+pub struct Netlink<M> {
+    socket: Socket,
+    sequence: u32,
+    protocol: PhantomData<M>,
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
+    /// In the network namespace of the calling thread. `protocol`: NETLINK_ROUTE, NETLINK_NETFILTER.
+    ///
+    /// # Errors
+    /// A kernel without it.
+    pub fn open(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+        let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
+        nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &limit.into())?;
+        Ok(Self { socket, sequence: 0, protocol: PhantomData })
+    }
+
+    /// Everything that answers a dump. Messages that cannot be read are left out.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn dump(&mut self, question: M) -> io::Result<Vec<M>> {
+        self.ask(question, NLM_F_REQUEST | NLM_F_DUMP)
+    }
+
+    /// The answer to a question about one object.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
+        self.ask(question, NLM_F_REQUEST | NLM_F_ACK)
+    }
+
+    /// One change, acknowledged. `flags` come on top of REQUEST and ACK.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn change(&mut self, change: M, flags: u16) -> io::Result<()> {
+        self.ask(change, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
+    }
+
+    /// Several messages in one datagram, each with its flags; waits for the acknowledgement of all that ask for one.
+    ///
+    /// # Errors
+    /// The first that the kernel refuses.
+    pub fn batch(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
+        let mut answers = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
+        self.send(messages)?;
+        self.receive(|payload| {
+            answers -= usize::from(matches!(payload, NetlinkPayload::Error(_)));
+            answers == 0
+        })
+    }
+
+    fn ask(&mut self, question: M, flags: u16) -> io::Result<Vec<M>> {
+        self.send(vec![(question, flags)])?;
+        let mut answers = Vec::new();
+        self.receive(|payload| match payload {
+            NetlinkPayload::InnerMessage(m) => {
+                answers.push(m);
+                false
+            }
+            NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => true,
+            _ => false,
+        })?;
+        Ok(answers)
+    }
+
+    fn send(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (message, flags) in messages {
+            let mut header = NetlinkHeader::default();
+            header.flags = flags;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+            message.finalize();
+            let start = bytes.len();
+            bytes.resize(start + message.buffer_len(), 0);
+            message.serialize(&mut bytes[start..]);
+        }
+        self.socket.send(&bytes, 0).map(drop)
+    }
+
+    /// Hands the answers to `take` until it says that this was the last; an error of the kernel ends it.
+    fn receive(&mut self, mut take: impl FnMut(NetlinkPayload<M>) -> bool) -> io::Result<()> {
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            let mut rest = bytes.as_slice();
+            while let Some(length) = message_length(rest) {
+                let message = NetlinkMessage::<M>::deserialize(&rest[..length]);
+                rest = rest.get(align(length)..).unwrap_or_default();
+                let Ok(message) = message else { continue };
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match &message.payload {
+                    NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
+                    NetlinkPayload::Done(d) if d.code != 0 => return Err(io::Error::from_raw_os_error(-d.code)),
+                    _ => {}
+                }
+                if take(message.payload) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Of the message that begins here, if it is whole.
+fn message_length(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
+    usize::try_from(length).ok().filter(|&l| l >= 16 && l <= bytes.len())
+}
+
+/// Messages begin at multiples of four (NLMSG_ALIGN).
+fn align(length: usize) -> usize {
+    length.next_multiple_of(4)
+}

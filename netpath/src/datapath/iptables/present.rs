@@ -1,0 +1,203 @@
+//! What the kernel holds, as iptables-save prints it, and the script that makes it what it should be.
+//!
+//! Rules are never compared one by one: every version prints them differently. Our own digest, the number of rules in
+//! each of our chains and the place of our jumps say whether anything has to be written.
+
+use super::rules::{PREFIX, STATE, Table, digest};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// The tables that exist, by name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Present {
+    pub tables: BTreeMap<String, PresentTable>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PresentTable {
+    /// Every built-in chain, with its policy.
+    policies: BTreeMap<String, String>,
+    /// The rules of every built-in chain, without the leading `-A name`.
+    rules: BTreeMap<String, Vec<String>>,
+    /// Our own chains, with the number of their rules.
+    own: BTreeMap<String, usize>,
+    /// Chains of others.
+    foreign: usize,
+    digest: Option<u64>,
+    /// The table did not exist before us.
+    made: bool,
+    /// The container addresses that it serves.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Present {
+    pub fn parse(save: &str) -> Self {
+        let mut present = Self::default();
+        let mut table = PresentTable::default();
+        let mut name = None;
+        for line in save.lines() {
+            if let Some(n) = line.strip_prefix('*') {
+                name = Some(n.trim().to_owned());
+                table = PresentTable::default();
+            } else if line == "COMMIT" {
+                if let Some(name) = name.take() {
+                    present.tables.insert(name, std::mem::take(&mut table));
+                }
+            } else if let Some(chain) = line.strip_prefix(':') {
+                table.chain(chain);
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                table.rule(rule);
+            }
+        }
+        present
+    }
+
+    /// Whether anything of ours is there.
+    pub fn has_ours(&self) -> bool {
+        self.tables.values().any(PresentTable::has_ours)
+    }
+
+    /// Whether anybody has rules there.
+    pub fn is_used(&self) -> bool {
+        self.tables.values().any(|t| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty()))
+    }
+}
+
+impl PresentTable {
+    fn chain(&mut self, text: &str) {
+        let mut words = text.split_whitespace();
+        let (Some(name), Some(policy)) = (words.next(), words.next()) else { return };
+        if policy != "-" {
+            self.policies.insert(name.to_owned(), policy.to_owned());
+            self.rules.entry(name.to_owned()).or_default();
+        } else if name.starts_with(PREFIX) {
+            self.own.insert(name.to_owned(), 0);
+        } else {
+            self.foreign += 1;
+        }
+    }
+
+    fn rule(&mut self, text: &str) {
+        let Some((chain, rule)) = text.split_once(' ').or_else(|| (!text.is_empty()).then_some((text, ""))) else {
+            return;
+        };
+        if let Some(rules) = self.rules.get_mut(chain) {
+            rules.push(rule.to_owned());
+        } else if let Some(count) = self.own.get_mut(chain) {
+            *count += 1;
+            if chain == STATE {
+                self.state(rule);
+            }
+        }
+    }
+
+    fn state(&mut self, rule: &str) {
+        let mut words = rule.split([' ', '"']).filter(|w| !w.is_empty());
+        while let Some(word) = words.next() {
+            if let Some((hex, maker)) = word.strip_prefix("netpath:").and_then(|w| w.split_once(':')) {
+                self.digest = u64::from_str_radix(hex, 16).ok();
+                self.made = maker == "made";
+            } else if word == "-d" {
+                let address = words.next().and_then(|w| w.split('/').next()).and_then(|w| w.parse().ok());
+                self.addresses.extend::<Option<IpAddr>>(address);
+            }
+        }
+    }
+
+    pub fn has_ours(&self) -> bool {
+        !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_ours(r))
+    }
+
+    fn is_ours(&self, rule: &str) -> bool {
+        jump_target(rule).is_some_and(|t| t.starts_with(PREFIX))
+    }
+
+    /// After our own things went, the table is as empty as it was when it was made for us, and nobody would miss it.
+    pub fn removable(&self) -> bool {
+        let others = self.rules.values().flatten().any(|r| !self.is_ours(r));
+        self.made && self.foreign == 0 && !others && self.policies.values().all(|p| p == "ACCEPT")
+    }
+}
+
+/// Where a rule goes on, if it is a jump.
+fn jump_target(rule: &str) -> Option<&str> {
+    let mut words = rule.split(' ');
+    words.find(|w| matches!(*w, "-j" | "-g")).and_then(|_| words.next())
+}
+
+/// The part of an iptables-restore input that makes `present` hold exactly `table` of ours; nothing if it does.
+/// One commit: no packet ever meets half of it.
+pub fn script(table: &Table, present: Option<&PresentTable>) -> Option<String> {
+    let made = present.is_none_or(|p| p.made);
+    let nothing = PresentTable::default();
+    let present = present.unwrap_or(&nothing);
+    let digest = digest(table);
+    if is_so(table, present, digest) {
+        return None;
+    }
+    let mut text = String::new();
+    let _ = writeln!(text, "*{}", table.name);
+    // Naming a chain makes it or empties it.
+    for chain in &table.chains {
+        let _ = writeln!(text, ":{} - [0:0]", chain.name);
+    }
+    for (from, rules) in &present.rules {
+        let wanted = table.jumps.iter().find(|j| j.from == from.as_str());
+        let ours: Vec<&String> = rules.iter().filter(|r| present.is_ours(r)).collect();
+        if wanted.is_some_and(|j| in_place(j.to, rules, ours.len())) {
+            continue;
+        }
+        for rule in ours {
+            let _ = writeln!(text, "-D {from} {rule}");
+        }
+    }
+    for jump in &table.jumps {
+        let rules = present.rules.get(jump.from).map(Vec::as_slice).unwrap_or_default();
+        if !in_place(jump.to, rules, rules.iter().filter(|r| present.is_ours(r)).count()) {
+            let _ = writeln!(text, "-I {} 1 {}-j {}", jump.from, jump.matches, jump.to);
+        }
+    }
+    for chain in &table.chains {
+        if chain.name == STATE {
+            let maker = if made { "made" } else { "kept" };
+            let _ = writeln!(text, "-A {STATE} -m comment --comment netpath:{digest:016x}:{maker}");
+        }
+        for rule in &chain.rules {
+            let _ = writeln!(text, "-A {} {rule}", chain.name);
+        }
+    }
+    let stale = || present.own.keys().filter(|n| !table.chains.iter().any(|c| c.name == n.as_str()));
+    for verb in ["-F", "-X"] {
+        for chain in stale() {
+            let _ = writeln!(text, "{verb} {chain}");
+        }
+    }
+    text.push_str("COMMIT\n");
+    Some(text)
+}
+
+fn is_so(table: &Table, present: &PresentTable, digest: u64) -> bool {
+    if table.chains.is_empty() {
+        return !present.has_ours();
+    }
+    let chains = present.own.len() == table.chains.len()
+        && table.chains.iter().all(|c| {
+            let rules = c.rules.len() + usize::from(c.name == STATE);
+            present.own.get(c.name) == Some(&rules)
+        });
+    let jumps = present.rules.iter().all(|(from, rules)| {
+        let ours = rules.iter().filter(|r| present.is_ours(r)).count();
+        match table.jumps.iter().find(|j| j.from == from.as_str()) {
+            Some(jump) => in_place(jump.to, rules, ours),
+            None => ours == 0,
+        }
+    });
+    let all_led = table.jumps.iter().all(|j| present.rules.contains_key(j.from));
+    present.digest == Some(digest) && chains && jumps && all_led
+}
+
+/// The jump is there once and before everything else: what stands before it could take its packets.
+fn in_place(to: &str, rules: &[String], ours: usize) -> bool {
+    ours == 1 && rules.first().and_then(|r| jump_target(r)) == Some(to)
+}

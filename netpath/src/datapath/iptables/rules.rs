@@ -1,0 +1,368 @@
+//! Desired state → rules, as a pure function: what each chain holds, and which built-in chain leads there.
+//!
+//! ```text
+//! nat     PREROUTING  ─ to the host ─→ NETPATH_PREROUTING ─┐
+//!         OUTPUT      ─ to the host ─→ NETPATH_OUTPUT ─────┴→ NETPATH_DNAT ─→ NETPATH_TCP, _UDP, _SCTP: first match wins
+//!         POSTROUTING ─→ NETPATH_POSTROUTING: hairpin, masquerade
+//! filter  FORWARD     ─→ NETPATH_FORWARD: internal networks, published flows, isolation, accept
+//!         INPUT       ─→ NETPATH_INPUT: DNS of the bridges; loopback addresses never come from one
+//! ```
+//! NETPATH_STATE is never jumped to: it keeps a digest of the table, and the container addresses that it serves.
+//! Nothing is read or run here; `present.rs` compares with what the kernel holds. Semantics: docs/architecture.md.
+
+use crate::model::{Desired, HostBind, IfName, Isolation, Network, Proto, Publish, Record};
+use netpath_common::layout::{NET_ISOLATED, NET_STRICT};
+use netpath_common::policy::may_pass;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+/// Begins the name of every chain of ours.
+pub const PREFIX: &str = "NETPATH_";
+pub const STATE: &str = "NETPATH_STATE";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// A rule of a built-in chain that leads into one of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Jump {
+    pub from: &'static str,
+    /// Ends with a blank unless empty.
+    pub matches: &'static str,
+    pub to: &'static str,
+}
+
+/// A chain of ours, and its rules without the leading `-A name`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chain {
+    pub name: &'static str,
+    pub rules: Vec<String>,
+}
+
+/// What one table should hold of ours; no chain at all where nothing is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    pub name: &'static str,
+    pub jumps: Vec<Jump>,
+    pub chains: Vec<Chain>,
+}
+
+/// The tables of one family, in the order in which they are written: a port is published after it may pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ruleset {
+    pub tables: [Table; 2],
+}
+
+impl Ruleset {
+    pub fn is_empty(&self) -> bool {
+        self.tables.iter().all(|t| t.chains.is_empty())
+    }
+}
+
+/// Where packets to a published port go; in the order in which the rules are tried.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    pub publish: Publish,
+    pub to: IpAddr,
+}
+
+impl Target {
+    /// The one host address that it is bound to.
+    fn address(&self) -> Option<IpAddr> {
+        if let HostBind::Address(a) = self.publish.bind { Some(a) } else { None }
+    }
+}
+
+/// One bridge and what its endpoints say about it.
+struct Bridge<'a> {
+    name: &'a IfName,
+    /// Of the youngest record: the one that knows the network best.
+    network: &'a Network,
+    /// The subnets of all records, in this family.
+    subnets: BTreeSet<String>,
+    /// Serves a port on a loopback address.
+    loopback: bool,
+}
+
+/// `loopback6`: whether `::1` can be served, see `bridge.rs`.
+pub fn compile(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+    let bridges = bridges(desired, family);
+    let targets = targets(desired, family);
+    let mut filter = Table { name: "filter", jumps: Vec::new(), chains: Vec::new() };
+    let mut nat = Table { name: "nat", jumps: Vec::new(), chains: Vec::new() };
+    if bridges.iter().any(|b| !b.subnets.is_empty()) {
+        forward(&mut filter, &bridges);
+        input(&mut filter, &bridges, family);
+        publish(&mut nat, &bridges, &targets, family, loopback6);
+        masquerade(&mut nat, &bridges, family);
+        for table in [&mut filter, &mut nat] {
+            remember(table, if table.name == "nat" { addresses(desired, family) } else { BTreeSet::new() });
+        }
+    }
+    Ruleset { tables: [filter, nat] }
+}
+
+/// What is published in this family: a port bound to one address before the same port on all, the older before the younger.
+pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
+    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
+    records.sort_by_key(|r| r.order);
+    let mut targets = Vec::new();
+    for record in records {
+        let to = match family {
+            Family::V4 => record.endpoint.first_v4().map(IpAddr::from),
+            Family::V6 => record.endpoint.first_v6().map(IpAddr::from),
+        };
+        let Some(to) = to else { continue };
+        let serves = |b: HostBind| if family == Family::V4 { b.serves_v4() } else { b.serves_v6() };
+        let published = record.publishes.iter().filter(|p| serves(p.bind));
+        targets.extend(published.map(|p| Target { publish: p.clone(), to }));
+    }
+    // Stable: within each half the order of the records stays.
+    targets.sort_by_key(|t| t.address().is_none());
+    targets
+}
+
+/// The addresses of all endpoints in this family.
+pub fn addresses(desired: &Desired, family: Family) -> BTreeSet<IpAddr> {
+    let all = desired.ready().flat_map(|(r, _)| &r.endpoint.addresses).map(ipnet::IpNet::addr);
+    all.filter(|a| Family::of(a) == family).collect()
+}
+
+fn bridges(desired: &Desired, family: Family) -> Vec<Bridge<'_>> {
+    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).collect();
+    records.sort_by_key(|r| r.order);
+    let mut bridges: BTreeMap<&str, Bridge<'_>> = BTreeMap::new();
+    for record in records {
+        let network = &record.network;
+        let bridge = bridges.entry(network.bridge.as_str()).or_insert_with(|| Bridge {
+            name: &network.bridge,
+            network,
+            subnets: BTreeSet::new(),
+            loopback: false,
+        });
+        bridge.network = network;
+        let subnets = network.subnets.iter().map(|s| s.net.trunc());
+        bridge.subnets.extend(subnets.filter(|n| Family::of(&n.addr()) == family).map(|n| n.to_string()));
+        bridge.loopback |= serves_loopback(record, family);
+    }
+    bridges.into_values().filter(|b| !b.subnets.is_empty()).collect()
+}
+
+/// Whether this endpoint publishes something that clients can reach through a loopback address.
+pub fn serves_loopback(record: &Record, family: Family) -> bool {
+    let has_address = match family {
+        Family::V4 => record.endpoint.first_v4().is_some(),
+        Family::V6 => record.endpoint.first_v6().is_some(),
+    };
+    has_address
+        && !record.network.internal
+        && record.publishes.iter().any(|p| match (p.bind, family) {
+            (HostBind::Any, _) | (HostBind::AnyV4, Family::V4) | (HostBind::AnyV6, Family::V6) => true,
+            (HostBind::Address(a), _) => Family::of(&a) == family && a.is_loopback(),
+            _ => false,
+        })
+}
+
+fn forward(filter: &mut Table, bridges: &[Bridge<'_>]) {
+    let mut rules = Vec::new();
+    for b in bridges.iter().filter(|b| b.network.internal) {
+        let b = b.name;
+        // Also frames between ports of the bridge come here where br_netfilter is on.
+        rules.push(format!("-i {b} -o {b} -j ACCEPT"));
+        rules.push(format!("-i {b} -j DROP"));
+        rules.push(format!("-o {b} -j DROP"));
+    }
+    let open: Vec<&Bridge<'_>> = bridges.iter().filter(|b| !b.network.internal).collect();
+    for b in &open {
+        let b = b.name;
+        // Published ports cross isolation.
+        rules.push(format!("-o {b} -m conntrack --ctstate DNAT -j ACCEPT"));
+        rules.push(format!("-i {b} -m conntrack --ctstate DNAT -j ACCEPT"));
+    }
+    let mut drops = Vec::new();
+    for (isolation, chain) in [
+        (Isolation::Open, "NETPATH_FROM_OPEN"),
+        (Isolation::Isolated, "NETPATH_FROM_ISOL"),
+        (Isolation::Strict, "NETPATH_FROM_STRICT"),
+    ] {
+        let from: Vec<_> = open.iter().filter(|b| b.network.isolation == isolation).collect();
+        let to: Vec<_> = open.iter().filter(|b| apart(isolation, b.network.isolation)).collect();
+        if from.is_empty() || to.is_empty() {
+            continue;
+        }
+        rules.extend(from.iter().map(|b| format!("-i {0} ! -o {0} -j {chain}", b.name)));
+        drops.push(Chain { name: chain, rules: to.iter().map(|b| format!("-o {} -j DROP", b.name)).collect() });
+    }
+    for b in &open {
+        rules.push(format!("-o {} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", b.name));
+        rules.extend(b.subnets.iter().map(|s| format!("-s {s} -i {} -j ACCEPT", b.name)));
+    }
+    lead(filter, "FORWARD", "", "NETPATH_FORWARD", rules);
+    filter.chains.extend(drops);
+}
+
+/// Whether packets between two networks of these kinds are dropped, in either direction.
+fn apart(a: Isolation, b: Isolation) -> bool {
+    let flag = |i| match i {
+        Isolation::Open => 0,
+        Isolation::Isolated => NET_ISOLATED,
+        Isolation::Strict => NET_STRICT,
+    };
+    !may_pass(flag(a), flag(b))
+}
+
+fn input(filter: &mut Table, bridges: &[Bridge<'_>], family: Family) {
+    let mut rules = Vec::new();
+    for b in bridges {
+        for gateway in dns_gateways(b, family) {
+            for proto in ["udp", "tcp"] {
+                rules.push(format!("-d {gateway} -i {} -p {proto} -m {proto} --dport 53 -j ACCEPT", b.name));
+            }
+        }
+        if b.loopback && family == Family::V4 {
+            // route_localnet lets loopback addresses in from this bridge; only the replies of our own flows may use it.
+            for end in ["-d", "-s"] {
+                rules.push(format!(
+                    "{end} 127.0.0.0/8 -i {} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
+                    b.name
+                ));
+            }
+        }
+    }
+    lead(filter, "INPUT", "", "NETPATH_INPUT", rules);
+}
+
+fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: &[Target], family: Family, loopback6: bool) {
+    if targets.is_empty() {
+        return;
+    }
+    let mut dnat = Vec::new();
+    for b in bridges {
+        for gateway in dns_gateways(b, family) {
+            // A container that publishes port 53 must not take the names of the network away.
+            for proto in ["udp", "tcp"] {
+                dnat.push(format!("-d {gateway} -p {proto} -m {proto} --dport 53 -j RETURN"));
+            }
+        }
+    }
+    let mut ports = Vec::new();
+    for (proto, name) in [(Proto::Tcp, "NETPATH_TCP"), (Proto::Udp, "NETPATH_UDP"), (Proto::Sctp, "NETPATH_SCTP")] {
+        let rules: Vec<String> = targets.iter().filter(|t| t.publish.proto == proto).map(dnat_rule).collect();
+        if !rules.is_empty() {
+            dnat.push(format!("-p {proto} -j {name}"));
+            ports.push(Chain { name, rules });
+        }
+    }
+    // A loopback address on a wire is nobody's business, and a link-local source cannot be forwarded.
+    let (wire, own): (&[&str], &[&str]) = match family {
+        Family::V4 => (&["127.0.0.0/8"], &[]),
+        Family::V6 if loopback6 => (&["::1/128", "fe80::/10"], &["fe80::/10"]),
+        Family::V6 => (&["::1/128", "fe80::/10"], &["::1/128", "fe80::/10"]),
+    };
+    for (from, to, not) in [("PREROUTING", "NETPATH_PREROUTING", wire), ("OUTPUT", "NETPATH_OUTPUT", own)] {
+        let mut rules: Vec<String> = not.iter().map(|n| format!("-d {n} -j RETURN")).collect();
+        rules.push("-j NETPATH_DNAT".into());
+        lead(nat, from, "-m addrtype --dst-type LOCAL ", to, rules);
+    }
+    nat.chains.push(Chain { name: "NETPATH_DNAT", rules: dnat });
+    nat.chains.extend(ports);
+}
+
+/// One rule for any number of ports.
+fn dnat_rule(target: &Target) -> String {
+    let p = &target.publish;
+    let (host, container, more) = (p.host_port(), p.container_port(), p.count() - 1);
+    let mut rule = String::new();
+    if let Some(address) = target.address() {
+        let _ = write!(rule, "-d {address}/{} ", if address.is_ipv4() { 32 } else { 128 });
+    }
+    let _ = write!(rule, "-p {0} -m {0} --dport {host}", p.proto);
+    if more > 0 {
+        let _ = write!(rule, ":{}", host + more);
+    }
+    let _ = match (host == container, target.to) {
+        // Without ports in the target, each keeps its own.
+        (true, to) => write!(rule, " -j DNAT --to-destination {to}"),
+        (false, IpAddr::V4(to)) => write!(rule, " -j DNAT --to-destination {to}:{container}"),
+        (false, IpAddr::V6(to)) => write!(rule, " -j DNAT --to-destination [{to}]:{container}"),
+    };
+    if host != container && more > 0 {
+        // The base makes it a shift (NF_NAT_RANGE_PROTO_OFFSET, 4.18): the third port of the host is the third there.
+        let _ = write!(rule, "-{}/{host}", container + more);
+    }
+    rule
+}
+
+fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
+    let mut rules = vec!["-o lo -j RETURN".to_owned()];
+    for b in bridges.iter().filter(|b| b.loopback) {
+        let loopback = if family == Family::V4 { "127.0.0.0/8" } else { "::1/128" };
+        rules.push(format!("-s {loopback} -o {} -j MASQUERADE", b.name));
+    }
+    // A container that reached a published port: the target may be its neighbour, or itself, and would answer past us.
+    for subnet in bridges.iter().flat_map(|b| &b.subnets) {
+        rules.push(format!("-s {subnet} -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN"));
+    }
+    rules.extend(bridges.iter().map(|b| format!("-o {} -j RETURN", b.name)));
+    let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
+    for b in bridges.iter().filter(|b| !b.network.internal) {
+        let outbound = match family {
+            Family::V4 => b.network.outbound4.map(IpAddr::from),
+            Family::V6 => b.network.outbound6.map(IpAddr::from),
+        };
+        let target = outbound.map_or_else(|| "MASQUERADE".to_owned(), |a| format!("SNAT --to-source {a}"));
+        rules.extend(b.subnets.iter().map(|s| format!("-s {s} ! -d {multicast} -j {target}")));
+    }
+    lead(nat, "POSTROUTING", "", "NETPATH_POSTROUTING", rules);
+    let hairpin = bridges.iter().map(|b| format!("-o {} -j MASQUERADE", b.name)).collect();
+    nat.chains.push(Chain { name: "NETPATH_HAIRPIN", rules: hairpin });
+}
+
+fn dns_gateways<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Item = String> + 'a {
+    let gateways = bridge.network.gateways().filter(|_| bridge.network.dns).map(|(g, _)| g);
+    gateways.filter(move |g| Family::of(g) == family).map(|g| format!("{g}/{}", if g.is_ipv4() { 32 } else { 128 }))
+}
+
+/// A chain and the jump that leads to it, unless it would hold nothing.
+fn lead(table: &mut Table, from: &'static str, matches: &'static str, to: &'static str, rules: Vec<String>) {
+    if !rules.is_empty() {
+        table.jumps.push(Jump { from, matches, to });
+        table.chains.push(Chain { name: to, rules });
+    }
+}
+
+/// The chain that nothing jumps to: a digest of all that the table should hold, then the addresses that it serves. The
+/// placeholder is filled in when it is written, since only then is it known who made the table.
+fn remember(table: &mut Table, addresses: BTreeSet<IpAddr>) {
+    let rules: Vec<String> =
+        addresses.iter().map(|a| format!("-d {a}/{}", if a.is_ipv4() { 32 } else { 128 })).collect();
+    table.chains.push(Chain { name: STATE, rules });
+}
+
+/// FNV-1a of everything that a table should hold: equal digests, equal rules.
+pub fn digest(table: &Table) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut feed = |text: &str| {
+        for byte in text.bytes().chain([b'\n']) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    for jump in &table.jumps {
+        [jump.from, jump.matches, jump.to].into_iter().for_each(&mut feed);
+    }
+    for chain in &table.chains {
+        feed(chain.name);
+        chain.rules.iter().for_each(|r| feed(r));
+    }
+    hash
+}

@@ -1,0 +1,186 @@
+//! The iptables programs of the host: which of them it uses, and running them.
+
+use super::present::Present;
+use super::rules::Family;
+use crate::model::error::{Context, Error, Result};
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// Seconds to wait for another program that holds the lock of the legacy tables.
+const LOCK_WAIT_S: u32 = 30;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// Rules live in nf_tables.
+    Nft,
+    Legacy,
+}
+
+/// One pair of iptables-save and iptables-restore.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tool {
+    pub family: Family,
+    pub backend: Backend,
+    save: PathBuf,
+    restore: PathBuf,
+}
+
+/// The pairs that this host has, the one that its administrator prefers first; at most one for each backend.
+pub fn find(family: Family) -> Vec<Tool> {
+    let name = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let mut dirs: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
+    dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    let mut tools: Vec<Tool> = Vec::new();
+    for variant in ["", "-nft", "-legacy"] {
+        let program = |verb: &str| dirs.iter().map(|d| d.join(format!("{name}{variant}-{verb}"))).find(|p| p.is_file());
+        let (Some(save), Some(restore)) = (program("save"), program("restore")) else { continue };
+        let backend = backend(&restore);
+        if tools.iter().all(|t| t.backend != backend) {
+            tools.push(Tool { family, backend, save, restore });
+        }
+    }
+    tools
+}
+
+/// The file behind the alternatives tells it; an unusual one is asked.
+fn backend(program: &Path) -> Backend {
+    let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if name.contains("nft") {
+        return Backend::Nft;
+    }
+    if name.contains("legacy") {
+        return Backend::Legacy;
+    }
+    match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+        Ok(out) if String::from_utf8_lossy(&out.stdout).contains("nf_tables") => Backend::Nft,
+        _ => Backend::Legacy,
+    }
+}
+
+/// What to tell somebody whose host has none.
+pub fn missing(family: Family) -> Error {
+    let name = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    Error::new(format!("cannot find {name}-save and {name}-restore"))
+        .next("install the package iptables, which holds both families")
+}
+
+/// The tool to use, and what it sees. Where a host has both backends, the one that holds our rules; otherwise the
+/// preferred one, unless only the other is in use.
+///
+/// # Errors
+/// No tool, or one that the kernel refuses.
+pub fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Present)> {
+    let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
+    let present = first.save()?;
+    if present.has_ours() {
+        return Ok((first, present));
+    }
+    for other in others.iter().filter(|t| t.may_be_used()) {
+        // A backend that the kernel does not have is not in use.
+        let Ok(theirs) = other.save() else { continue };
+        if theirs.has_ours() || (theirs.is_used() && !present.is_used()) {
+            return Ok((other, theirs));
+        }
+    }
+    Ok((first, present))
+}
+
+impl Tool {
+    /// Without running it: false if this backend certainly holds nothing in this namespace.
+    pub fn may_be_used(&self) -> bool {
+        match self.backend {
+            Backend::Nft => true,
+            Backend::Legacy => {
+                let names = match self.family {
+                    Family::V4 => "/proc/thread-self/net/ip_tables_names",
+                    Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+                };
+                std::fs::read_to_string(names).is_ok_and(|n| !n.trim().is_empty())
+            }
+        }
+    }
+
+    /// All tables that exist. Makes none.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the program cannot be run.
+    pub fn save(&self) -> Result<Present> {
+        let what = || format!("cannot read the rules with {}", self.save.display());
+        let out = run(Command::new(&self.save), None).context(what)?;
+        if !out.status.success() {
+            return Err(failed(what(), &out));
+        }
+        Ok(Present::parse(&String::from_utf8_lossy(&out.stdout)))
+    }
+
+    /// Commits a script without touching what it does not name.
+    ///
+    /// # Errors
+    /// The line that the kernel or the program refuses; tables before it may be written.
+    pub fn restore(&self, script: &str) -> Result<()> {
+        self.run_restore(script, &[], format!("cannot write the rules with {}", self.restore.display()))
+    }
+
+    /// Whether the kernel has what our rules need in this family. Writes nothing.
+    ///
+    /// # Errors
+    /// What it has not.
+    pub fn test(&self) -> Result<()> {
+        let script = "*nat\n:NETPATH_TEST - [0:0]\n-A NETPATH_TEST -j MASQUERADE\nCOMMIT\n";
+        self.run_restore(script, &["--test"], format!("cannot translate addresses with {}", self.restore.display()))
+    }
+
+    fn run_restore(&self, script: &str, more: &[&str], what: String) -> Result<()> {
+        let mut command = Command::new(&self.restore);
+        command.arg("--noflush").arg(format!("--wait={LOCK_WAIT_S}")).args(more);
+        let out = run(command, Some(script)).context(|| what.clone())?;
+        if out.status.success() {
+            return Ok(());
+        }
+        tracing::debug!("refused script:\n{script}");
+        Err(failed(what, &out))
+    }
+}
+
+fn run(mut command: Command, input: Option<&str>) -> std::io::Result<Output> {
+    match input {
+        // A file in memory: the program may fail before it has read everything.
+        Some(text) => command.stdin(memory_file(text)?),
+        None => command.stdin(Stdio::null()),
+    };
+    command.env("LC_ALL", "C");
+    // SAFETY: prctl is a bare system call on numbers; nothing is allocated or locked between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // It must not write on after we were killed, when the next command already holds the lock.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    command.output()
+}
+
+fn memory_file(text: &str) -> std::io::Result<File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let mut file = File::from(memfd_create(c"netpath-rules", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn failed(what: String, out: &Output) -> Error {
+    let said = String::from_utf8_lossy(&out.stderr);
+    let said: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Try `")).collect();
+    Error::new(what).because(format!("{}: {}", out.status, said.join("; ")))
+}
