@@ -6,6 +6,7 @@ pub mod dns;
 pub mod face;
 pub mod link;
 pub mod model;
+pub mod observe;
 pub mod ops;
 pub mod plan;
 pub mod state;

@@ -1,10 +1,135 @@
-//! netpath's own verbs, for people.
+//! netpath's own verbs, for people: what runs, what flows, what is published, and what is wrong.
 
+mod print;
+mod table;
+
+use crate::model::error::Error;
+use crate::observe::{Host, doctor, flows, monitor, ports, status};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
+
+/// The container network of this host
+#[derive(Parser)]
+#[command(name = "netpath", version, disable_help_subcommand = true)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Answer a container engine: Podman's contract, as the program named netavark does
+    #[command(name = "podman", disable_help_flag = true)]
+    Podman,
+    /// The datapath in use and why, what is attached where, and what was counted
+    Status {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The flows that the programs translate now
+    Flows {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The published ports and who answers on them
+    Ports {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What the programs do, live, until interrupted
+    Monitor {
+        /// How much they say
+        #[arg(long, value_enum, default_value_t = Show::Flows)]
+        show: Show,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What this host can do, which datapath it gets, and what is not as it should be
+    Doctor {
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(clap::Args)]
+struct Output {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Show {
+    /// Packets that were dropped
+    Drops,
+    /// And flows that begin
+    Flows,
+    /// And everything else
+    All,
+}
 
 /// Runs one verb. `args` begins with the program's name.
 pub fn run(args: Vec<OsString>) -> ExitCode {
-    eprintln!("netpath: unknown command {:?}", args.get(1));
-    ExitCode::from(2)
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let said = Host::here().and_then(|host| verb(args.verb, &host));
+    match said {
+        // A reader who has seen enough is no failure.
+        Ok((text, code)) => match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => fail(&Error::new("cannot print").because(e)),
+            _ => code,
+        },
+        Err(e) => fail(&e),
+    }
+}
+
+fn fail(e: &Error) -> ExitCode {
+    eprintln!("{e}");
+    if let Some(next) = e.next_step() {
+        eprintln!("    next: {next}");
+    }
+    ExitCode::FAILURE
+}
+
+fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
+    let mut code = ExitCode::SUCCESS;
+    let text = match verb {
+        Verb::Podman => return Err(Error::new("netpath podman is answered before the verbs for people")),
+        Verb::Status { output } => {
+            let status = status::status(host)?;
+            if output.json { print::json(&status)? } else { print::status(&status) }
+        }
+        Verb::Flows { output } => {
+            let flows = flows::flows(host)?;
+            if output.json { print::json_list("flows", &flows)? } else { print::flows(&flows) }
+        }
+        Verb::Ports { output } => {
+            let ports = ports::ports(host)?;
+            if output.json { print::json_list("ports", &ports)? } else { print::ports(&ports) }
+        }
+        Verb::Monitor { show, output } => {
+            let level = match show {
+                Show::Drops => monitor::Level::Drops,
+                Show::Flows => monitor::Level::Flows,
+                Show::All => monitor::Level::All,
+            };
+            monitor::run(host, level, output.json)?;
+            String::new()
+        }
+        Verb::Doctor { output } => {
+            let report = doctor::examine(host)?;
+            if !report.findings.is_empty() {
+                code = ExitCode::FAILURE;
+            }
+            if output.json { print::json(&report)? } else { print::doctor(&report) }
+        }
+    };
+    Ok((text, code))
 }

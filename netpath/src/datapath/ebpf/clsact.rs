@@ -23,7 +23,7 @@ const ALL_PROTOCOLS: u32 = 3_u16.to_be() as u32;
 /// One program at one interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Filter {
-    pub egress: bool,
+    pub name: String,
     pub prog_id: Option<u32>,
 }
 
@@ -93,7 +93,7 @@ impl Tc {
     pub fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
         Ok(self.dump(ifindex, egress)?.into_iter().flatten().find_map(|m| {
             let ours = m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
-            ours.then(|| Filter { egress, prog_id: program(&m) })
+            ours.then(|| program(&m))
         }))
     }
 
@@ -157,14 +157,19 @@ pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
     tc.set_filter(ifindex, false, prog, "np_probe")
 }
 
-fn program(message: &TcMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|a| match a {
-        TcAttribute::Options(options) => options.iter().find_map(|o| match o {
-            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-            _ => None,
-        }),
-        _ => None,
-    })
+fn program(message: &TcMessage) -> Filter {
+    let mut found = Filter { name: String::new(), prog_id: None };
+    for attribute in &message.attributes {
+        let TcAttribute::Options(options) = attribute else { continue };
+        for option in options {
+            match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => found.prog_id = Some(*id),
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => found.name.clone_from(name),
+                _ => {}
+            }
+        }
+    }
+    found
 }
 
 fn qdisc(ifindex: u32) -> TcMessage {

@@ -22,7 +22,8 @@ const PORTS: usize = 65_536;
 /// The port arrays and the rules behind them.
 pub struct Ports {
     rules: Mapped,
-    slots: [(u8, Mapped, Vec<u32>); 2],
+    /// Of each protocol: the array, and what was in it when it was opened.
+    slots: [(u8, Mapped, Vec<u64>); 2],
 }
 
 impl Ports {
@@ -32,7 +33,7 @@ impl Ports {
         };
         let slots = |proto: u8, name: &str| -> Result<_> {
             let map = array(name, PORTS as u32, size_of::<u32>())?;
-            let now = map.snapshot().iter().map(|e| first_half(*e)).collect();
+            let now = map.snapshot();
             Ok((proto, map, now))
         };
         Ok(Self {
@@ -50,7 +51,7 @@ impl Ports {
                 stays[usize::from(run.first)..usize::from(run.first) + run.count as usize].fill(true);
             }
             // `now` keeps the old slot: a packet may just have read it, so its rules count as reachable in this run.
-            for (port, _) in now.iter().enumerate().filter(|(port, slot)| **slot != 0 && !stays[*port]) {
+            for (port, _) in occupied(now).filter(|(port, _)| !stays[*port]) {
                 map.publish(port, 0);
                 changed += 1;
             }
@@ -67,10 +68,8 @@ impl Ports {
                 // the old ones are free.
                 tracing::warn!("the rule map is full, all ports are published anew");
                 for (_, map, now) in &mut self.slots {
-                    for (port, slot) in now.iter_mut().enumerate().filter(|(_, slot)| **slot != 0) {
-                        map.publish(port, 0);
-                        *slot = 0;
-                    }
+                    occupied(now).for_each(|(port, _)| map.publish(port, 0));
+                    now.fill(0);
                 }
                 self.place(tables).map_err(|Full| {
                     Error::new("cannot publish all ports")
@@ -83,9 +82,9 @@ impl Ports {
             for run in tables.slots.iter().filter(|r| r.proto == *proto) {
                 let rule = places[run.rule];
                 let ports = now.iter_mut().enumerate().skip(usize::from(run.first)).take(run.count as usize);
-                for (port, slot) in ports.filter(|(_, slot)| **slot != rule) {
+                for (port, slot) in ports.filter(|(_, slot)| first_half(**slot) != rule) {
                     map.publish(port, rule);
-                    *slot = rule;
+                    *slot = element(rule);
                     changed += 1;
                 }
             }
@@ -100,7 +99,7 @@ impl Ports {
         let mut known: HashMap<[u8; 64], u32> = HashMap::new();
         for (_, _, now) in &self.slots {
             let mut last = 0;
-            for &slot in now {
+            for (_, slot) in occupied(now) {
                 if slot != last {
                     self.walk(slot, &mut taken, &mut known);
                     last = slot;
@@ -155,10 +154,25 @@ fn content(rule: &Rule) -> [u8; 64] {
     bytes
 }
 
+/// The ports that have a rule, with its index. Most of the array is empty and is passed over in blocks.
+fn occupied(now: &[u64]) -> impl Iterator<Item = (usize, u32)> + '_ {
+    const BLOCK: usize = 512;
+    const EMPTY: [u64; BLOCK] = [0; BLOCK];
+    now.chunks(BLOCK).enumerate().filter(|(_, block)| *block != EMPTY.as_slice()).flat_map(|(i, block)| {
+        let ports = block.iter().enumerate().map(move |(port, e)| (i * BLOCK + port, first_half(*e)));
+        ports.filter(|(_, slot)| *slot != 0)
+    })
+}
+
 /// The 4-byte value of an array element, which takes 8.
 fn first_half(element: u64) -> u32 {
     let [a, b, c, d, ..] = element.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
+}
+
+fn element(value: u32) -> u64 {
+    let [a, b, c, d] = value.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])
 }
 
 /// Everything but the ports. Flows of endpoints that go or move are purged. Returns the number of elements written.

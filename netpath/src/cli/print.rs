@@ -1,0 +1,142 @@
+//! What the verbs found, as tables and as JSON.
+
+use super::table::Table;
+use crate::model::error::{Context, Error};
+use crate::observe::doctor::Report;
+use crate::observe::flows::FlowLine;
+use crate::observe::ports::PortLine;
+use crate::observe::status::Status;
+use serde::Serialize;
+use std::fmt::Write;
+
+pub fn json<T: Serialize>(value: &T) -> Result<String, Error> {
+    serde_json::to_string_pretty(value).map(|s| s + "\n").context(|| "cannot print JSON".to_owned())
+}
+
+/// `{"version": 1, "<name>": [...]}`
+pub fn json_list<T: Serialize>(name: &str, list: &[T]) -> Result<String, Error> {
+    json(&serde_json::json!({ "version": 1, name: list }))
+}
+
+pub fn status(status: &Status) -> String {
+    let mut out = String::new();
+    match status.rung {
+        Some(rung) => {
+            let containers =
+                if status.endpoints == 1 { "1 endpoint" } else { &format!("{} endpoints", status.endpoints) };
+            let _ = writeln!(out, "DATAPATH  {rung}, {containers}");
+        }
+        None => out.push_str("no container uses netpath on this host\n"),
+    }
+    for passed in &status.passed_over {
+        let _ = writeln!(out, "  not {}: {}", passed.rung, passed.why);
+    }
+    if !status.hooks.is_empty() {
+        let mut table = Table::new(&["program", "at", "side", "by"]);
+        for hook in &status.hooks {
+            let monitored = if hook.monitored { " (monitored)" } else { "" };
+            table.row([
+                hook.program.clone(),
+                hook.interface.clone().unwrap_or_else(|| "cgroup root".into()),
+                hook.side.to_owned(),
+                format!("{}{monitored}", hook.by),
+            ]);
+        }
+        let _ = write!(out, "\n{table}");
+    }
+    if !status.counters.is_empty() {
+        let mut table = Table::new(&["reason", "packets", "bytes"]);
+        for counter in &status.counters {
+            table.row([counter.reason.to_owned(), counter.packets.to_string(), counter.bytes.to_string()]);
+        }
+        let _ = write!(out, "\n{table}");
+    }
+    if !status.maps.is_empty() {
+        let mut table = Table::new(&["map", "entries", "of", "memory"]);
+        for map in &status.maps {
+            let memory = format!("{} KiB", map.memory_bytes.div_ceil(1024));
+            table.row([map.name.to_owned(), map.entries.to_string(), map.max_entries.to_string(), memory]);
+        }
+        let _ = write!(out, "\n{table}");
+    }
+    out
+}
+
+pub fn flows(flows: &[FlowLine]) -> String {
+    if flows.is_empty() {
+        return "no flows\n".into();
+    }
+    let mut table = Table::new(&["proto", "from", "to", "goes on as", "to", "by", "state", "idle", "expires"]);
+    for flow in flows {
+        table.row([
+            flow.protocol.to_owned(),
+            flow.source.to_string(),
+            flow.destination.to_string(),
+            flow.translated_source.to_string(),
+            flow.translated_destination.to_string(),
+            flow.origin.to_owned(),
+            flow.state.to_owned(),
+            format!("{} s", flow.idle_s),
+            format!("{} s", flow.expires_s),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn ports(ports: &[PortLine]) -> String {
+    if ports.is_empty() {
+        return "no published ports\n".into();
+    }
+    let mut table = Table::new(&["host", "port", "container", "network", "leads to", "state"]);
+    for port in ports {
+        let range = |first: u16| match port.ports {
+            1 => first.to_string(),
+            count => format!("{first}-{}", u32::from(first) + u32::from(count) - 1),
+        };
+        let to = port.container_addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        table.row([
+            port.host.clone(),
+            format!("{}/{}", range(port.first_port), port.protocol),
+            port.container.clone(),
+            port.network.clone(),
+            format!("{to} port {}", range(port.container_port)),
+            port.behind.as_ref().map_or_else(|| "answers".into(), |owner| format!("behind {owner}")),
+        ]);
+    }
+    table.to_string()
+}
+
+pub fn doctor(report: &Report) -> String {
+    let mut out = String::new();
+    match report.rung {
+        Some(rung) if report.in_use => {
+            let _ = writeln!(out, "DATAPATH  {rung}");
+        }
+        Some(rung) => {
+            let _ = writeln!(out, "DATAPATH  {rung}, from the first container on");
+        }
+        None => out.push_str("DATAPATH  none can be used\n"),
+    }
+    for step in &report.ladder {
+        let why = step.why_not.as_deref().unwrap_or("can be used");
+        let _ = writeln!(out, "  {:<10}  {why}", step.rung.to_string());
+    }
+    let yes = report.probes.iter().filter(|p| p.answer == "yes").count();
+    let _ = writeln!(out, "PROBES    {yes} of {} answered yes", report.probes.len());
+    for probe in &report.probes {
+        let mut line = format!("  {:<14}  {}", probe.name, probe.answer);
+        if let Some(why) = &probe.why {
+            let _ = write!(line, ": {why} (since Linux {}); {}", probe.since, probe.without);
+        }
+        let _ = writeln!(out, "{line}");
+    }
+    if report.findings.is_empty() {
+        out.push_str("CHECKS    nothing to look at\n");
+    } else {
+        let _ = writeln!(out, "CHECKS    {} to look at", report.findings.len());
+        for finding in &report.findings {
+            let _ = writeln!(out, "  {}\n      next: {}", finding.what, finding.next);
+        }
+    }
+    out
+}

@@ -1,0 +1,114 @@
+//! The ladder with the reason for each step, every probe with its answer, and what is not as it should be.
+
+use super::Host;
+use crate::datapath::ebpf::{TcMode, compile, hooks};
+use crate::datapath::ladder::{self, LADDER};
+use crate::datapath::probe::{self, Answer};
+use crate::model::Rung;
+use crate::model::error::Result;
+use serde::Serialize;
+
+#[derive(Serialize)]
+pub struct Report {
+    pub version: u32,
+    /// In use, or the one that the first container will get.
+    pub rung: Option<Rung>,
+    pub in_use: bool,
+    pub ladder: Vec<Step>,
+    pub probes: Vec<Probed>,
+    /// Empty = all is well.
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Serialize)]
+pub struct Step {
+    pub rung: Rung,
+    pub usable: bool,
+    pub why_not: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct Probed {
+    pub name: &'static str,
+    /// `yes`, `no` or `unknown`.
+    pub answer: &'static str,
+    pub why: Option<String>,
+    pub since: String,
+    pub without: &'static str,
+}
+
+#[derive(Serialize)]
+pub struct Finding {
+    pub what: String,
+    pub next: String,
+}
+
+/// # Errors
+/// The state cannot be read.
+pub fn examine(host: &Host) -> Result<Report> {
+    let ladder: Vec<Step> = LADDER
+        .iter()
+        .map(|rung| {
+            let usable = ladder::usable(*rung);
+            Step { rung: *rung, usable: usable.is_ok(), why_not: usable.err() }
+        })
+        .collect();
+    let used = host.store.rung()?;
+    Ok(Report {
+        version: 1,
+        rung: used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung)),
+        in_use: used.is_some(),
+        ladder,
+        probes: probe::ALL.iter().map(ask).collect(),
+        findings: findings(host)?,
+    })
+}
+
+fn ask(probe: &probe::Probe) -> Probed {
+    let (answer, why) = match (probe.run)() {
+        Answer::Yes => ("yes", None),
+        Answer::No(why) => ("no", Some(why)),
+        Answer::Unknown(e) => ("unknown", Some(e.to_string())),
+    };
+    Probed { name: probe.name, answer, why, since: probe.since.to_string(), without: probe.without }
+}
+
+fn findings(host: &Host) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let records = host.store.desired()?;
+    for record in records.records.iter().filter(|r| !r.netns.exists()) {
+        findings.push(Finding {
+            what: format!(
+                "{} is kept on network {}, but its namespace is gone",
+                record.container.label(),
+                record.network.name
+            ),
+            next: "let the engine tear it down, or start another container on this network".into(),
+        });
+    }
+    if records.records.is_empty() && host.pins.exist() {
+        findings.push(Finding {
+            what: format!("programs and maps are pinned in {} without a container", host.pins.root().display()),
+            next: "start and stop any container".into(),
+        });
+    }
+    if host.store.rung()? == Some(Rung::Ebpf) && records.ready().next().is_some() {
+        let attached = hooks::attached(&host.pins)?;
+        let view = host.view()?;
+        let tables = compile::compile(&records, &view);
+        for hook in hooks::wanted(&tables) {
+            let there = attached.iter().any(|a| a.program == hook.program && a.ifindex == Some(hook.ifindex));
+            if !there {
+                let interface = super::interface(&view, hook.ifindex);
+                findings.push(Finding {
+                    what: format!("{} is not attached to {interface}", hook.program),
+                    next: "start any container: every command attaches what is missing".into(),
+                });
+            }
+        }
+    }
+    if let Err(e) = TcMode::forced() {
+        findings.push(Finding { what: e.to_string(), next: "unset NETPATH_TC".into() });
+    }
+    Ok(findings)
+}

@@ -1,0 +1,185 @@
+//! The flow maps, both halves of a flow folded to one line.
+
+use super::Host;
+use crate::datapath::ebpf::{control, sys};
+use crate::model::error::{Context, Result};
+use netpath_common::flow;
+use netpath_common::layout::{
+    self, Flow4, Flow6, FlowKey4, FlowKey6, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, name,
+};
+use netpath_common::reason::Reason;
+use serde::Serialize;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct FlowLine {
+    pub protocol: &'static str,
+    /// What began it: `published`, `masqueraded`, `hairpin`, `loopback`.
+    pub origin: &'static str,
+    /// As its first packet was seen.
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// And as it went on.
+    pub translated_source: SocketAddr,
+    pub translated_destination: SocketAddr,
+    pub state: &'static str,
+    /// Since its last packet; flows write it down every few seconds.
+    pub idle_s: u32,
+    /// Until it ends if no packet comes.
+    pub expires_s: u32,
+    /// False: one of its halves was pushed out of the map; it is made again with the next packet.
+    pub whole: bool,
+}
+
+/// One half, with both families' addresses in one type.
+struct Half {
+    proto: u8,
+    side: u8,
+    from: (SocketAddr, SocketAddr),
+    to: (SocketAddr, SocketAddr),
+    next: Next,
+}
+
+/// All flows that are alive, the most recently used first.
+///
+/// # Errors
+/// The maps cannot be read.
+pub fn flows(host: &Host) -> Result<Vec<FlowLine>> {
+    if !host.pins.exist() {
+        return Ok(Vec::new());
+    }
+    let mut halves = Vec::new();
+    for (key, flow) in dump::<FlowKey4, Flow4>(host, name::FLOW4)? {
+        let at = |a: [u8; 4], port: netpath_common::addr::Be16| SocketAddr::from((Ipv4Addr::from(a), port.value()));
+        halves.push(Half {
+            proto: key.proto,
+            side: key.side,
+            from: (at(key.src, key.sport), at(key.dst, key.dport)),
+            to: (at(flow.src, flow.sport), at(flow.dst, flow.dport)),
+            next: flow.next,
+        });
+    }
+    for (key, flow) in dump::<FlowKey6, Flow6>(host, name::FLOW6)? {
+        let at = |a: [u8; 16], port: netpath_common::addr::Be16| SocketAddr::from((Ipv6Addr::from(a), port.value()));
+        halves.push(Half {
+            proto: key.proto,
+            side: key.side,
+            from: (at(key.src, key.sport), at(key.dst, key.dport)),
+            to: (at(flow.src, flow.sport), at(flow.dst, flow.dport)),
+            next: flow.next,
+        });
+    }
+    let uptime = std::fs::read_to_string("/proc/uptime").context(|| "cannot read /proc/uptime".to_owned())?;
+    let now_s = uptime.split('.').next().and_then(|s| s.parse().ok()).unwrap_or(0);
+    Ok(fold(halves, now_s))
+}
+
+fn dump<K: aya::Pod, V: aya::Pod>(host: &Host, name: &str) -> Result<Vec<(K, V)>> {
+    sys::dump(control::open(&host.pins, name)?, 4_096).context(|| format!("cannot read {name}"))
+}
+
+fn fold(halves: Vec<Half>, now_s: u32) -> Vec<FlowLine> {
+    // The reverse of a half: what it sends out comes back with its ends exchanged, on the side that `next` names.
+    let twin_of = |h: &Half| (h.proto, h.next.twin_side, h.to.1, h.to.0);
+    let keys: std::collections::HashSet<_> = halves.iter().map(|h| (h.proto, h.side, h.from.0, h.from.1)).collect();
+    let mut lines = Vec::new();
+    for half in &halves {
+        let whole = keys.contains(&twin_of(half));
+        let reply = half.next.state & flow::REPLY_HALF != 0;
+        if flow::has_expired(half.proto, &half.next, now_s) || reply && whole {
+            continue;
+        }
+        // A reply that is left alone still tells who spoke to whom.
+        let (from, to) =
+            if reply { ((half.to.1, half.to.0), (half.from.1, half.from.0)) } else { (half.from, half.to) };
+        let idle_s = flow::idle_s(&half.next, now_s);
+        lines.push(FlowLine {
+            protocol: protocol(half.proto),
+            origin: origin(half.next.origin),
+            source: from.0,
+            destination: from.1,
+            translated_source: to.0,
+            translated_destination: to.1,
+            state: state(half.proto, half.next.state),
+            idle_s,
+            expires_s: flow::timeout_s(half.proto, half.next.state).saturating_sub(idle_s),
+            whole,
+        });
+    }
+    lines.sort_by_key(|l| (l.idle_s, l.source, l.destination));
+    lines
+}
+
+pub fn protocol(number: u8) -> &'static str {
+    match number {
+        PROTO_TCP => "tcp",
+        PROTO_UDP => "udp",
+        PROTO_ICMP => "icmp",
+        PROTO_ICMPV6 => "icmp6",
+        _ => "other",
+    }
+}
+
+pub fn origin(number: u8) -> &'static str {
+    let reason = Reason::ALL.iter().find(|r| **r as u32 == u32::from(number));
+    reason.map_or("unknown", |r| r.word().strip_prefix("flow_").unwrap_or(r.word()))
+}
+
+fn state(proto: u8, state: u8) -> &'static str {
+    let fins = flow::FIN_ORIGINAL | flow::FIN_REPLY;
+    match proto {
+        layout::PROTO_TCP if state & flow::RESET != 0 => "reset",
+        layout::PROTO_TCP if state & fins == fins => "closed",
+        layout::PROTO_TCP if state & fins != 0 => "closing",
+        layout::PROTO_TCP if state & flow::REPLIED != 0 => "established",
+        layout::PROTO_TCP => "opening",
+        _ if state & flow::REPLIED != 0 => "replied",
+        _ => "unreplied",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half(from: (&str, &str), to: (&str, &str), sides: (u8, u8), state: u8) -> Half {
+        let at = |a: &str| a.parse::<SocketAddr>().expect("an address");
+        Half {
+            proto: PROTO_TCP,
+            side: sides.0,
+            from: (at(from.0), at(from.1)),
+            to: (at(to.0), at(to.1)),
+            next: Next { last_seen_s: 90, twin_side: sides.1, state, origin: 1, ..Next::default() },
+        }
+    }
+
+    const CLIENT: &str = "192.0.2.9:40000";
+    const PUBLISHED: &str = "192.0.2.1:8080";
+    const WEB: &str = "10.88.0.2:80";
+
+    #[test]
+    fn both_halves_are_one_line_in_the_direction_of_the_first_packet() {
+        let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::REPLIED);
+        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
+        let lines = fold(vec![back, there], 100);
+        assert_eq!(1, lines.len(), "{lines:?}");
+        let line = &lines[0];
+        assert_eq!((CLIENT.parse(), WEB.parse()), (Ok(line.source), Ok(line.translated_destination)));
+        assert_eq!(("established", "published", 10, true), (line.state, line.origin, line.idle_s, line.whole));
+    }
+
+    #[test]
+    fn a_reply_whose_twin_is_gone_is_shown_the_right_way_round() {
+        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
+        let lines = fold(vec![back], 100);
+        assert_eq!((CLIENT.parse(), PUBLISHED.parse()), (Ok(lines[0].source), Ok(lines[0].destination)));
+        assert_eq!(Ok(lines[0].translated_destination), WEB.parse());
+        assert!(!lines[0].whole);
+    }
+
+    #[test]
+    fn an_expired_flow_is_none() {
+        let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::RESET);
+        assert!(fold(vec![there], 90 + flow::TCP_RESET_S + 1).is_empty());
+    }
+}

@@ -1,0 +1,144 @@
+//! The rung in use and why, what is attached where, and what the programs have counted.
+
+use super::{Host, interface};
+use crate::datapath::ebpf::hooks::{self, By};
+use crate::datapath::ebpf::{control, sys};
+use crate::datapath::ladder::{self, LADDER};
+use crate::model::Rung;
+use crate::model::error::{Context, Result};
+use aya::Pod;
+use aya::maps::{Map, MapData, PerCpuArray};
+use netpath_common::addr::Addr;
+use netpath_common::layout::{Count, Endpoint, Flow4, Flow6, FlowKey4, FlowKey6, SockKey, SockOrigin, name};
+use netpath_common::reason::Reason;
+use serde::Serialize;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+#[derive(Serialize)]
+pub struct Status {
+    pub version: u32,
+    /// Of the host's network namespace, in hexadecimal: the name of its directory among pins and state.
+    pub host: String,
+    /// `None` while there is no container.
+    pub rung: Option<Rung>,
+    /// Why the rungs above it were not taken.
+    pub passed_over: Vec<PassedOver>,
+    pub endpoints: usize,
+    pub hooks: Vec<Hook>,
+    pub counters: Vec<Counter>,
+    pub maps: Vec<MapUse>,
+}
+
+#[derive(Serialize)]
+pub struct PassedOver {
+    pub rung: Rung,
+    pub why: String,
+}
+
+#[derive(Serialize)]
+pub struct Hook {
+    pub program: String,
+    /// Absent for the cgroup root.
+    pub interface: Option<String>,
+    pub side: &'static str,
+    pub by: &'static str,
+    /// A monitor's program runs in place of the ordinary one.
+    pub monitored: bool,
+}
+
+#[derive(Serialize)]
+pub struct Counter {
+    pub reason: &'static str,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Serialize)]
+pub struct MapUse {
+    pub name: &'static str,
+    pub entries: usize,
+    pub max_entries: u32,
+    pub memory_bytes: u64,
+}
+
+/// # Errors
+/// State, pins or maps cannot be read.
+pub fn status(host: &Host) -> Result<Status> {
+    let endpoints = host.store.all()?.len();
+    let rung = host.store.rung()?;
+    let above = LADDER.iter().take_while(|r| rung.is_some_and(|used| **r != used));
+    let passed_over = above.filter_map(|r| ladder::usable(*r).err().map(|why| PassedOver { rung: *r, why })).collect();
+    let mut status = Status {
+        version: 1,
+        host: format!("{:x}", host.cookie),
+        rung,
+        passed_over,
+        endpoints,
+        hooks: Vec::new(),
+        counters: Vec::new(),
+        maps: Vec::new(),
+    };
+    if host.pins.exist() {
+        let view = host.view()?;
+        for hook in hooks::attached(&host.pins)? {
+            status.hooks.push(Hook {
+                interface: hook.ifindex.map(|i| interface(&view, i)),
+                side: match (hook.ifindex, hook.egress) {
+                    (None, _) => "sockets",
+                    (_, false) => "ingress",
+                    (_, true) => "egress",
+                },
+                by: match hook.by {
+                    By::Tcx => "tcx",
+                    By::Clsact => "clsact",
+                    By::Cgroup => "cgroup",
+                },
+                monitored: !hook.pinned,
+                program: hook.program,
+            });
+        }
+        status.counters = counters(host)?;
+        status.maps = vec![
+            used::<FlowKey4, Flow4>(host, name::FLOW4)?,
+            used::<FlowKey6, Flow6>(host, name::FLOW6)?,
+            used::<SockKey, SockOrigin>(host, name::SOCK)?,
+            used::<Addr, Endpoint>(host, name::ENDPOINT)?,
+        ];
+    }
+    Ok(status)
+}
+
+/// All reasons that were counted at least once, over all processors.
+///
+/// # Errors
+/// The map cannot be read.
+pub fn counters(host: &Host) -> Result<Vec<Counter>> {
+    let what = || format!("cannot read {}", name::COUNT);
+    let map = MapData::from_pin(host.pins.map(name::COUNT)).and_then(Map::from_map_data).context(what)?;
+    let map: PerCpuArray<_, Count> = PerCpuArray::try_from(map).context(what)?;
+    let mut counters = Vec::new();
+    for reason in Reason::ALL {
+        let each = map.get(&(*reason as u32), 0).context(what)?;
+        let (packets, bytes) = each.iter().fold((0, 0), |(p, b), c| (p + c.packets, b + c.bytes));
+        if packets > 0 {
+            counters.push(Counter { reason: reason.word(), packets, bytes });
+        }
+    }
+    Ok(counters)
+}
+
+fn used<K: Pod, V: Pod>(host: &Host, name: &'static str) -> Result<MapUse> {
+    let map = control::open(&host.pins, name)?;
+    let entries = sys::dump::<K, V>(&map, 4_096).context(|| format!("cannot read {name}"))?.len();
+    let (max_entries, memory_bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
+    Ok(MapUse { name, entries, max_entries: max_entries as u32, memory_bytes })
+}
+
+/// What the kernel says about the descriptor of a map (`kernel/bpf/syscall.c, bpf_map_show_fdinfo()`).
+fn memory(map: &OwnedFd) -> std::io::Result<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let field = |name: &str| {
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok()).unwrap_or(0)
+    };
+    Ok((field("max_entries"), field("memlock")))
+}
