@@ -161,8 +161,12 @@ impl Live {
         Ok(())
     }
 
-    /// Lets go of the lock, and with the last record of everything that netpath keeps of this host.
-    fn let_go(&mut self) -> Result<()> {
+    /// Lets go of the lock, and with the last record of everything that netpath keeps of this host. Without the lock it
+    /// does nothing.
+    ///
+    /// # Errors
+    /// Something of it cannot be removed.
+    pub fn let_go(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if self.store.is_empty()? {
             sysctls::put_back(&self.store)?;

@@ -61,7 +61,10 @@ pub fn setup(attach: Attach) -> Result<Vec<Links>> {
     let mut live = Live::coming(cookie, Some(netns), attach.records, attach.names).map_err(refused)?;
     live.admit(attach.choice).map_err(refused)?;
     let plan = plan::attach(&live.records);
-    plan::run(&plan, &mut live).map_err(|failed| failed.into_error(&what))?;
+    let ran = plan::run(&plan, &mut live).map_err(|failed| failed.into_error(&what));
+    // Still held only if the plan ended before it had taken the lock over.
+    live.let_go()?;
+    ran?;
     Ok(live.into_links())
 }
 
