@@ -81,7 +81,10 @@ impl Machine {
         if !Path::new("/etc/containers").is_dir() {
             return Some("/etc/containers (the distribution's podman package)".into());
         }
-        backend_file(backend).err().map(|e| format!("{e:#}"))
+        match backend {
+            Backend::Netpath(_) => crate::netavark::binary().err().map(|e| format!("{e:#}")),
+            Backend::Netavark => packaged_netavark().is_none().then(|| "the distribution's netavark".into()),
+        }
     }
 
     /// A host with a client, and the image `bb` in its store; `peer` becomes a program of that image.
@@ -106,17 +109,16 @@ impl Machine {
     }
 
     fn boot(backend: Backend, dir: PathBuf) -> Result<Self> {
-        let netavark = backend_file(backend)?;
-        let mut helpers = vec![format!("netavark={}", netavark.display())];
-        if let Some(aardvark) = packaged_helper("aardvark-dns") {
-            helpers.push(format!("aardvark-dns={}", aardvark.display()));
-        }
+        let ours = match backend {
+            Backend::Netpath(_) => crate::netavark::binary()?,
+            Backend::Netavark => PathBuf::new(),
+        };
         let driver = std::env::var("NETPATH_TEST_STORAGE").unwrap_or_else(|_| "overlay".into());
         let mut host = Command::new("unshare");
         host.args(["--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]);
         host.args(["sh", "-c", include_str!("podman/machine.sh")]);
-        host.env("BASE", &dir).env("HELPERS", helpers.join(" ")).env("DRIVER", driver);
-        host.env("ROOT", std::env::var_os("NETPATH_TEST_PODMAN_ROOT").unwrap_or_default());
+        host.env("BASE", &dir).env("OURS", ours).env("DRIVER", driver);
+        host.env("ROOT", other_root().unwrap_or_default());
         let host = Holder::start(host).context("cannot make the host's namespaces")?;
         let mut client = Command::new("unshare");
         client.args(["--net", "sh", "-c", "echo ready; exec cat >/dev/null"]);
@@ -249,17 +251,15 @@ impl Machine {
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The file that Podman is to take for netavark.
-fn backend_file(backend: Backend) -> Result<PathBuf> {
-    match backend {
-        Backend::Netavark => packaged_helper("netavark").context("no netavark of the distribution"),
-        Backend::Netpath(_) => crate::netavark::binary(),
-    }
+fn other_root() -> Option<PathBuf> {
+    std::env::var_os("NETPATH_TEST_PODMAN_ROOT").map(PathBuf::from)
 }
 
 /// Where distributions put what Podman calls.
-fn packaged_helper(name: &str) -> Option<PathBuf> {
-    ["/usr/libexec/podman", "/usr/lib/podman"].iter().map(|d| Path::new(d).join(name)).find(|f| f.is_file())
+fn packaged_netavark() -> Option<PathBuf> {
+    let root = other_root().unwrap_or_else(|| "/".into());
+    let dirs = ["usr/libexec/podman", "usr/lib/podman"];
+    dirs.iter().map(|dir| root.join(dir).join("netavark")).find(|file| file.is_file())
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {

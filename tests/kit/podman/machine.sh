@@ -2,8 +2,8 @@
 # stays as their first process: everything in them ends with it, and it ends when its standard input is closed.
 #
 # Hidden behind file systems of its own: /run /var/lib /var/tmp /dev/shm /etc/containers /sys. The rest of the real host
-# is seen, and not written to. BASE: an empty directory below /tmp, HELPERS: netavark=PATH aardvark-dns=PATH, DRIVER: of
-# storage, ROOT: another root file system to boot into, with a Podman of its own; may be empty.
+# is seen, and not written to. BASE: an empty directory below /tmp, DRIVER: of storage. May be empty:
+# OURS: what Podman is to take for netavark, instead of the distribution's; ROOT: another root file system to boot into.
 set -eu
 
 mount --make-rprivate /
@@ -12,11 +12,13 @@ if [ -n "$ROOT" ]; then
     mount --rbind /proc "$ROOT/proc"
     mount --rbind /dev "$ROOT/dev"
     mount -t tmpfs -o mode=1777 netpath-test "$ROOT/tmp"
-    # What Podman takes for netavark is a file of this side.
-    netavark=${HELPERS%% *} && netavark=${netavark#*=}
-    mkdir -p "$ROOT$BASE" && : >"$ROOT$BASE/../netavark-$$"
-    mount --bind "$netavark" "$ROOT$BASE/../netavark-$$"
-    HELPERS="netavark=$(dirname "$BASE")/netavark-$$ ${HELPERS#* }"
+    mkdir -p "$ROOT$BASE"
+    if [ -n "$OURS" ]; then
+        ours="$(dirname "$BASE")/ours-$(basename "$BASE")"
+        : >"$ROOT$ours"
+        mount --bind "$OURS" "$ROOT$ours"
+        OURS=$ours
+    fi
     cd "$ROOT"
     pivot_root . mnt
     umount -l /mnt
@@ -29,9 +31,14 @@ mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p "$BASE/helpers" "$BASE/home" /run/lock
 
-for helper in $HELPERS; do
-    ln -s "${helper#*=}" "$BASE/helpers/${helper%%=*}"
+for helper in netavark aardvark-dns; do
+    for dir in /usr/libexec/podman /usr/lib/podman; do
+        [ ! -x "$dir/$helper" ] || ln -sf "$dir/$helper" "$BASE/helpers/$helper"
+    done
 done
+if [ -n "$OURS" ]; then
+    ln -sf "$OURS" "$BASE/helpers/netavark"
+fi
 
 # Each engine talks to the name servers of its host; this one has none.
 resolv=$(readlink -m /etc/resolv.conf)

@@ -86,7 +86,12 @@ impl Machine {
                 let podmans =
                     ["/run/containers/storage/", "/run/containers/networks/ipam.db", "/run/libpod/", "/run/crun/"];
                 let locks = ["/run/lock/netavark.lock", "/run/containers/networks/aardvark.lock"];
-                !podmans.iter().chain(&locks).any(|p| f.starts_with(p))
+                // Netavark 2 keeps the name of its driver.
+                let netavarks: &[&str] = match self.backend() {
+                    Backend::Netavark => &["/run/containers/networks/firewall/"],
+                    Backend::Netpath(_) => &[],
+                };
+                !podmans.iter().chain(&locks).chain(netavarks).any(|p| f.starts_with(p))
             }),
         );
         if self.backend() != Backend::Netavark {
