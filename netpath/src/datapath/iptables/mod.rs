@@ -44,7 +44,14 @@ impl Iptables {
         }
     }
 
-    fn reconcile_family(&self, family: Family, desired: &Desired, host: &HostView) -> Result<usize> {
+    /// `emptied` takes the tables that hold nothing any more.
+    fn reconcile_family(
+        &self,
+        family: Family,
+        desired: &Desired,
+        host: &HostView,
+        emptied: &mut Vec<(Family, String)>,
+    ) -> Result<usize> {
         let wanted = compile(desired, family, !bridge::filters_bridged(family));
         if wanted.is_empty() && !self.has_traces(family) {
             return Ok(0);
@@ -53,7 +60,8 @@ impl Iptables {
         let served: BTreeSet<IpAddr> = present.tables.values().flat_map(|t| t.addresses.iter().copied()).collect();
         let changed = write(tool, &wanted, &present)?;
         if wanted.is_empty() && tool.backend == tool::Backend::Nft {
-            remove_tables(family, &present);
+            let ours = present.tables.iter().filter(|(_, t)| t.has_ours() && t.removable());
+            emptied.extend(ours.map(|(name, _)| (family, name.clone())));
         }
         if changed > 0 {
             let now = rules::addresses(desired, family);
@@ -129,9 +137,11 @@ impl Datapath for Iptables {
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let mut changed =
             bridge::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
+        let mut emptied = Vec::new();
         for family in [Family::V4, Family::V6] {
-            changed += self.reconcile_family(family, desired, host)?;
+            changed += self.reconcile_family(family, desired, host, &mut emptied)?;
         }
+        remove_tables(&emptied);
         Ok(Report { changed })
     }
 }
@@ -147,10 +157,13 @@ fn write(tool: &Tool, wanted: &Ruleset, present: &present::Present) -> Result<us
 }
 
 /// What iptables made for us in nf_tables and never removes itself. Somebody may have begun to use it: then it stays.
-fn remove_tables(family: Family, present: &present::Present) {
-    for (name, _) in present.tables.iter().filter(|(_, t)| t.has_ours() && t.removable()) {
-        if let Err(e) = netfilter::remove_table(family, name) {
-            tracing::debug!("table {name} stays: {e}");
+fn remove_tables(emptied: &[(Family, String)]) {
+    if emptied.is_empty() || netfilter::remove_tables(emptied).is_ok() {
+        return;
+    }
+    for table in emptied {
+        if let Err(e) = netfilter::remove_tables(std::slice::from_ref(table)) {
+            tracing::debug!("table {} stays: {e}", table.1);
         }
     }
 }

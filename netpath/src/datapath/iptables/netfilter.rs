@@ -33,21 +33,23 @@ pub fn has_our_chains(family: Family) -> bool {
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
 }
 
-/// Removes a table with its base chains. All or nothing, and nothing if anybody put a rule into it.
+/// Removes tables with their base chains. All or nothing, and nothing if anybody put a rule into one of them.
 ///
 /// # Errors
-/// EBUSY: it is in use.
-pub fn remove_table(family: Family, table: &str) -> io::Result<()> {
+/// EBUSY: one is in use.
+pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     let mut netlink = open()?;
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
     let control = |c| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES), c);
     let mut batch = vec![(control(ControlMessage::BatchBegin), NLM_F_REQUEST)];
-    for (_, name) in chains(&mut netlink, family)?.into_iter().filter(|(t, _)| t == table) {
-        let attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(name)];
-        batch.push((message(family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
+    for (family, table) in tables {
+        for (_, name) in chains(&mut netlink, *family)?.into_iter().filter(|(t, _)| t == table) {
+            let attributes = vec![ChainAttribute::Table(table.clone()), ChainAttribute::Name(name)];
+            batch.push((message(*family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
+        }
+        let attributes = vec![TableAttribute::Name(table.clone())];
+        batch.push((message(*family, NfTablesMessage::DeleteTable(TableMessage { attributes })), flags));
     }
-    let attributes = vec![TableAttribute::Name(table.to_owned())];
-    batch.push((message(family, NfTablesMessage::DeleteTable(TableMessage { attributes })), flags));
     batch.push((control(ControlMessage::BatchEnd), NLM_F_REQUEST));
     netlink.batch(batch)
 }

@@ -122,8 +122,18 @@ impl PresentTable {
 
 /// Where a rule goes on, if it is a jump.
 fn jump_target(rule: &str) -> Option<&str> {
-    let mut words = rule.split(' ');
-    words.find(|w| matches!(*w, "-j" | "-g")).and_then(|_| words.next())
+    let mut quoted = false;
+    let mut jump = false;
+    for word in rule.split(' ') {
+        if jump {
+            return Some(word);
+        }
+        jump = !quoted && matches!(word, "-j" | "-g");
+        // Comments may hold anything; a quote of their own is written with a backslash.
+        let quotes = word.matches('"').count() - word.matches("\\\"").count();
+        quoted ^= quotes % 2 == 1;
+    }
+    None
 }
 
 /// The part of an iptables-restore input that makes `present` hold exactly `table` of ours; nothing if it does.

@@ -366,3 +366,6 @@ pub fn digest(table: &Table) -> u64 {
     }
     hash
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,397 @@
+//! The compiler by example: desired state in, rules out, one sentence each.
+
+use super::*;
+use crate::datapath::iptables::present::{Present, script};
+use crate::model::{Container, Endpoint, Links, Mac, Subnet};
+use ipnet::IpNet;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// An endpoint of the network `name` on a bridge of the same name, without published ports.
+fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Record {
+    let mac = Mac::from_kernel([2, 0, 0, 0, 0, 1]);
+    let subnet = |text: &&str| {
+        let net: IpNet = text.parse().expect("a subnet");
+        Subnet { net: net.trunc(), gateway: net.hosts().next() }
+    };
+    Record {
+        order,
+        container: Container { id: format!("{order:064x}"), name: format!("c{order}") },
+        netns: "/run/netns/x".into(),
+        network: Network {
+            name: name.into(),
+            id: "0".repeat(64),
+            bridge: name.parse().expect("an interface name"),
+            mtu: None,
+            subnets: subnets.iter().map(subnet).collect(),
+            routes: Vec::new(),
+            internal: false,
+            isolation: Isolation::Open,
+            default_route: true,
+            metric: 100,
+            outbound4: None,
+            outbound6: None,
+            dns: false,
+            dns_servers: Vec::new(),
+        },
+        endpoint: Endpoint {
+            interface: "eth0".parse().expect("an interface name"),
+            host_interface: None,
+            addresses: addresses.iter().map(|a| a.parse().expect("an address with its prefix")).collect(),
+            mac: None,
+            aliases: Vec::new(),
+            dns_servers: Vec::new(),
+        },
+        publishes: Vec::new(),
+        links: Some(Links {
+            bridge_index: 2,
+            bridge_mac: mac,
+            veth_index: 3,
+            veth_name: "veth0".parse().expect("an interface name"),
+            container_mac: mac,
+            mtu: 1500,
+        }),
+    }
+}
+
+fn web() -> Record {
+    record(1, "front", &["10.89.7.0/24"], &["10.89.7.5/24"])
+}
+
+fn publishes(mut record: Record, what: &[(HostBind, Proto, u16, u16, u16)]) -> Record {
+    let new =
+        |&(bind, proto, host, container, count)| Publish::new(bind, proto, host, container, count).expect("ports");
+    record.publishes = what.iter().map(new).collect();
+    record
+}
+
+fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
+    let desired = Desired { records: records.to_vec() };
+    let compiled = compile(&desired, family, false);
+    let chains = compiled.tables.into_iter().flat_map(|t| t.chains);
+    chains.filter(|c| c.name == chain).flat_map(|c| c.rules).collect()
+}
+
+/// What a host without rules of anybody is given.
+fn whole(records: &[Record], family: Family) -> String {
+    let desired = Desired { records: records.to_vec() };
+    let text: Vec<String> = compile(&desired, family, false).tables.iter().filter_map(|t| script(t, None)).collect();
+    text.concat()
+}
+
+#[test]
+fn one_container_with_one_port_is_this_whole_script() {
+    let script = whole(&[publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)])], Family::V4);
+    let digests_out: Vec<&str> = script.lines().filter(|l| !l.contains("--comment netpath:")).collect();
+    let expected = "\
+*filter
+:NETPATH_FORWARD - [0:0]
+:NETPATH_INPUT - [0:0]
+:NETPATH_STATE - [0:0]
+-I FORWARD 1 -j NETPATH_FORWARD
+-I INPUT 1 -j NETPATH_INPUT
+-A NETPATH_FORWARD -o front -m conntrack --ctstate DNAT -j ACCEPT
+-A NETPATH_FORWARD -i front -m conntrack --ctstate DNAT -j ACCEPT
+-A NETPATH_FORWARD -o front -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A NETPATH_FORWARD -s 10.89.7.0/24 -i front -j ACCEPT
+-A NETPATH_INPUT -d 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+-A NETPATH_INPUT -s 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+COMMIT
+*nat
+:NETPATH_PREROUTING - [0:0]
+:NETPATH_OUTPUT - [0:0]
+:NETPATH_DNAT - [0:0]
+:NETPATH_TCP - [0:0]
+:NETPATH_POSTROUTING - [0:0]
+:NETPATH_HAIRPIN - [0:0]
+:NETPATH_STATE - [0:0]
+-I PREROUTING 1 -m addrtype --dst-type LOCAL -j NETPATH_PREROUTING
+-I OUTPUT 1 -m addrtype --dst-type LOCAL -j NETPATH_OUTPUT
+-I POSTROUTING 1 -j NETPATH_POSTROUTING
+-A NETPATH_PREROUTING -d 127.0.0.0/8 -j RETURN
+-A NETPATH_PREROUTING -j NETPATH_DNAT
+-A NETPATH_OUTPUT -j NETPATH_DNAT
+-A NETPATH_DNAT -p tcp -j NETPATH_TCP
+-A NETPATH_TCP -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.89.7.5:80
+-A NETPATH_POSTROUTING -o lo -j RETURN
+-A NETPATH_POSTROUTING -s 127.0.0.0/8 -o front -j MASQUERADE
+-A NETPATH_POSTROUTING -s 10.89.7.0/24 -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN
+-A NETPATH_POSTROUTING -o front -j RETURN
+-A NETPATH_POSTROUTING -s 10.89.7.0/24 ! -d 224.0.0.0/4 -j MASQUERADE
+-A NETPATH_HAIRPIN -o front -j MASQUERADE
+-A NETPATH_STATE -d 10.89.7.5/32
+COMMIT";
+    assert_eq!(expected.lines().collect::<Vec<_>>(), digests_out);
+    assert_eq!(2, script.lines().filter(|l| l.contains("netpath:") && l.ends_with(":made")).count());
+}
+
+#[test]
+fn nothing_desired_is_no_rule_at_all() {
+    assert_eq!("", whole(&[], Family::V4));
+    let mut not_ready = web();
+    not_ready.links = None;
+    assert_eq!("", whole(&[not_ready], Family::V4));
+}
+
+#[test]
+fn a_network_of_one_family_leaves_the_other_alone() {
+    assert_eq!("", whole(&[publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)])], Family::V6));
+}
+
+#[test]
+fn a_range_is_one_rule_whether_its_ports_shift_or_not() {
+    let r = publishes(
+        web(),
+        &[
+            (HostBind::Any, Proto::Tcp, 5000, 5000, 10_000),
+            (HostBind::Any, Proto::Udp, 6000, 7000, 10),
+            (HostBind::Any, Proto::Sctp, 9, 9, 1),
+        ],
+    );
+    assert_eq!(
+        ["-p tcp -m tcp --dport 5000:14999 -j DNAT --to-destination 10.89.7.5"].as_slice(),
+        rules(std::slice::from_ref(&r), Family::V4, "NETPATH_TCP")
+    );
+    assert_eq!(
+        ["-p udp -m udp --dport 6000:6009 -j DNAT --to-destination 10.89.7.5:7000-7009/6000"].as_slice(),
+        rules(std::slice::from_ref(&r), Family::V4, "NETPATH_UDP")
+    );
+    assert_eq!(
+        ["-p sctp -m sctp --dport 9 -j DNAT --to-destination 10.89.7.5"].as_slice(),
+        rules(&[r], Family::V4, "NETPATH_SCTP")
+    );
+}
+
+#[test]
+fn all_ports_are_still_one_range() {
+    let r = publishes(web(), &[(HostBind::AnyV4, Proto::Tcp, 1, 1, 65_535)]);
+    assert_eq!(
+        ["-p tcp -m tcp --dport 1:65535 -j DNAT --to-destination 10.89.7.5"].as_slice(),
+        rules(&[r], Family::V4, "NETPATH_TCP")
+    );
+}
+
+#[test]
+fn v6_targets_are_in_brackets_when_they_have_a_port() {
+    let six = record(1, "six", &["fd41:7::/64"], &["fd41:7::5/64"]);
+    let r = publishes(
+        six,
+        &[
+            (HostBind::AnyV6, Proto::Tcp, 8443, 443, 1),
+            (HostBind::Any, Proto::Tcp, 90, 90, 1),
+            (HostBind::Any, Proto::Tcp, 100, 200, 2),
+        ],
+    );
+    let expected = [
+        "-p tcp -m tcp --dport 8443 -j DNAT --to-destination [fd41:7::5]:443",
+        "-p tcp -m tcp --dport 90 -j DNAT --to-destination fd41:7::5",
+        "-p tcp -m tcp --dport 100:101 -j DNAT --to-destination [fd41:7::5]:200-201/100",
+    ];
+    assert_eq!(expected.as_slice(), rules(std::slice::from_ref(&r), Family::V6, "NETPATH_TCP"));
+    assert!(rules(&[r], Family::V4, "NETPATH_TCP").is_empty());
+}
+
+#[test]
+fn a_bound_address_is_tried_before_every_address_and_the_older_owner_before_the_younger() {
+    let tcp = |bind| [(bind, Proto::Tcp, 80, 80, 1)];
+    let first = publishes(record(1, "a", &["10.0.1.0/24"], &["10.0.1.2/24"]), &tcp(HostBind::AnyV4));
+    let second =
+        publishes(record(2, "b", &["10.0.2.0/24"], &["10.0.2.2/24"]), &tcp(HostBind::Address(ip("192.0.2.1"))));
+    let third = publishes(record(3, "c", &["10.0.3.0/24"], &["10.0.3.2/24"]), &tcp(HostBind::Any));
+    let expected = [
+        "-d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.2.2",
+        "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.1.2",
+        "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.3.2",
+    ];
+    assert_eq!(expected.as_slice(), rules(&[third, second, first], Family::V4, "NETPATH_TCP"));
+}
+
+#[test]
+fn a_bound_address_serves_its_own_family_only() {
+    let both = || record(1, "n", &["10.0.1.0/24", "fd00::/64"], &["10.0.1.2/24", "fd00::2/64"]);
+    let r = publishes(both(), &[(HostBind::Address(ip("2001:db8::1")), Proto::Tcp, 80, 80, 1)]);
+    assert!(rules(std::slice::from_ref(&r), Family::V4, "NETPATH_TCP").is_empty());
+    assert_eq!(
+        ["-d 2001:db8::1/128 -p tcp -m tcp --dport 80 -j DNAT --to-destination fd00::2"].as_slice(),
+        rules(&[r], Family::V6, "NETPATH_TCP")
+    );
+}
+
+#[test]
+fn only_a_bridge_that_serves_loopback_gets_loopback_rules() {
+    let r = publishes(web(), &[(HostBind::Address(ip("192.0.2.1")), Proto::Tcp, 80, 80, 1)]);
+    assert!(rules(std::slice::from_ref(&r), Family::V4, "NETPATH_INPUT").is_empty());
+    assert!(!rules(&[r], Family::V4, "NETPATH_POSTROUTING").iter().any(|r| r.contains("127.")));
+    let local = publishes(web(), &[(HostBind::Address(ip("127.0.0.1")), Proto::Tcp, 80, 80, 1)]);
+    assert_eq!(2, rules(&[local], Family::V4, "NETPATH_INPUT").len());
+}
+
+#[test]
+fn a_fixed_outbound_address_takes_the_place_of_masquerade() {
+    let mut r = web();
+    r.network.outbound4 = Some(std::net::Ipv4Addr::new(192, 0, 2, 9));
+    let post = rules(&[r], Family::V4, "NETPATH_POSTROUTING");
+    assert_eq!(Some("-s 10.89.7.0/24 ! -d 224.0.0.0/4 -j SNAT --to-source 192.0.2.9"), post.last().map(String::as_str));
+}
+
+#[test]
+fn an_internal_network_is_cut_off_both_ways_and_publishes_nothing() {
+    let mut r = publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]);
+    r.network.internal = true;
+    let one = std::slice::from_ref(&r);
+    let expected = ["-i front -o front -j ACCEPT", "-i front -j DROP", "-o front -j DROP"];
+    assert_eq!(expected.as_slice(), rules(one, Family::V4, "NETPATH_FORWARD"));
+    assert!(rules(one, Family::V4, "NETPATH_TCP").is_empty());
+    assert!(!rules(one, Family::V4, "NETPATH_POSTROUTING").iter().any(|r| r.contains("! -d")));
+}
+
+#[test]
+fn isolation_drops_what_the_policy_says_and_nothing_else() {
+    let kinds = [Isolation::Open, Isolation::Isolated, Isolation::Strict];
+    let records: Vec<Record> = ["open", "isol", "strict"]
+        .iter()
+        .zip(kinds)
+        .zip(1..)
+        .map(|((name, isolation), n)| {
+            let mut r = record(n, name, &[&format!("10.0.{n}.0/24")], &[&format!("10.0.{n}.2/24")]);
+            r.network.isolation = isolation;
+            r
+        })
+        .collect();
+    let dropped = |chain| rules(&records, Family::V4, chain);
+    assert_eq!(["-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_OPEN"));
+    assert_eq!(["-o isol -j DROP", "-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_ISOL"));
+    assert_eq!(["-o isol -j DROP", "-o open -j DROP", "-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_STRICT"));
+    let forward = rules(&records, Family::V4, "NETPATH_FORWARD");
+    let at = |part: &str| forward.iter().position(|r| r.contains(part)).expect("a rule");
+    assert!(at("-o strict -m conntrack --ctstate DNAT") < at("NETPATH_FROM_OPEN"), "published ports cross isolation");
+    assert!(at("NETPATH_FROM_STRICT") < at("RELATED,ESTABLISHED"), "isolation is decided before anything is accepted");
+}
+
+#[test]
+fn open_networks_alone_need_no_isolation_chain() {
+    let other = record(2, "back", &["10.89.8.0/24"], &["10.89.8.5/24"]);
+    assert!(!rules(&[web(), other], Family::V4, "NETPATH_FORWARD").iter().any(|r| r.contains("NETPATH_FROM")));
+}
+
+#[test]
+fn a_published_port_53_leaves_the_names_of_the_network_alone() {
+    let mut r = publishes(web(), &[(HostBind::Any, Proto::Udp, 53, 53, 1)]);
+    r.network.dns = true;
+    let one = std::slice::from_ref(&r);
+    let dnat = rules(one, Family::V4, "NETPATH_DNAT");
+    assert_eq!("-d 10.89.7.1/32 -p udp -m udp --dport 53 -j RETURN", dnat[0]);
+    assert_eq!(Some("-p udp -j NETPATH_UDP"), dnat.last().map(String::as_str));
+    let input = rules(one, Family::V4, "NETPATH_INPUT");
+    assert_eq!("-d 10.89.7.1/32 -i front -p udp -m udp --dport 53 -j ACCEPT", input[0]);
+}
+
+#[test]
+fn two_networks_masquerade_outside_but_not_to_each_other() {
+    let other = record(2, "back", &["10.89.8.0/24"], &["10.89.8.5/24"]);
+    let post = rules(&[web(), other], Family::V4, "NETPATH_POSTROUTING");
+    let at = |rule: &str| post.iter().position(|r| r == rule).expect("a rule");
+    assert!(at("-o back -j RETURN") < at("-s 10.89.7.0/24 ! -d 224.0.0.0/4 -j MASQUERADE"));
+    assert!(at("-s 10.89.8.0/24 -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN") < at("-o front -j RETURN"));
+}
+
+#[test]
+fn containers_of_one_network_share_its_rules() {
+    let second = record(2, "front", &["10.89.7.0/24"], &["10.89.7.6/24"]);
+    assert_eq!(
+        rules(&[web()], Family::V4, "NETPATH_FORWARD"),
+        rules(&[web(), second.clone()], Family::V4, "NETPATH_FORWARD")
+    );
+    assert_eq!(["-d 10.89.7.5/32", "-d 10.89.7.6/32"].as_slice(), rules(&[web(), second], Family::V4, STATE));
+}
+
+#[test]
+fn the_digest_moves_with_any_rule() {
+    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false).tables[1].clone();
+    let one = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]));
+    let two = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 81, 1)]));
+    assert_eq!(digest(&one), digest(&one.clone()));
+    assert_ne!(digest(&one), digest(&two));
+}
+
+/// A save output as the kernel would give it after a script.
+fn saved(script: &str, before: &str) -> String {
+    format!("*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{script}{before}COMMIT\n")
+}
+
+fn nat_after(records: &[Record]) -> (Table, String) {
+    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false).tables[1].clone();
+    let text = script(&table, None).expect("something to write");
+    let body: String =
+        text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
+    let body = body
+        .replace("-I PREROUTING 1", "-A PREROUTING")
+        .replace("-I OUTPUT 1", "-A OUTPUT")
+        .replace("-I POSTROUTING 1", "-A POSTROUTING");
+    (table, body)
+}
+
+fn published() -> Record {
+    publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)])
+}
+
+#[test]
+fn what_is_already_so_is_not_written_again() {
+    let (table, body) = nat_after(&[published()]);
+    let present = Present::parse(&saved(&body, ""));
+    assert_eq!(None, script(&table, present.tables.get("nat")));
+    assert_eq!(vec![ip("10.89.7.5")], present.tables["nat"].addresses);
+}
+
+#[test]
+fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
+    let (table, body) = nat_after(&[published()]);
+    let lost = body.replace("-A NETPATH_DNAT -p tcp -j NETPATH_TCP\n", "");
+    let twice = body.clone() + "-A POSTROUTING -j NETPATH_POSTROUTING\n";
+    let late = body.replacen("-A POSTROUTING", "-A POSTROUTING -s 1.2.3.4/32 -j MASQUERADE\n-A POSTROUTING", 1);
+    for (what, text) in [("lost", &lost), ("twice", &twice), ("late", &late)] {
+        assert_ne!(&body, text, "{what}: the case is none");
+        let present = Present::parse(&saved(text, ""));
+        let again = script(&table, present.tables.get("nat")).unwrap_or_else(|| panic!("{what}: nothing is done"));
+        assert!(again.contains(":NETPATH_DNAT - [0:0]\n"), "{what}");
+        assert_eq!(what != "lost", again.contains("-D POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}:\n{again}");
+        assert_eq!(what != "lost", again.contains("-I POSTROUTING 1 -j NETPATH_POSTROUTING\n"), "{what}");
+        assert!(!again.contains("-s 1.2.3.4"), "{what}: rules of others are left alone");
+    }
+}
+
+#[test]
+fn with_nothing_desired_only_our_own_things_go() {
+    let (_, body) = nat_after(&[published()]);
+    let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
+    let empty = compile(&Desired::default(), Family::V4, false).tables[1].clone();
+    let present = Present::parse(&saved(&body, others));
+    let text = script(&empty, present.tables.get("nat")).expect("something to remove");
+    assert!(text.lines().all(|l| ["*", "COMMIT"].iter().any(|p| l.starts_with(p)) || l.contains("NETPATH_")), "{text}");
+    for chain in ["NETPATH_DNAT", "NETPATH_TCP", "NETPATH_STATE"] {
+        assert!(text.find(&format!("-F {chain}\n")) < text.find(&format!("-X {chain}\n")), "{text}");
+    }
+    assert!(!present.tables["nat"].removable(), "others use the table");
+    assert!(Present::parse(&saved(&body, "")).tables["nat"].removable());
+    let dropping = saved(&body, "").replace(":OUTPUT ACCEPT", ":OUTPUT DROP");
+    assert!(!Present::parse(&dropping).tables["nat"].removable(), "a policy is somebody's rule");
+}
+
+#[test]
+fn a_table_that_was_there_before_is_kept() {
+    let (table, _) = nat_after(&[published()]);
+    let before = Present::parse(&saved("", ""));
+    let text = script(&table, before.tables.get("nat")).expect("something to write");
+    assert!(text.contains(":kept\n"));
+}
+
+#[test]
+fn rules_that_only_mention_us_are_not_ours() {
+    let text = saved("", "-A PREROUTING -m comment --comment \"before -j NETPATH_DNAT\" -j RETURN\n");
+    let present = Present::parse(&text);
+    let (table, _) = nat_after(&[published()]);
+    let script = script(&table, present.tables.get("nat")).expect("something to write");
+    assert!(!script.contains("-D PREROUTING"), "{script}");
+}
