@@ -8,8 +8,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 /// An open network namespace.
 pub struct Netns {
@@ -52,39 +50,16 @@ impl Netns {
         Ok(here.ino() == there.ino() && here.dev() == there.dev())
     }
 
-    /// Starts a thread inside the namespace.
+    /// Opens what is needed to work inside the namespace.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn enter(&self) -> Result<Inside> {
         let what = || format!("cannot enter network namespace {}", self.path.display());
         let file = self.file.try_clone().context(what)?;
-        let (jobs, inbox) = mpsc::channel::<Job>();
-        let (ready, entered) = mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("netpath-netns".into())
-            .spawn(move || {
-                let opened = setns(file.as_fd(), CloneFlags::CLONE_NEWNET)
-                    .map_err(|e| Error::new("setns").because(e))
-                    .and_then(|()| Rtnl::here());
-                match opened {
-                    Ok(rtnl) => {
-                        let _ = ready.send(Ok(()));
-                        while let Ok(job) = inbox.recv() {
-                            job(&rtnl);
-                        }
-                    }
-                    Err(e) => {
-                        let _ = ready.send(Err(e));
-                    }
-                }
-            })
-            .context(what)?;
-        match entered.recv() {
-            Ok(Ok(())) => Ok(Inside { jobs: Some(jobs), thread: Some(thread) }),
-            Ok(Err(e)) => Err(e.within(what())),
-            Err(_) => Err(Error::new(what()).because("its thread ended")),
-        }
+        // A socket stays in the namespace in which it was made, whoever uses it.
+        let socket = in_thread(&file, Rtnl::socket).map_err(|e| e.within(what()))?;
+        Ok(Inside { rtnl: Rtnl::over(socket)?, file })
     }
 }
 
@@ -94,37 +69,36 @@ impl AsFd for Netns {
     }
 }
 
-type Job = Box<dyn FnOnce(&Rtnl) + Send>;
-
-/// A thread inside a namespace, with a netlink socket of that namespace. It ends when this is dropped.
+/// The inside of a namespace: a netlink socket of it for the calling thread, and threads of its own for the rest.
 pub struct Inside {
-    jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    rtnl: Rtnl,
+    file: File,
 }
 
 impl Inside {
-    /// Runs `job` inside and waits for what it returns.
+    pub fn rtnl(&self) -> &Rtnl {
+        &self.rtnl
+    }
+
+    /// Runs `job` in a thread inside the namespace and waits for what it returns.
     ///
     /// # Errors
-    /// What `job` returns, or that the thread is gone.
-    pub fn run<T: Send + 'static>(&self, job: impl FnOnce(&Rtnl) -> Result<T> + Send + 'static) -> Result<T> {
-        let gone = || Error::new("the thread inside the container's network namespace has ended");
-        let (done, answer) = mpsc::sync_channel(1);
-        let job: Job = Box::new(move |rtnl| {
-            let _ = done.send(job(rtnl));
-        });
-        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())?
+    /// What `job` returns, or that the namespace cannot be entered.
+    pub fn run<T: Send>(&self, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        in_thread(&self.file, job)
     }
 }
 
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+fn in_thread<T: Send>(namespace: &File, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let run = || {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
+            .context(|| "cannot enter the network namespace".to_owned())?;
+        job()
+    };
+    std::thread::scope(|scope| match scope.spawn(run).join() {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::new("the thread inside the network namespace panicked")),
+    })
 }
 
 /// The number that names the calling thread's network namespace for as long as the machine runs: SO_NETNS_COOKIE

@@ -4,8 +4,11 @@ use crate::model::error::{Context, Error, Result};
 use futures_util::StreamExt;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, TokioSocket};
 use std::cell::RefCell;
 use std::fmt;
+use std::os::fd::{FromRawFd, IntoRawFd};
 
 /// Set in every message of a dump that a change has cut across (`include/uapi/linux/netlink.h`).
 const NLM_F_DUMP_INTR: u16 = 0x10;
@@ -58,16 +61,32 @@ pub struct Rtnl {
 }
 
 impl Rtnl {
-    /// A socket in the namespace of the calling thread.
+    /// Asks the namespace of the calling thread.
     ///
     /// # Errors
     /// The socket cannot be made.
     pub fn here() -> Result<Self> {
-        let what = || "cannot open a netlink socket".to_owned();
+        Self::over(Self::socket()?)
+    }
+
+    /// A socket of the namespace of the calling thread, for [`Rtnl::over`] in any thread.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub(super) fn socket() -> Result<Socket> {
+        Socket::new(NETLINK_ROUTE).context(|| "cannot open a netlink socket".to_owned())
+    }
+
+    /// # Errors
+    /// The socket cannot be used.
+    pub(super) fn over(socket: Socket) -> Result<Self> {
+        let what = || "cannot use a netlink socket".to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context(what)?;
+        socket.set_non_blocking(true).context(what)?;
         let (connection, handle, _) = {
             let _context = runtime.enter();
-            rtnetlink::new_connection().context(what)?
+            // SAFETY: the descriptor is open, and this is now its one owner.
+            rtnetlink::from_socket(unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) })
         };
         runtime.spawn(connection);
         Ok(Self { runtime, handle: RefCell::new(handle) })

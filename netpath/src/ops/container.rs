@@ -40,11 +40,12 @@ impl Live {
 
     pub(super) fn loopback(&self) -> Result<Done> {
         let lo: IfName = "lo".parse().map_err(|e: String| Error::new(e))?;
-        self.inside()?.run(move |nl| match nl.link_named(&lo)? {
+        let rtnl = self.inside()?.rtnl();
+        match rtnl.link_named(&lo)? {
             Some(link) if link.up => Ok(Done::AlreadySo),
-            Some(link) => nl.set_up(link.index).map(|()| Done::Within),
+            Some(link) => rtnl.set_up(link.index).map(|()| Done::Within),
             None => Err(Error::new("the container's network namespace has no lo")),
-        })
+        }
     }
 
     pub(super) fn veth(&mut self, at: usize) -> Result<Done> {
@@ -98,8 +99,7 @@ impl Live {
 
     fn look_at_veth(&self, record: &Record, bridge: &Link) -> Result<Made> {
         let gone = || Error::new(format!("the veth of {} has vanished", record.endpoint.interface));
-        let name = record.endpoint.interface.clone();
-        let there = self.inside()?.run(move |nl| nl.link_named(&name))?.ok_or_else(gone)?;
+        let there = self.inside()?.rtnl().link_named(&record.endpoint.interface)?.ok_or_else(gone)?;
         let here = self.rtnl.link_at(there.peer.ok_or_else(gone)?)?.ok_or_else(gone)?;
         let host_name = IfName::try_from(here.name).map_err(|e| gone().because(e))?;
         if record.network.has_v6() {
@@ -127,9 +127,9 @@ impl Live {
     }
 
     pub(super) fn settings(&self, at: usize) -> Result<Done> {
-        let interface = self.records[at].endpoint.interface.clone();
+        let interface = &self.records[at].endpoint.interface;
         let v6 = self.records[at].network.has_v6();
-        self.inside()?.run(move |_| {
+        self.inside()?.run(|| {
             let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
             sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;
             if v6 {
@@ -142,16 +142,14 @@ impl Live {
     }
 
     pub(super) fn address(&self, at: usize, address: IpNet) -> Result<Done> {
-        let index = self.made[at].index;
-        let new = self.inside()?.run(move |nl| nl.add_address(index, address))?;
+        let new = self.inside()?.rtnl().add_address(self.made[at].index, address)?;
         Ok(if new { Done::Within } else { Done::AlreadySo })
     }
 
     /// The container's end first: the host's end then comes up with a carrier, and is a forwarding port at once.
     pub(super) fn up(&self, at: usize) -> Result<Done> {
         let made = &self.made[at];
-        let index = made.index;
-        self.inside()?.run(move |nl| nl.set_up(index))?;
+        self.inside()?.rtnl().set_up(made.index)?;
         if let Some(links) = &made.links {
             self.rtnl.set_up(links.veth_index)?;
         }
@@ -159,8 +157,7 @@ impl Live {
     }
 
     pub(super) fn route(&self, route: &Route) -> Result<Done> {
-        let route = route.clone();
-        let new = self.inside()?.run(move |nl| nl.add_route(&route))?;
+        let new = self.inside()?.rtnl().add_route(route)?;
         Ok(if new { Done::Within } else { Done::AlreadySo })
     }
 }

@@ -22,8 +22,7 @@ pub fn recorded_veth(rtnl: &Rtnl, record: &Record) -> Result<Option<u32>> {
 /// # Errors
 /// The kernel's.
 pub fn veth_from_inside(rtnl: &Rtnl, inside: &Inside, interface: &IfName) -> Result<Option<u32>> {
-    let name = interface.clone();
-    let Some(there) = inside.run(move |nl| nl.link_named(&name))? else { return Ok(None) };
+    let Some(there) = inside.rtnl().link_named(interface)? else { return Ok(None) };
     if there.kind != LinkKind::Veth {
         return Ok(None);
     }
