@@ -1,6 +1,7 @@
 //! Calls that come twice, too late, in the wrong order, or together; and setups that fail half-way.
 
 use anyhow::{Context, Result};
+use kit::host::at_once;
 use kit::need;
 use kit::netavark::{Document, Netavark, Network};
 use kit::residue::{Residue, Snapshot};
@@ -114,22 +115,14 @@ fn setups_and_teardowns_run_at_once() -> Result<()> {
     let netavark = Netavark::with(&topology, &[])?;
     let containers = (2..10_u8).map(|n| Ok((n, topology.container(&format!("c{n}"))?))).collect::<Result<Vec<_>>>()?;
     for _ in 0..3 {
-        all(&containers, |(n, c)| netavark.setup(c, &document(*n)).map(drop))?;
+        at_once(8, &containers, |(n, c)| netavark.setup(c, &document(*n)).map(drop))?;
         for (n, container) in &containers {
             let _server = Server::echo(container, Proto::Tcp, ANY, 80, &container.name)?;
             let seen = Dial::new(Proto::Tcp, HOST4, 8000 + u16::from(*n)).ask(&topology.client)?;
             assert_eq!((&container.name, CLIENT4), (&seen.server, seen.client.ip()));
         }
-        all(&containers, |(n, c)| netavark.teardown(c, &document(*n)))?;
+        at_once(8, &containers, |(n, c)| netavark.teardown(c, &document(*n)))?;
         residue.nothing_left(&topology, &containers.iter().map(|(_, c)| c).collect::<Vec<_>>())?;
     }
     Ok(())
-}
-
-/// Does `work` on all at once and gives the first error.
-fn all<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| work(item))).collect();
-        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
-    })
 }

@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,27 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Op
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// Does `work` on all `items`, `width` of them at a time, and gives the first error after all are done.
+///
+/// # Errors
+/// Those of `work`.
+pub fn at_once<T: Sync>(width: usize, items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let some = || -> Result<()> {
+        let mut first = Ok(());
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            first = first.and(work(item));
+        }
+        first
+    };
+    thread::scope(|scope| {
+        let start = |_| thread::Builder::new().name(test_name()).spawn_scoped(scope, some);
+        let threads = (0..width).map(start).collect::<std::io::Result<Vec<_>>>()?;
+        let ends = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        ends.fold(Ok(()), Result::and)
+    })
 }
 
 /// A network namespace of the test's own.

@@ -3,6 +3,7 @@
 pub mod echo;
 pub mod example;
 pub mod host;
+pub mod load;
 pub mod maps;
 pub mod need;
 pub mod netavark;

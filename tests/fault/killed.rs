@@ -1,0 +1,106 @@
+//! SIGKILL at random moments of setup and teardown: the following teardown leaves nothing, the following setup works.
+
+use crate::mutated::Dice;
+use anyhow::{Context, Result};
+use kit::host::wait_for;
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, Rung};
+use kit::residue::Residue;
+use kit::topology::{CLIENT4, Container, HOST4, Topology};
+use kit::traffic::{ANY, Dial, Proto, Server};
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+const MOMENTS: usize = 50;
+
+#[test]
+fn killed_with_tcx() -> Result<()> {
+    killed(Rung::Tcx)
+}
+
+#[test]
+fn killed_with_clsact() -> Result<()> {
+    killed(Rung::Clsact)
+}
+
+#[test]
+fn killed_with_iptables() -> Result<()> {
+    killed(Rung::Iptables)
+}
+
+fn killed(rung: Rung) -> Result<()> {
+    need!(need::netpath(), need::rung(rung));
+    let dice = Dice::new();
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let document = Document::new()
+        .on_dual(&Network::dual(7), "eth0", 7, 5)
+        .on_dual(&Network::dual(8), "eth1", 8, 5)
+        .publish("", 8080, 80, "tcp")
+        .publish_range("", 9000, 9000, 100, "udp");
+    let (setup, teardown) = durations(&topology, &netavark, &document)?;
+    let mut cut = 0;
+    for moment in 0..MOMENTS {
+        let verb = if moment % 2 == 0 { "setup" } else { "teardown" };
+        let web = topology.container("web")?;
+        if verb == "teardown" {
+            netavark.setup(&web, &document)?;
+        }
+        let whole = if verb == "setup" { setup } else { teardown };
+        let after = whole.mul_f64(dice.below(1_100) as f64 / 1_000.0);
+        let what =
+            || format!("{rung:?}: {verb} killed after {} µs of {} ({dice})", after.as_micros(), whole.as_micros());
+        cut += usize::from(kill_after(&topology, &netavark, verb, &web, &document, after)?);
+
+        netavark.teardown(&web, &document).with_context(what)?;
+        residue.nothing_left(&topology, &[&web]).with_context(what)?;
+        netavark.setup(&web, &document).with_context(what)?;
+        let server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+        let seen = Dial::new(Proto::Tcp, HOST4, 8080).ask(&topology.client).with_context(what)?;
+        assert_eq!(CLIENT4, seen.client.ip(), "{}", what());
+        drop(server);
+        netavark.teardown(&web, &document).with_context(what)?;
+        residue.nothing_left(&topology, &[&web]).with_context(what)?;
+    }
+    need::say(&format!("{rung:?}: {MOMENTS} kills, {cut} of them before the end; all undone by the next teardown"));
+    Ok(())
+}
+
+/// How long a setup and a teardown take here, of three each the longest.
+fn durations(topology: &Topology, netavark: &Netavark<'_>, document: &Document) -> Result<(Duration, Duration)> {
+    let mut longest = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..3 {
+        let web = topology.container("web")?;
+        let setup = netavark.try_setup(&web, &document.json(&web))?;
+        setup.done()?;
+        let teardown = netavark.try_teardown(&web, &document.json(&web))?;
+        teardown.done()?;
+        longest = (longest.0.max(setup.took), longest.1.max(teardown.took));
+    }
+    Ok(longest)
+}
+
+/// True when the kill came before the end.
+fn kill_after(
+    topology: &Topology,
+    netavark: &Netavark<'_>,
+    verb: &str,
+    web: &Container,
+    document: &Document,
+    after: Duration,
+) -> Result<bool> {
+    let mut command = netavark.command(&[verb, &web.path().to_string_lossy()]);
+    let mut child =
+        topology.host.run(|| command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn())?;
+    let mut pipe = child.stdin.take().context("no pipe")?;
+    pipe.write_all(document.json(web).to_string().as_bytes())?;
+    drop(pipe);
+    std::thread::sleep(after);
+    child.kill()?;
+    let status = child.wait()?;
+    // What it had started, such as an iptables program, ends by itself.
+    wait_for("the end of its children", kit::host::SOON, || topology.host.processes().is_empty().then_some(()))?;
+    Ok(!status.success())
+}

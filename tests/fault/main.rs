@@ -1,0 +1,15 @@
+//! What goes wrong, and how much there is of it: load, garbage, SIGKILL, many at once. Each test prints its figure.
+//!
+//! `NETPATH_SOAK=full` gives the full bars where a plain run is scaled down.
+
+mod killed;
+mod load;
+mod many;
+mod mutated;
+mod residue;
+mod speed;
+
+/// The full bar, or a tenth of it.
+fn scaled(full: u64) -> u64 {
+    if std::env::var("NETPATH_SOAK").is_ok_and(|v| v == "full") { full } else { full / 10 }
+}

@@ -1,0 +1,403 @@
+//! Garbage in: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
+//! behind, and each refusal names a field.
+
+use anyhow::{Context, Result, bail, ensure};
+use kit::example::worked_example;
+use kit::host::at_once;
+use kit::need;
+use kit::netavark::{Answer, Document, Netavark, Network, Shape};
+use kit::residue::{Residue, Snapshot};
+use kit::topology::{Container, Topology};
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+const DOCUMENTS: u64 = 10_000;
+/// A call that takes longer hangs.
+const HANG: Duration = Duration::from_secs(10);
+
+/// Numbers from a seed: `NETPATH_SEED`, else one that is told with every failure.
+pub struct Dice {
+    seed: u64,
+    state: Cell<u64>,
+}
+
+impl std::fmt::Display for Dice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NETPATH_SEED={}", self.seed)
+    }
+}
+
+impl Dice {
+    pub fn new() -> Self {
+        Self::from(std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_701))
+    }
+
+    fn from(seed: u64) -> Self {
+        let dice = Self { seed, state: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) };
+        for _ in 0..8 {
+            dice.below(2);
+        }
+        dice
+    }
+
+    pub fn below(&self, end: u64) -> u64 {
+        let mut s = self.state.get();
+        s ^= s << 13;
+        s ^= s >> 7;
+        s ^= s << 17;
+        self.state.set(s);
+        (s >> 16) % end
+    }
+
+    fn pick<'a, T>(&self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    refused: AtomicU64,
+    accepted: AtomicU64,
+    longest_us: AtomicU64,
+}
+
+#[test]
+fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let dice = Dice::new();
+    let documents = crate::scaled(DOCUMENTS);
+    let (tally, next) = (Tally::default(), AtomicU64::new(0));
+    let wrong = Mutex::new(Vec::new());
+    let begun = Instant::now();
+    // Each rung has its own way to undo; without one, the most documents go through in a second.
+    let rungs = ["ebpf", "none", "iptables", "none"].into_iter().filter(|r| *r != "ebpf" || need::bpf().is_ok());
+    let rungs: Vec<&str> = rungs.collect();
+    at_once(rungs.len(), &rungs, |rung| {
+        let topology = Topology::new()?;
+        let mut worker = Worker::new(&topology, rung)?;
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= documents || wrong.lock().unwrap_or_else(PoisonError::into_inner).len() >= 10 {
+                return worker.end();
+            }
+            if let Err(e) = worker.one(&Dice::from(dice.seed.wrapping_add(n)), &tally) {
+                wrong.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{rung}, document {n}: {e:#}"));
+                worker.begin_again()?;
+            }
+        }
+    })?;
+    let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+    need::say(&format!(
+        "{documents} mutated documents ({dice}): {} refused, {} served, {} wrong; longest call {} ms; {} s",
+        count(&tally.refused),
+        count(&tally.accepted),
+        wrong.len(),
+        count(&tally.longest_us) / 1_000,
+        begun.elapsed().as_secs()
+    ));
+    ensure!(wrong.is_empty(), "{dice}\n{}", wrong.join("\n\n"));
+    Ok(())
+}
+
+/// One host with a container that stays, so that bridges and programs are there, and one that garbage is tried on.
+struct Worker<'t> {
+    topology: &'t Topology,
+    netavark: Netavark<'t>,
+    residue: Residue,
+    keeper: Container,
+    stays: Document,
+    shop: Container,
+    /// With the keeper there.
+    usual: Snapshot,
+    links: Vec<String>,
+    done: u64,
+}
+
+impl<'t> Worker<'t> {
+    fn new(topology: &'t Topology, rung: &str) -> Result<Self> {
+        let residue = Residue::watch(topology)?;
+        let netavark = Netavark::with(topology, &[("NETPATH_DATAPATH", rung)])?;
+        let keeper = topology.container("keeper")?;
+        let stays = Document::new().on_dual(&Network::dual(33), "eth0", 33, 9).publish("", 33_000, 80, "tcp");
+        netavark.setup(&keeper, &stays)?;
+        let shop = topology.container("shop")?;
+        shop.ip("link set lo up\n")?;
+        let usual = Snapshot::take(topology, &[&shop])?;
+        let links = links(topology, &shop)?;
+        Ok(Self { topology, netavark, residue, keeper, stays, shop, usual, links, done: 0 })
+    }
+
+    fn one(&mut self, dice: &Dice, tally: &Tally) -> Result<()> {
+        let (input, what) = mutation(dice, &self.shop.id);
+        self.try_it(&input, tally).with_context(|| format!("{what}\n{}", String::from_utf8_lossy(&input)))
+    }
+
+    fn try_it(&mut self, input: &[u8], tally: &Tally) -> Result<()> {
+        let path = self.shop.path().to_string_lossy().into_owned();
+        let answer = self.call("setup", &path, input, tally)?;
+        if answer.status.success() {
+            tally.accepted.fetch_add(1, Ordering::Relaxed);
+            ensure!(answer.json()?.is_object(), "expected status blocks: {answer}");
+            self.call("teardown", &path, input, tally)?.done().context("teardown of what was served")?;
+        } else {
+            tally.refused.fetch_add(1, Ordering::Relaxed);
+            names_a_field(&answer.error()?, input)?;
+            // As an engine does that is not sure.
+            if self.done.is_multiple_of(4) {
+                let _ = self.call("teardown", &path, input, tally)?;
+            }
+        }
+        self.done += 1;
+        let now = links(self.topology, &self.shop)?;
+        ensure!(now == self.links, "links changed from {:?} to {now:?}: {answer}", self.links);
+        if self.done.is_multiple_of(100) {
+            self.as_usual()?;
+        }
+        Ok(())
+    }
+
+    /// A call that ends in time, by itself, without a panic.
+    fn call(&self, verb: &str, path: &str, input: &[u8], tally: &Tally) -> Result<Answer> {
+        let answer = self.netavark.call(&[verb, path], input)?;
+        tally.longest_us.fetch_max(answer.took.as_micros() as u64, Ordering::Relaxed);
+        ensure!(answer.took < HANG, "{verb} hung: {answer}");
+        ensure!(matches!(answer.status.code(), Some(0 | 1)), "{verb}: {answer}");
+        ensure!(!answer.stderr.contains("panicked"), "{verb}: {answer}");
+        Ok(answer)
+    }
+
+    fn as_usual(&self) -> Result<()> {
+        let mut left = Vec::new();
+        kit::host::wait_for("a host as usual", Duration::from_secs(2), || {
+            left = match Snapshot::take(self.topology, &[&self.shop]) {
+                Ok(now) => self.usual.difference(&now),
+                Err(e) => vec![e.to_string()],
+            };
+            left.is_empty().then_some(())
+        })
+        .with_context(|| format!("left behind or missing:\n  {}", left.join("\n  ")))
+    }
+
+    /// After something was left behind: another container, and what is there now is usual.
+    fn begin_again(&mut self) -> Result<()> {
+        self.shop = self.topology.container("shop")?;
+        self.shop.ip("link set lo up\n")?;
+        self.usual = Snapshot::take(self.topology, &[&self.shop])?;
+        self.links = links(self.topology, &self.shop)?;
+        Ok(())
+    }
+
+    fn end(self) -> Result<()> {
+        self.as_usual()?;
+        self.netavark.teardown(&self.keeper, &self.stays)?;
+        self.residue.nothing_left(self.topology, &[&self.shop, &self.keeper])
+    }
+}
+
+/// The names of the links of host and container: cheap enough to be asked after each document.
+fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for netns in [&topology.host, &shop.netns] {
+        let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        names.extend(text.lines().filter_map(|l| l.split_once(':')).map(|(name, _)| name.trim().to_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Some key of the contract, or for what is no JSON at all the place in the text.
+fn names_a_field(error: &str, input: &[u8]) -> Result<()> {
+    let document = worked_example(Shape::Array, "");
+    let mut fields = vec!["isolate", "metric", "route_type", "no_default_route", "host_interface_name", "column"];
+    collect_keys(&document, &mut fields);
+    // Keys by which the kernel's objects are known, where the kernel itself refuses.
+    fields.extend(["route", "bridge"]);
+    let named = fields.iter().any(|field| *field != "name" && error.contains(field)) || error.contains("name:");
+    if !named {
+        bail!("the error names no field: {error} ({} bytes of input)", input.len());
+    }
+    Ok(())
+}
+
+fn collect_keys<'v>(value: &'v Value, keys: &mut Vec<&'v str>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                keys.push(key);
+                collect_keys(value, keys);
+            }
+        }
+        Value::Array(array) => array.iter().for_each(|v| collect_keys(v, keys)),
+        _ => {}
+    }
+}
+
+/// One to three changes to the worked example, and what they were.
+fn mutation(dice: &Dice, id: &str) -> (Vec<u8>, String) {
+    let mut document = worked_example(*dice.pick(&[Shape::Map, Shape::Array]), id);
+    // Most without DNS: a server that starts and stops each time would be all that is tested.
+    document["network_info"]["front"]["dns_enabled"] = (dice.below(20) == 0).into();
+    let mut what = Vec::new();
+    for _ in 0..=dice.below(3) {
+        what.push(change(&mut document, dice));
+    }
+    let mut bytes = document.to_string().into_bytes();
+    if dice.below(10) == 0 {
+        what.push(damage(&mut bytes, dice));
+    }
+    (bytes, what.join(" + "))
+}
+
+fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
+    let mut below = |key: &str, value: &Value| {
+        let path = format!("{at}/{key}");
+        pointers(value, &path, all);
+        all.push(path);
+    };
+    match value {
+        Value::Object(object) => object.iter().for_each(|(k, v)| below(k, v)),
+        Value::Array(array) => array.iter().enumerate().for_each(|(i, v)| below(&i.to_string(), v)),
+        _ => {}
+    }
+}
+
+fn change(document: &mut Value, dice: &Dice) -> String {
+    let mut all = Vec::new();
+    pointers(document, "", &mut all);
+    if all.is_empty() {
+        return String::new();
+    }
+    let at = dice.pick(&all).clone();
+    let other = dice.pick(&all).clone();
+    let from_elsewhere = document.pointer(&other).cloned().unwrap_or(Value::Null);
+    let (parent, key) = at.rsplit_once('/').unwrap_or(("", &at));
+    match dice.below(8) {
+        0 | 1 => {
+            match document.pointer_mut(parent) {
+                Some(Value::Object(object)) => drop(object.remove(key)),
+                Some(Value::Array(array)) => drop(key.parse().map(|i: usize| array.remove(i))),
+                _ => {}
+            }
+            format!("{at} removed")
+        }
+        2 => {
+            if let Some(Value::Array(array)) = document.pointer_mut(parent) {
+                let again = array[key.parse().unwrap_or(0)].clone();
+                array.push(again);
+            } else if let Some(Value::Object(object)) = document.pointer_mut(parent) {
+                let value = object.remove(key).unwrap_or(Value::Null);
+                object.insert(format!("{key}_"), value);
+            }
+            format!("{at} doubled or renamed")
+        }
+        3 => set(document, &at, from_elsewhere),
+        4 => {
+            let any = [json!(null), json!(true), json!(-1), json!(1.5), json!(""), json!([]), json!({}), json!([[]])];
+            set(document, &at, dice.pick(&any).clone())
+        }
+        _ => {
+            let new = match document.pointer(&at) {
+                Some(Value::Number(_)) => number(dice),
+                Some(Value::String(s)) => string(s, dice),
+                Some(Value::Bool(b)) => json!(!b),
+                _ => number(dice),
+            };
+            set(document, &at, new)
+        }
+    }
+}
+
+fn set(document: &mut Value, at: &str, new: Value) -> String {
+    let what: String = format!("{at} = {new}").chars().take(300).collect();
+    if let Some(value) = document.pointer_mut(at) {
+        *value = new;
+    }
+    what
+}
+
+fn number(dice: &Dice) -> Value {
+    let all =
+        [json!(-1), json!(0), json!(1), json!(53), json!(65_535), json!(65_536), json!(u32::MAX), json!(u64::MAX)];
+    dice.pick(&all).clone()
+}
+
+fn string(old: &str, dice: &Dice) -> Value {
+    const STRINGS: [&str; 36] = [
+        "",
+        " ",
+        ".",
+        "..",
+        "/",
+        "a/b",
+        "a b",
+        "lo",
+        "eth0",
+        "eth1",
+        "podman33",
+        "\u{0}",
+        "\n",
+        "é",
+        "0",
+        "-1",
+        "1e9",
+        "true",
+        "99999999999999999999",
+        "0.0.0.0",
+        "255.255.255.255",
+        "127.0.0.1",
+        "224.0.0.1",
+        "10.89.7.1",
+        "10.89.7.255",
+        "::",
+        "::1",
+        "fe80::1",
+        "ff02::1",
+        "::ffff:10.89.7.5",
+        "0.0.0.0/0",
+        "::/0",
+        "10.89.7.0/31",
+        "10.89.0.0/16",
+        "sctp",
+        "ff:ff:ff:ff:ff:ff",
+    ];
+    match dice.below(4) {
+        0 | 1 => (*dice.pick(&STRINGS)).into(),
+        2 => old.repeat(1 + dice.below(300) as usize).into(),
+        _ => {
+            let mut bytes = old.as_bytes().to_vec();
+            if bytes.is_empty() {
+                bytes.push(b'x');
+            }
+            let at = dice.below(bytes.len() as u64) as usize;
+            match dice.below(3) {
+                0 => drop(bytes.remove(at)),
+                1 => bytes.insert(at, b"0f:./- "[dice.below(7) as usize]),
+                _ => bytes[at] ^= 1 << dice.below(7),
+            }
+            String::from_utf8_lossy(&bytes).into_owned().into()
+        }
+    }
+}
+
+/// In the text itself, so that it may be no JSON any more.
+fn damage(bytes: &mut Vec<u8>, dice: &Dice) -> String {
+    let at = dice.below(bytes.len() as u64) as usize;
+    match dice.below(3) {
+        0 => {
+            bytes.truncate(at);
+            format!("cut at byte {at}")
+        }
+        1 => {
+            bytes[at] = dice.below(256) as u8;
+            format!("byte {at} = {}", bytes[at])
+        }
+        _ => {
+            bytes.insert(at, dice.below(256) as u8);
+            format!("a byte put in at {at}")
+        }
+    }
+}
