@@ -14,7 +14,7 @@ use std::time::Instant;
 
 const TARGET: &str = "bpfel-unknown-none";
 /// Moves when the way of building changes in a manner that cargo does not see (`rustc.rs`).
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 pub fn run() -> Result<ExitCode> {
     let begun = Instant::now();
@@ -33,7 +33,7 @@ pub fn run() -> Result<ExitCode> {
 pub fn build() -> Result<bool> {
     let toolchain = toolchain()?;
     let directory = workspace::target().join("ebpf");
-    let built = build_in(&toolchain, &workspace::root(), &directory.join("build"), Stdio::inherit())?;
+    let built = build_in(&toolchain, &workspace::root(), &directory.join("cargo"), Stdio::inherit())?;
     let object = workspace::object();
     let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     if fs::read(&object).is_ok_and(|old| old == new) {
@@ -71,9 +71,11 @@ pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: S
     cargo.arg("--target-dir").arg(target_dir);
     cargo.env("RUSTC", &toolchain.compiler.rustc).env("RUSTC_BOOTSTRAP", "1");
     let xtask = std::env::current_exe().context("cannot tell where xtask lies")?;
-    cargo.env("RUSTC_WRAPPER", xtask).env(rustc::ENVIRONMENT, "1");
+    cargo.env("RUSTC_WRAPPER", xtask).env(rustc::ENVIRONMENT, root);
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker.path);
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, target_dir).join("\u{1f}"));
+    // Named here, as `.cargo/cc` has another path in every checkout and build scripts would be built again for it.
+    cargo.env(format!("CARGO_TARGET_{}_LINKER", toolchain.compiler.host_as_variable()), "cc");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags().join("\u{1f}"));
     let status = cargo.stdin(Stdio::null()).stdout(output).status();
     let status = status.with_context(|| format!("cannot start {}", toolchain.compiler.cargo.display()))?;
     if !status.success() {
@@ -83,14 +85,12 @@ pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: S
 }
 
 /// Debug information is what BTF is made from; it is the kernel's view of our types and lets the verifier quote lines.
-fn rust_flags(root: &Path, target_dir: &Path) -> Vec<String> {
+/// The same for every checkout, so that what is built of other crates serves all of them; our own paths: `rustc.rs`.
+fn rust_flags() -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cargo")));
     let mut flags = vec!["-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
-    let mapped = [(Some(root.to_owned()), "netpath"), (Some(target_dir.to_owned()), "target"), (cargo_home, "cargo")];
-    for (from, to) in mapped {
-        flags.extend(from.map(|f| format!("--remap-path-prefix={}=/{to}", f.display())));
-    }
+    flags.extend(cargo_home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     flags
 }
 

@@ -40,6 +40,11 @@ impl Compiler {
         self.version.lines().next().unwrap_or("rustc")
     }
 
+    /// The host's triple as cargo spells it in names of variables.
+    pub fn host_as_variable(&self) -> String {
+        field(&self.version, "host:").unwrap_or_default().to_uppercase().replace('-', "_")
+    }
+
     fn at(rustc: &Path) -> Option<Self> {
         let sysroot = output(rustc, &["--print", "sysroot"])?;
         let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
