@@ -18,8 +18,8 @@ const GROUPS: [&[&str]; 5] = [
 
 /// Foreign words that stop at a room: crate, and the only paths below `netpath/src` that may name it.
 const WORDS: [(&str, &[&str]); 3] = [
-    ("rtnetlink", &["link"]),
-    ("netlink_packet_route", &["link"]),
+    ("rtnetlink", &["link", "datapath"]),
+    ("netlink_packet_route", &["link", "datapath"]),
     ("aya", &["datapath/ebpf", "datapath/probe.rs", "observe"]),
 ];
 
@@ -66,8 +66,10 @@ fn in_netpath(inside: &Path, text: &str) -> Vec<(usize, String)> {
     let module = module_path(inside);
     let mut found = Vec::new();
     let from = module.first().map(String::as_str).unwrap_or_default();
+    // A test may build what it observes with any room.
+    let is_test = module.last().is_some_and(|m| m.ends_with("tests"));
     for (line, target) in imports(text, &module) {
-        if !may_import(from, &target) {
+        if !is_test && !may_import(from, &target) {
             found.push((line, format!("{from} may not use {target}")));
         }
     }
