@@ -68,7 +68,8 @@ impl Datapath for Ebpf {
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let pins = Pins::of(host.cookie);
-        if desired.records.is_empty() {
+        // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
+        if desired.ready().next().is_none() {
             return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         let mut changed = object::ensure(&pins)?;

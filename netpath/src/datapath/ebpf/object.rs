@@ -68,7 +68,8 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     let paths: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
     let mut loader = EbpfLoader::new();
     // Only UAPI structs are touched, nothing is relocated against the kernel's types.
-    loader.btf(None).verifier_log_level(VerifierLogLevel::DISABLE);
+    // The verifier is asked for its reasons only after it has refused a program.
+    loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
@@ -86,7 +87,19 @@ pub fn load_program(name: &str, program: &mut Program) -> Result<()> {
             return Err(Error::new(format!("cannot load program {name}")).because(format!("{:?}", other.prog_type())));
         }
     };
-    loaded.context(|| format!("cannot load program {name}")).map_err(|e| e.next("netpath doctor"))
+    loaded.map_err(|e| match e {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!(program = name, log, "refused by the verifier");
+            let why: Vec<&str> = log.lines().rev().filter(|l| !l.starts_with("processed ")).take(2).collect();
+            refused(name, format!("{io_error}: {}", why.into_iter().rev().collect::<Vec<_>>().join(" ")))
+        }
+        other => refused(name, other.to_string()),
+    })
+}
+
+fn refused(name: &str, why: String) -> Error {
+    Error::new(format!("cannot load program {name}")).because(why).next("netpath doctor; or NETPATH_DATAPATH=iptables")
 }
 
 /// Maps that live in pins: all but the constants of the programs and the ring of their log.
