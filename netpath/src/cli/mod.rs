@@ -10,9 +10,15 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+const ENVIRONMENT: &str = "\
+Environment:
+  NETPATH_DATAPATH  ebpf, iptables or none instead of the best that works
+  NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by itself it takes tcx where it can
+  RUST_LOG          what is logged on standard error, for example netpath=debug";
+
 /// The container network of this host
 #[derive(Parser)]
-#[command(name = "netpath", version, disable_help_subcommand = true)]
+#[command(name = "netpath", version, disable_help_subcommand = true, after_help = ENVIRONMENT)]
 struct Args {
     #[command(subcommand)]
     verb: Verb,

@@ -6,6 +6,7 @@
 
 use crate::model::error::{Context, Result};
 use netpath_common::layout::LAYOUT_VERSION;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;
@@ -140,6 +141,13 @@ fn ensure_bpffs() -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }
+    let what = || format!("cannot mount bpffs on {BPFFS}");
+    // Two that mount at once would hide each other's pins: whoever comes second has waited at the same bare directory.
+    let bare = fs::File::open(BPFFS).context(what)?;
+    let _turn = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e).context(what)?;
+    if bpffs_is_mounted() {
+        return Ok(());
+    }
     mount(
         Some("bpf"),
         BPFFS,
@@ -147,7 +155,7 @@ fn ensure_bpffs() -> Result<()> {
         MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
         Some("mode=0700"),
     )
-    .context(|| format!("cannot mount bpffs on {BPFFS}"))
+    .context(what)
     .map_err(|e| e.next("mount it at boot, or use another datapath with NETPATH_DATAPATH"))
 }
 
