@@ -43,6 +43,10 @@ mod tests {
         (!(sum as u16)).to_be_bytes()
     }
 
+    fn at(header: &[u8; 20], i: usize) -> [u8; 4] {
+        core::array::from_fn(|k| header[i + k])
+    }
+
     fn tuple<F: Family>(src: F::Addr, dst: F::Addr, sport: u16, dport: u16) -> Tuple<F> {
         Tuple { src, dst, sport: Be16::new(sport), dport: Be16::new(dport) }
     }
@@ -54,7 +58,7 @@ mod tests {
         ) {
             header[10..12].fill(0);
             let check = full(&header);
-            let old = tuple::<Ipv4>(header[12..16].try_into().unwrap(), header[16..20].try_into().unwrap(), 0, 0);
+            let old = tuple::<Ipv4>(at(&header, 12), at(&header, 16), 0, 0);
             header[12..16].copy_from_slice(&src);
             header[16..20].copy_from_slice(&dst);
             let changed = replaced(check, u64::from(old.address_difference(&tuple::<Ipv4>(src, dst, 0, 0))));

@@ -39,6 +39,7 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn flow(t: &Tuple<Self>, next: Next) -> Self::Flow;
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
     fn next(flow: &Self::Flow) -> &Next;
+    fn next_mut(flow: &mut Self::Flow) -> &mut Next;
 
     /// The container's address, unset where the rule does not serve this family.
     fn target(rule: &Rule) -> Self::Addr;
@@ -162,6 +163,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn next_mut(f: &mut Flow4) -> &mut Next {
+        &mut f.next
+    }
+
+    #[inline(always)]
     fn target(rule: &Rule) -> V4 {
         rule.to4
     }
@@ -247,6 +253,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn next(f: &Flow6) -> &Next {
         &f.next
+    }
+
+    #[inline(always)]
+    fn next_mut(f: &mut Flow6) -> &mut Next {
+        &mut f.next
     }
 
     #[inline(always)]

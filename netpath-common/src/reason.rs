@@ -10,6 +10,12 @@ macro_rules! reasons {
         impl Reason {
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
 
+            /// The reason with the number `n`; [`Reason::NotOurs`] for a number that is none.
+            #[inline(always)]
+            pub const fn at(n: u32) -> Self {
+                match n { $($n => Reason::$name,)* _ => Reason::NotOurs }
+            }
+
             /// The word for people and for JSON keys.
             pub const fn word(self) -> &'static str {
                 match self { $(Reason::$name => $word,)* }
@@ -65,6 +71,7 @@ mod tests {
         for (i, a) in Reason::ALL.iter().enumerate() {
             assert_eq!(i, *a as usize);
             assert!((*a as u32) < SLOTS);
+            assert_eq!(*a, Reason::at(*a as u32));
             assert!(Reason::ALL[..i].iter().all(|b| b.word() != a.word()));
         }
     }

@@ -1,38 +1,97 @@
-//! The programs that carry netpath's packets.
+//! The programs that carry netpath's packets: published ports, masquerade, hairpin, isolation, and the host's own sockets.
+//!
+//! Each entry point reads as the walk it performs: parse, decide, rewrite, forward. Decisions are in `netpath-common`,
+//! where they are tested without a kernel. A packet that is not ours is left unchanged to the next program and the stack.
+//! Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
+// `asm!` for the BPF machine (rust-lang/rust#93335), for one barrier in `packet.rs`.
+#![feature(asm_experimental_arch)]
 
+mod bridge;
+mod desk;
+mod flows;
+mod global;
+mod host;
+mod lo;
 mod maps;
+mod packet;
+mod rules;
+mod socket;
+mod uplink;
+mod verdict;
+mod wire;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
-macro_rules! tc { ($($n:ident)*) => {$(
-    #[classifier]
-    pub fn $n(ctx: TcContext) -> i32 { let _ = ctx; touch(); TC_ACT_UNSPEC }
-)*} }
-tc!(np_uplink_in np_uplink_in_l3 np_uplink_out np_bridge_in np_lo_in);
+use socket::{Sock4, Sock6};
 
-#[inline(always)]
-fn touch() {
-    let _ = maps::CONFIG.get(0);
+/// `__sk_buff::protocol`, as it lies on the wire (`include/uapi/linux/if_ether.h`).
+const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
+const ETH_P_IPV6: u32 = (0x86ddu16).to_be() as u32;
+
+/// Ingress of an uplink: published ports in, answers to masqueraded flows back.
+#[classifier]
+pub fn np_uplink_in(ctx: TcContext) -> i32 {
+    verdict::count(&ctx, uplink::ingress(&ctx, packet::ETHERNET))
 }
 
-macro_rules! sock { ($($n:ident $at:ident)*) => {$(
-    #[cgroup_sock_addr($at)]
-    pub fn $n(ctx: SockAddrContext) -> i32 { let _ = ctx; 1 }
-)*} }
-sock!(np_connect4 connect4 np_connect6 connect6 np_sendmsg4 sendmsg4 np_sendmsg6 sendmsg6 np_recvmsg4 recvmsg4 np_recvmsg6 recvmsg6 np_getpeername4 getpeername4 np_getpeername6 getpeername6);
+/// The same for an uplink without Ethernet.
+#[classifier]
+pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
+    verdict::count(&ctx, uplink::ingress(&ctx, 0))
+}
 
-#[unsafe(no_mangle)]
-pub static NP_FIB_SRC: u8 = 0;
+/// Egress of an uplink: nothing of a masqueraded network leaves untranslated. What is let through was counted on its
+/// way in, if it came in at all.
+#[classifier]
+pub fn np_uplink_out(ctx: TcContext) -> i32 {
+    let verdict = uplink::egress(&ctx);
+    if verdict.action == verdict::NOT_OURS.action { verdict.action } else { verdict::count(&ctx, verdict) }
+}
 
+/// Ingress of a bridge: what containers send.
+#[classifier]
+pub fn np_bridge_in(ctx: TcContext) -> i32 {
+    verdict::count(&ctx, bridge::ingress(&ctx))
+}
+
+/// Ingress of `lo`: clients of the host that the programs below leave alone.
+#[classifier]
+pub fn np_lo_in(ctx: TcContext) -> i32 {
+    verdict::count(&ctx, lo::ingress(&ctx))
+}
+
+/// Always 1: the call goes on, to the address that was put in or to the caller's own.
+macro_rules! sock_addr {
+    ($($(#[$doc:meta])* $hook:ident $name:ident = $walk:expr;)*) => { $(
+        $(#[$doc])*
+        #[cgroup_sock_addr($hook)]
+        pub fn $name(ctx: SockAddrContext) -> i32 {
+            $walk(&ctx);
+            1
+        }
+    )* };
+}
+
+sock_addr! {
+    connect4 np_connect4 = socket::connect::<Sock4>;
+    connect6 np_connect6 = socket::connect::<Sock6>;
+    sendmsg4 np_sendmsg4 = socket::sendmsg::<Sock4>;
+    sendmsg6 np_sendmsg6 = socket::sendmsg::<Sock6>;
+    recvmsg4 np_recvmsg4 = socket::give_back::<Sock4>;
+    recvmsg6 np_recvmsg6 = socket::give_back::<Sock6>;
+    getpeername4 np_getpeername4 = socket::give_back::<Sock4>;
+    getpeername6 np_getpeername6 = socket::give_back::<Sock6>;
+}
+
+/// `bpf_fib_lookup` and others are open to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-#[cfg(not(test))]
+/// Never reached: the verifier would refuse the loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -3,8 +3,11 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use netpath_common::addr::Addr;
+use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
 use netpath_common::reason;
+
+use crate::desk::Desk;
 
 /// Control maps are written by the control plane alone (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
 const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
@@ -41,3 +44,8 @@ pub static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(FLO
 pub static SOCK: LruHashMap<SockKey, SockOrigin> = LruHashMap::with_max_entries(SOCKS, 0);
 #[map(name = "np_count")]
 pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
+
+#[map(name = "np_desk4")]
+pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "np_desk6")]
+pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);

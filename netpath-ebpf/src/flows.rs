@@ -1,0 +1,168 @@
+//! The flow table: finding, following and beginning flows.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::programs::TcContext;
+use netpath_common::addr::Be16;
+use netpath_common::flow;
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
+use netpath_common::ports::{PORT_TRIES, candidate};
+use netpath_common::reason::Reason;
+
+use crate::desk::{self, Making};
+use crate::global::global;
+use crate::verdict::{self, Verdict};
+use crate::wire::Wire;
+use crate::{host, maps};
+
+/// Seconds of CLOCK_MONOTONIC, a tick old at most.
+#[inline(always)]
+pub fn now_s() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+global! {
+    /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
+    /// adds to the flow's state is written down.
+    pub fn follow(side: u32) -> u32 as np_follow4, np_follow6 = follow_flow;
+
+    /// Tries `port` as the source port of the flow in the making; 1 if it is the flow's now.
+    fn take_port(port: u32) -> u32 as np_take_port4, np_take_port6 = take;
+}
+
+#[inline(always)]
+fn follow_flow<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+    let proto = packet.ip.proto;
+    let key = F::key(&packet.tuple, proto, side as u8);
+    let Some(found) = F::flows().get_ptr_mut(&key) else { return 0 };
+    // SAFETY: a map value. It is copied at once, since another processor may recycle it: LRU entries are not kept for
+    // their readers.
+    let flow = unsafe { &*found };
+    hop.to = F::translated(flow);
+    hop.next = *F::next(flow);
+    let now_s = now_s();
+    let next = &hop.next;
+    if flow::has_expired(proto, next, now_s) {
+        return 0;
+    }
+    let state = flow::seen(next.state, packet.tcp_flags);
+    let anew = flow::begins_anew(next.state, packet.tcp_flags);
+    if !anew && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
+        return 1;
+    }
+    let twin_key = F::key(&hop.to.reversed(), proto, next.twin_side);
+    if anew {
+        let _ = F::flows().remove(&twin_key);
+        return 0;
+    }
+    touch::<F>(found, state, now_s);
+    if let Some(twin) = F::flows().get_ptr_mut(&twin_key) {
+        // SAFETY: a map value.
+        let old = unsafe { F::next(&*twin).state };
+        touch::<F>(twin, old | (state & !flow::REPLY_HALF), now_s);
+    }
+    1
+}
+
+#[inline(always)]
+fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now_s: u32) {
+    // SAFETY: a map value; both writes are of one word, so that no reader sees half of one.
+    unsafe {
+        let next = F::next_mut(&mut *flow);
+        next.last_seen_s = now_s;
+        next.state = state;
+    }
+}
+
+/// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the
+/// planned one is looked for when that one is taken, by a flow or (`spare_sockets`) by a socket of the host.
+#[inline(always)]
+pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> Verdict {
+    const FULL: Verdict = verdict::drop(Reason::DropPortsExhausted);
+    let (Some(config), Some(making)) = (maps::CONFIG.get(0), desk::making::<F>()) else { return FULL };
+    making.spare_sockets = spare_sockets;
+    making.now_s = now_s();
+    making.twin = making.plan.twin(making.now_s);
+    let own = making.plan.to.sport.value();
+    // SAFETY: no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    for i in 0..PORT_TRIES {
+        let port = candidate(own, config.port_min, config.port_max, random, i);
+        if take_port::<F>(ctx, u32::from(port)) != 0 {
+            return verdict::begun(reason);
+        }
+    }
+    FULL
+}
+
+/// The answering half goes first: it reserves the port. Nothing is left in the table if the other one fails.
+#[inline(always)]
+fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
+    let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
+    let plan = &mut making.plan;
+    plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
+    making.twin_key = plan.twin_key();
+    if making.spare_sockets && host::has_socket(ctx, &plan.to.reversed(), plan.proto) {
+        return 0;
+    }
+    if !reserve(making) {
+        return 0;
+    }
+    making.key = making.plan.key();
+    making.flow = making.plan.flow(making.now_s);
+    if F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
+        let _ = F::flows().remove(&making.twin_key);
+        return 0;
+    }
+    if making.plan.twin_side == SIDE_UPLINK {
+        mark_port::<F>(making.plan.proto, port);
+    }
+    hop.to = making.plan.to;
+    hop.next = *F::next(&making.flow);
+    verdict::log_flow::<F>(ctx);
+    1
+}
+
+#[inline(always)]
+fn reserve<F: Wire>(making: &Making<F>) -> bool {
+    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    let Some(there) = F::flows().get_ptr(&making.twin_key) else { return false };
+    // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
+    let there = unsafe { &*there };
+    // Two processors may both take over the same expired entry; the later one's flow stays whole, the earlier one's
+    // first answer is lost and sent again.
+    (making.plan.owns(there) || flow::has_expired(making.plan.proto, F::next(there), making.now_s))
+        && F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Remembers that answers may come to `port`.
+#[inline(always)]
+fn mark_port<F: Wire>(proto: u8, port: u32) {
+    let Some(marks) = maps::NAT_PORT.get_ptr_mut(port) else { return };
+    // SAFETY: a map value; single bytes, only ever set.
+    unsafe {
+        match proto {
+            PROTO_TCP => (*marks).tcp = 1,
+            PROTO_UDP => (*marks).udp = 1,
+            _ if F::IS_V4 => (*marks).icmp = 1,
+            _ => (*marks).icmp6 = 1,
+        }
+    }
+}
+
+/// Whether an answer to a masqueraded flow may be addressed to `port`.
+#[inline(always)]
+pub fn is_marked<F: Wire>(proto: u8, port: u16) -> bool {
+    let Some(marks) = maps::NAT_PORT.get(u32::from(port)) else { return false };
+    let mark = match proto {
+        PROTO_TCP => marks.tcp,
+        PROTO_UDP => marks.udp,
+        _ if F::IS_V4 => marks.icmp,
+        _ => marks.icmp6,
+    };
+    mark != 0
+}

@@ -1,0 +1,128 @@
+//! Questions to the kernel about the host: its addresses, routes and sockets.
+
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup};
+use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS};
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext, Global};
+use netpath_common::family::{Kind, Tuple};
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+
+use crate::global::global;
+use crate::wire::Wire;
+use crate::{desk, maps, packet};
+
+/// `netpath_common::layout::global::FIB_SRC`.
+#[unsafe(no_mangle)]
+pub static NP_FIB_SRC: Global<u8> = Global::new(0);
+
+/// `include/net/tcp_states.h`.
+const TCP_LISTEN: u32 = 10;
+
+global! {
+    /// 1 if the packet on the desk is addressed to one of the host's own addresses. The map answers for those that the
+    /// control plane has seen, the kernel for one that came since.
+    pub fn is_local() -> u32 as np_is_local4, np_is_local6 = ask_local;
+
+    /// The device towards the destination of the packet on the desk; 0 = none. Where the kernel tells (6.7), the address
+    /// that the host would send from is `to`'s source of the flow in the making; else that is unset.
+    pub fn route() -> u32 as np_route4, np_route6 = ask_route;
+
+    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk.
+    pub fn has_connection() -> u32 as np_connection4, np_connection6 = ask_connection;
+}
+
+#[inline(always)]
+fn ask_local<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    let dst = &packet.tuple.dst;
+    if F::kind(dst) == Kind::Local {
+        return 0;
+    }
+    // SAFETY: the reference is not kept.
+    if unsafe { maps::LOCAL.get(F::mapped(*dst)) }.is_some() {
+        return 1;
+    }
+    // Not forwarded: the kernel keeps it. Broadcasts never come here, the frame would not be addressed to us alone.
+    u32::from(look_up::<F>(ctx, &packet.tuple, 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
+}
+
+#[inline(always)]
+fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+    let knows_source = NP_FIB_SRC.load() != 0;
+    let flags = if knows_source { BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
+    let ret = look_up::<F>(ctx, &packet.tuple, flags);
+    // The neighbour is resolved by bpf_redirect_neigh.
+    if ret != i64::from(BPF_FIB_LKUP_RET_SUCCESS) && ret != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        return 0;
+    }
+    let Some(fib) = desk::fib::<F>() else { return 0 };
+    making.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
+    fib.ifindex
+}
+
+#[inline(always)]
+fn look_up<F: Wire>(ctx: &TcContext, tuple: &Tuple<F>, flags: u32) -> i64 {
+    let Some(fib) = desk::fib::<F>() else { return -1 };
+    // SAFETY: plain integers, for which zero is valid.
+    *fib = unsafe { core::mem::zeroed() };
+    F::fill_fib(fib, &tuple.src, &tuple.dst);
+    fib.ifindex = packet::ifindex(ctx);
+    // SAFETY: the helper reads and writes within the size given.
+    unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
+}
+
+/// Whether a socket of the host would take a packet with this tuple. Echo has none to ask for.
+#[inline(always)]
+pub fn has_socket<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>, proto: u8) -> bool {
+    match proto {
+        PROTO_TCP => tcp_state(ctx, arriving) != 0,
+        PROTO_UDP => udp_peer_port(ctx, arriving).is_some(),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn ask_connection<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    u32::from(match packet.ip.proto {
+        PROTO_TCP => !matches!(tcp_state(ctx, &packet.tuple), 0 | TCP_LISTEN),
+        PROTO_UDP => matches!(udp_peer_port(ctx, &packet.tuple), Some(port) if port != 0),
+        _ => false,
+    })
+}
+
+/// The state of the TCP socket that would take a packet with this tuple, 0 = there is none.
+#[inline(always)]
+fn tcp_state<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>) -> u32 {
+    let Some(tuple) = desk::sock::<F>() else { return 0 };
+    let size = F::fill_sock(tuple, arriving);
+    // SAFETY: the helper reads `size` bytes of the tuple; the socket is released before it is forgotten.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
+        if socket.is_null() {
+            return 0;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// The peer's port of the UDP socket that would take a packet with this tuple, 0 = it is not connected.
+#[inline(always)]
+fn udp_peer_port<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>) -> Option<u16> {
+    let tuple = desk::sock::<F>()?;
+    let size = F::fill_sock(tuple, arriving);
+    // SAFETY: as above.
+    unsafe {
+        let socket = bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
+        if socket.is_null() {
+            return None;
+        }
+        let port = (*socket).dst_port;
+        bpf_sk_release(socket.cast());
+        Some(port)
+    }
+}

@@ -1,0 +1,99 @@
+//! Ingress of `lo`: clients on the host that bound a source address themselves, which the sock_addr programs leave alone.
+//!
+//! Their packets get the bridge's address as source, so that the container can answer; the answers go back into `lo`
+//! (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::family::{Ipv4, Ipv6, Kind as AddressKind};
+use netpath_common::flow;
+use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_PEER, SIDE_BRIDGE, SIDE_LO};
+use netpath_common::pair::Way;
+use netpath_common::reason::Reason;
+
+use crate::desk::{self, Making};
+use crate::global::global;
+use crate::packet::{ETHERNET, Kind, Packet};
+use crate::verdict::{self, NOT_OURS, Verdict};
+use crate::wire::Wire;
+use crate::{ETH_P_IP, ETH_P_IPV6, flows, maps, packet, rules};
+
+#[inline(always)]
+pub fn ingress(ctx: &TcContext) -> Verdict {
+    match ctx.skb.protocol() {
+        ETH_P_IP => Verdict::unpack(arrive4(ctx)),
+        ETH_P_IPV6 => Verdict::unpack(arrive6(ctx)),
+        _ => NOT_OURS,
+    }
+}
+
+// Functions of their own, so that the families do not share a stack frame: there are 512 bytes.
+#[inline(never)]
+fn arrive4(ctx: &TcContext) -> u64 {
+    arrive::<Ipv4>(ctx).pack()
+}
+
+#[inline(never)]
+fn arrive6(ctx: &TcContext) -> u64 {
+    arrive::<Ipv6>(ctx).pack()
+}
+
+#[inline(always)]
+fn arrive<F: Wire>(ctx: &TcContext) -> Verdict {
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
+    if !packet::parse(ctx, ETHERNET, packet) {
+        return NOT_OURS;
+    }
+    verdict::conclude::<F>(ctx, walk(ctx, packet))
+}
+
+#[inline(always)]
+fn walk<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+    if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
+        return NOT_OURS;
+    }
+    let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
+    if slot == 0 {
+        return NOT_OURS;
+    }
+    if flows::follow::<F>(ctx, u32::from(SIDE_LO)) != 0 {
+        return verdict::FOLLOWED;
+    }
+    if packet.kind == Kind::Tcp && !flow::is_syn(packet.tcp_flags) {
+        return NOT_OURS;
+    }
+    Verdict::unpack(dial::<F>(ctx, slot))
+}
+
+global! {
+    /// The first packet to a published port; gives a packed verdict.
+    fn dial(slot: u32) -> u64 as np_dial4, np_dial6 = begin_dialled;
+}
+
+#[inline(always)]
+fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    // What travels over lo is addressed to the host.
+    let bridge = rules::aim::<F>(ctx, slot, 1);
+    // SAFETY: the reference is not kept.
+    let Some(net) = (unsafe { maps::NETWORK.get(bridge) }) else { return NOT_OURS.pack() };
+    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
+    plan.to.src = F::gateway(net);
+    if F::is_unset(&plan.to.src) {
+        return NOT_OURS.pack();
+    }
+    if let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu) {
+        return verdict::stack(reason).pack();
+    }
+    if plan.there.forward == FORWARD_PEER {
+        plan.there.forward = FORWARD_EGRESS;
+    }
+    plan.from = packet.tuple;
+    plan.to.sport = packet.tuple.sport;
+    plan.side = SIDE_LO;
+    plan.twin_side = SIDE_BRIDGE;
+    plan.proto = packet.ip.proto;
+    plan.origin = Reason::FlowLoopback as u8;
+    // No hardware address: lo's own is zero, and a frame to another would not be taken.
+    plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..Way::default() };
+    flows::begin::<F>(ctx, true, Reason::FlowLoopback).pack()
+}

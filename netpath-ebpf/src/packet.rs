@@ -1,0 +1,222 @@
+//! Reading and writing packets. Values are copied out before anything is written: no pointer into a packet outlives
+//! a helper call.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use netpath_common::addr::Be16;
+use netpath_common::family::{Family, Tuple};
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+
+use crate::wire::{Ip, Wire};
+
+/// Ethernet, in front of the network header.
+pub const ETHERNET: usize = 14;
+
+/// `__sk_buff::pkt_type`: addressed to this host (`include/uapi/linux/if_packet.h`).
+const PACKET_HOST: u32 = 0;
+
+/// Bytes that are made linear if they are not: a network header with options, and a transport header.
+const HEADERS: u32 = 100;
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    Tcp,
+    Udp,
+    EchoRequest,
+    EchoReply,
+    /// Only the addresses of the tuple are set.
+    Fragment,
+    /// Another protocol, or a transport header that is cut short. Only the addresses of the tuple are set.
+    Other,
+}
+
+pub struct Packet<F: Family> {
+    pub tuple: Tuple<F>,
+    pub ip: Ip,
+    pub kind: Kind,
+    pub tcp_flags: u8,
+    pub l3: usize,
+    /// Network and transport headers: what each segment of a GSO packet has besides its payload.
+    pub headers: u32,
+}
+
+/// The `T` at `offset`, if the packet is that long; not to be used after a helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network
+/// headers on such boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
+#[inline(always)]
+pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
+    // A bound for the verifier, and no loss: headers end before.
+    if offset > 512 {
+        return None;
+    }
+    let mut at = ctx.data() + offset;
+    // One register for the check and the access: made up twice, the sum would be two pointers to the verifier.
+    // (With no instruction in it, the line table would have two lines at one place, which the kernel refuses.)
+    // SAFETY: the register keeps its value.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    if at + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
+    Some(unsafe { &*(at as *const T) })
+}
+
+#[inline(always)]
+pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), ()> {
+    // SAFETY: the helper checks offset and length against the packet.
+    let ret = unsafe {
+        bpf_skb_store_bytes(ctx.skb.skb, offset as u32, core::ptr::from_ref(value).cast(), size_of::<T>() as u32, flags)
+    };
+    if ret == 0 { Ok(()) } else { Err(()) }
+}
+
+/// Whether the frame is untagged and addressed to this host. In promiscuous mode the hooks see the frames of others too,
+/// and on a parent of a VLAN the frames of that VLAN.
+#[inline(always)]
+pub fn is_for_us(ctx: &TcContext) -> bool {
+    // SAFETY: context fields, read-only.
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && (*ctx.skb.skb).vlan_present == 0 }
+}
+
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: a context field, read-only.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+pub fn gso_size(ctx: &TcContext) -> u32 {
+    // SAFETY: a context field, read-only.
+    unsafe { (*ctx.skb.skb).gso_size }
+}
+
+/// Fills `packet`; false if this is no whole IP packet of the family.
+#[inline(always)]
+pub fn parse<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
+    let linear = ctx.data_end().wrapping_sub(ctx.data()) as u32;
+    let len = ctx.len();
+    if linear < HEADERS && linear < len {
+        // SAFETY: pointers into the packet are taken after this.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, if len < HEADERS { len } else { HEADERS }) };
+    }
+    packet.l3 = l3;
+    // A packet cut short is the stack's to drop. (Longer is right: short frames are padded.)
+    if !F::header(ctx, l3, packet) || packet.ip.len.wrapping_add(l3 as u32) > len {
+        return false;
+    }
+    packet.kind = if packet.ip.fragment { Kind::Fragment } else { transport(ctx, packet) };
+    true
+}
+
+/// Reads the ports, flags and header length of a transport header that is whole.
+#[inline(always)]
+fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
+    let l4 = packet.ip.l4;
+    let headers = (l4 - packet.l3) as u32;
+    let len = packet.ip.len;
+    match packet.ip.proto {
+        PROTO_TCP => {
+            let Some(h) = at::<Tcp>(ctx, l4) else { return Kind::Other };
+            packet.headers = headers + u32::from(h.offset >> 4) * 4;
+            if h.offset >> 4 < 5 || packet.headers > len {
+                return Kind::Other;
+            }
+            (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
+            packet.tcp_flags = h.flags;
+            Kind::Tcp
+        }
+        PROTO_UDP => {
+            let Some(h) = at::<Udp>(ctx, l4) else { return Kind::Other };
+            packet.headers = headers + 8;
+            if packet.headers > len {
+                return Kind::Other;
+            }
+            (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
+            Kind::Udp
+        }
+        p if p == F::ICMP => {
+            let Some(h) = at::<Echo>(ctx, l4) else { return Kind::Other };
+            packet.headers = headers + 8;
+            if packet.headers > len || h.code != 0 {
+                return Kind::Other;
+            }
+            (packet.tuple.sport, packet.tuple.dport) = (h.id, h.id);
+            match h.kind {
+                k if k == F::ECHO_REQUEST => Kind::EchoRequest,
+                k if k == F::ECHO_REPLY => Kind::EchoReply,
+                _ => Kind::Other,
+            }
+        }
+        _ => Kind::Other,
+    }
+}
+
+/// `packet` becomes `to`, one hop older. An error leaves it half written.
+#[inline(always)]
+pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, to: &Tuple<F>) -> Result<(), ()> {
+    let from = &packet.tuple;
+    let l4 = packet.ip.l4;
+    let (check, pseudo) = match packet.kind {
+        Kind::Tcp => (l4 + 16, u64::from(BPF_F_PSEUDO_HDR)),
+        // A UDP checksum of zero means none, and stays (RFC 768; for IPv6 tunnels RFC 6935).
+        Kind::Udp => (l4 + 6, u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0)),
+        _ => (l4 + 2, u64::from(BPF_F_PSEUDO_HDR)),
+    };
+    let is_echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
+    F::write_header(ctx, packet.l3, &packet.ip, from, to)?;
+    // ICMP for IPv4 has no pseudo-header (RFC 792).
+    if !(F::IS_V4 && is_echo) {
+        replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), pseudo)?;
+    }
+    if is_echo {
+        if from.sport != to.sport {
+            let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
+            replace_checksum(ctx, check, u64::from(old), u64::from(new), 2)?;
+            store(ctx, l4 + 4, &to.sport, 0)?;
+        }
+    } else if from.ports() != to.ports() {
+        let mangled = pseudo & u64::from(BPF_F_MARK_MANGLED_0);
+        replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4)?;
+        store(ctx, l4, &to.ports(), 0)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u64) -> Result<(), ()> {
+    // SAFETY: the helper checks the offset against the packet.
+    if unsafe { bpf_l4_csum_replace(ctx.as_ptr().cast(), at as u32, from, to, flags) } == 0 { Ok(()) } else { Err(()) }
+}
+
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Tcp {
+    sport: Be16,
+    dport: Be16,
+    numbers: [u8; 8],
+    offset: u8,
+    flags: u8,
+    window: [u8; 2],
+    check: [u8; 2],
+    urgent: [u8; 2],
+}
+
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Udp {
+    sport: Be16,
+    dport: Be16,
+    len: [u8; 2],
+    check: [u8; 2],
+}
+
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Echo {
+    kind: u8,
+    code: u8,
+    check: [u8; 2],
+    id: Be16,
+    sequence: [u8; 2],
+}

@@ -1,0 +1,94 @@
+//! Which publish answers a packet.
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::addr::{Addr, Be16};
+use netpath_common::layout::{Endpoint, FORWARD_NEIGH, FORWARD_PEER, PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule};
+use netpath_common::pair::Way;
+use netpath_common::rule::{Answer, container_port, covers};
+
+use crate::global::global;
+use crate::wire::Wire;
+use crate::{desk, host, maps};
+
+/// The first rule of a port, 0 = the port is not published.
+#[inline(always)]
+pub fn slot(proto: u8, port: u16) -> u32 {
+    let table = match proto {
+        PROTO_TCP => &maps::PORT_TCP,
+        PROTO_UDP => &maps::PORT_UDP,
+        _ => return 0,
+    };
+    table.get(u32::from(port)).copied().unwrap_or(0)
+}
+
+/// The rule of the chain at `slot` that serves `host`:`port` in a family for which `serves` holds, and whether it does so
+/// only if `host` is one of the host's own addresses.
+#[inline(always)]
+pub fn find(
+    slot: u32,
+    host: &Addr,
+    port: u16,
+    proto: u8,
+    serves: impl Fn(&Rule) -> bool,
+) -> Option<(&'static Rule, bool)> {
+    let mut at = slot;
+    for _ in 0..RULE_CHAIN {
+        if at == 0 {
+            return None;
+        }
+        let rule = maps::RULE.get(at)?;
+        let answer = covers(rule, host, port, proto);
+        if answer != Answer::No && serves(rule) {
+            return Some((rule, answer == Answer::IfLocal));
+        }
+        at = rule.next;
+    }
+    None
+}
+
+global! {
+    /// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its
+    /// `to`'s destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it.
+    /// `local` = 1: the packet is known to be addressed to the host.
+    pub fn aim(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
+
+    /// The way to the sender of the packet on the desk, as `back` of the flow in the making.
+    pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
+}
+
+#[inline(always)]
+fn aim_flow<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
+    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+    let port = packet.tuple.dport.value();
+    let host = F::mapped(packet.tuple.dst);
+    let Some((rule, if_local)) = find(slot, &host, port, packet.ip.proto, |r| !F::is_unset(&F::target(r))) else {
+        return 0;
+    };
+    if if_local && local == 0 && host::is_local::<F>(ctx) == 0 {
+        return 0;
+    }
+    let plan = &mut making.plan;
+    plan.to.dst = F::target(rule);
+    plan.to.dport = Be16::new(container_port(rule, port));
+    set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
+    rule.bridge
+}
+
+#[inline(always)]
+fn home<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
+    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+    set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge);
+    1
+}
+
+/// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
+#[inline(always)]
+fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) {
+    // SAFETY: the reference is not kept.
+    *way = match unsafe { maps::ENDPOINT.get(F::mapped(*address)) } {
+        Some(&Endpoint { veth, mac, bridge_mac, mtu, .. }) => {
+            Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward: FORWARD_PEER, mtu: mtu as u16 }
+        }
+        None => Way { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..Way::default() },
+    };
+}

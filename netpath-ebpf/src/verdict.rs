@@ -1,0 +1,195 @@
+//! What becomes of a packet: sending it on, counting and logging.
+
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head};
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::{debug, info};
+use netpath_common::addr::Mac;
+use netpath_common::family::Family;
+use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, Next};
+use netpath_common::policy::fits;
+use netpath_common::reason::Reason;
+
+use crate::global::global;
+use crate::packet::{self, ETHERNET, Packet};
+use crate::wire::Wire;
+use crate::{desk, maps};
+
+/// A decision: the classifier's return value, and why.
+#[derive(Clone, Copy)]
+pub struct Verdict {
+    pub action: i32,
+    pub reason: Reason,
+}
+
+impl Verdict {
+    /// A function of the BPF machine returns one register.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        (self.action as u32 as u64) | ((self.reason as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        Self { action: packed as u32 as i32, reason: Reason::at((packed >> 32) as u32) }
+    }
+}
+
+/// Unchanged to the next program and the stack.
+#[inline(always)]
+pub const fn stack(reason: Reason) -> Verdict {
+    Verdict { action: TC_ACT_UNSPEC, reason }
+}
+
+pub const NOT_OURS: Verdict = stack(Reason::NotOurs);
+
+#[inline(always)]
+pub const fn drop(reason: Reason) -> Verdict {
+    Verdict { action: TC_ACT_SHOT, reason }
+}
+
+/// The packet's flow was just written down, its hop is on the desk: the verdict of functions that make flows.
+#[inline(always)]
+pub const fn begun(reason: Reason) -> Verdict {
+    Verdict { action: TC_ACT_REDIRECT, reason }
+}
+
+/// The packet goes on by the hop on the desk.
+pub const FOLLOWED: Verdict = begun(Reason::Redirected);
+
+/// Ends the walk of a packet: sends it by its hop if it has one, says so if it is dropped.
+#[inline(always)]
+pub fn conclude<F: Wire>(ctx: &TcContext, mut verdict: Verdict) -> Verdict {
+    if verdict.action == TC_ACT_REDIRECT {
+        verdict = Verdict::unpack(forward::<F>(ctx, verdict.reason as u32));
+    }
+    if verdict.action == TC_ACT_SHOT {
+        log_drop::<F>(ctx, verdict.reason as u32);
+    }
+    verdict
+}
+
+#[inline(always)]
+pub fn count(ctx: &TcContext, verdict: Verdict) -> i32 {
+    if let Some(slot) = maps::COUNT.get_ptr_mut(verdict.reason as u32) {
+        // SAFETY: this processor's own slot.
+        unsafe {
+            (*slot).packets += 1;
+            (*slot).bytes += u64::from(ctx.len());
+        }
+    }
+    verdict.action
+}
+
+/// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
+///
+/// Into a container there is no limit of size: what has come in here can be received there.
+#[inline(always)]
+pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
+    if packet.ip.ttl <= 1 {
+        return Some(Reason::StackTtl);
+    }
+    let len = ctx.len() - packet.l3 as u32;
+    if forward == FORWARD_NEIGH && !fits(len, packet::gso_size(ctx), packet.headers, u32::from(mtu)) {
+        return Some(Reason::StackMtu);
+    }
+    None
+}
+
+global! {
+    /// Translates and sends the packet on the desk by the hop there; gives a packed verdict.
+    fn forward(reason: u32) -> u64 as np_forward4, np_forward6 = translate_and_send;
+
+    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
+    pub fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
+}
+
+#[inline(always)]
+fn translate_and_send<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
+    let next = &hop.next;
+    if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
+        return stack(reason).pack();
+    }
+    let done = packet::rewrite(ctx, packet, &hop.to);
+    if done.is_err() || (next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err()) {
+        return drop(Reason::DropRewrite).pack();
+    }
+    // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
+    let action = unsafe {
+        match next.forward {
+            FORWARD_NEIGH => bpf_redirect_neigh(next.ifindex, core::ptr::null_mut(), 0, 0),
+            FORWARD_INGRESS => bpf_redirect(next.ifindex, u64::from(BPF_F_INGRESS)),
+            FORWARD_EGRESS => bpf_redirect(next.ifindex, 0),
+            _ => bpf_redirect_peer(next.ifindex, 0),
+        }
+    };
+    Verdict { action: action as i32, reason: Reason::at(reason) }.pack()
+}
+
+#[repr(C)]
+struct Addresses {
+    dmac: Mac,
+    smac: Mac,
+}
+
+#[repr(C)]
+struct Frame {
+    dmac: Mac,
+    smac: Mac,
+    protocol: [u8; 2],
+}
+
+/// Writes the hardware addresses, and a whole Ethernet header for a packet that came without one.
+#[inline(always)]
+fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, next: &Next) -> Result<(), ()> {
+    if packet.l3 == ETHERNET {
+        return packet::store(ctx, 0, &Addresses { dmac: next.dmac, smac: next.smac }, 0);
+    }
+    // SAFETY: pointers into the packet are not kept.
+    if unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET as u32, 0) } != 0 {
+        return Err(());
+    }
+    let protocol: u16 = if F::IS_V4 { 0x0800 } else { 0x86dd };
+    packet::store(ctx, 0, &Frame { dmac: next.dmac, smac: next.smac, protocol: protocol.to_be_bytes() }, 0)
+}
+
+#[inline(always)]
+fn tell_drop<F: Wire>(ctx: &TcContext, reason: u32) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    let t = &packet.tuple;
+    info!(
+        ctx,
+        "drop reason={} proto={} src={:i} sport={} dst={:i} dport={} ifindex={}",
+        reason,
+        packet.ip.proto,
+        F::shown(&t.src),
+        t.sport.value(),
+        F::shown(&t.dst),
+        t.dport.value(),
+        packet::ifindex(ctx)
+    );
+    1
+}
+
+#[inline(always)]
+fn tell_flow<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(making) = desk::making::<F>() else { return 0 };
+    let plan = &making.plan;
+    let (from, to) = (&plan.from, &plan.to);
+    debug!(
+        ctx,
+        "flow origin={} proto={} src={:i} sport={} dst={:i} dport={} to_src={:i} to_sport={} to_dst={:i} to_dport={}",
+        plan.origin,
+        plan.proto,
+        F::shown(&from.src),
+        from.sport.value(),
+        F::shown(&from.dst),
+        from.dport.value(),
+        F::shown(&to.src),
+        to.sport.value(),
+        F::shown(&to.dst),
+        to.dport.value()
+    );
+    1
+}
