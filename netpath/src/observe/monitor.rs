@@ -56,7 +56,7 @@ pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
             .because("no container of this host uses eBPF")
             .next("netpath status shows which datapath is in use"));
     }
-    let Some(_alive) = hooks::monitor_lock(&host.pins)? else {
+    let Some(lock) = hooks::MonitorLock::take(&host.pins)? else {
         return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
     };
     let mut ebpf = object::load(&host.pins, level.number())?;
@@ -70,14 +70,15 @@ pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
         speaking.insert(name.to_owned(), program.fd().context(what)?.as_fd());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what)?;
-    let watched = runtime.block_on(watch(host, logger, &speaking, &printer));
+    let watched = runtime.block_on(watch(host, &lock, logger, &speaking, &printer));
     // Whatever ended it, the quiet ones go back.
-    let restored = restore(host);
+    let restored = if lock.holds() { restore(host) } else { Ok(()) };
     watched.and(restored)
 }
 
 async fn watch(
     host: &Host,
+    lock: &hooks::MonitorLock,
     logger: EbpfLogger<&Printer>,
     speaking: &HashMap<String, BorrowedFd<'_>>,
     printer: &Printer,
@@ -95,7 +96,13 @@ async fn watch(
             _ = stop.recv() => break,
             _ = end.recv() => break,
             _ = hangup.recv() => break,
-            _ = again.tick() => swap(host, speaking)?,
+            _ = again.tick() => {
+                if !lock.holds() {
+                    eprintln!("the last container is gone");
+                    break;
+                }
+                swap(host, speaking)?;
+            }
             ready = ring.readable_mut() => {
                 let mut ready = ready.context(what)?;
                 ready.get_inner_mut().flush();
@@ -116,7 +123,6 @@ fn swap(host: &Host, speaking: &HashMap<String, BorrowedFd<'_>>) -> Result<()> {
 }
 
 fn restore(host: &Host) -> Result<()> {
-    // The last container may have gone meanwhile, with all pins.
     for hook in hooks::attached(&host.pins)?.iter().filter(|h| !h.pinned) {
         let (program, _) = object::program(&host.pins, &hook.program)?;
         hooks::replace(&host.pins, hook, program)?;

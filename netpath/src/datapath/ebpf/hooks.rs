@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// Mark: filters of ours may be at the interface that follows.
 const FILTERS: &str = "clsact-";
@@ -336,13 +338,33 @@ pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
 }
 
 /// `netpath monitor` holds this as long as its own programs are in place of the pinned ones.
-pub fn monitor_lock(pins: &Pins) -> Result<Option<Flock<File>>> {
-    let dir = pins.root().join("prog");
-    let file = File::open(&dir).context(|| format!("cannot open {}", dir.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, e)) => Err(Error::new(format!("cannot lock {}", dir.display())).because(e)),
+pub struct MonitorLock {
+    dir: Flock<File>,
+    path: PathBuf,
+}
+
+impl MonitorLock {
+    /// `None` = another one holds it.
+    ///
+    /// # Errors
+    /// The pins cannot be opened or locked.
+    pub fn take(pins: &Pins) -> Result<Option<Self>> {
+        let path = pins.root().join("prog");
+        let dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
+        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(dir) => Ok(Some(Self { dir, path })),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, e)) => Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
+        }
+    }
+
+    /// The pins are still those that were locked. Others, with other maps, may have come after the last container went.
+    pub fn holds(&self) -> bool {
+        let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+        match (self.dir.metadata(), std::fs::metadata(&self.path)) {
+            (Ok(ours), Ok(there)) => id(ours) == id(there),
+            _ => false,
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use super::compile::tests::{at, record, tcp};
 use super::*;
 use crate::link::{Rtnl, netns};
 use crate::model::{HostBind, IfName, LinkKind};
-use netpath_common::layout::{self, Rule, name};
+use netpath_common::addr::Addr;
+use netpath_common::layout::{self, Flow4, FlowKey4, Rule, SockKey, SockOrigin, name};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::time::Instant;
@@ -227,5 +228,81 @@ fn uplinks_that_come_and_go_are_followed() {
     host.reconcile(&desired);
     assert!(!host.links().contains(&format!("np_uplink_in-{index}")), "{:?}", host.links());
     assert_eq!(0, host.reconcile(&desired));
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
+    let Some(host) = Host::new("flows_of_an_endpoint_that_goes_are_purged_and_others_stay") else { return };
+    let mut desired = host.desired(vec![vec![], vec![]]);
+    host.reconcile(&desired);
+    let flows = control::open(&host.pins(), name::FLOW4).expect("the map");
+    let key = |dst: [u8; 4]| FlowKey4 { src: [192, 0, 2, 9], dst, proto: layout::PROTO_UDP, ..FlowKey4::default() };
+    let to = |dst: [u8; 4]| Flow4 { src: [192, 0, 2, 9], dst, ..Flow4::default() };
+    let (first, second) = ([10, 88, 0, 2], [10, 88, 0, 3]);
+    // One that names the container before translation, two after.
+    let keys = [key(first), key([192, 0, 2, 1]), key([192, 0, 2, 2])];
+    sys::update(&flows, &keys, &[to([192, 0, 2, 1]), to(first), to(second)]).expect("written");
+    let socks = control::open(&host.pins(), name::SOCK).expect("the map");
+    let sock = SockKey { cookie: 1, to: Addr::v4(first), ..SockKey::default() };
+    sys::update(&socks, &[sock], &[SockOrigin::default()]).expect("written");
+
+    desired.records.remove(0);
+    host.reconcile(&desired);
+    let left: Vec<FlowKey4> = sys::dump::<_, Flow4>(&flows, 16).expect("a dump").into_iter().map(|(k, _)| k).collect();
+    assert_eq!(vec![key([192, 0, 2, 2])], left);
+    assert!(sys::dump::<SockKey, SockOrigin>(&socks, 16).expect("a dump").is_empty());
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn a_dump_finds_every_element_whatever_the_chunk() {
+    let Some(host) = Host::new("a_dump_finds_every_element_whatever_the_chunk") else { return };
+    host.reconcile(&host.desired(vec![vec![]]));
+    let flows = control::open(&host.pins(), name::FLOW4).expect("the map");
+    let keys: Vec<FlowKey4> = (0..2_000_u32)
+        .map(|i| FlowKey4 { src: i.to_be_bytes(), proto: layout::PROTO_TCP, ..FlowKey4::default() })
+        .collect();
+    sys::update(&flows, &keys, &vec![Flow4::default(); keys.len()]).expect("written");
+    for chunk in [1, 7, 256, 100_000] {
+        let mut found: Vec<[u8; 4]> =
+            sys::dump::<FlowKey4, Flow4>(&flows, chunk).expect("a dump").into_iter().map(|(k, _)| k.src).collect();
+        found.sort_unstable();
+        assert_eq!(keys.iter().map(|k| k.src).collect::<Vec<_>>(), found, "chunk {chunk}");
+    }
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
+    let Some(host) = Host::new("another_build_takes_over_in_place_and_a_monitor_is_left_alone") else { return };
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
+    host.reconcile(&desired);
+    let pins = host.pins();
+    let all_pinned = || hooks::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
+    assert!(all_pinned());
+    let older = || {
+        pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+        pins.mark(&format!("{}0123", pins::OBJECT)).expect("marked");
+    };
+    older();
+    assert!(host.reconcile(&desired) > 0);
+    assert!(all_pinned(), "links run the programs that were loaded last");
+    assert_eq!(vec![object::DIGEST.to_owned()], pins.marks(pins::OBJECT));
+
+    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    assert!(hooks::MonitorLock::take(&pins).expect("a lock").is_none());
+    older();
+    host.reconcile(&desired);
+    assert!(!all_pinned(), "programs were taken from a living monitor");
+    assert!(monitor.holds());
+    drop(monitor);
+    host.reconcile(&desired);
+    assert!(all_pinned());
+    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    host.reconcile(&Desired::default());
+    assert!(!monitor.holds());
+    host.reconcile(&desired);
+    assert!(!monitor.holds(), "a lock of pins that are gone passes for one of those that came after");
     host.reconcile(&Desired::default());
 }

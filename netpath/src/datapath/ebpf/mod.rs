@@ -16,7 +16,7 @@ pub mod sys;
 
 use super::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, HostView, Proto, Record, Rung};
+use crate::model::{Desired, HostView, LinkKind, Proto, Record, Rung};
 use pins::Pins;
 
 /// How classifiers are attached.
@@ -80,7 +80,8 @@ impl Datapath for Ebpf {
         }
         // The bridge of an endpoint that has just gone is still there, and no uplink.
         let bridges = control::bridges(&pins)?;
-        tables.uplinks.retain(|i, _| !bridges.contains(i));
+        let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
+        tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         // First what ends, last what begins; in between nothing leads to what is only half there.
         let mut ports = control::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
