@@ -8,6 +8,7 @@ use super::process::{PID_FILE, Process};
 use super::zone::{Entry, Zone};
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Network, Record};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -146,8 +147,15 @@ impl Aardvark {
     fn lock(&self) -> Result<Flock<File>> {
         let path = self.config.join("aardvark.lock");
         let what = || format!("cannot lock {}", path.display());
-        let file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::new(what()).because(e))
+        let mut file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
+        // Held for milliseconds: a signal that arrives meanwhile is looked at afterwards.
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusive) {
+                Ok(lock) => return Ok(lock),
+                Err((same, Errno::EINTR)) => file = same,
+                Err((_, e)) => return Err(Error::new(what()).because(e)),
+            }
+        }
     }
 
     fn add_entry(&self, record: &Record) -> Result<()> {

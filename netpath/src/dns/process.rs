@@ -65,9 +65,13 @@ impl Process<'_> {
         let stderr = memory_file().context(what)?;
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone().context(what)?);
-        // SAFETY: close_range is a bare system call on numbers; nothing is allocated or locked between fork and exec.
+        // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
         unsafe {
             command.pre_exec(|| {
+                // What we ignore is ignored after exec too, and then it could not be ended.
+                for signal in [libc::SIGTERM, libc::SIGINT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 // Descriptors that our caller let us inherit go no further. Kernels before 5.11 refuse; then they do.
                 libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 Ok(())

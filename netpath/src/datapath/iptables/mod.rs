@@ -15,6 +15,7 @@ mod tool;
 use super::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView, IfName, Record, Rung};
+use present::Present;
 use rules::{Family, Ruleset, compile};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -50,7 +51,7 @@ impl Iptables {
         family: Family,
         desired: &Desired,
         host: &HostView,
-        emptied: &mut Vec<(Family, String)>,
+        emptied: &mut Vec<(Tool, String)>,
     ) -> Result<usize> {
         let wanted = compile(desired, family, !bridge::filters_bridged(family));
         if wanted.is_empty() && !self.has_traces(family) {
@@ -59,9 +60,9 @@ impl Iptables {
         let (tool, present) = tool::choose(self.tools(family), family)?;
         let served: BTreeSet<IpAddr> = present.tables.values().flat_map(|t| t.addresses.iter().copied()).collect();
         let changed = write(tool, &wanted, &present)?;
-        if wanted.is_empty() && tool.backend == tool::Backend::Nft {
-            let ours = present.tables.iter().filter(|(_, t)| t.has_ours() && t.removable());
-            emptied.extend(ours.map(|(name, _)| (family, name.clone())));
+        if wanted.is_empty() {
+            let empty = present.tables.iter().filter(|(_, t)| is_removable(tool, t));
+            emptied.extend(empty.map(|(name, _)| (tool.clone(), name.clone())));
         }
         if changed > 0 {
             let now = rules::addresses(desired, family);
@@ -90,7 +91,7 @@ impl Datapath for Iptables {
         let network = &record.network;
         if !can_be_matched(&network.bridge) {
             refusals.push(Refusal {
-                feature: format!("bridge {} of network {}", network.bridge, network.name),
+                feature: format!("use bridge {}", network.bridge),
                 why: "iptables takes this name for a pattern".into(),
                 next: "give the network another interface name, of letters, digits, dots and dashes".into(),
             });
@@ -99,7 +100,7 @@ impl Datapath for Iptables {
             let v6 = tool::choose(&self.v6, Family::V6).and_then(|(tool, _)| tool.test());
             if let Err(e) = v6 {
                 refusals.push(Refusal {
-                    feature: format!("IPv6 of network {}", network.name),
+                    feature: "serve IPv6".into(),
                     why: e.to_string(),
                     next: e
                         .next_step()
@@ -141,31 +142,46 @@ impl Datapath for Iptables {
         for family in [Family::V4, Family::V6] {
             changed += self.reconcile_family(family, desired, host, &mut emptied)?;
         }
-        remove_tables(&emptied);
+        remove_tables(&emptied)?;
         Ok(Report { changed })
     }
 }
 
 /// Returns the number of tables written.
-fn write(tool: &Tool, wanted: &Ruleset, present: &present::Present) -> Result<usize> {
-    let scripts: Vec<String> =
-        wanted.tables.iter().filter_map(|t| present::script(t, present.tables.get(t.name))).collect();
+fn write(tool: &Tool, wanted: &Ruleset, present: &Present) -> Result<usize> {
+    let script = |table: &rules::Table| {
+        let there = present.tables.get(table.name);
+        let keep_state = wanted.is_empty() && there.is_some_and(|t| is_removable(tool, t));
+        present::script(table, there, keep_state)
+    };
+    let scripts: Vec<String> = wanted.tables.iter().filter_map(script).collect();
     if !scripts.is_empty() {
         tool.restore(&scripts.concat())?;
     }
     Ok(scripts.len())
 }
 
-/// What iptables made for us in nf_tables and never removes itself. Somebody may have begun to use it: then it stays.
-fn remove_tables(emptied: &[(Family, String)]) {
-    if emptied.is_empty() || netfilter::remove_tables(emptied).is_ok() {
-        return;
+/// Whether the table is one that iptables made in nf_tables for us, and nobody else uses.
+fn is_removable(tool: &Tool, table: &present::PresentTable) -> bool {
+    tool.backend == tool::Backend::Nft && table.has_ours() && table.removable()
+}
+
+/// iptables never removes what it made in nf_tables. Somebody may have begun to use it meanwhile: then it stays.
+fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
+    let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
+    if emptied.is_empty() || netfilter::remove_tables(&named(emptied)).is_ok() {
+        return Ok(());
     }
-    for table in emptied {
-        if let Err(e) = netfilter::remove_tables(std::slice::from_ref(table)) {
-            tracing::debug!("table {} stays: {e}", table.1);
+    for one in emptied {
+        if let Err(e) = netfilter::remove_tables(&named(std::slice::from_ref(one))) {
+            tracing::debug!("table {} stays: {e}", one.1);
+            let (tool, present) = (&one.0, one.0.save()?);
+            let nothing = compile(&Desired::default(), tool.family, false);
+            let scripts = nothing.tables.iter().filter_map(|t| present::script(t, present.tables.get(t.name), false));
+            tool.restore(&scripts.collect::<String>())?;
         }
     }
+    Ok(())
 }
 
 /// Stale connections age by themselves: not being able to remove them is no reason to fail.

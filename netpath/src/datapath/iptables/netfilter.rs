@@ -1,7 +1,7 @@
 //! The tables that iptables makes in nf_tables and never removes: whether ours are there, and taking away empty ones.
 
 use super::netlink::Netlink;
-use super::rules::{Family, PREFIX};
+use super::rules::{Family, PREFIX, STATE};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage};
 use netlink_packet_netfilter::none::ControlMessage;
@@ -33,7 +33,8 @@ pub fn has_our_chains(family: Family) -> bool {
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
 }
 
-/// Removes tables with their base chains. All or nothing, and nothing if anybody put a rule into one of them.
+/// Removes tables with their base chains and NETPATH_STATE. All or nothing, and nothing if anybody put a rule or a chain
+/// into one of them.
 ///
 /// # Errors
 /// EBUSY: one is in use.
@@ -44,6 +45,8 @@ pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     let mut batch = vec![(control(ControlMessage::BatchBegin), NLM_F_REQUEST)];
     for (family, table) in tables {
         for (_, name) in chains(&mut netlink, *family)?.into_iter().filter(|(t, _)| t == table) {
+            // Only that chain goes with its rules.
+            let flags = if name == STATE { NLM_F_REQUEST | NLM_F_ACK } else { flags };
             let attributes = vec![ChainAttribute::Table(table.clone()), ChainAttribute::Name(name)];
             batch.push((message(*family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
         }

@@ -109,6 +109,10 @@ impl PresentTable {
         !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_ours(r))
     }
 
+    fn has_only_state(&self) -> bool {
+        self.own.keys().all(|c| c == STATE) && !self.rules.values().flatten().any(|r| self.is_ours(r))
+    }
+
     fn is_ours(&self, rule: &str) -> bool {
         jump_target(rule).is_some_and(|t| t.starts_with(PREFIX))
     }
@@ -138,12 +142,14 @@ fn jump_target(rule: &str) -> Option<&str> {
 
 /// The part of an iptables-restore input that makes `present` hold exactly `table` of ours; nothing if it does.
 /// One commit: no packet ever meets half of it.
-pub fn script(table: &Table, present: Option<&PresentTable>) -> Option<String> {
+///
+/// With `keep_state`, NETPATH_STATE outlives the rest of what goes: it knows who made the table, until that is gone too.
+pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -> Option<String> {
     let made = present.is_none_or(|p| p.made);
     let nothing = PresentTable::default();
     let present = present.unwrap_or(&nothing);
     let digest = digest(table);
-    if is_so(table, present, digest) {
+    if is_so(table, present, digest, keep_state) {
         return None;
     }
     let mut text = String::new();
@@ -177,7 +183,12 @@ pub fn script(table: &Table, present: Option<&PresentTable>) -> Option<String> {
             let _ = writeln!(text, "-A {} {rule}", chain.name);
         }
     }
-    let stale = || present.own.keys().filter(|n| !table.chains.iter().any(|c| c.name == n.as_str()));
+    let stale = || {
+        present
+            .own
+            .keys()
+            .filter(|n| !table.chains.iter().any(|c| c.name == n.as_str()) && !(keep_state && *n == STATE))
+    };
     for verb in ["-F", "-X"] {
         for chain in stale() {
             let _ = writeln!(text, "{verb} {chain}");
@@ -187,9 +198,9 @@ pub fn script(table: &Table, present: Option<&PresentTable>) -> Option<String> {
     Some(text)
 }
 
-fn is_so(table: &Table, present: &PresentTable, digest: u64) -> bool {
+fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -> bool {
     if table.chains.is_empty() {
-        return !present.has_ours();
+        return !present.has_ours() || (keep_state && present.has_only_state());
     }
     let chains = present.own.len() == table.chains.len()
         && table.chains.iter().all(|c| {

@@ -77,7 +77,8 @@ fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
 /// What a host without rules of anybody is given.
 fn whole(records: &[Record], family: Family) -> String {
     let desired = Desired { records: records.to_vec() };
-    let text: Vec<String> = compile(&desired, family, false).tables.iter().filter_map(|t| script(t, None)).collect();
+    let text: Vec<String> =
+        compile(&desired, family, false).tables.iter().filter_map(|t| script(t, None, false)).collect();
     text.concat()
 }
 
@@ -323,7 +324,7 @@ fn saved(script: &str, before: &str) -> String {
 
 fn nat_after(records: &[Record]) -> (Table, String) {
     let table = compile(&Desired { records: records.to_vec() }, Family::V4, false).tables[1].clone();
-    let text = script(&table, None).expect("something to write");
+    let text = script(&table, None, false).expect("something to write");
     let body: String =
         text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
     let body = body
@@ -341,7 +342,7 @@ fn published() -> Record {
 fn what_is_already_so_is_not_written_again() {
     let (table, body) = nat_after(&[published()]);
     let present = Present::parse(&saved(&body, ""));
-    assert_eq!(None, script(&table, present.tables.get("nat")));
+    assert_eq!(None, script(&table, present.tables.get("nat"), false));
     assert_eq!(vec![ip("10.89.7.5")], present.tables["nat"].addresses);
 }
 
@@ -354,7 +355,8 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
     for (what, text) in [("lost", &lost), ("twice", &twice), ("late", &late)] {
         assert_ne!(&body, text, "{what}: the case is none");
         let present = Present::parse(&saved(text, ""));
-        let again = script(&table, present.tables.get("nat")).unwrap_or_else(|| panic!("{what}: nothing is done"));
+        let again =
+            script(&table, present.tables.get("nat"), false).unwrap_or_else(|| panic!("{what}: nothing is done"));
         assert!(again.contains(":NETPATH_DNAT - [0:0]\n"), "{what}");
         assert_eq!(what != "lost", again.contains("-D POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}:\n{again}");
         assert_eq!(what != "lost", again.contains("-I POSTROUTING 1 -j NETPATH_POSTROUTING\n"), "{what}");
@@ -368,7 +370,7 @@ fn with_nothing_desired_only_our_own_things_go() {
     let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
     let empty = compile(&Desired::default(), Family::V4, false).tables[1].clone();
     let present = Present::parse(&saved(&body, others));
-    let text = script(&empty, present.tables.get("nat")).expect("something to remove");
+    let text = script(&empty, present.tables.get("nat"), false).expect("something to remove");
     assert!(text.lines().all(|l| ["*", "COMMIT"].iter().any(|p| l.starts_with(p)) || l.contains("NETPATH_")), "{text}");
     for chain in ["NETPATH_DNAT", "NETPATH_TCP", "NETPATH_STATE"] {
         assert!(text.find(&format!("-F {chain}\n")) < text.find(&format!("-X {chain}\n")), "{text}");
@@ -383,7 +385,7 @@ fn with_nothing_desired_only_our_own_things_go() {
 fn a_table_that_was_there_before_is_kept() {
     let (table, _) = nat_after(&[published()]);
     let before = Present::parse(&saved("", ""));
-    let text = script(&table, before.tables.get("nat")).expect("something to write");
+    let text = script(&table, before.tables.get("nat"), false).expect("something to write");
     assert!(text.contains(":kept\n"));
 }
 
@@ -392,6 +394,21 @@ fn rules_that_only_mention_us_are_not_ours() {
     let text = saved("", "-A PREROUTING -m comment --comment \"before -j NETPATH_DNAT\" -j RETURN\n");
     let present = Present::parse(&text);
     let (table, _) = nat_after(&[published()]);
-    let script = script(&table, present.tables.get("nat")).expect("something to write");
+    let script = script(&table, present.tables.get("nat"), false).expect("something to write");
     assert!(!script.contains("-D PREROUTING"), "{script}");
+}
+
+#[test]
+fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
+    let (_, body) = nat_after(&[published()]);
+    let empty = compile(&Desired::default(), Family::V4, false).tables[1].clone();
+    let present = Present::parse(&saved(&body, ""));
+    let first = script(&empty, present.tables.get("nat"), true).expect("something to remove");
+    assert!(first.contains("-X NETPATH_DNAT\n") && !first.contains(STATE), "{first}");
+    let state: String = body.lines().filter(|l| l.contains(STATE)).map(|l| l.to_owned() + "\n").collect();
+    let half = Present::parse(&saved(&state, ""));
+    assert_eq!(None, script(&empty, half.tables.get("nat"), true));
+    assert!(half.has_ours() && half.tables["nat"].removable());
+    let again = script(&nat_after(&[published()]).0, half.tables.get("nat"), false).expect("something to write");
+    assert!(again.contains(":made\n"), "{again}");
 }
