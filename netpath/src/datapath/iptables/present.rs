@@ -184,10 +184,7 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
         }
     }
     let stale = || {
-        present
-            .own
-            .keys()
-            .filter(|n| !table.chains.iter().any(|c| c.name == n.as_str()) && !(keep_state && *n == STATE))
+        present.own.keys().filter(|n| !(keep_state && *n == STATE || table.chains.iter().any(|c| c.name == n.as_str())))
     };
     for verb in ["-F", "-X"] {
         for chain in stale() {
