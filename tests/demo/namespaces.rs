@@ -151,7 +151,7 @@ fn carried(topology: &Topology, web: SocketAddr) -> Result<Vec<String>> {
     let netpath = netpath.to_string_lossy();
     Ok(vec![
         topology.host.command(&netpath, &["flows"])?,
-        String::from(" "),
+        String::from("\n"),
         topology.host.command(&netpath, &["status"])?,
     ])
 }

@@ -27,7 +27,7 @@ impl Step {
     pub fn done(self, lines: &[String]) {
         let took = self.0.elapsed().as_secs_f32();
         for line in lines.iter().flat_map(|l| l.lines()) {
-            println!("      {line}");
+            println!("{}", format!("      {line}").trim_end());
         }
         println!("      {took:.1} s");
     }
