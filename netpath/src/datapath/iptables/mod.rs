@@ -97,7 +97,9 @@ impl Datapath for Iptables {
             });
         }
         if network.has_v6() {
-            let v6 = tool::choose(&self.v6, Family::V6).and_then(|(tool, _)| tool.test());
+            // Where there are rules of ours already, there can be more.
+            let v6 = tool::choose(&self.v6, Family::V6)
+                .and_then(|(tool, present)| if present.has_ours() { Ok(()) } else { tool.test() });
             if let Err(e) = v6 {
                 refusals.push(Refusal {
                     feature: "serve IPv6".into(),
@@ -121,6 +123,9 @@ impl Datapath for Iptables {
         };
         for (record, _) in desired.ready() {
             let network = &record.network;
+            if network.internal {
+                continue;
+            }
             if network.has_v4() {
                 set("net/ipv4/ip_forward".into());
             }
