@@ -8,7 +8,8 @@ use crate::steps::{Steps, seconds};
 use crate::toolchain::{self, Compiler, OLDEST_RUST, Toolchain};
 use crate::{apt, workspace};
 use anyhow::{Result, bail};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 /// The release of bpf-linker that is installed, and the newest LLVM that it knows.
@@ -57,13 +58,18 @@ pub fn ensure(parts: &[Part]) -> Result<bool> {
     if missing.is_empty() && !no_toolchain {
         return Ok(false);
     }
-    // The eBPF toolchain is at most compiler, LLVM and linker; what turns out to be there is not counted twice.
-    let mut steps = Steps::of(usize::from(!missing.is_empty()));
+    let present = if no_toolchain { toolchain::compilers() } else { Vec::new() };
+    let for_toolchain = match first_with_llvm(&present) {
+        _ if !no_toolchain => 0,
+        Some(_) => 2, // LLVM, bpf-linker
+        None => 3,    // and a compiler before them
+    };
+    let mut steps = Steps::of(usize::from(!missing.is_empty()) + for_toolchain);
     if !missing.is_empty() {
         install_needs(&mut steps, &missing)?;
     }
     if no_toolchain {
-        install_toolchain(&mut steps)?;
+        install_toolchain(&mut steps, &present)?;
     }
     Ok(true)
 }
@@ -85,9 +91,8 @@ fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
     }
 }
 
-fn install_toolchain(steps: &mut Steps) -> Result<()> {
-    let present = toolchain::compilers();
-    if let Some(found) = first_with_llvm(&present) {
+fn install_toolchain(steps: &mut Steps, present: &[Compiler]) -> Result<()> {
+    if let Some(found) = first_with_llvm(present) {
         return install_linker(steps, &found);
     }
     if !apt::is_here() {
@@ -131,34 +136,43 @@ fn install_compiler(steps: &mut Steps) -> Result<bool> {
         apt::update(steps)?;
     }
     let Some(set) = SETS.iter().find(usable) else { return Ok(false) };
-    steps.one_more();
     let packages: Vec<_> = set.iter().map(|&p| p.to_owned()).collect();
     apt::install(steps, &format!("eBPF compiler: packages {}", set.join(" ")), &packages)?;
     Ok(true)
 }
 
 fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
-    if apt::is_here() {
+    let what = format!("LLVM {}", pair.llvm);
+    if !apt::is_here() {
+        steps.nothing_to_do(&what);
+    } else {
         let mut packages = vec!["libzstd-dev".to_owned(), "zlib1g-dev".to_owned(), "g++".to_owned()];
         if toolchain::llvm_config(pair.llvm).is_none() {
             packages.push(format!("llvm-{}-dev", pair.llvm));
         }
         packages.retain(|p| !apt::is_installed(p));
-        if !packages.is_empty() {
-            steps.one_more();
-            apt::install(steps, &format!("LLVM {}: packages {}", pair.llvm, packages.join(" ")), &packages)?;
+        if packages.is_empty() {
+            steps.nothing_to_do(&what);
+        } else {
+            apt::install(steps, &format!("{what}: packages {}", packages.join(" ")), &packages)?;
         }
     }
     let Some(config) = toolchain::llvm_config(pair.llvm) else {
         bail!("llvm-config of LLVM {} is not found, which bpf-linker is built against", pair.llvm);
     };
-    let bin = config.parent().map(std::path::Path::to_owned).unwrap_or_default();
+    let bin = config.parent().map(Path::to_owned).unwrap_or_default();
     let path = std::env::join_paths(
         std::iter::once(bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
     )?;
     let build = workspace::tools().join("build");
-    let mut install = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut install = workspace::cargo();
     workspace::clean_environment(&mut install);
+    // The rustc beside this cargo: the one in PATH may be rustup's proxy, which would choose for itself.
+    let cargo = install.get_program().to_owned();
+    let rustc = Path::new(&cargo).with_file_name("rustc");
+    if rustc.is_absolute() && rustc.exists() {
+        install.env("RUSTC", rustc);
+    }
     install.args(["install", "bpf-linker", "--locked", "--force", "--no-default-features", "--features"]);
     install.arg(format!("llvm-{}", pair.llvm)).arg("--root").arg(workspace::tools());
     if pair.llvm <= LINKER_NEWEST_LLVM {
@@ -168,7 +182,6 @@ fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
     if let Some(prefix) = bin.parent() {
         install.env("LLVM_PREFIX", prefix);
     }
-    steps.one_more();
     steps.run(&format!("bpf-linker with LLVM {}", pair.llvm), &mut install)?;
     let _ = std::fs::remove_dir_all(build);
     match Toolchain::find() {

@@ -23,6 +23,12 @@ impl Steps {
         self.total += 1;
     }
 
+    /// A step of the count for which nothing is to be done.
+    pub fn nothing_to_do(&mut self, what: &str) {
+        self.done += 1;
+        println!("[{}/{}] {what} … there already", self.done, self.total);
+    }
+
     /// Runs a program as the next step; its output goes to a file, whose end is shown when the program fails.
     ///
     /// # Errors

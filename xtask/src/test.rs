@@ -195,6 +195,8 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
     }
     for (_, command) in &mut all {
         command.current_dir(workspace::root()).env("NETPATH_BIN", workspace::target().join("debug/netpath"));
+        // A failed test says where; forty frames of libtest say nothing more.
+        command.env("RUST_BACKTRACE", "0");
     }
     all
 }

@@ -38,13 +38,15 @@ pub fn cargo() -> Command {
 }
 
 /// Takes away what an outer cargo or rustup has put into the environment, so that a build with another toolchain sees
-/// its own settings alone. Network settings (registry, proxy, offline) are the user's and stay.
+/// its own settings alone. Network settings (registry, proxy, offline) and
+/// rustup's own are the user's and stay.
 pub fn clean_environment(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };
-        let kept = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "RUSTUP_HOME"];
+        let kept = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "RUSTUP_"];
+        let kept = kept.iter().any(|p| name.starts_with(p)) && name != "RUSTUP_TOOLCHAIN";
         let of_a_build = ["CARGO", "RUST", "LLVM_", "LD_LIBRARY_PATH", "TARGET"].iter().any(|p| name.starts_with(p));
-        if of_a_build && !kept.iter().any(|p| name.starts_with(p)) {
+        if of_a_build && !kept {
             command.env_remove(name);
         }
     }
