@@ -42,12 +42,14 @@ pub fn run(keep: bool) -> Result<()> {
     let host = SocketAddr::new(HOST.into(), PORT);
     let outside = machine.client(|| fetch(host))?.context("from outside")?;
     let logs = reach::eventually(Duration::from_secs(3), || server_saw(&machine, &format!("[::ffff:{CLIENT}]")))?;
-    let mut lines =
-        vec![format!("{CLIENT} outside   http://{host}/       {:?}, and the server saw {logs}", outside.trim_end())];
+    let line = |place: &str, to: SocketAddr, page: &str| {
+        format!("{place:<13} {:<30} {:?}", format!("http://{to}/"), page.trim_end())
+    };
+    let mut lines = vec![line("from outside", host, &outside) + &format!(", and its log shows {logs}")];
     for address in [IpAddr::from(Ipv4Addr::LOCALHOST), HOST.into()] {
         let to = SocketAddr::new(address, PORT);
         let page = machine.host(|| fetch(to))?.with_context(|| format!("from the host, {to}"))?;
-        lines.push(format!("the host itself     http://{to}/  {:?}", page.trim_end()));
+        lines.push(line("on the host", to, &page));
     }
     step.done(&lines);
 

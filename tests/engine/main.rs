@@ -163,7 +163,10 @@ fn page_from(machine: &Machine, from: &str, url: &str) -> Result<String> {
 fn check_rung(machine: &Machine) -> Result<()> {
     let rules = machine.netfilter()?;
     match machine.backend() {
-        Backend::Netpath(None) => anyhow::ensure!(rules.is_empty(), "rules of netfilter on the eBPF rung: {rules:#?}"),
+        Backend::Netpath(None) => {
+            anyhow::ensure!(rules.is_empty(), "rules of netfilter on the eBPF rung: {rules:#?}");
+            anyhow::ensure!(machine.has_pinned_programs(), "no program is pinned: not the eBPF rung");
+        }
         _ => anyhow::ensure!(!rules.is_empty(), "no rule of netfilter: another rung than asked for?"),
     }
     Ok(())

@@ -79,7 +79,9 @@ impl Machine {
         traces.add("namespace", names_in(&self.root("/run/netns")));
         traces.add("process", self.processes()?);
         // Directories too: netpath's are to go with the last of what is in them.
-        traces.add("pin", everything_below(&self.root("/sys/fs/bpf")));
+        let pins = everything_below(&self.root("/sys/fs/bpf")).into_iter();
+        // The kernel's own in every bpffs.
+        traces.add("pin", pins.filter(|p| !["maps.debug", "progs.debug"].contains(&p.as_str())));
         traces.add("file", everything_below(&self.root("/run")).into_iter().filter(|f| f.starts_with("netpath")));
         // Podman's and crun's own: databases, storage, and what crun keeps of a container whose conmon was killed.
         let files = files_below(&self.root("/run")).into_iter();
@@ -133,6 +135,11 @@ impl Machine {
         }
         ensure!(shown, "neither iptables-save nor nft is installed");
         Ok(rules)
+    }
+
+    /// Programs were seen in the host's bpffs after a command of the engine.
+    pub fn has_pinned_programs(&self) -> bool {
+        !self.kernel_objects.borrow().programs.is_empty()
     }
 
     /// Commands that run in the host's pid namespace, without the machine's own and without ours of this moment.
