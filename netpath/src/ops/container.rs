@@ -26,7 +26,7 @@ impl Live {
                 .next("try again"));
         }
         let recorded = unlink::recorded_veth(&self.rtnl, &old.record)?;
-        let there = unlink::veth_from_inside(&self.rtnl, self.inside()?, &old.record.endpoint.interface)?;
+        let there = self.veth_inside(&old.record.endpoint.interface, &old.record.network.bridge)?;
         if old.phase == Phase::Up && recorded.is_some() && there == recorded {
             return Err(Error::new(format!("cannot attach {}", what()))
                 .because(format!("interface {} already exists on container namespace", old.record.endpoint.interface))
@@ -36,6 +36,18 @@ impl Live {
         let mut going: Vec<u32> = [recorded, there].into_iter().flatten().collect();
         going.dedup();
         self.rtnl.delete(&going)
+    }
+
+    /// What an endpoint of this command has left on the host, seen from inside the container.
+    ///
+    /// # Errors
+    /// The kernel's, or the store cannot be read.
+    pub(super) fn veth_inside(&self, interface: &IfName, bridge: &IfName) -> Result<Option<u32>> {
+        let Some(inside) = &self.inside else { return Ok(None) };
+        let all = self.store.all()?;
+        let others = all.iter().filter(|k| !self.keys.contains(&k.key()));
+        let others = others.filter_map(|k| k.record.links.as_ref().map(|l| l.veth_index)).collect();
+        unlink::veth_from_inside(&self.rtnl, inside, interface, bridge, &others)
     }
 
     pub(super) fn loopback(&self) -> Result<Done> {
@@ -121,7 +133,7 @@ impl Live {
         record.links.clone_from(&self.made[at].links);
         let found = match unlink::recorded_veth(&self.rtnl, &record)? {
             Some(index) => Some(index),
-            None => unlink::veth_from_inside(&self.rtnl, self.inside()?, &record.endpoint.interface)?,
+            None => self.veth_inside(&record.endpoint.interface, &record.network.bridge)?,
         };
         self.rtnl.delete(found.as_slice())
     }

@@ -54,7 +54,10 @@ pub struct Detach {
 pub fn setup(attach: Attach) -> Result<Vec<Links>> {
     signal::catch();
     let what = format!("setup of {}", attach.container.label());
-    let refused = |e: Error| e.within(&what);
+    let refused = |e: Error| {
+        let refusal = Error::new(format!("{what}: {e}; nothing was changed"));
+        if let Some(next) = e.next_step() { refusal.next(next) } else { refusal }
+    };
     let netns = open_netns(&attach.netns).map_err(refused)?;
     attach.names.check(&attach.records.iter().collect::<Vec<_>>()).map_err(refused)?;
     let cookie = netns::cookie()?;

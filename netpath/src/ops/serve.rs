@@ -3,6 +3,7 @@
 use super::host::Live;
 use super::{sysctls, unlink};
 use crate::datapath::ladder;
+use crate::link::Netns;
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, IfName, LinkKind};
 use crate::plan::{Done, Undo};
@@ -53,20 +54,13 @@ impl Live {
         Ok(())
     }
 
-    /// All records but those of endpoints whose veth is gone: the container was killed and its namespace with it, and no
-    /// teardown came. They would keep their published ports for ever.
+    /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
+    /// teardown came. They would keep their published ports and bridges for ever.
     fn living(&self, view: &HostView) -> Result<Vec<Kept>> {
         let mut living = Vec::new();
         let mut orphans = BTreeSet::new();
         for kept in self.store.all()? {
-            let Some(links) = kept.record.links.as_ref().filter(|_| !self.keys.contains(&kept.key())) else {
-                living.push(kept);
-                continue;
-            };
-            let seen =
-                view.link(links.veth_index).is_some_and(|l| l.kind == LinkKind::Veth && l.name == links.veth_name);
-            // A dump may miss a link while others come and go.
-            if seen || unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some() {
+            if self.keys.contains(&kept.key()) || self.lives(&kept, view)? {
                 living.push(kept);
                 continue;
             }
@@ -80,6 +74,17 @@ impl Live {
             self.rtnl.delete(&unlink::unused_bridges(&self.rtnl, &orphans, &used, &[])?)?;
         }
         Ok(living)
+    }
+
+    /// Whether an endpoint has its veth, or before it has one, somebody who works on it or a namespace to work in.
+    fn lives(&self, kept: &Kept, view: &HostView) -> Result<bool> {
+        let Some(links) = &kept.record.links else {
+            return Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some());
+        };
+        let seen = view.link(links.veth_index);
+        let seen = seen.is_some_and(|l| l.kind == LinkKind::Veth && l.name == links.veth_name);
+        // A dump may miss a link while others come and go.
+        Ok(seen || unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some())
     }
 
     /// Writes that setup has ended well. Nobody but this process writes these records now, so it needs no lock.
@@ -135,13 +140,10 @@ impl Live {
         for record in &self.records {
             going.extend(unlink::recorded_veth(&self.rtnl, record)?);
         }
-        if let Some(inside) = &self.inside {
-            let interfaces = self.records.iter().map(|r| &r.endpoint.interface);
-            let interfaces: BTreeSet<_> =
-                interfaces.chain(self.leaving.iter().filter_map(|l| l.interface.as_ref())).collect();
-            for interface in interfaces {
-                going.extend(unlink::veth_from_inside(&self.rtnl, inside, interface)?);
-            }
+        let recorded = self.records.iter().map(|r| (&r.endpoint.interface, &r.network.bridge));
+        let described = self.leaving.iter().filter_map(|l| Some((l.interface.as_ref()?, l.bridge.as_ref()?)));
+        for (interface, bridge) in recorded.chain(described).collect::<BTreeSet<_>>() {
+            going.extend(self.veth_inside(interface, bridge)?);
         }
         let mut going: Vec<u32> = going.into_iter().collect();
         if bridges {

@@ -16,18 +16,26 @@ pub fn recorded_veth(rtnl: &Rtnl, record: &Record) -> Result<Option<u32>> {
     Ok(found.filter(|l| l.kind == LinkKind::Veth && l.name == links.veth_name.as_str()).map(|l| l.index))
 }
 
-/// The host's end of the veth that is `interface` inside the container. This is how the work of a setup is found that was
-/// killed before it could write down its links.
+/// The host's end of the veth that is `interface` inside the container, if it is a port of `bridge`. This is how the work
+/// of a setup is found that was killed before it could write down its links. `others` are the veths of other endpoints:
+/// an interface that somebody else put into the container may by chance have the same indexes.
 ///
 /// # Errors
 /// The kernel's.
-pub fn veth_from_inside(rtnl: &Rtnl, inside: &Inside, interface: &IfName) -> Result<Option<u32>> {
+pub fn veth_from_inside(
+    rtnl: &Rtnl,
+    inside: &Inside,
+    interface: &IfName,
+    bridge: &IfName,
+    others: &BTreeSet<u32>,
+) -> Result<Option<u32>> {
     let Some(there) = inside.rtnl().link_named(interface)? else { return Ok(None) };
-    if there.kind != LinkKind::Veth {
+    let (LinkKind::Veth, Some(peer)) = (there.kind, there.peer) else { return Ok(None) };
+    let Some(here) = rtnl.link_at(peer)?.filter(|l| is_its_peer(l, &there) && !others.contains(&l.index)) else {
         return Ok(None);
-    }
-    let Some(peer) = there.peer else { return Ok(None) };
-    Ok(rtnl.link_at(peer)?.filter(|l| is_its_peer(l, &there)).map(|l| l.index))
+    };
+    let bridge = rtnl.link_named(bridge)?.filter(|b| here.master == Some(b.index));
+    Ok(bridge.map(|_| here.index))
 }
 
 /// Both name each other: an index alone could be that of a link in a third namespace.

@@ -1,0 +1,274 @@
+use super::*;
+use crate::model::network::RouteKind;
+use serde_json::json;
+
+/// The worked example of the contract.
+fn shop() -> Value {
+    json!({
+        "container_id": "5d2f0c1b7a9e4c38", "container_name": "shop", "container_hostname": "shop01",
+        "dns_servers": ["9.9.9.9"],
+        "port_mappings": [
+            {"host_ip": "", "host_port": 8080, "container_port": 80, "range": 1, "protocol": "tcp"},
+            {"host_ip": "192.0.2.10", "host_port": 15000, "container_port": 5000, "range": 3, "protocol": "udp"},
+            {"host_ip": "::", "host_port": 8443, "container_port": 443, "range": 0, "protocol": "tcp"}
+        ],
+        "networks": [
+            {"name": "front", "interface_name": "eth0", "static_ips": ["10.89.7.5", "fd41:7::5"],
+             "static_mac": "0a:11:22:33:44:55", "aliases": ["www"], "options": {"host_interface_name": "vshop"}},
+            {"name": "back", "interface_name": "eth1", "static_ips": ["10.89.8.5"]}
+        ],
+        "network_info": {
+            "front": {
+                "name": "front", "id": "a1", "driver": "bridge", "network_interface": "podman7",
+                "subnets": [{"subnet": "10.89.7.0/24", "gateway": "10.89.7.1"},
+                            {"subnet": "fd41:7::/64", "gateway": "fd41:7::1"}],
+                "routes": [{"destination": "172.20.0.0/16", "gateway": "10.89.7.254", "metric": 50}],
+                "ipv6_enabled": true, "internal": false, "dns_enabled": true,
+                "options": {"mtu": "1400", "isolate": "true"}, "ipam_options": {"driver": "host-local"}
+            },
+            "back": {
+                "name": "back", "id": "a2", "driver": "bridge", "network_interface": "podman8",
+                "subnets": [{"subnet": "10.89.8.0/24", "gateway": "10.89.8.1"}],
+                "ipv6_enabled": false, "internal": true, "dns_enabled": false
+            }
+        }
+    })
+}
+
+fn records(document: &Value) -> Vec<Record> {
+    let attach = attach(&document.to_string()).expect("a document without mistakes");
+    attach.records.into_iter().map(|w| w.at(Path::new("/run/netns/x"))).collect()
+}
+
+fn mistake(document: &Value) -> String {
+    attach(&document.to_string()).err().expect("a mistake")
+}
+
+/// The example with one value changed.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut document = shop();
+    match document.pointer_mut(pointer) {
+        Some(place) => *place = value,
+        None => {
+            let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+            let parent = document.pointer_mut(parent).expect("a parent");
+            parent.as_object_mut().expect("an object").insert(key.into(), value);
+        }
+    }
+    document
+}
+
+#[test]
+fn the_worked_example_becomes_two_endpoints() {
+    let records = records(&shop());
+    let [front, back] = records.as_slice() else { panic!("two networks") };
+    assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge.as_str()));
+    assert_eq!(Some(1400), front.network.mtu.map(|m| m.bytes()));
+    assert_eq!(Isolation::Isolated, front.network.isolation);
+    assert_eq!(Isolation::Strict, back.network.isolation, "the default of a list");
+    assert_eq!("10.89.7.5/24", front.endpoint.addresses[0].to_string());
+    assert_eq!("fd41:7::5/64", front.endpoint.addresses[1].to_string());
+    assert_eq!(RouteKind::Unicast, front.network.routes[0].kind);
+    assert_eq!(3, front.publishes.len());
+    assert_eq!(HostBind::AnyV6, front.publishes[2].bind);
+    assert_eq!(1, front.publishes[2].count(), "a range of 0 counts as 1");
+    assert!(back.publishes.is_empty(), "an internal network publishes nothing");
+    assert_eq!(Some("vshop"), front.endpoint.host_interface.as_ref().map(IfName::as_str));
+}
+
+#[test]
+fn a_map_of_networks_keeps_its_order_and_has_the_older_isolation() {
+    let mut document = shop();
+    document["networks"] = json!({
+        "front": {"interface_name": "eth0", "static_ips": ["10.89.7.5"]},
+        "back": {"interface_name": "eth1", "static_ips": ["10.89.8.5"]},
+    });
+    let records = records(&document);
+    let names: Vec<&str> = records.iter().map(|r| r.network.name.as_str()).collect();
+    assert_eq!(vec!["front", "back"], names);
+    assert_eq!(Isolation::Open, records[1].network.isolation);
+}
+
+#[test]
+fn each_mistake_names_its_field() {
+    let rows = [
+        ("/container_id", json!(7), "container_id: expected a string, found 7"),
+        ("/container_id", json!(""), "container_id: it is empty"),
+        (
+            "/networks/0/static_ips/1",
+            json!("10.89.0.300"),
+            r#"networks[0].static_ips[1]: "10.89.0.300" is not an IP address"#,
+        ),
+        (
+            "/networks/0/static_ips/0",
+            json!("10.1.1.1"),
+            "networks[0].static_ips[0]: 10.1.1.1 is in none of the subnets",
+        ),
+        ("/networks/0/static_ips/0", json!("10.89.7.1"), "networks[0].static_ips[0]: 10.89.7.1 is the gateway"),
+        ("/networks/0/static_ips", json!([]), "networks[0]: no static ips provided"),
+        ("/networks/0/static_mac", json!("01:00:00:00:00:00"), "networks[0].static_mac: "),
+        ("/networks/0/interface_name", json!(""), "networks[0].interface_name: "),
+        ("/networks/0/interface_name", json!("lo"), "networks[0].interface_name: "),
+        ("/networks/1/interface_name", json!("eth0"), "networks[1]: interface_name eth0 is given twice"),
+        ("/networks/1/name", json!("front"), "networks[1]: network \"front\" is named twice"),
+        ("/networks/0/name", json!("x"), "network_info.x: it is missing"),
+        ("/networks/0/options/host_interface_name", json!("a b"), "networks[0].options.host_interface_name: "),
+        ("/networks", json!(null), "networks: expected an object, found null"),
+        ("/network_info", json!([]), "network_info: expected an object, found a list"),
+        (
+            "/network_info/front/driver",
+            json!("macvlan"),
+            "network_info.front.driver: driver \"macvlan\" is not supported",
+        ),
+        ("/network_info/front/name", json!("other"), "network_info.front.name: expected \"front\""),
+        ("/network_info/front/internal", json!("no"), "network_info.front.internal: expected true or false"),
+        ("/network_info/front/subnets/0/subnet", json!("10.89.7.0/33"), "network_info.front.subnets[0].subnet: "),
+        (
+            "/network_info/front/subnets/1/subnet",
+            json!("10.89.0.0/16"),
+            "network_info.front.subnets[1].subnet: 10.89.0.0/16 overlaps",
+        ),
+        (
+            "/network_info/front/subnets/0/subnet",
+            json!("127.0.0.0/24"),
+            "network_info.front.subnets[0].subnet: 127.0.0.0/24 cannot be",
+        ),
+        (
+            "/network_info/front/subnets/0/subnet",
+            json!("0.0.0.0/0"),
+            "network_info.front.subnets[0].subnet: 0.0.0.0/0 cannot be",
+        ),
+        (
+            "/network_info/front/subnets/0/gateway",
+            json!("10.9.9.9"),
+            "network_info.front.subnets[0].gateway: 10.9.9.9 is not in",
+        ),
+        (
+            "/network_info/front/routes/0/gateway",
+            json!("10.9.9.9"),
+            "network_info.front.routes[0].gateway: 10.9.9.9 is in none",
+        ),
+        (
+            "/network_info/front/routes/0/gateway",
+            json!("fd41:7::9"),
+            "network_info.front.routes[0].gateway: fd41:7::9 is not of the family",
+        ),
+        (
+            "/network_info/front/routes/0/route_type",
+            json!("blackhole"),
+            "network_info.front.routes[0].gateway: a route that leads nowhere",
+        ),
+        ("/network_info/front/routes/0/route_type", json!("x"), "network_info.front.routes[0].route_type: "),
+        (
+            "/network_info/front/routes/0/metric",
+            json!(-1),
+            "network_info.front.routes[0].metric: expected a whole number from 0 to 4294967295, found -1",
+        ),
+        (
+            "/network_info/front/options/mtu",
+            json!("90000"),
+            "network_info.front.options.mtu: 90000: expected 68 to 65535",
+        ),
+        ("/network_info/front/options/mtu", json!("1279"), "network_info.front.options.mtu: 1279: a network with IPv6"),
+        ("/network_info/front/options/isolate", json!("x"), "network_info.front.options.isolate: "),
+        (
+            "/network_info/front/options/mode",
+            json!("unmanaged"),
+            "network_info.front.options.mode: \"unmanaged\" is not supported yet",
+        ),
+        ("/network_info/front/options/vlan", json!("7"), "network_info.front.options.vlan: "),
+        ("/network_info/front/options/netpath.path", json!("x"), "network_info.front.options.\"netpath.path\": "),
+        (
+            "/network_info/front/ipam_options/driver",
+            json!("dhcp"),
+            "network_info.front.ipam_options.driver: \"dhcp\" is not supported",
+        ),
+        (
+            "/network_info/back/network_interface",
+            json!("podman7"),
+            "networks[1]: networks \"front\" and \"back\" have the same bridge",
+        ),
+        (
+            "/network_info/back/network_interface",
+            json!(null),
+            "network_info.back.network_interface: expected a string, found null",
+        ),
+        ("/port_mappings/0/host_ip", json!("x"), "port_mappings[0].host_ip: \"x\" is not an IP address"),
+        (
+            "/port_mappings/0/host_port",
+            json!(70000),
+            "port_mappings[0].host_port: expected a whole number from 0 to 65535, found 70000",
+        ),
+        ("/port_mappings/0/container_port", json!(0), "port_mappings[0].container_port: 0 is not a port"),
+        (
+            "/port_mappings/1/range",
+            json!(60000),
+            "port_mappings[1].range: 60000 ports from host_port 15000 end beyond 65535",
+        ),
+        ("/port_mappings/0/protocol", json!("icmp"), "port_mappings[0].protocol: \"icmp\": expected tcp, udp or sctp"),
+        ("/dns_servers/0", json!("x"), "dns_servers[0]: \"x\" is not an IP address"),
+    ];
+    for (pointer, value, expected) in rows {
+        let found = mistake(&with(pointer, value.clone()));
+        assert!(found.contains(expected), "{pointer} = {value}\nexpected {expected}\nfound    {found}");
+    }
+}
+
+#[test]
+fn every_field_that_must_be_there_is_missed_by_name() {
+    let rows = [
+        "/container_id",
+        "/container_name",
+        "/networks",
+        "/network_info",
+        "/networks/0/interface_name",
+        "/network_info/front/name",
+        "/network_info/front/id",
+        "/network_info/front/driver",
+        "/network_info/front/internal",
+        "/network_info/front/dns_enabled",
+        "/network_info/front/ipv6_enabled",
+        "/network_info/front/network_interface",
+        "/network_info/front/subnets/0/subnet",
+        "/network_info/front/routes/0/gateway",
+        "/port_mappings/0/host_ip",
+        "/port_mappings/0/range",
+        "/port_mappings/0/host_port",
+        "/port_mappings/0/container_port",
+        "/port_mappings/0/protocol",
+    ];
+    for pointer in rows {
+        let mut document = shop();
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        document.pointer_mut(parent).and_then(Value::as_object_mut).expect("a parent").remove(key);
+        let found = mistake(&document);
+        assert!(found.contains(&format!("{key}: it is missing")), "{pointer}: {found}");
+    }
+}
+
+#[test]
+fn options_that_nobody_knows_are_ignored() {
+    assert_eq!(2, records(&with("/network_info/front/options/com.example.x", json!("1"))).len());
+    assert_eq!(2, records(&with("/unknown", json!([1]))).len());
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_and_not_without_end() {
+    let mut document = with("/dns_servers", json!(vec!["x"; 50]));
+    document["container_id"] = json!(null);
+    let found = mistake(&document);
+    assert!(found.starts_with("container_id: ") && found.contains("dns_servers[0]") && found.ends_with("and 41 more"));
+    assert!(mistake(&with("/container_id", json!(["x".repeat(100_000)]))).len() < 1_000);
+}
+
+#[test]
+fn a_container_goes_even_if_its_networks_can_no_longer_be_read() {
+    let mut document = with("/network_info/front/driver", json!("macvlan"));
+    document["port_mappings"] = json!("nonsense");
+    let detach = detach(&document.to_string()).expect("enough is known");
+    assert_eq!("5d2f0c1b7a9e4c38", detach.container.id);
+    assert!(detach.records.is_empty());
+    let bridges: Vec<Option<&str>> = detach.leaving.iter().map(|l| l.bridge.as_ref().map(IfName::as_str)).collect();
+    assert_eq!(vec![None, Some("podman8")], bridges, "only a bridge of ours may be removed");
+    assert!(super::detach("{}").is_err());
+}
