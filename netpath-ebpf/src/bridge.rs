@@ -128,8 +128,9 @@ fn may_begin<F: Wire>(packet: &Packet<F>) -> bool {
 /// A container dials a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of the
 /// container that the flow in the making is aimed at.
 ///
-/// On its own network both ends are rewritten: the target would answer to the sender's address on layer 2, past us,
-/// and to itself not at all. The answer comes to the bridge's address, and so to this program.
+/// Both ends are rewritten: on its own network the target would answer to the sender's address on layer 2, past us, and
+/// to itself not at all; on another one the sender may be the target's second leg. The answer comes to the address of the
+/// target's bridge, and so to this program.
 #[inline(always)]
 fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
@@ -141,12 +142,12 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
     let (Some(net), Some(other)) = (unsafe { (maps::NETWORK.get(bridge), maps::NETWORK.get(target)) }) else {
         return NOT_OURS.pack();
     };
-    let same = target == bridge;
-    if !same && !may_pass(net.flags, other.flags) {
+    // A published port is for isolated networks too (netavark 2.1); an internal one has no way out and none in.
+    if target != bridge && (net.flags | other.flags) & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
     let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
-    plan.to.src = if same { F::gateway(net) } else { packet.tuple.src };
+    plan.to.src = F::gateway(other);
     if F::is_unset(&plan.to.src) {
         return NOT_OURS.pack();
     }
@@ -160,7 +161,7 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHairpin as u8;
     rules::way_home::<F>(ctx, bridge);
-    flows::begin::<F>(ctx, same, Reason::FlowHairpin).pack()
+    flows::begin::<F>(ctx, true, Reason::FlowHairpin).pack()
 }
 
 /// A container talks to the outside: it gets the address of the way out.
