@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Ends the file name of a network without a way out, for which the server forwards nothing.
@@ -65,8 +66,10 @@ impl Aardvark {
         let named: Vec<&Record> =
             records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
         let Some(process) = self.process().filter(|_| !named.is_empty()) else { return Ok(()) };
-        std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
+        std::fs::create_dir_all(&self.config).context(|| format!("cannot create {}", self.config.display()))?;
         let _lock = self.lock()?;
+        // Under the lock: whoever takes the last entry away removes the directory.
+        std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
         let added = named.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &named));
         if added.is_err() {
             for record in &named {
@@ -75,6 +78,7 @@ impl Aardvark {
                 }
             }
             self.settle(&process);
+            self.end_lock();
         }
         added
     }
@@ -86,7 +90,8 @@ impl Aardvark {
     /// The first file that cannot be changed; the others are still seen to.
     pub fn remove(&self, records: &[&Record]) -> Result<()> {
         let Some(process) = self.process() else { return Ok(()) };
-        if !self.dir.is_dir() {
+        // A command killed while it removed the last entry leaves the lock without the directory.
+        if !self.dir.is_dir() && !self.lock_file().exists() {
             return Ok(());
         }
         let _lock = self.lock()?;
@@ -103,6 +108,7 @@ impl Aardvark {
         if changed || records.iter().any(|r| r.network.dns) {
             self.settle(&process);
         }
+        self.end_lock();
         result
     }
 
@@ -133,6 +139,7 @@ impl Aardvark {
                 changed = true;
             }
         }
+        self.end_lock();
         if changed {
             process.wake()?;
         }
@@ -145,17 +152,35 @@ impl Aardvark {
     }
 
     fn lock(&self) -> Result<Flock<File>> {
-        let path = self.config.join("aardvark.lock");
+        let path = self.lock_file();
         let what = || format!("cannot lock {}", path.display());
-        let mut file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
-        // Held for milliseconds: a signal that arrives meanwhile is looked at afterwards.
         loop {
-            match Flock::lock(file, FlockArg::LockExclusive) {
-                Ok(lock) => return Ok(lock),
-                Err((same, Errno::EINTR)) => file = same,
-                Err((_, e)) => return Err(Error::new(what()).because(e)),
+            let mut file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
+            // Held for milliseconds: a signal that arrives meanwhile is looked at afterwards.
+            let lock = loop {
+                match Flock::lock(file, FlockArg::LockExclusive) {
+                    Ok(lock) => break lock,
+                    Err((same, Errno::EINTR)) => file = same,
+                    Err((_, e)) => return Err(Error::new(what()).because(e)),
+                }
+            };
+            // The holder before us may have removed the file that we have waited for.
+            let ours = lock.metadata().context(what)?;
+            if std::fs::metadata(&path).is_ok_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()) {
+                return Ok(lock);
             }
         }
+    }
+
+    /// With the directory goes the lock, whose holder the caller is. Who waits for it finds out that its file is gone.
+    fn end_lock(&self) {
+        if !self.dir.exists() {
+            let _ = std::fs::remove_file(self.lock_file());
+        }
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.config.join("aardvark.lock")
     }
 
     fn add_entry(&self, record: &Record) -> Result<()> {
