@@ -157,13 +157,15 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         }
         (Addr::v4(rule.to4), container_port(rule, number))
     } else {
-        // An IPv4-only container is reached from ::1 over its mapped address (the kernel refuses that for datagrams
-        // with an address of their own: net/ipv6/udp.c, udpv6_sendmsg()).
-        let serves = |r: &netpath_common::layout::Rule| {
-            !Ipv6::is_unset(&r.to6) || (may_change_family && !Ipv4::is_unset(&r.to4))
-        };
-        let (rule, if_local) = rules::find(slot, &dialled, number, proto, serves)?;
-        if if_local && !is_own(&dialled, Ipv6::kind(&dialled.0), Ipv6::is_unset(&dialled.0)) {
+        // A rule without IPv6 serves "localhost" in both its spellings, over the container's mapped address; the kernel
+        // refuses that for datagrams that bring their address along (net/ipv6/udp.c, udpv6_sendmsg()).
+        let kind = Ipv6::kind(&dialled.0);
+        let unset = Ipv6::is_unset(&dialled.0);
+        let mappable = may_change_family && (kind == Kind::Loopback || unset);
+        let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| {
+            !Ipv6::is_unset(&r.to6) || (mappable && !Ipv4::is_unset(&r.to4))
+        })?;
+        if if_local && !is_own(&dialled, kind, unset) {
             return None;
         }
         let to = if Ipv6::is_unset(&rule.to6) { Addr::v4(rule.to4) } else { Addr::v6(rule.to6) };
