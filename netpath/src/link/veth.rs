@@ -42,4 +42,15 @@ impl Rtnl {
         let host = host.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
         self.change(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
+
+    /// Tells the neighbours of an interface that its addresses are its own, as far as `arp_notify` and `ndisc_notify` ask
+    /// for it. The kernel does so by itself when the interface comes up, but then nobody hears it: the other end of the
+    /// pair is still down. Setting the address that it has is another reason (`net/ipv4/devinet.c, inetdev_event()`).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn announce(&self, index: u32, mac: Mac) -> Answer<()> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).address(mac.bytes().to_vec()).build();
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
 }

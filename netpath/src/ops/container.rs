@@ -146,6 +146,7 @@ impl Live {
             sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;
             if v6 {
                 sysctl::ensure(&of("ipv6", "accept_dad"), "0")?;
+                sysctl::ensure(&of("ipv6", "ndisc_notify"), "1")?;
             }
             sysctl::ensure(&of("ipv4", "arp_notify"), "1")?;
             sysctl::ensure(&of("ipv4", "rp_filter"), "2")?;
@@ -164,8 +165,23 @@ impl Live {
         self.inside()?.rtnl().set_up(made.index)?;
         if let Some(links) = &made.links {
             self.rtnl.set_up(links.veth_index)?;
+            for address in &self.records[at].endpoint.addresses {
+                self.rtnl.forget_neighbour(links.bridge_index, address.addr())?;
+            }
         }
         Ok(Done::Within)
+    }
+
+    /// Containers beside it may remember another one with its addresses. By now the kernel has noticed that both ends are
+    /// up; where it has not, they find out by themselves, only later.
+    pub(super) fn announce(&self) {
+        let Ok(inside) = self.inside() else { return };
+        for made in &self.made {
+            let told = made.links.as_ref().map(|links| inside.rtnl().announce(made.index, links.container_mac));
+            if let Some(Err(e)) = told {
+                tracing::debug!(error = %e, "the container's addresses are not announced");
+            }
+        }
     }
 
     pub(super) fn route(&self, route: &Route) -> Result<Done> {

@@ -89,6 +89,7 @@ impl Live {
 
     /// Writes that setup has ended well. Nobody but this process writes these records now, so it needs no lock.
     pub(super) fn settle(&self) -> Result<Done> {
+        self.announce();
         for record in &self.records {
             self.store.put_own(&Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
         }
