@@ -94,6 +94,9 @@ fn stop_group(leader: u32) {
 
 pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
     let (passed, failed, skipped) = (outcome.passed, outcome.failed.len(), outcome.skipped.len());
+    if passed + failed + skipped == 0 {
+        return format!("{name:<14} no test");
+    }
     format!("{name:<14} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {}", seconds(took))
 }
 

@@ -163,7 +163,8 @@ fn executable(message: &str) -> Option<Executable> {
     }
     let manifest = PathBuf::from(message["manifest_path"].as_str()?);
     let package = manifest.parent()?.file_name()?.to_string_lossy().into_owned();
-    Some(Executable { package, target: message["target"]["name"].as_str()?.to_owned(), path })
+    let target = message["target"]["name"].as_str()?.to_owned();
+    Some(Executable { package, target, path })
 }
 
 fn run_cargo(command: &mut Command) -> Result<String> {
@@ -180,17 +181,15 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
     let is_suite = |e: &Executable| e.package == "tests" && SUITES.iter().any(|(n, _)| *n == e.target);
     if args.wants("unit") {
         for unit in executables.iter().filter(|e| !is_suite(e)) {
-            let name = if unit.package == unit.target {
-                unit.target.clone()
-            } else {
-                format!("{}/{}", unit.package, unit.target)
-            };
-            all.push((name.replace('/', "-"), harness(&unit.path, None, &args.filters("unit"))));
+            let is_named_so = unit.target.replace('_', "-") == unit.package;
+            let name = if is_named_so { unit.package.clone() } else { format!("{}-{}", unit.package, unit.target) };
+            all.push((name, harness(&unit.path, None, &args.filters("unit"))));
         }
     }
     for (name, threads) in SUITES.into_iter().filter(|(n, _)| args.wants(n)) {
-        if let Some(found) = executables.iter().find(|e| is_suite(e) && e.target == name) {
-            all.push((name.to_owned(), harness(&found.path, Some(threads), &args.filters(name))));
+        match executables.iter().find(|e| is_suite(e) && e.target == name) {
+            Some(found) => all.push((name.to_owned(), harness(&found.path, Some(threads), &args.filters(name)))),
+            None => println!("{name:<14} is not in this checkout"),
         }
     }
     for (_, command) in &mut all {
