@@ -37,7 +37,9 @@ impl Snapshot {
         put("sysctl", sysctls(host));
         let cookie = format!("{:x}", host.cookie());
         put("state", state_dirs(&cookie).iter().flat_map(|dir| files(dir)).collect());
-        put("config", files(&topology.config_dir()));
+        // Netavark keeps this one for ever too: a file that is locked cannot be removed without a race.
+        let kept = topology.config_dir().join("aardvark.lock").display().to_string();
+        put("config", files(&topology.config_dir()).into_iter().filter(|f| *f != kept).collect());
         put("bpf", bpf_objects(host.cookie()));
         put("process", processes(host, containers));
         let mut inside = BTreeSet::new();

@@ -8,7 +8,7 @@
 //! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
 //! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
 
-use crate::host::Netns;
+use crate::host::{Netns, SOON, wait_for};
 use anyhow::{Context, Result};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -166,6 +166,9 @@ impl Topology {
         ))?;
         // After the client is up: before, the address of the gateway would be tentative and the route refused.
         host.ip(&format!("route add default via {CLIENT6} dev eth0\n"))?;
+        for (netns, address) in [(&host, HOST6), (&host, HOST6_SECOND), (&client, CLIENT6)] {
+            answers_for(netns, address)?;
+        }
         Ok(Self { client, host, far: None, containers: AtomicU32::new(0), dir })
     }
 
@@ -189,6 +192,8 @@ impl Topology {
              addr add {FAR6}/64 dev eth0 nodad\n\
              link set eth0 up\n"
         ))?;
+        answers_for(&topology.host, HOST6_FAR)?;
+        answers_for(&far, FAR6)?;
         topology.far = Some(far);
         Ok(topology)
     }
@@ -221,6 +226,16 @@ impl Topology {
     pub fn dir(&self) -> &Path {
         &self.dir.0
     }
+}
+
+/// Waits until the kernel has made an IPv6 address of a link that has just come up its own (the local route of it).
+fn answers_for(netns: &Netns, address: IpAddr) -> Result<()> {
+    let IpAddr::V6(address) = address else { return Ok(()) };
+    let wanted: String = address.octets().iter().map(|b| format!("{b:02x}")).chain([" 80 ".to_owned()]).collect();
+    wait_for(&format!("a local route for {address}"), SOON, || {
+        let routes = netns.run(|| fs::read_to_string("/proc/thread-self/net/ipv6_route")).ok()?;
+        routes.lines().any(|l| l.starts_with(&wanted)).then_some(())
+    })
 }
 
 impl Drop for Topology {
