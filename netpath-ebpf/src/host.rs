@@ -1,7 +1,9 @@
 //! Questions to the kernel about the host: its addresses, routes and sockets.
 
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup};
-use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS};
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
@@ -53,8 +55,9 @@ fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
     let ret = look_up::<F>(ctx, &packet.tuple, flags);
-    // The neighbour is resolved by bpf_redirect_neigh.
-    if ret != i64::from(BPF_FIB_LKUP_RET_SUCCESS) && ret != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+    // The neighbour is resolved by bpf_redirect_neigh, and whether the packet fits is asked later, against the uplink.
+    const ROUTED: [u32; 3] = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_FRAG_NEEDED];
+    if ret != i64::from(ROUTED[0]) && ret != i64::from(ROUTED[1]) && ret != i64::from(ROUTED[2]) {
         return 0;
     }
     let Some(fib) = desk::fib::<F>() else { return 0 };

@@ -7,6 +7,7 @@ pub mod load;
 pub mod maps;
 pub mod need;
 pub mod netavark;
+pub mod packet;
 pub mod podman;
 pub mod refuse_bpf;
 pub mod residue;

@@ -1,0 +1,523 @@
+//! Packets for `BPF_PROG_TEST_RUN`: a builder with checksums of its own, and a laboratory that runs one program after the
+//! other over the same maps, in a private network namespace (the route and socket look-ups are real).
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, PerCpuArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use netpath_common::addr::{Addr, Be16};
+use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, Subnet, Uplink};
+use netpath_common::reason::Reason;
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+pub type Mac = [u8; 6];
+
+pub const HOST_MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 2];
+pub const BRIDGE_MAC: Mac = [2, 0, 0, 0, 0, 0x0b];
+pub const OTHER_BRIDGE_MAC: Mac = [2, 0, 0, 0, 0, 0x0c];
+pub const WEB_MAC: Mac = [2, 0, 0, 0, 7, 5];
+pub const APP_MAC: Mac = [2, 0, 0, 0, 8, 5];
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum L4 {
+    Tcp {
+        sport: u16,
+        dport: u16,
+        flags: u8,
+    },
+    Udp {
+        sport: u16,
+        dport: u16,
+        zero_sum: bool,
+    },
+    Echo {
+        request: bool,
+        id: u16,
+    },
+    /// Any other protocol, with its number.
+    Raw(u8),
+}
+
+/// A frame as values; lengths and checksums are filled in by [`Frame::bytes`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    pub dmac: Mac,
+    pub smac: Mac,
+    pub tagged: bool,
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ttl: u8,
+    pub l4: L4,
+    pub payload: Vec<u8>,
+    /// IPv4 options, or IPv6 destination options headers, of this many four- or eight-byte units.
+    pub options: usize,
+    pub fragment: bool,
+}
+
+pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
+pub const FIN: u8 = 0x01;
+pub const RST: u8 = 0x04;
+
+impl Frame {
+    pub fn new(src: IpAddr, dst: IpAddr, l4: L4) -> Self {
+        let payload = b"payload".to_vec();
+        Self {
+            dmac: HOST_MAC,
+            smac: CLIENT_MAC,
+            tagged: false,
+            src,
+            dst,
+            ttl: 64,
+            l4,
+            payload,
+            options: 0,
+            fragment: false,
+        }
+    }
+
+    pub fn tcp(src: (IpAddr, u16), dst: (IpAddr, u16), flags: u8) -> Self {
+        Self::new(src.0, dst.0, L4::Tcp { sport: src.1, dport: dst.1, flags })
+    }
+
+    pub fn udp(src: (IpAddr, u16), dst: (IpAddr, u16)) -> Self {
+        Self::new(src.0, dst.0, L4::Udp { sport: src.1, dport: dst.1, zero_sum: false })
+    }
+
+    /// `to` and `from` as hardware addresses.
+    #[must_use]
+    pub fn macs(mut self, to: Mac, from: Mac) -> Self {
+        (self.dmac, self.smac) = (to, from);
+        self
+    }
+
+    /// This frame one hop on, with other ends.
+    #[must_use]
+    pub fn becomes(&self, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Self {
+        let mut f = self.clone();
+        (f.src, f.dst) = (src.0, dst.0);
+        f.ttl -= 1;
+        match &mut f.l4 {
+            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } => (*sport, *dport) = (src.1, dst.1),
+            L4::Echo { id, .. } => *id = src.1,
+            L4::Raw(_) => {}
+        }
+        f
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = [self.dmac, self.smac].concat();
+        if self.tagged {
+            out.extend([0x81, 0x00, 0x00, 0x05]);
+        }
+        let v4 = self.src.is_ipv4();
+        out.extend(if v4 { [0x08, 0x00] } else { [0x86, 0xdd] });
+        let transport = self.transport(v4);
+        out.extend(if v4 { self.header4(transport.len()) } else { self.header6(transport.len()) });
+        out.extend(transport);
+        out
+    }
+
+    fn proto(&self, v4: bool) -> u8 {
+        match self.l4 {
+            L4::Tcp { .. } => 6,
+            L4::Udp { .. } => 17,
+            L4::Echo { .. } => {
+                if v4 {
+                    1
+                } else {
+                    58
+                }
+            }
+            L4::Raw(n) => n,
+        }
+    }
+
+    fn transport(&self, v4: bool) -> Vec<u8> {
+        let mut t = Vec::new();
+        let check_at = match self.l4 {
+            L4::Tcp { sport, dport, flags } => {
+                t.extend(sport.to_be_bytes());
+                t.extend(dport.to_be_bytes());
+                t.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                Some(16)
+            }
+            L4::Udp { sport, dport, zero_sum } => {
+                t.extend(sport.to_be_bytes());
+                t.extend(dport.to_be_bytes());
+                t.extend(((8 + self.payload.len()) as u16).to_be_bytes());
+                t.extend([0, 0]);
+                if zero_sum { None } else { Some(6) }
+            }
+            L4::Echo { request, id } => {
+                t.push(match (v4, request) {
+                    (true, true) => 8,
+                    (true, false) => 0,
+                    (false, true) => 128,
+                    (false, false) => 129,
+                });
+                t.extend([0, 0, 0]);
+                t.extend(id.to_be_bytes());
+                t.extend([0, 1]);
+                Some(2)
+            }
+            L4::Raw(_) => None,
+        };
+        t.extend(&self.payload);
+        if let Some(at) = check_at {
+            let mut covered = Vec::new();
+            if !(v4 && matches!(self.l4, L4::Echo { .. })) {
+                covered.extend(octets(self.src));
+                covered.extend(octets(self.dst));
+                covered.extend((t.len() as u32).to_be_bytes());
+                covered.extend(u32::from(self.proto(v4)).to_be_bytes());
+            }
+            covered.extend(&t);
+            let mut sum = checksum(&covered);
+            if matches!(self.l4, L4::Udp { .. }) && sum == 0 {
+                sum = 0xffff;
+            }
+            t[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        }
+        t
+    }
+
+    fn header4(&self, len: usize) -> Vec<u8> {
+        let header_len = 20 + self.options * 4;
+        let mut h = vec![0x40 | (header_len / 4) as u8, 0];
+        h.extend(((header_len + len) as u16).to_be_bytes());
+        h.extend([0x12, 0x34]);
+        h.extend(if self.fragment { [0x20, 0x00] } else { [0x40, 0x00] });
+        h.extend([self.ttl, self.proto(true), 0, 0]);
+        h.extend(octets(self.src));
+        h.extend(octets(self.dst));
+        // "No operation".
+        h.extend(vec![1; self.options * 4]);
+        let sum = checksum(&h);
+        h[10..12].copy_from_slice(&sum.to_be_bytes());
+        h
+    }
+
+    fn header6(&self, len: usize) -> Vec<u8> {
+        let mut chain: Vec<u8> = vec![60; self.options];
+        if self.fragment {
+            chain.push(44);
+        }
+        chain.push(self.proto(false));
+        let mut h = vec![0x60, 0, 0, 0];
+        h.extend(((len + (chain.len() - 1) * 8) as u16).to_be_bytes());
+        h.extend([chain[0], self.ttl]);
+        h.extend(octets(self.src));
+        h.extend(octets(self.dst));
+        for pair in chain.windows(2) {
+            // A destination options header with one PadN; a fragment header with "more fragments".
+            h.extend(if pair[0] == 44 { [pair[1], 0, 0, 1, 0, 0, 0, 7] } else { [pair[1], 0, 1, 4, 0, 0, 0, 0] });
+        }
+        h
+    }
+}
+
+fn octets(a: IpAddr) -> Vec<u8> {
+    match a {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+/// RFC 1071 §4.1, by the book.
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+pub fn mapped(a: IpAddr) -> Addr {
+    match a {
+        IpAddr::V4(a) => Addr::v4(a.octets()),
+        IpAddr::V6(a) => Addr::v6(a.octets()),
+    }
+}
+
+/// What a program made of a packet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// As the classifier returned it: -1 to the stack, 2 dropped, 7 redirected.
+    pub action: i32,
+    pub packet: Vec<u8>,
+    /// Packets counted, by reason.
+    pub counted: Vec<(Reason, u64)>,
+    /// Mean over the repetitions.
+    pub took_ns: u128,
+}
+
+pub struct Lab {
+    pub ebpf: Ebpf,
+    pub uplink: u32,
+    pub bridge: u32,
+    pub other_bridge: u32,
+    pub web: u32,
+    pub app: u32,
+}
+
+/// The host's namespace as in [`crate::topology`], with two networks: 7 (web) and 8 (app).
+const LINKS: &str = "link set lo up
+link add eth0 address 02:00:00:00:00:01 type veth peer name eth0p
+link add np7 address 02:00:00:00:00:0b type bridge
+link add np8 address 02:00:00:00:00:0c type bridge
+link add web type veth peer name webp
+link add app type veth peer name appp
+link set web master np7
+link set app master np8
+link set eth0p up
+link set eth0 up
+link set np7 up
+link set np8 up
+link set web up
+link set webp up
+link set app up
+link set appp up
+addr add 192.0.2.1/24 dev eth0
+addr add 2001:db8:1::1/64 dev eth0 nodad
+addr add 10.89.7.1/24 dev np7
+addr add fd41:7::1/64 dev np7 nodad
+addr add 10.89.8.1/24 dev np8
+addr add fd41:8::1/64 dev np8 nodad
+route add default via 192.0.2.2
+route add default via 2001:db8:1::2 dev eth0
+";
+
+impl Lab {
+    /// Moves the calling thread into a namespace of its own and loads `programs` there.
+    ///
+    /// # Errors
+    /// The object is missing, or the kernel refuses it, a namespace or a link.
+    pub fn new(programs: &[&str]) -> Result<Self> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("cannot unshare the network namespace")?;
+        let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run ip")?;
+        ip.stdin.take().context("no pipe to ip")?.write_all(LINKS.as_bytes())?;
+        ensure!(ip.wait()?.success(), "ip cannot make the links");
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+        let index = |name: &str| nix::net::if_::if_nametoindex(name).with_context(|| format!("no link {name}"));
+        let mut lab = Self {
+            ebpf: load(VerifierLogLevel::DISABLE)?,
+            uplink: index("eth0")?,
+            bridge: index("np7")?,
+            other_bridge: index("np8")?,
+            web: index("web")?,
+            app: index("app")?,
+        };
+        for name in programs {
+            lab.program(name)?.load().with_context(|| format!("cannot load {name}"))?;
+        }
+        lab.furnish()?;
+        Ok(lab)
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    }
+
+    fn furnish(&mut self) -> Result<()> {
+        self.set_ports(61_000, 65_535)?;
+        let (uplink, bridge, other) = (self.uplink, self.bridge, self.other_bridge);
+        self.put(layout::name::UPLINK, uplink, Uplink { mtu: 1500, ethernet: 1, ..Uplink::default() })?;
+        for (n, index, veth, mac, bridge_mac) in
+            [(7u8, bridge, self.web, WEB_MAC, BRIDGE_MAC), (8, other, self.app, APP_MAC, OTHER_BRIDGE_MAC)]
+        {
+            self.set_network(n, index, layout::NET_MASQUERADE)?;
+            for address in [container(n, true), container(n, false)] {
+                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500 };
+                self.put(layout::name::ENDPOINT, mapped(address), endpoint)?;
+            }
+        }
+        for host in ["192.0.2.1", "2001:db8:1::1", "10.89.7.1", "fd41:7::1", "10.89.8.1", "fd41:8::1"] {
+            self.put(layout::name::LOCAL, mapped(host.parse()?), 1u32)?;
+        }
+        Ok(())
+    }
+
+    /// The network numbered `n` on bridge `index`, with these flags.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn set_network(&mut self, n: u8, index: u32, flags: u32) -> Result<()> {
+        let mut gateway6 = [0u8; 16];
+        gateway6[..4].copy_from_slice(&[0xfd, 0x41, 0, n]);
+        let net6 = gateway6;
+        gateway6[15] = 1;
+        let gateway4 = [10, 89, n, 1];
+        let network = Network { flags, mtu: 1500, gateway4, gateway6, outbound4: [0; 4], outbound6: [0; 16] };
+        self.put(layout::name::NETWORK, index, network)?;
+        let mut trie: LpmTrie<_, [u8; 16], Subnet> =
+            self.ebpf.map_mut(layout::name::SUBNET).context("no subnets")?.try_into()?;
+        trie.insert(&Key::new(120, Addr::v4([10, 89, n, 0]).0), Subnet { bridge: index, flags }, 0)?;
+        trie.insert(&Key::new(64, net6), Subnet { bridge: index, flags }, 0)?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_ports(&mut self, port_min: u16, port_max: u16) -> Result<()> {
+        let config = Config { netns_cookie: 0, port_min, port_max, lo_ifindex: 1 };
+        let mut map: Array<_, Config> = self.ebpf.map_mut(layout::name::CONFIG).context("no config")?.try_into()?;
+        Ok(map.set(0, config, 0)?)
+    }
+
+    /// # Errors
+    /// The map cannot be written.
+    pub fn put<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) -> Result<()> {
+        let mut map: HashMap<_, K, V> = self.ebpf.map_mut(map).context("no such map")?.try_into()?;
+        Ok(map.insert(key, value, 0)?)
+    }
+
+    /// Publishes port `host_port` of `host` as port 80 of the container of network `n`, by rule number `at`.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn publish(&mut self, at: u32, host: Addr, host_port: u16, n: u8) -> Result<()> {
+        let (IpAddr::V4(to4), IpAddr::V6(to6)) = (container(n, true), container(n, false)) else { return Ok(()) };
+        for (proto, table, at) in
+            [(layout::PROTO_TCP, layout::name::PORT_TCP, at), (layout::PROTO_UDP, layout::name::PORT_UDP, at + 1)]
+        {
+            let rule = Rule {
+                host,
+                to4: to4.octets(),
+                to6: to6.octets(),
+                host_port,
+                container_port: 80,
+                count: 1,
+                proto,
+                bridge: if n == 7 { self.bridge } else { self.other_bridge },
+                ..Rule::default()
+            };
+            let mut rules: Array<_, Rule> = self.ebpf.map_mut(layout::name::RULE).context("no rules")?.try_into()?;
+            rules.set(at, rule, 0)?;
+            let mut slots: Array<_, u32> = self.ebpf.map_mut(table).context("no ports")?.try_into()?;
+            slots.set(u32::from(host_port), at, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all flows.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn forget(&mut self) -> Result<()> {
+        fn clear<K: Pod, V: Pod>(lab: &mut Lab, name: &str) -> Result<()> {
+            let mut map: HashMap<_, K, V> = lab.ebpf.map_mut(name).context("no flows")?.try_into()?;
+            let keys: Vec<K> = map.keys().flatten().collect();
+            for key in keys {
+                map.remove(&key)?;
+            }
+            Ok(())
+        }
+        clear::<layout::FlowKey4, layout::Flow4>(self, layout::name::FLOW4)?;
+        clear::<layout::FlowKey6, layout::Flow6>(self, layout::name::FLOW6)
+    }
+
+    /// A flow of the UDP packet `frame` that changes nothing but its hop count, for measuring.
+    ///
+    /// # Errors
+    /// The packet is not UDP, or the map cannot be written.
+    pub fn add_flow_to_itself(&mut self, frame: &Frame, side: u8, forward: u8) -> Result<()> {
+        let L4::Udp { sport, dport, .. } = frame.l4 else { anyhow::bail!("not UDP") };
+        let (sport, dport) = (Be16::new(sport), Be16::new(dport));
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes one timespec.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+        let next = layout::Next {
+            ifindex: self.web,
+            last_seen_s: now.tv_sec as u32 + 3,
+            mtu: 1500,
+            forward,
+            state: netpath_common::flow::REPLIED,
+            ..layout::Next::default()
+        };
+        let (proto, pad) = (layout::PROTO_UDP, [0; 2]);
+        match (frame.src, frame.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let (src, dst) = (src.octets(), dst.octets());
+                let key = layout::FlowKey4 { src, dst, sport, dport, proto, side, pad };
+                self.put(layout::name::FLOW4, key, layout::Flow4 { src, dst, sport, dport, next })
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let (src, dst) = (src.octets(), dst.octets());
+                let key = layout::FlowKey6 { src, dst, sport, dport, proto, side, pad };
+                self.put(layout::name::FLOW6, key, layout::Flow6 { src, dst, sport, dport, next })
+            }
+            _ => anyhow::bail!("two families in one packet"),
+        }
+    }
+
+    fn counts(&self) -> Result<Vec<u64>> {
+        let map: PerCpuArray<_, Count> = self.ebpf.map(layout::name::COUNT).context("no counters")?.try_into()?;
+        Reason::ALL.iter().map(|r| Ok(map.get(&(*r as u32), 0)?.iter().map(|c| c.packets).sum())).collect()
+    }
+
+    /// Runs `program` over `packet`, as it would come in at the interface `ifindex`.
+    ///
+    /// # Errors
+    /// The kernel refuses the run.
+    pub fn run(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Result<Outcome> {
+        self.run_repeated(program, [0, ifindex], packet, 1)
+    }
+
+    /// `indices`: where the packet came in first (for egress), and where it is seen.
+    ///
+    /// # Errors
+    /// The kernel refuses the run.
+    pub fn run_repeated(&mut self, program: &str, indices: [u32; 2], packet: &[u8], repeat: u32) -> Result<Outcome> {
+        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40.
+        let mut context = [0u8; 192];
+        context[36..40].copy_from_slice(&indices[0].to_ne_bytes());
+        context[40..44].copy_from_slice(&indices[1].to_ne_bytes());
+        let mut out = vec![0u8; packet.len() + 64];
+        let before = self.counts()?;
+        let result = self.program(program)?.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        let after = self.counts()?;
+        out.truncate(result.data_size_out as usize);
+        let moved = Reason::ALL.iter().zip(after.iter().zip(&before));
+        Ok(Outcome {
+            action: result.return_value as i32,
+            packet: out,
+            counted: moved.filter(|(_, (a, b))| a != b).map(|(r, (a, b))| (*r, a - b)).collect(),
+            took_ns: result.duration.as_nanos(),
+        })
+    }
+}
+
+/// Host 5 of network `n`.
+pub fn container(n: u8, v4: bool) -> IpAddr {
+    if v4 { IpAddr::from([10, 89, n, 5]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 5]) }
+}
+
+/// The object, with nothing loaded yet; logging off.
+///
+/// # Errors
+/// It is missing, or not what aya takes.
+pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
+    let object = std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))?;
+    EbpfLoader::new()
+        .verifier_log_level(level)
+        .override_global(layout::global::LOG_LEVEL, &0u8, true)
+        .override_global(layout::global::FIB_SRC, &1u8, true)
+        .load(&object)
+        .context("cannot load the object's maps")
+}

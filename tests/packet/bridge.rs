@@ -1,0 +1,213 @@
+//! np_bridge_in: masquerade, hairpin, isolation.
+
+use crate::{
+    DROPPED, REDIRECTED, STACK, becomes, client, cut_everywhere, gateway, host, into, ip, outside, shapes, stays,
+};
+use anyhow::Result;
+use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
+use netpath_common::addr::Addr;
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
+use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT};
+use netpath_common::reason::Reason;
+use std::net::IpAddr;
+
+fn lab() -> Result<Lab> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    Ok(lab)
+}
+
+fn from_web(frame: Frame) -> Frame {
+    frame.macs(BRIDGE_MAC, WEB_MAC)
+}
+
+fn echo(src: IpAddr, dst: IpAddr, request: bool, id: u16) -> Frame {
+    Frame::new(src, dst, L4::Echo { request, id })
+}
+
+#[test]
+fn what_leaves_has_the_address_of_the_way_out_and_the_answer_comes_back() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (web, there) = ((container(7, v4), 40_000), (outside(v4), 53));
+        let out = (host(v4), 40_000);
+        for (sent, answer) in [
+            (Frame::tcp(web, there, SYN), Frame::tcp(there, out, SYN | ACK)),
+            (Frame::udp(web, there), Frame::udp(there, out)),
+            (echo(web.0, there.0, true, 40_000), echo(there.0, out.0, false, 40_000)),
+        ] {
+            for (shape, sent) in shapes(&sent) {
+                lab.forget()?;
+                let what = format!("{shape}: {sent:?}");
+                let sent = from_web(sent);
+                let got = sent.becomes(out, there);
+                becomes(&mut lab, &what, (BRIDGE_IN, bridge), &sent, &got, Reason::FlowMasqueraded)?;
+                becomes(&mut lab, &what, (BRIDGE_IN, bridge), &sent, &got, Reason::Redirected)?;
+                let peer = if matches!(answer.l4, L4::Echo { .. }) { (there.0, web.1) } else { there };
+                let back = into(&answer.becomes(peer, web), WEB_MAC, BRIDGE_MAC);
+                becomes(
+                    &mut lab,
+                    &format!("answer to {what}"),
+                    (UPLINK_IN, uplink),
+                    &answer,
+                    &back,
+                    Reason::Redirected,
+                )?;
+            }
+            cut_everywhere(&mut lab, "a masqueraded packet", (BRIDGE_IN, bridge), &from_web(sent.clone()))?;
+            cut_everywhere(&mut lab, "its answer", (UPLINK_IN, uplink), &answer)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_taken_port_is_replaced_by_one_of_the_range_and_none_left_is_a_drop() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other) = (lab.bridge, lab.other_bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        lab.set_ports(61_000, 61_000)?;
+        let there = (outside(v4), 53);
+        let first = from_web(Frame::udp((container(7, v4), 40_000), there));
+        let got = first.becomes((host(v4), 40_000), there);
+        becomes(&mut lab, "keeps its port", (BRIDGE_IN, bridge), &first, &got, Reason::FlowMasqueraded)?;
+        let second = Frame::udp((container(8, v4), 40_000), there).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        let got = second.becomes((host(v4), 61_000), there);
+        becomes(&mut lab, "another's is taken", (BRIDGE_IN, other), &second, &got, Reason::FlowMasqueraded)?;
+        let third = from_web(Frame::udp((container(7, v4), 61_000), there)).bytes();
+        stays(&mut lab, "nothing left", (BRIDGE_IN, bridge), &third, DROPPED, Reason::DropPortsExhausted)?;
+        // Another destination is another name space.
+        let fourth = from_web(Frame::udp((container(7, v4), 61_000), (outside(v4), 54)));
+        let got = fourth.becomes((host(v4), 61_000), (outside(v4), 54));
+        becomes(&mut lab, "another destination", (BRIDGE_IN, bridge), &fourth, &got, Reason::FlowMasqueraded)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_socket_of_the_host_is_spared() -> Result<()> {
+    let mut lab = lab()?;
+    let bridge = lab.bridge;
+    let _udp = std::net::UdpSocket::bind("192.0.2.1:40000")?;
+    let _tcp = std::net::TcpListener::bind("192.0.2.1:40001")?;
+    let there = (outside(true), 53);
+    for sent in [Frame::udp((container(7, true), 40_000), there), Frame::tcp((container(7, true), 40_001), there, SYN)]
+    {
+        let out = lab.run(BRIDGE_IN, bridge, &from_web(sent.clone()).bytes())?;
+        assert_eq!(REDIRECTED, out.action, "{sent:?}");
+        let port = u16::from_be_bytes([out.packet[34], out.packet[35]]);
+        assert!(port >= 61_000, "{sent:?} got port {port} of a socket");
+        assert_eq!(from_web(sent).becomes((host(true), port), there).bytes(), out.packet);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
+    let mut lab = lab()?;
+    let at = (BRIDGE_IN, lab.bridge);
+    for v4 in [true, false] {
+        let (web, there) = ((container(7, v4), 40_000), (outside(v4), 53));
+        let stranger = if v4 { ip("10.89.8.77") } else { ip("fd41:8::77") };
+        let nowhere = if v4 { ip("224.0.0.251") } else { ip("ff02::fb") };
+        for (what, frame) in [
+            ("a source of another subnet", Frame::udp((stranger, 40_000), there)),
+            ("another protocol", Frame::new(web.0, there.0, L4::Raw(132))),
+            ("the middle of a connection", Frame::tcp(web, there, ACK)),
+            ("an echo answer", echo(web.0, there.0, false, 7)),
+            ("multicast", Frame::udp(web, (nowhere, 5353))),
+            ("the gateway", Frame::udp(web, (gateway(7, v4), 53))),
+            ("the host", Frame::tcp(web, (host(v4), 22), SYN)),
+            ("another open network", Frame::tcp(web, (container(8, v4), 80), SYN)),
+            ("tagged", Frame { tagged: true, ..Frame::udp(web, there) }),
+        ] {
+            stays(&mut lab, what, at, &from_web(frame).bytes(), STACK, Reason::NotOurs)?;
+        }
+        let udp = from_web(Frame::udp(web, there));
+        for (what, frame, reason) in [
+            ("a fragment", Frame { fragment: true, ..udp.clone() }, Reason::Fragment),
+            ("at the end of its hops", Frame { ttl: 1, ..udp.clone() }, Reason::StackTtl),
+            ("larger than the way out", Frame { payload: vec![0; 1473], ..udp.clone() }, Reason::StackMtu),
+        ] {
+            stays(&mut lab, what, at, &frame.bytes(), STACK, reason)?;
+        }
+        // The same of a flow that exists.
+        assert_eq!(REDIRECTED, lab.run(at.0, at.1, &udp.bytes())?.action);
+        let large = Frame { payload: vec![0; 1473], ..udp.clone() };
+        stays(&mut lab, "larger, of a flow", at, &large.bytes(), STACK, Reason::StackMtu)?;
+        let dying = Frame { ttl: 1, ..udp };
+        stays(&mut lab, "last hop, of a flow", at, &dying.bytes(), STACK, Reason::StackTtl)?;
+    }
+    assert!(std::process::Command::new("ip").args(["route", "del", "default"]).status()?.success());
+    let lost = from_web(Frame::udp((container(7, true), 1), (outside(true), 1)));
+    // Without a route the kernel says "not forwarded" as it does of its own addresses.
+    let out = lab.run(at.0, at.1, &lost.bytes())?;
+    assert_eq!((STACK, lost.bytes()), (out.action, out.packet));
+    Ok(())
+}
+
+#[test]
+fn a_container_reaches_published_ports_of_its_own_host() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other) = (lab.bridge, lab.other_bridge);
+    for v4 in [true, false] {
+        let (to, web) = ((host(v4), 8080), (container(7, v4), 80));
+        for (what, at, n, mac, bridge_mac) in
+            [("itself", bridge, 7, WEB_MAC, BRIDGE_MAC), ("from another network", other, 8, APP_MAC, OTHER_BRIDGE_MAC)]
+        {
+            for address in [host(v4), gateway(7, v4)] {
+                lab.forget()?;
+                let (from, to) = ((container(n, v4), 40_000), (address, to.1));
+                let seen = (gateway(7, v4), 40_000);
+                let sent = Frame::tcp(from, to, SYN).macs(bridge_mac, mac);
+                let got = into(&sent.becomes(seen, web), WEB_MAC, BRIDGE_MAC);
+                becomes(&mut lab, what, (BRIDGE_IN, at), &sent, &got, Reason::FlowHairpin)?;
+                becomes(&mut lab, what, (BRIDGE_IN, at), &sent, &got, Reason::Redirected)?;
+                let answer = from_web(Frame::tcp(web, seen, SYN | ACK));
+                let back = into(&answer.becomes(to, from), mac, bridge_mac);
+                becomes(&mut lab, what, (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn isolated_networks_do_not_meet_and_internal_ones_have_no_way_out() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other) = (lab.bridge, lab.other_bridge);
+    for (a, b, pass) in [
+        (0, 0, true),
+        (NET_ISOLATED, 0, true),
+        (NET_ISOLATED, NET_ISOLATED, false),
+        (NET_STRICT, 0, false),
+        (NET_STRICT, NET_STRICT, false),
+        (NET_INTERNAL, 0, false),
+    ] {
+        lab.set_network(7, bridge, a | NET_MASQUERADE)?;
+        lab.set_network(8, other, b | NET_MASQUERADE)?;
+        for v4 in [true, false] {
+            for fragment in [false, true] {
+                let what = format!("{a} to {b}, v4 {v4}, fragment {fragment}");
+                let there = Frame::tcp((container(7, v4), 1), (container(8, v4), 80), SYN);
+                let back = Frame::tcp((container(8, v4), 80), (container(7, v4), 1), SYN | ACK);
+                let (there, back) = (Frame { fragment, ..there }, Frame { fragment, ..back });
+                let (action, reason) = if pass { (STACK, Reason::NotOurs) } else { (DROPPED, Reason::DropIsolated) };
+                stays(&mut lab, &what, (BRIDGE_IN, bridge), &from_web(there).bytes(), action, reason)?;
+                let back = back.macs(OTHER_BRIDGE_MAC, APP_MAC);
+                stays(&mut lab, &what, (BRIDGE_IN, other), &back.bytes(), action, reason)?;
+            }
+        }
+    }
+    lab.set_network(7, bridge, NET_INTERNAL)?;
+    for v4 in [true, false] {
+        let web = (container(7, v4), 40_000);
+        let out = from_web(Frame::udp(web, (client(v4), 53))).bytes();
+        stays(&mut lab, "out of an internal network", (BRIDGE_IN, bridge), &out, DROPPED, Reason::DropIsolated)?;
+        let gateway = from_web(Frame::udp(web, (gateway(7, v4), 53))).bytes();
+        stays(&mut lab, "to its gateway", (BRIDGE_IN, bridge), &gateway, STACK, Reason::NotOurs)?;
+    }
+    Ok(())
+}

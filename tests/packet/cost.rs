@@ -1,0 +1,67 @@
+//! What the programs cost: instructions as the verifier counts them, and time per packet. Printed, not judged.
+
+use crate::{client, host};
+use anyhow::{Result, ensure};
+use aya::VerifierLogLevel;
+use aya::programs::Program;
+use kit::need::say;
+use kit::packet::{BRIDGE_MAC, Frame, Lab, WEB_MAC, container, load};
+use netpath_common::addr::Addr;
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::{FORWARD_NEIGH, FORWARD_PEER, SIDE_BRIDGE, SIDE_UPLINK};
+
+#[test]
+fn every_program_is_accepted_by_the_verifier() -> Result<()> {
+    let mut ebpf = load(VerifierLogLevel::DISABLE)?;
+    let mut lines = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        let info = match program {
+            Program::SchedClassifier(p) => p.load().and_then(|()| p.info()),
+            Program::CgroupSockAddr(p) => p.load().and_then(|()| p.info()),
+            _ => anyhow::bail!("{name} is of a kind that netpath does not have"),
+        }?;
+        lines.push(format!("{name}: {} verified instructions", info.verified_instruction_count().unwrap_or(0)));
+    }
+    ensure!(lines.len() == 13, "13 programs, and not {}", lines.len());
+    lines.sort();
+    lines.iter().for_each(|line| say(line));
+    Ok(())
+}
+
+#[test]
+fn time_per_packet() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let family = if v4 { "v4" } else { "v6" };
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        let asked = Frame { ttl: 255, ..Frame::udp(from, to) };
+        let answer = Frame { ttl: 255, ..Frame::udp(web, from).macs(BRIDGE_MAC, WEB_MAC) };
+        lab.add_flow_to_itself(&asked, SIDE_UPLINK, FORWARD_PEER)?;
+        lab.add_flow_to_itself(&answer, SIDE_BRIDGE, FORWARD_NEIGH)?;
+        for (what, program, indices, frame) in [
+            ("not ours", UPLINK_IN, [0, uplink], Frame::tcp(from, (host(v4), 22), 0x10)),
+            ("not ours", UPLINK_OUT, [0, uplink], Frame::tcp((host(v4), 22), from, 0x10)),
+            (
+                "to its gateway",
+                BRIDGE_IN,
+                [0, bridge],
+                Frame::udp(web, (crate::gateway(7, v4), 53)).macs(BRIDGE_MAC, WEB_MAC),
+            ),
+            ("established", UPLINK_IN, [0, uplink], asked),
+            ("established", BRIDGE_IN, [0, bridge], answer),
+        ] {
+            // A repeated run hands the changed packet to the next one, so an established flow is one that translates to
+            // itself and has hops enough.
+            let mut samples = Vec::new();
+            let (repeat, rounds) = if what == "established" { (200, 1_000) } else { (100_000, 20) };
+            for _ in 0..rounds {
+                samples.push(lab.run_repeated(program, indices, &frame.bytes(), repeat)?.took_ns);
+            }
+            samples.sort_unstable();
+            say(&format!("{program} {family} {what}: {} ns (median)", samples[samples.len() / 2]));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Packets through the programs with `BPF_PROG_TEST_RUN`: what goes in, what comes out, what is counted. GSO and the
+//! redirects themselves are not seen here but in `e2e`; np_uplink_in_l3 neither, since a test run always has Ethernet.
+
+mod bridge;
+mod cost;
+mod lo;
+mod uplink;
+
+use anyhow::Result;
+use kit::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
+use netpath_common::reason::Reason;
+use std::net::IpAddr;
+
+/// tc's verdicts: to the next program and the stack, dropped, redirected.
+const STACK: i32 = -1;
+const DROPPED: i32 = 2;
+const REDIRECTED: i32 = 7;
+
+fn host(v4: bool) -> IpAddr {
+    ip(if v4 { "192.0.2.1" } else { "2001:db8:1::1" })
+}
+
+fn client(v4: bool) -> IpAddr {
+    ip(if v4 { "192.0.2.2" } else { "2001:db8:1::2" })
+}
+
+fn outside(v4: bool) -> IpAddr {
+    ip(if v4 { "203.0.113.5" } else { "2001:db8:ff::5" })
+}
+
+fn gateway(n: u8, v4: bool) -> IpAddr {
+    if v4 { IpAddr::from([10, 89, n, 1]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 1]) }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+/// One row: a packet at a program, and what must become of it.
+#[track_caller]
+fn becomes(lab: &mut Lab, what: &str, at: (&str, u32), sent: &Frame, got: &Frame, reason: Reason) -> Result<()> {
+    let out = lab.run(at.0, at.1, &sent.bytes())?;
+    assert_eq!(REDIRECTED, out.action, "{what}: {out:?}");
+    assert_eq!(got.bytes(), out.packet, "{what}: the packet; sent {sent:?}");
+    assert_eq!(vec![(reason, 1)], out.counted, "{what}: the counters");
+    Ok(())
+}
+
+/// The packet is left as it is, with this verdict.
+#[track_caller]
+fn stays(lab: &mut Lab, what: &str, at: (&str, u32), sent: &[u8], action: i32, reason: Reason) -> Result<()> {
+    let out = lab.run(at.0, at.1, sent)?;
+    assert_eq!(action, out.action, "{what}: {out:?}");
+    assert_eq!(sent, out.packet, "{what}: the packet was changed");
+    assert_eq!(vec![(reason, 1)], out.counted, "{what}: the counters");
+    Ok(())
+}
+
+/// The frame cut at every byte that the kernel lets a test run have: never an error, never a rewrite. (It wants a whole
+/// network header since 6.18: net/bpf/test_run.c, bpf_prog_test_run_skb().)
+#[track_caller]
+fn cut_everywhere(lab: &mut Lab, what: &str, at: (&str, u32), whole: &Frame) -> Result<()> {
+    let bytes = whole.bytes();
+    for len in 14 + if whole.src.is_ipv4() { 20 } else { 40 }..bytes.len() {
+        let out = lab.run(at.0, at.1, &bytes[..len])?;
+        assert_eq!(STACK, out.action, "{what}, cut to {len} of {} bytes", bytes.len());
+        assert_eq!(bytes[..len], out.packet, "{what}, cut to {len} bytes: the packet was changed");
+    }
+    Ok(())
+}
+
+/// The shapes in which each packet must be translated alike.
+fn shapes(frame: &Frame) -> Vec<(String, Frame)> {
+    let mut all = vec![("plain".to_owned(), frame.clone())];
+    for options in [1, 4] {
+        all.push((format!("{options} options"), Frame { options, ..frame.clone() }));
+    }
+    all.push(("without payload".to_owned(), Frame { payload: Vec::new(), ..frame.clone() }));
+    all.push(("of odd length".to_owned(), Frame { payload: vec![0xa5; 333], ..frame.clone() }));
+    if let L4::Udp { sport, dport, .. } = frame.l4
+        && frame.src.is_ipv4()
+    {
+        let l4 = L4::Udp { sport, dport, zero_sum: true };
+        all.push(("without checksum".to_owned(), Frame { l4, ..frame.clone() }));
+    }
+    all
+}
+
+/// To the container, as the bridge sends frames.
+fn into(frame: &Frame, mac: kit::packet::Mac, bridge: kit::packet::Mac) -> Frame {
+    frame.clone().macs(mac, bridge)
+}
+
+/// At the uplink, from the client.
+fn at_host(frame: Frame) -> Frame {
+    frame.macs(HOST_MAC, CLIENT_MAC)
+}

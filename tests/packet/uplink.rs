@@ -1,0 +1,207 @@
+//! np_uplink_in and np_uplink_out.
+
+use crate::{DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, host, into, ip, shapes, stays};
+use anyhow::Result;
+use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
+use netpath_common::addr::Addr;
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::reason::Reason;
+
+fn lab() -> Result<Lab> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    Ok(lab)
+}
+
+#[test]
+fn a_published_port_leads_into_the_container_and_the_answer_back() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        for sent in [Frame::tcp(from, to, SYN), Frame::udp(from, to)] {
+            for (shape, sent) in shapes(&sent) {
+                lab.forget()?;
+                let what = format!("{shape}: {sent:?}");
+                let sent = at_host(sent);
+                let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+                becomes(&mut lab, &what, (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
+                becomes(&mut lab, &what, (UPLINK_IN, uplink), &sent, &got, Reason::Redirected)?;
+                let answer = match sent.l4 {
+                    L4::Tcp { .. } => Frame::tcp(web, from, SYN | ACK),
+                    _ => Frame::udp(web, from),
+                }
+                .macs(BRIDGE_MAC, WEB_MAC);
+                let back = answer.becomes(to, from);
+                becomes(
+                    &mut lab,
+                    &format!("answer to {what}"),
+                    (BRIDGE_IN, bridge),
+                    &answer,
+                    &back,
+                    Reason::Redirected,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_not_published_is_left_alone() -> Result<()> {
+    let mut lab = lab()?;
+    let at = (UPLINK_IN, lab.uplink);
+    for v4 in [true, false] {
+        let from = (client(v4), 40_000);
+        let published = Frame::tcp(from, (host(v4), 8080), SYN);
+        let other = if v4 { ip("198.51.100.77") } else { ip("2001:db8:77::1") };
+        for (what, frame) in [
+            ("another port", Frame::tcp(from, (host(v4), 8081), SYN)),
+            ("an address that is not the host's", Frame::tcp(from, (other, 8080), SYN)),
+            ("tagged", Frame { tagged: true, ..published.clone() }),
+            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], kit::packet::CLIENT_MAC)),
+            ("an echo request", Frame::new(from.0, host(v4), L4::Echo { request: true, id: 8080 })),
+            ("an echo answer nobody asked for", Frame::new(from.0, host(v4), L4::Echo { request: false, id: 8080 })),
+            ("another protocol", Frame::new(from.0, host(v4), L4::Raw(132))),
+        ] {
+            stays(&mut lab, what, at, &frame.bytes(), STACK, Reason::NotOurs)?;
+        }
+        let fragment = Frame { fragment: true, ..published.clone() };
+        stays(&mut lab, "a fragment", at, &fragment.bytes(), STACK, Reason::Fragment)?;
+        let dying = Frame { ttl: 1, ..published };
+        stays(&mut lab, "at the end of its hops", at, &dying.bytes(), STACK, Reason::StackTtl)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_packet_cut_anywhere_is_left_alone() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        for frame in [Frame::tcp(from, to, SYN), Frame::udp(from, to)] {
+            for options in [0, 2] {
+                let frame = Frame { options, ..frame.clone() };
+                cut_everywhere(&mut lab, &format!("{frame:?}"), (UPLINK_IN, uplink), &frame)?;
+            }
+        }
+        // A flow that exists does not change that.
+        let syn = Frame::tcp(from, to, SYN);
+        assert_eq!(REDIRECTED, lab.run(UPLINK_IN, uplink, &syn.bytes())?.action);
+        cut_everywhere(&mut lab, "of a flow", (UPLINK_IN, uplink), &syn)?;
+        let answer = Frame::tcp(web, from, SYN | ACK).macs(BRIDGE_MAC, WEB_MAC);
+        cut_everywhere(&mut lab, "answer of a flow", (BRIDGE_IN, bridge), &answer)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn loopback_addresses_never_come_from_a_wire() -> Result<()> {
+    let mut lab = lab()?;
+    lab.publish(3, mapped(ip("127.0.0.1")), 9090, 7)?;
+    let at = (UPLINK_IN, lab.uplink);
+    for (src, dst) in [("192.0.2.2", "127.0.0.1"), ("127.0.0.1", "192.0.2.1"), ("2001:db8:1::2", "::1")] {
+        let frame = Frame::tcp((ip(src), 40_000), (ip(dst), 9090), SYN);
+        stays(&mut lab, &format!("{src} to {dst}"), at, &frame.bytes(), DROPPED, Reason::DropMartian)?;
+    }
+    let frame = Frame::tcp((client(true), 40_000), (host(true), 9090), SYN);
+    stays(&mut lab, "the same port of the host", at, &frame.bytes(), STACK, Reason::NotOurs)
+}
+
+#[test]
+fn a_rule_for_one_address_answers_there_only() -> Result<()> {
+    let mut lab = lab()?;
+    lab.publish(3, mapped(host(true)), 9090, 7)?;
+    let at = (UPLINK_IN, lab.uplink);
+    let from = (client(true), 40_000);
+    let here = Frame::tcp(from, (host(true), 9090), SYN);
+    let got = into(&here.becomes(from, (container(7, true), 80)), WEB_MAC, BRIDGE_MAC);
+    becomes(&mut lab, "the address", at, &here, &got, Reason::FlowPublished)?;
+    let elsewhere = Frame::tcp(from, (ip("10.89.7.1"), 9090), SYN);
+    stays(&mut lab, "another address of the host", at, &elsewhere.bytes(), STACK, Reason::NotOurs)
+}
+
+#[test]
+fn an_address_the_control_plane_has_not_seen_is_asked_of_the_kernel() -> Result<()> {
+    let mut lab = lab()?;
+    assert!(std::process::Command::new("ip").args(["addr", "add", "192.0.2.99/24", "dev", "eth0"]).status()?.success());
+    let from = (client(true), 40_000);
+    let sent = Frame::tcp(from, (ip("192.0.2.99"), 8080), SYN);
+    let got = into(&sent.becomes(from, (container(7, true), 80)), WEB_MAC, BRIDGE_MAC);
+    let at = (UPLINK_IN, lab.uplink);
+    becomes(&mut lab, "a new address", at, &sent, &got, Reason::FlowPublished)
+}
+
+#[test]
+fn a_syn_on_a_closed_flow_begins_anew_and_a_lost_flow_is_rebuilt() -> Result<()> {
+    let mut lab = lab()?;
+    let at = (UPLINK_IN, lab.uplink);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        for (flags, reason) in [
+            (SYN, Reason::FlowPublished),
+            (ACK, Reason::Redirected),
+            (SYN, Reason::Redirected),
+            (FIN | ACK, Reason::Redirected),
+            (ACK, Reason::Redirected),
+            (SYN, Reason::FlowPublished),
+            (RST, Reason::Redirected),
+            (SYN, Reason::FlowPublished),
+        ] {
+            let sent = Frame::tcp(from, to, flags);
+            let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+            becomes(&mut lab, &format!("flags {flags:#x}"), at, &sent, &got, reason)?;
+        }
+        lab.forget()?;
+        let sent = Frame::tcp(from, to, ACK);
+        let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "the flow was lost", at, &sent, &got, Reason::FlowPublished)?;
+        lab.forget()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn one_client_port_to_two_host_addresses_gets_two_flows() -> Result<()> {
+    let mut lab = lab()?;
+    let at = (UPLINK_IN, lab.uplink);
+    let (from, web) = ((client(true), 40_000), (container(7, true), 80));
+    let first = Frame::udp(from, (host(true), 8080));
+    let got = into(&first.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+    becomes(&mut lab, "the first", at, &first, &got, Reason::FlowPublished)?;
+    let second = Frame::udp(from, (ip("10.89.8.1"), 8080));
+    let out = lab.run(at.0, at.1, &second.bytes())?;
+    assert_eq!(REDIRECTED, out.action);
+    let port = u16::from_be_bytes([out.packet[34], out.packet[35]]);
+    assert!(port >= 61_000, "the second keeps port {port}, which is the first one's");
+    let got = into(&second.becomes((from.0, port), web), WEB_MAC, BRIDGE_MAC);
+    assert_eq!(got.bytes(), out.packet);
+    let answer = Frame::udp(web, (from.0, port)).macs(BRIDGE_MAC, WEB_MAC);
+    let back = answer.becomes((ip("10.89.8.1"), 8080), from);
+    let bridge = lab.bridge;
+    becomes(&mut lab, "its answer", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)
+}
+
+#[test]
+fn a_private_source_does_not_leave() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_OUT])?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let leak = Frame::new(container(7, v4), client(v4), L4::Raw(132)).bytes();
+        let out = lab.run_repeated(UPLINK_OUT, [bridge, uplink], &leak, 1)?;
+        assert_eq!((DROPPED, vec![(Reason::DropUntranslatable, 1)]), (out.action, out.counted));
+        for (what, first, frame) in [
+            ("the host's own", 0, Frame::udp((host(v4), 53), (client(v4), 53))),
+            ("translated", bridge, Frame::udp((host(v4), 53), (client(v4), 53))),
+            ("from another interface", uplink, Frame::udp((container(7, v4), 53), (client(v4), 53))),
+        ] {
+            let out = lab.run_repeated(UPLINK_OUT, [first, uplink], &frame.bytes(), 1)?;
+            assert_eq!((STACK, vec![]), (out.action, out.counted), "{what}");
+        }
+    }
+    lab.set_network(7, bridge, 0)?;
+    let routed = Frame::udp((container(7, true), 53), (client(true), 53)).bytes();
+    assert_eq!(STACK, lab.run_repeated(UPLINK_OUT, [bridge, uplink], &routed, 1)?.action, "a routed network");
+    Ok(())
+}
