@@ -7,7 +7,7 @@ use kit::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
 use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 const PORT: u16 = 8080;
@@ -46,20 +46,25 @@ pub fn run(keep: bool) -> Result<()> {
         format!("{place:<13} {:<30} {:?}", format!("http://{to}/"), page.trim_end())
     };
     let mut lines = vec![line("from outside", host, &outside) + &format!(", and its log shows {logs}")];
-    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), HOST.into()] {
+    for address in [Ipv4Addr::LOCALHOST.into(), IpAddr::from(Ipv6Addr::LOCALHOST), HOST.into()] {
         let to = SocketAddr::new(address, PORT);
         let page = machine.host(|| fetch(to))?.with_context(|| format!("from the host, {to}"))?;
         lines.push(line("on the host", to, &page));
     }
     step.done(&lines);
 
-    let step = steps.next("what carried it");
-    step.done(&carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?);
+    let step = steps.next("netpath ports; netpath flows      what carried it");
+    let mut lines = carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?;
+    let netpath = kit::netavark::binary()?;
+    for verb in ["ports", "flows"] {
+        lines.extend([" ".to_owned(), machine.run_on_host(&netpath.to_string_lossy(), &[verb])?]);
+    }
+    step.done(&lines);
 
-    let step = steps.next("rules of netfilter on this host");
+    let step = steps.next("nft list ruleset; iptables-save      the firewall of this host");
     let rules = machine.netfilter()?;
     ensure!(rules.is_empty(), "expected none, found:\n{}", rules.join("\n"));
-    step.done(&["none".to_owned(), incumbent_rules()?]);
+    step.done(&["not one rule".to_owned(), incumbent_rules()?]);
 
     if keep && std::io::stdin().is_terminal() {
         println!("\nLook around with:  {}", machine.shell());
@@ -129,5 +134,5 @@ fn incumbent_rules() -> Result<String> {
     let version = machine.run_on_host(&machine.helper("netavark"), &["--version"])?;
     let publish = format!("{PORT}:80");
     machine.podman(&["run", "-d", "-p", &publish, "bb", "sleep", "60"])?;
-    Ok(format!("{} has {} for the same container", version.trim(), machine.netfilter()?.len()))
+    Ok(format!("{} makes {} chains and rules for the same container", version.trim(), machine.netfilter()?.len()))
 }

@@ -38,6 +38,7 @@ cases! {
         a_range_leads_each_port_to_its_own
         a_port_of_localhost_is_not_reached_from_outside
         an_ipv6_client_is_seen_with_its_own_address
+        a_udp_client_reaches_the_container_that_took_the_place
         a_container_reaches_published_ports_by_the_host_address
         a_container_reaches_the_outside_as_the_host;
     lifecycle:

@@ -117,3 +117,29 @@ pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
     m.podman(&["exec", "web", "ping", "-c", "1", "-W", "3", &far.to_string()])?;
     check_rung(m)
 }
+
+pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Result<()> {
+    // One socket, as a resolver or a game client keeps it: its flow is known when the container goes.
+    let publish = ["-p", "5353:5300/udp"];
+    run_peer(m, "first", &["5300"], &publish)?;
+    let to = SocketAddr::new(HOST, 5353);
+    let socket = m.client(|| std::net::UdpSocket::bind((CLIENT, 40_000)))??;
+    let ask = || -> Result<String> {
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.send_to(b"who\n", to)?;
+        let mut buffer = [0; 512];
+        let len = socket.recv(&mut buffer).context("no answer")?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
+    };
+    assert_eq!(format!("first:5300 sees {CLIENT}"), reach::eventually(Duration::from_secs(3), ask)?);
+    m.podman(&["rm", "-f", "-t", "0", "first"])?;
+    ensure!(ask().is_err(), "a removed container answers");
+    // Another address, so that an old flow leads nowhere.
+    run_peer(m, "second", &["5300"], &[&publish[..], &["--ip", "10.88.0.77"]].concat())?;
+    let answer = reach::eventually(Duration::from_secs(3), ask);
+    // Netavark leaves the old flow where it is (netavark#1045).
+    if m.backend() != Backend::Netavark {
+        assert_eq!(format!("second:5300 sees {CLIENT}"), answer?);
+    }
+    check_rung(m)
+}

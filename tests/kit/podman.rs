@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `NETPATH_TEST_PODMAN_ROOT=DIR` takes Podman from another root file system, `NETPATH_TEST_STORAGE=vfs` another storage
-//! driver than overlay, and `NETPATH_TEST_LOG=debug` makes Podman and its network talk.
+//! driver than overlay, `NETPATH_TEST_LOG=debug` makes Podman and its network talk, and `NETPATH_TC` reaches netpath.
 
 pub mod image;
 pub mod reach;
@@ -189,6 +189,9 @@ impl Machine {
         command.env_clear().env("PATH", PATH).env("HOME", self.dir.join("home"));
         if let Backend::Netpath(Some(rung)) = self.backend {
             command.env("NETPATH_DATAPATH", rung);
+        }
+        if let Some(tc) = std::env::var_os("NETPATH_TC") {
+            command.env("NETPATH_TC", tc);
         }
         command.arg(program).args(args);
         command
