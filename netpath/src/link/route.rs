@@ -72,33 +72,21 @@ impl Rtnl {
     /// # Errors
     /// The kernel's.
     pub fn add_route(&self, route: &Route) -> Result<bool> {
-        let kind = match route.kind {
-            RouteKind::Unicast => RouteType::Unicast,
-            RouteKind::Blackhole => RouteType::BlackHole,
-            RouteKind::Unreachable => RouteType::Unreachable,
-            RouteKind::Prohibit => RouteType::Prohibit,
-        };
-        let destination = route.destination;
-        let message = match (destination, route.gateway) {
-            (IpNet::V4(net), gateway) => {
-                let mut m = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
-                if let Some(IpAddr::V4(gateway)) = gateway {
-                    m = m.gateway(gateway);
-                }
-                m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
-            }
-            (IpNet::V6(net), gateway) => {
-                let mut m = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
-                if let Some(IpAddr::V6(gateway)) = gateway {
-                    m = m.gateway(gateway);
-                }
-                m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
-            }
-        };
-        match self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE) {
+        match self.change(RouteNetlinkMessage::NewRoute(message_of(route)), NLM_F_CREATE) {
             Ok(()) => Ok(true),
             Err(e) if e.exists() => Ok(false),
             Err(e) => Err(Error::new(format!("cannot add route {route}")).because(e)),
+        }
+    }
+
+    /// A missing one is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_route(&self, route: &Route) -> Result<()> {
+        match self.change(RouteNetlinkMessage::DelRoute(message_of(route)), 0) {
+            Err(e) if !e.is_missing() => Err(Error::new(format!("cannot delete route {route}")).because(e)),
+            _ => Ok(()),
         }
     }
 
@@ -129,6 +117,32 @@ impl Rtnl {
             }
         }
         Ok(None)
+    }
+}
+
+fn message_of(route: &Route) -> RouteMessage {
+    let kind = match route.kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Blackhole => RouteType::BlackHole,
+        RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Prohibit => RouteType::Prohibit,
+    };
+    let destination = route.destination;
+    match (destination, route.gateway) {
+        (IpNet::V4(net), gateway) => {
+            let mut m = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            if let Some(IpAddr::V4(gateway)) = gateway {
+                m = m.gateway(gateway);
+            }
+            m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
+        }
+        (IpNet::V6(net), gateway) => {
+            let mut m = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix_len());
+            if let Some(IpAddr::V6(gateway)) = gateway {
+                m = m.gateway(gateway);
+            }
+            m.kind(kind).priority(route.metric).protocol(RouteProtocol::Static).scope(RouteScope::Universe).build()
+        }
     }
 }
 

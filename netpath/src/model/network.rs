@@ -58,6 +58,13 @@ pub enum RouteKind {
     Prohibit,
 }
 
+impl RouteKind {
+    /// Whether it goes with the interface that it leads through.
+    pub fn leads_somewhere(self) -> bool {
+        self == RouteKind::Unicast
+    }
+}
+
 /// A static route inside the container.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Route {

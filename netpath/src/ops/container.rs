@@ -33,6 +33,7 @@ impl Live {
                 .next("tear it down first"));
         }
         tracing::info!(endpoint = %what(), phase = ?old.phase, "removing what an interrupted command has left");
+        self.remove_routes(&old.record)?;
         let mut going: Vec<u32> = [recorded, there].into_iter().flatten().collect();
         going.dedup();
         self.rtnl.delete(&going)
@@ -186,6 +187,24 @@ impl Live {
 
     pub(super) fn route(&self, route: &Route) -> Result<Done> {
         let new = self.inside()?.rtnl().add_route(route)?;
-        Ok(if new { Done::Within } else { Done::AlreadySo })
+        Ok(match new {
+            false => Done::AlreadySo,
+            true if route.kind.leads_somewhere() => Done::Within,
+            true => Done::Changed(Undo::RemoveRoute(route.clone())),
+        })
+    }
+
+    /// Deletes the routes of an endpoint that do not go with its interface, unless another network of the container has
+    /// the same.
+    ///
+    /// # Errors
+    /// The kernel's, or the store cannot be read.
+    pub(super) fn remove_routes(&self, record: &Record) -> Result<()> {
+        let mut routes = record.network.routes.iter().filter(|r| !r.kind.leads_somewhere()).peekable();
+        let (Some(inside), true) = (&self.inside, routes.peek().is_some()) else { return Ok(()) };
+        let all = self.store.all()?;
+        let others = all.iter().filter(|k| k.record.container == record.container && !self.keys.contains(&k.key()));
+        let kept: Vec<&Route> = others.flat_map(|k| &k.record.network.routes).collect();
+        routes.filter(|r| !kept.contains(r)).try_for_each(|r| inside.rtnl().delete_route(r))
     }
 }

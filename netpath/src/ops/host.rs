@@ -241,6 +241,7 @@ impl Host for Live {
             Undo::Forget(record) => self.store.forget(self.lock()?, &Key::of(record)).map(drop),
             Undo::RemoveBridge(name) => self.remove_bridge(name),
             Undo::RemoveVeth { at } => self.remove_veth(*at),
+            Undo::RemoveRoute(route) => self.inside()?.rtnl().delete_route(route),
             Undo::Withdraw => self.withdraw(),
             Undo::Unname => self.unname(),
         }

@@ -158,6 +158,7 @@ mod tests {
                 Step::Keep(r) => Undo::Forget(r.clone()),
                 Step::Bridge(n) => Undo::RemoveBridge(n.bridge.clone()),
                 Step::Veth { at, .. } => Undo::RemoveVeth { at: *at },
+                Step::Route { route, .. } if !route.kind.leads_somewhere() => Undo::RemoveRoute(route.clone()),
                 Step::Datapath => Undo::Withdraw,
                 Step::Names => Undo::Unname,
                 _ => return Ok(Done::Within),
@@ -206,7 +207,12 @@ mod tests {
                 bridge: format!("br-{network}").parse().expect("a name"),
                 mtu: None,
                 subnets: vec![subnet("10.89.7.0/24", "10.89.7.1"), subnet("fd41:7::/64", "fd41:7::1")],
-                routes: Vec::new(),
+                routes: vec![crate::model::network::Route {
+                    destination: net("172.20.0.0/16"),
+                    gateway: None,
+                    metric: 50,
+                    kind: crate::model::network::RouteKind::Blackhole,
+                }],
                 internal,
                 isolation: crate::model::Isolation::Open,
                 default_route: true,
@@ -287,8 +293,8 @@ mod tests {
     fn an_internal_network_has_no_default_route() {
         let routes =
             |r: &Record| attach(std::slice::from_ref(r)).iter().filter(|s| matches!(s, Step::Route { .. })).count();
-        assert_eq!(2, routes(&record("front", false)));
-        assert_eq!(0, routes(&record("back", true)));
+        assert_eq!(3, routes(&record("front", false)), "two default routes and its own");
+        assert_eq!(1, routes(&record("back", true)), "its own");
     }
 
     #[test]

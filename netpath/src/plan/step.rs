@@ -101,6 +101,8 @@ pub enum Undo {
     RemoveVeth {
         at: usize,
     },
+    /// One that leads nowhere, and so does not go with an interface.
+    RemoveRoute(Route),
     Withdraw,
     Unname,
 }
