@@ -55,6 +55,9 @@ pub const PROTO_UDP: u8 = 17;
 pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_ICMPV6: u8 = 58;
 
+/// [`Rule::flags`]: published on `0.0.0.0`; an IPv6 client of the host is not led to the IPv4 address in its stead.
+pub const RULE_V4_ONLY: u8 = 1;
+
 /// `np_rule`, ARRAY of [`RULES`].
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -71,6 +74,7 @@ pub struct Rule {
     /// 1..=65,535 ports.
     pub count: u16,
     pub proto: u8,
+    /// [`RULE_V4_ONLY`].
     pub flags: u8,
     /// The next rule of this port, less specific or younger; 0 ends the chain.
     pub next: u32,

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use netpath_common::addr::{Addr, Be16, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6, Kind};
-use netpath_common::layout::{PROTO_TCP, PROTO_UDP, SockKey, SockOrigin};
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP, RULE_V4_ONLY, SockKey, SockOrigin};
 use netpath_common::reason::Reason;
 use netpath_common::rule::container_port;
 
@@ -157,13 +157,15 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         }
         (Addr::v4(rule.to4), container_port(rule, number))
     } else {
-        // A rule without IPv6 serves "localhost" in both its spellings, over the container's mapped address; the kernel
-        // refuses that for datagrams that bring their address along (net/ipv6/udp.c, udpv6_sendmsg()).
+        // A rule without IPv6 serves "localhost" in both its spellings, over the container's mapped address, unless it is
+        // published on 0.0.0.0; the kernel refuses that for datagrams that bring their address along (net/ipv6/udp.c,
+        // udpv6_sendmsg()).
         let kind = Ipv6::kind(&dialled.0);
         let unset = Ipv6::is_unset(&dialled.0);
         let mappable = may_change_family && (kind == Kind::Loopback || unset);
         let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| {
-            !Ipv6::is_unset(&r.to6) || (mappable && !Ipv4::is_unset(&r.to4))
+            let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
+            !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
         })?;
         if if_local && !is_own(&dialled, kind, unset) {
             return None;

@@ -179,12 +179,14 @@ fn publishes(desired: &Desired, proto: Proto, number: u8) -> Vec<Offer> {
     for (record, links) in desired.ready() {
         let (v4, v6) = (record.endpoint.first_v4(), record.endpoint.first_v6());
         for publish in record.publishes.iter().filter(|p| p.proto == proto) {
-            let host = match publish.bind {
-                HostBind::Address(a) if !a.is_unspecified() => mapped(a),
-                _ => Addr::ANY,
+            let bind = match publish.bind {
+                HostBind::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => HostBind::AnyV4,
+                HostBind::Address(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => HostBind::AnyV6,
+                other => other,
             };
-            let serves_v4 = publish.bind.serves_v4() && v4.is_some();
-            let serves_v6 = publish.bind.serves_v6() && v6.is_some();
+            let host = if let HostBind::Address(a) = bind { mapped(a) } else { Addr::ANY };
+            let serves_v4 = bind.serves_v4() && v4.is_some();
+            let serves_v6 = bind.serves_v6() && v6.is_some();
             let families = if serves_v4 { SERVES_V4 } else { 0 } | if serves_v6 { SERVES_V6 } else { 0 };
             if families == 0 {
                 continue;
@@ -197,6 +199,7 @@ fn publishes(desired: &Desired, proto: Proto, number: u8) -> Vec<Offer> {
                 container_port: publish.container_port(),
                 count: publish.count(),
                 proto: number,
+                flags: if bind == HostBind::AnyV4 { layout::RULE_V4_ONLY } else { 0 },
                 bridge: links.bridge_index,
                 ..Rule::default()
             };

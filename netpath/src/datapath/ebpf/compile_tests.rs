@@ -155,6 +155,8 @@ fn a_bind_to_one_family_serves_only_it() {
     let t = tables(vec![record(1, &both, publishes)]);
     let v6: Ipv6Addr = "fd00::2".parse().expect("an address");
     assert_eq!(vec![(Addr::ANY, A4, NO6, 80)], seen(&t, 80));
+    let flags: Vec<u8> = t.rules.iter().map(|r| r.flags).collect();
+    assert_eq!(vec![layout::RULE_V4_ONLY, 0, 0], flags, "::1 is not led to a port of 0.0.0.0");
     assert_eq!(vec![(Addr::ANY, [0; 4], v6.octets(), 81)], seen(&t, 81));
     assert_eq!(vec![(Addr::ANY, [0; 4], v6.octets(), 82)], seen(&t, 82));
     let none = tables(vec![record(1, &[A], vec![tcp(HostBind::AnyV6, 80, 80, 1)])]);
