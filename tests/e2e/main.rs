@@ -20,6 +20,7 @@ macro_rules! on_every_rung {
     };
 }
 
+mod chosen;
 mod lifecycle;
 mod local;
 mod masquerade;

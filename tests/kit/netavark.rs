@@ -5,6 +5,7 @@
 //! only netpath can pass are skipped, and the others prove the tests themselves.
 
 use crate::host::Netns;
+use crate::refuse_bpf::RefuseBpf;
 use crate::topology::{Container, Family, Topology};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -112,6 +113,7 @@ pub struct Netavark<'t> {
     pub topology: &'t Topology,
     link: PathBuf,
     environment: Vec<(String, String)>,
+    bpf_refused: bool,
 }
 
 impl<'t> Netavark<'t> {
@@ -125,7 +127,7 @@ impl<'t> Netavark<'t> {
             std::os::unix::fs::symlink(binary()?, &link)?;
         }
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Ok(Self { topology, link, environment })
+        Ok(Self { topology, link, environment, bpf_refused: false })
     }
 
     /// On `rung`.
@@ -134,6 +136,13 @@ impl<'t> Netavark<'t> {
     /// There is no program under test.
     pub fn on(topology: &'t Topology, rung: Rung) -> Result<Self> {
         Self::with(topology, &rung.environment())
+    }
+
+    /// From now on the kernel refuses bpf(2) to it.
+    #[must_use]
+    pub fn without_bpf(mut self) -> Self {
+        self.bpf_refused = true;
+        self
     }
 
     /// The command as Podman would run it, to be started in the host namespace.
@@ -149,6 +158,9 @@ impl<'t> Netavark<'t> {
             command.env("RUST_LOG", level);
         }
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        if self.bpf_refused {
+            command.refuse_bpf();
+        }
         command
     }
 

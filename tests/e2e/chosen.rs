@@ -1,0 +1,53 @@
+//! The rung that netpath takes by itself where the kernel refuses bpf(2).
+
+use crate::rig::serve;
+use anyhow::{Result, ensure};
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, Rung, is_incumbent};
+use kit::residue::{Residue, netfilter};
+use kit::topology::{Family, Topology};
+use kit::traffic::{Dial, Proto};
+
+fn document() -> Document {
+    Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+}
+
+#[test]
+fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::Iptables));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?.without_bpf();
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document())?;
+    ensure!(!netfilter(&topology.host)?.is_empty(), "no rule of netfilter serves the container");
+    let servers = serve(&container, 80, "web")?;
+    for family in Family::BOTH {
+        for proto in Proto::BOTH {
+            let seen = Dial::new(proto, family.host(), 8080).ask(&topology.client)?;
+            ensure!(
+                ("web", family.client()) == (seen.server.as_str(), seen.client.ip()),
+                "{family:?} {proto:?}: {seen:?}"
+            );
+        }
+    }
+    drop(servers);
+    netavark.teardown(&container, &document())?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+#[test]
+fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() -> Result<()> {
+    need!(kit::need::netpath());
+    if is_incumbent() {
+        return Ok(());
+    }
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf")])?.without_bpf();
+    let container = topology.container("web")?;
+    let error = netavark.try_setup(&container, &document().json(&container))?.error()?;
+    ensure!(error.contains("ebpf") && error.contains("nothing was changed"), "{error}");
+    residue.nothing_left(&topology, &[&container])
+}
