@@ -9,8 +9,8 @@ pub fn root() -> PathBuf {
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
-/// The workspace's target directory. `CARGO_TARGET_DIR` moves cargo's own output, not ours: `netpath/build.rs` and
-/// the tests look for the object in a place that does not depend on the caller's environment.
+/// The workspace's target directory, whatever `CARGO_TARGET_DIR` says: `netpath/build.rs`, the tests and the demo look
+/// for the object and the binary in a place that does not depend on the caller's environment.
 pub fn target() -> PathBuf {
     root().join("target")
 }
@@ -30,10 +30,10 @@ pub fn logs() -> PathBuf {
     target().join("xtask")
 }
 
-/// The cargo that runs us, or the one in PATH.
+/// The cargo that runs us, or the one in PATH; it builds into [`target`], wherever the caller has other builds go.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
+    command.current_dir(root()).env("CARGO_TARGET_DIR", target());
     command
 }
 
