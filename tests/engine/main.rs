@@ -59,7 +59,8 @@ cases! {
         a_killed_container_is_removed_and_replaced
         a_taken_host_port_is_refused_and_harms_nobody
         an_error_of_setup_names_its_cause_and_leaves_nothing
-        a_container_is_removed_after_its_conmon_was_killed;
+        a_container_is_removed_after_its_conmon_was_killed
+        a_backend_killed_during_setup_is_made_good_by_the_next_container;
 }
 
 /// One case on a machine of its own; on failure, with the machine as it was.

@@ -94,7 +94,7 @@ pub fn eventually<T>(limit: Duration, mut f: impl FnMut() -> Result<T>) -> Resul
         match f() {
             Ok(value) => return Ok(value),
             Err(e) if Instant::now() > deadline => return Err(e),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     }
 }
