@@ -104,9 +104,11 @@ impl Live {
     /// The store cannot be read.
     pub fn read_records(&mut self) -> Result<()> {
         for key in &self.keys {
-            if let Some(kept) = self.store.get(key)? {
-                self.records.retain(|r| Key::of(r) != *key);
-                self.records.push(kept.record);
+            let Some(kept) = self.store.get(key)? else { continue };
+            // In its place: steps count the endpoints.
+            match self.records.iter_mut().find(|r| Key::of(r) == *key) {
+                Some(record) => *record = kept.record,
+                None => self.records.push(kept.record),
             }
         }
         Ok(())
