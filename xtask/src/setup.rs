@@ -30,8 +30,9 @@ pub enum Part {
 pub fn run() -> Result<ExitCode> {
     let begun = Instant::now();
     let parts = [Part::Toolchain, Part::Tests, Part::Engine];
-    let did = ensure(&parts)?;
-    if let Some(t) = Toolchain::find() {
+    let found = Toolchain::find();
+    let did = ensure_with(&parts, found.as_ref())?;
+    if let Some(t) = if did { Toolchain::find() } else { found } {
         println!("eBPF compiler  {} ({})", t.compiler.name(), t.compiler.rustc.display());
         println!("bpf-linker     LLVM {} ({})", t.linker.llvm, t.linker.path.display());
     }
@@ -46,6 +47,10 @@ pub fn run() -> Result<ExitCode> {
 /// # Errors
 /// Not root, no apt, or what failed to install.
 pub fn ensure(parts: &[Part]) -> Result<bool> {
+    ensure_with(parts, Toolchain::find().as_ref())
+}
+
+fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     let mut needs: Vec<&Need> = BUILD.iter().collect();
     if parts.contains(&Part::Tests) {
         needs.extend(TEST);
@@ -54,7 +59,7 @@ pub fn ensure(parts: &[Part]) -> Result<bool> {
         needs.extend(ENGINE);
     }
     let missing: Vec<&Need> = needs.into_iter().filter(|n| !n.is_met()).collect();
-    let no_toolchain = parts.contains(&Part::Toolchain) && Toolchain::find().is_none();
+    let no_toolchain = parts.contains(&Part::Toolchain) && toolchain.is_none();
     if missing.is_empty() && !no_toolchain {
         return Ok(false);
     }

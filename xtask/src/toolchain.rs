@@ -46,8 +46,9 @@ impl Compiler {
     }
 
     fn at(rustc: &Path) -> Option<Self> {
-        let sysroot = output(rustc, &["--print", "sysroot"])?;
-        let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+        // `bin` lies in the sysroot, at rustup and at distributions; asking rustc would take a process each.
+        let sysroot = rustc.parent()?.parent()?;
+        let source = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
         let cargo = rustc.with_file_name("cargo");
         if !source.exists() || !cargo.exists() {
             return None;
@@ -102,10 +103,22 @@ fn linkers() -> Vec<Linker> {
         .chain(need::in_path("bpf-linker"))
         .filter_map(|path| {
             output(&path, &["--version"])?;
-            let llvm = llvm_of(&std::fs::read(&path).ok()?)?;
+            let llvm = llvm_of_file(&path)?;
             Some(Linker { path, llvm })
         })
         .collect()
+}
+
+/// The names of libraries stand near the beginning; the rest of a large program is read only where they do not.
+fn llvm_of_file(path: &Path) -> Option<u32> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path).ok()?;
+    let mut beginning = Vec::new();
+    file.by_ref().take(1 << 20).read_to_end(&mut beginning).ok()?;
+    llvm_of(&beginning).or_else(|| {
+        file.read_to_end(&mut beginning).ok()?;
+        llvm_of(&beginning)
+    })
 }
 
 /// The major version in the name of the LLVM library that a program is linked against (`libLLVM.so.22.1`,
