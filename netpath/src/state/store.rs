@@ -294,3 +294,7 @@ fn remove(path: &Path) -> Result<bool> {
         Err(e) => Err(Error::new(format!("cannot remove {}", path.display())).because(e)),
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

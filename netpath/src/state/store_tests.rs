@@ -1,0 +1,110 @@
+use super::*;
+use crate::model::{Container, Endpoint, Isolation, Network};
+
+/// A store in a directory of its own, removed at the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("netpath-state-{}-{name}", std::process::id())))
+    }
+
+    fn store(&self) -> Store {
+        Store::at(self.0.join("host"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn kept(id: &str, order: u64) -> Kept {
+    let name = |n: &str| n.parse().expect("a name");
+    let network = Network {
+        name: "front".into(),
+        id: "a0".into(),
+        bridge: name("podman7"),
+        mtu: None,
+        subnets: Vec::new(),
+        routes: Vec::new(),
+        internal: false,
+        isolation: Isolation::Open,
+        default_route: true,
+        metric: 100,
+        outbound4: None,
+        outbound6: None,
+        dns: false,
+        dns_servers: Vec::new(),
+    };
+    let endpoint = Endpoint {
+        interface: name("eth0"),
+        host_interface: None,
+        addresses: Vec::new(),
+        mac: None,
+        aliases: Vec::new(),
+        dns_servers: Vec::new(),
+    };
+    let container = Container { id: id.into(), name: "web".into() };
+    let record =
+        Record { order, container, netns: PathBuf::new(), network, endpoint, publishes: Vec::new(), links: None };
+    Kept { record, phase: Phase::Up, writer: Writer::this_process() }
+}
+
+#[test]
+fn records_come_back_in_their_order_and_the_last_takes_all_with_it() {
+    let place = Place::new("order");
+    let store = place.store();
+    assert!(store.is_empty().expect("no directory yet") && store.all().expect("no directory yet").is_empty());
+    let lock = store.lock(&|| false).expect("the lock");
+    store.put(&lock, &kept("b", 1)).expect("written");
+    store.put(&lock, &kept("../../a", 2)).expect("written");
+    store.keep_rung(&lock, Rung::Iptables).expect("written");
+    let ids: Vec<String> = store.all().expect("read").into_iter().map(|k| k.record.container.id).collect();
+    assert_eq!(vec!["b", "../../a"], ids);
+    assert_eq!(Some(kept("b", 1)), store.get(&kept("b", 1).key()).expect("read"));
+    assert_eq!(Some(Rung::Iptables), store.rung().expect("read"));
+
+    assert!(store.forget(&lock, &kept("b", 1).key()).expect("removed"));
+    assert!(!store.forget(&lock, &kept("b", 1).key()).expect("nothing to remove"));
+    store.close(lock).expect("closed with a record");
+    assert_eq!(1, store.all().expect("read").len(), "a record keeps the directory");
+
+    let lock = store.lock(&|| false).expect("the lock");
+    store.forget(&lock, &kept("../../a", 2).key()).expect("removed");
+    store.close(lock).expect("closed");
+    assert!(!place.0.exists(), "something is left");
+}
+
+#[test]
+fn a_damaged_record_stops_nobody_and_can_be_written_anew() {
+    let place = Place::new("damaged");
+    let store = place.store();
+    let lock = store.lock(&|| false).expect("the lock");
+    store.put(&lock, &kept("a", 1)).expect("written");
+    store.put(&lock, &kept("b", 2)).expect("written");
+    std::fs::write(store.file(&kept("a", 1).key()), b"{\"record\":").expect("damaged");
+    assert_eq!(1, store.all().expect("read").len());
+    assert_eq!(None, store.get(&kept("a", 1).key()).expect("read"));
+    store.put(&lock, &kept("a", 3)).expect("written anew");
+    assert_eq!(2, store.all().expect("read").len());
+}
+
+#[test]
+fn who_waited_for_a_lock_that_was_removed_gets_a_new_one() {
+    let place = Place::new("lock");
+    let held = place.store().lock(&|| false).expect("the lock");
+    let dir = place.0.clone();
+    let waiting = std::thread::spawn(move || Store::at(dir.join("host")).lock(&|| false).map(drop));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    place.store().close(held).expect("closed");
+    waiting.join().expect("no panic").expect("a lock on a new file");
+}
+
+#[test]
+fn a_process_is_known_by_its_number_and_its_beginning() {
+    let here = Writer::this_process();
+    assert!(here.is_alive());
+    assert!(!Writer { started: here.started + 1, ..here }.is_alive(), "another process of the same number");
+}
