@@ -28,7 +28,7 @@ pub type Mac = [u8; 6];
 
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 §2.5.5.2): one key for both families
 /// in the maps that are read only when a flow begins.
-#[repr(transparent)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Addr(pub [u8; 16]);
 

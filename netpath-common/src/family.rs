@@ -48,7 +48,9 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn source(uplink: &Uplink) -> Self::Addr;
 }
 
-/// One direction of a connection as it is on the wire. Echo has its identifier in both ports.
+/// One direction of a connection as it is on the wire. Echo has its identifier in both ports. Aligned, so that programs
+/// copy it by words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Tuple<F: Family> {
     pub src: F::Addr,

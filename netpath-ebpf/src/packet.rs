@@ -38,6 +38,10 @@ pub struct Packet<F: Family> {
     pub kind: Kind,
     pub tcp_flags: u8,
     pub l3: usize,
+    /// Where the transport checksum is, and the flags of `bpf_l4_csum_replace` for a change of addresses; 0 = it does not
+    /// cover them. Kept as numbers, so that the verifier has one way through [`rewrite`] and not one per protocol.
+    pub check: usize,
+    pub address_flags: u64,
     /// Network and transport headers: what each segment of a GSO packet has besides its payload.
     pub headers: u32,
 }
@@ -124,6 +128,8 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
             packet.tcp_flags = h.flags;
+            packet.check = l4 + 16;
+            packet.address_flags = u64::from(BPF_F_PSEUDO_HDR);
             Kind::Tcp
         }
         PROTO_UDP => {
@@ -133,6 +139,9 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
                 return Kind::Other;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
+            packet.check = l4 + 6;
+            // A UDP checksum of zero means none, and stays (RFC 768; for IPv6 tunnels RFC 6935).
+            packet.address_flags = u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0);
             Kind::Udp
         }
         p if p == F::ICMP => {
@@ -142,6 +151,9 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
                 return Kind::Other;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.id, h.id);
+            packet.check = l4 + 2;
+            // ICMP for IPv4 has no pseudo-header (RFC 792).
+            packet.address_flags = if F::IS_V4 { 0 } else { u64::from(BPF_F_PSEUDO_HDR) };
             match h.kind {
                 k if k == F::ECHO_REQUEST => Kind::EchoRequest,
                 k if k == F::ECHO_REPLY => Kind::EchoReply,
@@ -156,31 +168,22 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
 #[inline(always)]
 pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, to: &Tuple<F>) -> Result<(), ()> {
     let from = &packet.tuple;
-    let l4 = packet.ip.l4;
-    let (check, pseudo) = match packet.kind {
-        Kind::Tcp => (l4 + 16, u64::from(BPF_F_PSEUDO_HDR)),
-        // A UDP checksum of zero means none, and stays (RFC 768; for IPv6 tunnels RFC 6935).
-        Kind::Udp => (l4 + 6, u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0)),
-        _ => (l4 + 2, u64::from(BPF_F_PSEUDO_HDR)),
-    };
-    let is_echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
+    let (l4, check, flags) = (packet.ip.l4, packet.check, packet.address_flags);
     F::write_header(ctx, packet.l3, &packet.ip, from, to)?;
-    // ICMP for IPv4 has no pseudo-header (RFC 792).
-    if !(F::IS_V4 && is_echo) {
-        replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), pseudo)?;
+    if flags != 0 {
+        replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), flags)?;
     }
-    if is_echo {
-        if from.sport != to.sport {
-            let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
-            replace_checksum(ctx, check, u64::from(old), u64::from(new), 2)?;
-            store(ctx, l4 + 4, &to.sport, 0)?;
-        }
-    } else if from.ports() != to.ports() {
-        let mangled = pseudo & u64::from(BPF_F_MARK_MANGLED_0);
-        replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4)?;
-        store(ctx, l4, &to.ports(), 0)?;
+    if from.ports() == to.ports() {
+        return Ok(());
     }
-    Ok(())
+    if packet.ip.proto == F::ICMP {
+        let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
+        replace_checksum(ctx, check, u64::from(old), u64::from(new), 2)?;
+        return store(ctx, l4 + 4, &to.sport, 0);
+    }
+    let mangled = flags & u64::from(BPF_F_MARK_MANGLED_0);
+    replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4)?;
+    store(ctx, l4, &to.ports(), 0)
 }
 
 #[inline(always)]

@@ -61,7 +61,10 @@ pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 #[inline(always)]
 pub fn conclude<F: Wire>(ctx: &TcContext, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
-        verdict = Verdict::unpack(forward::<F>(ctx, verdict.reason as u32));
+        verdict = Verdict::unpack(translate::<F>(ctx, verdict.reason as u32));
+    }
+    if verdict.action == TC_ACT_REDIRECT {
+        verdict = Verdict::unpack(send::<F>(ctx, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_SHOT {
         log_drop::<F>(ctx, verdict.reason as u32);
@@ -97,22 +100,34 @@ pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: 
 }
 
 global! {
-    /// Translates and sends the packet on the desk by the hop there; gives a packed verdict.
-    fn forward(reason: u32) -> u64 as np_forward4, np_forward6 = translate_and_send;
+    /// Translates the packet on the desk for the hop there; gives a packed verdict, to be followed by [`send`].
+    fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
+
+    /// Sends it; gives a packed verdict.
+    fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
     fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
     pub fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
 }
 
 #[inline(always)]
-fn translate_and_send<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
+fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
     let next = &hop.next;
     if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
         return stack(reason).pack();
     }
-    let done = packet::rewrite(ctx, packet, &hop.to);
-    if done.is_err() || (next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err()) {
+    match packet::rewrite(ctx, packet, &hop.to) {
+        Ok(()) => begun(Reason::at(reason)).pack(),
+        Err(()) => drop(Reason::DropRewrite).pack(),
+    }
+}
+
+#[inline(always)]
+fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
+    let next = &hop.next;
+    if next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err() {
         return drop(Reason::DropRewrite).pack();
     }
     // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
