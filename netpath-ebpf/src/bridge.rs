@@ -41,10 +41,10 @@ fn arrive6(ctx: &TcContext) -> u64 {
 
 #[inline(always)]
 fn arrive<F: Wire>(ctx: &TcContext) -> Verdict {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
-    if !packet::parse(ctx, ETHERNET, packet) {
+    if packet::parse::<F>(ctx, ETHERNET as u32) == 0 {
         return NOT_OURS;
     }
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
     verdict::conclude::<F>(ctx, walk(ctx, packet))
 }
 

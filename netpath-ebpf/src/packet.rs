@@ -9,6 +9,8 @@ use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 
+use crate::desk;
+use crate::global::global;
 use crate::wire::{Ip, Wire};
 
 /// Ethernet, in front of the network header.
@@ -95,9 +97,20 @@ pub fn gso_size(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).gso_size }
 }
 
-/// Fills `packet`; false if this is no whole IP packet of the family.
+global! {
+    /// Puts the packet on the desk; 0 if this is no whole IP packet of the family. The network header is at `l3`: 14 or 0.
+    pub fn parse(l3: u32) -> u32 as np_parse4, np_parse6 = parse_packet;
+}
+
 #[inline(always)]
-pub fn parse<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
+fn parse_packet<F: Wire>(ctx: &TcContext, l3: u32) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    // Known numbers from here on, for offsets into the packet.
+    u32::from(if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) })
+}
+
+#[inline(always)]
+fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
     let linear = ctx.data_end().wrapping_sub(ctx.data()) as u32;
     let len = ctx.len();
     if linear < HEADERS && linear < len {

@@ -44,10 +44,10 @@ fn arrive6(ctx: &TcContext, l3: usize) -> u64 {
 
 #[inline(always)]
 fn arrive<F: Wire>(ctx: &TcContext, l3: usize) -> Verdict {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
-    if !packet::parse(ctx, l3, packet) {
+    if packet::parse::<F>(ctx, l3 as u32) == 0 {
         return NOT_OURS;
     }
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
     verdict::conclude::<F>(ctx, walk(ctx, packet))
 }
 
