@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::flow;
-use netpath_common::layout::{PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
+use netpath_common::layout::{Next, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::ports::{PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 
@@ -27,8 +27,35 @@ global! {
     /// adds to the flow's state is written down.
     pub fn follow(side: u32) -> u32 as np_follow4, np_follow6 = follow_flow;
 
+    /// 1 if a socket of the host would take the answers to the flow in the making.
+    fn is_socket() -> u32 as np_is_socket4, np_is_socket6 = ask_socket;
+
+    /// Writes the answering half of the flow in the making; 1 if its place was free.
+    fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_twin;
+
     /// Tries `port` as the source port of the flow in the making; 1 if it is the flow's now.
     fn take_port(port: u32) -> u32 as np_take_port4, np_take_port6 = take;
+}
+
+// Decisions with many ways through them, for which the verifier need not go through what follows once per way.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn np_timeout(proto: u32, state: u32) -> u32 {
+    flow::timeout_s(proto as u8, state as u8)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn np_seen(state: u32, tcp_flags: u32) -> u32 {
+    u32::from(flow::seen(state as u8, tcp_flags as u8))
+}
+
+/// [`flow::has_expired`].
+#[inline(always)]
+fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
+    let idle_s = flow::idle_s(next, now_s);
+    idle_s > flow::SHORTEST_S && idle_s > np_timeout(u32::from(proto), u32::from(next.state))
 }
 
 #[inline(always)]
@@ -44,10 +71,10 @@ fn follow_flow<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
     hop.next = *F::next(flow);
     let now_s = now_s();
     let next = &hop.next;
-    if flow::has_expired(proto, next, now_s) {
+    if has_expired(proto, next, now_s) {
         return 0;
     }
-    let state = flow::seen(next.state, packet.tcp_flags);
+    let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
     let anew = flow::begins_anew(next.state, packet.tcp_flags);
     if !anew && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
         return 1;
@@ -104,12 +131,13 @@ fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
     let plan = &mut making.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
     making.twin_key = plan.twin_key();
-    if making.spare_sockets && host::has_socket(ctx, &plan.to.reversed(), plan.proto) {
+    if making.spare_sockets && is_socket::<F>(ctx) != 0 {
         return 0;
     }
-    if !reserve(making) {
+    if reserve::<F>(ctx) == 0 {
         return 0;
     }
+    let Some(making) = desk::making::<F>() else { return 0 };
     making.key = making.plan.key();
     making.flow = making.plan.flow(making.now_s);
     if F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
@@ -126,17 +154,25 @@ fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
 }
 
 #[inline(always)]
-fn reserve<F: Wire>(making: &Making<F>) -> bool {
+fn ask_socket<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
+    u32::from(host::has_socket(ctx, &plan.to.reversed(), plan.proto))
+}
+
+#[inline(always)]
+fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
+    let Some(making) = desk::making::<F>() else { return 0 };
     if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok() {
-        return true;
+        return 1;
     }
-    let Some(there) = F::flows().get_ptr(&making.twin_key) else { return false };
+    let Some(there) = F::flows().get_ptr(&making.twin_key) else { return 0 };
     // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
     let there = unsafe { &*there };
     // Two processors may both take over the same expired entry; the later one's flow stays whole, the earlier one's
     // first answer is lost and sent again.
-    (making.plan.owns(there) || flow::has_expired(making.plan.proto, F::next(there), making.now_s))
-        && F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok()
+    let ours = (making.plan.owns(there) || has_expired(making.plan.proto, F::next(there), making.now_s))
+        && F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok();
+    u32::from(ours)
 }
 
 /// Remembers that answers may come to `port`.
