@@ -3,6 +3,7 @@
 mod print;
 mod table;
 
+use crate::model::Rung;
 use crate::model::error::Error;
 use crate::observe::{Host, doctor, flows, monitor, ports, status};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -114,7 +115,12 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
         }
         Verb::Flows { output } => {
             let flows = flows::flows(host)?;
-            if output.json { print::json_list("flows", &flows)? } else { print::flows(&flows) }
+            let in_kernel = host.store.rung()?.is_some_and(|r| r != Rung::Ebpf);
+            match output.json {
+                true => print::json_list("flows", &flows)?,
+                false if in_kernel => "no flows of netpath's own: the kernel's connection tracking has them\n".into(),
+                false => print::flows(&flows),
+            }
         }
         Verb::Ports { output } => {
             let ports = ports::ports(host)?;
