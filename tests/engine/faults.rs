@@ -79,35 +79,46 @@ pub fn a_backend_killed_during_setup_is_made_good_by_the_next_container(m: &Mach
         return Ok(());
     }
     let mut killed = 0;
-    for round in 0..12_u64 {
+    for round in 0..40_u64 {
         let run =
             m.engine(&["run", "-d", "--name", "web", "-p", "8080:80", "bb", "httpd", "-f", "-p", "80", "-h", "/www"]);
         let podman = std::thread::spawn(|| kit::podman::finish(run, None));
-        killed += u32::from(kill_setup(m, Duration::from_millis(round * 15))?);
+        let helper = m.helper("netavark");
+        // A short setup can pass unseen.
+        while !podman.is_finished() {
+            if kill_setup(&helper, Duration::from_millis(round % 12 * 12))? {
+                killed += 1;
+                break;
+            }
+        }
         let output = podman.join().map_err(|_| anyhow::anyhow!("podman run panicked"))??;
         if output.code == Some(0) {
             assert_eq!(PAGE, page_outside(m, HOST, 8080)?, "round {round}");
         }
         m.podman(&["rm", "-f", "-t", "0", "web"])?;
+        if round >= 11 && killed >= 6 {
+            break;
+        }
     }
-    ensure!(killed > 3, "only {killed} of 12 were killed in time");
+    ensure!(killed > 0, "not one setup was killed in time");
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
     check_rung(m)
 }
 
-/// Kills the machine's `netavark … setup` some time after it began; false = it was faster.
-fn kill_setup(m: &Machine, after: Duration) -> Result<bool> {
-    let helper = m.helper("netavark");
-    let began = reach::eventually(Duration::from_secs(10), || setup_of(&helper).context("podman has called no setup"))?;
+/// Kills the machine's `netavark … setup` some time after it was seen; false = there was none, or it was faster.
+fn kill_setup(helper: &str, after: Duration) -> Result<bool> {
+    let Some(seen) = setup_of(helper) else { return Ok(false) };
     std::thread::sleep(after);
     // Still the same one: a pid alone could have been given to somebody else meanwhile.
-    if setup_of(&helper) != Some(began) {
+    if setup_of(helper) != Some(seen) {
         return Ok(false);
     }
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(began), nix::sys::signal::Signal::SIGKILL)?;
-    Ok(true)
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(seen), nix::sys::signal::Signal::SIGKILL) {
+        Err(nix::errno::Errno::ESRCH) => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
 }
 
 fn setup_of(helper: &str) -> Option<i32> {
