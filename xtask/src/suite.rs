@@ -7,7 +7,6 @@ use crate::workspace;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,7 +45,7 @@ impl Suite {
         fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let begun = Instant::now();
-        self.command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
+        self.command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let mut child = self.command.spawn().with_context(|| format!("cannot start suite {}", self.name))?;
         let terminal = std::io::stdout().is_terminal();
         let status = loop {
@@ -54,7 +53,7 @@ impl Suite {
                 break Some(status);
             }
             if begun.elapsed() > LONGEST {
-                stop_group(child.id());
+                child.kill()?;
                 child.wait()?;
                 break None;
             }
@@ -67,7 +66,7 @@ impl Suite {
         let text = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
         let mut outcome = read(&text);
         match status {
-            None => outcome.failed.push(format!("stopped after {}", seconds(LONGEST))),
+            None => outcome.failed.push(format!("stopped after {}; next: cargo xtask clean", seconds(LONGEST))),
             // A crash, or an executable without libtest's harness that failed.
             Some(s) if !s.success() && outcome.failed.is_empty() => outcome.failed.push(format!("ended with {s}")),
             Some(_) => {}
@@ -85,11 +84,6 @@ impl Suite {
         }
         Ok(outcome)
     }
-}
-
-/// Ends a suite and everything it started: it was given a process group of its own.
-fn stop_group(leader: u32) {
-    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{leader}")]).status();
 }
 
 pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
