@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `NETPATH_TEST_PODMAN_ROOT=DIR` takes Podman from another root file system, `NETPATH_TEST_STORAGE=vfs` another storage
-//! driver than overlay, `NETPATH_TEST_LOG=debug` makes Podman and its network talk, and `NETPATH_TC` reaches netpath.
+//! driver than overlay, `NETPATH_TEST_PODMAN_LOG=debug` makes Podman and its network talk, and `NETPATH_TC` reaches netpath.
 
 pub mod image;
 pub mod reach;
@@ -82,6 +82,9 @@ impl Machine {
             return Some("/etc/containers (the distribution's podman package)".into());
         }
         match backend {
+            Backend::Netpath(_) if crate::netavark::is_incumbent() => {
+                Some("netpath as the program under test; on Netavark: --test engine -- --ignored netavark::".into())
+            }
             Backend::Netpath(_) => crate::netavark::binary().err().map(|e| format!("{e:#}")),
             Backend::Netavark => packaged_netavark().is_none().then(|| "the distribution's netavark".into()),
         }
@@ -176,7 +179,7 @@ impl Machine {
     /// `podman` with `args`, ready to be started on the host.
     pub fn engine(&self, args: &[&str]) -> Command {
         let mut podman = self.on_host("podman", &[]);
-        if let Ok(level) = std::env::var("NETPATH_TEST_LOG") {
+        if let Ok(level) = std::env::var("NETPATH_TEST_PODMAN_LOG") {
             podman.arg(format!("--log-level={level}"));
         }
         podman.args(args);
