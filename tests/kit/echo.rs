@@ -3,6 +3,7 @@
 use crate::host::{Netns, SOON};
 use crate::topology::Family;
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, recvfrom, sendto, setsockopt,
     socket, sockopt,
@@ -11,6 +12,7 @@ use nix::sys::time::TimeVal;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 fn open(netns: &Netns, family: Family, kind: SockType) -> Result<OwnedFd> {
     let (domain, protocol) = match family {
@@ -61,7 +63,14 @@ impl Pinger {
         let to = SockaddrStorage::from(SocketAddr::new(target, 0));
         sendto(self.socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).context("send")?;
         let mut answer = vec![0; 65_536];
-        let (len, from) = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut answer).context("receive")?;
+        let deadline = Instant::now() + SOON;
+        // With a timeout set, a receive that a signal meets is not begun again by the kernel (signal(7)).
+        let (len, from) = loop {
+            match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut answer) {
+                Err(Errno::EINTR) if Instant::now() < deadline => {}
+                received => break received.context("receive")?,
+            }
+        };
         ensure!(address(from) == Some(target), "the reply came from {:?}", address(from));
         ensure!(answer[0] == reply, "expected type {reply}, got {}", answer[0]);
         ensure!(answer[6..len] == packet[6..], "the reply has other bytes or another sequence number");
@@ -90,8 +99,10 @@ impl Watcher {
         let mut sources = BTreeSet::new();
         let mut packet = vec![0; 65_536];
         loop {
-            let Ok((len, from)) = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut packet) else {
-                return sources;
+            let (len, from) = match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut packet) {
+                Ok(received) => received,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return sources,
             };
             // A raw IPv4 socket hears the IP header too.
             let body = match self.family {
