@@ -341,8 +341,8 @@ fn lead(table: &mut Table, from: &'static str, matches: &'static str, to: &'stat
     }
 }
 
-/// The chain that nothing jumps to: a digest of all that the table should hold, then the addresses that it serves. The
-/// placeholder is filled in when it is written, since only then is it known who made the table.
+/// The chain that nothing jumps to: the addresses that the table serves. The digest of all that it should hold joins them
+/// when it is written, since only then is it known who made the table.
 fn remember(table: &mut Table, addresses: BTreeSet<IpAddr>) {
     let rules: Vec<String> =
         addresses.iter().map(|a| format!("-d {a}/{}", if a.is_ipv4() { 32 } else { 128 })).collect();
