@@ -3,6 +3,7 @@
 //! Light on purpose: it is the first thing that a bare machine compiles.
 
 mod apt;
+mod bench;
 mod build_ebpf;
 mod clean;
 mod demo;
@@ -39,6 +40,8 @@ enum Verb {
     Lint,
     /// Show netpath at work: a container, a published port, a page fetched through it
     Demo(demo::Args),
+    /// Measure netpath side by side with the wire, plain routing and Netavark
+    Bench(bench::Args),
     /// Remove what tests and demos that were killed have left on this machine
     Clean,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Lint => lint::run(),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Clean => clean::run(),
     })
 }

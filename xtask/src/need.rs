@@ -72,6 +72,9 @@ pub const ENGINE: &[Need] = &[
     },
 ];
 
+/// To build the Netavark that the bench compares with.
+pub const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
+
 /// Finds a program in PATH, then where distributions keep what only root runs.
 pub fn program(name: &str) -> Option<PathBuf> {
     in_path(name).next().or_else(|| {

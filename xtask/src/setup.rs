@@ -79,7 +79,11 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     Ok(true)
 }
 
-fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
+/// Installs the packages of what is missing.
+///
+/// # Errors
+/// No apt, not root, or what apt-get says.
+pub fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|n| n.what).collect();
     if !apt::is_here() {
         bail!(

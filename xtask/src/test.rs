@@ -139,10 +139,10 @@ fn rust_check(name: &str) -> Result<Result<Option<String>, String>> {
     Ok(Ok(None))
 }
 
-struct Executable {
+pub struct Executable {
     package: String,
-    target: String,
-    path: PathBuf,
+    pub target: String,
+    pub path: PathBuf,
 }
 
 /// Builds the netpath binary and every test executable of the workspace.
@@ -155,7 +155,8 @@ fn build() -> Result<Vec<Executable>> {
     Ok(out.lines().filter_map(executable).collect())
 }
 
-fn executable(message: &str) -> Option<Executable> {
+/// What a line of cargo's messages says was built, if it is a test.
+pub fn executable(message: &str) -> Option<Executable> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     let path = message.get("executable")?.as_str()?.into();
     if !message["profile"]["test"].as_bool()? {
@@ -167,7 +168,11 @@ fn executable(message: &str) -> Option<Executable> {
     Some(Executable { package, target, path })
 }
 
-fn run_cargo(command: &mut Command) -> Result<String> {
+/// Runs cargo; gives what it printed.
+///
+/// # Errors
+/// It did not succeed.
+pub fn run_cargo(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !out.status.success() {
         bail!("{} failed ({})", steps::line(command), out.status);

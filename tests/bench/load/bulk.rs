@@ -1,0 +1,100 @@
+//! Bulk transfers by iperf3.
+
+use anyhow::{Context, Result, bail};
+use kit::host::{Netns, SOON, wait_for};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// An `iperf3 -s` until this is dropped.
+pub struct Iperf(Child);
+
+impl Drop for Iperf {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// # Errors
+/// It does not start, or does not listen soon.
+pub fn server(netns: &Netns, port: u16) -> Result<Iperf> {
+    let mut command = Command::new("iperf3");
+    command.args(["-s", "-p", &port.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = netns.run(|| command.spawn()).context("cannot start iperf3")?;
+    let server = Iperf(child);
+    // Without a connection, which it would take for a client.
+    let listens = || ["tcp", "tcp6"].iter().any(|table| listening(&netns.run(|| sockets(table)), port));
+    wait_for("iperf3 -s that listens", SOON, || listens().then_some(()))?;
+    Ok(server)
+}
+
+fn sockets(table: &str) -> String {
+    std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default()
+}
+
+/// Has a table of the kernel a socket in state LISTEN on `port`?
+fn listening(table: &str, port: u16) -> bool {
+    let end = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next().is_some_and(|local| local.ends_with(&end)) && words.nth(1) == Some("0A")
+    })
+}
+
+/// What went through.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    pub bytes: f64,
+    pub gbit_per_second: f64,
+}
+
+/// `streams` connections for `seconds`; `back`: the server sends.
+///
+/// # Errors
+/// iperf3 fails.
+pub fn transfer(netns: &Netns, to: SocketAddr, streams: u8, back: bool, seconds: u64) -> Result<Transfer> {
+    let mut command = Command::new("iperf3");
+    command.args(["-J", "-c", &to.ip().to_string(), "-p", &to.port().to_string(), "--connect-timeout", "3000"]);
+    command.args(["-t", &seconds.to_string(), "-P", &streams.to_string()]);
+    if back {
+        command.arg("-R");
+    }
+    let out = netns.output(command, b"")?;
+    read(&String::from_utf8_lossy(&out.stdout)).with_context(|| format!("iperf3 to {to}"))
+}
+
+fn read(text: &str) -> Result<Transfer> {
+    let report: Value = serde_json::from_str(text).context("no JSON")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("{error}");
+    }
+    let sum = &report["end"]["sum_received"];
+    let field = |name: &str| sum[name].as_f64().with_context(|| format!("no end.sum_received.{name}"));
+    Ok(Transfer { bytes: field("bytes")?, gbit_per_second: field("bits_per_second")? / 1e9 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receivers_sum_is_what_counts() {
+        let text = r#"{"end":{"sum_sent":{"bytes":9,"bits_per_second":9e9},"sum_received":{"bytes":8,"bits_per_second":4e9}}}"#;
+        let read = read(text).expect("a report");
+        assert_eq!((8.0, 4.0), (read.bytes, read.gbit_per_second));
+    }
+
+    #[test]
+    fn a_listening_socket_is_found_by_its_port() {
+        let table = "sl local_address rem_address st\n 0: 00000000:1451 00000000:0000 0A 0 0\n 1: 0100007F:0050 0100007F:9C40 01";
+        assert!(listening(table, 5201) && !listening(table, 80) && !listening(table, 22));
+    }
+
+    #[test]
+    fn an_error_of_iperf_is_said() {
+        let error = read(r#"{"start":{},"error":"unable to connect"}"#).expect_err("an error").to_string();
+        assert!(error.contains("unable to connect"), "{error}");
+    }
+}

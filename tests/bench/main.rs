@@ -1,0 +1,137 @@
+//! netpath measured side by side with the wire, plain routing and Netavark: `cargo xtask bench`.
+//!
+//! Everything is in namespaces of this process's own and ends with it. Variants take turns, and what is compared was
+//! measured in the same round.
+
+mod backend;
+mod bars;
+mod lifecycle;
+mod load;
+mod page;
+mod plan;
+mod ports;
+mod private;
+mod programs;
+mod progress;
+mod report;
+mod results;
+mod stage;
+mod stats;
+mod svg;
+mod table;
+mod traffic;
+mod variants;
+
+use anyhow::{Context, Result, bail};
+use plan::Plan;
+use progress::{Progress, clock};
+use report::Machine;
+use results::Results;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+use variants::Places;
+
+fn main() -> ExitCode {
+    match arguments(std::env::args().skip(1)).and_then(|args| run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// As `cargo xtask bench` passes them; there they are explained.
+#[derive(Default)]
+struct Args {
+    only: Vec<String>,
+    variants: Vec<String>,
+    rounds: Option<usize>,
+    quick: bool,
+    out: PathBuf,
+    write: Option<PathBuf>,
+    packet_tests: Option<PathBuf>,
+    places: Places,
+}
+
+fn arguments(mut given: impl Iterator<Item = String>) -> Result<Args> {
+    let mut args = Args::default();
+    while let Some(name) = given.next() {
+        if name == "--quick" {
+            args.quick = true;
+            continue;
+        }
+        let value = given.next().with_context(|| format!("{name}: no such option, or without a value"))?;
+        let list = || value.split(',').map(str::to_owned).collect();
+        match name.as_str() {
+            "--only" => args.only = list(),
+            "--variants" => args.variants = list(),
+            "--rounds" => args.rounds = Some(value.parse().context("--rounds: not a number")?),
+            "--out" => args.out = value.into(),
+            "--write" => args.write = Some(value.into()),
+            "--packet-tests" => args.packet_tests = Some(value.into()),
+            "--netpath" => args.places.netpath = value.into(),
+            "--netavark" => args.places.netavark = value.into(),
+            "--old-netavark" => args.places.old_netavark = value.into(),
+            _ => bail!("{name}: no such option; run it by cargo xtask bench"),
+        }
+    }
+    Ok(args)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut results = Results::default();
+    let mut variants = variants::chosen(&args.variants)?;
+    private::enter()?;
+    private::go_first();
+    variants.retain(|v| match v.is_possible(&args.places) {
+        Ok(()) => true,
+        Err(what) => {
+            results.note(format!("{}: left out, needs {what}", v.title));
+            false
+        }
+    });
+    let plan = Plan {
+        variants,
+        only: args.only.clone(),
+        rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 3 }).max(1),
+        quick: args.quick,
+        places: args.places.clone(),
+        packet_tests: args.packet_tests.clone(),
+    };
+    plan.check()?;
+    let begun = Instant::now();
+    let parts = [traffic::planned(&plan), lifecycle::planned(&plan), ports::planned(&plan), programs::planned(&plan)];
+    let planned = parts.iter().sum();
+    let mut progress = Progress::of(planned);
+    progress.say(&format!("{} variants, {} rounds", plan.variants.len(), plan.rounds));
+    programs::run(&plan, &mut progress, &mut results);
+    traffic::run(&plan, &mut progress, &mut results);
+    lifecycle::run(&plan, &mut progress, &mut results);
+    ports::run(&plan, &mut progress, &mut results);
+
+    let machine = Machine::this();
+    let markdown = report::markdown(&plan, &results, &machine);
+    let charts = report::charts(&plan, &results);
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    let write = |name: &str, text: &str| -> Result<()> {
+        let file = args.out.join(name);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+    };
+    write("bench.json", &format!("{:#}\n", report::json(&plan, &results, &machine)))?;
+    write("bench.md", &markdown)?;
+    charts.iter().try_for_each(|(name, svg)| write(name, svg))?;
+    println!("\n{markdown}");
+    if let Some(page) = &args.write {
+        page::write(page, &markdown, &charts)?;
+        println!("written into {}", page.display());
+    }
+    println!(
+        "measured in {}; bench.json, bench.md and charts are in {}",
+        clock(begun.elapsed().as_secs_f64()),
+        args.out.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! One variant with everything up: namespaces, container, servers; and where each way through it begins and ends.
+//!
+//! Where there is no host between, the topology's host plays the container: it is joined to the client by one veth.
+
+use crate::backend::{Backend, NETWORK};
+use crate::load::bulk::{self, Iperf};
+use crate::load::udp::Counter;
+use crate::load::{Servers, tcp};
+use crate::variants::{Kind, Places, Variant};
+use anyhow::{Context, Result};
+use kit::host::Netns;
+use kit::netavark::Document;
+use kit::topology::{CLIENT4, Container, Family, HOST4, Topology};
+use std::net::{IpAddr, SocketAddr};
+
+/// The ways that traffic goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Client → published port of the host.
+    Published,
+    /// Container → client.
+    Masqueraded,
+    /// Host → 127.0.0.1, published port.
+    Local,
+    /// Host → the container's own address: what `Local` is compared with.
+    Address,
+    /// Container → published port of the host, which is its own.
+    Hairpin,
+}
+
+impl Way {
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Published => "published",
+            Way::Masqueraded => "masqueraded",
+            Way::Local => "localhost",
+            Way::Address => "address",
+            Way::Hairpin => "hairpin",
+        }
+    }
+
+    pub fn goes_through(self, kind: &Kind) -> bool {
+        match kind {
+            Kind::Direct => matches!(self, Way::Published | Way::Masqueraded),
+            Kind::Routed => matches!(self, Way::Published | Way::Masqueraded | Way::Address),
+            Kind::Backend(_) => true,
+        }
+    }
+}
+
+/// Ports of the servers; the published port is greater by [`SHIFT`], as translating it is a part of the work.
+const ONCE: u16 = 80;
+const ECHO: u16 = 81;
+const BULK: u16 = 82;
+const SHIFT: u16 = 8000;
+const HOST_PART: u8 = 5;
+
+/// Servers of one namespace.
+struct Served {
+    sink: Counter,
+    _threads: Servers,
+    _iperf: Iperf,
+}
+
+impl Served {
+    fn start(netns: &Netns) -> Result<Self> {
+        let mut threads = Servers::default();
+        threads.connections(netns, ONCE)?;
+        threads.round_trips(netns, ECHO)?;
+        threads.datagrams(netns, ECHO)?;
+        let sink = threads.sink(netns, ONCE)?;
+        Ok(Self { sink, _threads: threads, _iperf: bulk::server(netns, BULK)? })
+    }
+}
+
+/// Servers end first, then the container goes, then the namespaces.
+pub struct Stage {
+    pub variant: &'static Variant,
+    inside: Served,
+    outside: Served,
+    up: Option<(Backend, Document)>,
+    container: Container,
+    topology: Topology,
+}
+
+/// One way through a stage.
+pub struct Path<'s> {
+    pub from: &'s Netns,
+    ip: IpAddr,
+    shift: u16,
+    pub sink: &'s Counter,
+}
+
+impl Path<'_> {
+    fn to(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, port + self.shift)
+    }
+
+    /// The server of short connections, and for UDP the sink.
+    pub fn once(&self) -> SocketAddr {
+        self.to(ONCE)
+    }
+
+    pub fn echo(&self) -> SocketAddr {
+        self.to(ECHO)
+    }
+
+    pub fn bulk(&self) -> SocketAddr {
+        self.to(BULK)
+    }
+}
+
+impl Stage {
+    /// # Errors
+    /// What could not be made, or a way that does not answer.
+    pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
+        let topology = Topology::new()?;
+        let container = topology.container("web")?;
+        let up = match &variant.kind {
+            Kind::Direct => None,
+            Kind::Routed => {
+                route(&topology, &container)?;
+                None
+            }
+            Kind::Backend(recipe) => {
+                let backend = Backend::new(recipe, places, &topology)?;
+                let document = [ONCE, ECHO, BULK].into_iter().fold(backend.document(HOST_PART), |document, port| {
+                    document.publish("", port + SHIFT, port, "tcp").publish("", port + SHIFT, port, "udp")
+                });
+                backend.setup(&topology, &container, &document)?;
+                Some((backend, document))
+            }
+        };
+        let container_side = if matches!(variant.kind, Kind::Direct) { &topology.host } else { &container };
+        let (inside, outside) = (Served::start(container_side)?, Served::start(&topology.client)?);
+        Ok(Self { variant, inside, outside, up, container, topology })
+    }
+
+    /// `None` where this variant has no such way.
+    pub fn path(&self, way: Way) -> Option<Path<'_>> {
+        if !way.goes_through(&self.variant.kind) {
+            return None;
+        }
+        let Topology { client, host, .. } = &self.topology;
+        let (inside, address) = match self.variant.kind {
+            Kind::Direct => (host, HOST4),
+            Kind::Routed | Kind::Backend(_) => (&self.container.netns, Family::V4.container(NETWORK, HOST_PART)),
+        };
+        let published = matches!(self.variant.kind, Kind::Backend(_));
+        let (from, ip, shift) = match way {
+            Way::Published if published => (client, HOST4, SHIFT),
+            Way::Published => (client, address, 0),
+            Way::Masqueraded => (inside, CLIENT4, 0),
+            Way::Local => (host, Family::V4.localhost(), SHIFT),
+            Way::Address => (host, address, 0),
+            Way::Hairpin => (inside, HOST4, SHIFT),
+        };
+        let server = if way == Way::Masqueraded { &self.outside } else { &self.inside };
+        Some(Path { from, ip, shift, sink: &server.sink })
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some((backend, document)) = &self.up {
+            // Its namespaces and its private mounts end anyway.
+            let _ = backend.teardown(&self.topology, &self.container, document);
+        }
+    }
+}
+
+/// The container behind a host that routes and does nothing else.
+fn route(topology: &Topology, container: &Container) -> Result<()> {
+    let (address, gateway) = (Family::V4.container(NETWORK, HOST_PART), Family::V4.gateway(NETWORK));
+    let net = Family::V4.container(NETWORK, 0);
+    topology.host.ip(&format!(
+        "link add web0 type veth peer name eth0 netns {}\naddr add {gateway}/24 dev web0\nlink set web0 up\n",
+        container.path().display()
+    ))?;
+    container.ip(&format!(
+        "link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n"
+    ))?;
+    topology.host.set_sysctl("net/ipv4/ip_forward", "1")?;
+    topology.client.ip(&format!("route add {net}/24 via {HOST4}\n"))
+}
+
+/// A host with a backend and one small container that keeps bridge and programs there, as where others run.
+pub struct Host {
+    pub backend: Backend,
+    pub topology: Topology,
+    keeper: (Container, Document),
+    /// What the first container of the host took.
+    pub first: std::time::Duration,
+}
+
+/// Of the container that [`Host`] keeps; the others come after it.
+const KEEPER: u8 = 2;
+pub const FIRST_FREE: u8 = 3;
+
+impl Host {
+    /// # Errors
+    /// What could not be made. Direct and routed have no backend.
+    pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
+        let recipe = variant.recipe().with_context(|| format!("{} sets nothing up", variant.key))?;
+        let topology = Topology::new()?;
+        let backend = Backend::new(recipe, places, &topology)?;
+        let container = topology.container("keeper")?;
+        let document = backend.document(KEEPER).publish("", 999, 80, "tcp");
+        let first = backend.setup(&topology, &container, &document)?;
+        Ok(Self { backend, topology, keeper: (container, document), first })
+    }
+
+    /// Short connections through the published port `port` of `container`.
+    ///
+    /// # Errors
+    /// No connection is made.
+    pub fn connections(&self, container: &Netns, port: u16, time: std::time::Duration) -> Result<tcp::Rate> {
+        let mut servers = Servers::default();
+        servers.connections(container, ONCE)?;
+        tcp::connections(&self.topology.client, SocketAddr::new(HOST4, port), time)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let (container, document) = &self.keeper;
+        let _ = self.backend.teardown(&self.topology, container, document);
+    }
+}

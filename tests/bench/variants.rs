@@ -1,0 +1,149 @@
+//! What is compared: the wire, plain routing, Netavark with its two drivers, and netpath's rungs.
+
+use anyhow::{Result, bail};
+use kit::need;
+use std::path::PathBuf;
+
+/// One column of the tables.
+#[derive(Debug)]
+pub struct Variant {
+    pub key: &'static str,
+    pub title: &'static str,
+    pub kind: Kind,
+}
+
+#[derive(Debug)]
+pub enum Kind {
+    /// Client and container joined by one veth: the limit.
+    Direct,
+    /// The host routes and translates nothing; the client dials the container's own address.
+    Routed,
+    /// A program with the command line of Netavark.
+    Backend(Recipe),
+}
+
+#[derive(Debug)]
+pub struct Recipe {
+    pub program: Program,
+    pub environment: &'static [(&'static str, &'static str)],
+    /// Of the network.
+    pub options: &'static [(&'static str, &'static str)],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Program {
+    Netpath,
+    /// The current release, from its crate.
+    Netavark,
+    /// The distribution's, which still has an iptables driver.
+    OldNetavark,
+}
+
+pub const DIRECT: &str = "direct";
+/// What netpath is compared with.
+pub const PEER: &str = "netavark-nft";
+
+/// A new one is a line here: another path through the host is netpath with another network option.
+pub const ALL: &[Variant] = &[
+    Variant { key: DIRECT, title: "direct", kind: Kind::Direct },
+    Variant { key: "routed", title: "routed", kind: Kind::Routed },
+    backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")]),
+    backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")]),
+    backend(
+        "netpath-tcx",
+        "netpath ebpf tcx",
+        Program::Netpath,
+        &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "tcx")],
+    ),
+    backend(
+        "netpath-clsact",
+        "netpath ebpf clsact",
+        Program::Netpath,
+        &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
+    ),
+    backend("netpath-iptables", "netpath iptables", Program::Netpath, &[("NETPATH_DATAPATH", "iptables")]),
+];
+
+const fn backend(
+    key: &'static str,
+    title: &'static str,
+    program: Program,
+    environment: &'static [(&'static str, &'static str)],
+) -> Variant {
+    Variant { key, title, kind: Kind::Backend(Recipe { program, environment, options: &[] }) }
+}
+
+impl Variant {
+    pub fn recipe(&self) -> Option<&Recipe> {
+        match &self.kind {
+            Kind::Backend(recipe) => Some(recipe),
+            Kind::Direct | Kind::Routed => None,
+        }
+    }
+
+    pub fn is_netpath(&self) -> bool {
+        self.recipe().is_some_and(|r| r.program == Program::Netpath)
+    }
+
+    /// # Errors
+    /// What this machine lacks for it.
+    pub fn is_possible(&self, places: &Places) -> Result<(), String> {
+        let Some(recipe) = self.recipe() else { return Ok(()) };
+        let program = places.of(recipe.program);
+        if !program.is_file() {
+            return Err(format!("the program {}", program.display()));
+        }
+        let value = |name| recipe.environment.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
+        if value("NETPATH_DATAPATH") == Some("ebpf") {
+            need::bpf()?;
+        }
+        if value("NETPATH_TC") == Some("tcx") {
+            need::tcx()?;
+        }
+        Ok(())
+    }
+}
+
+/// The variants named, in the order of [`ALL`]; all without a name.
+///
+/// # Errors
+/// A name that none has.
+pub fn chosen(names: &[String]) -> Result<Vec<&'static Variant>> {
+    if let Some(unknown) = names.iter().find(|n| !ALL.iter().any(|v| v.key == **n)) {
+        let known: Vec<_> = ALL.iter().map(|v| v.key).collect();
+        bail!("--variants {unknown}: there is {}", known.join(", "));
+    }
+    Ok(ALL.iter().filter(|v| names.is_empty() || names.iter().any(|n| n == v.key)).collect())
+}
+
+/// Where the programs lie.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    pub netpath: PathBuf,
+    pub netavark: PathBuf,
+    pub old_netavark: PathBuf,
+}
+
+impl Places {
+    pub fn of(&self, program: Program) -> &PathBuf {
+        match program {
+            Program::Netpath => &self.netpath,
+            Program::Netavark => &self.netavark,
+            Program::OldNetavark => &self.old_netavark,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_chosen_by_name_and_an_unknown_name_is_refused() {
+        let two = chosen(&["netpath-tcx".to_owned(), "direct".to_owned()]).expect("both are there");
+        assert_eq!(vec!["direct", "netpath-tcx"], two.iter().map(|v| v.key).collect::<Vec<_>>());
+        assert_eq!(ALL.len(), chosen(&[]).expect("all").len());
+        let error = chosen(&["docker".to_owned()]).expect_err("no such variant").to_string();
+        assert!(error.contains("docker") && error.contains("netavark-nft"), "{error}");
+    }
+}
