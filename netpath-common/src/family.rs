@@ -16,7 +16,7 @@ pub enum Kind {
 
 pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     type Addr: Copy + Default + PartialEq + core::fmt::Debug + 'static;
-    type Key: Copy;
+    type Key: Copy + Default;
     type Flow: Copy;
 
     const IS_V4: bool;
@@ -38,6 +38,12 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn key(t: &Tuple<Self>, proto: u8, side: u8) -> Self::Key;
     fn flow(t: &Tuple<Self>, next: Next) -> Self::Flow;
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
+    /// The tuple inside of a key.
+    fn tuple(key: &Self::Key) -> &Tuple<Self>;
+    /// The tuple inside of a flow, as [`Self::translated`] without a copy.
+    fn target_of(flow: &Self::Flow) -> &Tuple<Self>;
+    /// All of a key but the addresses.
+    fn complete(key: &mut Self::Key, sport: Be16, dport: Be16, proto: u8, side: u8);
     fn next(flow: &Self::Flow) -> &Next;
     fn next_mut(flow: &mut Self::Flow) -> &mut Next;
 
@@ -160,6 +166,23 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn tuple(k: &FlowKey4) -> &Tuple<Self> {
+        // SAFETY: a key begins with the fields of a tuple, in its order (`repr(C)`; the test below), and is aligned to more.
+        unsafe { &*core::ptr::from_ref(k).cast() }
+    }
+
+    #[inline(always)]
+    fn target_of(f: &Flow4) -> &Tuple<Self> {
+        // SAFETY: as above.
+        unsafe { &*core::ptr::from_ref(f).cast() }
+    }
+
+    #[inline(always)]
+    fn complete(k: &mut FlowKey4, sport: Be16, dport: Be16, proto: u8, side: u8) {
+        (k.sport, k.dport, k.proto, k.side) = (sport, dport, proto, side);
+    }
+
+    #[inline(always)]
     fn next(f: &Flow4) -> &Next {
         &f.next
     }
@@ -253,6 +276,23 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn tuple(k: &FlowKey6) -> &Tuple<Self> {
+        // SAFETY: a key begins with the fields of a tuple, in its order (`repr(C)`; the test below), and is aligned to more.
+        unsafe { &*core::ptr::from_ref(k).cast() }
+    }
+
+    #[inline(always)]
+    fn target_of(f: &Flow6) -> &Tuple<Self> {
+        // SAFETY: as above.
+        unsafe { &*core::ptr::from_ref(f).cast() }
+    }
+
+    #[inline(always)]
+    fn complete(k: &mut FlowKey6, sport: Be16, dport: Be16, proto: u8, side: u8) {
+        (k.sport, k.dport, k.proto, k.side) = (sport, dport, proto, side);
+    }
+
+    #[inline(always)]
     fn next(f: &Flow6) -> &Next {
         &f.next
     }
@@ -317,6 +357,17 @@ mod tests {
         ] {
             assert_eq!(kind, Ipv6::kind(&v6(a)), "{a}");
         }
+    }
+
+    #[test]
+    fn keys_and_flows_begin_with_a_tuple() {
+        fn check<F: Family>(src: F::Addr, dst: F::Addr) {
+            let t: Tuple<F> = Tuple { src, dst, sport: Be16::new(258), dport: Be16::new(772) };
+            assert_eq!(t, *F::tuple(&F::key(&t, 6, 1)));
+            assert_eq!(t, *F::target_of(&F::flow(&t, Next::default())));
+        }
+        check::<Ipv4>([1, 2, 3, 4], [5, 6, 7, 8]);
+        check::<Ipv6>(v6("2001:db8::1:2:3:4"), v6("fd00::5:6:7:8"));
     }
 
     #[test]

@@ -279,6 +279,9 @@ pub mod name {
 pub mod global {
     /// u8, 0 unless overridden: 1 = `bpf_fib_lookup` takes BPF_FIB_LOOKUP_SRC (6.7).
     pub const FIB_SRC: &str = "NP_FIB_SRC";
+    /// u8, 0 unless overridden: 1 = `bpf_l4_csum_replace` takes BPF_F_IPV6 (6.16), with which it keeps the sum of a
+    /// CHECKSUM_COMPLETE packet right and addresses can be written in place.
+    pub const CSUM_IPV6: &str = "NP_CSUM_IPV6";
     /// u8, `aya_log::Level` as a number: 0 = silent, the verifier then removes all log code; 3 = drops; 4 = new flows too.
     /// aya-log-ebpf's own symbol, 255 (everything) in the object: a loader always overrides it.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";

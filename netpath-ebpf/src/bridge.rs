@@ -2,7 +2,7 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
-use netpath_common::family::{Ipv4, Ipv6, Kind as AddressKind};
+use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
 use netpath_common::layout::{FORWARD_NEIGH, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE, SIDE_UPLINK, Subnet};
 use netpath_common::pair::Way;
@@ -10,53 +10,34 @@ use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
 use crate::desk::{self, Making};
+use crate::entry::Walk;
+use crate::fast::{self, Plain};
 use crate::global::global;
-use crate::packet::{ETHERNET, Kind, Packet};
+use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
-use crate::{ETH_P_IP, ETH_P_IPV6, flows, host, maps, packet, rules};
+use crate::{flows, host, maps, packet, rules};
 
-#[inline(always)]
-pub fn ingress(ctx: &TcContext) -> Verdict {
-    if !packet::is_for_us(ctx) {
-        return NOT_OURS;
-    }
-    match ctx.skb.protocol() {
-        ETH_P_IP => Verdict::unpack(arrive4(ctx)),
-        ETH_P_IPV6 => Verdict::unpack(arrive6(ctx)),
-        _ => NOT_OURS,
-    }
-}
+pub struct Ingress;
 
-// Functions of their own, so that the families do not share a stack frame: there are 512 bytes.
-#[inline(never)]
-fn arrive4(ctx: &TcContext) -> u64 {
-    arrive::<Ipv4>(ctx).pack()
-}
+impl Walk for Ingress {
+    const SIDE: u8 = SIDE_BRIDGE;
 
-#[inline(never)]
-fn arrive6(ctx: &TcContext) -> u64 {
-    arrive::<Ipv6>(ctx).pack()
-}
+    #[inline(always)]
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        fast::follow(ctx, plain)
+    }
 
-#[inline(always)]
-fn arrive<F: Wire>(ctx: &TcContext) -> Verdict {
-    if packet::parse::<F>(ctx, ETHERNET as u32) == 0 {
-        return NOT_OURS;
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        if is_translatable(packet.kind) && flows::follow::<F>(ctx, u32::from(SIDE_BRIDGE)) != 0 {
+            return verdict::FOLLOWED;
+        }
+        if F::kind(&packet.tuple.dst) != AddressKind::Unicast {
+            return NOT_OURS;
+        }
+        Verdict::unpack(stranger::<F>(ctx))
     }
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
-    verdict::conclude::<F>(ctx, walk(ctx, packet))
-}
-
-#[inline(always)]
-fn walk<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-    if is_translatable(packet.kind) && flows::follow::<F>(ctx, u32::from(SIDE_BRIDGE)) != 0 {
-        return verdict::FOLLOWED;
-    }
-    if F::kind(&packet.tuple.dst) != AddressKind::Unicast {
-        return NOT_OURS;
-    }
-    Verdict::unpack(stranger::<F>(ctx))
 }
 
 #[inline(always)]

@@ -4,10 +4,10 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
-use netpath_common::flow;
 use netpath_common::layout::{Next, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::ports::{PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
+use netpath_common::{flow, pair};
 
 use crate::desk::{self, Making};
 use crate::global::global;
@@ -53,7 +53,7 @@ pub extern "C" fn np_seen(state: u32, tcp_flags: u32) -> u32 {
 
 /// [`flow::has_expired`].
 #[inline(always)]
-fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
+pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
     let idle_s = flow::idle_s(next, now_s);
     idle_s > flow::SHORTEST_S && idle_s > np_timeout(u32::from(proto), u32::from(next.state))
 }
@@ -79,18 +79,25 @@ fn follow_flow<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
     if !anew && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
         return 1;
     }
-    let twin_key = F::key(&hop.to.reversed(), proto, next.twin_side);
     if anew {
-        let _ = F::flows().remove(&twin_key);
+        let _ = F::flows().remove(&F::key(&hop.to.reversed(), proto, next.twin_side));
         return 0;
     }
+    refresh::<F>(found, proto, state, now_s);
+    1
+}
+
+/// Writes down what a packet has added to its flow, in the half that was found and in the other.
+#[inline(never)]
+pub fn refresh<F: Wire>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32) {
+    // SAFETY: a map value.
+    let twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
     touch::<F>(found, state, now_s);
     if let Some(twin) = F::flows().get_ptr_mut(&twin_key) {
         // SAFETY: a map value.
         let old = unsafe { F::next(&*twin).state };
         touch::<F>(twin, old | (state & !flow::REPLY_HALF), now_s);
     }
-    1
 }
 
 #[inline(always)]

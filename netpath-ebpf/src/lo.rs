@@ -4,64 +4,51 @@
 //! (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
 
 use aya_ebpf::programs::TcContext;
-use netpath_common::family::{Ipv4, Ipv6, Kind as AddressKind};
+use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_PEER, SIDE_BRIDGE, SIDE_LO};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
 use crate::desk::{self, Making};
+use crate::entry::Walk;
+use crate::fast::{self, Plain};
 use crate::global::global;
-use crate::packet::{ETHERNET, Kind, Packet};
+use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
-use crate::{ETH_P_IP, ETH_P_IPV6, flows, maps, packet, rules};
+use crate::{flows, maps, packet, rules};
 
-#[inline(always)]
-pub fn ingress(ctx: &TcContext) -> Verdict {
-    match ctx.skb.protocol() {
-        ETH_P_IP => Verdict::unpack(arrive4(ctx)),
-        ETH_P_IPV6 => Verdict::unpack(arrive6(ctx)),
-        _ => NOT_OURS,
-    }
-}
+pub struct Ingress;
 
-// Functions of their own, so that the families do not share a stack frame: there are 512 bytes.
-#[inline(never)]
-fn arrive4(ctx: &TcContext) -> u64 {
-    arrive::<Ipv4>(ctx).pack()
-}
+impl Walk for Ingress {
+    const SIDE: u8 = SIDE_LO;
 
-#[inline(never)]
-fn arrive6(ctx: &TcContext) -> u64 {
-    arrive::<Ipv6>(ctx).pack()
-}
+    #[inline(always)]
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        if rules::slot(plain.proto, plain.tuple().dport.value()) == 0 {
+            return Some(NOT_OURS);
+        }
+        fast::follow(ctx, plain)
+    }
 
-#[inline(always)]
-fn arrive<F: Wire>(ctx: &TcContext) -> Verdict {
-    if packet::parse::<F>(ctx, ETHERNET as u32) == 0 {
-        return NOT_OURS;
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
+            return NOT_OURS;
+        }
+        let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
+        if slot == 0 {
+            return NOT_OURS;
+        }
+        if flows::follow::<F>(ctx, u32::from(SIDE_LO)) != 0 {
+            return verdict::FOLLOWED;
+        }
+        if packet.kind == Kind::Tcp && !flow::is_syn(packet.tcp_flags) {
+            return NOT_OURS;
+        }
+        Verdict::unpack(dial::<F>(ctx, slot))
     }
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
-    verdict::conclude::<F>(ctx, walk(ctx, packet))
-}
-
-#[inline(always)]
-fn walk<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-    if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
-        return NOT_OURS;
-    }
-    let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
-    if slot == 0 {
-        return NOT_OURS;
-    }
-    if flows::follow::<F>(ctx, u32::from(SIDE_LO)) != 0 {
-        return verdict::FOLLOWED;
-    }
-    if packet.kind == Kind::Tcp && !flow::is_syn(packet.tcp_flags) {
-        return NOT_OURS;
-    }
-    Verdict::unpack(dial::<F>(ctx, slot))
 }
 
 global! {

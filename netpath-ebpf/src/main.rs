@@ -10,6 +10,8 @@
 
 mod bridge;
 mod desk;
+mod entry;
+mod fast;
 mod flows;
 mod global;
 mod host;
@@ -27,20 +29,22 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 use socket::{Sock4, Sock6};
 
-/// `__sk_buff::protocol`, as it lies on the wire (`include/uapi/linux/if_ether.h`).
-const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
-const ETH_P_IPV6: u32 = (0x86ddu16).to_be() as u32;
+/// The walk of what is addressed to this host.
+#[inline(always)]
+fn ours<W: entry::Walk>(ctx: &TcContext) -> i32 {
+    verdict::count(ctx, if packet::is_for_us(ctx) { entry::walk::<W>(ctx) } else { verdict::NOT_OURS })
+}
 
 /// Ingress of an uplink: published ports in, answers to masqueraded flows back.
 #[classifier]
 pub fn np_uplink_in(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, uplink::ingress(&ctx, packet::ETHERNET))
+    ours::<uplink::Ingress>(&ctx)
 }
 
 /// The same for an uplink without Ethernet.
 #[classifier]
 pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, uplink::ingress(&ctx, 0))
+    ours::<uplink::IngressL3>(&ctx)
 }
 
 /// Egress of an uplink: nothing of a masqueraded network leaves untranslated. What is let through was counted on its
@@ -54,13 +58,13 @@ pub fn np_uplink_out(ctx: TcContext) -> i32 {
 /// Ingress of a bridge: what containers send.
 #[classifier]
 pub fn np_bridge_in(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, bridge::ingress(&ctx))
+    ours::<bridge::Ingress>(&ctx)
 }
 
 /// Ingress of `lo`: clients of the host that the programs below leave alone.
 #[classifier]
 pub fn np_lo_in(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, lo::ingress(&ctx))
+    verdict::count(&ctx, entry::walk::<lo::Ingress>(&ctx))
 }
 
 /// Always 1: the call goes on, to the address that was put in or to the caller's own.

@@ -1,10 +1,10 @@
 //! Reading and writing packets. Values are copied out before anything is written: no pointer into a packet outlives
 //! a helper call.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
@@ -12,6 +12,13 @@ use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 use crate::desk;
 use crate::global::global;
 use crate::wire::{Ip, Wire};
+
+/// `netpath_common::layout::global::CSUM_IPV6`.
+#[unsafe(no_mangle)]
+pub static NP_CSUM_IPV6: Global<u8> = Global::new(0);
+
+/// `include/uapi/linux/bpf.h`, of `bpf_l4_csum_replace` (6.16).
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Ethernet, in front of the network header.
 pub const ETHERNET: usize = 14;
@@ -52,6 +59,21 @@ pub struct Packet<F: Family> {
 /// headers on such boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
 #[inline(always)]
 pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
+    // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
+    place(ctx, offset, size_of::<T>()).map(|at| unsafe { &*(at as *const T) })
+}
+
+/// The same to be written to. Private data of this run: the verifier puts in front of a program that writes so what
+/// makes a cloned packet's headers its own (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
+#[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
+pub fn at_mut<T>(ctx: &TcContext, offset: usize) -> Option<&mut T> {
+    // SAFETY: as above, and nobody else holds a reference into the packet.
+    place(ctx, offset, size_of::<T>()).map(|at| unsafe { &mut *(at as *mut T) })
+}
+
+#[inline(always)]
+fn place(ctx: &TcContext, offset: usize, size: usize) -> Option<usize> {
     // A bound for the verifier, and no loss: headers end before.
     if offset > 512 {
         return None;
@@ -61,11 +83,7 @@ pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
     // (With no instruction in it, the line table would have two lines at one place, which the kernel refuses.)
     // SAFETY: the register keeps its value.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-    if at + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
-    Some(unsafe { &*(at as *const T) })
+    if at + size > ctx.data_end() { None } else { Some(at) }
 }
 
 #[inline(always)]
@@ -199,6 +217,20 @@ pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, to: &Tuple<F>) -> R
     store(ctx, l4, &to.ports(), 0)
 }
 
+/// The transport checksum of a TCP or UDP packet at `l4` that becomes `to`. Two calls, since for a packet whose checksum
+/// is left to the device (CHECKSUM_PARTIAL) the field holds the addresses and not the ports.
+#[inline(always)]
+pub fn replace_sums<F: Wire>(ctx: &TcContext, proto: u8, l4: usize, from: &Tuple<F>, to: &Tuple<F>) -> Option<()> {
+    let (check, mangled) = if proto == PROTO_TCP { (l4 + 16, 0) } else { (l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)) };
+    let family = if F::IS_V4 || NP_CSUM_IPV6.load() == 0 { 0 } else { BPF_F_IPV6 };
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled | family;
+    replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), flags).ok()?;
+    if from.ports() == to.ports() {
+        return Some(());
+    }
+    replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4).ok()
+}
+
 #[inline(always)]
 fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u64) -> Result<(), ()> {
     // SAFETY: the helper checks the offset against the packet.
@@ -207,12 +239,12 @@ fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u64) 
 
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
-struct Tcp {
-    sport: Be16,
-    dport: Be16,
+pub struct Tcp {
+    pub sport: Be16,
+    pub dport: Be16,
     numbers: [u8; 8],
-    offset: u8,
-    flags: u8,
+    pub offset: u8,
+    pub flags: u8,
     window: [u8; 2],
     check: [u8; 2],
     urgent: [u8; 2],
@@ -220,9 +252,9 @@ struct Tcp {
 
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
-struct Udp {
-    sport: Be16,
-    dport: Be16,
+pub struct Udp {
+    pub sport: Be16,
+    pub dport: Be16,
     len: [u8; 2],
     check: [u8; 2],
 }

@@ -12,47 +12,56 @@ use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
 use crate::desk::{self, Making};
+use crate::entry::{ETH_P_IP, ETH_P_IPV6, Walk};
+use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
-use crate::{ETH_P_IP, ETH_P_IPV6, flows, host, maps, packet, rules};
+use crate::{flows, host, maps, packet, rules};
 
-/// The network header is at `l3`: behind Ethernet, or at the very start.
-#[inline(always)]
-pub fn ingress(ctx: &TcContext, l3: usize) -> Verdict {
-    if !packet::is_for_us(ctx) {
-        return NOT_OURS;
+/// Of an uplink whose frames have an Ethernet header.
+pub struct Ingress;
+/// Of one whose frames have none.
+pub struct IngressL3;
+
+impl Walk for Ingress {
+    const SIDE: u8 = SIDE_UPLINK;
+
+    #[inline(always)]
+    fn leaves<F: Wire>(ctx: &TcContext) -> bool {
+        let Some((proto, port)) = F::glance(ctx, Self::L3) else { return false };
+        rules::slot(proto, port) == 0 && !flows::is_marked::<F>(proto, port)
     }
-    match ctx.skb.protocol() {
-        ETH_P_IP => Verdict::unpack(arrive4(ctx, l3)),
-        ETH_P_IPV6 => Verdict::unpack(arrive6(ctx, l3)),
-        _ => NOT_OURS,
+
+    #[inline(always)]
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        fast::follow(ctx, plain)
+    }
+
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        arrive(ctx, packet)
     }
 }
 
-// Functions of their own, so that the families do not share a stack frame: there are 512 bytes.
-#[inline(never)]
-fn arrive4(ctx: &TcContext, l3: usize) -> u64 {
-    arrive::<Ipv4>(ctx, l3).pack()
-}
+impl Walk for IngressL3 {
+    const L3: usize = 0;
+    const SIDE: u8 = SIDE_UPLINK;
 
-#[inline(never)]
-fn arrive6(ctx: &TcContext, l3: usize) -> u64 {
-    arrive::<Ipv6>(ctx, l3).pack()
-}
-
-#[inline(always)]
-fn arrive<F: Wire>(ctx: &TcContext, l3: usize) -> Verdict {
-    if packet::parse::<F>(ctx, l3 as u32) == 0 {
-        return NOT_OURS;
+    #[inline(always)]
+    fn short<F: Wire>(_: &TcContext, _: &Plain<F>) -> Option<Verdict> {
+        None
     }
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS };
-    verdict::conclude::<F>(ctx, walk(ctx, packet))
+
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        arrive(ctx, packet)
+    }
 }
 
 #[inline(always)]
-fn walk<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
     // A publish on 127.0.0.1 must not answer to a wire, whatever route_localnet says.
     if F::kind(&packet.tuple.dst) == AddressKind::Loopback || F::kind(&packet.tuple.src) == AddressKind::Loopback {
         return verdict::drop(Reason::DropMartian);

@@ -130,6 +130,12 @@ fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     if next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err() {
         return drop(Reason::DropRewrite).pack();
     }
+    Verdict { action: redirect(next), reason: Reason::at(reason) }.pack()
+}
+
+/// Hands the packet to the next device; gives the action.
+#[inline(always)]
+pub fn redirect(next: &Next) -> i32 {
     // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
     let action = unsafe {
         match next.forward {
@@ -139,7 +145,14 @@ fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
             _ => bpf_redirect_peer(next.ifindex, 0),
         }
     };
-    Verdict { action: action as i32, reason: Reason::at(reason) }.pack()
+    action as i32
+}
+
+/// The hardware addresses as they lie at the begin of a frame.
+#[inline(always)]
+pub fn addresses(next: &Next) -> [u32; 3] {
+    // SAFETY: twelve bytes either way, every bit pattern is valid.
+    unsafe { core::mem::transmute::<[Mac; 2], [u32; 3]>([next.dmac, next.smac]) }
 }
 
 #[repr(C)]

@@ -6,10 +6,12 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 
 use crate::desk::Desk;
+use crate::fast::Plain;
 use crate::maps;
-use crate::packet::{self, Packet};
+use crate::packet::{self, NP_CSUM_IPV6, Packet};
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -39,6 +41,20 @@ pub trait Wire: Family {
 
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     fn desk() -> &'static PerCpuArray<Desk<Self>>;
+
+    /// Bytes of a network header without options or extensions.
+    const HEADER: usize;
+
+    /// Protocol and destination port (host byte order) of a TCP or UDP packet with a plain header at `l3`, of which neither
+    /// address is a loopback one.
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)>;
+
+    /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain` but
+    /// what is the transport's. Gives the bytes of the IP packet.
+    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
+
+    /// Writes `to`, one hop less; the packet's transport checksum is right already.
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()>;
 
     /// Fills `packet.ip` and the addresses; false: cut short, malformed or with headers that we do not walk.
     fn header(ctx: &TcContext, l3: usize, packet: &mut Packet<Self>) -> bool;
@@ -78,6 +94,39 @@ struct Tail4 {
     dst: V4,
 }
 
+/// The same with the ports behind, in a packet without options.
+#[repr(C, align(4))]
+struct Plain4 {
+    ttl: u8,
+    proto: u8,
+    check: [u8; 2],
+    src: V4,
+    dst: V4,
+    ports: u32,
+}
+
+/// The hop count and the header's checksum once the packet is `to` and one hop older.
+#[inline(always)]
+fn one_hop_less(ttl: u8, proto: u8, sum: [u8; 2], from: &Tuple<Ipv4>, to: &Tuple<Ipv4>) -> (u8, [u8; 2]) {
+    let less = ttl.wrapping_sub(1);
+    let (old, new) = (u16::from_ne_bytes([ttl, proto]), u16::from_ne_bytes([less, proto]));
+    let difference = u64::from(from.address_difference(to)) + u64::from(!old) + u64::from(new);
+    (less, checksum::replaced(sum, difference))
+}
+
+/// A plain network header with the ports behind it.
+#[repr(C, align(4))]
+struct Glance<H> {
+    header: H,
+    sport: Be16,
+    dport: Be16,
+}
+
+#[inline(always)]
+fn is_tcp_or_udp(proto: u8) -> bool {
+    proto == PROTO_TCP || proto == PROTO_UDP
+}
+
 #[inline(always)]
 fn native(a: V4) -> u32 {
     u32::from_ne_bytes(a)
@@ -107,6 +156,37 @@ impl Wire for Ipv4 {
         &maps::DESK4
     }
 
+    const HEADER: usize = size_of::<Header4>();
+
+    #[inline(always)]
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)> {
+        let Glance { header: h, dport, .. } = packet::at::<Glance<Header4>>(ctx, l3)?;
+        let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
+        let loopback = h.src[0] == 127 || h.dst[0] == 127;
+        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some((h.proto, dport.value()))
+    }
+
+    #[inline(always)]
+    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+        let h = packet::at::<Header4>(ctx, l3)?;
+        if h.version_ihl != 0x45 || h.fragment.value() & 0x3fff != 0 {
+            return None;
+        }
+        plain.key.src = h.src;
+        plain.key.dst = h.dst;
+        (plain.proto, plain.ttl, plain.sum) = (h.proto, h.ttl, h.check);
+        Some(u32::from(h.len.value()))
+    }
+
+    #[inline(always)]
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()> {
+        let (ttl, check) = one_hop_less(plain.ttl, plain.proto, plain.sum, plain.tuple(), to);
+        let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
+        // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
+        *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
+        Some(())
+    }
+
     #[inline(always)]
     fn header(ctx: &TcContext, l3: usize, packet: &mut Packet<Self>) -> bool {
         let Some(h) = packet::at::<Header4>(ctx, l3) else { return false };
@@ -130,11 +210,7 @@ impl Wire for Ipv4 {
 
     #[inline(always)]
     fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), ()> {
-        let ttl = ip.ttl.wrapping_sub(1);
-        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
-        let new = u16::from_ne_bytes([ttl, ip.proto]);
-        let difference = u64::from(from.address_difference(to)) + u64::from(!old) + u64::from(new);
-        let check = checksum::replaced(ip.word, difference);
+        let (ttl, check) = one_hop_less(ip.ttl, ip.proto, ip.word, from, to);
         let tail = Tail4 { ttl, proto: ip.proto, check, src: to.src, dst: to.dst };
         // The header's own checksum balances all of this in a CHECKSUM_COMPLETE sum, so nothing is recomputed.
         packet::store(ctx, l3 + 8, &tail, 0)
@@ -186,6 +262,14 @@ struct Tail6 {
     dst: V6,
 }
 
+/// Both addresses and the ports behind them, in a packet without extension headers.
+#[repr(C, align(4))]
+struct Ends6 {
+    src: V6,
+    dst: V6,
+    ports: u32,
+}
+
 impl Wire for Ipv6 {
     type Shown = V6;
 
@@ -202,6 +286,46 @@ impl Wire for Ipv6 {
     #[inline(always)]
     fn desk() -> &'static PerCpuArray<Desk<Self>> {
         &maps::DESK6
+    }
+
+    const HEADER: usize = size_of::<Header6>();
+
+    #[inline(always)]
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)> {
+        let Glance { header: h, dport, .. } = packet::at::<Glance<Header6>>(ctx, l3)?;
+        // ::1 and what else begins with four zero bytes.
+        let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
+        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some((h.next, dport.value()))
+    }
+
+    #[inline(always)]
+    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+        let h = packet::at::<Header6>(ctx, l3)?;
+        if h.version >> 4 != 6 {
+            return None;
+        }
+        plain.key.src = h.src;
+        plain.key.dst = h.dst;
+        // An extension header is a protocol that has no short way.
+        (plain.proto, plain.ttl) = (h.next, h.hops);
+        Some(Self::HEADER as u32 + u32::from(h.len.value()))
+    }
+
+    #[inline(always)]
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()> {
+        let hops = plain.ttl.wrapping_sub(1);
+        if NP_CSUM_IPV6.load() == 0 {
+            let len = *packet::at::<Be16>(ctx, l3 + 4)?;
+            let tail = Tail6 { len, next: plain.proto, hops, src: to.src, dst: to.dst };
+            packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()?;
+            return packet::store(ctx, l3 + Self::HEADER, &to.ports(), 0).ok();
+        }
+        *packet::at_mut::<u8>(ctx, l3 + 7)? = hops;
+        let ends = packet::at_mut::<Ends6>(ctx, l3 + 8)?;
+        ends.src = to.src;
+        ends.dst = to.dst;
+        ends.ports = to.ports();
+        Some(())
     }
 
     #[inline(always)]

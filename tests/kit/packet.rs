@@ -518,6 +518,7 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
         .verifier_log_level(level)
         .override_global(layout::global::LOG_LEVEL, &0u8, true)
         .override_global(layout::global::FIB_SRC, &1u8, true)
+        .override_global(layout::global::CSUM_IPV6, &1u8, true)
         .load(&object)
         .context("cannot load the object's maps")
 }

@@ -60,7 +60,7 @@ fn time_per_packet() -> Result<()> {
                 samples.push(lab.run_repeated(program, indices, &frame.bytes(), repeat)?.took_ns);
             }
             samples.sort_unstable();
-            say(&format!("{program} {family} {what}: {} ns (median)", samples[samples.len() / 2]));
+            say(&format!("{program} {family} {what}: {} ns (median; best {})", samples[samples.len() / 2], samples[0]));
         }
     }
     Ok(())

@@ -59,6 +59,16 @@ pub const FIB_SOURCE: Probe = Probe {
         Err(e) => Answer::Unknown(e),
     },
 };
+pub const CSUM_IPV6: Probe = Probe {
+    name: "csum_ipv6",
+    since: Kernel(6, 16),
+    without: "IPv6 addresses are written through a helper that sums them anew",
+    run: || match csum_ipv6() {
+        Ok(true) => Answer::Yes,
+        Ok(false) => Answer::No("bpf_l4_csum_replace refuses BPF_F_IPV6".into()),
+        Err(e) => Answer::Unknown(e),
+    },
+};
 pub const SOCK_ADDR: Probe = Probe {
     name: "sock_addr",
     since: Kernel(5, 8),
@@ -67,7 +77,7 @@ pub const SOCK_ADDR: Probe = Probe {
 };
 
 /// Everything that the eBPF rung asks of a kernel, in the order in which it matters.
-pub const ALL: [Probe; 8] = [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH, TCX, CLSACT, FIB_SOURCE, SOCK_ADDR];
+pub const ALL: [Probe; 9] = [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH, TCX, CLSACT, FIB_SOURCE, CSUM_IPV6, SOCK_ADDR];
 
 /// Whether the eBPF rung can be used.
 ///
@@ -95,6 +105,11 @@ fn needs(probe: Probe) -> Result<(), String> {
 /// Whether the kernel's FIB look-up tells the source address of a route; programs are loaded accordingly.
 pub fn fib_source_works() -> bool {
     fib_source().unwrap_or(false)
+}
+
+/// Whether checksums of IPv6 packets can be changed without a new sum over them; programs are loaded accordingly.
+pub fn csum_ipv6_works() -> bool {
+    csum_ipv6().unwrap_or(false)
 }
 
 fn answer(result: io::Result<()>) -> Answer {
@@ -160,6 +175,15 @@ fn fib_source() -> io::Result<bool> {
     code.push(set(4, SRC));
     code.push(call(FIB_LOOKUP));
     code.push(EXIT); // its answer is the verdict
+    let verdict = sys::run_once(sys::load_classifier(&code)?)? as i32;
+    Ok(verdict != -libc::EINVAL)
+}
+
+/// Calls `bpf_l4_csum_replace` at an odd offset: it looks at the flags first (EINVAL), then at that (EFAULT).
+fn csum_ipv6() -> io::Result<bool> {
+    const L4_CSUM_REPLACE: i32 = 11;
+    const PSEUDO_HDR_IPV6: i32 = 1 << 4 | 1 << 7;
+    let code = [set(2, 1), set(3, 0), set(4, 0), set(5, PSEUDO_HDR_IPV6), call(L4_CSUM_REPLACE), EXIT];
     let verdict = sys::run_once(sys::load_classifier(&code)?)? as i32;
     Ok(verdict != -libc::EINVAL)
 }

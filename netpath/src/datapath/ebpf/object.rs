@@ -11,6 +11,7 @@ use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::{EbpfSectionKind, Object};
+use netpath_common::layout::global;
 use std::fs;
 use std::path::PathBuf;
 
@@ -21,8 +22,6 @@ pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
 
 /// Made by `aya_log_ebpf`; each load has its own, since a ring has one reader.
 const LOG_MAP: &str = "AYA_LOGS";
-/// Switch in the programs' .rodata: whether the kernel's FIB look-up tells the source address (6.7).
-const FIB_SRC: &str = "NP_FIB_SRC";
 
 /// Nothing is logged, and the verifier removes the code that would.
 pub const QUIET: u8 = 0;
@@ -74,7 +73,9 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
         loader.map_pin_path(name, path.as_path());
     }
     let fib_src = u8::from(crate::datapath::probe::fib_source_works());
-    loader.override_global(FIB_SRC, &fib_src, true);
+    let csum_ipv6 = u8::from(crate::datapath::probe::csum_ipv6_works());
+    loader.override_global(global::FIB_SRC, &fib_src, true);
+    loader.override_global(global::CSUM_IPV6, &csum_ipv6, true);
     loader.override_global(aya_log::LEVEL, &log_level, false);
     loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
 }

@@ -1,0 +1,88 @@
+//! From a frame at a hook to the walk of its family, and back to the verdict.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use netpath_common::family::{Ipv4, Ipv6};
+
+use crate::desk;
+use crate::fast::Plain;
+use crate::packet::{self, ETHERNET, Packet};
+use crate::verdict::{self, NOT_OURS, Verdict};
+use crate::wire::Wire;
+
+/// `__sk_buff::protocol`, as it lies on the wire (`include/uapi/linux/if_ether.h`).
+pub const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
+pub const ETH_P_IPV6: u32 = (0x86ddu16).to_be() as u32;
+
+/// What a hook makes of a packet.
+pub trait Walk {
+    /// Where the network header is: behind Ethernet, or at the very start.
+    const L3: usize = ETHERNET;
+    /// Of the flows that are seen here.
+    const SIDE: u8;
+
+    /// Whether a packet is certainly not ours: asked of each before anything is copied.
+    #[inline(always)]
+    fn leaves<F: Wire>(_: &TcContext) -> bool {
+        false
+    }
+
+    /// A packet with plain headers. `None`: it has to take the long way.
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict>;
+
+    /// Any packet, parsed.
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict;
+}
+
+#[inline(always)]
+pub fn walk<W: Walk>(ctx: &TcContext) -> Verdict {
+    match ctx.skb.protocol() {
+        ETH_P_IP => arrive::<Ipv4, W>(ctx),
+        ETH_P_IPV6 => arrive::<Ipv6, W>(ctx),
+        _ => NOT_OURS,
+    }
+}
+
+#[inline(always)]
+fn arrive<F: Wire, W: Walk>(ctx: &TcContext) -> Verdict {
+    if W::leaves::<F>(ctx) {
+        return NOT_OURS;
+    }
+    let skb = ctx.skb.skb;
+    let packed = match (W::L3, F::IS_V4) {
+        (ETHERNET, true) => short_here::<F, W>(skb),
+        (ETHERNET, false) => short::<F, W>(skb),
+        _ => LONG,
+    };
+    Verdict::unpack(if packed == LONG { long::<F, W>(skb) } else { packed })
+}
+
+/// No verdict yet.
+const LONG: u64 = u64::MAX;
+
+#[inline(always)]
+fn short_here<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
+    let ctx = &TcContext::new(skb);
+    let plain = &mut Plain::<F>::new();
+    if !plain.read(ctx, W::SIDE) {
+        return LONG;
+    }
+    W::short(ctx, plain).map_or(LONG, Verdict::pack)
+}
+
+// Functions of their own, so that families and ways do not share a stack frame: there are 512 bytes. A call costs what
+// the machine's return mitigations cost, so the most frequent family has none.
+#[inline(never)]
+fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
+    short_here::<F, W>(skb)
+}
+
+#[inline(never)]
+fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
+    let ctx = &TcContext::new(skb);
+    if packet::parse::<F>(ctx, W::L3 as u32) == 0 {
+        return NOT_OURS.pack();
+    }
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    verdict::conclude::<F>(ctx, W::long(ctx, packet)).pack()
+}

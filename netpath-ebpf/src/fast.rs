@@ -1,0 +1,107 @@
+//! The short way of a packet whose flow is known: plain headers (no options, no fragment), TCP or UDP. Everything is in
+//! registers and on the stack, the packet is read and written in place, and the only helpers called are the look-up of
+//! the flow, the clock, the checksum and the redirect. Any other packet takes the long way (`packet.rs`, `flows.rs`).
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::family::Tuple;
+use netpath_common::flow;
+use netpath_common::layout::{FORWARD_NEIGH, Next, PROTO_TCP, PROTO_UDP};
+use netpath_common::policy::fits;
+use netpath_common::reason::Reason;
+
+use crate::flows::{self, now_s};
+use crate::packet::{self, ETHERNET, Tcp, Udp};
+use crate::verdict::{self, Verdict};
+use crate::wire::Wire;
+
+/// Headers as they are read in one go. Filled in place and handed on by reference: the families' walks have little stack.
+pub struct Plain<F: Wire> {
+    /// With the hook's side: what the flow table is asked for.
+    pub key: F::Key,
+    pub proto: u8,
+    pub ttl: u8,
+    /// IPv4: the header's checksum.
+    pub sum: [u8; 2],
+    tcp_flags: u8,
+    /// Bytes of the network and transport headers.
+    headers: u32,
+}
+
+impl<F: Wire> Plain<F> {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], tcp_flags: 0, headers: 0 }
+    }
+
+    #[inline(always)]
+    pub fn tuple(&self) -> &Tuple<F> {
+        F::tuple(&self.key)
+    }
+
+    /// Reads the packet; false: it has to take the long way.
+    #[inline(always)]
+    pub fn read(&mut self, ctx: &TcContext, side: u8) -> bool {
+        const L3: usize = ETHERNET;
+        let Some(len) = F::read_plain(ctx, L3, self) else { return false };
+        let l4 = L3 + F::HEADER;
+        let (sport, dport, headers) = match self.proto {
+            PROTO_TCP => {
+                let Some(h) = packet::at::<Tcp>(ctx, l4) else { return false };
+                self.tcp_flags = h.flags;
+                let headers = u32::from(h.offset >> 4) * 4;
+                if headers < 20 {
+                    return false;
+                }
+                (h.sport, h.dport, headers)
+            }
+            PROTO_UDP => {
+                let Some(h) = packet::at::<Udp>(ctx, l4) else { return false };
+                (h.sport, h.dport, 8)
+            }
+            _ => return false,
+        };
+        self.headers = headers + F::HEADER as u32;
+        F::complete(&mut self.key, sport, dport, self.proto, side);
+        // A packet that is cut short is not ours. (Longer is right: short frames are padded.)
+        self.headers <= len && len + L3 as u32 <= ctx.len()
+    }
+}
+
+/// Sends the packet on by its flow. `None`: it has none that is alive, or one that the long way has to deal with; then
+/// nothing was changed.
+#[inline(always)]
+pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+    let found = F::flows().get_ptr_mut(&plain.key)?;
+    // SAFETY: a map value. Another processor may recycle it while it is read, since LRU entries are not kept for their
+    // readers: one packet goes astray, and has a wrong checksum with it.
+    let flow = unsafe { &*found };
+    let next = F::next(flow);
+    let len = ctx.len() - ETHERNET as u32;
+    let fits = next.forward != FORWARD_NEIGH || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
+    if plain.ttl <= 1 || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
+        return None;
+    }
+    let now_s = now_s();
+    let state = flow::seen(next.state, plain.tcp_flags);
+    if state != next.state || flow::idle_s(next, now_s) >= flow::REFRESH_S {
+        if flows::has_expired(plain.proto, next, now_s) {
+            return None;
+        }
+        flows::refresh::<F>(found, plain.proto, state, now_s);
+    }
+    Some(match translate(ctx, plain, F::target_of(flow), next) {
+        Some(()) => Verdict { action: verdict::redirect(next), reason: Reason::Redirected },
+        None => verdict::drop(Reason::DropRewrite),
+    })
+}
+
+/// The checksum first: its helper ends what the verifier knows of the packet.
+#[inline(always)]
+fn translate<F: Wire>(ctx: &TcContext, plain: &Plain<F>, to: &Tuple<F>, next: &Next) -> Option<()> {
+    packet::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
+    F::write_plain(ctx, ETHERNET, plain, to)?;
+    if next.forward != FORWARD_NEIGH {
+        *packet::at_mut::<[u32; 3]>(ctx, 0)? = verdict::addresses(next);
+    }
+    Some(())
+}
