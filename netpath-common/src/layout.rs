@@ -8,7 +8,7 @@
 use crate::addr::{Addr, Be16, Mac, V4, V6};
 
 /// Moves with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
 pub const RULES: u32 = 65_536;
@@ -22,6 +22,10 @@ pub const LOCALS: u32 = 4_096;
 pub const FLOWS4: u32 = 65_536;
 pub const FLOWS6: u32 = 32_768;
 pub const SOCKS: u32 = 16_384;
+pub const ALLOWS: u32 = 65_536;
+pub const FRAGMENTS: u32 = 8_192;
+/// Traffic counters that can be handed out; 0 is nobody's.
+pub const TRAFFICS: u32 = 16_384;
 
 /// `np_cfg`, ARRAY of one.
 #[repr(C)]
@@ -37,6 +41,10 @@ pub struct Config {
 
 /// `np_port_tcp`, `np_port_udp`: ARRAY of 65,536 by host port in host byte order → first [`Rule`] of the chain, 0 = none.
 pub type PortSlot = u32;
+
+/// `np_port_sctp`: the same for SCTP, whose port cannot be changed (the checksum is a CRC-32c over all of the packet,
+/// RFC 9260 §6.8): its rules lead to the port they are published on.
+pub type PortSlotSctp = PortSlot;
 
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has used,
 /// so that an uplink can tell "no reply of ours" without asking the flow table. Written by programs alone, a byte per
@@ -54,6 +62,7 @@ pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_ICMPV6: u8 = 58;
+pub const PROTO_SCTP: u8 = 132;
 
 /// [`Rule::flags`]: published on `0.0.0.0`; an IPv6 client of the host is not led to the IPv4 address in its stead.
 pub const RULE_V4_ONLY: u8 = 1;
@@ -80,7 +89,22 @@ pub struct Rule {
     pub next: u32,
     /// ifindex of the endpoint's bridge.
     pub bridge: u32,
-    pub pad: [u8; 12],
+    /// The list in `np_allow` that clients have to be in; 0 = everybody is welcome.
+    pub allow: u32,
+    /// Index into `np_traffic`; 0 = not counted apart.
+    pub traffic: u32,
+    pub pad: [u8; 4],
+}
+
+/// Key of `np_allow`, LPM_TRIE of [`ALLOWS`] → 1: 32 bits of list and then the client's prefix, so that an IPv4 /24 has
+/// 32 + 120 bits. As aya's `lpm_trie::Key<AllowKey>`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct AllowKey {
+    /// [`Rule::allow`], big-endian: a trie compares from the first bit on.
+    pub list: [u8; 4],
+    /// v4-mapped.
+    pub client: Addr,
 }
 
 /// `np_ep`, HASH by container [`Addr`].
@@ -95,6 +119,8 @@ pub struct Endpoint {
     pub bridge_mac: Mac,
     /// Of the container's interface, bytes.
     pub mtu: u32,
+    /// Index into `np_traffic`; 0 = not counted apart.
+    pub traffic: u32,
 }
 
 /// [`Network::flags`]: traffic to the outside gets the address of the way out.
@@ -105,6 +131,10 @@ pub const NET_INTERNAL: u32 = 2;
 pub const NET_ISOLATED: u32 = 4;
 /// Not to and from any other network (`isolate=strict`).
 pub const NET_STRICT: u32 = 8;
+/// Containers are reached from uplinks by their own addresses, and may send from any (`netpath.direct=true`).
+pub const NET_DIRECT: u32 = 16;
+/// Packets take the host's stack once they are translated, past its forward filter (`netpath.path=edge`).
+pub const NET_EDGE: u32 = 32;
 
 /// `np_net`, HASH by ifindex of the bridge.
 #[repr(C)]
@@ -144,10 +174,39 @@ pub struct Uplink {
 /// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these.
 pub type Local = u32;
 
+/// `np_near`, ARRAY of [`NEAR`] words: a bit for each [`near`] of an address of a container's subnet, so that a packet to
+/// elsewhere is known without a look in `np_subnet`.
+pub const NEAR: u32 = 1_024;
+
+/// Word and bit of an address: by the first 16 bits of an IPv4 one, by the first 48 of an IPv6 one. A subnet with fewer
+/// has more than one.
+#[inline(always)]
+pub fn near(address: &Addr) -> (u32, u64) {
+    let a = &address.0;
+    let bits = if address.is_v4() {
+        u16::from_be_bytes([a[12], a[13]])
+    } else {
+        u16::from_be_bytes([a[0], a[1]]) ^ u16::from_be_bytes([a[2], a[3]]) ^ u16::from_be_bytes([a[4], a[5]])
+    };
+    ((bits >> 6) as u32, 1 << (bits & 63))
+}
+
+/// Value of `np_traffic`, PERCPU_ARRAY of [`TRAFFICS`]: of a publish or an endpoint, to and from the container.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub bytes_out: u64,
+}
+
 /// Where a tuple was seen. The same tuple on another side is another flow.
 pub const SIDE_UPLINK: u8 = 0;
 pub const SIDE_BRIDGE: u8 = 1;
 pub const SIDE_LO: u8 = 2;
+/// Of flows that take the host's stack: at the egress of an uplink.
+pub const SIDE_EGRESS: u8 = 3;
 
 /// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet as it is seen, before translation. For ICMP echo, `sport` and
 /// `dport` both hold the identifier.
@@ -186,6 +245,8 @@ pub const FORWARD_INGRESS: u8 = 2;
 /// Out of `Next::ifindex` as it is. For packets of the host's own sockets: they carry the host's route, which the way
 /// through the veth drops on every kernel and `bpf_redirect_peer` only since 6.15.
 pub const FORWARD_EGRESS: u8 = 3;
+/// Up the stack, which routes it, filters it and counts its hop.
+pub const FORWARD_STACK: u8 = 4;
 
 /// The part of a flow that does not depend on the family.
 #[repr(C)]
@@ -205,7 +266,8 @@ pub struct Next {
     pub state: u8,
     /// What began it: `Reason` 1 to 4.
     pub origin: u8,
-    pub pad: [u8; 2],
+    /// Index into `np_traffic`; 0 = not counted apart.
+    pub traffic: u16,
 }
 
 /// Value of `np_flow4`: the packet after translation, and where it goes.
@@ -228,6 +290,31 @@ pub struct Flow6 {
     pub sport: Be16,
     pub dport: Be16,
     pub next: Next,
+}
+
+/// Key of `np_frag4`, LRU_HASH of [`FRAGMENTS`] → both ports as they lie in the packet: what the first fragment says for
+/// those behind it, which have no ports.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey4 {
+    pub src: V4,
+    pub dst: V4,
+    pub id: u32,
+    pub proto: u8,
+    pub side: u8,
+    pub pad: [u8; 2],
+}
+
+/// Key of `np_frag6`, as [`FragmentKey4`].
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey6 {
+    pub src: V6,
+    pub dst: V6,
+    pub id: u32,
+    pub proto: u8,
+    pub side: u8,
+    pub pad: [u8; 2],
 }
 
 /// Key of `np_sock`, LRU_HASH of [`SOCKS`]: a socket of the host and the container it was led to.
@@ -262,6 +349,12 @@ pub mod name {
     pub const CONFIG: &str = "np_cfg";
     pub const PORT_TCP: &str = "np_port_tcp";
     pub const PORT_UDP: &str = "np_port_udp";
+    pub const PORT_SCTP: &str = "np_port_sctp";
+    pub const ALLOW: &str = "np_allow";
+    pub const NEAR: &str = "np_near";
+    pub const TRAFFIC: &str = "np_traffic";
+    pub const FRAG4: &str = "np_frag4";
+    pub const FRAG6: &str = "np_frag6";
     pub const NAT_PORT: &str = "np_nat_port";
     pub const RULE: &str = "np_rule";
     pub const ENDPOINT: &str = "np_ep";
@@ -329,6 +422,10 @@ mod pod {
         super::SockKey,
         super::SockOrigin,
         super::Count,
+        super::AllowKey,
+        super::Traffic,
+        super::FragmentKey4,
+        super::FragmentKey6,
         crate::addr::Addr
     );
 }
@@ -338,12 +435,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_1() {
-        assert_eq!(1, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_2() {
+        assert_eq!(2, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());
-        assert_eq!(24, size_of::<Endpoint>());
+        assert_eq!(28, size_of::<Endpoint>());
+        assert_eq!(20, size_of::<AllowKey>());
+        assert_eq!(32, size_of::<Traffic>());
+        assert_eq!(16, size_of::<FragmentKey4>());
+        assert_eq!(40, size_of::<FragmentKey6>());
         assert_eq!(48, size_of::<Network>());
         assert_eq!(8, size_of::<Subnet>());
         assert_eq!(28, size_of::<Uplink>());

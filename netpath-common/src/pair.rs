@@ -28,6 +28,7 @@ pub struct Plan<F: Family> {
     pub proto: u8,
     /// `Reason` 1 to 4.
     pub origin: u8,
+    pub traffic: u16,
     pub there: Way,
     pub back: Way,
 }
@@ -72,7 +73,7 @@ impl<F: Family> Plan<F> {
             twin_side,
             state,
             origin: self.origin,
-            pad: [0; 2],
+            traffic: self.traffic,
         }
     }
 }
@@ -101,7 +102,7 @@ mod tests {
             from: ([u8; 4], [u8; 4], u16, u16), to: ([u8; 4], [u8; 4], u16, u16)
         ) {
             let plan = Plan {
-                from: tuple(from), side: SIDE_UPLINK, to: tuple(to), twin_side: SIDE_BRIDGE, proto: PROTO_UDP, origin: 1,
+                from: tuple(from), side: SIDE_UPLINK, to: tuple(to), twin_side: SIDE_BRIDGE, proto: PROTO_UDP, origin: 1, traffic: 0,
                 there: Way::default(), back: Way::default(),
             };
             let (there, back) = (plan.flow(7), plan.twin(7));
@@ -126,6 +127,7 @@ mod tests {
             twin_side: SIDE_BRIDGE,
             proto: PROTO_UDP,
             origin: 1,
+            traffic: 0,
             there: Way::default(),
             back: Way::default(),
         };

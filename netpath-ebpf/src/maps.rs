@@ -21,6 +21,8 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, READ_ONLY);
 pub static PORT_TCP: Array<PortSlot> = Array::with_max_entries(65_536, MAPPED);
 #[map(name = "np_port_udp")]
 pub static PORT_UDP: Array<PortSlot> = Array::with_max_entries(65_536, MAPPED);
+#[map(name = "np_port_sctp")]
+pub static PORT_SCTP: Array<PortSlotSctp> = Array::with_max_entries(65_536, MAPPED);
 #[map(name = "np_rule")]
 pub static RULE: Array<Rule> = Array::with_max_entries(RULES, MAPPED);
 #[map(name = "np_ep")]
@@ -34,6 +36,11 @@ pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS, REA
 #[map(name = "np_local")]
 pub static LOCAL: HashMap<Addr, Local> = HashMap::with_max_entries(LOCALS, READ_ONLY);
 
+#[map(name = "np_allow")]
+pub static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(ALLOWS, READ_ONLY);
+#[map(name = "np_near")]
+pub static NEAR_BITS: Array<u64> = Array::with_max_entries(NEAR, READ_ONLY);
+
 #[map(name = "np_nat_port")]
 pub static NAT_PORT: Array<NatPort> = Array::with_max_entries(65_536, 0);
 #[map(name = "np_flow4")]
@@ -42,6 +49,12 @@ pub static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(FLO
 pub static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(FLOWS6, 0);
 #[map(name = "np_sock")]
 pub static SOCK: LruHashMap<SockKey, SockOrigin> = LruHashMap::with_max_entries(SOCKS, 0);
+#[map(name = "np_frag4")]
+pub static FRAG4: LruHashMap<FragmentKey4, u32> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+#[map(name = "np_frag6")]
+pub static FRAG6: LruHashMap<FragmentKey6, u32> = LruHashMap::with_max_entries(FRAGMENTS, 0);
+#[map(name = "np_traffic")]
+pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(TRAFFICS, 0);
 #[map(name = "np_count")]
 pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
 

@@ -336,7 +336,7 @@ impl Lab {
         {
             self.set_network(n, index, layout::NET_MASQUERADE)?;
             for address in [container(n, true), container(n, false)] {
-                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500 };
+                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500, traffic: 0 };
                 self.put(layout::name::ENDPOINT, mapped(address), endpoint)?;
             }
         }

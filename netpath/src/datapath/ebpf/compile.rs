@@ -75,6 +75,7 @@ pub fn compile(desired: &Desired, host: &HostView) -> Tables {
                     mac: links.container_mac.bytes(),
                     bridge_mac: links.bridge_mac.bytes(),
                     mtu: links.mtu,
+                    traffic: 0,
                 },
             );
         }
