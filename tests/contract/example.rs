@@ -188,7 +188,7 @@ fn shop_address(topology: &Topology) -> Result<String> {
         socket.set_read_timeout(Some(kit::host::SOON))?;
         socket.send_to(&query, "10.89.7.1:53")?;
         let mut answer = [0; 512];
-        let (len, _) = socket.recv_from(&mut answer).context("no answer of the DNS server")?;
+        let (len, _) = kit::traffic::again(|| socket.recv_from(&mut answer)).context("no answer of the DNS server")?;
         let address = answer[..len].last_chunk::<4>().context("a short answer")?;
         Ok(std::net::Ipv4Addr::from(*address).to_string())
     })

@@ -105,7 +105,7 @@ fn two_services(rig: &Rig<'_>, family: Family) -> Result<()> {
             for port in [8080, 8081] {
                 socket.send_to(b"hello", (localhost, port))?;
                 let mut answer = [0; 200];
-                let (len, from) = socket.recv_from(&mut answer)?;
+                let (len, from) = kit::traffic::again(|| socket.recv_from(&mut answer))?;
                 let text = String::from_utf8_lossy(&answer[..len]);
                 heard.push((from, text.split(' ').next().unwrap_or("").to_owned()));
             }

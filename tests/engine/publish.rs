@@ -128,7 +128,7 @@ pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Re
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         socket.send_to(b"who\n", to)?;
         let mut buffer = [0; 512];
-        let len = socket.recv(&mut buffer).context("no answer")?;
+        let len = kit::traffic::again(|| socket.recv(&mut buffer)).context("no answer")?;
         Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
     };
     assert_eq!(format!("first:5300 sees {CLIENT}"), reach::eventually(Duration::from_secs(3), ask)?);

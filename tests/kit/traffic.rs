@@ -197,6 +197,20 @@ fn parse(answer: &[u8], sent: &[u8]) -> Result<(String, SocketAddr)> {
     Ok((server.to_owned(), client.parse().with_context(|| format!("peer {client}"))?))
 }
 
+/// `call` until it was not interrupted: where a timeout is set, the kernel does not begin a receive again that a signal
+/// or its own work on the thread has met (signal(7)).
+///
+/// # Errors
+/// Those of `call`.
+pub fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// Sends `data` to an echo server and takes the answer.
 ///
 /// # Errors
@@ -330,10 +344,10 @@ impl Dial {
         let (len, peer) = if self.connected {
             socket.connect(self.to).context("connect")?;
             socket.send(&data).context("send")?;
-            (socket.recv(&mut answer).context("receive")?, socket.peer_addr()?)
+            (again(|| socket.recv(&mut answer)).context("receive")?, socket.peer_addr()?)
         } else {
             socket.send_to(&data, self.to).context("sendto")?;
-            socket.recv_from(&mut answer).context("recvfrom")?
+            again(|| socket.recv_from(&mut answer)).context("recvfrom")?
         };
         let (server, client) = parse(&answer[..len], &data)?;
         Ok(Seen { server, client, peer: plain(peer), own: plain(socket.local_addr()?) })

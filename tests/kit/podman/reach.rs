@@ -1,5 +1,6 @@
 //! What a client sees of a server: pages and answers, each with a deadline, from the namespace of the calling thread.
 
+use crate::traffic::again;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -48,7 +49,7 @@ pub fn udp(to: SocketAddr) -> Result<String> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(b"who\n", to)?;
     let mut buffer = [0; 512];
-    let (len, from) = socket.recv_from(&mut buffer).with_context(|| format!("answer of {to}"))?;
+    let (len, from) = again(|| socket.recv_from(&mut buffer)).with_context(|| format!("answer of {to}"))?;
     ensure!(from == to, "sent to {to}, answered by {from}");
     Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
 }
@@ -64,7 +65,7 @@ pub fn udp_connected(to: SocketAddr) -> Result<String> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(b"who\n")?;
     let mut buffer = [0; 512];
-    let len = socket.recv(&mut buffer).with_context(|| format!("answer of {to}"))?;
+    let len = again(|| socket.recv(&mut buffer)).with_context(|| format!("answer of {to}"))?;
     Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
 }
 
@@ -78,7 +79,7 @@ pub fn nobody(to: SocketAddr) -> Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = [0; 64];
-    match stream.read(&mut answer) {
+    match again(|| stream.read(&mut answer)) {
         Ok(len) if len > 0 => bail!("{to} answered {:?}", String::from_utf8_lossy(&answer[..len])),
         _ => Ok(()),
     }
