@@ -18,7 +18,7 @@ const PORT: u16 = 8080;
 /// What did not come out as promised.
 pub fn run(keep: bool) -> Result<()> {
     let backend = Backend::Netpath(None);
-    if let Some(missing) = Machine::missing(backend) {
+    if let Err(missing) = Machine::need(backend) {
         anyhow::bail!("the demo with Podman needs {missing}");
     }
     println!("A container of a real Podman, its port published by eBPF\n");
@@ -127,7 +127,7 @@ fn carried_by_ebpf(machine: &Machine, web: SocketAddr, host: SocketAddr) -> Resu
 
 /// What the distribution's netavark needs for the same, where it is installed.
 fn incumbent_rules() -> Result<String> {
-    if Machine::missing(Backend::Netavark).is_some() {
+    if Machine::need(Backend::Netavark).is_err() {
         return Ok("(the distribution's netavark is not installed: nothing to compare with)".to_owned());
     }
     let machine = Machine::start(Backend::Netavark, None)?;

@@ -28,3 +28,4 @@ mod matrix;
 mod policy;
 mod publish;
 mod rig;
+mod tun;

@@ -1,15 +1,15 @@
 //! A real Podman with netpath in netavark's place: what a user types, and what a client then sees.
 //!
-//! Each case runs three times: `ebpf::` and `iptables::` on netpath's rungs, and `netavark::` (ignored unless asked for)
-//! on the distribution's netavark, which proves the case itself. Every one has a machine of its own, and ends with
-//! nothing left on it.
+//! Each case runs three times: `ebpf::` and `iptables::` on netpath's rungs, and with `NETPATH_PEER=1` `netavark::` on
+//! the distribution's netavark, which proves the case itself. Every one has a machine of its own, and ends with nothing
+//! left on it.
 
 mod faults;
 mod lifecycle;
 mod networks;
 mod publish;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use kit::podman::{Backend, Machine, reach};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -24,10 +24,19 @@ const CLIENT6: IpAddr = IpAddr::V6(kit::podman::CLIENT6);
 
 macro_rules! cases {
     ($($room:ident: $($case:ident)*;)*) => {
-        mod ebpf { $($(#[test] fn $case() { super::run(stringify!($case), super::Backend::Netpath(None), super::$room::$case); })*)* }
-        mod iptables { $($(#[test] fn $case() { super::run(stringify!($case), super::Backend::Netpath(Some("iptables")), super::$room::$case); })*)* }
-        mod netavark { $($(#[test] #[ignore = "proves the case itself, not netpath"]
-            fn $case() { super::run(stringify!($case), super::Backend::Netavark, super::$room::$case); })*)* }
+        cases!(@ ebpf Backend::Netpath(None), kit::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ iptables Backend::Netpath(Some("iptables")), kit::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ netavark Backend::Netavark, kit::need::peer(), $($($room $case)*)*);
+    };
+    (@ $module:ident $backend:expr, $asked:expr, $($room:ident $case:ident)*) => {
+        mod $module {
+            use super::*;
+            $(#[test]
+            fn $case() -> Result<()> {
+                kit::need!($asked, Machine::need($backend));
+                run($backend, super::$room::$case)
+            })*
+        }
     };
 }
 
@@ -64,54 +73,40 @@ cases! {
 }
 
 /// One case on a machine of its own; on failure, with the machine as it was.
-fn run(name: &str, backend: Backend, case: fn(&Machine) -> Result<()>) {
-    if let Some(missing) = Machine::missing(backend) {
-        kit::need::say(&format!("skip {name}: needs {missing}"));
-        return;
-    }
-    let machine = match Machine::start(backend, Some(Path::new(env!("CARGO_BIN_EXE_peer")))) {
-        Ok(machine) => machine,
-        Err(e) => panic!("cannot start the machine: {e:#}"),
-    };
+fn run(backend: Backend, case: fn(&Machine) -> Result<()>) -> Result<()> {
+    let machine =
+        Machine::start(backend, Some(Path::new(env!("CARGO_BIN_EXE_peer")))).context("start of the machine")?;
     let outcome = case(&machine).and_then(|()| remove_everything(&machine)).and_then(|()| machine.nothing_left());
-    if let Err(e) = outcome {
-        panic!("{e:#}\n--- the machine then\n{}", machine.picture());
-    }
+    outcome.map_err(|e| anyhow!("{e:#}\n--- the machine then\n{}", machine.picture()))
 }
 
 /// The check at the end of each case, checked: whatever could be left behind is seen.
 #[test]
-fn what_is_left_behind_is_seen() {
+fn what_is_left_behind_is_seen() -> Result<()> {
     let backend = Backend::Netpath(None);
-    if let Some(missing) = Machine::missing(backend) {
-        kit::need::say(&format!("skip what_is_left_behind_is_seen: needs {missing}"));
-        return;
+    kit::need!(Machine::need(backend));
+    let machine = Machine::start(backend, None)?;
+    machine.nothing_left().context("a machine that nothing was done to")?;
+    let leave = [
+        ("link left: left0", "ip link add left0 type bridge"),
+        ("namespace left: left", "ip netns add left"),
+        ("route left: blackhole 198.51.100.0/24", "ip route add blackhole 198.51.100.0/24"),
+        ("policy rule left:", "ip rule add from 198.51.100.0/24 table 77"),
+        ("file left: netpath/1234/", "mkdir -p /run/netpath/1234"),
+        ("pin left: netpath/", "mount -t bpf bpf /sys/fs/bpf; mkdir /sys/fs/bpf/netpath"),
+        ("sysctl left: ipv4/conf/lo/route_localnet:1", "echo 1 >/proc/sys/net/ipv4/conf/lo/route_localnet"),
+        ("mount left: cgroup2 on /mnt", "mount -t cgroup2 cgroup2 /mnt"),
+        ("process left: sleep 77", "sleep 77 >/dev/null 2>&1 &"),
+        ("netfilter rule left: iptables-save: -A INPUT", "iptables -A INPUT -s 198.51.100.1 -j DROP"),
+    ];
+    for (_, how) in leave {
+        machine.run_on_host("sh", &["-c", how])?;
     }
-    let seen = || -> Result<()> {
-        let machine = Machine::start(backend, None)?;
-        machine.nothing_left().context("a machine that nothing was done to")?;
-        let leave = [
-            ("link left: left0", "ip link add left0 type bridge"),
-            ("namespace left: left", "ip netns add left"),
-            ("route left: blackhole 198.51.100.0/24", "ip route add blackhole 198.51.100.0/24"),
-            ("policy rule left:", "ip rule add from 198.51.100.0/24 table 77"),
-            ("file left: netpath/1234/", "mkdir -p /run/netpath/1234"),
-            ("pin left: netpath/", "mount -t bpf bpf /sys/fs/bpf; mkdir /sys/fs/bpf/netpath"),
-            ("sysctl left: ipv4/conf/lo/route_localnet:1", "echo 1 >/proc/sys/net/ipv4/conf/lo/route_localnet"),
-            ("mount left: cgroup2 on /mnt", "mount -t cgroup2 cgroup2 /mnt"),
-            ("process left: sleep 77", "sleep 77 >/dev/null 2>&1 &"),
-            ("netfilter rule left: iptables-save: -A INPUT", "iptables -A INPUT -s 198.51.100.1 -j DROP"),
-        ];
-        for (_, how) in leave {
-            machine.run_on_host("sh", &["-c", how])?;
-        }
-        let found = machine.nothing_left().err().context("nothing was found")?.to_string();
-        for (what, _) in leave {
-            anyhow::ensure!(found.contains(what), "{what:?} was not found: {found}");
-        }
-        Ok(())
-    };
-    seen().unwrap_or_else(|e| panic!("{e:#}"));
+    let found = machine.nothing_left().err().context("nothing was found")?.to_string();
+    for (what, _) in leave {
+        anyhow::ensure!(found.contains(what), "{what:?} was not found: {found}");
+    }
+    Ok(())
 }
 
 /// What a case has not removed itself: containers, pods, networks.

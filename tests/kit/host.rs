@@ -205,6 +205,18 @@ impl Netns {
         serde_json::from_str(&text).with_context(|| format!("ip {}: no JSON", all.join(" ")))
     }
 
+    /// The names of the programs at the TCX ingress of a link, in their order.
+    ///
+    /// # Errors
+    /// The kernel has no TCX, or no such link.
+    pub fn tcx_ingress(&self, link: &str) -> Result<Vec<String>> {
+        use aya::programs::{SchedClassifier, TcAttachType};
+        let (_, programs) = self
+            .run(|| SchedClassifier::query_tcx(link, TcAttachType::Ingress))
+            .with_context(|| format!("cannot ask for the programs of {link}"))?;
+        Ok(programs.iter().map(|p| p.name_as_str().unwrap_or_default().to_owned()).collect())
+    }
+
     /// A value below /proc/sys: `net/ipv4/ip_forward`.
     ///
     /// # Errors

@@ -13,3 +13,4 @@ pub mod refuse_bpf;
 pub mod residue;
 pub mod topology;
 pub mod traffic;
+pub mod tun;

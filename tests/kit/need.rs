@@ -50,6 +50,17 @@ pub fn netpath() -> Need {
     if is_incumbent() { Err("netpath as the program under test (it is Netavark)".to_owned()) } else { Ok(()) }
 }
 
+/// Cases on the packaged peer prove themselves, not netpath, and take as long again: they run only when asked for.
+///
+/// # Errors
+/// `NETPATH_PEER=1` is not set.
+pub fn peer() -> Need {
+    if std::env::var("NETPATH_PEER").is_ok_and(|v| v == "1") {
+        return Ok(());
+    }
+    Err("NETPATH_PEER=1: on the distribution's netavark it proves the case itself, not netpath".to_owned())
+}
+
 /// # Errors
 /// A program is missing from PATH, or from the place given.
 pub fn program(name: &str) -> Need {
@@ -93,6 +104,13 @@ pub fn tcx() -> Need {
         None | Some(libc::ENOENT) => Ok(()),
         Some(errno) => Err(format!("tcx: BPF_PROG_QUERY gave errno {errno} (since 6.6)")),
     }
+}
+
+/// # Errors
+/// The kernel has no tun devices, or refuses them to this process.
+pub fn tun() -> Need {
+    let opened = std::fs::File::options().read(true).write(true).open(crate::tun::DEVICE);
+    opened.map(drop).map_err(|e| format!("tun: {}: {e}", crate::tun::DEVICE))
 }
 
 /// The errno of a bpf() call, or `None` for success.

@@ -14,6 +14,7 @@ pub mod image;
 pub mod reach;
 pub mod traces;
 
+use crate::need::{self, Need};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::fs::File;
@@ -68,25 +69,24 @@ pub struct Output {
 }
 
 impl Machine {
-    /// What this machine lacks for [`Machine::start`]; `None` = nothing.
-    pub fn missing(backend: Backend) -> Option<String> {
-        if !nix::unistd::geteuid().is_root() {
-            return Some("root".into());
-        }
+    /// What [`Machine::start`] takes.
+    ///
+    /// # Errors
+    /// What this machine lacks.
+    pub fn need(backend: Backend) -> Need {
+        need::root()?;
         for program in ["podman", "crun", "conmon", "busybox", "unshare", "nsenter", "ip", "tar"] {
-            if find_program(program).is_none() {
-                return Some(format!("the program {program}"));
-            }
+            find_program(program).ok_or_else(|| format!("the program {program}"))?;
         }
         if !Path::new("/etc/containers").is_dir() {
-            return Some("/etc/containers (the distribution's podman package)".into());
+            return Err("/etc/containers (the distribution's podman package)".into());
         }
         match backend {
             Backend::Netpath(_) if crate::netavark::is_incumbent() => {
-                Some("netpath as the program under test; on Netavark: --test engine -- --ignored netavark::".into())
+                Err("netpath as the program under test; on Netavark: NETPATH_PEER=1, netavark::".into())
             }
-            Backend::Netpath(_) => crate::netavark::binary().err().map(|e| format!("{e:#}")),
-            Backend::Netavark => packaged_netavark().is_none().then(|| "the distribution's netavark".into()),
+            Backend::Netpath(_) => crate::netavark::binary().map(drop).map_err(|e| format!("{e:#}")),
+            Backend::Netavark => packaged_netavark().map(drop).ok_or_else(|| "the distribution's netavark".to_owned()),
         }
     }
 

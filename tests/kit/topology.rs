@@ -4,11 +4,13 @@
 //!   client                     host                              containers
 //!   192.0.2.2  ───eth0─eth0─── 192.0.2.1, 192.0.2.10
 //!   203.0.113.5 (lo)           198.51.100.1 ───eth1─eth0─── far 198.51.100.2   (with `far`)
+//!                              198.51.100.1 ───tun0─tun0─── far 198.51.100.2   (with `tun` instead)
 //! ```
 //! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
 //! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
 
 use crate::host::{Netns, SOON, wait_for};
+use crate::tun::Wire;
 use anyhow::{Context, Result};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -31,6 +33,9 @@ pub const HOST4_FAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 pub const FAR4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
 pub const HOST6_FAR: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
 pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2));
+
+/// The uplink of [`Topology::with_tun`].
+pub const TUN: &str = "tun0";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
@@ -105,6 +110,8 @@ impl Drop for Dir {
 pub struct Topology {
     pub client: Netns,
     pub host: Netns,
+    /// Before the namespaces that it leads through.
+    wire: Option<Wire>,
     far: Option<Netns>,
     containers: AtomicU32,
     dir: Arc<Dir>,
@@ -169,7 +176,7 @@ impl Topology {
         for (netns, address) in [(&host, HOST6), (&host, HOST6_SECOND), (&client, CLIENT6)] {
             answers_for(netns, address)?;
         }
-        Ok(Self { client, host, far: None, containers: AtomicU32::new(0), dir })
+        Ok(Self { client, host, wire: None, far: None, containers: AtomicU32::new(0), dir })
     }
 
     /// With a second uplink of the host to a namespace of its own.
@@ -198,10 +205,31 @@ impl Topology {
         Ok(topology)
     }
 
+    /// As [`Topology::with_far`], but the second uplink is a `tun` device with the MTU of a VPN's.
+    ///
+    /// # Errors
+    /// As [`Topology::new`], or the kernel has no tun.
+    pub fn with_tun() -> Result<Self> {
+        let mut topology = Self::new()?;
+        let far = Netns::create(&topology.dir.0.join("far"))?;
+        topology.wire = Some(Wire::between(&topology.host, &far, TUN)?);
+        far.ip("link set lo up\n")?;
+        for (netns, address4, address6) in [(&topology.host, HOST4_FAR, HOST6_FAR), (&far, FAR4, FAR6)] {
+            netns.ip(&format!(
+                "link set {TUN} mtu 1420 up\n\
+                 addr add {address4}/24 dev {TUN}\n\
+                 addr add {address6}/64 dev {TUN}\n"
+            ))?;
+            answers_for(netns, address6)?;
+        }
+        topology.far = Some(far);
+        Ok(topology)
+    }
+
     /// The namespace at the other end of the second uplink.
     ///
     /// # Panics
-    /// Without [`Topology::with_far`].
+    /// Without [`Topology::with_far`] or [`Topology::with_tun`].
     pub fn far(&self) -> &Netns {
         self.far.as_ref().unwrap_or_else(|| panic!("this topology has no second uplink"))
     }
