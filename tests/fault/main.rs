@@ -2,6 +2,7 @@
 //!
 //! `NETPATH_SOAK=full` gives the full bars where a plain run is scaled down.
 
+mod blame;
 mod killed;
 mod load;
 mod many;

@@ -1,6 +1,7 @@
 //! Garbage in: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
-//! behind, and each refusal names a field.
+//! behind, and each refusal names what was changed (`blame.rs`).
 
+use crate::blame::{Change, differences, names_the_change, path};
 use anyhow::{Context, Result, ensure};
 use kit::example::worked_example;
 use kit::host::at_once;
@@ -132,11 +133,14 @@ impl<'t> Worker<'t> {
     }
 
     fn one(&mut self, dice: &Dice, tally: &Tally) -> Result<()> {
-        let (input, what) = mutation(dice, &self.shop.id);
-        self.try_it(&input, tally).with_context(|| format!("{what}\n{}", String::from_utf8_lossy(&input)))
+        let (input, changes) = mutation(dice, &self.shop.id);
+        self.try_it(&input, &changes, tally).with_context(|| {
+            let what: Vec<&str> = changes.iter().map(|c| c.what.as_str()).collect();
+            format!("{}\n{}", what.join(" + "), String::from_utf8_lossy(&input))
+        })
     }
 
-    fn try_it(&mut self, input: &[u8], tally: &Tally) -> Result<()> {
+    fn try_it(&mut self, input: &[u8], changes: &[Change], tally: &Tally) -> Result<()> {
         let path = self.shop.path().to_string_lossy().into_owned();
         let answer = self.call("setup", &path, input, tally)?;
         if answer.status.success() {
@@ -145,7 +149,7 @@ impl<'t> Worker<'t> {
             self.call("teardown", &path, input, tally)?.done().context("teardown of what was served")?;
         } else {
             tally.refused.fetch_add(1, Ordering::Relaxed);
-            names_a_field(&answer.error()?, input)?;
+            names_the_change(&answer.error()?, input, changes)?;
             // As an engine does that is not sure.
             if self.done.is_multiple_of(4) {
                 let _ = self.call("teardown", &path, input, tally)?;
@@ -209,58 +213,20 @@ fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Some key of the contract, or for what is no JSON or no text at all the place in it.
-fn names_a_field(error: &str, input: &[u8]) -> Result<()> {
-    if std::str::from_utf8(input).is_err() {
-        ensure!(error.contains("utf-8") && error.contains("index"), "the error names no place: {error}");
-        return Ok(());
-    }
-    let document = worked_example(Shape::Array, "");
-    let mut fields = vec!["isolate", "metric", "route_type", "no_default_route", "host_interface_name", "column"];
-    collect_keys(&document, &mut fields);
-    // Keys by which the kernel's objects are known, where the kernel itself refuses.
-    fields.extend(["route", "bridge"]);
-    let named = fields.iter().any(|field| is_a_word_of(error, field));
-    ensure!(named, "the error names no field: {error} ({} bytes of input)", input.len());
-    Ok(())
-}
-
-/// `id` is a word of "networks[0].id: …" and none of "invalid".
-fn is_a_word_of(text: &str, word: &str) -> bool {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    text.match_indices(word).any(|(at, _)| {
-        let (before, after) = (&text[..at], &text[at + word.len()..]);
-        !before.chars().next_back().is_some_and(part) && !after.chars().next().is_some_and(part)
-    })
-}
-
-fn collect_keys<'v>(value: &'v Value, keys: &mut Vec<&'v str>) {
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object {
-                keys.push(key);
-                collect_keys(value, keys);
-            }
-        }
-        Value::Array(array) => array.iter().for_each(|v| collect_keys(v, keys)),
-        _ => {}
-    }
-}
-
 /// One to three changes to the worked example, and what they were.
-fn mutation(dice: &Dice, id: &str) -> (Vec<u8>, String) {
+fn mutation(dice: &Dice, id: &str) -> (Vec<u8>, Vec<Change>) {
     let mut document = worked_example(*dice.pick(&[Shape::Map, Shape::Array]), id);
     // Most without DNS: a server that starts and stops each time would be all that is tested.
     document["network_info"]["front"]["dns_enabled"] = (dice.below(20) == 0).into();
-    let mut what = Vec::new();
-    for _ in 0..=dice.below(3) {
-        what.push(change(&mut document, dice));
-    }
+    let mut changes: Vec<Change> = (0..=dice.below(3)).map(|_| change(&mut document, dice)).collect();
     let mut bytes = document.to_string().into_bytes();
     if dice.below(10) == 0 {
-        what.push(damage(&mut bytes, dice));
+        let what = damage(&mut bytes, dice);
+        // Where it is still JSON, fields have changed like any others.
+        let now = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        changes.push(Change { paths: differences(&document, &now), values: Vec::new(), what });
     }
-    (bytes, what.join(" + "))
+    (bytes, changes)
 }
 
 fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
@@ -276,58 +242,58 @@ fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
     }
 }
 
-fn change(document: &mut Value, dice: &Dice) -> String {
+fn change(document: &mut Value, dice: &Dice) -> Change {
     let mut all = Vec::new();
     pointers(document, "", &mut all);
     if all.is_empty() {
-        return String::new();
+        return Change::default();
     }
     let at = dice.pick(&all).clone();
     let other = dice.pick(&all).clone();
     let from_elsewhere = document.pointer(&other).cloned().unwrap_or(Value::Null);
     let (parent, key) = at.rsplit_once('/').unwrap_or(("", &at));
-    match dice.below(8) {
+    let here = path(document, &at);
+    let changed = |paths, what: String| Change { paths, values: Vec::new(), what: what.chars().take(300).collect() };
+    let new = match dice.below(8) {
         0 | 1 => {
             match document.pointer_mut(parent) {
                 Some(Value::Object(object)) => drop(object.remove(key)),
                 Some(Value::Array(array)) => drop(key.parse().map(|i: usize| array.remove(i))),
                 _ => {}
             }
-            format!("{at} removed")
+            return changed(vec![here], format!("{at} removed"));
         }
         2 => {
+            let list = path(document, parent);
             if let Some(Value::Array(array)) = document.pointer_mut(parent) {
                 let again = array[key.parse().unwrap_or(0)].clone();
                 array.push(again);
-            } else if let Some(Value::Object(object)) = document.pointer_mut(parent) {
+                return changed(vec![list], format!("{at} doubled"));
+            }
+            if let Some(Value::Object(object)) = document.pointer_mut(parent) {
                 let value = object.remove(key).unwrap_or(Value::Null);
                 object.insert(format!("{key}_"), value);
             }
-            format!("{at} doubled or renamed")
+            return changed(vec![here, path(document, &format!("{at}_"))], format!("{at} renamed"));
         }
-        3 => set(document, &at, from_elsewhere),
+        3 => from_elsewhere,
         4 => {
             let any = [json!(null), json!(true), json!(-1), json!(1.5), json!(""), json!([]), json!({}), json!([[]])];
-            set(document, &at, dice.pick(&any).clone())
+            dice.pick(&any).clone()
         }
-        _ => {
-            let new = match document.pointer(&at) {
-                Some(Value::Number(_)) => number(dice),
-                Some(Value::String(s)) => string(s, dice),
-                Some(Value::Bool(b)) => json!(!b),
-                _ => number(dice),
-            };
-            set(document, &at, new)
-        }
-    }
-}
-
-fn set(document: &mut Value, at: &str, new: Value) -> String {
-    let what: String = format!("{at} = {new}").chars().take(300).collect();
-    if let Some(value) = document.pointer_mut(at) {
+        _ => match document.pointer(&at) {
+            Some(Value::Number(_)) => number(dice),
+            Some(Value::String(s)) => string(s, dice),
+            Some(Value::Bool(b)) => json!(!b),
+            _ => number(dice),
+        },
+    };
+    let mut change = changed(vec![here], format!("{at} = {new}"));
+    change.values.extend(new.as_str().map(str::to_owned));
+    if let Some(value) = document.pointer_mut(&at) {
         *value = new;
     }
-    what
+    change
 }
 
 fn number(dice: &Dice) -> Value {

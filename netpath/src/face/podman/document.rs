@@ -1,10 +1,11 @@
 //! The document of setup and teardown → what is to be attached or detached.
 
 use super::network;
-use super::read::{Mistakes, Node};
+use super::read::{Mistakes, Node, cut};
 use crate::model::publish::HostBind;
 use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record};
 use crate::ops::Leaving;
+use crate::plan::build::default_routes;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -95,10 +96,15 @@ fn read(root: &Node<'_>) -> Option<Attach> {
     let infos = root.req("network_info");
     let mut records: Vec<Record> = Vec::new();
     for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
-        let info = infos.as_ref().filter(|i| i.is_object()).and_then(|i| i.req(&name));
+        let infos = infos.as_ref().filter(|i| i.is_object());
+        let info = infos.and_then(|i| i.opt(&name));
+        if infos.is_some() && info.is_none() {
+            node.wrong(format!("network_info has no network {:?}", cut(&name)));
+        }
         let network = info.and_then(|i| network::read(&i, &name, isolation));
         let endpoint = endpoint(&node, network.as_ref(), &dns_servers);
         let (Some(network), Some(endpoint), Some(container)) = (network, endpoint, &container) else { continue };
+        routes_begin_somewhere(&node, &network, &endpoint);
         for other in &records {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
@@ -190,6 +196,18 @@ fn endpoint(node: &Node<'_>, network: Option<&Network>, dns_servers: &[IpAddr]) 
         addresses.extend(IpNet::new(ip, subnet.net.prefix_len()));
     }
     Some(Endpoint { interface: interface?, host_interface, addresses, mac, aliases, dns_servers: dns_servers.to_vec() })
+}
+
+/// The kernel takes no route whose gateway is not beside an address of the container.
+fn routes_begin_somewhere(node: &Node<'_>, network: &Network, endpoint: &Endpoint) {
+    let routes = default_routes(network).into_iter().chain(network.routes.iter().cloned());
+    for route in routes {
+        let Some(gateway) = route.gateway else { continue };
+        // That there is no address at all has been told.
+        if !endpoint.addresses.is_empty() && !endpoint.addresses.iter().any(|a| a.contains(&gateway)) {
+            node.wrong(format!("static_ips has no address in the subnet of {gateway}, through which leads {route}"));
+        }
+    }
 }
 
 fn publish(node: &Node<'_>) -> Option<Publish> {

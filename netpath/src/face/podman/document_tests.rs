@@ -80,7 +80,7 @@ fn the_worked_example_becomes_two_endpoints() {
 fn a_map_of_networks_keeps_its_order_and_has_the_older_isolation() {
     let mut document = shop();
     document["networks"] = json!({
-        "front": {"interface_name": "eth0", "static_ips": ["10.89.7.5"]},
+        "front": {"interface_name": "eth0", "static_ips": ["10.89.7.5", "fd41:7::5"]},
         "back": {"interface_name": "eth1", "static_ips": ["10.89.8.5"]},
     });
     let records = records(&document);
@@ -106,12 +106,17 @@ fn each_mistake_names_its_field() {
         ),
         ("/networks/0/static_ips/0", json!("10.89.7.1"), "networks[0].static_ips[0]: 10.89.7.1 is the gateway"),
         ("/networks/0/static_ips", json!([]), "networks[0]: no static ips provided"),
+        (
+            "/networks/0/static_ips",
+            json!(["10.89.7.5"]),
+            "networks[0]: static_ips has no address in the subnet of fd41:7::1, through which leads default via fd41:7::1",
+        ),
         ("/networks/0/static_mac", json!("01:00:00:00:00:00"), "networks[0].static_mac: "),
         ("/networks/0/interface_name", json!(""), "networks[0].interface_name: "),
         ("/networks/0/interface_name", json!("lo"), "networks[0].interface_name: "),
         ("/networks/1/interface_name", json!("eth0"), "networks[1]: interface_name eth0 is given twice"),
         ("/networks/1/name", json!("front"), "networks[1]: network \"front\" is named twice"),
-        ("/networks/0/name", json!("x"), "network_info.x: it is missing"),
+        ("/networks/0/name", json!("x"), "networks[0]: network_info has no network \"x\""),
         ("/networks/0/options/host_interface_name", json!("a b"), "networks[0].options.host_interface_name: "),
         ("/networks", json!(null), "networks: expected an object, found null"),
         ("/network_info", json!([]), "network_info: expected an object, found a list"),

@@ -63,7 +63,8 @@ impl<'a> Node<'a> {
 
     fn below(&self, key: &str, value: &'a Value) -> Self {
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        let key = if plain { key.to_owned() } else { format!("{:?}", cut(key)) };
+        // Cut, as the mistake would be cut behind it.
+        let key = if plain { cut(key) } else { format!("{:?}", cut(key)) };
         let path = if self.path.is_empty() { key } else { format!("{}.{key}", self.path) };
         Self { path, value, mistakes: self.mistakes }
     }
@@ -169,7 +170,8 @@ fn quoted(value: &Value) -> String {
     }
 }
 
-fn cut(text: &str) -> String {
+/// As much of a text as is quoted.
+pub fn cut(text: &str) -> String {
     if text.len() <= QUOTED {
         return text.to_owned();
     }
