@@ -89,6 +89,7 @@ pub struct SavedSysctl {
 
 const RUNG: &str = "rung";
 const SYSCTLS: &str = "sysctls";
+const MEMORY: &str = "memory";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -236,6 +237,23 @@ impl Store {
         self.write(&self.dir.join(SYSCTLS), saved)
     }
 
+    /// What the datapath has written down for its next call, to save it a look at the kernel. Whatever is wrong with it,
+    /// there is none: it never holds what the records do not tell.
+    pub fn memory<T: DeserializeOwned>(&self) -> Option<T> {
+        read(&self.dir.join(MEMORY)).ok().flatten()
+    }
+
+    /// For whoever holds the lock. `None` forgets.
+    ///
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_memory(&self, memory: Option<&impl Serialize>) -> Result<()> {
+        match memory {
+            Some(memory) => self.write(&self.dir.join(MEMORY), memory),
+            None => remove(&self.dir.join(MEMORY)).map(drop),
+        }
+    }
+
     /// Removes everything but records, and with no record left the directory, which ends the lock.
     ///
     /// # Errors
@@ -246,7 +264,7 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            if name == RUNG || name == SYSCTLS || name.ends_with(HALF) {
+            if [RUNG, SYSCTLS, MEMORY].contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }
         }

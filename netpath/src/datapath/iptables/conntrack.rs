@@ -3,12 +3,13 @@
 //! before it was published (netavark #1045).
 
 use super::netfilter::{message, open};
+use super::netlink::Netlink;
 use super::rules::{Family, Target};
 use crate::model::{HostBind, HostView, Proto};
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
-use netlink_packet_netfilter::NetfilterMessageInner;
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
@@ -24,6 +25,8 @@ const FILTER_IP_SRC: u32 = 1 << 0;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 /// More addresses than this are looked for in one reading of the whole table.
 const FILTERED: usize = 4;
+/// As many connections are read as quickly as one.
+const FEW: usize = 1_000;
 
 /// One connection, as far as it matters here.
 struct Connection {
@@ -37,34 +40,59 @@ struct Connection {
     name: Vec<ConntrackAttribute>,
 }
 
-/// Forgets the connections of `gone` addresses, and UDP to published ports that does not go where it is published.
+/// What the new rules of a family would decide otherwise.
+pub struct Stale {
+    pub family: Family,
+    /// Addresses of containers that are no more.
+    pub gone: BTreeSet<IpAddr>,
+    /// What is published now.
+    pub targets: Vec<Target>,
+}
+
+impl Stale {
+    fn udp(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().filter(|t| t.publish.proto == Proto::Udp)
+    }
+
+    fn holds(&self, connection: &Connection, host: &HostView, keep: &[(IpAddr, u16)]) -> bool {
+        let dead = self.gone.contains(&connection.from) || self.gone.contains(&connection.answers);
+        dead || connection.udp
+            && !keep.contains(&(connection.to, connection.port))
+            && published(self.udp(), host, connection).is_some_and(|to| to != connection.answers)
+    }
+
+    /// The questions to the kernel whose answers together have every such connection.
+    fn filters(&self) -> Vec<Vec<ConntrackAttribute>> {
+        if self.gone.len() > FILTERED {
+            return vec![Vec::new()];
+        }
+        let mut filters: Vec<_> = self.gone.iter().flat_map(|a| [answered_by(*a), begun_by(*a)]).collect();
+        filters.extend(self.udp().next().map(|_| only_udp()));
+        filters
+    }
+}
+
+/// Forgets the connections of addresses that are gone, and UDP to published ports that does not go where it is published.
 /// Returns how many there were.
 ///
 /// # Errors
 /// The table cannot be read. Connections that end by themselves meanwhile are no error.
-pub fn forget(
-    family: Family,
-    gone: &BTreeSet<IpAddr>,
-    targets: &[Target],
-    host: &HostView,
-    keep: &[(IpAddr, u16)],
-) -> io::Result<usize> {
-    let udp: Vec<&Target> = targets.iter().filter(|t| t.publish.proto == Proto::Udp).collect();
-    if gone.is_empty() && udp.is_empty() {
+pub fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
+    let filters: Vec<(Family, Vec<_>)> =
+        stale.iter().flat_map(|s| s.filters().into_iter().map(|f| (s.family, f))).collect();
+    let count = count();
+    if filters.is_empty() || count == Some(0) {
         return Ok(0);
     }
     let mut netlink = open()?;
-    let mut filters = Vec::new();
-    if gone.len() > FILTERED {
-        filters.push(Vec::new());
-    } else {
-        filters.extend(gone.iter().flat_map(|a| [answered_by(*a), begun_by(*a)]));
-        if !udp.is_empty() {
-            filters.push(only_udp());
-        }
+    if count.is_some_and(|n| n <= FEW) {
+        // Any reading walks the kernel's whole hash table (10 ms of it here): one for all, rather than one for each filter.
+        let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+        let all = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
+        return forget_of(&mut netlink, all, stale, host, keep);
     }
     let mut forgotten = 0;
-    for filter in filters {
+    for (family, filter) in filters {
         let answers = match netlink.dump(message(family, ConntrackMessage::Get(filter.clone()))) {
             // A kernel that knows another form of filter gives everything.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) && !filter.is_empty() => {
@@ -72,28 +100,47 @@ pub fn forget(
             }
             other => other?,
         };
-        for connection in answers.into_iter().filter_map(|a| Connection::read(a.inner)) {
-            let dead = gone.contains(&connection.from) || gone.contains(&connection.answers);
-            let stale = connection.udp
-                && !keep.contains(&(connection.to, connection.port))
-                && published(&udp, host, &connection).is_some_and(|to| to != connection.answers);
-            if dead || stale {
-                match netlink.change(message(family, ConntrackMessage::Delete(connection.name)), 0) {
-                    Ok(()) => forgotten += 1,
-                    Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                    Err(e) => return Err(e),
-                }
-            }
+        forgotten += forget_of(&mut netlink, answers, stale, host, keep)?;
+    }
+    Ok(forgotten)
+}
+
+fn forget_of(
+    netlink: &mut Netlink<NetfilterMessage>,
+    answers: Vec<NetfilterMessage>,
+    stale: &[Stale],
+    host: &HostView,
+    keep: &[(IpAddr, u16)],
+) -> io::Result<usize> {
+    let mut forgotten = 0;
+    for connection in answers.into_iter().filter_map(|a| Connection::read(a.inner)) {
+        let family = Family::of(&connection.from);
+        if !stale.iter().any(|s| s.family == family && s.holds(&connection, host, keep)) {
+            continue;
+        }
+        match netlink.change(message(family, ConntrackMessage::Delete(connection.name)), 0) {
+            Ok(()) => forgotten += 1,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(forgotten)
 }
 
+/// How many connections this namespace has; `None` where the kernel does not say.
+fn count() -> Option<usize> {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
+}
+
 /// Where a new connection with this destination would go.
-fn published(udp: &[&Target], host: &HostView, connection: &Connection) -> Option<IpAddr> {
+fn published<'a>(
+    mut udp: impl Iterator<Item = &'a Target>,
+    host: &HostView,
+    connection: &Connection,
+) -> Option<IpAddr> {
     let local = connection.to.is_loopback()
         || host.links.iter().flat_map(|l| &l.addresses).map(IpNet::addr).any(|a| a == connection.to);
-    let target = udp.iter().find(|t| {
+    let target = udp.find(|t| {
         let bound = match t.publish.bind {
             HostBind::Address(a) => a == connection.to,
             _ => local,

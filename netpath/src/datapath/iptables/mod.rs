@@ -1,11 +1,13 @@
 //! The iptables rung: the same promises as the eBPF rung, kept by netfilter, for hosts that have nothing better.
 //!
 //! `rules.rs` compiles the desired state, `present.rs` compares it with what iptables-save prints and writes the script,
-//! `tool.rs` finds and runs the programs. `bridge.rs` sets what rules alone cannot do, `conntrack.rs` forgets connections that the new rules would decide otherwise.
+//! `tool.rs` finds and runs the programs, `memory.rs` saves a listing where nobody else has committed anything. `bridge.rs`
+//! sets what rules alone cannot do, `conntrack.rs` forgets connections that the new rules would decide otherwise.
 //! Every host's tables are those of its network namespace, so nothing here needs a name of its own.
 
 mod bridge;
 mod conntrack;
+mod memory;
 mod netfilter;
 mod netlink;
 mod present;
@@ -15,9 +17,11 @@ mod tool;
 use super::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView, IfName, Record, Rung};
+use crate::state::Store;
+use conntrack::Stale;
+use memory::Memory;
 use present::Present;
 use rules::{Family, Ruleset, compile};
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use tool::Tool;
 
@@ -45,30 +49,27 @@ impl Iptables {
         }
     }
 
-    /// `emptied` takes the tables that hold nothing any more.
-    fn reconcile_family(
-        &self,
-        family: Family,
-        desired: &Desired,
-        host: &HostView,
-        emptied: &mut Vec<(Tool, String)>,
-    ) -> Result<usize> {
+    /// What is to be written in this family; `None`: nothing is wanted and nothing is there. `memory`: what is there, where
+    /// that is known without listing it.
+    fn plan(&self, family: Family, desired: &Desired, memory: Option<Present>) -> Result<Option<Part<'_>>> {
         let wanted = compile(desired, family, !bridge::filters_bridged(family));
         if wanted.is_empty() && !self.has_traces(family) {
-            return Ok(0);
+            return Ok(None);
         }
-        let (tool, present) = tool::choose(self.tools(family), family)?;
-        let served: BTreeSet<IpAddr> = present.tables.values().flat_map(|t| t.addresses.iter().copied()).collect();
-        let changed = write(tool, &wanted, &present)?;
-        if wanted.is_empty() {
-            let empty = present.tables.iter().filter(|(_, t)| is_removable(tool, t));
-            emptied.extend(empty.map(|(name, _)| (tool.clone(), name.clone())));
-        }
-        if changed > 0 {
-            let now = rules::addresses(desired, family);
-            forget(family, &served.difference(&now).copied().collect(), desired, host);
-        }
-        Ok(changed)
+        let nft = self.tools(family).iter().find(|t| t.backend == tool::Backend::Nft);
+        let (tool, present) = match (nft, memory) {
+            (Some(tool), Some(present)) => (tool, present),
+            _ => tool::choose(self.tools(family), family)?,
+        };
+        let scripts = scripts(tool, &wanted, &present);
+        Ok(Some(Part { tool, family, wanted, present, scripts }))
+    }
+
+    /// Whether the families can be worked on side by side. The legacy programs wait for each other, some of them a second.
+    fn is_abreast(&self) -> bool {
+        let mut tools = [&self.v4, &self.v6].into_iter().flatten();
+        tools.all(|t| t.backend == tool::Backend::Nft || !t.may_be_used())
+            && [&self.v4, &self.v6].into_iter().filter_map(|t| t.first()).all(|t| t.backend == tool::Backend::Nft)
     }
 
     /// Whether there may be rules of ours, found out without running anything.
@@ -98,8 +99,13 @@ impl Datapath for Iptables {
         }
         if network.has_v6() {
             // Where there are rules of ours already, there can be more.
-            let v6 = tool::choose(&self.v6, Family::V6)
-                .and_then(|(tool, present)| if present.has_ours() { Ok(()) } else { tool.test() });
+            let of_nft = self.v6.iter().any(|t| t.backend == tool::Backend::Nft);
+            let v6 = if of_nft && netfilter::has_our_chains(Family::V6) {
+                Ok(())
+            } else {
+                tool::choose(&self.v6, Family::V6)
+                    .and_then(|(tool, present)| if present.has_ours() { Ok(()) } else { tool.test() })
+            };
             if let Err(e) = v6 {
                 refusals.push(Refusal {
                     feature: "serve IPv6".into(),
@@ -143,27 +149,81 @@ impl Datapath for Iptables {
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let mut changed =
             bridge::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
-        let mut emptied = Vec::new();
-        for family in [Family::V4, Family::V6] {
-            changed += self.reconcile_family(family, desired, host, &mut emptied)?;
-        }
+        let store = Store::of(host.cookie);
+        let before = netfilter::generation().ok();
+        let mut memory = before.and_then(|now| Memory::recall(&store, now));
+        let mut known = |family| memory.as_mut().and_then(|m| m.of(family));
+        let [known4, known6] = [known(Family::V4), known(Family::V6)];
+        let abreast = self.is_abreast();
+        let parts = both(abreast, || self.plan(Family::V4, desired, known4), || self.plan(Family::V6, desired, known6));
+        let [part4, part6] = [parts.0?, parts.1?];
+        let write = |part: &Option<Part<'_>>| part.as_ref().map_or(Ok(()), Part::write);
+        let written = both(abreast, || write(&part4), || write(&part6));
+        written.0.and(written.1)?;
+
+        let parts: Vec<Part<'_>> = [part4, part6].into_iter().flatten().collect();
+        let commits: usize = parts.iter().map(|p| p.scripts.len()).sum();
+        changed += commits;
+        let emptied: Vec<(Tool, String)> = parts.iter().flat_map(Part::emptied).collect();
         remove_tables(&emptied)?;
+        forget(&parts, desired, host);
+        if !desired.records.is_empty() {
+            let of_nft = parts.into_iter().filter(|p| p.tool.backend == tool::Backend::Nft && !p.wanted.is_empty());
+            let before = before.filter(|_| emptied.is_empty());
+            Memory::keep(&store, before, commits, of_nft.map(Part::after).collect());
+        }
         Ok(Report { changed })
     }
 }
 
-/// Returns the number of tables written.
-fn write(tool: &Tool, wanted: &Ruleset, present: &Present) -> Result<usize> {
+/// One family's tables, as they are and as they should be.
+struct Part<'a> {
+    tool: &'a Tool,
+    family: Family,
+    wanted: Ruleset,
+    present: Present,
+    /// One for each table that is to be changed, and so one commit each.
+    scripts: Vec<String>,
+}
+
+impl Part<'_> {
+    fn write(&self) -> Result<()> {
+        if self.scripts.is_empty() { Ok(()) } else { self.tool.restore(&self.scripts.concat()) }
+    }
+
+    /// Tables that hold nothing any more.
+    fn emptied(&self) -> Vec<(Tool, String)> {
+        let tables = self.present.tables.iter().filter(|(_, t)| self.wanted.is_empty() && is_removable(self.tool, t));
+        tables.map(|(name, _)| (self.tool.clone(), name.clone())).collect()
+    }
+
+    /// Once it is written.
+    fn after(mut self) -> (Family, Present) {
+        self.scripts.iter().for_each(|s| self.present.apply(s));
+        (self.family, self.present)
+    }
+}
+
+/// Does two things, at the same time if that is allowed. What a thread does, it does in the namespace of its maker.
+fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() -> T + Send) -> (T, T) {
+    if !abreast {
+        let one = one();
+        return (one, other());
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        (one, other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+fn scripts(tool: &Tool, wanted: &Ruleset, present: &Present) -> Vec<String> {
     let script = |table: &rules::Table| {
         let there = present.tables.get(table.name);
         let keep_state = wanted.is_empty() && there.is_some_and(|t| is_removable(tool, t));
         present::script(table, there, keep_state)
     };
-    let scripts: Vec<String> = wanted.tables.iter().filter_map(script).collect();
-    if !scripts.is_empty() {
-        tool.restore(&scripts.concat())?;
-    }
-    Ok(scripts.len())
+    wanted.tables.iter().filter_map(script).collect()
 }
 
 /// Whether the table is one that iptables made in nf_tables for us, and nobody else uses.
@@ -190,13 +250,22 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
 }
 
 /// Stale connections age by themselves: not being able to remove them is no reason to fail.
-fn forget(family: Family, gone: &BTreeSet<IpAddr>, desired: &Desired, host: &HostView) {
+fn forget(parts: &[Part<'_>], desired: &Desired, host: &HostView) {
+    let changed = parts.iter().filter(|p| !p.scripts.is_empty());
+    let stale: Vec<Stale> = changed
+        .map(|p| {
+            let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
+            let now = rules::addresses(desired, p.family);
+            let gone = served.filter(|a| !now.contains(a)).collect();
+            Stale { family: p.family, gone, targets: rules::targets(desired, p.family) }
+        })
+        .collect();
     let dns: Vec<(IpAddr, u16)> = desired
         .ready()
         .filter(|(r, _)| r.network.dns)
         .flat_map(|(r, _)| r.network.gateways().map(|(gateway, _)| (gateway, 53)))
         .collect();
-    match conntrack::forget(family, gone, &rules::targets(desired, family), host, &dns) {
+    match conntrack::forget(&stale, host, &dns) {
         Ok(n) => tracing::debug!("{n} connections forgotten"),
         Err(e) => tracing::warn!("cannot forget connections of removed containers: {e}; they time out by themselves"),
     }

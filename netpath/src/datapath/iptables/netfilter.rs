@@ -3,7 +3,9 @@
 use super::netlink::Netlink;
 use super::rules::{Family, PREFIX, STATE};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
-use netlink_packet_netfilter::nftables::{ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, GenAttribute, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
+};
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -31,6 +33,23 @@ pub fn has_our_chains(family: Family) -> bool {
     open()
         .and_then(|mut n| chains(&mut n, family))
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
+}
+
+/// The number of the last commit to nf_tables in this namespace, by whomever and in whatever family.
+///
+/// # Errors
+/// A kernel without nf_tables.
+pub fn generation() -> io::Result<u32> {
+    let question = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    for answer in open()?.read(NetfilterMessage::new(header, question))? {
+        let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(answer)) = answer.inner else { continue };
+        let id = |a: &GenAttribute| if let GenAttribute::Id(id) = a { Some(*id) } else { None };
+        if let Some(id) = answer.attributes.iter().find_map(id) {
+            return Ok(id);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer holds no generation"))
 }
 
 /// Removes tables with their base chains and NETPATH_STATE. All or nothing, and nothing if anybody put a rule or a chain

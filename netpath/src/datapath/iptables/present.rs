@@ -4,17 +4,18 @@
 //! each of our chains and the place of our jumps say whether anything has to be written.
 
 use super::rules::{PREFIX, STATE, Table, digest};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 /// The tables that exist, by name.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Present {
     pub tables: BTreeMap<String, PresentTable>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PresentTable {
     /// Every built-in chain, with its policy.
     policies: BTreeMap<String, String>,
@@ -53,6 +54,18 @@ impl Present {
         present
     }
 
+    /// What is there after `script`, which must be one of [`script`]'s, has been committed.
+    pub fn apply(&mut self, script: &str) {
+        let mut name = String::new();
+        for line in script.lines() {
+            if let Some(table) = line.strip_prefix('*') {
+                table.clone_into(&mut name);
+            } else {
+                self.tables.entry(name.clone()).or_default().apply(line);
+            }
+        }
+    }
+
     /// Whether anything of ours is there.
     pub fn has_ours(&self) -> bool {
         self.tables.values().any(PresentTable::has_ours)
@@ -75,6 +88,43 @@ impl PresentTable {
             self.own.insert(name.to_owned(), 0);
         } else {
             self.foreign += 1;
+        }
+    }
+
+    /// One line of a script of ours.
+    fn apply(&mut self, line: &str) {
+        if let Some((chain, _)) = line.strip_prefix(':').and_then(|l| l.split_once(' ')) {
+            self.empty(chain);
+            self.own.insert(chain.to_owned(), 0);
+            return;
+        }
+        let Some((verb, rest)) = line.split_once(' ') else { return };
+        let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
+        match verb {
+            "-A" => self.rule(rest),
+            "-I" => {
+                let rule = rule.strip_prefix("1 ").unwrap_or(rule);
+                self.rules.entry(chain.to_owned()).or_default().insert(0, rule.to_owned());
+            }
+            "-D" => {
+                let rules = self.rules.entry(chain.to_owned()).or_default();
+                if let Some(at) = rules.iter().position(|r| r == rule) {
+                    rules.remove(at);
+                }
+            }
+            "-X" => {
+                self.empty(chain);
+                self.own.remove(chain);
+            }
+            // What is flushed goes.
+            _ => {}
+        }
+    }
+
+    fn empty(&mut self, chain: &str) {
+        if chain == STATE {
+            (self.digest, self.made) = (None, false);
+            self.addresses.clear();
         }
     }
 

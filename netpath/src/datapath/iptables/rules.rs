@@ -13,6 +13,7 @@
 use crate::model::{Desired, HostBind, IfName, Isolation, Network, Proto, Publish, Record};
 use netpath_common::layout::{NET_ISOLATED, NET_STRICT};
 use netpath_common::policy::may_pass;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use std::net::IpAddr;
 pub const PREFIX: &str = "NETPATH_";
 pub const STATE: &str = "NETPATH_STATE";
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Family {
     V4,
     V6,

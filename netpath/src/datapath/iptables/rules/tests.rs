@@ -412,3 +412,35 @@ fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
     let again = script(&nat_after(&[published()]).0, half.tables.get("nat"), false).expect("something to write");
     assert!(again.contains(":made\n"), "{again}");
 }
+
+/// Nothing has to be listed after a script of ours: what it leaves is known, so that nothing is written twice, and the
+/// next script takes back exactly what is no more wanted.
+#[test]
+fn what_a_script_leaves_is_known_without_a_listing() {
+    let both = |records: &[Record]| {
+        let desired = Desired { records: records.to_vec() };
+        [Family::V4, Family::V6].map(|f| compile(&desired, f, false))
+    };
+    let dual = record(2, "back", &["10.89.8.0/24", "fd41:8::/64"], &["10.89.8.5/24", "fd41:8::5/64"]);
+    let dual = publishes(dual, &[(HostBind::Any, Proto::Udp, 53, 53, 2)]);
+    let single = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
+    let foreign = Present::parse(
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING DROP [0:0]\n-A PREROUTING -j X\nCOMMIT\n",
+    );
+    let mut present = [Present::default(), foreign.clone()];
+    for records in [vec![single.clone()], vec![single.clone(), dual.clone()], vec![dual], vec![single], Vec::new()] {
+        for (present, wanted) in present.iter_mut().zip(both(&records)) {
+            for table in &wanted.tables {
+                let Some(text) = script(table, present.tables.get(table.name), false) else { continue };
+                present.apply(&text);
+                assert_eq!(None, script(table, present.tables.get(table.name), false), "after\n{text}");
+            }
+            let served: BTreeSet<IpAddr> = present.tables.values().flat_map(|t| t.addresses.iter().copied()).collect();
+            let desired = Desired { records: records.clone() };
+            let family = if served.iter().all(IpAddr::is_ipv4) { Family::V4 } else { Family::V6 };
+            assert!(served.is_empty() || served == addresses(&desired, family), "{served:?}");
+            assert_eq!(!wanted.is_empty(), present.has_ours());
+        }
+    }
+    assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "what others have is as it was");
+}
