@@ -44,9 +44,9 @@ impl Dice {
         dice
     }
 
-    /// For one document of a run: no other run has the same.
-    fn document(&self, n: u64) -> Self {
-        Self::from(self.seed.wrapping_mul(1_000_000).wrapping_add(n))
+    /// For one document of a run: no run with another seed has the same.
+    fn of_document(seed: u64, n: u64) -> Self {
+        Self::from(seed.wrapping_mul(1_000_000).wrapping_add(n))
     }
 
     pub fn below(&self, end: u64) -> u64 {
@@ -74,6 +74,7 @@ struct Tally {
 fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     need!(need::root(), need::netpath());
     let dice = Dice::new();
+    let seed = dice.seed;
     let documents = crate::scaled(DOCUMENTS);
     let (tally, next) = (Tally::default(), AtomicU64::new(0));
     let wrong = Mutex::new(Vec::new());
@@ -89,7 +90,7 @@ fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
             if n >= documents || wrong.lock().unwrap_or_else(PoisonError::into_inner).len() >= 10 {
                 return worker.end();
             }
-            if let Err(e) = worker.one(&dice.document(n), &tally) {
+            if let Err(e) = worker.one(&Dice::of_document(seed, n), &tally) {
                 wrong.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{rung}, document {n}: {e:#}"));
                 worker.begin_again()?;
             }
