@@ -12,9 +12,9 @@ pub mod record;
 pub use endpoint::{Container, Endpoint, IfName, Mac};
 pub use error::Error;
 pub use host::{HostLink, HostView, LinkKind};
-pub use network::{Isolation, Mtu, Network, Route, Subnet};
+pub use network::{Isolation, Mtu, Network, Route, Subnet, Way};
 pub use publish::{HostBind, Proto, Publish};
-pub use record::{Desired, Links, Record};
+pub use record::{Desired, Links, Record, TrafficIds};
 
 /// A datapath, best first. Chosen by probing, kept while a container of the host uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

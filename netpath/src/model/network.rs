@@ -49,6 +49,29 @@ pub enum Isolation {
     Strict,
 }
 
+/// Which way translated packets take through the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// [`Way::Offload`], unless something on the host filters forwarded packets.
+    #[default]
+    Auto,
+    /// Straight into the container and out of the uplink, past the host's stack and its filters.
+    Offload,
+    /// Through the host's stack, past its filters of forwarded packets.
+    Edge,
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Way::Auto => "auto",
+            Way::Offload => "offload",
+            Way::Edge => "edge",
+        })
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RouteKind {
@@ -113,9 +136,22 @@ pub struct Network {
     /// Fixed source addresses for masquerade.
     pub outbound4: Option<std::net::Ipv4Addr>,
     pub outbound6: Option<std::net::Ipv6Addr>,
+    // Records of earlier versions do not have the next three.
+    #[serde(default)]
+    pub path: Way,
+    /// Containers are reached from outside by their own addresses.
+    #[serde(default)]
+    pub direct: bool,
+    /// Containers go out with an address of the host.
+    #[serde(default = "yes")]
+    pub masquerade: bool,
     pub dns: bool,
     /// Upstream servers of this network's DNS.
     pub dns_servers: Vec<IpAddr>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Network {

@@ -1,6 +1,7 @@
 //! What netpath keeps of an endpoint, and the sum of it that a datapath makes true.
 
 use super::{Container, Endpoint, IfName, Mac, Network, Publish};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -18,6 +19,15 @@ pub struct Links {
     pub mtu: u32,
 }
 
+/// Which of the datapath's traffic counters are an endpoint's, as long as its record lives; 0 = not counted apart.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TrafficIds {
+    /// Of flows that no publish began.
+    pub own: u16,
+    /// In the order of [`Record::publishes`]; what is missing at the end has none.
+    pub publishes: Vec<u16>,
+}
+
 /// One endpoint as it should be. Written before anything is made, removed after everything is gone.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -28,6 +38,12 @@ pub struct Record {
     pub network: Network,
     pub endpoint: Endpoint,
     pub publishes: Vec<Publish>,
+    /// The clients that published ports answer; empty = everybody. The host itself is always answered.
+    #[serde(default)]
+    pub allow: Vec<IpNet>,
+    /// Traffic counters of the eBPF datapath.
+    #[serde(default)]
+    pub traffic: TrafficIds,
     /// `None` until the links exist; a datapath leaves such a record alone.
     pub links: Option<Links>,
 }

@@ -121,7 +121,7 @@ pub fn all_of(what: &str, mut failures: Vec<Error>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Container, Endpoint, Network, Record};
+    use crate::model::{Container, Endpoint, Network, Record, TrafficIds, Way};
     use crate::plan::step::Undo;
     use crate::plan::{attach, detach};
     use std::path::PathBuf;
@@ -219,6 +219,9 @@ mod tests {
                 metric: 100,
                 outbound4: None,
                 outbound6: None,
+                path: Way::Auto,
+                direct: false,
+                masquerade: true,
                 dns: true,
                 dns_servers: Vec::new(),
             },
@@ -231,6 +234,8 @@ mod tests {
                 dns_servers: Vec::new(),
             },
             publishes: Vec::new(),
+            allow: Vec::new(),
+            traffic: TrafficIds::default(),
             links: None,
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Container, Endpoint, Isolation, Network};
+use crate::model::{Container, Endpoint, Isolation, Network, TrafficIds, Way};
 
 /// A store in a directory of its own, removed at the end.
 struct Place(PathBuf);
@@ -35,6 +35,9 @@ fn kept(id: &str, order: u64) -> Kept {
         metric: 100,
         outbound4: None,
         outbound6: None,
+        path: Way::Auto,
+        direct: false,
+        masquerade: true,
         dns: false,
         dns_servers: Vec::new(),
     };
@@ -47,8 +50,17 @@ fn kept(id: &str, order: u64) -> Kept {
         dns_servers: Vec::new(),
     };
     let container = Container { id: id.into(), name: "web".into() };
-    let record =
-        Record { order, container, netns: PathBuf::new(), network, endpoint, publishes: Vec::new(), links: None };
+    let record = Record {
+        order,
+        container,
+        netns: PathBuf::new(),
+        network,
+        endpoint,
+        publishes: Vec::new(),
+        allow: Vec::new(),
+        traffic: TrafficIds::default(),
+        links: None,
+    };
     Kept { record, phase: Phase::Up, writer: Writer::this_process() }
 }
 
@@ -107,4 +119,19 @@ fn a_process_is_known_by_its_number_and_its_beginning() {
     let here = Writer::this_process();
     assert!(here.is_alive());
     assert!(!Writer { started: here.started + 1, ..here }.is_alive(), "another process of the same number");
+}
+
+/// What the version before this one wrote, which had no options of its own and no counters.
+#[test]
+fn records_of_the_version_before_can_be_read() {
+    let mut value = serde_json::to_value(kept("a", 1)).expect("JSON");
+    let record = value["record"].as_object_mut().expect("a record");
+    for field in ["allow", "traffic"] {
+        assert!(record.remove(field).is_some(), "{field}");
+    }
+    let network = record["network"].as_object_mut().expect("a network");
+    for field in ["path", "direct", "masquerade"] {
+        assert!(network.remove(field).is_some(), "{field}");
+    }
+    assert_eq!(kept("a", 1), serde_json::from_value::<Kept>(value).expect("readable"));
 }

@@ -3,7 +3,9 @@
 use super::*;
 use crate::model::Subnet as ModelSubnet;
 use crate::model::record::Links;
-use crate::model::{Container, Endpoint as ModelEndpoint, IfName, Mac, Network as ModelNetwork, Publish};
+use crate::model::{
+    Container, Endpoint as ModelEndpoint, IfName, Mac, Network as ModelNetwork, Publish, TrafficIds, Way,
+};
 
 fn name(s: &str) -> IfName {
     s.parse().expect("an interface name")
@@ -28,6 +30,9 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             metric: 100,
             outbound4: None,
             outbound6: None,
+            path: Way::Auto,
+            direct: false,
+            masquerade: true,
             dns: false,
             dns_servers: Vec::new(),
         },
@@ -40,6 +45,8 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             dns_servers: Vec::new(),
         },
         publishes,
+        allow: Vec::new(),
+        traffic: TrafficIds::default(),
         links: Some(Links {
             bridge_index: 10,
             bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),

@@ -1,9 +1,9 @@
 //! The document of setup and teardown → what is to be attached or detached.
 
-use super::network;
 use super::read::{Mistakes, Node, cut};
+use super::{network, own};
 use crate::model::publish::HostBind;
-use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record};
+use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds};
 use crate::ops::Leaving;
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
@@ -101,9 +101,11 @@ fn read(root: &Node<'_>) -> Option<Attach> {
         if infos.is_some() && info.is_none() {
             node.wrong(format!("network_info has no network {:?}", cut(&name)));
         }
-        let network = info.and_then(|i| network::read(&i, &name, isolation));
-        let endpoint = endpoint(&node, network.as_ref(), &dns_servers);
-        let (Some(network), Some(endpoint), Some(container)) = (network, endpoint, &container) else { continue };
+        let described = info.and_then(|i| network::read(&i, &name, isolation));
+        let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
+        let allow = own::allow_of_endpoint(&node);
+        let (Some(described), Some(endpoint), Some(container)) = (described, endpoint, &container) else { continue };
+        let network = described.network;
         routes_begin_somewhere(&node, &network, &endpoint);
         for other in &records {
             if other.network.name == network.name {
@@ -124,6 +126,8 @@ fn read(root: &Node<'_>) -> Option<Attach> {
             netns: PathBuf::new(),
             // A network without a way in publishes nothing.
             publishes: if network.internal { Vec::new() } else { publishes.clone() },
+            allow: allow.unwrap_or(described.allow),
+            traffic: TrafficIds::default(),
             network,
             endpoint,
             links: None,

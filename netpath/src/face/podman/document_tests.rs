@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Way;
 use crate::model::network::RouteKind;
 use serde_json::json;
 
@@ -182,7 +183,52 @@ fn each_mistake_names_its_field() {
             "network_info.front.options.mode: \"unmanaged\" is not supported yet",
         ),
         ("/network_info/front/options/vlan", json!("7"), "network_info.front.options.vlan: "),
-        ("/network_info/front/options/netpath.path", json!("x"), "network_info.front.options.\"netpath.path\": "),
+        (
+            "/network_info/front/options/netpath.path",
+            json!("x"),
+            r#"network_info.front.options."netpath.path": "x": expected auto, offload or edge"#,
+        ),
+        (
+            "/network_info/front/options/netpath.direct",
+            json!("yes"),
+            r#"network_info.front.options."netpath.direct": "yes": expected true or false"#,
+        ),
+        (
+            "/network_info/front/options/netpath.allow",
+            json!("192.0.2.0/24,192.0.2.0/33"),
+            r#"network_info.front.options."netpath.allow": "192.0.2.0/33" is neither a network nor an address"#,
+        ),
+        ("/network_info/front/options/netpath.allow", json!(""), r#""netpath.allow": "" is neither"#),
+        (
+            "/network_info/front/options/netpath.pahts",
+            json!("edge"),
+            r#"network_info.front.options."netpath.pahts": netpath has no option of that name"#,
+        ),
+        (
+            "/network_info/front/labels",
+            json!({"netpath.masquerade": "off"}),
+            r#"network_info.front.labels."netpath.masquerade": "off": expected true or false"#,
+        ),
+        (
+            "/network_info/front/labels",
+            json!({"netpath.xpd": "on"}),
+            r#"network_info.front.labels."netpath.xpd": netpath has no option of that name"#,
+        ),
+        (
+            "/network_info/back/options",
+            json!({"netpath.direct": "true"}),
+            "network_info.back: netpath.direct opens a network, and this one is internal",
+        ),
+        (
+            "/networks/0/options/netpath.path",
+            json!("edge"),
+            r#"networks[0].options."netpath.path": this is an option of the network"#,
+        ),
+        (
+            "/networks/0/options/netpath.allow",
+            json!("everybody"),
+            r#"networks[0].options."netpath.allow": "everybody" is neither"#,
+        ),
         (
             "/network_info/front/ipam_options/driver",
             json!("dhcp"),
@@ -276,4 +322,35 @@ fn a_container_goes_even_if_its_networks_can_no_longer_be_read() {
     let bridges: Vec<Option<&str>> = detach.leaving.iter().map(|l| l.bridge.as_ref().map(IfName::as_str)).collect();
     assert_eq!(vec![None, Some("podman8")], bridges, "only a bridge of ours may be removed");
     assert!(super::detach("{}").is_err());
+}
+
+#[test]
+fn own_options_come_as_options_or_as_labels_and_the_option_wins() {
+    let of = |labels: Value, options: Value| {
+        let mut document = with("/network_info/front/labels", labels);
+        document["network_info"]["front"]["options"] = options;
+        let front = records(&document).remove(0);
+        let allow: Vec<String> = front.allow.iter().map(ToString::to_string).collect();
+        (front.network.path, front.network.direct, front.network.masquerade, allow.join(" "))
+    };
+    assert_eq!((Way::Auto, false, true, String::new()), of(json!({}), json!({})));
+    assert_eq!((Way::Auto, false, true, String::new()), of(json!(null), json!({"com.example.x": "y"})));
+    let all = json!({
+        "netpath.path": "edge", "netpath.direct": "true", "netpath.masquerade": "false",
+        "netpath.allow": "192.0.2.9/24, 2001:db8::/32,198.51.100.7,192.0.2.0/24,2001:db8::1", "owner": "x"
+    });
+    let read = (Way::Edge, true, false, "192.0.2.0/24 2001:db8::/32 198.51.100.7/32 2001:db8::1/128".to_owned());
+    assert_eq!(read, of(all.clone(), json!({})));
+    assert_eq!(read, of(json!({}), all.clone()));
+    let (path, direct, ..) = of(all, json!({"netpath.path": "offload", "netpath.direct": "false"}));
+    assert_eq!((Way::Offload, false), (path, direct));
+    let labels = with("/network_info/front/labels", json!({"netpath": "x", "com.example": 7}));
+    assert_eq!(2, records(&labels).len(), "other labels are nobody's business");
+}
+
+#[test]
+fn a_container_can_have_an_allow_list_of_its_own() {
+    let mut document = with("/network_info/front/options/netpath.allow", json!("192.0.2.0/24"));
+    document["networks"][0]["options"]["netpath.allow"] = json!("198.51.100.7");
+    assert_eq!(vec!["198.51.100.7/32".parse::<IpNet>().expect("a network")], records(&document)[0].allow);
 }

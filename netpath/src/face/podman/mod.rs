@@ -7,6 +7,7 @@ mod args;
 mod document;
 mod logs;
 mod network;
+mod own;
 mod read;
 mod status;
 

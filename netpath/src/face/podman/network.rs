@@ -1,5 +1,6 @@
 //! One entry of `network_info` → a network.
 
+use super::own::{Own, is_own};
 use super::read::Node;
 use crate::model::network::{Route, RouteKind, Subnet};
 use crate::model::{IfName, Isolation, Mtu, Network};
@@ -9,10 +10,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Of default routes and static ones, where the network does not say.
 const METRIC: u32 = 100;
 
+/// A network, and who may use what its containers publish.
+pub struct Described {
+    pub network: Network,
+    pub allow: Vec<IpNet>,
+}
+
 /// Everything wrong with it is noted; `None` when so much is that no network can be made of it.
 ///
 /// `isolation`: what a network that says nothing of it gets.
-pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Network> {
+pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Described> {
     if let Some(own) = node.req("name")
         && let Some(text) = own.text()
         && text != name
@@ -40,6 +47,10 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Network
     }
     let subnets: Vec<Subnet> = subnets(node);
     let options = Options::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
+    let own = Own::of_network(node);
+    if own.direct && internal == Some(true) {
+        node.wrong("netpath.direct opens a network, and this one is internal; it cannot be both");
+    }
     let dns_servers = node.list("network_dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
     let mut network = Network {
         name: name.to_owned(),
@@ -54,11 +65,14 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Network
         metric: options.metric,
         outbound4: options.outbound4,
         outbound6: options.outbound6,
+        path: own.path,
+        direct: own.direct,
+        masquerade: own.masquerade,
         dns: dns?,
         dns_servers,
     };
     network.routes = routes(node, &network);
-    Some(network)
+    Some(Described { network, allow: own.allow })
 }
 
 pub fn non_empty<'a>(node: &Node<'a>) -> Option<&'a str> {
@@ -81,7 +95,7 @@ struct Options {
 }
 
 impl Options {
-    /// Options that netavark does not know are ignored, as there; those of netpath's own name are not.
+    /// Options that netavark does not know are ignored, as there; netpath's own are read elsewhere.
     fn read(network: &Node<'_>, isolation: Isolation, v6: bool) -> Self {
         let mut options = Self { isolation, metric: METRIC, ..Self::default() };
         let Some(given) = network.opt("options") else { return options };
@@ -109,7 +123,7 @@ impl Options {
                     _ => node.wrong(format!("{text:?}: expected managed")),
                 },
                 "vlan" | "vrf" => node.wrong("this option is not supported yet"),
-                _ if key.starts_with("netpath.") => node.wrong("netpath has no option of that name"),
+                _ if is_own(key) => {}
                 _ => tracing::debug!(option = key, "not an option of bridge networks; ignored"),
             }
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::datapath::iptables::present::{Present, script};
-use crate::model::{Container, Endpoint, Links, Mac, Subnet};
+use crate::model::{Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
 use ipnet::IpNet;
 
 fn ip(text: &str) -> IpAddr {
@@ -33,6 +33,9 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
             metric: 100,
             outbound4: None,
             outbound6: None,
+            path: Way::Auto,
+            direct: false,
+            masquerade: true,
             dns: false,
             dns_servers: Vec::new(),
         },
@@ -45,6 +48,8 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
             dns_servers: Vec::new(),
         },
         publishes: Vec::new(),
+        allow: Vec::new(),
+        traffic: TrafficIds::default(),
         links: Some(Links {
             bridge_index: 2,
             bridge_mac: mac,
