@@ -1,6 +1,7 @@
 //! The packet work behind one trait: publish, masquerade, isolation. Neither a face nor the model knows which rung runs.
 
 pub mod ebpf;
+pub mod filter;
 pub mod iptables;
 pub mod ladder;
 pub mod none;

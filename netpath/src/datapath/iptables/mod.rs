@@ -8,8 +8,8 @@
 mod bridge;
 mod conntrack;
 mod memory;
-mod netfilter;
-mod netlink;
+pub(super) mod netfilter;
+pub(super) mod netlink;
 mod present;
 mod rules;
 mod tool;
@@ -21,6 +21,7 @@ use crate::state::Store;
 use conntrack::Stale;
 use memory::Memory;
 use present::Present;
+pub(super) use rules::PREFIX;
 use rules::{Family, Ruleset, compile};
 use std::net::IpAddr;
 use tool::Tool;

@@ -1,0 +1,41 @@
+//! What else on this host filters forwarded packets: nftables, iptables in nf_tables, legacy iptables. An administrator's
+//! filter is never passed by without a word, so that packets of networks without another wish take the way through it.
+
+mod legacy;
+mod nf;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+
+/// A base chain at the forward hook that is not netpath's, and that does something.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// `table inet firewalld`, or `legacy iptables table filter`.
+    pub table: String,
+    pub chain: String,
+    /// It drops what no rule of it takes.
+    pub drops: bool,
+}
+
+/// `table inet firewalld chain filter_FORWARD filters forwarded packets`
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let does =
+            if self.drops { "drops forwarded packets unless told otherwise" } else { "filters forwarded packets" };
+        write!(f, "{} chain {} {does}", self.table, self.chain)
+    }
+}
+
+/// All of them, in the network namespace of the calling thread. A kernel that has no nf_tables or no legacy tables has none
+/// there; asking loads no module of the latter.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn foreign() -> io::Result<Vec<Filter>> {
+    let mut found = nf::foreign()?;
+    found.extend(legacy::foreign()?);
+    Ok(found)
+}
