@@ -2,6 +2,7 @@
 
 use super::{Container, Endpoint, IfName, Mac, Network, Publish};
 use ipnet::IpNet;
+use netpath_common::layout::TRAFFICS;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -26,6 +27,27 @@ pub struct TrafficIds {
     pub own: u16,
     /// In the order of [`Record::publishes`]; what is missing at the end has none.
     pub publishes: Vec<u16>,
+}
+
+impl TrafficIds {
+    fn all(&self) -> impl Iterator<Item = u16> + '_ {
+        std::iter::once(self.own).chain(self.publishes.iter().copied())
+    }
+
+    /// As many as `record` needs of those that none of `others` has, the lowest first; it goes without where none is left.
+    #[must_use]
+    pub fn for_record<'a>(record: &Record, others: impl Iterator<Item = &'a TrafficIds>) -> Self {
+        let mut taken = vec![false; TRAFFICS as usize];
+        taken[0] = true;
+        for id in others.flat_map(TrafficIds::all) {
+            if let Some(place) = taken.get_mut(usize::from(id)) {
+                *place = true;
+            }
+        }
+        // The map has fewer than 65,536.
+        let mut free = taken.iter().enumerate().filter(|(_, t)| !**t).map(|(id, _)| id as u16);
+        Self { own: free.next().unwrap_or(0), publishes: free.take(record.publishes.len()).collect() }
+    }
 }
 
 /// One endpoint as it should be. Written before anything is made, removed after everything is gone.

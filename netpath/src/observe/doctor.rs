@@ -95,7 +95,7 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
     if host.store.rung()? == Some(Rung::Ebpf) && records.ready().next().is_some() {
         let attached = hooks::attached(&host.pins)?;
         let view = host.view()?;
-        let tables = compile::compile(&records, &view);
+        let tables = compile::compile(&records, &view, false);
         for hook in hooks::wanted(&tables) {
             let there = attached.iter().any(|a| a.program == hook.program && a.ifindex == Some(hook.ifindex));
             if !there {

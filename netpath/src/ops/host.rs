@@ -6,7 +6,7 @@ use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Inside, Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{IfName, Links, Record};
+use crate::model::{IfName, Links, Record, TrafficIds};
 use crate::plan::{Done, Host, Step, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Lock, Phase, Store};
@@ -140,8 +140,11 @@ impl Live {
             }
         }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
-        for (record, order) in self.records.iter_mut().zip(last + 1..) {
-            record.order = order;
+        for at in 0..self.records.len() {
+            let others = there.iter().map(|k| &k.record).chain(&self.records[..at]);
+            let traffic = TrafficIds::for_record(&self.records[at], others.map(|r| &r.traffic));
+            let record = &mut self.records[at];
+            (record.traffic, record.order) = (traffic, last + 1 + at as u64);
         }
         self.datapath = Some(rung::decide(choice, &self.store, self.lock()?, &self.rtnl, self.cookie, &self.records)?);
         Ok(())

@@ -5,7 +5,8 @@
 //! for the same address and family only the older is in the chain, and the younger appears when the older goes.
 //! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
 
-use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Record};
+use super::{allow, near};
+use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Publish, Record, Way};
 use ipnet::IpNet;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
@@ -15,6 +16,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Source ports drawn for flows that cannot keep their own: above the kernel's default `ip_local_port_range`, which ends
 /// at 60,999, so that they rarely meet a socket of the host.
 const PORTS: (u16, u16) = (61_000, 65_535);
+
+const PROTOCOLS: [(Proto, u8); 3] =
+    [(Proto::Tcp, layout::PROTO_TCP), (Proto::Udp, layout::PROTO_UDP), (Proto::Sctp, layout::PROTO_SCTP)];
 
 const SERVES_V4: u8 = 1;
 const SERVES_V6: u8 = 2;
@@ -32,6 +36,10 @@ pub struct Tables {
     /// A rule stands after all that its chain leads to.
     pub rules: Vec<Rule>,
     pub slots: Vec<Slots>,
+    pub allow: allow::Lists,
+    pub near: near::Words,
+    /// The counters of each endpoint, its own and those of what it publishes, by its own.
+    pub traffic: BTreeMap<u32, Vec<u32>>,
     /// Publishes that a full chain left out, of [`layout::RULE_CHAIN`] rules for one port.
     pub left_out: usize,
 }
@@ -45,8 +53,10 @@ pub struct Slots {
     pub rule: usize,
 }
 
-pub fn compile(desired: &Desired, host: &HostView) -> Tables {
+/// `filtered`: something on the host filters forwarded packets.
+pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     let mut tables = Tables {
+        near: near::of(desired.ready().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {
             netns_cookie: host.cookie,
             port_min: PORTS.0,
@@ -60,12 +70,17 @@ pub fn compile(desired: &Desired, host: &HostView) -> Tables {
         tables.uplinks.insert(link.index, uplink(link));
     }
     for (record, links) in desired.ready() {
-        let network = network(record, host);
+        let network = network(record, host, filtered);
         for subnet in &record.network.subnets {
             let (len, base) = prefix(&subnet.net);
             tables.subnets.insert((len, base), Subnet { bridge: links.bridge_index, flags: network.flags });
         }
         tables.networks.insert(links.bridge_index, network);
+        let own = u32::from(record.traffic.own);
+        if own != 0 {
+            let published = record.traffic.publishes.iter().filter(|id| **id != 0).map(|id| u32::from(*id));
+            tables.traffic.insert(own, std::iter::once(own).chain(published).collect());
+        }
         for address in &record.endpoint.addresses {
             tables.endpoints.insert(
                 mapped(address.addr()).0,
@@ -75,13 +90,14 @@ pub fn compile(desired: &Desired, host: &HostView) -> Tables {
                     mac: links.container_mac.bytes(),
                     bridge_mac: links.bridge_mac.bytes(),
                     mtu: links.mtu,
-                    traffic: 0,
+                    traffic: own,
                 },
             );
         }
     }
-    for (proto, number) in [(Proto::Tcp, layout::PROTO_TCP), (Proto::Udp, layout::PROTO_UDP)] {
-        chain(&publishes(desired, proto, number), number, &mut tables);
+    for (proto, number) in PROTOCOLS {
+        let offers = publishes(desired, proto, number, &mut tables.allow);
+        chain(&offers, number, &mut tables);
     }
     tables
 }
@@ -93,7 +109,7 @@ pub fn mapped(address: IpAddr) -> Addr {
     }
 }
 
-fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
+pub fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
     let bits = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
     (bits, mapped(net.network()).0)
 }
@@ -134,14 +150,26 @@ fn uplink(link: &HostLink) -> Uplink {
     Uplink { mtu: link.mtu, ethernet: u32::from(link.mac.is_some()), source4, source6 }
 }
 
-fn network(record: &Record, host: &HostView) -> Network {
+fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
     let net = &record.network;
     let mut flags = match net.isolation {
         Isolation::Open => 0,
         Isolation::Isolated => layout::NET_ISOLATED,
         Isolation::Strict => layout::NET_STRICT,
     };
-    flags |= if net.internal { layout::NET_INTERNAL } else { layout::NET_MASQUERADE };
+    let edge = match net.path {
+        Way::Auto => filtered,
+        Way::Offload => false,
+        Way::Edge => true,
+    };
+    for (is_so, flag) in [
+        (net.internal, layout::NET_INTERNAL),
+        (net.masquerade && !net.internal, layout::NET_MASQUERADE),
+        (net.direct && !net.internal, layout::NET_DIRECT),
+        (edge, layout::NET_EDGE),
+    ] {
+        flags |= if is_so { flag } else { 0 };
+    }
     let gateway = |v4: bool| net.gateways().map(|(a, _)| a).find(|a| a.is_ipv4() == v4);
     let (mut gateway4, mut gateway6): (V4, V6) = ([0; 4], [0; 16]);
     if let Some(IpAddr::V4(a)) = gateway(true) {
@@ -175,11 +203,13 @@ impl Offer {
 }
 
 /// All publishes of a protocol, in the order in which they answer: one address before every address, older before younger.
-fn publishes(desired: &Desired, proto: Proto, number: u8) -> Vec<Offer> {
+fn publishes(desired: &Desired, proto: Proto, number: u8, lists: &mut allow::Lists) -> Vec<Offer> {
     let mut offers: Vec<(bool, u64, Offer)> = Vec::new();
     for (record, links) in desired.ready() {
         let (v4, v6) = (record.endpoint.first_v4(), record.endpoint.first_v6());
-        for publish in record.publishes.iter().filter(|p| p.proto == proto) {
+        let ours = |p: &&Publish| p.proto == proto && (proto != Proto::Sctp || p.host_port() == p.container_port());
+        let mut allow = None;
+        for (at, publish) in record.publishes.iter().enumerate().filter(|(_, p)| ours(p)) {
             let bind = match publish.bind {
                 HostBind::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => HostBind::AnyV4,
                 HostBind::Address(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => HostBind::AnyV6,
@@ -202,6 +232,8 @@ fn publishes(desired: &Desired, proto: Proto, number: u8) -> Vec<Offer> {
                 proto: number,
                 flags: if bind == HostBind::AnyV4 { layout::RULE_V4_ONLY } else { 0 },
                 bridge: links.bridge_index,
+                allow: *allow.get_or_insert_with(|| lists.number(&record.allow)),
+                traffic: record.traffic.publishes.get(at).map_or(0, |id| u32::from(*id)),
                 ..Rule::default()
             };
             offers.push((host == Addr::ANY, record.order, Offer { rule, families }));

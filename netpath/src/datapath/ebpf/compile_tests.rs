@@ -67,7 +67,7 @@ pub fn at(a: &str) -> HostBind {
 }
 
 fn tables(records: Vec<Record>) -> Tables {
-    compile(&Desired { records }, &HostView::default())
+    compile(&Desired { records }, &HostView::default(), false)
 }
 
 /// What a program finds on a port, in the order in which it looks: host address, target, container port.
@@ -175,7 +175,7 @@ fn a_record_without_links_is_left_alone_and_its_bridge_is_no_uplink() {
     let mut r = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
     r.links = None;
     let host = HostView { cookie: 7, links: vec![link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"])] };
-    let t = compile(&Desired { records: vec![r] }, &host);
+    let t = compile(&Desired { records: vec![r] }, &host, false);
     assert!(t.rules.is_empty() && t.endpoints.is_empty() && t.networks.is_empty());
     assert!(t.uplinks.is_empty());
     assert_eq!(7, t.config.netns_cookie);
@@ -211,7 +211,7 @@ fn uplinks_hold_an_address_and_belong_to_nobody() {
             link(21, "veth0", LinkKind::Veth, Some(10), &["fe80::3/64"]),
         ],
     };
-    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
+    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
     assert_eq!(vec![2, 5, 6, 7], t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
     assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
@@ -238,4 +238,63 @@ fn a_chain_ends_where_the_programs_stop_looking() {
     let t = tables(vec![record(1, &[A], many)]);
     assert_eq!(8, seen(&t, 80).len());
     assert_eq!(1, t.left_out);
+}
+
+#[test]
+fn a_network_has_the_flags_of_its_options() {
+    let flags = |change: &dyn Fn(&mut ModelNetwork), filtered: bool| {
+        let mut r = record(1, &[A], vec![]);
+        change(&mut r.network);
+        let t = compile(&Desired { records: vec![r] }, &HostView::default(), filtered);
+        assert!(t.subnets.values().all(|s| s.flags == t.networks[&10].flags));
+        t.networks[&10].flags
+    };
+    let (masq, edge) = (layout::NET_MASQUERADE, layout::NET_EDGE);
+    assert_eq!(masq, flags(&|_| {}, false));
+    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside somebody's filter");
+    assert_eq!(masq | edge, flags(&|n| n.path = Way::Edge, false));
+    assert_eq!(masq, flags(&|n| n.path = Way::Offload, true));
+    assert_eq!(0, flags(&|n| n.masquerade = false, false));
+    assert_eq!(masq | layout::NET_DIRECT, flags(&|n| n.direct = true, false));
+    let closed = |n: &mut ModelNetwork| (n.internal, n.direct, n.masquerade) = (true, true, true);
+    assert_eq!(layout::NET_INTERNAL, flags(&closed, false), "an internal network has no way in or out");
+}
+
+#[test]
+fn rules_carry_their_allow_list_and_their_counter() {
+    let publishes = vec![tcp(HostBind::Any, 80, 80, 1), tcp(HostBind::Any, 1000, 1000, 10)];
+    let mut of_two = record(1, &[A], publishes.clone());
+    of_two.allow = vec!["192.0.2.0/24".parse().expect("a network")];
+    of_two.traffic = TrafficIds { own: 1, publishes: vec![2, 3] };
+    let mut other = record(2, &[B], vec![tcp(at("192.0.2.1"), 1005, 1, 1)]);
+    other.traffic = TrafficIds { own: 4, publishes: vec![5] };
+    let t = tables(vec![of_two, other]);
+    let of = |id: u32| t.rules.iter().filter(|r| r.traffic == id).collect::<Vec<_>>();
+    assert_eq!((1, 1, 1), (of(2).len(), of(3).len(), of(5).len()));
+    let list = of(2)[0].allow;
+    assert!(list != 0 && of(3).iter().all(|r| r.allow == list) && of(5)[0].allow == 0);
+    assert_eq!(1, t.allow.entries.len());
+    assert_eq!(Some(4), t.endpoints.get(&Addr::v4(B4).0).map(|e| e.traffic));
+    assert_eq!(BTreeMap::from([(1, vec![1, 2, 3]), (4, vec![4, 5])]), t.traffic);
+}
+
+#[test]
+fn sctp_has_slots_of_its_own_and_keeps_its_port() {
+    let sctp = |host, to| Publish::new(HostBind::Any, Proto::Sctp, host, to, 1).expect("a publish");
+    let t = tables(vec![record(1, &[A], vec![sctp(5000, 5000), sctp(6000, 5000)])]);
+    assert_eq!(vec![Slots { proto: layout::PROTO_SCTP, first: 5000, count: 1, rule: 0 }], t.slots);
+    assert_eq!((1, layout::PROTO_SCTP), (t.rules.len(), t.rules[0].proto));
+}
+
+#[test]
+fn counters_are_handed_out_once_and_never_run_over() {
+    let with = |own, publishes: &[u16]| TrafficIds { own, publishes: publishes.to_vec() };
+    let two = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1), tcp(HostBind::Any, 1000, 1000, 10)]);
+    assert_eq!(with(1, &[2, 3]), TrafficIds::for_record(&two, std::iter::empty()));
+    let others = [with(1, &[4]), with(3, &[]), with(0, &[0, 0]), with(u16::MAX, &[])];
+    assert_eq!(with(2, &[5, 6]), TrafficIds::for_record(&two, others.iter()));
+    let last = layout::TRAFFICS as u16 - 1;
+    let all = |up_to: u16| with(1, &(2..=up_to).collect::<Vec<_>>());
+    assert_eq!(with(last - 1, &[last]), TrafficIds::for_record(&two, [all(last - 2)].iter()));
+    assert_eq!(with(0, &[]), TrafficIds::for_record(&two, [all(last)].iter()));
 }

@@ -6,14 +6,14 @@
 
 use super::compile::Tables;
 use super::pins::Pins;
-use super::purge;
 use super::sys::{self, Mapped};
+use super::{near, purge, traffic};
 use crate::model::error::{Context, Error, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData};
 use netpath_common::addr::Addr;
-use netpath_common::layout::{self, Endpoint, Local, Network, RULES, Rule, Subnet, Uplink, name};
+use netpath_common::layout::{self, Endpoint, Local, Network, RULES, Rule, Uplink, name};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
@@ -23,7 +23,7 @@ const PORTS: usize = 65_536;
 pub struct Ports {
     rules: Mapped,
     /// Of each protocol: the array, and what was in it when it was opened.
-    slots: [(u8, Mapped, Vec<u64>); 2],
+    slots: [(u8, Mapped, Vec<u64>); 3],
 }
 
 impl Ports {
@@ -38,7 +38,11 @@ impl Ports {
         };
         Ok(Self {
             rules: array(name::RULE, RULES, size_of::<Rule>())?,
-            slots: [slots(layout::PROTO_TCP, name::PORT_TCP)?, slots(layout::PROTO_UDP, name::PORT_UDP)?],
+            slots: [
+                slots(layout::PROTO_TCP, name::PORT_TCP)?,
+                slots(layout::PROTO_UDP, name::PORT_UDP)?,
+                slots(layout::PROTO_SCTP, name::PORT_SCTP)?,
+            ],
         })
     }
 
@@ -185,6 +189,11 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
         have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
     // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
     changed += purge::flows_of(pins, &gone)?;
+    // Nobody counts there any more, or not yet.
+    let kept = have.iter().filter(|(k, v)| tables.endpoints.get(*k).is_some_and(|w| w.traffic == v.traffic));
+    let kept: BTreeSet<u32> = kept.map(|(_, v)| v.traffic).collect();
+    let fresh = tables.traffic.iter().filter(|(own, _)| !kept.contains(own)).flat_map(|(_, all)| all.iter().copied());
+    changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, name::ENDPOINT, have, &want, |k| Addr(*k))?;
     changed += purge::flows_of(pins, &gone)?;
@@ -196,8 +205,20 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
     changed += table(pins, name::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
-    changed += subnets(pins, &tables.subnets)?;
+    // Their bits stand for as long as the subnets do.
+    let near: Vec<u64> = array(pins, name::NEAR)?;
+    changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
+    changed += trie(pins, name::SUBNET, &tables.subnets, Keep::Wanted)?;
+    changed += write_near(pins, &near::joined(&near, &tables.near), &tables.near)?;
+    changed += trie(pins, name::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
+        e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
+    })?;
     Ok(changed)
+}
+
+/// Removes the allow lists that no rule names any more, which is after the last port has been led to another rule.
+pub fn forget_lists(pins: &Pins, tables: &Tables) -> Result<usize> {
+    trie(pins, name::ALLOW, &tables.allow.entries, Keep::Wanted)
 }
 
 /// The bridges that the maps know.
@@ -210,26 +231,55 @@ pub fn uplinks(pins: &Pins) -> Result<BTreeMap<u32, Uplink>> {
     Ok(dump::<u32, Uplink>(&open(pins, name::UPLINK)?, name::UPLINK)?.into_iter().collect())
 }
 
-fn subnets(pins: &Pins, want: &BTreeMap<(u32, [u8; 16]), Subnet>) -> Result<usize> {
-    let what = || format!("cannot open {}", name::SUBNET);
-    let map = MapData::from_pin(pins.map(name::SUBNET)).and_then(Map::from_map_data).context(what)?;
-    let mut map: LpmTrie<_, [u8; 16], Subnet> = LpmTrie::try_from(map).context(what)?;
+/// What stays in a trie of that which nobody wants.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    All,
+    Wanted,
+}
+
+fn trie<const N: usize, V: Pod + PartialEq>(
+    pins: &Pins,
+    name: &str,
+    want: &BTreeMap<(u32, [u8; N]), V>,
+    keep: Keep,
+) -> Result<usize> {
+    let what = || format!("cannot open {name}");
+    let map = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data).context(what)?;
+    let mut map: LpmTrie<_, [u8; N], V> = LpmTrie::try_from(map).context(what)?;
     let mut have = BTreeMap::new();
     for entry in map.iter() {
-        let (key, subnet) = entry.context(|| format!("cannot read {}", name::SUBNET))?;
-        have.insert((key.prefix_len(), key.data()), subnet);
+        let (key, value) = entry.context(|| format!("cannot read {name}"))?;
+        have.insert((key.prefix_len(), key.data()), value);
     }
-    let what = || format!("cannot write {}", name::SUBNET);
+    let what = || format!("cannot write {name}");
     let mut changed = 0;
-    for ((len, base), subnet) in want.iter().filter(|(k, v)| have.get(*k) != Some(v)) {
-        map.insert(&Key::new(*len, *base), subnet, 0).context(what)?;
+    for ((len, base), value) in want.iter().filter(|(k, v)| have.get(*k) != Some(v)) {
+        map.insert(&Key::new(*len, *base), value, 0).context(what)?;
         changed += 1;
     }
-    for (len, base) in have.keys().filter(|k| !want.contains_key(*k)) {
+    for (len, base) in have.keys().filter(|k| keep == Keep::Wanted && !want.contains_key(*k)) {
         map.remove(&Key::new(*len, *base)).context(what)?;
         changed += 1;
     }
     Ok(changed)
+}
+
+fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Vec<V>> {
+    let mut all =
+        sys::dump::<u32, V>(open(pins, name)?, layout::NEAR as usize).context(|| format!("cannot read {name}"))?;
+    all.sort_unstable_by_key(|(index, _)| *index);
+    Ok(all.into_iter().map(|(_, value)| value).collect())
+}
+
+/// Makes the words that were `have` those of `want`.
+fn write_near(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
+    let new = want.iter().enumerate().filter(|(i, word)| have.get(*i) != Some(word));
+    let (keys, words): (Vec<u32>, Vec<u64>) = new.map(|(i, word)| (i as u32, *word)).unzip();
+    if !keys.is_empty() {
+        sys::update(open(pins, name::NEAR)?, &keys, &words).context(|| format!("cannot write {}", name::NEAR))?;
+    }
+    Ok(keys.len())
 }
 
 /// Makes one map equal to `want`.

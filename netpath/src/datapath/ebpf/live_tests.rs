@@ -12,14 +12,14 @@ use nix::sched::{CloneFlags, unshare};
 use std::time::Instant;
 
 /// A network namespace with a bridge for the endpoints of `compile::tests` and another that stands for an uplink.
-struct Host {
+pub(super) struct Host {
     rtnl: Rtnl,
     cookie: u64,
 }
 
 impl Host {
     /// `None` where the test cannot run.
-    fn new(test: &str) -> Option<Self> {
+    pub(super) fn new(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() || sys::load_classifier(&[0xffff_ffff_0000_00b7, 0x95]).is_err() {
             println!("skip {test}: needs root and bpf(2)");
             return None;
@@ -43,16 +43,16 @@ impl Host {
         self.rtnl.host_view(self.cookie).expect("a view of the host")
     }
 
-    fn pins(&self) -> Pins {
+    pub(super) fn pins(&self) -> Pins {
         Pins::of(self.cookie)
     }
 
-    fn index(&self, name: &str) -> u32 {
+    pub(super) fn index(&self, name: &str) -> u32 {
         self.view().link_named(&name.parse().expect("a name")).expect("a link").index
     }
 
     /// One endpoint per publish list, on podman1.
-    fn desired(&self, publishes: Vec<Vec<crate::model::Publish>>) -> Desired {
+    pub(super) fn desired(&self, publishes: Vec<Vec<crate::model::Publish>>) -> Desired {
         let mut records = Vec::new();
         for (i, publishes) in publishes.into_iter().enumerate() {
             let mut r = record(i as u64 + 1, &[&format!("10.88.0.{}/16", i + 2)], publishes);
@@ -64,12 +64,12 @@ impl Host {
         Desired { records }
     }
 
-    fn reconcile(&self, desired: &Desired) -> usize {
+    pub(super) fn reconcile(&self, desired: &Desired) -> usize {
         Ebpf.reconcile(desired, &self.view()).expect("reconcile").changed
     }
 
     /// First rule of a TCP port, as a program reads it.
-    fn rule(&self, port: usize) -> Option<Rule> {
+    pub(super) fn rule(&self, port: usize) -> Option<Rule> {
         let array = |n: &str, e: u32, s: usize| {
             sys::Mapped::new(control::open(&self.pins(), n).expect("the map"), e, s).expect("mapped")
         };
@@ -197,7 +197,7 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     let mut tc = clsact::Tc::open().expect("netlink");
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
-    let wanted = hooks::wanted(&compile::compile(&desired, &host.view()));
+    let wanted = hooks::wanted(&compile::compile(&desired, &host.view(), false));
     assert!(hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
     assert_eq!(0, hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
     assert_eq!(0, hooks::reconcile(&pins, &wanted, None).expect("kept without force"));

@@ -4,17 +4,20 @@
 //! `object` brings the maps and programs in, `compile` says what the maps must hold, `control` writes it, `hooks`
 //! attaches. Walks: docs/architecture.md.
 
+mod allow;
 pub mod cgroup;
 pub mod clsact;
 pub mod compile;
 pub mod control;
 pub mod hooks;
+mod near;
 pub mod object;
 pub mod pins;
 mod purge;
 pub mod sys;
+pub mod traffic;
 
-use super::{Datapath, Refusal, Report, Sysctl};
+use super::{Datapath, Refusal, Report, Sysctl, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, LinkKind, Proto, Record, Rung};
 use pins::Pins;
@@ -50,13 +53,17 @@ impl Datapath for Ebpf {
     }
 
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
-        let sctp = record.publishes.iter().filter(|p| p.proto == Proto::Sctp);
-        sctp.map(|p| Refusal {
-            feature: format!("publish {}/sctp as {}/sctp", p.container_port(), p.host_port()),
-            why: "eBPF does not translate SCTP yet".into(),
-            next: "set NETPATH_DATAPATH=iptables before the first container starts".into(),
-        })
-        .collect()
+        let moved = record.publishes.iter().filter(|p| p.proto == Proto::Sctp && p.host_port() != p.container_port());
+        moved
+            .map(|p| Refusal {
+                feature: format!("publish {}/sctp as {}/sctp", p.container_port(), p.host_port()),
+                why: "eBPF cannot change an SCTP port, since the checksum is over the whole packet".into(),
+                next: format!(
+                    "publish it as {}/sctp, or set NETPATH_DATAPATH=iptables before the first container starts",
+                    p.container_port()
+                ),
+            })
+            .collect()
     }
 
     /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
@@ -73,7 +80,7 @@ impl Datapath for Ebpf {
             return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         let mut changed = object::ensure(&pins)?;
-        let mut tables = compile::compile(desired, host);
+        let mut tables = compile::compile(desired, host, is_filtered());
         if tables.left_out > 0 {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
@@ -88,8 +95,25 @@ impl Datapath for Ebpf {
         changed += control::sync(&pins, &tables)?;
         changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
         changed += ports.publish(&tables)?;
+        changed += control::forget_lists(&pins, &tables)?;
         changed += remove_other_versions(host.cookie)?;
         Ok(Report { changed })
+    }
+}
+
+/// Whether packets have to pass somebody's filter. Not knowing counts as yes: nobody's firewall is passed by.
+fn is_filtered() -> bool {
+    match filter::foreign() {
+        Ok(found) => {
+            if let Some(first) = found.first() {
+                tracing::info!(filters = found.len(), "translated packets take the host's stack: {first}");
+            }
+            !found.is_empty()
+        }
+        Err(e) => {
+            tracing::warn!("cannot tell what filters forwarded packets: {e}; translated packets take the host's stack");
+            true
+        }
     }
 }
 
@@ -109,3 +133,7 @@ fn remove_other_versions(cookie: u64) -> Result<usize> {
 #[cfg(test)]
 #[path = "live_tests.rs"]
 mod live_tests;
+
+#[cfg(test)]
+#[path = "options_tests.rs"]
+mod options_tests;

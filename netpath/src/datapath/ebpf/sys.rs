@@ -281,6 +281,27 @@ pub fn update<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -> io::R
     Ok(())
 }
 
+/// Writes zeroes to these elements of a PERCPU_ARRAY (5.13), on every processor.
+pub fn zero_percpu<V: Pod>(map: impl AsFd, indexes: &[u32]) -> io::Result<()> {
+    // At most as much at a time as a large machine has in one element of each.
+    const CHUNK: usize = 256;
+    let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
+    let zeroes = vec![0_u64; size_of::<V>().div_ceil(8) * cpus * CHUNK.min(indexes.len())];
+    for chunk in indexes.chunks(CHUNK) {
+        let mut attr = BatchAttr {
+            keys: chunk.as_ptr() as u64,
+            values: zeroes.as_ptr() as u64,
+            count: chunk.len() as u32,
+            map_fd: map.as_fd().as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        // SAFETY: `count` indexes lie behind `keys`, and behind `values` as many elements of all possible processors, each
+        // rounded up to 8 bytes (`kernel/bpf/arraymap.c, bpf_percpu_array_update()`); both are only read.
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
+    }
+    Ok(())
+}
+
 /// Removes a key; false if it was not there.
 pub fn delete<K: Pod>(map: impl AsFd, key: &K) -> io::Result<bool> {
     #[repr(C)]

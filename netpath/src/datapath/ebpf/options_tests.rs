@@ -1,0 +1,165 @@
+//! What options and counters become in the maps of a real kernel.
+
+use super::compile::mapped;
+use super::compile::tests::tcp;
+use super::live_tests::Host;
+use super::*;
+use crate::model::{HostBind, Publish, TrafficIds, Way};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use netpath_common::layout::{self, AllowKey, Network, Subnet, Traffic, name};
+
+fn open(host: &Host, name: &str) -> Map {
+    MapData::from_pin(host.pins().map(name)).and_then(Map::from_map_data).expect("the map")
+}
+
+fn flags(host: &Host) -> u32 {
+    let map = control::open(&host.pins(), name::NETWORK).expect("the map");
+    sys::dump::<u32, Network>(map, 16).expect("a dump")[0].1.flags
+}
+
+fn lets_in(host: &Host, list: u32, client: &str) -> bool {
+    let map: LpmTrie<_, AllowKey, u32> = LpmTrie::try_from(open(host, name::ALLOW)).expect("a trie");
+    let key = AllowKey { list: list.to_be_bytes(), client: mapped(client.parse().expect("an address")) };
+    map.get(&Key::new(160, key), 0).is_ok()
+}
+
+fn lists(host: &Host) -> usize {
+    let map: LpmTrie<_, AllowKey, u32> = LpmTrie::try_from(open(host, name::ALLOW)).expect("a trie");
+    map.iter().count()
+}
+
+#[test]
+fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
+    let Some(host) = Host::new("an_allow_list_is_there_as_long_as_a_rule_names_it") else { return };
+    let mut desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)], vec![tcp(HostBind::Any, 81, 80, 1)]]);
+    for record in &mut desired.records {
+        record.allow = ["192.0.2.0/24", "2001:db8::/32"].map(|n| n.parse().expect("a network")).to_vec();
+    }
+    host.reconcile(&desired);
+    let first = host.rule(80).expect("published").allow;
+    assert_eq!((first, 2), (host.rule(81).expect("published").allow, lists(&host)), "one list for both");
+    for (client, is_in) in [("192.0.2.9", true), ("192.0.3.9", false), ("2001:db8::9", true), ("2001:db9::", false)] {
+        assert_eq!(is_in, lets_in(&host, first, client), "{client}");
+    }
+    assert_eq!(0, host.reconcile(&desired));
+
+    desired.records[0].allow = vec!["198.51.100.7/32".parse().expect("a network")];
+    host.reconcile(&desired);
+    let second = host.rule(80).expect("published").allow;
+    assert!(second != first && host.rule(81).expect("published").allow == first);
+    assert!(lets_in(&host, second, "198.51.100.7") && !lets_in(&host, second, "192.0.2.9"));
+    assert_eq!(3, lists(&host));
+    desired.records[1].allow = Vec::new();
+    host.reconcile(&desired);
+    assert_eq!((0, 1), (host.rule(81).expect("published").allow, lists(&host)));
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn bits_of_near_come_and_go_with_the_subnets() {
+    let Some(host) = Host::new("bits_of_near_come_and_go_with_the_subnets") else { return };
+    let is_near = |address: &str| {
+        let map = control::open(&host.pins(), name::NEAR).expect("the map");
+        let words = sys::dump::<u32, u64>(map, 4_096).expect("a dump");
+        let (word, bit) = layout::near(&mapped(address.parse().expect("an address")));
+        words.iter().any(|(i, w)| *i == word && w & bit != 0)
+    };
+    let mut desired = host.desired(vec![vec![], vec![]]);
+    desired.records[1].network.subnets[0].net = "10.99.0.0/16".parse().expect("a subnet");
+    host.reconcile(&desired);
+    assert!(is_near("10.88.0.2") && is_near("10.99.0.1") && !is_near("10.89.0.1"));
+    assert_eq!(0, host.reconcile(&desired));
+    desired.records.pop();
+    host.reconcile(&desired);
+    assert!(is_near("10.88.0.2") && !is_near("10.99.0.1"));
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn sctp_is_published_on_its_own_port_alone() {
+    let Some(host) = Host::new("sctp_is_published_on_its_own_port_alone") else { return };
+    let sctp = |to| Publish::new(HostBind::Any, Proto::Sctp, 5000, to, 1).expect("a publish");
+    let slot = || {
+        let map = control::open(&host.pins(), name::PORT_SCTP).expect("the map");
+        sys::Mapped::new(map, 65_536, 4).expect("mapped").snapshot()[5000]
+    };
+    let mut desired = host.desired(vec![vec![sctp(5000)]]);
+    assert!(Ebpf.refusals(&desired.records[0]).is_empty());
+    host.reconcile(&desired);
+    assert!(slot() != 0);
+    assert!(host.rule(5000).is_none(), "nothing of it is TCP");
+    desired.records[0].publishes = vec![sctp(5001)];
+    let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
+    assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
+    assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
+    host.reconcile(&desired);
+    assert_eq!(0, slot());
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
+    let Some(host) = Host::new("a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays") else { return };
+    let port = |p| vec![tcp(HostBind::Any, p, 80, 1)];
+    let mut desired = host.desired(vec![port(80), port(81)]);
+    let ids = |own: u16| TrafficIds { own, publishes: vec![own + 1] };
+    desired.records[0].traffic = ids(1);
+    desired.records[1].traffic = ids(3);
+    host.reconcile(&desired);
+    assert_eq!((2, 4), (host.rule(80).expect("published").traffic, host.rule(81).expect("published").traffic));
+    let count = |id: u32, packets_in: u64| {
+        let mut map: PerCpuArray<_, Traffic> = PerCpuArray::try_from(open(&host, name::TRAFFIC)).expect("an array");
+        let cpus = map.get(&id, 0).expect("an element").len();
+        let each = vec![Traffic { packets_in, ..Traffic::default() }; cpus];
+        let each = PerCpuValues::try_from(each).expect("one for each processor");
+        map.set(id, each, 0).expect("written");
+    };
+    let read = || {
+        let counters = traffic::Counters::open(&host.pins()).expect("the map");
+        [1, 2, 3, 4].map(|id| counters.read(id).expect("an element").packets_in > 0)
+    };
+    (1..=4).for_each(|id| count(id, 7));
+    assert_eq!(0, host.reconcile(&desired));
+    assert_eq!([true; 4], read());
+    // One goes, another takes its counters.
+    let next = desired.records.remove(0);
+    host.reconcile(&desired);
+    let mut next = crate::model::Record { order: 9, ..next };
+    next.endpoint.addresses = vec!["10.88.0.77/16".parse().expect("an address")];
+    desired.records.push(next);
+    host.reconcile(&desired);
+    assert_eq!([false, false, true, true], read());
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn a_filter_of_somebody_elses_leads_packets_past_it() {
+    let test = "a_filter_of_somebody_elses_leads_packets_past_it";
+    let Some(host) = Host::new(test) else { return };
+    let nft = |line: &str| {
+        std::process::Command::new("nft").args(line.split(' ')).output().is_ok_and(|out| out.status.success())
+    };
+    let mut desired = host.desired(vec![vec![]]);
+    host.reconcile(&desired);
+    let is_edge = |host: &Host| flags(host) & layout::NET_EDGE != 0;
+    assert!(!is_edge(&host));
+    if !nft("add table inet mine") {
+        println!("skip {test}: needs nft");
+        host.reconcile(&Desired::default());
+        return;
+    }
+    assert!(nft("add chain inet mine forward { type filter hook forward priority 0 ; policy drop ; }"));
+    host.reconcile(&desired);
+    assert!(is_edge(&host));
+    let subnets: LpmTrie<_, [u8; 16], Subnet> = LpmTrie::try_from(open(&host, name::SUBNET)).expect("a trie");
+    assert!(subnets.iter().all(|s| s.expect("a subnet").1.flags == flags(&host)));
+    desired.records[0].network.path = Way::Offload;
+    host.reconcile(&desired);
+    assert!(!is_edge(&host), "the network's wish comes first");
+    desired.records[0].network.path = Way::Auto;
+    assert!(nft("delete table inet mine"));
+    host.reconcile(&desired);
+    assert!(!is_edge(&host));
+    host.reconcile(&Desired::default());
+}

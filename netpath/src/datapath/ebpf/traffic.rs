@@ -1,0 +1,51 @@
+//! `np_traffic`: what went to and came from each endpoint and publish. Which counter is whose is part of the records.
+
+use super::control::open;
+use super::pins::Pins;
+use super::sys;
+use crate::model::error::{Context, Result};
+use aya::maps::{Map, MapData, PerCpuArray};
+use netpath_common::layout::{Traffic, name};
+
+/// Counters that are given to somebody begin at nothing. Returns how many there are.
+pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
+    if !ids.is_empty() {
+        sys::zero_percpu::<Traffic>(open(pins, name::TRAFFIC)?, ids)
+            .context(|| format!("cannot write {}", name::TRAFFIC))?;
+    }
+    Ok(ids.len())
+}
+
+/// All counters, open for reading.
+pub struct Counters(PerCpuArray<MapData, Traffic>);
+
+impl Counters {
+    /// # Errors
+    /// The map cannot be opened.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        let what = || format!("cannot open {}", name::TRAFFIC);
+        let map = MapData::from_pin(pins.map(name::TRAFFIC)).and_then(Map::from_map_data).context(what)?;
+        PerCpuArray::try_from(map).context(what).map(Self)
+    }
+
+    /// One of them, over all processors; 0 is nobody's and has counted nothing.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn read(&self, id: u32) -> Result<Traffic> {
+        if id == 0 {
+            return Ok(Traffic::default());
+        }
+        let each = self.0.get(&id, 0).context(|| format!("cannot read {}", name::TRAFFIC))?;
+        Ok(each.iter().fold(Traffic::default(), |sum, t| add(sum, *t)))
+    }
+}
+
+pub fn add(a: Traffic, b: Traffic) -> Traffic {
+    Traffic {
+        packets_in: a.packets_in + b.packets_in,
+        bytes_in: a.bytes_in + b.bytes_in,
+        packets_out: a.packets_out + b.packets_out,
+        bytes_out: a.bytes_out + b.bytes_out,
+    }
+}
