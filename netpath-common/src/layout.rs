@@ -385,8 +385,9 @@ pub mod program {
     /// Ingress of an uplink whose frames have an Ethernet header, and of one without (wireguard, tun, ppp).
     pub const UPLINK_IN: &str = "np_uplink_in";
     pub const UPLINK_IN_L3: &str = "np_uplink_in_l3";
-    /// Egress of every uplink, with or without an Ethernet header.
+    /// Egress of the same.
     pub const UPLINK_OUT: &str = "np_uplink_out";
+    pub const UPLINK_OUT_L3: &str = "np_uplink_out_l3";
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const LO_IN: &str = "np_lo_in";
     pub const CONNECT4: &str = "np_connect4";

@@ -44,6 +44,12 @@ impl<F: Family> Plan<F> {
         F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now_s))
     }
 
+    /// Whether the other end sees the sender as it is.
+    #[inline(always)]
+    pub fn keeps_source(&self) -> bool {
+        F::same(&self.from.src, &self.to.src) && self.side != crate::layout::SIDE_UPLINK
+    }
+
     /// The answer's key. Whoever has it in the table owns `to`'s source port.
     #[inline(always)]
     pub fn twin_key(&self) -> F::Key {

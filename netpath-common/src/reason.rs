@@ -55,8 +55,17 @@ reasons! {
     DropRewrite = 13, "drop_rewrite";
     /// A socket of the host was connected straight to a container.
     Connected = 14, "connected";
-    /// A fragment: not translated by this version, left to the stack or dropped by its direction.
+    /// A later fragment that came before any other of its datagram, and nobody knows to which flow it belongs: left to the
+    /// stack.
     Fragment = 15, "fragment";
+    /// A packet of a known flow was translated and goes on up or out of the host's stack.
+    Translated = 16, "translated";
+    /// Dropped: it came from outside to a container's own address, not to a published port.
+    DropDirect = 17, "drop_direct";
+    /// Dropped: it came out of a container with a source that its network does not have.
+    DropSpoofed = 18, "drop_spoofed";
+    /// Dropped: its source is not on the list of those who may use the published port.
+    DropNotAllowed = 19, "drop_not_allowed";
 }
 
 /// Slots of the counter map; spare ones so that a new reason does not change the layout.

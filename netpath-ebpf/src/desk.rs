@@ -7,12 +7,14 @@ use netpath_common::family::Tuple;
 use netpath_common::layout::Next;
 use netpath_common::pair::Plan;
 
+use crate::icmp::Quoted;
 use crate::packet::Packet;
 use crate::wire::Wire;
 
 #[repr(C)]
 pub struct Desk<F: Wire> {
     packet: Packet<F>,
+    quoted: Quoted<F>,
     hop: Hop<F>,
     making: Making<F>,
     fib: bpf_fib_lookup,
@@ -54,6 +56,8 @@ macro_rules! part {
 part! {
     /// The packet under way.
     packet: Packet<F>;
+    /// What an ICMP error quotes.
+    quoted: Quoted<F>;
     hop: Hop<F>;
     making: Making<F>;
     /// Arguments of `bpf_fib_lookup`.

@@ -80,7 +80,7 @@ fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    if packet::parse::<F>(ctx, W::L3 as u32) == 0 {
+    if packet::parse::<F>(ctx, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();
     }
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };

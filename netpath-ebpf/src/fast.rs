@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Tuple;
 use netpath_common::flow;
-use netpath_common::layout::{FORWARD_NEIGH, Next, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_TCP, PROTO_UDP};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
@@ -78,7 +78,8 @@ pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
     let next = F::next(flow);
     let len = ctx.len() - ETHERNET as u32;
     let fits = next.forward != FORWARD_NEIGH || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
-    if plain.ttl <= 1 || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
+    let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
+    if !lives || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
         return None;
     }
     let now_s = now_s();
@@ -89,18 +90,22 @@ pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
         }
         flows::refresh::<F>(found, plain.proto, state, now_s);
     }
-    Some(match translate(ctx, plain, F::target_of(flow), next) {
-        Some(()) => Verdict { action: verdict::redirect(next), reason: Reason::Redirected },
-        None => verdict::drop(Reason::DropRewrite),
-    })
+    if translate(ctx, plain, F::target_of(flow), next).is_none() {
+        return Some(verdict::drop(Reason::DropRewrite));
+    }
+    verdict::traffic(ctx, next);
+    if next.forward == FORWARD_STACK {
+        return Some(verdict::stack(Reason::Translated));
+    }
+    Some(Verdict { action: verdict::redirect(ctx, next), reason: Reason::Redirected })
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.
 #[inline(always)]
 fn translate<F: Wire>(ctx: &TcContext, plain: &Plain<F>, to: &Tuple<F>, next: &Next) -> Option<()> {
     packet::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
-    F::write_plain(ctx, ETHERNET, plain, to)?;
-    if next.forward != FORWARD_NEIGH {
+    F::write_plain(ctx, ETHERNET, plain, u8::from(next.forward != FORWARD_STACK), to)?;
+    if next.forward != FORWARD_NEIGH && next.forward != FORWARD_STACK {
         *packet::at_mut::<[u32; 3]>(ctx, 0)? = verdict::addresses(next);
     }
     Some(())

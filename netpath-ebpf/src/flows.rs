@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
-use netpath_common::layout::{Next, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
+use netpath_common::layout::{Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::ports::{PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::{flow, pair};
@@ -25,7 +25,7 @@ pub fn now_s() -> u32 {
 global! {
     /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
     /// adds to the flow's state is written down.
-    pub fn follow(side: u32) -> u32 as np_follow4, np_follow6 = follow_flow;
+    pub fn follow() -> u32 as np_follow4, np_follow6 = follow_flow;
 
     /// 1 if a socket of the host would take the answers to the flow in the making.
     fn is_socket() -> u32 as np_is_socket4, np_is_socket6 = ask_socket;
@@ -59,10 +59,10 @@ pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
+fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
     let proto = packet.ip.proto;
-    let key = F::key(&packet.tuple, proto, side as u8);
+    let key = F::key(&packet.tuple, proto, packet.side);
     let Some(found) = F::flows().get_ptr_mut(&key) else { return 0 };
     // SAFETY: a map value. It is copied at once, since another processor may recycle it: LRU entries are not kept for
     // their readers.
@@ -120,15 +120,25 @@ pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> V
     making.now_s = now_s();
     making.twin = making.plan.twin(making.now_s);
     let own = making.plan.to.sport.value();
+    let tries = if has_free_port::<F>(making.plan.proto) && !making.plan.keeps_source() { PORT_TRIES } else { 1 };
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     for i in 0..PORT_TRIES {
+        if i >= tries {
+            break;
+        }
         let port = candidate(own, config.port_min, config.port_max, random, i);
         if take_port::<F>(ctx, u32::from(port)) != 0 {
             return verdict::begun(reason);
         }
     }
     FULL
+}
+
+/// Whether the source port can be changed.
+#[inline(always)]
+fn has_free_port<F: Wire>(proto: u8) -> bool {
+    proto == PROTO_TCP || proto == PROTO_UDP || proto == F::ICMP
 }
 
 /// The answering half goes first: it reserves the port. Nothing is left in the table if the other one fails.
@@ -152,7 +162,7 @@ fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
         return 0;
     }
     if making.plan.twin_side == SIDE_UPLINK {
-        mark_port::<F>(making.plan.proto, port);
+        mark_port(making.plan.proto, port);
     }
     hop.to = making.plan.to;
     hop.next = *F::next(&making.flow);
@@ -184,28 +194,31 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
 
 /// Remembers that answers may come to `port`.
 #[inline(always)]
-fn mark_port<F: Wire>(proto: u8, port: u32) {
+fn mark_port(proto: u8, port: u32) {
     let Some(marks) = maps::NAT_PORT.get_ptr_mut(port) else { return };
     // SAFETY: a map value; single bytes, only ever set.
     unsafe {
         match proto {
             PROTO_TCP => (*marks).tcp = 1,
             PROTO_UDP => (*marks).udp = 1,
-            _ if F::IS_V4 => (*marks).icmp = 1,
-            _ => (*marks).icmp6 = 1,
+            PROTO_ICMP => (*marks).icmp = 1,
+            PROTO_ICMPV6 => (*marks).icmp6 = 1,
+            // Too rare for a mark.
+            _ => {}
         }
     }
 }
 
 /// Whether an answer to a masqueraded flow may be addressed to `port`.
 #[inline(always)]
-pub fn is_marked<F: Wire>(proto: u8, port: u16) -> bool {
+pub fn is_marked(proto: u8, port: u16) -> bool {
     let Some(marks) = maps::NAT_PORT.get(u32::from(port)) else { return false };
     let mark = match proto {
         PROTO_TCP => marks.tcp,
         PROTO_UDP => marks.udp,
-        _ if F::IS_V4 => marks.icmp,
-        _ => marks.icmp6,
+        PROTO_ICMP => marks.icmp,
+        PROTO_ICMPV6 => marks.icmp6,
+        _ => 1,
     };
     mark != 0
 }

@@ -5,7 +5,6 @@
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_PEER, SIDE_BRIDGE, SIDE_LO};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
@@ -41,10 +40,10 @@ impl Walk for Ingress {
         if slot == 0 {
             return NOT_OURS;
         }
-        if flows::follow::<F>(ctx, u32::from(SIDE_LO)) != 0 {
+        if flows::follow::<F>(ctx) != 0 {
             return verdict::FOLLOWED;
         }
-        if packet.kind == Kind::Tcp && !flow::is_syn(packet.tcp_flags) {
+        if !packet.may_begin() {
             return NOT_OURS;
         }
         Verdict::unpack(dial::<F>(ctx, slot))

@@ -10,13 +10,17 @@
 
 mod bridge;
 mod desk;
+mod egress;
 mod entry;
 mod fast;
 mod flows;
+mod fragment;
 mod global;
 mod host;
+mod icmp;
 mod lo;
 mod maps;
+mod outward;
 mod packet;
 mod rules;
 mod socket;
@@ -26,6 +30,7 @@ mod wire;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
+use netpath_common::reason::Reason;
 
 use socket::{Sock4, Sock6};
 
@@ -47,12 +52,24 @@ pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
     ours::<uplink::IngressL3>(&ctx)
 }
 
-/// Egress of an uplink: nothing of a masqueraded network leaves untranslated. What is let through was counted on its
-/// way in, if it came in at all.
+/// Egress of an uplink: what has taken the host's stack is translated, and nothing of a masqueraded network leaves
+/// untranslated.
 #[classifier]
 pub fn np_uplink_out(ctx: TcContext) -> i32 {
-    let verdict = uplink::egress(&ctx);
-    if verdict.action == verdict::NOT_OURS.action { verdict.action } else { verdict::count(&ctx, verdict) }
+    departing::<egress::Egress>(&ctx)
+}
+
+/// The same for an uplink without Ethernet.
+#[classifier]
+pub fn np_uplink_out_l3(ctx: TcContext) -> i32 {
+    departing::<egress::EgressL3>(&ctx)
+}
+
+/// What is let through was counted on its way in, if it came in at all.
+#[inline(always)]
+fn departing<W: entry::Walk>(ctx: &TcContext) -> i32 {
+    let verdict = entry::walk::<W>(ctx);
+    if verdict.reason as u32 == Reason::NotOurs as u32 { verdict.action } else { verdict::count(ctx, verdict) }
 }
 
 /// Ingress of a bridge: what containers send.

@@ -7,11 +7,12 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
-use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use netpath_common::flow;
+use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 
-use crate::desk;
 use crate::global::global;
-use crate::wire::{Ip, Wire};
+use crate::wire::{Fragment, Ip, Wire};
+use crate::{desk, fragment, icmp};
 
 /// `netpath_common::layout::global::CSUM_IPV6`.
 #[unsafe(no_mangle)]
@@ -20,25 +21,35 @@ pub static NP_CSUM_IPV6: Global<u8> = Global::new(0);
 /// `include/uapi/linux/bpf.h`, of `bpf_l4_csum_replace` (6.16).
 const BPF_F_IPV6: u64 = 1 << 7;
 
+const PROTO_DCCP: u8 = 33;
+const PROTO_UDP_LITE: u8 = 136;
+
 /// Ethernet, in front of the network header.
 pub const ETHERNET: usize = 14;
 
 /// `__sk_buff::pkt_type`: addressed to this host (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
 
-/// Bytes that are made linear if they are not: a network header with options, and a transport header.
-const HEADERS: u32 = 100;
+/// Bytes that are made linear if they are not: a network header with options, a transport header, and what an ICMP error
+/// quotes of both.
+const HEADERS: u32 = 140;
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     Tcp,
     Udp,
+    /// Its ports are read, and never changed.
+    Sctp,
     EchoRequest,
     EchoReply,
-    /// Only the addresses of the tuple are set.
+    /// An ICMP error: what it quotes is on the desk (`icmp.rs`). Only the addresses of the tuple are set.
+    Error,
+    /// A later fragment of which nobody knows the ports. Only the addresses of the tuple are set.
     Fragment,
-    /// Another protocol, or a transport header that is cut short. Only the addresses of the tuple are set.
+    /// A protocol without ports; they are zero.
     Other,
+    /// A transport header that is cut short or malformed, or that nobody could translate.
+    Odd,
 }
 
 pub struct Packet<F: Family> {
@@ -46,6 +57,8 @@ pub struct Packet<F: Family> {
     pub ip: Ip,
     pub kind: Kind,
     pub tcp_flags: u8,
+    /// The hook's, one of `layout::SIDE_*`.
+    pub side: u8,
     pub l3: usize,
     /// Where the transport checksum is, and the flags of `bpf_l4_csum_replace` for a change of addresses; 0 = it does not
     /// cover them. Kept as numbers, so that the verifier has one way through [`rewrite`] and not one per protocol.
@@ -53,6 +66,15 @@ pub struct Packet<F: Family> {
     pub address_flags: u64,
     /// Network and transport headers: what each segment of a GSO packet has besides its payload.
     pub headers: u32,
+}
+
+impl<F: Family> Packet<F> {
+    /// Whether a flow can begin with it: a later fragment does not say to what.
+    #[inline(always)]
+    pub fn may_begin(&self) -> bool {
+        // TCP flows begin with a SYN. What is in the middle of something else is the stack's.
+        self.ip.fragment != Fragment::Later && (self.kind != Kind::Tcp || flow::is_syn(self.tcp_flags))
+    }
 }
 
 /// The `T` at `offset`, if the packet is that long; not to be used after a helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network
@@ -109,6 +131,28 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
+/// `__sk_buff::tc_index` of a packet that a program has sent to another device, for the program at that one's egress.
+const SENT: u32 = 0x4e50;
+
+#[inline(always)]
+pub fn mark_sent(ctx: &TcContext) {
+    // SAFETY: a context field that classifiers may write.
+    unsafe { (*ctx.skb.skb).tc_index = SENT }
+}
+
+/// Whether the packet was marked; it is not any more.
+#[inline(always)]
+pub fn take_sent(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let sent = (*ctx.skb.skb).tc_index == SENT;
+        if sent {
+            (*ctx.skb.skb).tc_index = 0;
+        }
+        sent
+    }
+}
+
 #[inline(always)]
 pub fn gso_size(ctx: &TcContext) -> u32 {
     // SAFETY: a context field, read-only.
@@ -117,14 +161,23 @@ pub fn gso_size(ctx: &TcContext) -> u32 {
 
 global! {
     /// Puts the packet on the desk; 0 if this is no whole IP packet of the family. The network header is at `l3`: 14 or 0.
-    pub fn parse(l3: u32) -> u32 as np_parse4, np_parse6 = parse_packet;
+    pub fn parse(l3: u32, side: u32) -> u32 as np_parse4, np_parse6 = parse_packet;
+
+    /// Reads the transport header of the packet on the desk.
+    fn read_transport() -> u32 as np_transport4, np_transport6 = transport;
 }
 
 #[inline(always)]
-fn parse_packet<F: Wire>(ctx: &TcContext, l3: u32) -> u32 {
+fn parse_packet<F: Wire>(ctx: &TcContext, l3: u32, side: u32) -> u32 {
     let Some(packet) = desk::packet::<F>() else { return 0 };
+    packet.side = side as u8;
     // Known numbers from here on, for offsets into the packet.
-    u32::from(if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) })
+    let whole = if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) };
+    if !whole {
+        return 0;
+    }
+    read_transport::<F>(ctx);
+    1
 }
 
 #[inline(always)]
@@ -137,25 +190,35 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
     }
     packet.l3 = l3;
     // A packet cut short is the stack's to drop. (Longer is right: short frames are padded.)
-    if !F::header(ctx, l3, packet) || packet.ip.len.wrapping_add(l3 as u32) > len {
-        return false;
+    F::header(ctx, l3, &mut packet.ip, &mut packet.tuple) && packet.ip.len.wrapping_add(l3 as u32) <= len
+}
+
+#[inline(always)]
+fn transport<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
+    packet.kind = match packet.ip.fragment {
+        Fragment::Later => fragment::of_known(packet),
+        _ => headers(ctx, packet),
+    };
+    if packet.kind == Kind::Error && icmp::read::<F>(ctx) == 0 {
+        packet.kind = Kind::Odd;
     }
-    packet.kind = if packet.ip.fragment { Kind::Fragment } else { transport(ctx, packet) };
-    true
+    1
 }
 
 /// Reads the ports, flags and header length of a transport header that is whole.
 #[inline(always)]
-fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
+fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     let l4 = packet.ip.l4;
-    let headers = (l4 - packet.l3) as u32;
+    let network = (l4 - packet.l3) as u32;
     let len = packet.ip.len;
     match packet.ip.proto {
         PROTO_TCP => {
-            let Some(h) = at::<Tcp>(ctx, l4) else { return Kind::Other };
-            packet.headers = headers + u32::from(h.offset >> 4) * 4;
+            let Some(h) = at::<Tcp>(ctx, l4) else { return Kind::Odd };
+            packet.headers = network + u32::from(h.offset >> 4) * 4;
             if h.offset >> 4 < 5 || packet.headers > len {
-                return Kind::Other;
+                return Kind::Odd;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
             packet.tcp_flags = h.flags;
@@ -164,10 +227,10 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             Kind::Tcp
         }
         PROTO_UDP => {
-            let Some(h) = at::<Udp>(ctx, l4) else { return Kind::Other };
-            packet.headers = headers + 8;
+            let Some(h) = at::<Udp>(ctx, l4) else { return Kind::Odd };
+            packet.headers = network + 8;
             if packet.headers > len {
-                return Kind::Other;
+                return Kind::Odd;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
             packet.check = l4 + 6;
@@ -175,46 +238,68 @@ fn transport<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             packet.address_flags = u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0);
             Kind::Udp
         }
-        p if p == F::ICMP => {
-            let Some(h) = at::<Echo>(ctx, l4) else { return Kind::Other };
-            packet.headers = headers + 8;
-            if packet.headers > len || h.code != 0 {
-                return Kind::Other;
+        PROTO_SCTP => {
+            let Some(h) = at::<Sctp>(ctx, l4) else { return Kind::Odd };
+            packet.headers = network + size_of::<Sctp>() as u32;
+            if packet.headers > len {
+                return Kind::Odd;
             }
-            (packet.tuple.sport, packet.tuple.dport) = (h.id, h.id);
+            // No pseudo-header (RFC 9260 §6.8), so that addresses can be changed and ports cannot.
+            (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
+            Kind::Sctp
+        }
+        p if p == F::ICMP => {
+            let Some(h) = at::<Echo>(ctx, l4) else { return Kind::Odd };
+            packet.headers = network + 8;
+            if packet.headers > len {
+                return Kind::Odd;
+            }
             packet.check = l4 + 2;
             // ICMP for IPv4 has no pseudo-header (RFC 792).
             packet.address_flags = if F::IS_V4 { 0 } else { u64::from(BPF_F_PSEUDO_HDR) };
+            if icmp::is_error::<F>(h.kind) {
+                (packet.tuple.sport, packet.tuple.dport) = (Be16::default(), Be16::default());
+                return if packet.ip.fragment == Fragment::No { Kind::Error } else { Kind::Odd };
+            }
+            (packet.tuple.sport, packet.tuple.dport) = (h.id, h.id);
             match h.kind {
-                k if k == F::ECHO_REQUEST => Kind::EchoRequest,
-                k if k == F::ECHO_REPLY => Kind::EchoReply,
-                _ => Kind::Other,
+                k if k == F::ECHO_REQUEST && h.code == 0 => Kind::EchoRequest,
+                k if k == F::ECHO_REPLY && h.code == 0 => Kind::EchoReply,
+                _ => Kind::Odd,
             }
         }
-        _ => Kind::Other,
+        // Their checksums cover the addresses, at places of their own (RFC 3828, RFC 4340 §9).
+        PROTO_UDP_LITE | PROTO_DCCP => Kind::Odd,
+        // The other family's, and what is between headers.
+        PROTO_ICMP | PROTO_ICMPV6 | 0 | 43 | 44 | 59 | 60 => Kind::Odd,
+        _ => {
+            packet.headers = network;
+            (packet.tuple.sport, packet.tuple.dport) = (Be16::default(), Be16::default());
+            Kind::Other
+        }
     }
 }
 
-/// `packet` becomes `to`, one hop older. An error leaves it half written.
+/// `packet` becomes `to` and `hops` older. `None`: it is half written.
 #[inline(always)]
-pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, to: &Tuple<F>) -> Result<(), ()> {
+pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, hops: u8, to: &Tuple<F>) -> Option<()> {
     let from = &packet.tuple;
     let (l4, check, flags) = (packet.ip.l4, packet.check, packet.address_flags);
-    F::write_header(ctx, packet.l3, &packet.ip, from, to)?;
+    F::write_header(ctx, packet.l3, &packet.ip, hops, from, to)?;
     if flags != 0 {
-        replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), flags)?;
+        replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), flags).ok()?;
     }
-    if from.ports() == to.ports() {
-        return Ok(());
+    if from.ports() == to.ports() || check == 0 {
+        return Some(());
     }
     if packet.ip.proto == F::ICMP {
         let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
-        replace_checksum(ctx, check, u64::from(old), u64::from(new), 2)?;
-        return store(ctx, l4 + 4, &to.sport, 0);
+        replace_checksum(ctx, check, u64::from(old), u64::from(new), 2).ok()?;
+        return store(ctx, l4 + 4, &to.sport, 0).ok();
     }
     let mangled = flags & u64::from(BPF_F_MARK_MANGLED_0);
-    replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4)?;
-    store(ctx, l4, &to.ports(), 0)
+    replace_checksum(ctx, check, u64::from(from.ports()), u64::from(to.ports()), mangled | 4).ok()?;
+    store(ctx, l4, &to.ports(), 0).ok()
 }
 
 /// The transport checksum of a TCP or UDP packet at `l4` that becomes `to`. Two calls, since for a packet whose checksum
@@ -232,7 +317,7 @@ pub fn replace_sums<F: Wire>(ctx: &TcContext, proto: u8, l4: usize, from: &Tuple
 }
 
 #[inline(always)]
-fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u64) -> Result<(), ()> {
+pub fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u64) -> Result<(), ()> {
     // SAFETY: the helper checks the offset against the packet.
     if unsafe { bpf_l4_csum_replace(ctx.as_ptr().cast(), at as u32, from, to, flags) } == 0 { Ok(()) } else { Err(()) }
 }
@@ -256,15 +341,25 @@ pub struct Udp {
     pub sport: Be16,
     pub dport: Be16,
     len: [u8; 2],
-    check: [u8; 2],
+    pub check: [u8; 2],
+}
+
+/// The common header (RFC 9260 §3.1).
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub struct Sctp {
+    pub sport: Be16,
+    pub dport: Be16,
+    tag: [u8; 4],
+    check: [u8; 4],
 }
 
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
-struct Echo {
-    kind: u8,
-    code: u8,
-    check: [u8; 2],
-    id: Be16,
-    sequence: [u8; 2],
+pub struct Echo {
+    pub kind: u8,
+    pub code: u8,
+    pub check: [u8; 2],
+    pub id: Be16,
+    pub sequence: [u8; 2],
 }

@@ -1,8 +1,11 @@
 //! Which publish answers a packet.
 
+use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Addr, Be16};
-use netpath_common::layout::{Endpoint, FORWARD_NEIGH, FORWARD_PEER, PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule};
+use netpath_common::layout::{
+    AllowKey, Endpoint, FORWARD_NEIGH, FORWARD_PEER, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
+};
 use netpath_common::pair::Way;
 use netpath_common::rule::{Answer, container_port, covers};
 
@@ -10,12 +13,16 @@ use crate::global::global;
 use crate::wire::Wire;
 use crate::{desk, host, maps};
 
+/// [`aim`]: the client is not on the publish's list.
+pub const REFUSED: u32 = u32::MAX;
+
 /// The first rule of a port, 0 = the port is not published.
 #[inline(always)]
 pub fn slot(proto: u8, port: u16) -> u32 {
     let table = match proto {
         PROTO_TCP => &maps::PORT_TCP,
         PROTO_UDP => &maps::PORT_UDP,
+        PROTO_SCTP => &maps::PORT_SCTP,
         _ => return 0,
     };
     table.get(u32::from(port)).copied().unwrap_or(0)
@@ -49,10 +56,10 @@ pub fn find(
 global! {
     /// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its
     /// `to`'s destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it.
-    /// `local` = 1: the packet is known to be addressed to the host.
+    /// [`REFUSED`]: one does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
     pub fn aim(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
 
-    /// The way to the sender of the packet on the desk, as `back` of the flow in the making.
+    /// The way to the sender of the packet on the desk, as `back` of the flow in the making. Gives its traffic counter.
     pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
 }
 
@@ -67,28 +74,43 @@ fn aim_flow<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
     if if_local && local == 0 && host::is_local::<F>(ctx) == 0 {
         return 0;
     }
+    if rule.allow != 0 && local == 0 && !is_allowed(rule.allow, F::mapped(packet.tuple.src)) {
+        return REFUSED;
+    }
     let plan = &mut making.plan;
     plan.to.dst = F::target(rule);
     plan.to.dport = Be16::new(container_port(rule, port));
+    if packet.ip.proto == PROTO_SCTP && container_port(rule, port) != port {
+        return 0;
+    }
+    plan.traffic = rule.traffic as u16;
     set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
     rule.bridge
 }
 
 #[inline(always)]
+fn is_allowed(list: u32, client: Addr) -> bool {
+    maps::ALLOW.get(Key::new(32 + 128, AllowKey { list: list.to_be_bytes(), client })).is_some()
+}
+
+#[inline(always)]
 fn home<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
     let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
-    set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge);
-    1
+    set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge)
 }
 
 /// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
 #[inline(always)]
-fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) {
+fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) -> u32 {
     // SAFETY: the reference is not kept.
-    *way = match unsafe { maps::ENDPOINT.get(F::mapped(*address)) } {
-        Some(&Endpoint { veth, mac, bridge_mac, mtu, .. }) => {
-            Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward: FORWARD_PEER, mtu: mtu as u16 }
+    match unsafe { maps::ENDPOINT.get(F::mapped(*address)) } {
+        Some(&Endpoint { veth, mac, bridge_mac, mtu, traffic, .. }) => {
+            *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward: FORWARD_PEER, mtu: mtu as u16 };
+            traffic
         }
-        None => Way { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..Way::default() },
-    };
+        None => {
+            *way = Way { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..Way::default() };
+            0
+        }
+    }
 }

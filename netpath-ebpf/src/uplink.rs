@@ -1,24 +1,23 @@
-//! Uplinks. Ingress: published ports in, answers to masqueraded flows back. Egress: nothing leaves with a private source.
+//! Ingress of uplinks: published ports in, answers to what containers have begun back, and nothing else to them.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
-use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
-use netpath_common::family::{Family, Ipv4, Ipv6, Kind as AddressKind};
+use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
-use netpath_common::layout::{FORWARD_NEIGH, NET_MASQUERADE, SIDE_BRIDGE, SIDE_UPLINK};
+use netpath_common::layout::{
+    FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, near,
+};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
 use crate::desk::{self, Making};
-use crate::entry::{ETH_P_IP, ETH_P_IPV6, Walk};
+use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
-use crate::{flows, host, maps, packet, rules};
+use crate::wire::{Fragment, Wire};
+use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
 
 /// Of an uplink whose frames have an Ethernet header.
 pub struct Ingress;
@@ -30,8 +29,8 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn leaves<F: Wire>(ctx: &TcContext) -> bool {
-        let Some((proto, port)) = F::glance(ctx, Self::L3) else { return false };
-        rules::slot(proto, port) == 0 && !flows::is_marked::<F>(proto, port)
+        let Some((proto, port, dst)) = F::glance(ctx, Self::L3) else { return false };
+        rules::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !is_near(&F::mapped(dst))
     }
 
     #[inline(always)]
@@ -60,51 +59,88 @@ impl Walk for IngressL3 {
     }
 }
 
+/// Whether an address may be in a container's subnet: one load, and no look-up for most of what is not.
+#[inline(always)]
+fn is_near(address: &Addr) -> bool {
+    let (word, bit) = near(address);
+    maps::NEAR_BITS.get(word).is_some_and(|bits| bits & bit != 0)
+}
+
 #[inline(always)]
 fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
     // A publish on 127.0.0.1 must not answer to a wire, whatever route_localnet says.
     if F::kind(&packet.tuple.dst) == AddressKind::Loopback || F::kind(&packet.tuple.src) == AddressKind::Loopback {
         return verdict::drop(Reason::DropMartian);
     }
-    match packet.kind {
-        Kind::Tcp | Kind::Udp | Kind::EchoReply => {}
-        Kind::Fragment => return verdict::stack(Reason::Fragment),
-        Kind::EchoRequest | Kind::Other => return NOT_OURS,
-    }
+    let proto = packet.ip.proto;
     let port = packet.tuple.dport.value();
-    let slot = rules::slot(packet.ip.proto, port);
-    if slot == 0 && !flows::is_marked::<F>(packet.ip.proto, port) {
-        return NOT_OURS;
-    }
-    if flows::follow::<F>(ctx, u32::from(SIDE_UPLINK)) != 0 {
+    let slot = rules::slot(proto, port);
+    let followed = match packet.kind {
+        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoReply | Kind::Other => {
+            if slot != 0 || flows::is_marked(proto, port) { flows::follow::<F>(ctx) } else { 0 }
+        }
+        Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)),
+        Kind::EchoRequest | Kind::Fragment | Kind::Odd => 0,
+    };
+    if followed != 0 {
         return verdict::FOLLOWED;
     }
-    if slot == 0 { NOT_OURS } else { Verdict::unpack(publish::<F>(ctx, slot)) }
+    Verdict::unpack(stranger::<F>(ctx, slot))
 }
 
 global! {
+    /// A packet that belongs to no flow, and the slot of its port; gives a packed verdict.
+    fn stranger(slot: u32) -> u64 as np_arrival4, np_arrival6 = meet_stranger;
+
     /// A packet to a published port that belongs to no flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
 }
 
 #[inline(always)]
+fn meet_stranger<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+        let verdict = publish::<F>(ctx, slot);
+        if verdict != NOT_OURS.pack() {
+            return verdict;
+        }
+    }
+    // The fragments behind a first one that is not ours are not ours either.
+    if packet.ip.fragment == Fragment::First {
+        fragment::learn::<F>(ctx);
+    }
+    // Nothing is reached that was not published. (The stack sends what is addressed to the host up, and the rest on.)
+    if is_near(&F::mapped(packet.tuple.dst))
+        && let Some(subnet) = outward::subnet_of::<F>(&packet.tuple.dst)
+        && subnet.flags & NET_DIRECT == 0
+        && host::is_local::<F>(ctx) == 0
+    {
+        return verdict::drop(Reason::DropDirect).pack();
+    }
+    if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
+}
+
+#[inline(always)]
 fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
-    if rules::aim::<F>(ctx, slot, 0) == 0 {
-        return NOT_OURS.pack();
-    }
+    let bridge = match rules::aim::<F>(ctx, slot, 0) {
+        0 => return NOT_OURS.pack(),
+        rules::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
+        bridge => bridge,
+    };
     // The host itself may talk from a port that is published: then the packet answers one of its own sockets. A new
     // connection begins with a SYN; anything else is a flow that the table has lost, and is made anew from the rule.
-    if !flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx) != 0 {
+    if packet.ip.fragment == Fragment::Later || (!flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx) != 0)
+    {
         return NOT_OURS.pack();
     }
     let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
-    if let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu) {
-        return verdict::stack(reason).pack();
-    }
     let ifindex = packet::ifindex(ctx);
-    // SAFETY: the reference is not kept.
-    let mtu = unsafe { maps::UPLINK.get(ifindex) }.map_or(u16::MAX, |u| u.mtu as u16);
+    // SAFETY: the references are not kept.
+    let (mtu, flags) = unsafe {
+        let mtu = maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16);
+        (mtu, maps::NETWORK.get(bridge).map_or(0, |n| n.flags))
+    };
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
     plan.to.sport = packet.tuple.sport;
@@ -113,49 +149,10 @@ fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowPublished as u8;
     plan.back = Way { ifindex, forward: FORWARD_NEIGH, mtu, ..Way::default() };
+    if flags & NET_EDGE != 0 {
+        plan.twin_side = SIDE_EGRESS;
+        plan.there.forward = FORWARD_STACK;
+        plan.back.forward = FORWARD_STACK;
+    }
     flows::begin::<F>(ctx, false, Reason::FlowPublished).pack()
-}
-
-/// Offset from which `bpf_skb_load_bytes_relative` counts: the network header, on any kind of device (4.18).
-const FROM_NETWORK_HEADER: u32 = 1;
-
-/// A packet of a masqueraded network that still has its private source here could not be translated.
-#[inline(always)]
-pub fn egress(ctx: &TcContext) -> Verdict {
-    // SAFETY: a context field, read-only. 0 = sent by the host itself.
-    let from = unsafe { (*ctx.skb.skb).ingress_ifindex };
-    if from == 0 {
-        return NOT_OURS;
-    }
-    // SAFETY: the reference is not kept.
-    match unsafe { maps::NETWORK.get(from) } {
-        Some(net) if net.flags & NET_MASQUERADE != 0 => {}
-        _ => return NOT_OURS,
-    }
-    let source = match ctx.skb.protocol() {
-        ETH_P_IP => source::<[u8; 4]>(ctx, 12).map(Ipv4::mapped),
-        ETH_P_IPV6 => source::<[u8; 16]>(ctx, 8).map(Ipv6::mapped),
-        _ => None,
-    };
-    let Some(Addr(source)) = source else { return NOT_OURS };
-    match maps::SUBNET.get(Key::new(128, source)) {
-        Some(subnet) if subnet.flags & NET_MASQUERADE != 0 => verdict::drop(Reason::DropUntranslatable),
-        _ => NOT_OURS,
-    }
-}
-
-#[inline(always)]
-fn source<A: Copy>(ctx: &TcContext, offset: u32) -> Option<A> {
-    let mut address = core::mem::MaybeUninit::<A>::uninit();
-    // SAFETY: the helper fills the whole of `address` or fails.
-    unsafe {
-        let ret = bpf_skb_load_bytes_relative(
-            ctx.as_ptr().cast_const(),
-            offset,
-            address.as_mut_ptr().cast(),
-            size_of::<A>() as u32,
-            FROM_NETWORK_HEADER,
-        );
-        (ret == 0).then(|| address.assume_init())
-    }
 }

@@ -6,14 +6,15 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, info};
 use netpath_common::addr::Mac;
 use netpath_common::family::Family;
-use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, Next};
+use netpath_common::flow;
+use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_UPLINK};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
 use crate::global::global;
-use crate::packet::{self, ETHERNET, Packet};
-use crate::wire::Wire;
-use crate::{desk, maps};
+use crate::packet::{self, ETHERNET, Kind, Packet};
+use crate::wire::{Fragment, Wire};
+use crate::{desk, fragment, icmp, maps};
 
 /// A decision: the classifier's return value, and why.
 #[derive(Clone, Copy)]
@@ -84,11 +85,35 @@ pub fn count(ctx: &TcContext, verdict: Verdict) -> i32 {
     verdict.action
 }
 
+/// Counts a packet for the publish or the endpoint of its flow.
+#[inline(always)]
+pub fn traffic(ctx: &TcContext, next: &Next) {
+    if next.traffic == 0 {
+        return;
+    }
+    let Some(counted) = maps::TRAFFIC.get_ptr_mut(u32::from(next.traffic)) else { return };
+    let begun_inside = next.origin == Reason::FlowMasqueraded as u8;
+    let into = begun_inside == (next.state & flow::REPLY_HALF != 0);
+    // SAFETY: this processor's own slot.
+    unsafe {
+        let (packets, bytes) = if into {
+            (&mut (*counted).packets_in, &mut (*counted).bytes_in)
+        } else {
+            (&mut (*counted).packets_out, &mut (*counted).bytes_out)
+        };
+        *packets += 1;
+        *bytes += u64::from(ctx.len());
+    }
+}
+
 /// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
 ///
 /// Into a container there is no limit of size: what has come in here can be received there.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
+    if forward == FORWARD_STACK {
+        return None;
+    }
     if packet.ip.ttl <= 1 {
         return Some(Reason::StackTtl);
     }
@@ -113,13 +138,27 @@ global! {
 #[inline(always)]
 fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
-    let next = &hop.next;
-    if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
-        return stack(reason).pack();
+    let next = &mut hop.next;
+    let mut hops = 1;
+    if next.forward == FORWARD_STACK {
+        hops = 0;
+    } else if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
+        if packet.side != SIDE_UPLINK {
+            return stack(reason).pack();
+        }
+        // To the stack the packet is for the host itself until it is translated: only then is its error the right one.
+        next.forward = FORWARD_STACK;
+        hops = 0;
     }
-    match packet::rewrite(ctx, packet, &hop.to) {
-        Ok(()) => begun(Reason::at(reason)).pack(),
-        Err(()) => drop(Reason::DropRewrite).pack(),
+    if packet.ip.fragment == Fragment::First {
+        fragment::learn::<F>(ctx);
+    }
+    if packet.kind == Kind::Error && icmp::restore::<F>(ctx) == 0 {
+        return drop(Reason::DropRewrite).pack();
+    }
+    match packet::rewrite(ctx, packet, hops, &hop.to) {
+        Some(()) => begun(Reason::at(reason)).pack(),
+        None => drop(Reason::DropRewrite).pack(),
     }
 }
 
@@ -127,15 +166,22 @@ fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
 fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
     let next = &hop.next;
+    traffic(ctx, next);
+    if next.forward == FORWARD_STACK {
+        return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
+    }
     if next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err() {
         return drop(Reason::DropRewrite).pack();
     }
-    Verdict { action: redirect(next), reason: Reason::at(reason) }.pack()
+    Verdict { action: redirect(ctx, next), reason: Reason::at(reason) }.pack()
 }
 
 /// Hands the packet to the next device; gives the action.
 #[inline(always)]
-pub fn redirect(next: &Next) -> i32 {
+pub fn redirect(ctx: &TcContext, next: &Next) -> i32 {
+    if next.forward == FORWARD_NEIGH {
+        packet::mark_sent(ctx);
+    }
     // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
     let action = unsafe {
         match next.forward {

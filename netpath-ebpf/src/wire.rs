@@ -6,12 +6,12 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
-use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
 
 use crate::desk::Desk;
 use crate::fast::Plain;
 use crate::maps;
-use crate::packet::{self, NP_CSUM_IPV6, Packet};
+use crate::packet::{self, NP_CSUM_IPV6};
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -20,6 +20,17 @@ const AF_INET6: u8 = 10;
 /// IPv6 extension headers walked before the packet is not ours.
 const EXTENSIONS: usize = 4;
 
+/// Whether a packet is part of a larger one.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Fragment {
+    #[default]
+    No,
+    /// With the transport header.
+    First,
+    /// Without.
+    Later,
+}
+
 /// The network header, as far as translation needs it.
 #[derive(Clone, Copy, Default)]
 pub struct Ip {
@@ -27,7 +38,9 @@ pub struct Ip {
     pub ttl: u8,
     /// IPv4: the header's checksum. IPv6: the payload's length.
     pub word: [u8; 2],
-    pub fragment: bool,
+    pub fragment: Fragment,
+    /// Of fragments, as it lies in the packet.
+    pub id: u32,
     /// Where the transport header begins, from the start of the packet.
     pub l4: usize,
     /// Bytes of the IP packet, by its own word.
@@ -42,25 +55,43 @@ pub trait Wire: Family {
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     fn desk() -> &'static PerCpuArray<Desk<Self>>;
 
+    type FragmentKey;
+    fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
+    fn fragment_key(src: &Self::Addr, dst: &Self::Addr, id: u32, proto: u8, side: u8) -> Self::FragmentKey;
+
     /// Bytes of a network header without options or extensions.
     const HEADER: usize;
 
-    /// Protocol and destination port (host byte order) of a TCP or UDP packet with a plain header at `l3`, of which neither
+    /// Protocol, destination port (host byte order) and destination of a TCP or UDP packet with a plain header at `l3`, of which neither
     /// address is a loopback one.
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)>;
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)>;
+
+    /// The protocol that the network header at `l3` names next.
+    fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
 
     /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain` but
     /// what is the transport's. Gives the bytes of the IP packet.
     fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
 
-    /// Writes `to`, one hop less; the packet's transport checksum is right already.
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()>;
+    /// Writes `to` and `hops` less; the packet's transport checksum is right already.
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
-    /// Fills `packet.ip` and the addresses; false: cut short, malformed or with headers that we do not walk.
-    fn header(ctx: &TcContext, l3: usize, packet: &mut Packet<Self>) -> bool;
+    /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: cut short, malformed or with headers that we
+    /// do not walk.
+    fn header(ctx: &TcContext, l3: usize, ip: &mut Ip, tuple: &mut Tuple<Self>) -> bool;
 
-    /// Writes `to`'s addresses and one hop less; the transport checksum is not touched.
-    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), ()>;
+    /// Writes `to`'s addresses and `hops` less; the transport checksum is not touched.
+    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, from: &Tuple<Self>, to: &Tuple<Self>) -> Option<()>;
+
+    /// Puts `to`'s addresses into a header at `l3` that is quoted by the ICMP error with the checksum at `check`.
+    fn restore_addresses(
+        ctx: &TcContext,
+        check: usize,
+        l3: usize,
+        ip: &Ip,
+        from: &Tuple<Self>,
+        to: &Tuple<Self>,
+    ) -> Option<()>;
 
     fn fill_fib(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
     fn fib_source(params: &bpf_fib_lookup) -> Self::Addr;
@@ -105,10 +136,10 @@ struct Plain4 {
     ports: u32,
 }
 
-/// The hop count and the header's checksum once the packet is `to` and one hop older.
+/// The hop count and the header's checksum once the packet is `to` and `hops` older.
 #[inline(always)]
-fn one_hop_less(ttl: u8, proto: u8, sum: [u8; 2], from: &Tuple<Ipv4>, to: &Tuple<Ipv4>) -> (u8, [u8; 2]) {
-    let less = ttl.wrapping_sub(1);
+fn aged(ttl: u8, proto: u8, sum: [u8; 2], hops: u8, from: &Tuple<Ipv4>, to: &Tuple<Ipv4>) -> (u8, [u8; 2]) {
+    let less = ttl.wrapping_sub(hops);
     let (old, new) = (u16::from_ne_bytes([ttl, proto]), u16::from_ne_bytes([less, proto]));
     let difference = u64::from(from.address_difference(to)) + u64::from(!old) + u64::from(new);
     (less, checksum::replaced(sum, difference))
@@ -159,11 +190,16 @@ impl Wire for Ipv4 {
     const HEADER: usize = size_of::<Header4>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)> {
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)> {
         let Glance { header: h, dport, .. } = packet::at::<Glance<Header4>>(ctx, l3)?;
         let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
-        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some((h.proto, dport.value()))
+        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some((h.proto, dport.value(), h.dst))
+    }
+
+    #[inline(always)]
+    fn protocol(ctx: &TcContext, l3: usize) -> Option<u8> {
+        packet::at::<Header4>(ctx, l3).map(|h| h.proto)
     }
 
     #[inline(always)]
@@ -179,29 +215,47 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()> {
-        let (ttl, check) = one_hop_less(plain.ttl, plain.proto, plain.sum, plain.tuple(), to);
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+        let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, hops, plain.tuple(), to);
         let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
         // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
         *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
         Some(())
     }
 
+    type FragmentKey = FragmentKey4;
+
     #[inline(always)]
-    fn header(ctx: &TcContext, l3: usize, packet: &mut Packet<Self>) -> bool {
+    fn fragments() -> &'static LruHashMap<FragmentKey4, u32> {
+        &maps::FRAG4
+    }
+
+    #[inline(always)]
+    fn fragment_key(src: &V4, dst: &V4, id: u32, proto: u8, side: u8) -> FragmentKey4 {
+        FragmentKey4 { src: *src, dst: *dst, id, proto, side, pad: [0; 2] }
+    }
+
+    #[inline(always)]
+    fn header(ctx: &TcContext, l3: usize, ip: &mut Ip, tuple: &mut Tuple<Self>) -> bool {
         let Some(h) = packet::at::<Header4>(ctx, l3) else { return false };
         let header_len = usize::from(h.version_ihl & 0x0f) * 4;
         if h.version_ihl >> 4 != 4 || header_len < size_of::<Header4>() {
             return false;
         }
-        packet.tuple.src = h.src;
-        packet.tuple.dst = h.dst;
-        packet.ip = Ip {
+        tuple.src = h.src;
+        tuple.dst = h.dst;
+        // More fragments, and the offset (RFC 791 §3.1).
+        let fragment = match (h.fragment.value() & 0x1fff, h.fragment.value() & 0x2000) {
+            (0, 0) => Fragment::No,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        };
+        *ip = Ip {
             proto: h.proto,
             ttl: h.ttl,
             word: h.check,
-            // More fragments, or an offset; not "don't fragment" (RFC 791 §3.1).
-            fragment: h.fragment.value() & 0x3fff != 0,
+            fragment,
+            id: u32::from(h.id.value()),
             l4: l3 + header_len,
             len: u32::from(h.len.value()),
         };
@@ -209,11 +263,31 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), ()> {
-        let (ttl, check) = one_hop_less(ip.ttl, ip.proto, ip.word, from, to);
+    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, from: &Tuple<Self>, to: &Tuple<Self>) -> Option<()> {
+        let (ttl, check) = aged(ip.ttl, ip.proto, ip.word, hops, from, to);
         let tail = Tail4 { ttl, proto: ip.proto, check, src: to.src, dst: to.dst };
         // The header's own checksum balances all of this in a CHECKSUM_COMPLETE sum, so nothing is recomputed.
-        packet::store(ctx, l3 + 8, &tail, 0)
+        packet::store(ctx, l3 + 8, &tail, 0).ok()
+    }
+
+    #[inline(always)]
+    fn restore_addresses(
+        ctx: &TcContext,
+        _: usize,
+        l3: usize,
+        ip: &Ip,
+        from: &Tuple<Self>,
+        to: &Tuple<Self>,
+    ) -> Option<()> {
+        #[repr(C)]
+        struct Ends4 {
+            check: [u8; 2],
+            src: V4,
+            dst: V4,
+        }
+        let check = checksum::replaced(ip.word, u64::from(from.address_difference(to)));
+        // The quoted header's checksum balances its addresses in the error's.
+        packet::store(ctx, l3 + 10, &Ends4 { check, src: to.src, dst: to.dst }, 0).ok()
     }
 
     #[inline(always)]
@@ -254,6 +328,14 @@ struct Header6 {
 }
 
 #[repr(C, align(4))]
+struct FragmentHeader {
+    next: u8,
+    reserved: u8,
+    offset: Be16,
+    id: u32,
+}
+
+#[repr(C, align(4))]
 struct Tail6 {
     len: Be16,
     next: u8,
@@ -291,11 +373,16 @@ impl Wire for Ipv6 {
     const HEADER: usize = size_of::<Header6>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16)> {
+    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)> {
         let Glance { header: h, dport, .. } = packet::at::<Glance<Header6>>(ctx, l3)?;
         // ::1 and what else begins with four zero bytes.
         let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
-        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some((h.next, dport.value()))
+        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some((h.next, dport.value(), h.dst))
+    }
+
+    #[inline(always)]
+    fn protocol(ctx: &TcContext, l3: usize) -> Option<u8> {
+        packet::at::<Header6>(ctx, l3).map(|h| h.next)
     }
 
     #[inline(always)]
@@ -312,8 +399,8 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, to: &Tuple<Self>) -> Option<()> {
-        let hops = plain.ttl.wrapping_sub(1);
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+        let hops = plain.ttl.wrapping_sub(hops);
         if NP_CSUM_IPV6.load() == 0 {
             let len = *packet::at::<Be16>(ctx, l3 + 4)?;
             let tail = Tail6 { len, next: plain.proto, hops, src: to.src, dst: to.dst };
@@ -328,18 +415,30 @@ impl Wire for Ipv6 {
         Some(())
     }
 
+    type FragmentKey = FragmentKey6;
+
     #[inline(always)]
-    fn header(ctx: &TcContext, l3: usize, packet: &mut Packet<Self>) -> bool {
+    fn fragments() -> &'static LruHashMap<FragmentKey6, u32> {
+        &maps::FRAG6
+    }
+
+    #[inline(always)]
+    fn fragment_key(src: &V6, dst: &V6, id: u32, proto: u8, side: u8) -> FragmentKey6 {
+        FragmentKey6 { src: *src, dst: *dst, id, proto, side, pad: [0; 2] }
+    }
+
+    #[inline(always)]
+    fn header(ctx: &TcContext, l3: usize, ip: &mut Ip, tuple: &mut Tuple<Self>) -> bool {
         let Some(h) = packet::at::<Header6>(ctx, l3) else { return false };
         if h.version >> 4 != 6 {
             return false;
         }
-        packet.tuple.src = h.src;
-        packet.tuple.dst = h.dst;
+        tuple.src = h.src;
+        tuple.dst = h.dst;
         let (ttl, len) = (h.hops, h.len);
         let mut proto = h.next;
         let mut l4 = l3 + size_of::<Header6>();
-        let mut fragment = false;
+        let (mut fragment, mut id) = (Fragment::No, 0);
         for _ in 0..EXTENSIONS {
             match proto {
                 // Hop-by-hop and destination options (RFC 8200 §4.3, §4.6). A routing header changes what the
@@ -350,25 +449,49 @@ impl Wire for Ipv6 {
                     l4 += (usize::from(words) + 1) * 8;
                 }
                 44 => {
-                    fragment = true;
-                    break;
+                    let Some(f) = packet::at::<FragmentHeader>(ctx, l4) else { return false };
+                    // The offset, and more fragments (RFC 8200 §4.5); neither: a whole packet (RFC 6946).
+                    fragment = match (f.offset.value() >> 3, f.offset.value() & 1) {
+                        (0, 0) => Fragment::No,
+                        (0, _) => Fragment::First,
+                        _ => Fragment::Later,
+                    };
+                    (proto, id) = (f.next, f.id);
+                    l4 += size_of::<FragmentHeader>();
+                    if fragment == Fragment::Later {
+                        break;
+                    }
                 }
                 _ => break,
             }
         }
-        packet.ip =
-            Ip { proto, ttl, word: len.0, fragment, l4, len: size_of::<Header6>() as u32 + u32::from(len.value()) };
+        let len_word = len.0;
+        let len = size_of::<Header6>() as u32 + u32::from(len.value());
+        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len };
         true
     }
 
     #[inline(always)]
-    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, _from: &Tuple<Self>, to: &Tuple<Self>) -> Result<(), ()> {
-        let next = *packet::at::<u8>(ctx, l3 + 6).ok_or(())?;
-        let tail = Tail6 { len: Be16(ip.word), next, hops: ip.ttl.wrapping_sub(1), src: to.src, dst: to.dst };
+    fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, _: &Tuple<Self>, to: &Tuple<Self>) -> Option<()> {
+        let next = *packet::at::<u8>(ctx, l3 + 6)?;
+        let tail = Tail6 { len: Be16(ip.word), next, hops: ip.ttl.wrapping_sub(hops), src: to.src, dst: to.dst };
         // Without a header checksum nothing balances the addresses in a CHECKSUM_COMPLETE sum but the transport
         // checksum, and `bpf_l4_csum_replace` counts that one as if it were IPv4 (`net/core/utils.c,
         // inet_proto_csum_replace_by_diff()`; BPF_F_IPV6 only since 6.16). So the sum follows the bytes here.
-        packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM))
+        packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()
+    }
+
+    #[inline(always)]
+    fn restore_addresses(
+        ctx: &TcContext,
+        check: usize,
+        l3: usize,
+        _: &Ip,
+        from: &Tuple<Self>,
+        to: &Tuple<Self>,
+    ) -> Option<()> {
+        packet::replace_checksum(ctx, check, 0, u64::from(from.address_difference(to)), 0).ok()?;
+        packet::store(ctx, l3 + 8, &[to.src, to.dst], 0).ok()
     }
 
     #[inline(always)]

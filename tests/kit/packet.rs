@@ -34,12 +34,36 @@ pub enum L4 {
         dport: u16,
         zero_sum: bool,
     },
+    /// Sixteen bytes with a checksum that nobody here can compute.
+    Sctp {
+        sport: u16,
+        dport: u16,
+    },
     Echo {
         request: bool,
         id: u16,
     },
-    /// Any other protocol, with its number.
+    /// An ICMP error; the payload is what it quotes.
+    Error {
+        kind: u8,
+        code: u8,
+    },
+    /// Any other protocol, with its number; or a later fragment of one.
     Raw(u8),
+}
+
+/// A part of a larger packet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece {
+    pub id: u16,
+    /// In units of eight bytes.
+    pub offset: u16,
+    pub more: bool,
+}
+
+impl Piece {
+    pub const FIRST: Self = Self { id: 7, offset: 0, more: true };
+    pub const LAST: Self = Self { id: 7, offset: 4, more: false };
 }
 
 /// A frame as values; lengths and checksums are filled in by [`Frame::bytes`].
@@ -55,7 +79,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
     /// IPv4 options, or IPv6 destination options headers, of this many four- or eight-byte units.
     pub options: usize,
-    pub fragment: bool,
+    pub fragment: Option<Piece>,
 }
 
 pub const SYN: u8 = 0x02;
@@ -76,7 +100,7 @@ impl Frame {
             l4,
             payload,
             options: 0,
-            fragment: false,
+            fragment: None,
         }
     }
 
@@ -102,11 +126,18 @@ impl Frame {
         (f.src, f.dst) = (src.0, dst.0);
         f.ttl -= 1;
         match &mut f.l4 {
-            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } => (*sport, *dport) = (src.1, dst.1),
+            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } | L4::Sctp { sport, dport } => {
+                (*sport, *dport) = (src.1, dst.1);
+            }
             L4::Echo { id, .. } => *id = src.1,
-            L4::Raw(_) => {}
+            L4::Raw(_) | L4::Error { .. } => {}
         }
         f
+    }
+
+    /// Without its Ethernet header, as an ICMP error quotes it.
+    pub fn quoted(&self) -> Vec<u8> {
+        self.bytes().split_off(14)
     }
 
     pub fn bytes(&self) -> Vec<u8> {
@@ -126,7 +157,8 @@ impl Frame {
         match self.l4 {
             L4::Tcp { .. } => 6,
             L4::Udp { .. } => 17,
-            L4::Echo { .. } => {
+            L4::Sctp { .. } => 132,
+            L4::Echo { .. } | L4::Error { .. } => {
                 if v4 {
                     1
                 } else {
@@ -165,12 +197,22 @@ impl Frame {
                 t.extend([0, 1]);
                 Some(2)
             }
+            L4::Sctp { sport, dport } => {
+                t.extend(sport.to_be_bytes());
+                t.extend(dport.to_be_bytes());
+                t.extend([1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 4]);
+                None
+            }
+            L4::Error { kind, code } => {
+                t.extend([kind, code, 0, 0, 0, 0, 0x05, 0x00]);
+                Some(2)
+            }
             L4::Raw(_) => None,
         };
         t.extend(&self.payload);
         if let Some(at) = check_at {
             let mut covered = Vec::new();
-            if !(v4 && matches!(self.l4, L4::Echo { .. })) {
+            if !(v4 && matches!(self.l4, L4::Echo { .. } | L4::Error { .. })) {
                 covered.extend(octets(self.src));
                 covered.extend(octets(self.dst));
                 covered.extend((t.len() as u32).to_be_bytes());
@@ -190,8 +232,10 @@ impl Frame {
         let header_len = 20 + self.options * 4;
         let mut h = vec![0x40 | (header_len / 4) as u8, 0];
         h.extend(((header_len + len) as u16).to_be_bytes());
-        h.extend([0x12, 0x34]);
-        h.extend(if self.fragment { [0x20, 0x00] } else { [0x40, 0x00] });
+        let piece = self.fragment.map(|p| (p.id, p.offset | if p.more { 0x2000 } else { 0 }));
+        let (id, fragment) = piece.unwrap_or((0x1234, 0x4000));
+        h.extend(id.to_be_bytes());
+        h.extend(fragment.to_be_bytes());
         h.extend([self.ttl, self.proto(true), 0, 0]);
         h.extend(octets(self.src));
         h.extend(octets(self.dst));
@@ -204,7 +248,7 @@ impl Frame {
 
     fn header6(&self, len: usize) -> Vec<u8> {
         let mut chain: Vec<u8> = vec![60; self.options];
-        if self.fragment {
+        if self.fragment.is_some() {
             chain.push(44);
         }
         chain.push(self.proto(false));
@@ -214,8 +258,16 @@ impl Frame {
         h.extend(octets(self.src));
         h.extend(octets(self.dst));
         for pair in chain.windows(2) {
-            // A destination options header with one PadN; a fragment header with "more fragments".
-            h.extend(if pair[0] == 44 { [pair[1], 0, 0, 1, 0, 0, 0, 7] } else { [pair[1], 0, 1, 4, 0, 0, 0, 0] });
+            match self.fragment {
+                Some(piece) if pair[0] == 44 => {
+                    let at = piece.offset << 3 | u16::from(piece.more);
+                    h.extend([pair[1], 0]);
+                    h.extend(at.to_be_bytes());
+                    h.extend(u32::from(piece.id).to_be_bytes());
+                }
+                // A destination options header with one PadN.
+                _ => h.extend([pair[1], 0, 1, 4, 0, 0, 0, 0]),
+            }
         }
         h
     }
@@ -266,6 +318,8 @@ pub struct Lab {
     pub other_bridge: u32,
     pub web: u32,
     pub app: u32,
+    /// The list of the publishes that follow; 0 = everybody.
+    pub allow: u32,
 }
 
 /// The host's namespace as in [`crate::topology`], with two networks: 7 (web) and 8 (app).
@@ -315,6 +369,7 @@ impl Lab {
             other_bridge: index("np8")?,
             web: index("web")?,
             app: index("app")?,
+            allow: 0,
         };
         for name in programs {
             lab.program(name)?.load().with_context(|| format!("cannot load {name}"))?;
@@ -336,7 +391,7 @@ impl Lab {
         {
             self.set_network(n, index, layout::NET_MASQUERADE)?;
             for address in [container(n, true), container(n, false)] {
-                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500, traffic: 0 };
+                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500, traffic: 10 };
                 self.put(layout::name::ENDPOINT, mapped(address), endpoint)?;
             }
         }
@@ -362,6 +417,12 @@ impl Lab {
             self.ebpf.map_mut(layout::name::SUBNET).context("no subnets")?.try_into()?;
         trie.insert(&Key::new(120, Addr::v4([10, 89, n, 0]).0), Subnet { bridge: index, flags }, 0)?;
         trie.insert(&Key::new(64, net6), Subnet { bridge: index, flags }, 0)?;
+        let mut bits: Array<_, u64> = self.ebpf.map_mut(layout::name::NEAR).context("no bits")?.try_into()?;
+        for address in [Addr::v4(gateway4), Addr::v6(gateway6)] {
+            let (word, bit) = layout::near(&address);
+            let others = bits.get(&word, 0)?;
+            bits.set(word, others | bit, 0)?;
+        }
         Ok(())
     }
 
@@ -386,16 +447,20 @@ impl Lab {
     /// The maps cannot be written.
     pub fn publish(&mut self, at: u32, host: Addr, host_port: u16, n: u8) -> Result<()> {
         let (IpAddr::V4(to4), IpAddr::V6(to6)) = (container(n, true), container(n, false)) else { return Ok(()) };
-        for (proto, table, at) in
-            [(layout::PROTO_TCP, layout::name::PORT_TCP, at), (layout::PROTO_UDP, layout::name::PORT_UDP, at + 1)]
-        {
+        for (proto, table, at) in [
+            (layout::PROTO_TCP, layout::name::PORT_TCP, at),
+            (layout::PROTO_UDP, layout::name::PORT_UDP, at + 1),
+            (layout::PROTO_SCTP, layout::name::PORT_SCTP, at + 1_000),
+        ] {
             let rule = Rule {
                 host,
                 to4: to4.octets(),
                 to6: to6.octets(),
                 host_port,
-                container_port: 80,
+                container_port: if proto == layout::PROTO_SCTP { host_port } else { 80 },
                 count: 1,
+                allow: self.allow,
+                traffic: 9,
                 proto,
                 bridge: if n == 7 { self.bridge } else { self.other_bridge },
                 ..Rule::default()
@@ -406,6 +471,33 @@ impl Lab {
             slots.set(u32::from(host_port), at, 0)?;
         }
         Ok(())
+    }
+
+    /// Lets `client` use the publishes with this list.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn allow(&mut self, list: u32, client: IpAddr, bits: u32) -> Result<()> {
+        let map = self.ebpf.map_mut(layout::name::ALLOW).context("no lists")?;
+        let mut trie: LpmTrie<_, layout::AllowKey, u32> = map.try_into()?;
+        let key = layout::AllowKey { list: list.to_be_bytes(), client: mapped(client) };
+        let bits = if client.is_ipv4() { 96 + bits } else { bits };
+        Ok(trie.insert(&Key::new(32 + bits, key), 1, 0)?)
+    }
+
+    /// What the traffic counter `id` holds.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn traffic(&self, id: u32) -> Result<layout::Traffic> {
+        let map: PerCpuArray<_, layout::Traffic> = self.ebpf.map(layout::name::TRAFFIC).context("none")?.try_into()?;
+        let all = map.get(&id, 0)?;
+        Ok(all.iter().fold(layout::Traffic::default(), |a, b| layout::Traffic {
+            packets_in: a.packets_in + b.packets_in,
+            bytes_in: a.bytes_in + b.bytes_in,
+            packets_out: a.packets_out + b.packets_out,
+            bytes_out: a.bytes_out + b.bytes_out,
+        }))
     }
 
     /// Forgets all flows.
@@ -422,6 +514,8 @@ impl Lab {
             Ok(())
         }
         clear::<layout::FlowKey4, layout::Flow4>(self, layout::name::FLOW4)?;
+        clear::<layout::FragmentKey4, u32>(self, layout::name::FRAG4)?;
+        clear::<layout::FragmentKey6, u32>(self, layout::name::FRAG6)?;
         clear::<layout::FlowKey6, layout::Flow6>(self, layout::name::FLOW6)
     }
 

@@ -4,7 +4,7 @@ use crate::{
     DROPPED, REDIRECTED, STACK, becomes, client, cut_everywhere, gateway, host, into, ip, outside, shapes, stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
+use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT};
@@ -110,11 +110,9 @@ fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
     let at = (BRIDGE_IN, lab.bridge);
     for v4 in [true, false] {
         let (web, there) = ((container(7, v4), 40_000), (outside(v4), 53));
-        let stranger = if v4 { ip("10.89.8.77") } else { ip("fd41:8::77") };
         let nowhere = if v4 { ip("224.0.0.251") } else { ip("ff02::fb") };
         for (what, frame) in [
-            ("a source of another subnet", Frame::udp((stranger, 40_000), there)),
-            ("another protocol", Frame::new(web.0, there.0, L4::Raw(132))),
+            ("a protocol that nobody can translate", Frame::new(web.0, there.0, L4::Raw(136))),
             ("the middle of a connection", Frame::tcp(web, there, ACK)),
             ("an echo answer", echo(web.0, there.0, false, 7)),
             ("multicast", Frame::udp(web, (nowhere, 5353))),
@@ -127,7 +125,11 @@ fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
         }
         let udp = from_web(Frame::udp(web, there));
         for (what, frame, reason) in [
-            ("a fragment", Frame { fragment: true, ..udp.clone() }, Reason::Fragment),
+            (
+                "a fragment without its first",
+                Frame { l4: L4::Raw(17), fragment: Some(Piece::LAST), ..udp.clone() },
+                Reason::Fragment,
+            ),
             ("at the end of its hops", Frame { ttl: 1, ..udp.clone() }, Reason::StackTtl),
             ("larger than the way out", Frame { payload: vec![0; 1473], ..udp.clone() }, Reason::StackMtu),
         ] {
@@ -189,8 +191,8 @@ fn isolated_networks_do_not_meet_and_internal_ones_have_no_way_out() -> Result<(
         lab.set_network(7, bridge, a | NET_MASQUERADE)?;
         lab.set_network(8, other, b | NET_MASQUERADE)?;
         for v4 in [true, false] {
-            for fragment in [false, true] {
-                let what = format!("{a} to {b}, v4 {v4}, fragment {fragment}");
+            for fragment in [None, Some(Piece::FIRST)] {
+                let what = format!("{a} to {b}, v4 {v4}, {fragment:?}");
                 let there = Frame::tcp((container(7, v4), 1), (container(8, v4), 80), SYN);
                 let back = Frame::tcp((container(8, v4), 80), (container(7, v4), 1), SYN | ACK);
                 let (there, back) = (Frame { fragment, ..there }, Frame { fragment, ..back });

@@ -3,7 +3,13 @@
 
 mod bridge;
 mod cost;
+mod edge;
+mod errors;
+mod fragments;
 mod lo;
+mod noise;
+mod policy;
+mod protocols;
 mod uplink;
 
 use anyhow::Result;
@@ -41,6 +47,23 @@ fn ip(text: &str) -> IpAddr {
 fn becomes(lab: &mut Lab, what: &str, at: (&str, u32), sent: &Frame, got: &Frame, reason: Reason) -> Result<()> {
     let out = lab.run(at.0, at.1, &sent.bytes())?;
     assert_eq!(REDIRECTED, out.action, "{what}: {out:?}");
+    assert_eq!(got.bytes(), out.packet, "{what}: the packet; sent {sent:?}");
+    assert_eq!(vec![(reason, 1)], out.counted, "{what}: the counters");
+    Ok(())
+}
+
+/// The packet is changed and goes on up, or out of, the host's stack. `indices`: where it came in first, and where it is.
+#[track_caller]
+fn goes_on_as(
+    lab: &mut Lab,
+    what: &str,
+    at: (&str, [u32; 2]),
+    sent: &Frame,
+    got: &Frame,
+    reason: Reason,
+) -> Result<()> {
+    let out = lab.run_repeated(at.0, at.1, &sent.bytes(), 1)?;
+    assert_eq!(STACK, out.action, "{what}: {out:?}");
     assert_eq!(got.bytes(), out.packet, "{what}: the packet; sent {sent:?}");
     assert_eq!(vec![(reason, 1)], out.counted, "{what}: the counters");
     Ok(())

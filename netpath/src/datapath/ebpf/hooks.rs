@@ -50,9 +50,12 @@ pub const SOCKETS: [(&str, u32); 8] = [
 pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     let mut hooks = BTreeSet::new();
     for (&ifindex, uplink) in &tables.uplinks {
-        let into = if uplink.ethernet == 0 { program::UPLINK_IN_L3 } else { program::UPLINK_IN };
+        let (into, out) = match uplink.ethernet {
+            0 => (program::UPLINK_IN_L3, program::UPLINK_OUT_L3),
+            _ => (program::UPLINK_IN, program::UPLINK_OUT),
+        };
         hooks.insert(TcHook { ifindex, egress: false, program: into });
-        hooks.insert(TcHook { ifindex, egress: true, program: program::UPLINK_OUT });
+        hooks.insert(TcHook { ifindex, egress: true, program: out });
     }
     for &ifindex in tables.networks.keys() {
         hooks.insert(TcHook { ifindex, egress: false, program: program::BRIDGE_IN });

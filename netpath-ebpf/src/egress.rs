@@ -1,0 +1,149 @@
+//! Egress of uplinks: nothing leaves with a container's own address unless its network says so. Here pass the packets that
+//! take the host's stack: of networks on the edge path all, of others what the stack had to deal with (too big, TTL at its
+//! end), and the errors of the host itself about packets that were translated.
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::layout::{FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS};
+use netpath_common::reason::Reason;
+
+use crate::entry::Walk;
+use crate::fast::{self, Plain};
+use crate::global::global;
+use crate::packet::{ETHERNET, Kind, Packet};
+use crate::verdict::{self, NOT_OURS, Verdict};
+use crate::wire::Wire;
+use crate::{desk, flows, icmp, maps, outward, packet};
+
+/// Of an uplink whose frames have an Ethernet header.
+pub struct Egress;
+/// Of one whose frames have none.
+pub struct EgressL3;
+
+/// Where the packet came in; 0 = the host sent it.
+#[inline(always)]
+fn origin(ctx: &TcContext) -> u32 {
+    // SAFETY: a context field, read-only.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// What the programs have sent here, what the host sends itself (but for ICMP), and what others forward.
+#[inline(always)]
+fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
+    if packet::take_sent(ctx) {
+        return true;
+    }
+    match origin(ctx) {
+        0 => F::protocol(ctx, l3) != Some(F::ICMP),
+        // SAFETY: the reference is not kept.
+        from => unsafe { maps::NETWORK.get(from) }.is_none(),
+    }
+}
+
+impl Walk for Egress {
+    const SIDE: u8 = SIDE_EGRESS;
+
+    #[inline(always)]
+    fn leaves<F: Wire>(ctx: &TcContext) -> bool {
+        is_of_others::<F>(ctx, ETHERNET)
+    }
+
+    #[inline(always)]
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        fast::follow(ctx, plain)
+    }
+
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        depart(ctx, packet)
+    }
+}
+
+impl Walk for EgressL3 {
+    const L3: usize = 0;
+    const SIDE: u8 = SIDE_EGRESS;
+
+    #[inline(always)]
+    fn leaves<F: Wire>(ctx: &TcContext) -> bool {
+        is_of_others::<F>(ctx, 0)
+    }
+
+    #[inline(always)]
+    fn short<F: Wire>(_: &TcContext, _: &Plain<F>) -> Option<Verdict> {
+        None
+    }
+
+    #[inline(always)]
+    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        depart(ctx, packet)
+    }
+}
+
+#[inline(always)]
+fn depart<F: Wire>(ctx: &TcContext, _: &Packet<F>) -> Verdict {
+    Verdict::unpack(leave::<F>(ctx))
+}
+
+global! {
+    /// A packet that the short way has not dealt with; gives a packed verdict.
+    fn leave() -> u64 as np_leave4, np_leave6 = take_leave;
+}
+
+#[inline(always)]
+fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
+    // Flows of both paths: one that is offloaded is found as the bridge saw it.
+    let followed = if packet.kind == Kind::Error {
+        icmp::follow::<F>(ctx, u32::from(SIDE_EGRESS)) != 0 || icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)) != 0
+    } else {
+        translatable && (flows::follow::<F>(ctx) != 0 || follow_offloaded::<F>(ctx) != 0)
+    };
+    if followed {
+        return go_on::<F>(verdict::FOLLOWED);
+    }
+    let from = origin(ctx);
+    // SAFETY: the reference is not kept.
+    let Some(flags) = (unsafe { maps::NETWORK.get(from) }).map(|n| n.flags) else { return NOT_OURS.pack() };
+    if flags & NET_MASQUERADE == 0 {
+        // Seen as they are, and tracked so that answers are let in, if not all is.
+        if flags & NET_DIRECT == 0
+            && translatable
+            && packet.may_begin()
+            && outward::belongs::<F>(&packet.tuple.src, from)
+        {
+            return go_on::<F>(Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx))));
+        }
+        return NOT_OURS.pack();
+    }
+    let private = matches!(outward::subnet_of::<F>(&packet.tuple.src), Some(s) if s.flags & NET_MASQUERADE != 0);
+    if !private {
+        return NOT_OURS.pack();
+    }
+    if translatable && packet.may_begin() && outward::belongs::<F>(&packet.tuple.src, from) {
+        let verdict = Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx)));
+        if verdict.reason as u32 != Reason::StackNoRoute as u32 {
+            return go_on::<F>(verdict);
+        }
+    }
+    verdict::drop(Reason::DropUntranslatable).pack()
+}
+
+#[inline(always)]
+fn follow_offloaded<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(packet) = desk::packet::<F>() else { return 0 };
+    packet.side = SIDE_BRIDGE;
+    let followed = flows::follow::<F>(ctx);
+    if let Some(packet) = desk::packet::<F>() {
+        packet.side = SIDE_EGRESS;
+    }
+    followed
+}
+
+/// Whatever the flow's own way is, this packet has taken the stack's.
+#[inline(always)]
+fn go_on<F: Wire>(verdict: Verdict) -> u64 {
+    if let Some(hop) = desk::hop::<F>() {
+        hop.next.forward = FORWARD_STACK;
+    }
+    verdict.pack()
+}

@@ -1,0 +1,156 @@
+//! ICMP errors (RFC 792, RFC 4443): they quote a packet that was translated, so that what is quoted has to be translated
+//! back for the one who sent it, and the error led to him (RFC 5508 §4).
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::addr::Be16;
+use netpath_common::family::{Family, Tuple};
+use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
+
+use crate::desk;
+use crate::global::global;
+use crate::packet::{self, ETHERNET, Echo, Udp};
+use crate::wire::{Fragment, Ip, Wire};
+
+/// The packet that an error quotes, and what it was before it was translated.
+pub struct Quoted<F: Family> {
+    pub tuple: Tuple<F>,
+    pub ip: Ip,
+    pub to: Tuple<F>,
+}
+
+/// An error's own header.
+const HEADER: usize = 8;
+
+/// Unreachable, too big, time exceeded, parameter problem. Redirects are for the next hop, and source quench is dead.
+#[inline(always)]
+pub fn is_error<F: Family>(kind: u8) -> bool {
+    if F::IS_V4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
+}
+
+global! {
+    /// Puts on the desk what the error there quotes; 0 if that cannot be read.
+    pub fn read() -> u32 as np_quoted4, np_quoted6 = read_quoted;
+
+    /// Looks for the flow of the quoted packet: 1 and the hop on the desk if there is one that saw it at `side`.
+    pub fn follow(side: u32) -> u32 as np_follow_error4, np_follow_error6 = follow_quoted;
+
+    /// Puts back what is quoted; 0 = the packet is half written.
+    pub fn restore() -> u32 as np_restore4, np_restore6 = restore_quoted;
+}
+
+#[inline(always)]
+fn read_quoted<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(quoted)) = (desk::packet::<F>(), desk::quoted::<F>()) else { return 0 };
+    // Known numbers for the offsets: an error whose own network header has options is left alone.
+    let plain = packet.l3 + F::HEADER;
+    if packet.ip.l4 != plain {
+        return 0;
+    }
+    let whole = if packet.l3 == 0 {
+        F::header(ctx, F::HEADER + HEADER, &mut quoted.ip, &mut quoted.tuple)
+    } else {
+        F::header(ctx, ETHERNET + F::HEADER + HEADER, &mut quoted.ip, &mut quoted.tuple)
+    };
+    if !whole || quoted.ip.fragment == Fragment::Later {
+        return 0;
+    }
+    let l4 = quoted.ip.l4;
+    // Eight bytes of the transport header at least (RFC 792): ports and UDP's checksum, or echo's identifier.
+    let tuple = &mut quoted.tuple;
+    match quoted.ip.proto {
+        PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
+            let Some(h) = packet::at::<Udp>(ctx, l4) else { return 0 };
+            (tuple.sport, tuple.dport) = (h.sport, h.dport);
+        }
+        p if p == F::ICMP => {
+            let Some(h) = packet::at::<Echo>(ctx, l4) else { return 0 };
+            if h.kind != F::ECHO_REQUEST && h.kind != F::ECHO_REPLY {
+                return 0;
+            }
+            (tuple.sport, tuple.dport) = (h.id, h.id);
+        }
+        _ => (tuple.sport, tuple.dport) = (Be16::default(), Be16::default()),
+    }
+    1
+}
+
+#[inline(always)]
+fn follow_quoted<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
+    let (Some(packet), Some(quoted), Some(hop)) = (desk::packet::<F>(), desk::quoted::<F>(), desk::hop::<F>()) else {
+        return 0;
+    };
+    // The half that translates the answer to what is quoted knows both ends as its sender does.
+    let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
+    // SAFETY: the reference is not kept.
+    let Some(flow) = (unsafe { F::flows().get(&key) }) else { return 0 };
+    let answer = F::translated(flow);
+    hop.next = *F::next(flow);
+    quoted.to = answer.reversed();
+    // An error of the far end itself comes from whom the sender knows; one of a router in between stays the router's. What
+    // comes out of a container has no other address that anybody knows.
+    let far_end = F::same(&packet.tuple.src, &quoted.tuple.dst) || packet.side == SIDE_BRIDGE;
+    hop.to = Tuple {
+        src: if far_end { answer.src } else { packet.tuple.src },
+        dst: answer.dst,
+        sport: packet.tuple.sport,
+        dport: packet.tuple.dport,
+    };
+    1
+}
+
+#[inline(always)]
+fn restore_quoted<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(quoted)) = (desk::packet::<F>(), desk::quoted::<F>()) else { return 0 };
+    let plain = if packet.l3 == 0 { F::HEADER + HEADER } else { ETHERNET + F::HEADER + HEADER };
+    u32::from(restore_all::<F>(ctx, packet.check, plain, quoted).is_some())
+}
+
+/// The error's checksum covers all that is quoted, so each change is taken into it.
+#[inline(always)]
+fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quoted<F>) -> Option<()> {
+    let (from, to, l4) = (&quoted.tuple, &quoted.to, quoted.ip.l4);
+    F::restore_addresses(ctx, check, l3, &quoted.ip, from, to)?;
+    match quoted.ip.proto {
+        PROTO_UDP => {
+            let sum = packet::at::<Udp>(ctx, l4)?.check;
+            if from.ports() != to.ports() {
+                put4(ctx, check, l4, from.ports(), to.ports())?;
+            }
+            if sum != [0; 2] {
+                let ports = u64::from(!from.ports()) + u64::from(to.ports());
+                let sums = netpath_common::checksum::replaced(sum, u64::from(from.address_difference(to)) + ports);
+                put2(ctx, check, l4 + 6, sum, sums)?;
+            }
+            Some(())
+        }
+        // TCP's checksum is beyond what has to be quoted.
+        PROTO_TCP if from.ports() != to.ports() => put4(ctx, check, l4, from.ports(), to.ports()),
+        // Echo's identifier, and its checksum, which balances it: the error's own does not change by the two.
+        p if p == F::ICMP => {
+            let h = *packet::at::<Echo>(ctx, l4)?;
+            let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
+            let mut difference = u64::from(!old) + u64::from(new);
+            if !F::IS_V4 {
+                difference += u64::from(from.address_difference(to));
+            }
+            put2(ctx, check, l4 + 2, h.check, netpath_common::checksum::replaced(h.check, difference))?;
+            put2(ctx, check, l4 + 4, from.sport.0, to.sport.0)
+        }
+        // As it is: SCTP and protocols without ports.
+        _ => Some(()),
+    }
+}
+
+/// Stores four bytes, and what they change in the checksum at `check`. A CHECKSUM_COMPLETE sum is balanced by the two.
+#[inline(always)]
+pub fn put4(ctx: &TcContext, check: usize, at: usize, old: u32, new: u32) -> Option<()> {
+    packet::replace_checksum(ctx, check, u64::from(old), u64::from(new), 4).ok()?;
+    packet::store(ctx, at, &new, 0).ok()
+}
+
+#[inline(always)]
+pub fn put2(ctx: &TcContext, check: usize, at: usize, old: [u8; 2], new: [u8; 2]) -> Option<()> {
+    let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+    packet::replace_checksum(ctx, check, u64::from(from), u64::from(to), 2).ok()?;
+    packet::store(ctx, at, &new, 0).ok()
+}

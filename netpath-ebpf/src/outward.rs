@@ -1,0 +1,80 @@
+//! What leaves a container network for the outside: the address that others see, and the flow that brings answers back.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use netpath_common::layout::{
+    FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
+};
+use netpath_common::pair::Way;
+use netpath_common::reason::Reason;
+
+use crate::desk::{self, Making};
+use crate::global::global;
+use crate::verdict::{self, NOT_OURS};
+use crate::wire::Wire;
+use crate::{flows, host, maps, packet, rules};
+
+#[inline(always)]
+pub fn subnet_of<F: Wire>(a: &F::Addr) -> Option<Subnet> {
+    maps::SUBNET.get(Key::new(128, F::mapped(*a).0)).copied()
+}
+
+/// Whether an address may be a source on this bridge.
+#[inline(always)]
+pub fn belongs<F: Wire>(a: &F::Addr, bridge: u32) -> bool {
+    matches!(subnet_of::<F>(a), Some(s) if s.bridge == bridge)
+}
+
+global! {
+    /// Begins the flow of the packet on the desk, which came in from `bridge`; gives a packed verdict. `uplink`: the
+    /// device that it is about to leave by; 0 = the kernel is asked.
+    pub fn begin(bridge: u32, uplink: u32) -> u64 as np_outward4, np_outward6 = begin_outward;
+}
+
+#[inline(always)]
+fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
+    const NO_ROUTE: u64 = verdict::stack(Reason::StackNoRoute).pack();
+    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    let route = host::route::<F>(ctx);
+    let ifindex = if uplink == 0 { route } else { uplink };
+    // A device that is no uplink would not bring the answers back.
+    // SAFETY: the references are not kept.
+    let (Some(net), Some(way_out)) = (unsafe { (maps::NETWORK.get(bridge), maps::UPLINK.get(ifindex)) }) else {
+        return NO_ROUTE;
+    };
+    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
+    let masqueraded = net.flags & NET_MASQUERADE != 0;
+    if !masqueraded {
+        plan.to.src = packet.tuple.src;
+    } else if !F::is_unset(&F::outbound(net)) {
+        plan.to.src = F::outbound(net);
+    } else if F::is_unset(&plan.to.src) || route != ifindex {
+        plan.to.src = F::source(way_out);
+    }
+    if F::is_unset(&plan.to.src) {
+        return NO_ROUTE;
+    }
+    let edge = net.flags & NET_EDGE != 0;
+    let forward = if edge { FORWARD_STACK } else { FORWARD_NEIGH };
+    plan.there = Way { ifindex, forward, mtu: way_out.mtu as u16, ..Way::default() };
+    // What the stack lets out has been measured by it.
+    if uplink == 0
+        && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
+    {
+        return verdict::stack(reason).pack();
+    }
+    plan.from = packet.tuple;
+    plan.to.dst = packet.tuple.dst;
+    plan.to.sport = packet.tuple.sport;
+    plan.to.dport = packet.tuple.dport;
+    plan.side = if edge { SIDE_EGRESS } else { SIDE_BRIDGE };
+    plan.twin_side = SIDE_UPLINK;
+    plan.proto = packet.ip.proto;
+    plan.origin = Reason::FlowMasqueraded as u8;
+    plan.traffic = rules::way_home::<F>(ctx, bridge) as u16;
+    if edge {
+        plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
+    }
+    // A sender that is seen as it is shares no ports with the host.
+    flows::begin::<F>(ctx, masqueraded, Reason::FlowMasqueraded).pack()
+}
