@@ -3,7 +3,7 @@
 //! Rules are never compared one by one: every version prints them differently. Our own digest, the number of rules in
 //! each of our chains and the place of our jumps say whether anything has to be written.
 
-use super::rules::{PREFIX, STATE, Table, digest};
+use super::rules::{Chain, PREFIX, STATE, Table, digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,6 +23,8 @@ pub struct PresentTable {
     rules: BTreeMap<String, Vec<String>>,
     /// Our own chains, with the number of their rules.
     own: BTreeMap<String, usize>,
+    /// Their rules as we wrote them; none of a table that was listed.
+    written: BTreeMap<String, Vec<String>>,
     /// Chains of others.
     foreign: usize,
     digest: Option<u64>,
@@ -96,12 +98,18 @@ impl PresentTable {
         if let Some((chain, _)) = line.strip_prefix(':').and_then(|l| l.split_once(' ')) {
             self.empty(chain);
             self.own.insert(chain.to_owned(), 0);
+            self.written.insert(chain.to_owned(), Vec::new());
             return;
         }
         let Some((verb, rest)) = line.split_once(' ') else { return };
         let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
         match verb {
-            "-A" => self.rule(rest),
+            "-A" => {
+                self.rule(rest);
+                if let Some(written) = self.written.get_mut(chain) {
+                    written.push(rule.to_owned());
+                }
+            }
             "-I" => {
                 let rule = rule.strip_prefix("1 ").unwrap_or(rule);
                 self.rules.entry(chain.to_owned()).or_default().insert(0, rule.to_owned());
@@ -115,6 +123,7 @@ impl PresentTable {
             "-X" => {
                 self.empty(chain);
                 self.own.remove(chain);
+                self.written.remove(chain);
             }
             // What is flushed goes.
             _ => {}
@@ -204,8 +213,11 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
     }
     let mut text = String::new();
     let _ = writeln!(text, "*{}", table.name);
+    let maker = if made { "made" } else { "kept" };
+    let state = format!("-m comment --comment netpath:{digest:016x}:{maker}");
+    let additions = additions(table, present, &state);
     // Naming a chain makes it or empties it.
-    for chain in &table.chains {
+    for chain in table.chains.iter().filter(|c| !additions.contains_key(c.name)) {
         let _ = writeln!(text, ":{} - [0:0]", chain.name);
     }
     for (from, rules) in &present.rules {
@@ -225,11 +237,11 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
         }
     }
     for chain in &table.chains {
-        if chain.name == STATE {
-            let maker = if made { "made" } else { "kept" };
-            let _ = writeln!(text, "-A {STATE} -m comment --comment netpath:{digest:016x}:{maker}");
+        let added = additions.get(chain.name);
+        if chain.name == STATE && added.is_none() {
+            let _ = writeln!(text, "-A {STATE} {state}");
         }
-        for rule in &chain.rules {
+        for rule in added.unwrap_or(&chain.rules) {
             let _ = writeln!(text, "-A {} {rule}", chain.name);
         }
     }
@@ -245,14 +257,38 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
     Some(text)
 }
 
+/// What is to be added to those chains that are right so far. The kernel waits 10 ms and more for a rule to be gone, so
+/// what only grows is not written anew; that takes knowing what was written.
+fn additions(table: &Table, present: &PresentTable, state: &str) -> BTreeMap<&'static str, Vec<String>> {
+    let mut additions = BTreeMap::new();
+    let written =
+        |chain: &Chain| present.written.get(chain.name).filter(|w| present.own.get(chain.name) == Some(&w.len()));
+    for chain in table.chains.iter().filter(|c| c.name != STATE) {
+        let added = written(chain).and_then(|w| chain.rules.strip_prefix(w.as_slice()));
+        additions.extend(added.map(|a| (chain.name, a.to_vec())));
+    }
+    // The youngest digest counts; the older ones go when something else does.
+    let Some(chain) = table.chains.iter().find(|c| c.name == STATE) else { return additions };
+    let stays = |w: &&Vec<String>| w.iter().filter(|r| r.starts_with("-d ")).all(|r| chain.rules.contains(r));
+    if let Some(written) = written(chain).filter(stays).filter(|_| additions.len() + 1 == table.chains.len()) {
+        let mut added: Vec<String> = chain.rules.iter().filter(|r| !written.contains(r)).cloned().collect();
+        added.push(state.to_owned());
+        additions.insert(STATE, added);
+    }
+    additions
+}
+
 fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -> bool {
     if table.chains.is_empty() {
         return !present.has_ours() || (keep_state && present.has_only_state());
     }
     let chains = present.own.len() == table.chains.len()
         && table.chains.iter().all(|c| {
-            let rules = c.rules.len() + usize::from(c.name == STATE);
-            present.own.get(c.name) == Some(&rules)
+            match present.own.get(c.name) {
+                // With digests of earlier times.
+                Some(_) if c.name == STATE => present.addresses.len() == c.rules.len(),
+                there => there == Some(&c.rules.len()),
+            }
         });
     let jumps = present.rules.iter().all(|(from, rules)| {
         let ours = rules.iter().filter(|r| present.is_ours(r)).count();

@@ -449,3 +449,39 @@ fn what_a_script_leaves_is_known_without_a_listing() {
     }
     assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "what others have is as it was");
 }
+
+/// The kernel takes its time over rules that go: a container that comes costs none.
+#[test]
+fn a_container_that_comes_only_adds_rules() {
+    let port = |order: u64, address: &str| {
+        let record = record(order, "front", &["10.89.7.0/24"], &[address]);
+        publishes(record, &[(HostBind::Any, Proto::Tcp, 8000 + order as u16, 80, 1)])
+    };
+    let [one, two] = [port(1, "10.89.7.5/24"), port(2, "10.89.7.4/24")];
+    let mut present = Present::default();
+    let mut write = |records: &[&Record]| {
+        let desired = Desired { records: records.iter().copied().cloned().collect() };
+        let tables = compile(&desired, Family::V4, false).tables;
+        let text: String = tables.iter().filter_map(|t| script(t, present.tables.get(t.name), false)).collect();
+        present.apply(&text);
+        text.lines().filter(|l| !l.contains("--comment")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    write(&[&one]);
+    let added = [
+        "*nat",
+        "-A NETPATH_TCP -p tcp -m tcp --dport 8002 -j DNAT --to-destination 10.89.7.4:80",
+        "-A NETPATH_STATE -d 10.89.7.4/32",
+        "COMMIT",
+    ];
+    assert_eq!(added.as_slice(), write(&[&one, &two]));
+    assert_eq!(Vec::<String>::new(), write(&[&one, &two]));
+    let removed = [
+        "*nat",
+        ":NETPATH_TCP - [0:0]",
+        ":NETPATH_STATE - [0:0]",
+        "-A NETPATH_TCP -p tcp -m tcp --dport 8002 -j DNAT --to-destination 10.89.7.4:80",
+        "-A NETPATH_STATE -d 10.89.7.4/32",
+        "COMMIT",
+    ];
+    assert_eq!(removed.as_slice(), write(&[&two]));
+}
