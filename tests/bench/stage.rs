@@ -52,6 +52,10 @@ impl Way {
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
+/// Short connections on the hairpin way go to a port of their own: they reach the server from the gateway's address, as
+/// those of the host itself do, and the kernel delays a connection whose addresses and ports another has just left.
+const ONCE_BACK: u16 = 83;
+const PORTS: [u16; 4] = [ONCE, ECHO, BULK, ONCE_BACK];
 const SHIFT: u16 = 8000;
 const HOST_PART: u8 = 5;
 
@@ -66,6 +70,7 @@ impl Served {
     fn start(netns: &Netns) -> Result<Self> {
         let mut threads = Servers::default();
         threads.connections(netns, ONCE)?;
+        threads.connections(netns, ONCE_BACK)?;
         threads.round_trips(netns, ECHO)?;
         threads.datagrams(netns, ECHO)?;
         let sink = threads.sink(netns, ONCE)?;
@@ -88,7 +93,8 @@ pub struct Path<'s> {
     pub from: &'s Netns,
     ip: IpAddr,
     shift: u16,
-    pub sink: &'s Counter,
+    once: u16,
+    pub counter: &'s Counter,
 }
 
 impl Path<'_> {
@@ -96,8 +102,13 @@ impl Path<'_> {
         SocketAddr::new(self.ip, port + self.shift)
     }
 
-    /// The server of short connections, and for UDP the sink.
+    /// The server of short connections.
     pub fn once(&self) -> SocketAddr {
+        self.to(self.once)
+    }
+
+    /// The receiver of datagrams.
+    pub fn sink(&self) -> SocketAddr {
         self.to(ONCE)
     }
 
@@ -114,7 +125,7 @@ impl Stage {
     /// # Errors
     /// What could not be made, or a way that does not answer.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
-        let topology = Topology::new()?;
+        let topology = topology()?;
         let container = topology.container("web")?;
         let up = match &variant.kind {
             Kind::Direct => None,
@@ -124,7 +135,7 @@ impl Stage {
             }
             Kind::Backend(recipe) => {
                 let backend = Backend::new(recipe, places, &topology)?;
-                let document = [ONCE, ECHO, BULK].into_iter().fold(backend.document(HOST_PART), |document, port| {
+                let document = PORTS.into_iter().fold(backend.document(HOST_PART), |document, port| {
                     document.publish("", port + SHIFT, port, "tcp").publish("", port + SHIFT, port, "udp")
                 });
                 backend.setup(&topology, &container, &document)?;
@@ -156,7 +167,8 @@ impl Stage {
             Way::Hairpin => (inside, HOST4, SHIFT),
         };
         let server = if way == Way::Masqueraded { &self.outside } else { &self.inside };
-        Some(Path { from, ip, shift, sink: &server.sink })
+        let once = if way == Way::Hairpin { ONCE_BACK } else { ONCE };
+        Some(Path { from, ip, shift, once, counter: &server.sink })
     }
 }
 
@@ -167,6 +179,17 @@ impl Drop for Stage {
             let _ = backend.teardown(&self.topology, &self.container, document);
         }
     }
+}
+
+/// Bridged packets do not pass netfilter, as on a host where nobody has loaded br_netfilter: with it, every packet would
+/// pass the rules of Netavark twice, and a container would not reach its own published port.
+fn topology() -> Result<Topology> {
+    let topology = Topology::new()?;
+    for family in ["iptables", "ip6tables"] {
+        // Not there without the module.
+        let _ = topology.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{family}"), "0");
+    }
+    Ok(topology)
 }
 
 /// The container behind a host that routes and does nothing else.
@@ -202,7 +225,7 @@ impl Host {
     /// What could not be made. Direct and routed have no backend.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
         let recipe = variant.recipe().with_context(|| format!("{} sets nothing up", variant.key))?;
-        let topology = Topology::new()?;
+        let topology = topology()?;
         let backend = Backend::new(recipe, places, &topology)?;
         let container = topology.container("keeper")?;
         let document = backend.document(KEEPER).publish("", 999, 80, "tcp");

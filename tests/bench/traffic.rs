@@ -149,7 +149,7 @@ fn measure(job: Job, path: &Path<'_>, plan: &Plan) -> Result<Sample> {
             }
         }
         Kind::Udp => {
-            let done = udp::blast(path.from, path.once(), path.sink, time)?;
+            let done = udp::blast(path.from, path.sink(), path.counter, time)?;
             put(Figure::more(format!("udp.{way}"), format!("{way}: UDP 64 B"), "kpps"), done.received / 1e3);
             let lost = 100.0 * (1.0 - done.received / done.sent.max(1.0));
             if lost > 5.0 {
