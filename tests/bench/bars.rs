@@ -78,9 +78,7 @@ impl Bar {
             Value(figure) => results.median(own(figure)),
             More(figure, base) => Some(results.median(own(figure))? - results.median(own(base))?),
             // The same programs on every eBPF rung.
-            Program(name) => results
-                .program(name)
-                .filter(|_| variant.key.starts_with("netpath-") && variant.key != "netpath-iptables"),
+            Program(name) => results.program(name).filter(|_| variant.is_ebpf()),
         }
     }
 

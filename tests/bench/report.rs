@@ -63,16 +63,27 @@ fn bars(plan: &Plan, results: &Results) -> String {
     let judged: Vec<&Variant> = plan.variants.iter().copied().filter(|v| v.is_netpath()).collect();
     let head: Vec<String> = ["aim", ""].into_iter().chain(judged.iter().map(|v| v.title)).map(str::to_owned).collect();
     let rows = BARS.iter().map(|bar| {
-        let verdict = |variant: &&Variant| {
+        let cell = |variant: &&Variant| {
             optional(bar.measured(results, variant), |value| {
                 let shown = if bar.is_ratio() { ratio(value) } else { number(value) };
                 format!("{shown} {}", if bar.is_met(value) { "met" } else { "not met" })
             })
         };
         let first = vec![bar.what.to_owned(), bar.aim()];
-        [first, judged.iter().map(verdict).collect()].concat()
+        [first, judged.iter().map(cell).collect()].concat()
     });
-    render(&head, &rows.collect::<Vec<_>>())
+    let mut text = render(&head, &rows.collect::<Vec<_>>()) + "\n";
+    judged.iter().for_each(|variant| text += &verdict(results, variant));
+    text
+}
+
+/// How many of the aims a variant meets, and which it does not.
+fn verdict(results: &Results, variant: &Variant) -> String {
+    let measured: Vec<_> = BARS.iter().filter_map(|bar| Some((bar, bar.measured(results, variant)?))).collect();
+    let missed: Vec<_> = measured.iter().filter(|(bar, value)| !bar.is_met(*value)).map(|(bar, _)| bar.what).collect();
+    let (all, met) = (measured.len(), measured.len() - missed.len());
+    let rest = if missed.is_empty() { String::new() } else { format!("; not: {}", missed.join("; ")) };
+    format!("* {} meets {met} of the {all} that were measured{rest}.\n", variant.title)
 }
 
 /// Everything, as a part of a page whose title is one level above.
@@ -127,12 +138,18 @@ pub fn json(plan: &Plan, results: &Results, machine: &Machine) -> Value {
             "less_is_better": figure.better == Better::Less, "variants": variants,
         })
     });
+    let aims = plan.variants.iter().filter(|v| v.is_netpath()).flat_map(|v| {
+        BARS.iter().filter_map(|bar| {
+            let value = bar.measured(results, v)?;
+            Some(json!({"what": bar.what, "variant": v.key, "aim": bar.aim(), "measured": value, "met": bar.is_met(value)}))
+        })
+    });
     let programs: serde_json::Map<String, Value> =
         results.programs.iter().map(|(name, ns)| (name.clone(), json!(ns))).collect();
     json!({
         "machine": {"processors": machine.processors, "model": machine.model, "kernel": machine.kernel},
         "rounds": plan.rounds, "sample_ms": plan.sample().as_millis() as u64,
-        "figures": figures.collect::<Vec<_>>(), "programs_ns": programs, "notes": results.notes,
+        "figures": figures.collect::<Vec<_>>(), "programs_ns": programs, "aims": aims.collect::<Vec<_>>(), "notes": results.notes,
     })
 }
 

@@ -52,10 +52,12 @@ impl Way {
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
-/// Short connections on the hairpin way go to a port of their own: they reach the server from the gateway's address, as
-/// those of the host itself do, and the kernel delays a connection whose addresses and ports another has just left.
-const ONCE_BACK: u16 = 83;
-const PORTS: [u16; 4] = [ONCE, ECHO, BULK, ONCE_BACK];
+/// Short connections of each way that reaches the server from the gateway's address have a port of their own: the kernel
+/// delays a connection whose addresses and ports another has just left, unless the same host has made both.
+const ONCE_LOCAL: u16 = 83;
+const ONCE_ADDRESS: u16 = 84;
+const ONCE_HAIRPIN: u16 = 85;
+const PORTS: [u16; 6] = [ONCE, ECHO, BULK, ONCE_LOCAL, ONCE_ADDRESS, ONCE_HAIRPIN];
 const SHIFT: u16 = 8000;
 const HOST_PART: u8 = 5;
 
@@ -69,8 +71,9 @@ struct Served {
 impl Served {
     fn start(netns: &Netns) -> Result<Self> {
         let mut threads = Servers::default();
-        threads.connections(netns, ONCE)?;
-        threads.connections(netns, ONCE_BACK)?;
+        for port in [ONCE, ONCE_LOCAL, ONCE_ADDRESS, ONCE_HAIRPIN] {
+            threads.connections(netns, port)?;
+        }
         threads.round_trips(netns, ECHO)?;
         threads.datagrams(netns, ECHO)?;
         let sink = threads.sink(netns, ONCE)?;
@@ -167,7 +170,12 @@ impl Stage {
             Way::Hairpin => (inside, HOST4, SHIFT),
         };
         let server = if way == Way::Masqueraded { &self.outside } else { &self.inside };
-        let once = if way == Way::Hairpin { ONCE_BACK } else { ONCE };
+        let once = match way {
+            Way::Published | Way::Masqueraded => ONCE,
+            Way::Local => ONCE_LOCAL,
+            Way::Address => ONCE_ADDRESS,
+            Way::Hairpin => ONCE_HAIRPIN,
+        };
         Some(Path { from, ip, shift, once, counter: &server.sink })
     }
 }

@@ -85,6 +85,10 @@ impl Variant {
         self.recipe().is_some_and(|r| r.program == Program::Netpath)
     }
 
+    pub fn is_ebpf(&self) -> bool {
+        self.recipe().is_some_and(|r| r.environment.contains(&("NETPATH_DATAPATH", "ebpf")))
+    }
+
     /// # Errors
     /// What this machine lacks for it.
     pub fn is_possible(&self, places: &Places) -> Result<(), String> {
@@ -93,11 +97,10 @@ impl Variant {
         if !program.is_file() {
             return Err(format!("the program {}", program.display()));
         }
-        let value = |name| recipe.environment.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
-        if value("NETPATH_DATAPATH") == Some("ebpf") {
+        if self.is_ebpf() {
             need::bpf()?;
         }
-        if value("NETPATH_TC") == Some("tcx") {
+        if recipe.environment.contains(&("NETPATH_TC", "tcx")) {
             need::tcx()?;
         }
         Ok(())

@@ -14,27 +14,29 @@ const PEERS: [(&str, &str); 2] = [("netavark", "2.1.0"), ("aardvark-dns", "2.1.0
 /// The distribution's netavark, for its iptables driver.
 const OLD_NETAVARK: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
 
-/// Figures, for `--only`; `conn.published` means one way alone:
-///
-///   tcp       bulk TCP, 1 and 4 streams (iperf3), and the processor time per GB
-///   tcp-back  the same, the server sends
-///   udp       UDP, 64 bytes, packets per second
-///   conn      connect, request, answer, close by 4 clients, and the processor time per 10,000
-///   tcp-rr    TCP request and answer: median and p99
-///   udp-rr    UDP request and answer: median and p99
-///   setup     setup and teardown of one container
-///   range     setup of one container with a range of 10,000 ports
-///   many      60 containers, 8 at a time
-///   ports     1 to 60,000 published ports: setup, and connections per second beside them
-///   programs  time per packet of the eBPF programs, by BPF_PROG_TEST_RUN
-///
-/// Ways: published, masqueraded, localhost, address, hairpin.
-///
-/// Variants: direct, routed, netavark-nft, netavark-iptables, netpath-tcx, netpath-clsact, netpath-iptables.
-///
-/// Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.
+const HELP: &str = "\
+Figures for `--only`: all of one kind, or one way of it, as in `conn.published`
+
+  tcp       bulk TCP, 1 and 4 streams (iperf3), and the processor time per GB
+  tcp-back  the same, the server sends
+  udp       UDP, 64 bytes, packets per second
+  conn      connect, request, answer, close by 4 clients, and the processor time per 10,000
+  tcp-rr    TCP request and answer: median and p99
+  udp-rr    UDP request and answer: median and p99
+  setup     setup and teardown of one container
+  range     setup of one container with a range of 10,000 ports
+  many      60 containers, 8 at a time
+  ports     1 to 60,000 published ports: setup, and connections per second beside them
+  programs  time per packet of the eBPF programs, by BPF_PROG_TEST_RUN
+
+Ways: published, masqueraded, localhost, address, hairpin.
+
+Variants: direct, routed, netavark-nft, netavark-iptables, netpath-tcx, netpath-clsact, netpath-iptables.
+
+Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.";
+
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = HELP)]
 pub struct Args {
     /// Only these figures
     #[arg(long, value_name = "FIGURE[,…]", value_delimiter = ',')]
@@ -60,12 +62,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Part::Toolchain, Part::Tests, Part::Engine])?;
     let peers = install_peers()?;
     build_ebpf::build()?;
-    // Those that are built for releases, with whole-program optimization: minutes the first time.
-    let mut build = workspace::cargo();
-    println!("building netpath and the bench, optimized");
-    run_cargo(build.args(["build", "--release", "--quiet", "--package", "netpath", "--bin", "netpath"]))?;
-    let mut build = workspace::cargo();
-    run_cargo(build.args(["build", "--release", "--quiet", "--package", "netpath-tests", "--bin", "bench"]))?;
+    let mut steps = Steps::of(2);
+    for (package, binary) in [("netpath", "netpath"), ("netpath-tests", "bench")] {
+        let mut build = workspace::cargo();
+        build.args(["build", "--release", "--quiet", "--package", package, "--bin", binary]);
+        steps.run(&format!("{binary}, optimized"), &mut build)?;
+    }
 
     let release = workspace::target().join("release");
     let mut bench = Command::new(release.join("bench"));

@@ -2,8 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use kit::host::{Netns, SOON, wait_for};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 /// An `iperf3 -s` until this is dropped.
@@ -16,13 +21,23 @@ impl Drop for Iperf {
     }
 }
 
+/// To be called on the main thread: the server ends with the thread that started it, so that a bench which is killed leaves
+/// none behind.
+///
 /// # Errors
 /// It does not start, or does not listen soon.
 pub fn server(netns: &Netns, port: u16) -> Result<Iperf> {
     let mut command = Command::new("iperf3");
     command.args(["-s", "-p", &port.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = netns.run(|| command.spawn()).context("cannot start iperf3")?;
+    let namespace = File::open(netns.path()).with_context(|| format!("cannot open {}", netns.path().display()))?;
+    let prepare = move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(set_pdeathsig(Signal::SIGKILL)?)
+    };
+    // SAFETY: between fork and exec two bare system calls are made, and no memory is taken.
+    unsafe { command.pre_exec(prepare) };
+    let child = command.spawn().context("cannot start iperf3")?;
     let server = Iperf(child);
     // Without a connection, which it would take for a client.
     let listens = || ["tcp", "tcp6"].iter().any(|table| listening(&netns.run(|| sockets(table)), port));
