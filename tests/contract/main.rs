@@ -3,5 +3,6 @@
 mod command_line;
 mod example;
 mod options;
+mod owners;
 mod refused;
 mod repeated;

@@ -134,6 +134,7 @@ impl Live {
 
     fn admit_locked(&mut self, choice: Choice) -> Result<()> {
         let there = self.store.all()?;
+        self.refuse_taken_ports(&there)?;
         for at in 0..self.records.len() {
             if let Some(old) = there.iter().find(|k| k.key() == self.keys[at]) {
                 self.clear(at, old)?;

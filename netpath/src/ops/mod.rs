@@ -3,6 +3,7 @@
 mod bridge;
 mod container;
 mod host;
+mod owner;
 mod rung;
 mod serve;
 mod signal;

@@ -1,0 +1,40 @@
+//! The meeting of ports by example.
+
+use super::*;
+use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+
+const BOTH: [&str; 2] = ["10.88.0.2/16", "fd00::2/64"];
+
+fn met(wanted: (HostBind, u16, u16), addresses: &[&str], owned: (HostBind, u16, u16)) -> Option<(Place, u16)> {
+    let publish = |(bind, port, count)| vec![tcp(bind, port, 1, count)];
+    let coming = [record(2, addresses, publish(wanted))];
+    let owner = record(1, &BOTH, publish(owned));
+    meetings(&coming, [&owner].into_iter()).first().map(|m| (m.place, m.port))
+}
+
+#[test]
+fn the_same_port_of_the_same_place_meets() {
+    let any = HostBind::Any;
+    assert_eq!(Some((Place::EveryV4, 80)), met((any, 80, 1), &BOTH, (any, 80, 1)));
+    assert_eq!(Some((Place::EveryV4, 80)), met((any, 80, 1), &BOTH, (at("0.0.0.0"), 80, 1)));
+    assert_eq!(Some((Place::EveryV6, 80)), met((HostBind::AnyV6, 80, 1), &BOTH, (any, 80, 1)));
+    assert_eq!(Some((Place::EveryV4, 100)), met((any, 90, 20), &BOTH, (any, 100, 50)));
+    assert_eq!(Some((Place::EveryV4, 120)), met((any, 120, 1), &BOTH, (any, 100, 50)));
+    assert_eq!(None, met((any, 99, 1), &BOTH, (any, 100, 50)));
+    assert_eq!(None, met((any, 150, 1), &BOTH, (any, 100, 50)));
+    assert_eq!(None, met((HostBind::AnyV4, 80, 1), &BOTH, (HostBind::AnyV6, 80, 1)));
+    assert_eq!(None, met((any, 80, 1), &["fd00::3/64"], (HostBind::AnyV4, 80, 1)), "a family that nobody has");
+    assert_eq!(None, met((at("192.0.2.1"), 80, 1), &BOTH, (any, 80, 1)));
+    assert_eq!(None, met((at("192.0.2.1"), 80, 1), &BOTH, (at("192.0.2.2"), 80, 1)));
+    assert!(met((at("127.0.0.1"), 80, 1), &BOTH, (at("127.0.0.1"), 80, 1)).is_some());
+}
+
+#[test]
+fn a_wide_range_is_found_behind_narrow_ones() {
+    let any = HostBind::Any;
+    let coming = [record(2, &BOTH, vec![tcp(any, 10, 1, 500), tcp(any, 20, 1, 1), tcp(any, 30, 1, 1)])];
+    let owner = record(1, &BOTH, vec![tcp(any, 5, 1, 5), tcp(any, 400, 1, 1)]);
+    assert_eq!(Some(400), meetings(&coming, [&owner].into_iter()).first().map(|m| m.port));
+    let itself = Record { container: coming[0].container.clone(), ..owner };
+    assert!(meetings(&coming, [&itself].into_iter()).is_empty());
+}

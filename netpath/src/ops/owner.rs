@@ -1,0 +1,37 @@
+//! Whether the ports that a container wants to publish are free.
+
+use super::host::Live;
+use super::unlink;
+use crate::model::error::{Error, Result};
+use crate::model::owners;
+use crate::state::{Kept, Phase};
+
+impl Live {
+    /// Engines hold the ports that they publish, so that they mostly tell of this first. Who is gone without a teardown
+    /// owns nothing: the datapath step removes it.
+    ///
+    /// # Errors
+    /// A living container publishes one of the ports. Nothing was changed.
+    pub(super) fn refuse_taken_ports(&self, there: &[Kept]) -> Result<()> {
+        for met in owners::meetings(&self.records, there.iter().map(|k| &k.record)) {
+            let Some(owner) = there.iter().find(|k| std::ptr::eq(&k.record, met.owner)) else { continue };
+            if self.answers(owner)? {
+                let (label, network) = (met.owner.container.label(), &met.owner.network.name);
+                return Err(Error::new(format!("cannot publish port {}/{} of {}", met.port, met.proto, met.place))
+                    .because(format!("container {label} on network {network} publishes it already"))
+                    .next("publish another port or host address, or stop that container first"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether packets reach this endpoint, or are about to.
+    fn answers(&self, kept: &Kept) -> Result<bool> {
+        match (kept.phase, &kept.record.links) {
+            (Phase::Going, _) => Ok(false),
+            (Phase::Coming, None) => Ok(kept.writer.is_alive()),
+            (Phase::Up, None) => Ok(false),
+            (_, Some(_)) => Ok(unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some()),
+        }
+    }
+}
