@@ -3,6 +3,7 @@
 mod command_line;
 mod example;
 mod options;
+mod own;
 mod owners;
 mod refused;
 mod repeated;

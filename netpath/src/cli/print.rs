@@ -6,6 +6,7 @@ use crate::observe::doctor::Report;
 use crate::observe::flows::FlowLine;
 use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
+use crate::observe::traffic::{NetworkLine, Volume};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -44,6 +45,12 @@ pub fn status(status: &Status) -> String {
         }
         let _ = write!(out, "\n{table}");
     }
+    for network in &status.networks {
+        let _ = writeln!(out, "PATH      {} of {}: {}", network.path, network.network, network.why);
+    }
+    if !status.networks.is_empty() {
+        let _ = write!(out, "\n{}", traffic(&status.networks));
+    }
     if !status.counters.is_empty() {
         let mut table = Table::new(&["reason", "packets", "bytes"]);
         for counter in &status.counters {
@@ -58,8 +65,38 @@ pub fn status(status: &Status) -> String {
             table.row([map.name.to_owned(), map.entries.to_string(), map.max_entries.to_string(), memory]);
         }
         let _ = write!(out, "\n{table}");
+        let _ = writeln!(out, "all maps hold {} KiB", status.memory_bytes.div_ceil(1024));
     }
     out
+}
+
+/// A line for each network, below it its endpoints, below each what it publishes.
+fn traffic(networks: &[NetworkLine]) -> Table {
+    let mut table = Table::new(&["traffic of", "packets in", "bytes in", "packets out", "bytes out"]);
+    let mut row = |what: String, v: &Volume| {
+        let numbers = [v.packets_in, v.bytes_in, v.packets_out, v.bytes_out].map(|n| n.to_string());
+        table.row(std::iter::once(what).chain(numbers));
+    };
+    for network in networks {
+        row(network.network.clone(), &network.volume);
+        for endpoint in &network.endpoints {
+            let uncounted = if endpoint.counted { "" } else { " (not counted)" };
+            row(format!("  {}{uncounted}", endpoint.container), &endpoint.volume);
+            for publish in &endpoint.publishes {
+                let ports = range(publish.first_port, publish.ports);
+                row(format!("    {} {ports}/{}", publish.host, publish.protocol), &publish.volume);
+            }
+        }
+    }
+    table
+}
+
+/// `8080`, `8000-8009`
+fn range(first: u16, count: u16) -> String {
+    match count {
+        1 => first.to_string(),
+        count => format!("{first}-{}", u32::from(first) + u32::from(count) - 1),
+    }
 }
 
 pub fn flows(flows: &[FlowLine]) -> String {
@@ -89,10 +126,7 @@ pub fn ports(ports: &[PortLine]) -> String {
     }
     let mut table = Table::new(&["host", "port", "container", "network", "leads to", "state"]);
     for port in ports {
-        let range = |first: u16| match port.ports {
-            1 => first.to_string(),
-            count => format!("{first}-{}", u32::from(first) + u32::from(count) - 1),
-        };
+        let range = |first: u16| range(first, port.ports);
         let to = port.container_addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         table.row([
             port.host.clone(),
@@ -120,6 +154,17 @@ pub fn doctor(report: &Report) -> String {
     for step in &report.ladder {
         let why = step.why_not.as_deref().unwrap_or("can be used");
         let _ = writeln!(out, "  {:<10}  {why}", step.rung.to_string());
+    }
+    if let Some(path) = &report.path {
+        let why = match (&path.error, path.filters.first()) {
+            (Some(e), _) => format!("because what filters forwarded packets cannot be told: {e}"),
+            (None, None) => "since nothing on this host filters forwarded packets".into(),
+            (None, Some(first)) => format!("because {first}"),
+        };
+        let _ = writeln!(out, "PATH      {}, {why}", path.path);
+        for more in path.filters.iter().skip(1) {
+            let _ = writeln!(out, "  and {more}");
+        }
     }
     let yes = report.probes.iter().filter(|p| p.answer == "yes").count();
     let _ = writeln!(out, "PROBES    {yes} of {} answered yes", report.probes.len());

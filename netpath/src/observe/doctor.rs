@@ -2,6 +2,7 @@
 
 use super::Host;
 use crate::datapath::ebpf::{TcMode, compile, hooks};
+use crate::datapath::filter;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
 use crate::model::Rung;
@@ -16,6 +17,8 @@ pub struct Report {
     pub in_use: bool,
     pub ladder: Vec<Step>,
     pub probes: Vec<Probed>,
+    /// The way of networks that do not choose one, on the eBPF rung.
+    pub path: Option<PathReport>,
     /// Empty = all is well.
     pub findings: Vec<Finding>,
 }
@@ -38,6 +41,16 @@ pub struct Probed {
 }
 
 #[derive(Serialize)]
+pub struct PathReport {
+    /// `offload` or `edge`.
+    pub path: &'static str,
+    /// What filters forwarded packets on this host, each in a sentence.
+    pub filters: Vec<String>,
+    /// Why that could not be found out.
+    pub error: Option<String>,
+}
+
+#[derive(Serialize)]
 pub struct Finding {
     pub what: String,
     pub next: String,
@@ -54,14 +67,24 @@ pub fn examine(host: &Host) -> Result<Report> {
         })
         .collect();
     let used = host.store.rung()?;
+    let rung = used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung));
     Ok(Report {
         version: 1,
-        rung: used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung)),
+        rung,
+        path: (rung == Some(Rung::Ebpf)).then(way_through),
         in_use: used.is_some(),
         ladder,
         probes: probe::ALL.iter().map(ask).collect(),
         findings: findings(host)?,
     })
+}
+
+fn way_through() -> PathReport {
+    let (filters, error) = match filter::foreign() {
+        Ok(found) => (found.iter().map(ToString::to_string).collect(), None),
+        Err(e) => (Vec::new(), Some(e.to_string())),
+    };
+    PathReport { path: if filters.is_empty() && error.is_none() { "offload" } else { "edge" }, filters, error }
 }
 
 fn ask(probe: &probe::Probe) -> Probed {

@@ -6,6 +6,7 @@ pub mod flows;
 pub mod monitor;
 pub mod ports;
 pub mod status;
+pub mod traffic;
 
 use crate::datapath::ebpf::pins::Pins;
 use crate::link::{Rtnl, netns};

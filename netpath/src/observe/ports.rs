@@ -38,12 +38,7 @@ fn lines(records: &[Record]) -> Vec<PortLine> {
                 .find(|o| o.publishes.iter().any(|p| takes_from(p, publish)))
                 .map(|o| o.container.label());
             lines.push(PortLine {
-                host: match publish.bind {
-                    HostBind::Any => "*".into(),
-                    HostBind::AnyV4 => "0.0.0.0".into(),
-                    HostBind::AnyV6 => "::".into(),
-                    HostBind::Address(a) => a.to_string(),
-                },
+                host: shown(publish.bind),
                 protocol: publish.proto.to_string(),
                 first_port: publish.host_port(),
                 ports: publish.count(),
@@ -57,6 +52,16 @@ fn lines(records: &[Record]) -> Vec<PortLine> {
     }
     lines.sort_by(|a, b| (a.first_port, &a.protocol, &a.host).cmp(&(b.first_port, &b.protocol, &b.host)));
     lines
+}
+
+/// `*`, `0.0.0.0`, `::` or an address.
+pub fn shown(bind: HostBind) -> String {
+    match bind {
+        HostBind::Any => "*".into(),
+        HostBind::AnyV4 => "0.0.0.0".into(),
+        HostBind::AnyV6 => "::".into(),
+        HostBind::Address(a) => a.to_string(),
+    }
 }
 
 fn shares_a_family(a: &Record, b: &Record) -> bool {

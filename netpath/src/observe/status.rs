@@ -1,5 +1,6 @@
 //! The rung in use and why, what is attached where, and what the programs have counted.
 
+use super::traffic::{self, NetworkLine};
 use super::{Host, interface};
 use crate::datapath::ebpf::hooks::{self, By};
 use crate::datapath::ebpf::{control, sys};
@@ -26,7 +27,10 @@ pub struct Status {
     pub endpoints: usize,
     pub hooks: Vec<Hook>,
     pub counters: Vec<Counter>,
+    pub networks: Vec<NetworkLine>,
     pub maps: Vec<MapUse>,
+    /// Of all maps, those that `maps` leaves out too.
+    pub memory_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -76,7 +80,9 @@ pub fn status(host: &Host) -> Result<Status> {
         endpoints,
         hooks: Vec::new(),
         counters: Vec::new(),
+        networks: Vec::new(),
         maps: Vec::new(),
+        memory_bytes: 0,
     };
     if host.pins.exist() {
         let view = host.view()?;
@@ -98,6 +104,8 @@ pub fn status(host: &Host) -> Result<Status> {
             });
         }
         status.counters = counters(host)?;
+        status.networks = traffic::networks(host)?;
+        status.memory_bytes = all_memory(host)?;
         status.maps = vec![
             used::<FlowKey4, Flow4>(host, name::FLOW4)?,
             used::<FlowKey6, Flow6>(host, name::FLOW6)?,
@@ -132,6 +140,15 @@ fn used<K: Pod, V: Pod>(host: &Host, name: &'static str) -> Result<MapUse> {
     let entries = sys::dump::<K, V>(&map, 4_096).context(|| format!("cannot read {name}"))?.len();
     let (max_entries, memory_bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
     Ok(MapUse { name, entries, max_entries: max_entries as u32, memory_bytes })
+}
+
+/// Bytes that the pinned maps hold in the kernel.
+fn all_memory(host: &Host) -> Result<u64> {
+    host.pins.names("map").iter().try_fold(0, |sum, name| {
+        let map = control::open(&host.pins, name)?;
+        let (_, bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
+        Ok(sum + bytes)
+    })
 }
 
 /// What the kernel says about the descriptor of a map (`kernel/bpf/syscall.c, bpf_map_show_fdinfo()`).

@@ -1,0 +1,102 @@
+//! netpath's own options of a network, and what `netpath status` says of it.
+
+use anyhow::{Context, Result};
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, Rung};
+use kit::residue::Residue;
+use kit::topology::Topology;
+use serde_json::{Value, json};
+
+fn status(topology: &Topology) -> Result<Value> {
+    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    serde_json::from_str(&topology.host.command(&netpath, &["status", "--json"])?).context("status --json")
+}
+
+fn path_of(topology: &Topology) -> Result<(String, String)> {
+    let status = status(topology)?;
+    let word = |key: &str| status["networks"][0][key].as_str().unwrap_or_default().to_owned();
+    Ok((word("path"), word("why")))
+}
+
+/// Podman sends labels through; options that it does not know it refuses itself.
+#[test]
+fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()> {
+    need!(need::rung(Rung::Tcx), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, Rung::Tcx)?;
+    let web = topology.container("web")?;
+    let net = Network::dual(7);
+    let label = net.clone().set("labels", json!({"netpath.path": "edge"}));
+    let on = |net: &Network| Document::new().on_dual(net, "eth0", 7, 5);
+    for (net, path, why) in [
+        (&net, "offload", "nothing on this host filters forwarded packets"),
+        (&label, "edge", "as the network asks: netpath.path=edge"),
+        (&label.clone().option("netpath.path", "offload"), "offload", "netpath.path=offload"),
+    ] {
+        netavark.setup(&web, &on(net))?;
+        let (found, reason) = path_of(&topology)?;
+        assert_eq!(path, found);
+        assert!(reason.contains(why), "{reason}");
+        netavark.teardown(&web, &on(net))?;
+    }
+    topology.host.command("nft", &["add", "table", "inet", "firewalld"])?;
+    let chain = "add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; policy drop ; }";
+    topology.host.command("nft", &chain.split(' ').collect::<Vec<_>>())?;
+    netavark.setup(&web, &on(&net))?;
+    let (found, reason) = path_of(&topology)?;
+    assert_eq!("edge", found);
+    assert!(reason.contains("table inet firewalld chain filter_FORWARD"), "{reason}");
+    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let doctor = topology.host.command(&netpath, &["doctor"])?;
+    assert!(doctor.contains("PATH      edge, because table inet firewalld chain filter_FORWARD"), "{doctor}");
+    topology.host.command("nft", &["delete", "table", "inet", "firewalld"])?;
+    netavark.call(&["firewall-reload"], b"")?.done()?;
+    assert_eq!("offload", path_of(&topology)?.0, "the filter is gone");
+    netavark.teardown(&web, &on(&net))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn status_has_a_line_for_each_network_endpoint_and_port() -> Result<()> {
+    need!(need::rung(Rung::Tcx), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, Rung::Tcx)?;
+    let web = topology.container("web")?;
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp").publish_range(
+        "127.0.0.1",
+        9000,
+        80,
+        10,
+        "udp",
+    );
+    netavark.setup(&web, &document)?;
+    let status = status(&topology)?;
+    let endpoint = &status["networks"][0]["endpoints"][0];
+    assert_eq!(
+        (&json!("net7"), &json!("podman7")),
+        (&status["networks"][0]["network"], &status["networks"][0]["bridge"])
+    );
+    assert_eq!(json!(true), endpoint["counted"], "{status}");
+    let ports: Vec<_> = endpoint["publishes"].as_array().context("publishes")?.iter().collect();
+    let [http, range] = ports.as_slice() else { anyhow::bail!("two publishes: {endpoint}") };
+    assert_eq!((&json!(8080), &json!("*")), (&http["first_port"], &http["host"]));
+    assert_eq!((&json!(10), &json!("127.0.0.1")), (&range["ports"], &range["host"]));
+    for line in [&status["networks"][0], endpoint, http, range] {
+        for field in ["packets_in", "bytes_in", "packets_out", "bytes_out"] {
+            assert!(line[field].is_u64(), "{field} in {line}");
+        }
+    }
+    // The port arrays alone hold more than a megabyte.
+    assert!(status["memory_bytes"].as_u64().is_some_and(|b| b > 1 << 20), "{}", status["memory_bytes"]);
+    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let text = topology.host.command(&netpath, &["status"])?;
+    for words in
+        ["PATH      offload of net7: nothing", "TRAFFIC OF", "* 8080/tcp", "127.0.0.1 9000-9009/udp", "all maps hold"]
+    {
+        assert!(text.contains(words), "{words} is not in\n{text}");
+    }
+    netavark.teardown(&web, &document)?;
+    residue.nothing_left(&topology, &[&web])
+}
