@@ -21,7 +21,7 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
 /// Seconds between two writes of `last_seen_s`: a busy flow must not dirty a cache line for each packet.
-pub const REFRESH_S: u32 = 4;
+pub const REFRESH_S: u32 = 1;
 
 /// RFC 5382 §5 REQ-5: 2 h 4 min at least.
 pub const TCP_ESTABLISHED_S: u32 = 7_440;

@@ -255,6 +255,8 @@ pub struct Next {
     pub ifindex: u32,
     /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most every few seconds.
     pub last_seen_s: u32,
+    /// Of the frame that goes on. For `FORWARD_NEIGH`, where the kernel knows better, `dmac` is that of the frame that comes:
+    /// the bridge's own.
     pub dmac: Mac,
     pub smac: Mac,
     /// Largest IP packet that may go this way, bytes.
@@ -389,6 +391,7 @@ pub mod program {
     pub const UPLINK_OUT: &str = "np_uplink_out";
     pub const UPLINK_OUT_L3: &str = "np_uplink_out_l3";
     pub const BRIDGE_IN: &str = "np_bridge_in";
+    pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
     pub const CONNECT4: &str = "np_connect4";
     pub const CONNECT6: &str = "np_connect6";

@@ -4,6 +4,7 @@ use crate::addr::Mac;
 use crate::family::{Family, Tuple};
 use crate::flow;
 use crate::layout::Next;
+use crate::reason::Reason;
 
 /// Where translated packets go.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
@@ -44,10 +45,10 @@ impl<F: Family> Plan<F> {
         F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now_s))
     }
 
-    /// Whether the other end sees the sender as it is.
+    /// Whether the other end is to see a container as it is, port and all.
     #[inline(always)]
     pub fn keeps_source(&self) -> bool {
-        F::same(&self.from.src, &self.to.src) && self.side != crate::layout::SIDE_UPLINK
+        self.origin == Reason::FlowMasqueraded as u8 && F::same(&self.from.src, &self.to.src)
     }
 
     /// The answer's key. Whoever has it in the table owns `to`'s source port.

@@ -66,6 +66,8 @@ reasons! {
     DropSpoofed = 18, "drop_spoofed";
     /// Dropped: its source is not on the list of those who may use the published port.
     DropNotAllowed = 19, "drop_not_allowed";
+    /// A flow of the host itself began that had to get another source port: a container has that one to the same end.
+    FlowHost = 20, "flow_host";
 }
 
 /// Slots of the counter map; spare ones so that a new reason does not change the layout.

@@ -3,7 +3,9 @@
 //! end), and the errors of the host itself about packets that were translated.
 
 use aya_ebpf::programs::TcContext;
-use netpath_common::layout::{FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS};
+use netpath_common::layout::{
+    FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS,
+};
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
@@ -26,14 +28,20 @@ fn origin(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ingress_ifindex }
 }
 
-/// What the programs have sent here, what the host sends itself (but for ICMP), and what others forward.
+/// What the programs have sent here, most of what the host sends itself, and what others forward.
 #[inline(always)]
 fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
     if packet::take_sent(ctx) {
         return true;
     }
     match origin(ctx) {
-        0 => F::protocol(ctx, l3) != Some(F::ICMP),
+        // The host's own: its errors may quote what was translated, and it may use a port that a container was given.
+        0 => match F::protocol(ctx, l3) {
+            Some(PROTO_TCP | PROTO_UDP) => {
+                !F::glance(ctx, l3).is_some_and(|g| flows::is_marked(g.proto, g.sport.value()))
+            }
+            proto => proto != Some(F::ICMP),
+        },
         // SAFETY: the reference is not kept.
         from => unsafe { maps::NETWORK.get(from) }.is_none(),
     }
@@ -102,6 +110,10 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
         return go_on::<F>(verdict::FOLLOWED);
     }
     let from = origin(ctx);
+    if from == 0 {
+        let collides = translatable && packet.may_begin() && flows::is_taken::<F>(packet);
+        return if collides { outward::begin_own::<F>(ctx) } else { NOT_OURS.pack() };
+    }
     // SAFETY: the reference is not kept.
     let Some(flags) = (unsafe { maps::NETWORK.get(from) }).map(|n| n.flags) else { return NOT_OURS.pack() };
     if flags & NET_MASQUERADE == 0 {

@@ -43,6 +43,17 @@ pub fn walk<W: Walk>(ctx: &TcContext) -> Verdict {
     }
 }
 
+/// The short way alone. `None`: the packet goes on unchanged.
+#[inline(always)]
+pub fn walk_short<W: Walk>(ctx: &TcContext) -> Option<Verdict> {
+    let packed = match ctx.skb.protocol() {
+        ETH_P_IP => short_here::<Ipv4, W>(ctx.skb.skb),
+        ETH_P_IPV6 => short::<Ipv6, W>(ctx.skb.skb),
+        _ => LONG,
+    };
+    if packed == LONG { None } else { Some(Verdict::unpack(packed)) }
+}
+
 #[inline(always)]
 fn arrive<F: Wire, W: Walk>(ctx: &TcContext) -> Verdict {
     if W::leaves::<F>(ctx) {

@@ -71,11 +71,20 @@ impl<F: Wire> Plain<F> {
 /// nothing was changed.
 #[inline(always)]
 pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+    follow_if(ctx, plain, |_| true)
+}
+
+/// The same for a flow that goes on in a way that `is_fit`.
+#[inline(always)]
+pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Next) -> bool) -> Option<Verdict> {
     let found = F::flows().get_ptr_mut(&plain.key)?;
     // SAFETY: a map value. Another processor may recycle it while it is read, since LRU entries are not kept for their
     // readers: one packet goes astray, and has a wrong checksum with it.
     let flow = unsafe { &*found };
     let next = F::next(flow);
+    if !is_fit(next) {
+        return None;
+    }
     let len = ctx.len() - ETHERNET as u32;
     let fits = next.forward != FORWARD_NEIGH || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
@@ -85,10 +94,10 @@ pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
     let now_s = now_s();
     let state = flow::seen(next.state, plain.tcp_flags);
     if state != next.state || flow::idle_s(next, now_s) >= flow::REFRESH_S {
-        if flows::has_expired(plain.proto, next, now_s) {
+        // Without its other half it is mended on the long way.
+        if flows::has_expired(plain.proto, next, now_s) || flows::refresh::<F>(found, plain.proto, state, now_s) == 0 {
             return None;
         }
-        flows::refresh::<F>(found, plain.proto, state, now_s);
     }
     if translate(ctx, plain, F::target_of(flow), next).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));

@@ -4,16 +4,21 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
-use netpath_common::layout::{Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
+use netpath_common::layout::{
+    FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_EGRESS,
+    SIDE_LO, SIDE_UPLINK,
+};
+use netpath_common::pair::Way;
 use netpath_common::ports::{PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::{flow, pair};
 
 use crate::desk::{self, Making};
 use crate::global::global;
+use crate::packet::Packet;
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
-use crate::{host, maps};
+use crate::{host, maps, packet, rules};
 
 /// Seconds of CLOCK_MONOTONIC, a tick old at most.
 #[inline(always)]
@@ -26,6 +31,8 @@ global! {
     /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
     /// adds to the flow's state is written down.
     pub fn follow() -> u32 as np_follow4, np_follow6 = follow_flow;
+
+    fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
 
     /// 1 if a socket of the host would take the answers to the flow in the making.
     fn is_socket() -> u32 as np_is_socket4, np_is_socket6 = ask_socket;
@@ -59,7 +66,7 @@ pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
+fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
@@ -83,21 +90,66 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
         let _ = F::flows().remove(&F::key(&hop.to.reversed(), proto, next.twin_side));
         return 0;
     }
-    refresh::<F>(found, proto, state, now_s);
+    if refresh::<F>(found, proto, state, now_s) == 0 {
+        touch::<F>(found, state, now_s);
+        mend::<F>(ctx);
+    }
     1
 }
 
-/// Writes down what a packet has added to its flow, in the half that was found and in the other.
+/// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
+/// where the packet has come from.
+#[inline(always)]
+fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(hop), Some(making)) = (desk::packet::<F>(), desk::hop::<F>(), desk::making::<F>()) else {
+        return 0;
+    };
+    let next = &hop.next;
+    let ifindex = packet::ifindex(ctx);
+    let way = &mut making.plan.back;
+    *way = Way { ifindex, mtu: u16::MAX, ..Way::default() };
+    if next.forward == FORWARD_STACK || packet.side == SIDE_EGRESS {
+        way.forward = FORWARD_STACK;
+    } else if packet.side == SIDE_LO {
+        way.forward = FORWARD_INGRESS;
+    } else if packet.side == SIDE_UPLINK {
+        way.forward = FORWARD_NEIGH;
+        way.dmac = next.smac;
+        // SAFETY: the reference is not kept.
+        way.mtu = unsafe { maps::UPLINK.get(ifindex) }.map_or(u16::MAX, |u| u.mtu as u16);
+    } else {
+        rules::way_home::<F>(ctx, ifindex);
+    }
+    let way = &making.plan.back;
+    let twin = Next {
+        ifindex: way.ifindex,
+        last_seen_s: now_s(),
+        dmac: way.dmac,
+        smac: way.smac,
+        mtu: way.mtu,
+        forward: way.forward,
+        twin_side: packet.side,
+        state: next.state ^ flow::REPLY_HALF,
+        ..*next
+    };
+    making.twin_key = F::key(&hop.to.reversed(), packet.ip.proto, next.twin_side);
+    making.twin = F::flow(&packet.tuple.reversed(), twin);
+    let _ = F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST));
+    1
+}
+
+/// Writes down what a packet has added to its flow, in the half that was found and in the other; 0: there is no other, and
+/// nothing was written.
 #[inline(never)]
-pub fn refresh<F: Wire>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32) {
+pub fn refresh<F: Wire>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32) -> u32 {
     // SAFETY: a map value.
     let twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
+    let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
     touch::<F>(found, state, now_s);
-    if let Some(twin) = F::flows().get_ptr_mut(&twin_key) {
-        // SAFETY: a map value.
-        let old = unsafe { F::next(&*twin).state };
-        touch::<F>(twin, old | (state & !flow::REPLY_HALF), now_s);
-    }
+    // SAFETY: a map value.
+    let old = unsafe { F::next(&*twin).state };
+    touch::<F>(twin, old | (state & !flow::REPLY_HALF), now_s);
+    1
 }
 
 #[inline(always)]
@@ -108,6 +160,15 @@ fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now_s: u32) {
         next.last_seen_s = now_s;
         next.state = state;
     }
+}
+
+/// Whether the answers to a packet that the host is sending would be led elsewhere.
+#[inline(always)]
+pub fn is_taken<F: Wire>(packet: &Packet<F>) -> bool {
+    let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
+    // SAFETY: the reference is not kept.
+    let Some(flow) = (unsafe { F::flows().get(&key) }) else { return false };
+    !has_expired(packet.ip.proto, F::next(flow), now_s())
 }
 
 /// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the

@@ -26,6 +26,7 @@ mod rules;
 mod socket;
 mod uplink;
 mod verdict;
+mod veth;
 mod wire;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
@@ -70,6 +71,15 @@ pub fn np_uplink_out_l3(ctx: TcContext) -> i32 {
 fn departing<W: entry::Walk>(ctx: &TcContext) -> i32 {
     let verdict = entry::walk::<W>(ctx);
     if verdict.reason as u32 == Reason::NotOurs as u32 { verdict.action } else { verdict::count(ctx, verdict) }
+}
+
+/// Ingress of a container's veth: what it sends by flows that are known. What is let through is counted at the bridge.
+#[classifier]
+pub fn np_veth_in(ctx: TcContext) -> i32 {
+    if packet::is_tagged(&ctx) {
+        return verdict::NOT_OURS.action;
+    }
+    entry::walk_short::<veth::Ingress>(&ctx).map_or(verdict::NOT_OURS.action, |v| verdict::count(&ctx, v))
 }
 
 /// Ingress of a bridge: what containers send.

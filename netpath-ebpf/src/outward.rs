@@ -72,9 +72,29 @@ fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowMasqueraded as u8;
     plan.traffic = rules::way_home::<F>(ctx, bridge) as u16;
+    plan.there.dmac = plan.back.smac;
     if edge {
         plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
     }
     // A sender that is seen as it is shares no ports with the host.
     flows::begin::<F>(ctx, masqueraded, Reason::FlowMasqueraded).pack()
+}
+
+/// A socket of the host begins to talk from a port that a container's flow to the same end has been given: it gets another,
+/// as the container would have, had it come later.
+#[inline(always)]
+pub fn begin_own<F: Wire>(ctx: &TcContext) -> u64 {
+    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
+        return NOT_OURS.pack();
+    };
+    let way = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
+    plan.from = packet.tuple;
+    plan.to = packet.tuple;
+    plan.side = SIDE_EGRESS;
+    plan.twin_side = SIDE_UPLINK;
+    plan.proto = packet.ip.proto;
+    plan.origin = Reason::FlowHost as u8;
+    plan.traffic = 0;
+    (plan.there, plan.back) = (way, way);
+    flows::begin::<F>(ctx, true, Reason::FlowHost).pack()
 }

@@ -122,7 +122,13 @@ pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result
 #[inline(always)]
 pub fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: context fields, read-only.
-    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && (*ctx.skb.skb).vlan_present == 0 }
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && !is_tagged(ctx) }
+}
+
+#[inline(always)]
+pub fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: a context field, read-only.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
 #[inline(always)]

@@ -16,7 +16,7 @@ use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::{Fragment, Wire};
+use crate::wire::{Fragment, Glance, Wire};
 use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
 
 /// Of an uplink whose frames have an Ethernet header.
@@ -29,7 +29,8 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn leaves<F: Wire>(ctx: &TcContext) -> bool {
-        let Some((proto, port, dst)) = F::glance(ctx, Self::L3) else { return false };
+        let Some(Glance { proto, dport, dst, .. }) = F::glance(ctx, Self::L3) else { return false };
+        let port = dport.value();
         rules::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !is_near(&F::mapped(dst))
     }
 
@@ -148,7 +149,7 @@ fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     plan.twin_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowPublished as u8;
-    plan.back = Way { ifindex, forward: FORWARD_NEIGH, mtu, ..Way::default() };
+    plan.back = Way { ifindex, dmac: plan.there.smac, forward: FORWARD_NEIGH, mtu, ..Way::default() };
     if flags & NET_EDGE != 0 {
         plan.twin_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;

@@ -47,6 +47,14 @@ pub struct Ip {
     pub len: u32,
 }
 
+/// What the first look at a packet tells.
+pub struct Glance<F: Family> {
+    pub proto: u8,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub dst: F::Addr,
+}
+
 pub trait Wire: Family {
     /// For log lines.
     type Shown: aya_log_ebpf::macro_support::IpFormatter + aya_log_ebpf::macro_support::Argument;
@@ -62,9 +70,8 @@ pub trait Wire: Family {
     /// Bytes of a network header without options or extensions.
     const HEADER: usize;
 
-    /// Protocol, destination port (host byte order) and destination of a TCP or UDP packet with a plain header at `l3`, of which neither
-    /// address is a loopback one.
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)>;
+    /// A TCP or UDP packet with a plain header at `l3`, of which neither address is a loopback one.
+    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>>;
 
     /// The protocol that the network header at `l3` names next.
     fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
@@ -147,7 +154,7 @@ fn aged(ttl: u8, proto: u8, sum: [u8; 2], hops: u8, from: &Tuple<Ipv4>, to: &Tup
 
 /// A plain network header with the ports behind it.
 #[repr(C, align(4))]
-struct Glance<H> {
+struct Ports<H> {
     header: H,
     sport: Be16,
     dport: Be16,
@@ -190,11 +197,16 @@ impl Wire for Ipv4 {
     const HEADER: usize = size_of::<Header4>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)> {
-        let Glance { header: h, dport, .. } = packet::at::<Glance<Header4>>(ctx, l3)?;
+    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>> {
+        let Ports { header: h, sport, dport } = packet::at::<Ports<Header4>>(ctx, l3)?;
         let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
-        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some((h.proto, dport.value(), h.dst))
+        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(Glance {
+            proto: h.proto,
+            sport: *sport,
+            dport: *dport,
+            dst: h.dst,
+        })
     }
 
     #[inline(always)]
@@ -373,11 +385,16 @@ impl Wire for Ipv6 {
     const HEADER: usize = size_of::<Header6>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<(u8, u16, Self::Addr)> {
-        let Glance { header: h, dport, .. } = packet::at::<Glance<Header6>>(ctx, l3)?;
+    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>> {
+        let Ports { header: h, sport, dport } = packet::at::<Ports<Header6>>(ctx, l3)?;
         // ::1 and what else begins with four zero bytes.
         let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
-        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some((h.next, dport.value(), h.dst))
+        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some(Glance {
+            proto: h.next,
+            sport: *sport,
+            dport: *dport,
+            dst: h.dst,
+        })
     }
 
     #[inline(always)]

@@ -519,6 +519,45 @@ impl Lab {
         clear::<layout::FlowKey6, layout::Flow6>(self, layout::name::FLOW6)
     }
 
+    /// Changes every flow of a family; `false`: it goes.
+    fn each_flow(&mut self, v4: bool, mut change: impl FnMut(u8, &mut layout::Next) -> bool) -> Result<()> {
+        if v4 {
+            let map = self.ebpf.map_mut(layout::name::FLOW4).context("no flows")?;
+            let mut map: HashMap<_, layout::FlowKey4, layout::Flow4> = map.try_into()?;
+            let all: Vec<_> = map.iter().collect::<Result<_, _>>()?;
+            for (key, mut flow) in all {
+                if change(key.side, &mut flow.next) { map.insert(key, flow, 0)? } else { map.remove(&key)? }
+            }
+        } else {
+            let map = self.ebpf.map_mut(layout::name::FLOW6).context("no flows")?;
+            let mut map: HashMap<_, layout::FlowKey6, layout::Flow6> = map.try_into()?;
+            let all: Vec<_> = map.iter().collect::<Result<_, _>>()?;
+            for (key, mut flow) in all {
+                if change(key.side, &mut flow.next) { map.insert(key, flow, 0)? } else { map.remove(&key)? }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the halves of flows that are seen at `side`, as an LRU map does when it is full.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn lose_half(&mut self, v4: bool, side: u8) -> Result<()> {
+        self.each_flow(v4, |at, _| at != side)
+    }
+
+    /// Makes every flow `seconds` older.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn age_flows(&mut self, v4: bool, seconds: u32) -> Result<()> {
+        self.each_flow(v4, |_, next| {
+            next.last_seen_s -= seconds;
+            true
+        })
+    }
+
     /// A flow of the UDP packet `frame` that changes nothing but its hop count, for measuring.
     ///
     /// # Errors

@@ -10,7 +10,9 @@ mod lo;
 mod noise;
 mod policy;
 mod protocols;
+mod repair;
 mod uplink;
+mod veth;
 
 use anyhow::Result;
 use kit::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};

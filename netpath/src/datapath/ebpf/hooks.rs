@@ -46,7 +46,7 @@ pub const SOCKETS: [(&str, u32); 8] = [
     (program::GETPEERNAME6, sys::CGROUP_INET6_GETPEERNAME),
 ];
 
-/// Uplinks on both sides, bridges where their containers' packets come in, and `lo`.
+/// Uplinks on both sides, veths and bridges where their containers' packets come in, and `lo`.
 pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     let mut hooks = BTreeSet::new();
     for (&ifindex, uplink) in &tables.uplinks {
@@ -59,6 +59,9 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     }
     for &ifindex in tables.networks.keys() {
         hooks.insert(TcHook { ifindex, egress: false, program: program::BRIDGE_IN });
+    }
+    for endpoint in tables.endpoints.values() {
+        hooks.insert(TcHook { ifindex: endpoint.veth, egress: false, program: program::VETH_IN });
     }
     hooks.insert(TcHook { ifindex: tables.config.lo_ifindex, egress: false, program: program::LO_IN });
     hooks

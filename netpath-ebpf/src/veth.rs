@@ -1,0 +1,34 @@
+//! Ingress of a container's veth, ahead of the bridge: packets of known flows that leave by an uplink. All else goes on to
+//! the bridge, whose program knows the rest (`bridge.rs`).
+//!
+//! A frame between two containers of one network has their hardware addresses; only what is addressed to the bridge itself
+//! is the router's.
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::layout::{FORWARD_NEIGH, SIDE_BRIDGE};
+
+use crate::entry::Walk;
+use crate::fast::{self, Plain};
+use crate::packet::{self, Packet};
+use crate::verdict::{self, NOT_OURS, Verdict};
+use crate::wire::Wire;
+
+pub struct Ingress;
+
+impl Walk for Ingress {
+    const SIDE: u8 = SIDE_BRIDGE;
+
+    #[inline(always)]
+    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        let &[a, b, _] = packet::at::<[u32; 3]>(ctx, 0)?;
+        fast::follow_if(ctx, plain, |next| {
+            let [c, d, _] = verdict::addresses(next);
+            next.forward == FORWARD_NEIGH && a == c && (b ^ d) as u16 == 0
+        })
+    }
+
+    #[inline(always)]
+    fn long<F: Wire>(_: &TcContext, _: &Packet<F>) -> Verdict {
+        NOT_OURS
+    }
+}

@@ -1,0 +1,88 @@
+//! Halves of flows that the table has dropped, and ports that the host and a container would both use.
+
+use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
+use anyhow::Result;
+use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container};
+use netpath_common::addr::Addr;
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::{SIDE_BRIDGE, SIDE_UPLINK};
+use netpath_common::reason::Reason;
+
+/// Each half of a published and of a masqueraded flow is lost, then a packet of the other half comes after a while, and
+/// then the one that needs the lost half.
+#[test]
+fn a_half_that_was_dropped_is_made_anew_from_the_other() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        let (app, there, seen) = ((container(7, v4), 40_001), (outside(v4), 53), (host(v4), 40_001));
+        for published in [true, false] {
+            for lost in [SIDE_UPLINK, SIDE_BRIDGE] {
+                lab.forget()?;
+                let (inward, outward) = if published {
+                    (at_host(Frame::tcp(from, to, ACK)), Frame::tcp(web, from, ACK).macs(BRIDGE_MAC, WEB_MAC))
+                } else {
+                    (at_host(Frame::tcp(there, seen, ACK)), Frame::tcp(app, there, ACK).macs(BRIDGE_MAC, WEB_MAC))
+                };
+                if published {
+                    assert_eq!(
+                        REDIRECTED,
+                        lab.run(UPLINK_IN, uplink, &at_host(Frame::tcp(from, to, SYN)).bytes())?.action
+                    );
+                } else {
+                    let syn = Frame::tcp(app, there, SYN).macs(BRIDGE_MAC, WEB_MAC).bytes();
+                    assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, bridge, &syn)?.action);
+                }
+                let got = if published { inward.becomes(from, web) } else { inward.becomes(there, app) };
+                let got = into(&got, WEB_MAC, BRIDGE_MAC);
+                let back = if published { outward.becomes(to, from) } else { outward.becomes(seen, there) };
+                lab.lose_half(v4, lost)?;
+                lab.age_flows(v4, 2)?;
+                let what = format!("v4 {v4}, published {published}, lost {lost}");
+                let (first, second) = (((UPLINK_IN, uplink), &inward, &got), ((BRIDGE_IN, bridge), &outward, &back));
+                let order = if lost == SIDE_UPLINK { [second, first] } else { [first, second] };
+                for (at, sent, got) in order {
+                    becomes(&mut lab, &what, at, sent, got, Reason::Redirected)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_host_gets_another_port_where_a_container_has_its() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (app, there, own) = ((container(7, v4), 40_001), (outside(v4), 53), (host(v4), 40_001));
+        for (udp, tcp) in [(true, false), (false, true)] {
+            lab.forget()?;
+            lab.set_ports(61_000, 61_000)?;
+            let make = |src, dst, flags| if udp { Frame::udp(src, dst) } else { Frame::tcp(src, dst, flags) };
+            let theirs = make(app, there, SYN).macs(BRIDGE_MAC, WEB_MAC);
+            assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, bridge, &theirs.bytes())?.action);
+            let out = (UPLINK_OUT, [0, uplink]);
+            let ours = make(own, there, SYN);
+            let other = (host(v4), 61_000);
+            let same = |f: &Frame| Frame { ttl: 64, ..f.becomes(other, there) };
+            goes_on_as(&mut lab, "taken", out, &ours, &same(&ours), Reason::FlowHost)?;
+            let more = make(own, there, ACK);
+            goes_on_as(&mut lab, "and so on", out, &more, &same(&more), Reason::Translated)?;
+            let answer = at_host(make(there, other, ACK));
+            let back = Frame { ttl: 64, ..answer.becomes(there, own) };
+            goes_on_as(&mut lab, "its answer", (UPLINK_IN, [0, uplink]), &answer, &back, Reason::Translated)?;
+            let answer = at_host(make(there, own, ACK));
+            let back = into(&answer.becomes(there, app), WEB_MAC, BRIDGE_MAC);
+            becomes(&mut lab, "the container's", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
+            let free = make(own, (outside(v4), 54), if tcp { SYN } else { 0 });
+            let quiet = lab.run_repeated(out.0, out.1, &free.bytes(), 1)?;
+            assert_eq!((STACK, free.bytes(), vec![]), (quiet.action, quiet.packet, quiet.counted), "to another");
+        }
+    }
+    let stranger = at_host(Frame::udp((outside(true), 53), (host(true), 40_001)));
+    lab.forget()?;
+    stays(&mut lab, "nobody's", (UPLINK_IN, uplink), &stranger.bytes(), STACK, Reason::NotOurs)
+}
