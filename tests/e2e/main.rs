@@ -25,6 +25,7 @@ mod lifecycle;
 mod local;
 mod masquerade;
 mod matrix;
+mod options;
 mod policy;
 mod publish;
 mod rig;

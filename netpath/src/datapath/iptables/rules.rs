@@ -4,7 +4,7 @@
 //! nat     PREROUTING  ─ to the host ─→ NETPATH_PREROUTING ─┐
 //!         OUTPUT      ─ to the host ─→ NETPATH_OUTPUT ─────┴→ NETPATH_DNAT ─→ NETPATH_TCP, _UDP, _SCTP: first match wins
 //!         POSTROUTING ─→ NETPATH_POSTROUTING: hairpin, masquerade
-//! filter  FORWARD     ─→ NETPATH_FORWARD: internal networks, published flows, isolation, accept
+//! filter  FORWARD     ─→ NETPATH_FORWARD: internal networks, allow lists, published flows, isolation, accept, the rest
 //!         INPUT       ─→ NETPATH_INPUT: DNS of the bridges; loopback addresses never come from one
 //! ```
 //! NETPATH_STATE is never jumped to: it keeps a digest of the table, and the container addresses that it serves.
@@ -102,7 +102,7 @@ pub fn compile(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
     let mut filter = Table { name: "filter", jumps: Vec::new(), chains: Vec::new() };
     let mut nat = Table { name: "nat", jumps: Vec::new(), chains: Vec::new() };
     if bridges.iter().any(|b| !b.subnets.is_empty()) {
-        forward(&mut filter, &bridges);
+        forward(&mut filter, &bridges, &allowed(desired, family));
         input(&mut filter, &bridges, family);
         publish(&mut nat, &bridges, &targets, family, loopback6);
         masquerade(&mut nat, &bridges, family);
@@ -119,11 +119,7 @@ pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
     records.sort_by_key(|r| r.order);
     let mut targets = Vec::new();
     for record in records {
-        let to = match family {
-            Family::V4 => record.endpoint.first_v4().map(IpAddr::from),
-            Family::V6 => record.endpoint.first_v6().map(IpAddr::from),
-        };
-        let Some(to) = to else { continue };
+        let Some(to) = first_address(record, family) else { continue };
         let serves = |b: HostBind| if family == Family::V4 { b.serves_v4() } else { b.serves_v6() };
         let published = record.publishes.iter().filter(|p| serves(p.bind));
         targets.extend(published.map(|p| Target { publish: p.clone(), to }));
@@ -174,7 +170,30 @@ pub fn serves_loopback(record: &Record, family: Family) -> bool {
         })
 }
 
-fn forward(filter: &mut Table, bridges: &[Bridge<'_>]) {
+/// Who may reach published ports, as rules: for each container with a list its networks, then nobody else. A new
+/// connection is asked; the host's own are not forwarded and so never are.
+fn allowed(desired: &Desired, family: Family) -> Vec<String> {
+    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
+    records.sort_by_key(|r| r.order);
+    let mut rules = Vec::new();
+    for record in records.into_iter().filter(|r| !r.allow.is_empty() && !r.publishes.is_empty()) {
+        let Some(to) = first_address(record, family) else { continue };
+        let to = format!("-d {to}/{}", if to.is_ipv4() { 32 } else { 128 });
+        let clients = record.allow.iter().filter(|n| Family::of(&n.addr()) == family);
+        rules.extend(clients.map(|net| format!("-s {net} {to} -j RETURN")));
+        rules.push(format!("{to} -j DROP"));
+    }
+    rules
+}
+
+fn first_address(record: &Record, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::V4 => record.endpoint.first_v4().map(IpAddr::from),
+        Family::V6 => record.endpoint.first_v6().map(IpAddr::from),
+    }
+}
+
+fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[String]) {
     let mut rules = Vec::new();
     for b in bridges.iter().filter(|b| b.network.internal) {
         let b = b.name;
@@ -184,6 +203,9 @@ fn forward(filter: &mut Table, bridges: &[Bridge<'_>]) {
         rules.push(format!("-o {b} -j DROP"));
     }
     let open: Vec<&Bridge<'_>> = bridges.iter().filter(|b| !b.network.internal).collect();
+    if !allowed.is_empty() {
+        rules.push("-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW".into());
+    }
     for b in &open {
         let b = b.name;
         // Published ports cross isolation.
@@ -208,7 +230,15 @@ fn forward(filter: &mut Table, bridges: &[Bridge<'_>]) {
         rules.push(format!("-o {} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", b.name));
         rules.extend(b.subnets.iter().map(|s| format!("-s {s} -i {} -j ACCEPT", b.name)));
     }
+    // Nothing is reached that was not published. (Frames between ports of the bridge come here where br_netfilter is on.)
+    rules.extend(open.iter().map(|b| match b.network.direct {
+        true => format!("-o {} -j ACCEPT", b.name),
+        false => format!("! -i {0} -o {0} -j DROP", b.name),
+    }));
     lead(filter, "FORWARD", "", "NETPATH_FORWARD", rules);
+    if !allowed.is_empty() {
+        filter.chains.push(Chain { name: "NETPATH_ALLOW", rules: allowed.to_vec() });
+    }
     filter.chains.extend(drops);
 }
 
@@ -316,7 +346,7 @@ fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
     }
     rules.extend(bridges.iter().map(|b| format!("-o {} -j RETURN", b.name)));
     let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
-    for b in bridges.iter().filter(|b| !b.network.internal) {
+    for b in bridges.iter().filter(|b| !b.network.internal && b.network.masquerade) {
         let outbound = match family {
             Family::V4 => b.network.outbound4.map(IpAddr::from),
             Family::V6 => b.network.outbound6.map(IpAddr::from),
