@@ -1,0 +1,48 @@
+//! What netpath's own options of a network become.
+
+use super::*;
+
+#[test]
+fn an_allow_list_asks_new_connections_to_published_ports() {
+    let mut web = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
+    web.allow = ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"].map(|n| n.parse().expect("a network")).to_vec();
+    let forward = rules(std::slice::from_ref(&web), Family::V4, "NETPATH_FORWARD");
+    assert_eq!(
+        "-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW", forward[0],
+        "before all else"
+    );
+    assert_eq!(
+        vec![
+            "-s 192.0.2.0/24 -d 10.89.7.5/32 -j RETURN",
+            "-s 198.51.100.7/32 -d 10.89.7.5/32 -j RETURN",
+            "-d 10.89.7.5/32 -j DROP"
+        ],
+        rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW")
+    );
+    web.allow = vec!["2001:db8::/32".parse().expect("a network")];
+    let allow = rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW");
+    assert_eq!(vec!["-d 10.89.7.5/32 -j DROP"], allow, "a family without a network has no client");
+    web.allow = Vec::new();
+    assert!(rules(&[web], Family::V4, "NETPATH_ALLOW").is_empty());
+}
+
+#[test]
+fn a_network_is_closed_to_the_outside_unless_it_is_opened() {
+    let last = |r: &Record| rules(std::slice::from_ref(r), Family::V4, "NETPATH_FORWARD").pop().expect("a rule");
+    let mut front = web();
+    assert_eq!("! -i front -o front -j DROP", last(&front));
+    front.network.direct = true;
+    assert_eq!("-o front -j ACCEPT", last(&front));
+}
+
+#[test]
+fn without_masquerade_containers_keep_their_addresses() {
+    let mut front = web();
+    let leaves = |r: &Record| {
+        let all = rules(std::slice::from_ref(r), Family::V4, "NETPATH_POSTROUTING");
+        all.iter().any(|rule| rule == "-s 10.89.7.0/24 ! -d 224.0.0.0/4 -j MASQUERADE")
+    };
+    assert!(leaves(&front));
+    front.network.masquerade = false;
+    assert!(!leaves(&front));
+}
