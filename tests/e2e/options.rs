@@ -15,6 +15,7 @@ on_every_rung!(
     a_container_is_reached_by_its_own_address_only_where_that_is_asked_for,
     without_masquerade_containers_are_seen_as_they_are,
     traffic_is_counted_for_whom_it_is,
+    a_filter_of_the_hosts_sees_published_and_masqueraded_packets,
 );
 
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -109,6 +110,54 @@ fn without_masquerade_containers_are_seen_as_they_are(rung: Rung) -> Result<()> 
             rig.sees("in", &rig.topology.client, &dial, "web", family.client());
             let dial = Dial::new(Proto::Tcp, family.container(7, 5), 80);
             rig.silent("still closed", &rig.topology.client, &dial.patience(PATIENCE));
+        }
+        Ok(vec![up])
+    })
+}
+
+/// And once it is gone, nobody pays for it.
+fn a_filter_of_the_hosts_sees_published_and_masqueraded_packets(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    if !rung.is_ebpf() {
+        return Ok(());
+    }
+    rig(Topology::with_far(), rung, |rig| {
+        let host = &rig.topology.host;
+        let [far4, far6] = Family::BOTH.map(Family::far);
+        host.feed(
+            "nft",
+            &["-f", "-"],
+            &format!(
+                "table inet guard {{ chain forward {{ type filter hook forward priority 0; policy accept;
+                 ip saddr {far4} drop; ip6 saddr {far6} drop; ip daddr {far4} drop; ip6 daddr {far6} drop; }}; }}\n"
+            ),
+        )?;
+        let document = one(&Network::dual(7)).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let (up, _servers) = web(rig, document)?;
+        let _near = serve(&rig.topology.client, 9000, "near")?;
+        let _far = serve(rig.topology.far(), 9000, "far")?;
+        for filtered in [true, false] {
+            for family in Family::BOTH {
+                for proto in Proto::BOTH {
+                    let dial = Dial::new(proto, family.host(), 8080);
+                    rig.sees("in, allowed", &rig.topology.client, &dial, "web", family.client());
+                    let dial = Dial::new(proto, family.client(), 9000);
+                    rig.sees("out, allowed", &up.0, &dial, "near", family.host());
+                    let into = Dial::new(proto, family.host_far(), 8080);
+                    let out = Dial::new(proto, family.far(), 9000);
+                    if filtered {
+                        rig.silent("in, past the filter", rig.topology.far(), &into.patience(PATIENCE));
+                        rig.silent("out, past the filter", &up.0, &out.patience(PATIENCE));
+                    } else {
+                        rig.sees("in, no filter", rig.topology.far(), &into, "web", family.far());
+                        rig.sees("out, no filter", &up.0, &out, "far", family.host_far());
+                    }
+                }
+            }
+            if filtered {
+                host.command("nft", &["delete", "table", "inet", "guard"])?;
+                rig.netavark.call(&["firewall-reload"], b"")?.done()?;
+            }
         }
         Ok(vec![up])
     })

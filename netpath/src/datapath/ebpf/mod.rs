@@ -116,7 +116,7 @@ fn is_filtered() -> bool {
     match filter::foreign() {
         Ok(found) => {
             if let Some(first) = found.first() {
-                tracing::info!(filters = found.len(), "translated packets take the host's stack: {first}");
+                tracing::debug!(filters = found.len(), "translated packets take the host's stack: {first}");
             }
             !found.is_empty()
         }
