@@ -48,7 +48,8 @@ impl<F: Family> Plan<F> {
     /// Whether the other end is to see a container as it is, port and all.
     #[inline(always)]
     pub fn keeps_source(&self) -> bool {
-        self.origin == Reason::FlowMasqueraded as u8 && F::same(&self.from.src, &self.to.src)
+        let may_keep = self.origin == Reason::FlowMasqueraded as u8 || self.origin == Reason::FlowDirect as u8;
+        may_keep && F::same(&self.from.src, &self.to.src)
     }
 
     /// The answer's key. Whoever has it in the table owns `to`'s source port.

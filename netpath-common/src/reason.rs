@@ -68,6 +68,8 @@ reasons! {
     DropNotAllowed = 19, "drop_not_allowed";
     /// A flow of the host itself began that had to get another source port: a container has that one to the same end.
     FlowHost = 20, "flow_host";
+    /// A flow began to a container's own address, on a network that is open (`netpath.direct`).
+    FlowDirect = 21, "flow_direct";
 }
 
 /// Slots of the counter map; spare ones so that a new reason does not change the layout.

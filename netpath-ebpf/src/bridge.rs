@@ -29,9 +29,11 @@ impl Walk for Ingress {
     #[inline(always)]
     fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
         let followed = match packet.kind {
-            Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other => flows::follow::<F>(ctx),
+            Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
+                flows::follow::<F>(ctx)
+            }
             Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)),
-            Kind::EchoReply | Kind::Fragment | Kind::Odd => 0,
+            Kind::Fragment | Kind::Odd => 0,
         };
         if followed != 0 {
             return verdict::FOLLOWED;
@@ -53,6 +55,8 @@ global! {
 fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
     let bridge = packet::ifindex(ctx);
+    // Whatever it says of itself, no program has sent it on yet.
+    packet::take_sent(ctx);
     // SAFETY: the reference is not kept.
     let Some(flags) = (unsafe { maps::NETWORK.get(bridge) }).map(|n| n.flags) else { return NOT_OURS.pack() };
     // Neighbour discovery and the like have link-local sources.

@@ -100,11 +100,12 @@ global! {
 fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
+    let known = translatable || packet.kind == Kind::EchoReply;
     // Flows of both paths: one that is offloaded is found as the bridge saw it.
     let followed = if packet.kind == Kind::Error {
         icmp::follow::<F>(ctx, u32::from(SIDE_EGRESS)) != 0 || icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)) != 0
     } else {
-        translatable && (flows::follow::<F>(ctx) != 0 || follow_offloaded::<F>(ctx) != 0)
+        known && (flows::follow::<F>(ctx) != 0 || follow_offloaded::<F>(ctx) != 0)
     };
     if followed {
         return go_on::<F>(verdict::FOLLOWED);

@@ -61,6 +61,9 @@ global! {
 
     /// The way to the sender of the packet on the desk, as `back` of the flow in the making. Gives its traffic counter.
     pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
+
+    /// The way to the destination of the packet on the desk, as `there`. Gives its traffic counter.
+    pub fn way_in(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
 }
 
 #[inline(always)]
@@ -97,6 +100,12 @@ fn is_allowed(list: u32, client: Addr) -> bool {
 fn home<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
     let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
     set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge)
+}
+
+#[inline(always)]
+fn inward<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
+    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+    set_way::<F>(&mut making.plan.there, &packet.tuple.dst, bridge)
 }
 
 /// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.

@@ -77,11 +77,12 @@ fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
     let port = packet.tuple.dport.value();
     let slot = rules::slot(proto, port);
     let followed = match packet.kind {
-        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoReply | Kind::Other => {
-            if slot != 0 || flows::is_marked(proto, port) { flows::follow::<F>(ctx) } else { 0 }
+        Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoReply | Kind::EchoRequest | Kind::Other => {
+            let may_be_known = slot != 0 || flows::is_marked(proto, port) || is_near(&F::mapped(packet.tuple.dst));
+            if may_be_known { flows::follow::<F>(ctx) } else { 0 }
         }
         Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)),
-        Kind::EchoRequest | Kind::Fragment | Kind::Odd => 0,
+        Kind::Fragment | Kind::Odd => 0,
     };
     if followed != 0 {
         return verdict::FOLLOWED;
@@ -95,6 +96,9 @@ global! {
 
     /// A packet to a published port that belongs to no flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
+
+    /// A packet to a container's own address, on a network that is open; gives a packed verdict.
+    fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
 
 #[inline(always)]
@@ -110,13 +114,15 @@ fn meet_stranger<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     if packet.ip.fragment == Fragment::First {
         fragment::learn::<F>(ctx);
     }
-    // Nothing is reached that was not published. (The stack sends what is addressed to the host up, and the rest on.)
+    // Nothing is reached that was not published, unless its network is open.
     if is_near(&F::mapped(packet.tuple.dst))
         && let Some(subnet) = outward::subnet_of::<F>(&packet.tuple.dst)
-        && subnet.flags & NET_DIRECT == 0
         && host::is_local::<F>(ctx) == 0
     {
-        return verdict::drop(Reason::DropDirect).pack();
+        if subnet.flags & NET_DIRECT == 0 {
+            return verdict::drop(Reason::DropDirect).pack();
+        }
+        return direct::<F>(ctx, subnet.bridge);
     }
     if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
 }
@@ -135,7 +141,31 @@ fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     {
         return NOT_OURS.pack();
     }
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
+    begin_inward::<F>(ctx, bridge, Reason::FlowPublished)
+}
+
+/// It keeps its addresses. The flow leads its answers past masquerade, and both past the bridge.
+#[inline(always)]
+fn begin_direct<F: Wire>(ctx: &TcContext, bridge: u32) -> u64 {
+    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
+        return NOT_OURS.pack();
+    };
+    let known = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
+    if !known || !packet.may_begin() {
+        return if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() };
+    }
+    plan.to.dst = packet.tuple.dst;
+    plan.to.dport = packet.tuple.dport;
+    plan.traffic = rules::way_in::<F>(ctx, bridge) as u16;
+    begin_inward::<F>(ctx, bridge, Reason::FlowDirect)
+}
+
+/// Begins the flow that is aimed already, from the packet's sender to the container and back by this uplink.
+#[inline(always)]
+fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
+    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
+        return NOT_OURS.pack();
+    };
     let ifindex = packet::ifindex(ctx);
     // SAFETY: the references are not kept.
     let (mtu, flags) = unsafe {
@@ -148,12 +178,12 @@ fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     plan.side = SIDE_UPLINK;
     plan.twin_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
-    plan.origin = Reason::FlowPublished as u8;
+    plan.origin = reason as u8;
     plan.back = Way { ifindex, dmac: plan.there.smac, forward: FORWARD_NEIGH, mtu, ..Way::default() };
     if flags & NET_EDGE != 0 {
         plan.twin_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
         plan.back.forward = FORWARD_STACK;
     }
-    flows::begin::<F>(ctx, false, Reason::FlowPublished).pack()
+    flows::begin::<F>(ctx, false, reason).pack()
 }

@@ -133,8 +133,12 @@ fn a_network_without_masquerade_is_seen_as_it_is_and_gets_its_answers() -> Resul
                 stays(&mut lab, "out", at, &sent.bytes(), STACK, Reason::NotOurs)?;
                 let out = lab.run_repeated(UPLINK_OUT, [bridge, uplink], &sent.bytes(), 1)?;
                 assert_eq!((STACK, sent.bytes()), (out.action, out.packet), "flags {flags}");
-                let reason = if tracked { Reason::Translated } else { Reason::NotOurs };
-                stays(&mut lab, "back", (UPLINK_IN, uplink), &answer.bytes(), STACK, reason)?;
+                if tracked {
+                    stays(&mut lab, "back", (UPLINK_IN, uplink), &answer.bytes(), STACK, Reason::Translated)?;
+                } else {
+                    let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
+                    becomes(&mut lab, "back", (UPLINK_IN, uplink), &answer, &back, Reason::FlowDirect)?;
+                }
             }
         }
     }

@@ -18,11 +18,7 @@ fn lab() -> Result<Lab> {
 fn a_container_is_not_reached_by_its_own_address() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
-    for (flags, action, reason) in [
-        (NET_MASQUERADE, DROPPED, Reason::DropDirect),
-        (NET_INTERNAL, DROPPED, Reason::DropDirect),
-        (NET_MASQUERADE | NET_DIRECT, STACK, Reason::NotOurs),
-    ] {
+    for flags in [NET_MASQUERADE, NET_INTERNAL] {
         lab.set_network(7, bridge, flags)?;
         for v4 in [true, false] {
             let from = (client(v4), 40_000);
@@ -36,10 +32,42 @@ fn a_container_is_not_reached_by_its_own_address() -> Result<()> {
                 ("a fragment", Frame { fragment: Some(Piece::FIRST), ..Frame::udp(from, (container(7, v4), 80)) }),
                 ("an address that nobody has", Frame::udp(from, (nobody, 80))),
             ] {
-                stays(&mut lab, what, (UPLINK_IN, uplink), &at_host(frame).bytes(), action, reason)?;
+                let at = (UPLINK_IN, uplink);
+                stays(&mut lab, what, at, &at_host(frame).bytes(), DROPPED, Reason::DropDirect)?;
             }
             let own = at_host(Frame::udp(from, (gateway(7, v4), 53)));
             stays(&mut lab, "the host's own address", (UPLINK_IN, uplink), &own.bytes(), STACK, Reason::NotOurs)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_container_of_an_open_network_is_reached_and_answers_as_itself() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for flags in [NET_DIRECT, NET_DIRECT | NET_MASQUERADE] {
+        lab.forget()?;
+        lab.set_network(7, bridge, flags)?;
+        for v4 in [true, false] {
+            let (from, web) = ((client(v4), 40_000), (container(7, v4), 80));
+            let echo = |src, dst, request| Frame::new(src, dst, L4::Echo { request, id: 80 });
+            for (sent, answer) in [
+                (Frame::tcp(from, web, SYN), Frame::tcp(web, from, SYN | ACK)),
+                (Frame::udp(from, web), Frame::udp(web, from)),
+                (echo(from.0, web.0, true), echo(web.0, from.0, false)),
+                (Frame::new(from.0, web.0, L4::Raw(47)), Frame::new(web.0, from.0, L4::Raw(47))),
+            ] {
+                let sent = at_host(sent);
+                let got = into(&Frame { ttl: 63, ..sent.clone() }, WEB_MAC, BRIDGE_MAC);
+                becomes(&mut lab, "in", (UPLINK_IN, uplink), &sent, &got, Reason::FlowDirect)?;
+                becomes(&mut lab, "in again", (UPLINK_IN, uplink), &sent, &got, Reason::Redirected)?;
+                let answer = answer.macs(BRIDGE_MAC, WEB_MAC);
+                let back = Frame { ttl: 63, ..answer.clone() };
+                becomes(&mut lab, "out", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
+            }
+            let middle = at_host(Frame::tcp((client(v4), 40_001), web, ACK));
+            stays(&mut lab, "of no flow", (UPLINK_IN, uplink), &middle.bytes(), STACK, Reason::NotOurs)?;
         }
     }
     Ok(())

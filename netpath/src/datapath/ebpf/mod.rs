@@ -54,7 +54,7 @@ impl Datapath for Ebpf {
 
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
         let moved = record.publishes.iter().filter(|p| p.proto == Proto::Sctp && p.host_port() != p.container_port());
-        let mut refusals: Vec<Refusal> = moved
+        moved
             .map(|p| Refusal {
                 feature: format!("publish {}/sctp as {}/sctp", p.container_port(), p.host_port()),
                 why: "eBPF cannot change an SCTP port, since the checksum is over the whole packet".into(),
@@ -63,17 +63,7 @@ impl Datapath for Ebpf {
                     p.container_port()
                 ),
             })
-            .collect();
-        if record.network.direct && record.network.masquerade && !record.network.internal {
-            refusals.push(Refusal {
-                feature: "reach containers by their own addresses (netpath.direct)".into(),
-                why: "the network is masqueraded, and eBPF would masquerade their answers too".into(),
-                next:
-                    "add netpath.masquerade=false, or set NETPATH_DATAPATH=iptables before the first container starts"
-                        .into(),
-            });
-        }
-        refusals
+            .collect()
     }
 
     /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.

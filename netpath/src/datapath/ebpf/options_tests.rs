@@ -163,14 +163,3 @@ fn a_filter_of_somebody_elses_leads_packets_past_it() {
     assert!(!is_edge(&host));
     host.reconcile(&Desired::default());
 }
-
-#[test]
-fn a_network_that_is_masqueraded_is_not_opened() {
-    let refused = |direct, masquerade| {
-        let mut record = super::compile::tests::record(1, &["10.88.0.2/16"], Vec::new());
-        (record.network.direct, record.network.masquerade) = (direct, masquerade);
-        Ebpf.refusals(&record).into_iter().next().map(|r| r.next)
-    };
-    assert!(refused(true, true).is_some_and(|next| next.contains("netpath.masquerade=false")));
-    assert_eq!([None, None, None], [refused(true, false), refused(false, true), refused(false, false)]);
-}
