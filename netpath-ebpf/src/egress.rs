@@ -16,6 +16,9 @@ use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
 use crate::{desk, flows, icmp, maps, outward, packet};
 
+/// The IPv6 fragment header (RFC 8200 §4.5).
+const FRAGMENT: u8 = 44;
+
 /// Of an uplink whose frames have an Ethernet header.
 pub struct Egress;
 /// Of one whose frames have none.
@@ -34,9 +37,14 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
     if packet::take_sent(ctx) {
         return true;
     }
+    let proto = F::protocol(ctx, l3);
+    // Pieces that the stack has cut do not all know where they came in: `ip6_copy_metadata()` leaves that out.
+    if !F::IS_V4 && proto == Some(FRAGMENT) {
+        return false;
+    }
     match origin(ctx) {
         // The host's own: its errors may quote what was translated, and it may use a port that a container was given.
-        0 => match F::protocol(ctx, l3) {
+        0 => match proto {
             Some(PROTO_TCP | PROTO_UDP) => {
                 !F::glance(ctx, l3).is_some_and(|g| flows::is_marked(g.proto, g.sport.value()))
             }
@@ -45,6 +53,17 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
         // SAFETY: the reference is not kept.
         from => unsafe { maps::NETWORK.get(from) }.is_none(),
     }
+}
+
+/// The bridge that a packet without an origin belongs to by its source; 0 = none, it is the host's own.
+#[inline(always)]
+fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
+    let from = origin(ctx);
+    // SAFETY: the reference is not kept.
+    if unsafe { maps::NETWORK.get(from) }.is_some() {
+        return from;
+    }
+    outward::subnet_of::<F>(&packet.tuple.src).map_or(0, |s| s.bridge)
 }
 
 impl Walk for Egress {
@@ -110,7 +129,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
     if followed {
         return go_on::<F>(verdict::FOLLOWED);
     }
-    let from = origin(ctx);
+    let from = bridge_of::<F>(ctx, packet);
     if from == 0 {
         let collides = translatable && packet.may_begin() && flows::is_taken::<F>(packet);
         return if collides { outward::begin_own::<F>(ctx) } else { NOT_OURS.pack() };

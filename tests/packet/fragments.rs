@@ -137,6 +137,28 @@ fn what_the_stack_has_cut_is_translated_on_its_way_out() -> Result<()> {
     Ok(())
 }
 
+/// The stack does not tell of the pieces that it has cut where they came in (net/ipv6/ip6_output.c, ip6_copy_metadata()).
+#[test]
+fn pieces_without_an_origin_are_known_by_their_source() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, veth) = (lab.uplink, lab.web);
+    let (web, there, seen) = ((container(7, false), 40_000), (outside(false), 53), (host(false), 40_000));
+    for origin in [0, veth] {
+        lab.forget()?;
+        let at = (UPLINK_OUT, [origin, uplink]);
+        let same = |frame: &Frame| Frame { ttl: 64, ..frame.becomes(seen, there) };
+        let sent = first(Frame::udp(web, there), 6);
+        goes_on_as(&mut lab, "first", at, &sent, &same(&sent), Reason::FlowMasqueraded)?;
+        for sent in later(web.0, there.0, 17, 6) {
+            goes_on_as(&mut lab, "later", at, &sent, &same(&sent), Reason::Translated)?;
+        }
+        let own = first(Frame::udp((host(false), 41_000), there), 7).bytes();
+        let out = lab.run_repeated(at.0, at.1, &own, 1)?;
+        assert_eq!((STACK, own, vec![]), (out.action, out.packet, out.counted), "the host's own");
+    }
+    Ok(())
+}
+
 /// RFC 6946: a fragment header on a packet that is whole.
 #[test]
 fn an_atomic_fragment_is_a_whole_packet() -> Result<()> {
