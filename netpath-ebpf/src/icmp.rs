@@ -59,11 +59,11 @@ fn read_quoted<F: Wire>(ctx: &TcContext) -> u32 {
     let tuple = &mut quoted.tuple;
     match quoted.ip.proto {
         PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
-            let Some(h) = packet::at::<Udp>(ctx, l4) else { return 0 };
+            let Some(h) = packet::behind::<Udp>(ctx, l4) else { return 0 };
             (tuple.sport, tuple.dport) = (h.sport, h.dport);
         }
         p if p == F::ICMP => {
-            let Some(h) = packet::at::<Echo>(ctx, l4) else { return 0 };
+            let Some(h) = packet::behind::<Echo>(ctx, l4) else { return 0 };
             if h.kind != F::ECHO_REQUEST && h.kind != F::ECHO_REPLY {
                 return 0;
             }
@@ -112,7 +112,7 @@ fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quote
     F::restore_addresses(ctx, check, l3, &quoted.ip, from, to)?;
     match quoted.ip.proto {
         PROTO_UDP => {
-            let sum = packet::at::<Udp>(ctx, l4)?.check;
+            let sum = packet::behind::<Udp>(ctx, l4)?.check;
             if from.ports() != to.ports() {
                 put4(ctx, check, l4, from.ports(), to.ports())?;
             }
@@ -127,7 +127,7 @@ fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quote
         PROTO_TCP if from.ports() != to.ports() => put4(ctx, check, l4, from.ports(), to.ports()),
         // Echo's identifier, and its checksum, which balances it: the error's own does not change by the two.
         p if p == F::ICMP => {
-            let h = *packet::at::<Echo>(ctx, l4)?;
+            let h = *packet::behind::<Echo>(ctx, l4)?;
             let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
             let mut difference = u64::from(!old) + u64::from(new);
             if !F::IS_V4 {

@@ -77,15 +77,36 @@ impl<F: Family> Packet<F> {
     }
 }
 
-/// The `T` at `offset`, if the packet is that long; not to be used after a helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network
-/// headers on such boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
+/// The `T` at `offset`, a number that is known when this is compiled, if the packet is that long; not to be used after a
+/// helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network headers on such
+/// boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
 #[inline(always)]
 pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
     // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &*(at as *const T) })
 }
 
-/// The same to be written to. Private data of this run: the verifier puts in front of a program that writes so what
+/// The same at an offset that the packet says.
+#[inline(always)]
+pub fn behind<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
+    // No loss: headers end before.
+    if offset > OFFSETS {
+        return None;
+    }
+    let mut bounded = offset;
+    // A bound that the verifier sees in the register that is added. What was compared may have been another reading of a
+    // place on the stack, of which kernels before 6.8 do not know that it is the same.
+    // SAFETY: the register keeps its value, which is not above the mask.
+    unsafe {
+        core::arch::asm!("{0} &= 511", inout(reg) bounded, options(pure, nomem, nostack, preserves_flags));
+    }
+    at(ctx, bounded)
+}
+
+/// The mask in [`behind`].
+const OFFSETS: usize = 511;
+
+/// As [`at`], to be written to. Private data of this run: the verifier puts in front of a program that writes so what
 /// makes a cloned packet's headers its own (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
@@ -96,10 +117,6 @@ pub fn at_mut<T>(ctx: &TcContext, offset: usize) -> Option<&mut T> {
 
 #[inline(always)]
 fn place(ctx: &TcContext, offset: usize, size: usize) -> Option<usize> {
-    // A bound for the verifier, and no loss: headers end before.
-    if offset > 512 {
-        return None;
-    }
     let mut at = ctx.data() + offset;
     // One register for the check and the access: made up twice, the sum would be two pointers to the verifier.
     // (With no instruction in it, the line table would have two lines at one place, which the kernel refuses.)
@@ -221,7 +238,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     let len = packet.ip.len;
     match packet.ip.proto {
         PROTO_TCP => {
-            let Some(h) = at::<Tcp>(ctx, l4) else { return Kind::Odd };
+            let Some(h) = behind::<Tcp>(ctx, l4) else { return Kind::Odd };
             packet.headers = network + u32::from(h.offset >> 4) * 4;
             if h.offset >> 4 < 5 || packet.headers > len {
                 return Kind::Odd;
@@ -233,7 +250,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             Kind::Tcp
         }
         PROTO_UDP => {
-            let Some(h) = at::<Udp>(ctx, l4) else { return Kind::Odd };
+            let Some(h) = behind::<Udp>(ctx, l4) else { return Kind::Odd };
             packet.headers = network + 8;
             if packet.headers > len {
                 return Kind::Odd;
@@ -245,7 +262,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             Kind::Udp
         }
         PROTO_SCTP => {
-            let Some(h) = at::<Sctp>(ctx, l4) else { return Kind::Odd };
+            let Some(h) = behind::<Sctp>(ctx, l4) else { return Kind::Odd };
             packet.headers = network + size_of::<Sctp>() as u32;
             if packet.headers > len {
                 return Kind::Odd;
@@ -255,7 +272,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             Kind::Sctp
         }
         p if p == F::ICMP => {
-            let Some(h) = at::<Echo>(ctx, l4) else { return Kind::Odd };
+            let Some(h) = behind::<Echo>(ctx, l4) else { return Kind::Odd };
             packet.headers = network + 8;
             if packet.headers > len {
                 return Kind::Odd;

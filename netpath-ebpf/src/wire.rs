@@ -461,12 +461,12 @@ impl Wire for Ipv6 {
                 // Hop-by-hop and destination options (RFC 8200 §4.3, §4.6). A routing header changes what the
                 // pseudo-header's destination is, so it is not walked.
                 0 | 60 => {
-                    let Some(&[next, words]) = packet::at::<[u8; 2]>(ctx, l4) else { return false };
+                    let Some(&[next, words]) = packet::behind::<[u8; 2]>(ctx, l4) else { return false };
                     proto = next;
                     l4 += (usize::from(words) + 1) * 8;
                 }
                 44 => {
-                    let Some(f) = packet::at::<FragmentHeader>(ctx, l4) else { return false };
+                    let Some(f) = packet::behind::<FragmentHeader>(ctx, l4) else { return false };
                     // The offset, and more fragments (RFC 8200 §4.5); neither: a whole packet (RFC 6946).
                     fragment = match (f.offset.value() >> 3, f.offset.value() & 1) {
                         (0, 0) => Fragment::No,
@@ -490,7 +490,7 @@ impl Wire for Ipv6 {
 
     #[inline(always)]
     fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, _: &Tuple<Self>, to: &Tuple<Self>) -> Option<()> {
-        let next = *packet::at::<u8>(ctx, l3 + 6)?;
+        let next = *packet::behind::<u8>(ctx, l3 + 6)?;
         let tail = Tail6 { len: Be16(ip.word), next, hops: ip.ttl.wrapping_sub(hops), src: to.src, dst: to.dst };
         // Without a header checksum nothing balances the addresses in a CHECKSUM_COMPLETE sum but the transport
         // checksum, and `bpf_l4_csum_replace` counts that one as if it were IPv4 (`net/core/utils.c,

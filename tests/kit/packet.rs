@@ -640,15 +640,16 @@ pub fn container(n: u8, v4: bool) -> IpAddr {
     if v4 { IpAddr::from([10, 89, n, 5]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 5]) }
 }
 
-/// The object, with nothing loaded yet; logging off.
+/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons.
 ///
 /// # Errors
 /// It is missing, or not what aya takes.
 pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
     let object = std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))?;
+    let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
     EbpfLoader::new()
-        .verifier_log_level(level)
+        .verifier_log_level(if wanted { VerifierLogLevel::DEBUG } else { level })
         .override_global(layout::global::LOG_LEVEL, &0u8, true)
         .override_global(layout::global::FIB_SRC, &1u8, true)
         .override_global(layout::global::CSUM_IPV6, &1u8, true)
