@@ -29,8 +29,8 @@ pub fn now_s() -> u32 {
 
 global! {
     /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
-    /// adds to the flow's state is written down.
-    pub fn follow() -> u32 as np_follow4, np_follow6 = follow_flow;
+    /// adds to the flow's state is written down. [`HALF`]: and the other half of the flow is missing.
+    fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
 
     fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
 
@@ -42,6 +42,19 @@ global! {
 
     /// Tries `port` as the source port of the flow in the making; 1 if it is the flow's now.
     fn take_port(port: u32) -> u32 as np_take_port4, np_take_port6 = take;
+}
+
+const HALF: u32 = 2;
+
+/// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
+// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+#[inline(always)]
+pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
+    let found = look_up::<F>(ctx);
+    if found == HALF {
+        mend::<F>(ctx);
+    }
+    found
 }
 
 // Decisions with many ways through them, for which the verifier need not go through what follows once per way.
@@ -66,7 +79,7 @@ pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
+fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
@@ -92,7 +105,7 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
     }
     if refresh::<F>(found, proto, state, now_s) == 0 {
         touch::<F>(found, state, now_s);
-        mend::<F>(ctx);
+        return HALF;
     }
     1
 }
@@ -227,7 +240,6 @@ fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
     }
     hop.to = making.plan.to;
     hop.next = *F::next(&making.flow);
-    verdict::log_flow::<F>(ctx);
     1
 }
 

@@ -15,6 +15,7 @@ use crate::{desk, host, maps};
 
 /// [`aim`]: the client is not on the publish's list.
 pub const REFUSED: u32 = u32::MAX;
+const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
 /// The first rule of a port, 0 = the port is not published.
 #[inline(always)]
@@ -53,11 +54,28 @@ pub fn find(
     None
 }
 
+/// The rule serves the packet if that is addressed to the host itself. Bridges have no such number.
+const IF_LOCAL: u32 = 1 << 31;
+
+/// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its `to`'s
+/// destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it. [`REFUSED`]: one
+/// does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
+// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+#[inline(always)]
+pub fn aim<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
+    let chosen = choose::<F>(ctx, slot, local);
+    if chosen & IF_LOCAL == 0 || chosen == REFUSED {
+        return chosen;
+    }
+    if host::is_local::<F>(ctx) == 0 {
+        return 0;
+    }
+    if chosen == REFUSED_IF_LOCAL { REFUSED } else { chosen & !IF_LOCAL }
+}
+
 global! {
-    /// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its
-    /// `to`'s destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it.
-    /// [`REFUSED`]: one does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
-    pub fn aim(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
+    /// [`aim`], with [`IF_LOCAL`] where that has to be asked yet.
+    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
 
     /// The way to the sender of the packet on the desk, as `back` of the flow in the making. Gives its traffic counter.
     pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
@@ -67,18 +85,16 @@ global! {
 }
 
 #[inline(always)]
-fn aim_flow<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
+fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
     let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
     let port = packet.tuple.dport.value();
     let host = F::mapped(packet.tuple.dst);
     let Some((rule, if_local)) = find(slot, &host, port, packet.ip.proto, |r| !F::is_unset(&F::target(r))) else {
         return 0;
     };
-    if if_local && local == 0 && host::is_local::<F>(ctx) == 0 {
-        return 0;
-    }
+    let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
     if rule.allow != 0 && local == 0 && !is_allowed(rule.allow, F::mapped(packet.tuple.src)) {
-        return REFUSED;
+        return if must_ask != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
     let plan = &mut making.plan;
     plan.to.dst = F::target(rule);
@@ -88,7 +104,7 @@ fn aim_flow<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
     }
     plan.traffic = rule.traffic as u16;
     set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
-    rule.bridge
+    rule.bridge | must_ask
 }
 
 #[inline(always)]

@@ -87,12 +87,18 @@ fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
     if followed != 0 {
         return verdict::FOLLOWED;
     }
-    Verdict::unpack(stranger::<F>(ctx, slot))
+    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+        let verdict = publish::<F>(ctx, slot);
+        if verdict != NOT_OURS.pack() {
+            return Verdict::unpack(verdict);
+        }
+    }
+    Verdict::unpack(stranger::<F>(ctx))
 }
 
 global! {
-    /// A packet that belongs to no flow, and the slot of its port; gives a packed verdict.
-    fn stranger(slot: u32) -> u64 as np_arrival4, np_arrival6 = meet_stranger;
+    /// A packet that belongs to no flow and no publish; gives a packed verdict.
+    fn stranger() -> u64 as np_arrival4, np_arrival6 = meet_stranger;
 
     /// A packet to a published port that belongs to no flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
@@ -102,14 +108,8 @@ global! {
 }
 
 #[inline(always)]
-fn meet_stranger<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
+fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
-    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        let verdict = publish::<F>(ctx, slot);
-        if verdict != NOT_OURS.pack() {
-            return verdict;
-        }
-    }
     // The fragments behind a first one that is not ours are not ours either.
     if packet.ip.fragment == Fragment::First {
         fragment::learn::<F>(ctx);

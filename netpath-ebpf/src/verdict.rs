@@ -62,6 +62,9 @@ pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 #[inline(always)]
 pub fn conclude<F: Wire>(ctx: &TcContext, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
+        if verdict.reason as u32 != Reason::Redirected as u32 {
+            log_flow::<F>(ctx);
+        }
         verdict = Verdict::unpack(translate::<F>(ctx, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_REDIRECT {
@@ -132,7 +135,7 @@ global! {
     fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
     fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
-    pub fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
+    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
 }
 
 #[inline(always)]
