@@ -2,13 +2,11 @@
 
 use crate::rig::{rig, serve, web};
 use anyhow::Result;
-use kit::need;
 use kit::netavark::{Document, Network, Rung};
 use kit::topology::{Family, Topology};
 use kit::traffic::{Dial, Proto};
 
 on_every_rung!(
-    a_restarted_container_answers_a_client_that_keeps_its_port,
     an_established_connection_survives_another_containers_coming_and_going,
     a_withdrawn_port_is_the_hosts_again,
     an_address_that_the_host_gets_later_is_published_too,
@@ -19,29 +17,6 @@ fn document(host: u8) -> Document {
         .on_dual(&Network::dual(7), "eth0", 7, host)
         .publish("", 8080, 80, "tcp")
         .publish("", 8080, 80, "udp")
-}
-
-/// With conntrack's entry for the old container still alive, datagrams of an old client go to nobody.
-fn a_restarted_container_answers_a_client_that_keeps_its_port(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    rig(Topology::new(), rung, |rig| {
-        let keeper = rig.up("keeper", Document::new().on_dual(&Network::dual(7), "eth0", 7, 9))?;
-        for (name, host) in [("first", 5), ("second", 6), ("third", 5)] {
-            let up = rig.up(name, document(host))?;
-            let _servers = serve(&up.0, 80, name)?;
-            for family in Family::BOTH {
-                for dial in [Dial::new(Proto::Udp, family.host(), 8080), Dial::new(Proto::Tcp, family.host(), 8080)] {
-                    let external = dial.clone().from(family.client(), 40_000);
-                    rig.sees(name, &rig.topology.client, &external, name, family.client());
-                }
-                let local = Dial::new(Proto::Udp, family.host(), 8080).from(family.host(), 40_001);
-                let seen = local.ask(&rig.topology.host);
-                rig.note(seen.as_ref().is_ok_and(|s| s.server == name), || format!("{name}: {local}: {seen:?}"));
-            }
-            rig.netavark.teardown(&up.0, &up.1)?;
-        }
-        Ok(vec![keeper])
-    })
 }
 
 fn an_established_connection_survives_another_containers_coming_and_going(rung: Rung) -> Result<()> {

@@ -20,13 +20,48 @@ macro_rules! on_every_rung {
     };
 }
 
+/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs once more on the edge path, and where the
+/// host follows connections.
+macro_rules! on_every_way {
+    ($($name:ident),* $(,)?) => {
+        on_every_way!(@ tcx Tcx Path::Auto, false $($name)*);
+        on_every_way!(@ clsact Clsact Path::Auto, false $($name)*);
+        on_every_way!(@ iptables Iptables Path::Auto, false $($name)*);
+        on_every_way!(@ tcx_edge Tcx Path::Edge, false $($name)*);
+        on_every_way!(@ clsact_edge Clsact Path::Edge, false $($name)*);
+        on_every_way!(@ tcx_edge_tracked Tcx Path::Edge, true $($name)*);
+        on_every_way!(@ clsact_edge_tracked Clsact Path::Edge, true $($name)*);
+        on_every_way!(@ tcx_offload_tracked Tcx Path::Offload, true $($name)*);
+    };
+    (@ $module:ident $rung:ident $path:path, $tracked:literal $($name:ident)*) => {
+        mod $module {
+            $(#[test]
+            fn $name() -> anyhow::Result<()> {
+                kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
+                use crate::rig::Path;
+                let way = crate::rig::Way { rung: kit::netavark::Rung::$rung, path: $path, tracked: $tracked };
+                kit::need!(way.need());
+                super::$name(way)
+            })*
+        }
+    };
+}
+
 mod chosen;
+mod direct;
+mod edge;
+mod errors;
+mod foreign;
+mod fragments;
 mod lifecycle;
 mod local;
 mod masquerade;
 mod matrix;
 mod options;
 mod policy;
+mod protocols;
 mod publish;
+mod restart;
 mod rig;
 mod tun;
+mod upgrade;

@@ -1,15 +1,15 @@
-//! Every way to a published port and out: {v4, v6} × {tcp, udp} × where the client is.
+//! Every way to a published port and out: {v4, v6} × {tcp, udp} × where the client is × the path through the host.
 
-use crate::rig::{Rig, rig, serve, serve_at, web};
+use crate::rig::{Rig, Way, rig_on, serve, serve_at, web};
 use anyhow::Result;
 use kit::host::Netns;
 use kit::need;
-use kit::netavark::{Document, Network, Rung};
+use kit::netavark::Document;
 use kit::topology::{Family, Topology};
 use kit::traffic::{Dial, Proto};
 use std::net::IpAddr;
 
-on_every_rung!(
+on_every_way!(
     external,
     external_on_the_second_address,
     localhost,
@@ -31,11 +31,6 @@ fn dials(ip: IpAddr, port: u16) -> Vec<Dial> {
     ]
 }
 
-fn published() -> Document {
-    let net = Network::dual(7);
-    Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
-}
-
 /// Clients in `netns` dial port 8080 of `target` and the container must see `source`.
 fn all(rig: &Rig<'_>, netns: &Netns, target: fn(Family) -> IpAddr, source: fn(Family) -> IpAddr) {
     for family in Family::BOTH {
@@ -45,27 +40,27 @@ fn all(rig: &Rig<'_>, netns: &Netns, target: fn(Family) -> IpAddr, source: fn(Fa
     }
 }
 
-fn external(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
+fn external(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &rig.topology.client, Family::host, Family::client);
         Ok(vec![web])
     })
 }
 
-fn external_on_the_second_address(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
+fn external_on_the_second_address(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &rig.topology.client, Family::host_second, Family::client);
         Ok(vec![web])
     })
 }
 
-fn localhost(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
+fn localhost(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
         // netfilter cannot translate ::1: the kernel has no route_localnet for IPv6.
-        let families = if rung.is_ebpf() { &Family::BOTH[..] } else { &[Family::V4] };
+        let families = if way.rung.is_ebpf() { &Family::BOTH[..] } else { &[Family::V4] };
         for family in families {
             for dial in dials(family.localhost(), 8080) {
                 rig.sees(&format!("{family:?}"), &rig.topology.host, &dial, "web", family.gateway(7));
@@ -77,56 +72,56 @@ fn localhost(rung: Rung) -> Result<()> {
 
 /// Served at connect time the socket is routed to the bridge; with netfilter it has the address it dialled before it is
 /// translated.
-fn own_address(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
-        let source = if rung.is_ebpf() { |f: Family| f.gateway(7) } else { Family::host };
+fn own_address(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let source = if way.rung.is_ebpf() { |f: Family| f.gateway(7) } else { Family::host };
         all(rig, &rig.topology.host, Family::host, source);
         Ok(vec![web])
     })
 }
 
 /// Netavark fails here: where br_netfilter is on, a bridge port without hairpin mode drops what comes back to it.
-fn hairpin_same_container(rung: Rung) -> Result<()> {
+fn hairpin_same_container(way: Way) -> Result<()> {
     need!(kit::need::netpath());
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &web.0, Family::host, |f| f.gateway(7));
         Ok(vec![web])
     })
 }
 
-fn hairpin_same_network(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
-        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+fn hairpin_same_network(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 6))?;
         all(rig, &app.0, Family::host, |f| f.gateway(7));
         Ok(vec![app, web])
     })
 }
 
-fn hairpin_other_network(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
-        let app = rig.up("app", Document::new().on_dual(&Network::dual(8), "eth0", 8, 6))?;
+fn hairpin_other_network(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let app = rig.up("app", Document::new().on_dual(&way.network(8), "eth0", 8, 6))?;
         all(rig, &app.0, Family::host, |f| f.gateway(7));
         Ok(vec![app, web])
     })
 }
 
-fn hairpin_by_the_gateway(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
-        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+fn hairpin_by_the_gateway(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 6))?;
         all(rig, &app.0, |f| f.gateway(7), |f| f.gateway(7));
         Ok(vec![app, web])
     })
 }
 
 /// Out through the host, to its neighbour and beyond its default router, with the address of the way out.
-fn masquerade(rung: Rung) -> Result<()> {
-    rig(Topology::with_far(), rung, |rig| {
-        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+fn masquerade(way: Way) -> Result<()> {
+    rig_on(Topology::with_far(), way, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 5))?;
         let _near = serve(&rig.topology.client, 9000, "near")?;
         // Bound to their addresses: to a wildcard socket's datagrams the kernel gives the address of the way back.
         let _outside = serve_at(&rig.topology.client, Family::V4.outside(), 9001, "outside")?;
@@ -148,10 +143,10 @@ fn masquerade(rung: Rung) -> Result<()> {
 }
 
 /// On one bridge: nobody translates.
-fn container_to_container(rung: Rung) -> Result<()> {
-    rig(Topology::new(), rung, |rig| {
-        let (web, _servers) = web(rig, published())?;
-        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
+fn container_to_container(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 6))?;
         for family in Family::BOTH {
             for dial in dials(family.container(7, 5), 80) {
                 rig.sees(&format!("{family:?}"), &app.0, &dial, "web", family.container(7, 6));

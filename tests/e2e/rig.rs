@@ -2,11 +2,14 @@
 //! all are tried before the test fails.
 
 use anyhow::{Context, Result, ensure};
+use kit::filter::Filter;
 use kit::host::Netns;
-use kit::netavark::{Document, Netavark, Rung};
+use kit::netavark::{Document, Netavark, Network, Rung};
 use kit::residue::{Residue, netfilter};
 use kit::topology::{Container, Topology};
 use kit::traffic::{ANY, Dial, Proto, Seen, Server};
+use netpath_common::reason::Reason;
+use serde_json::Value;
 use std::cell::RefCell;
 use std::net::IpAddr;
 
@@ -15,6 +18,69 @@ pub struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
     failed: RefCell<Vec<String>>,
+}
+
+/// netpath's option of networks for the path of their packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Path {
+    /// Not set.
+    Auto,
+    /// Past the host's stack.
+    Offload,
+    /// Translated at the uplink, through the host's stack.
+    Edge,
+}
+
+/// A rung, and which way its packets take through the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    pub rung: Rung,
+    pub path: Path,
+    /// The host follows the connections that it forwards, and drops what belongs to none.
+    pub tracked: bool,
+}
+
+impl Way {
+    /// What it needs besides its rung.
+    pub fn need(self) -> kit::need::Need {
+        if self.path != Path::Auto {
+            kit::need::netpath()?;
+        }
+        if self.tracked { kit::need::program("nft") } else { Ok(()) }
+    }
+
+    /// [`Network::dual`] on that path.
+    pub fn network(self, n: u8) -> Network {
+        let network = Network::dual(n);
+        match self.path {
+            Path::Auto => network,
+            Path::Offload => network.option("netpath.path", "offload"),
+            Path::Edge => network.option("netpath.path", "edge"),
+        }
+    }
+
+    /// Containers send frames as large as Ethernet's, whatever the host's uplink takes.
+    pub fn wide_network(self, n: u8) -> Network {
+        self.network(n).option("mtu", "1500")
+    }
+
+    /// Host `host` of that network, on port 8080 for both protocols.
+    pub fn published(self, n: u8, host: u8) -> Document {
+        let document = Document::new().on_dual(&self.wide_network(n), "eth0", n, host);
+        document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+    }
+}
+
+/// As [`rig`], on a host that is as `way` says.
+pub fn rig_on(
+    topology: Result<Topology>,
+    way: Way,
+    test: impl FnOnce(&Rig<'_>) -> Result<Vec<(Container, Document)>>,
+) -> Result<()> {
+    rig(topology, way.rung, |rig| {
+        let _filter = if way.tracked { Some(Filter::stateful(&rig.topology.host)?) } else { None };
+        test(rig)
+    })
 }
 
 /// Runs `test` on a new host; afterwards everything that was expected must have been so, and nothing may be left.
@@ -72,6 +138,27 @@ impl Rig<'_> {
             }
         }
         lines
+    }
+
+    /// What `netpath status` says.
+    pub fn status(&self) -> Result<Value> {
+        let mut command = std::process::Command::new(kit::netavark::binary()?);
+        command.args(["status", "--json"]);
+        let out = self.topology.host.output(command, b"")?;
+        serde_json::from_slice(&out.stdout).context("netpath status")
+    }
+
+    /// The packets that were counted for `reason`.
+    pub fn counted(&self, reason: Reason) -> Result<u64> {
+        let status = self.status()?;
+        let counters = status["counters"].as_array().context("no counters")?;
+        let ours = counters.iter().find(|c| c["reason"] == reason.word());
+        Ok(ours.and_then(|c| c["packets"].as_u64()).unwrap_or(0))
+    }
+
+    /// An expectation that gives an error when it is not met.
+    pub fn met<T>(&self, what: &str, expectation: Result<T>) -> Option<T> {
+        expectation.map_err(|e| self.note(false, || format!("{what}: {e:#}"))).ok()
     }
 
     pub fn note(&self, so: bool, otherwise: impl FnOnce() -> String) {

@@ -8,11 +8,11 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, recvfrom, sendto, setsockopt,
     socket, sockopt,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn open(netns: &Netns, family: Family, kind: SockType) -> Result<OwnedFd> {
     let (domain, protocol) = match family {
@@ -46,7 +46,6 @@ impl Pinger {
         };
         // The port of a ping socket is its identifier.
         bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, identifier))).context("bind")?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(SOON.as_secs() as i64, 0))?;
         Ok(Self { socket, family })
     }
 
@@ -55,6 +54,15 @@ impl Pinger {
     /// # Errors
     /// No reply, or another.
     pub fn ping(&self, target: IpAddr, sequence: u16, bytes: usize) -> Result<()> {
+        self.ping_within(SOON, target, sequence, bytes)
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// As [`Pinger::ping`].
+    pub fn ping_within(&self, patience: Duration, target: IpAddr, sequence: u16, bytes: usize) -> Result<()> {
+        setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(patience.as_millis() as i64))?;
         let (request, reply) = if self.family == Family::V4 { (8, 0) } else { (128, 129) };
         // The kernel fills in checksum and identifier.
         let mut packet = vec![request, 0, 0, 0, 0, 0];
@@ -63,7 +71,7 @@ impl Pinger {
         let to = SockaddrStorage::from(SocketAddr::new(target, 0));
         sendto(self.socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).context("send")?;
         let mut answer = vec![0; 65_536];
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patience;
         // With a timeout set, a receive that a signal meets is not begun again by the kernel (signal(7)).
         let (len, from) = loop {
             match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut answer) {

@@ -2,6 +2,8 @@
 
 pub mod echo;
 pub mod example;
+pub mod filter;
+pub mod foreign;
 pub mod host;
 pub mod load;
 pub mod maps;
@@ -9,8 +11,10 @@ pub mod need;
 pub mod netavark;
 pub mod packet;
 pub mod podman;
+pub mod raw;
 pub mod refuse_bpf;
 pub mod residue;
+pub mod steady;
 pub mod topology;
 pub mod traffic;
 pub mod tun;

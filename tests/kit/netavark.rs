@@ -117,6 +117,32 @@ pub struct Netavark<'t> {
 }
 
 impl<'t> Netavark<'t> {
+    /// On `rung`, with a copy of the program that takes the object it carries for another one than `digest` names: what it
+    /// finds in the kernel is an older version's to it.
+    ///
+    /// # Errors
+    /// The program cannot be copied, or does not know its object by that digest.
+    pub fn newer(topology: &'t Topology, rung: Rung, digest: &str) -> Result<Self> {
+        let mut bytes = std::fs::read(binary()?)?;
+        let mut found = 0;
+        // Printed as sixteen digits; another last one is another digest.
+        let other = format!("{}{}", &digest[..digest.len() - 1], if digest.ends_with('0') { 1 } else { 0 });
+        for at in 0..bytes.len() - digest.len() {
+            if bytes[at..].starts_with(digest.as_bytes()) {
+                bytes[at..at + digest.len()].copy_from_slice(other.as_bytes());
+                found += 1;
+            }
+        }
+        ensure!(found > 0, "the program does not hold the digest {digest}");
+        let mut newer = Self::on(topology, rung)?;
+        let dir = topology.dir().join("newer");
+        std::fs::create_dir_all(&dir)?;
+        newer.link = dir.join("netavark");
+        std::fs::write(&newer.link, bytes)?;
+        std::fs::set_permissions(&newer.link, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(newer)
+    }
+
     /// With the rung that `environment` leads to; empty = netpath's own choice.
     ///
     /// # Errors

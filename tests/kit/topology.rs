@@ -5,6 +5,7 @@
 //!   192.0.2.2  ───eth0─eth0─── 192.0.2.1, 192.0.2.10
 //!   203.0.113.5 (lo)           198.51.100.1 ───eth1─eth0─── far 198.51.100.2   (with `far`)
 //!                              198.51.100.1 ───tun0─tun0─── far 198.51.100.2   (with `tun` instead)
+//!   198.51.100.1 ───eth1─eth0─── far 198.51.100.2                              (with `router`: the client is one)
 //! ```
 //! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
 //! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
@@ -205,6 +206,56 @@ impl Topology {
         Ok(topology)
     }
 
+    /// `far` lies behind the client, which is the router between it and the host, and which sends no packet larger than
+    /// `narrow` towards `far`.
+    ///
+    /// # Errors
+    /// As [`Topology::new`].
+    pub fn with_router(narrow: Option<u16>) -> Result<Self> {
+        let mut topology = Self::new()?;
+        let far = Netns::create(&topology.dir.0.join("far"))?;
+        let router = &topology.client;
+        router.ip(&format!(
+            "link add eth1 type veth peer name eth0 netns {}\n\
+             addr add {HOST4_FAR}/24 dev eth1\n\
+             addr add {HOST6_FAR}/64 dev eth1 nodad\n\
+             link set eth1 up\n",
+            far.path().display()
+        ))?;
+        far.ip(&format!(
+            "link set lo up\n\
+             addr add {FAR4}/24 dev eth0\n\
+             addr add {FAR6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {HOST4_FAR}\n"
+        ))?;
+        for sysctl in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            router.set_sysctl(sysctl, "1")?;
+        }
+        answers_for(router, HOST6_FAR)?;
+        answers_for(&far, FAR6)?;
+        far.ip(&format!("route add default via {HOST6_FAR} dev eth0\n"))?;
+        // A locked MTU of a route holds for what is forwarded too; of the device's, the other end would feel it as well.
+        if let Some(mtu) = narrow {
+            router.ip(&format!(
+                "route add {FAR4}/32 dev eth1 mtu lock {mtu}\nroute add {FAR6}/128 dev eth1 mtu lock {mtu}\n"
+            ))?;
+        }
+        topology.far = Some(far);
+        Ok(topology)
+    }
+
+    /// The host's link to the client carries packets of `mtu` bytes at most.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn narrow_uplink(self, mtu: u16) -> Result<Self> {
+        for netns in [&self.host, &self.client] {
+            netns.ip(&format!("link set eth0 mtu {mtu}\n"))?;
+        }
+        Ok(self)
+    }
+
     /// As [`Topology::with_far`], but the second uplink is a `tun` device with the MTU of a VPN's.
     ///
     /// # Errors
@@ -226,12 +277,12 @@ impl Topology {
         Ok(topology)
     }
 
-    /// The namespace at the other end of the second uplink.
+    /// The namespace at the other end of the second uplink, or behind the router.
     ///
     /// # Panics
-    /// Without [`Topology::with_far`] or [`Topology::with_tun`].
+    /// Without [`Topology::with_far`], [`Topology::with_tun`] or [`Topology::with_router`].
     pub fn far(&self) -> &Netns {
-        self.far.as_ref().unwrap_or_else(|| panic!("this topology has no second uplink"))
+        self.far.as_ref().unwrap_or_else(|| panic!("this topology has no far end"))
     }
 
     /// A new container named `name`, without any link.

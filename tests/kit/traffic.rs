@@ -119,6 +119,17 @@ impl Server {
         }
     }
 
+    /// A TCP echo server that holds up to `connections` at a time.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn echo_for(netns: &Netns, connections: usize, ip: IpAddr, port: u16, name: &str) -> Result<Self> {
+        let name = name.to_owned();
+        Self::tcp(netns, SocketAddr::new(ip, port), connections, move |stream, peer, stop| {
+            drop(echo_stream(stream, peer, stop, &name));
+        })
+    }
+
     /// `workers` threads that accept on `at` and hand each connection to `serve`.
     ///
     /// # Errors

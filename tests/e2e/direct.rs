@@ -1,0 +1,160 @@
+//! What is reached without being published, from which source a container may speak, and who may use what it publishes.
+
+use crate::rig::{Rig, Way, rig_on, serve};
+use anyhow::Result;
+use kit::echo::Pinger;
+use kit::need;
+use kit::netavark::Document;
+use kit::packet::Frame;
+use kit::raw::Raw;
+use kit::topology::{Container, Family, Topology};
+use kit::traffic::{Dial, Proto, Server};
+use netpath_common::reason::Reason;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::Duration;
+
+on_every_way!(
+    a_containers_own_address_is_not_reached,
+    with_direct_it_is,
+    a_spoofed_source_does_not_leave,
+    an_allow_list_lets_in_who_is_on_it,
+    without_masquerade_a_container_is_seen_as_it_is,
+);
+
+fn routes_to_containers(rig: &Rig<'_>) -> Result<()> {
+    for (family, prefix) in [(Family::V4, 24), (Family::V6, 64)] {
+        let net = family.container(7, 0);
+        rig.topology.client.ip(&format!("route add {net}/{prefix} via {}\n", family.host()))?;
+    }
+    Ok(())
+}
+
+/// Drops of programs have their reasons.
+fn counted(rig: &Rig<'_>, way: Way, reason: Reason) -> Result<()> {
+    if way.rung.is_ebpf() && rig.counted(reason)? == 0 {
+        rig.note(false, || format!("nothing was counted for {}", reason.word()));
+    }
+    Ok(())
+}
+
+fn up(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<Server>)> {
+    routes_to_containers(rig)?;
+    let up = rig.up("web", document)?;
+    let servers = serve(&up.0, 80, "web")?;
+    Ok((up, servers))
+}
+
+fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = up(rig, way.published(7, 5))?;
+        let client = &rig.topology.client;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                // The published port first: it must not open the way to the container's own.
+                rig.sees("published", client, &Dial::new(proto, family.host(), 8080), "web", family.client());
+                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
+                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 8080));
+            }
+            let ping = Pinger::new(client, family, 4_711)?;
+            let answered = ping.ping_within(Duration::from_millis(400), family.container(7, 5), 1, 56);
+            rig.note(answered.is_err(), || format!("{family:?}: the container answered to echo"));
+            rig.met("the host", ping.ping(family.host(), 2, 56));
+        }
+        counted(rig, way, Reason::DropDirect)?;
+        Ok(vec![web])
+    })
+}
+
+fn with_direct_it_is(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let net = way.network(7).option("netpath.direct", "true");
+        let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");
+        let (web, _servers) = up(rig, document)?;
+        let client = &rig.topology.client;
+        let _near = serve(client, 9000, "near")?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.container(7, 5), 80).bytes(1_300);
+                rig.sees("direct", client, &dial, "web", family.client());
+                rig.sees("out", &web.0, &Dial::new(proto, family.client(), 9000), "near", family.host());
+            }
+            let published = Dial::new(Proto::Tcp, family.host(), 8080);
+            rig.sees("published", client, &published, "web", family.client());
+            rig.met("echo", Pinger::new(client, family, 4_711)?.ping(family.container(7, 5), 1, 56));
+        }
+        Ok(vec![web])
+    })
+}
+
+fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = up(rig, way.published(7, 5))?;
+        for (family, other) in [
+            (Family::V4, IpAddr::V4(Ipv4Addr::new(203, 0, 113, 77))),
+            (Family::V6, IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x77))),
+        ] {
+            let heard = rig.topology.client.run(|| UdpSocket::bind((family.client(), 9_001)))?;
+            heard.set_read_timeout(Some(Duration::from_millis(400)))?;
+            let before = rig.counted(Reason::DropSpoofed)?;
+            let raw = Raw::new(&web.0, family, libc::IPPROTO_RAW)?;
+            for source in [other, family.client()] {
+                raw.send(family.client(), &Frame::udp((source, 9_002), (family.client(), 9_001)).quoted())?;
+            }
+            let mut data = [0; 100];
+            let heard = kit::traffic::again(|| heard.recv_from(&mut data));
+            rig.note(heard.is_err(), || format!("{family:?}: it arrived: {heard:?}"));
+            let more = rig.counted(Reason::DropSpoofed)? - before;
+            rig.note(more == 2, || format!("{family:?}: {more} spoofed packets were counted, expected 2"));
+        }
+        Ok(vec![web])
+    })
+}
+
+fn an_allow_list_lets_in_who_is_on_it(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let [v4, v6] = Family::BOTH.map(Family::client);
+        let net = way.network(7).option("netpath.allow", &format!("{v4}/32,{v6}"));
+        let document =
+            Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let web = rig.up("web", document)?;
+        let _servers = serve(&web.0, 80, "web")?;
+        let client = &rig.topology.client;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.host(), 8080);
+                rig.silent("not on the list", client, &dial.clone().from(family.outside(), 0));
+                rig.sees("on the list", client, &dial.from(family.client(), 0), "web", family.client());
+            }
+        }
+        counted(rig, way, Reason::DropNotAllowed)?;
+        Ok(vec![web])
+    })
+}
+
+/// Answers are let in to what a container has begun; nothing else is.
+fn without_masquerade_a_container_is_seen_as_it_is(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let net = way.network(7).option("netpath.masquerade", "false");
+        let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");
+        let (web, _servers) = up(rig, document)?;
+        let client = &rig.topology.client;
+        let _near = serve(client, 9000, "near")?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.client(), 9000).bytes(1_300);
+                rig.sees("as it is", &web.0, &dial, "near", family.container(7, 5));
+                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
+            }
+            rig.met("echo", Pinger::new(&web.0, family, 4_711)?.ping(family.client(), 1, 56));
+            let published = Dial::new(Proto::Tcp, family.host(), 8080);
+            rig.sees("published", client, &published, "web", family.client());
+        }
+        Ok(vec![web])
+    })
+}

@@ -1,0 +1,184 @@
+//! ICMP errors through translations, and path MTU discovery, which lives from them.
+
+use crate::rig::{Way, rig_on, serve};
+use anyhow::Result;
+use kit::load::{bulk, bulk_server};
+use kit::netavark::Document;
+use kit::raw::{Probe, connect_within};
+use kit::topology::{Family, Topology};
+use kit::traffic::{ANY, Dial, Proto, wait_until_answered};
+use nix::errno::Errno;
+use std::net::SocketAddr;
+
+on_every_way!(
+    a_published_port_without_a_server_refuses_datagrams,
+    a_closed_port_outside_refuses_a_containers_datagrams,
+    a_packet_that_has_aged_is_reported_by_the_host,
+    a_containers_aged_packet_is_reported_by_each_router,
+    large_transfers_pass_a_small_uplink,
+    large_transfers_pass_a_small_link_of_the_client,
+    a_datagram_too_large_for_the_uplink_is_refused_with_its_mtu,
+    a_datagram_too_large_for_a_link_beyond_is_refused_with_its_mtu,
+    a_servers_answer_passes_a_small_link_of_the_client,
+);
+
+/// Bytes of headers in front of what a datagram carries.
+fn headers(family: Family) -> usize {
+    if family == Family::V4 { 28 } else { 48 }
+}
+
+fn a_published_port_without_a_server_refuses_datagrams(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let app = rig.up("app", Document::new().on_dual(&way.wide_network(7), "eth0", 7, 6))?;
+        for family in Family::BOTH {
+            let to = SocketAddr::new(family.host(), 8080);
+            let clients = [("outside", &rig.topology.client), ("on the same network", &*app.0)];
+            for (name, netns) in clients {
+                if let Some(told) = rig.met(name, Probe::new(netns, to)?.error_of(100)) {
+                    let so = told.errno == libc::ECONNREFUSED && told.offender == family.host() && told.to == to;
+                    rig.note(so, || format!("{name}: {told:?}"));
+                }
+            }
+        }
+        Ok(vec![web, app])
+    })
+}
+
+fn a_closed_port_outside_refuses_a_containers_datagrams(way: Way) -> Result<()> {
+    rig_on(Topology::with_router(None), way, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&way.wide_network(7), "eth0", 7, 5))?;
+        for family in Family::BOTH {
+            for (name, outside) in [("neighbour", family.client()), ("far", family.far())] {
+                let to = SocketAddr::new(outside, 9_999);
+                if let Some(told) = rig.met(name, Probe::new(&app.0, to)?.error_of(100)) {
+                    let so = told.errno == libc::ECONNREFUSED && told.offender == outside && told.to == to;
+                    rig.note(so, || format!("{name}: {told:?}"));
+                }
+            }
+        }
+        Ok(vec![app])
+    })
+}
+
+/// As `traceroute` to a published port: its first hop is the router, its second the host, and then it is there.
+fn a_packet_that_has_aged_is_reported_by_the_host(way: Way) -> Result<()> {
+    rig_on(Topology::with_router(None), way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let _servers = serve(&web.0, 80, "web")?;
+        for family in Family::BOTH {
+            let to = SocketAddr::new(family.host(), 8080);
+            for (name, netns, hops, offender) in [
+                ("a neighbour", &rig.topology.client, 1, family.host()),
+                ("far, first hop", rig.topology.far(), 1, family.host_far()),
+                ("far, second hop", rig.topology.far(), 2, family.host()),
+            ] {
+                if let Some(told) = rig.met(name, Probe::new(netns, to)?.hops(hops)?.error_of(100)) {
+                    let so = told.errno == libc::EHOSTUNREACH && told.offender == offender && told.to == to;
+                    rig.note(so, || format!("{name}: {told:?}"));
+                }
+                let refused = rig.met(name, connect_within(netns, to, hops));
+                rig.note(refused == Some(Errno::EHOSTUNREACH), || format!("{name}, tcp: {refused:?}"));
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+fn a_containers_aged_packet_is_reported_by_each_router(way: Way) -> Result<()> {
+    rig_on(Topology::with_router(None), way, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&way.wide_network(7), "eth0", 7, 5))?;
+        let _servers = serve(rig.topology.far(), 9000, "far")?;
+        for family in Family::BOTH {
+            let to = SocketAddr::new(family.far(), 9000);
+            for (name, hops, offender) in [("first hop", 1, family.gateway(7)), ("second hop", 2, family.client())] {
+                if let Some(told) = rig.met(name, Probe::new(&app.0, to)?.hops(hops)?.error_of(100)) {
+                    let so = told.errno == libc::EHOSTUNREACH && told.offender == offender && told.to == to;
+                    rig.note(so, || format!("{name}: {told:?}"));
+                }
+                let refused = rig.met(name, connect_within(&app.0, to, hops));
+                rig.note(refused == Some(Errno::EHOSTUNREACH), || format!("{name}, tcp: {refused:?}"));
+            }
+            rig.sees("far enough", &app.0, &Dial::new(Proto::Tcp, family.far(), 9000), "far", family.host());
+        }
+        Ok(vec![app])
+    })
+}
+
+const BULK: u64 = 8 << 20;
+
+/// Both ways through a published port and out, with equal sums at both ends.
+fn large_transfers(topology: Result<Topology>, way: Way) -> Result<()> {
+    rig_on(topology, way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let _servers = (bulk_server(&web.0, ANY, 80)?, bulk_server(rig.topology.far(), ANY, 9000)?);
+        for family in Family::BOTH {
+            rig.met("published", bulk(rig.topology.far(), SocketAddr::new(family.host(), 8080), BULK));
+            rig.met("masquerade", bulk(&web.0, SocketAddr::new(family.far(), 9000), BULK));
+        }
+        Ok(vec![web])
+    })
+}
+
+fn large_transfers_pass_a_small_uplink(way: Way) -> Result<()> {
+    large_transfers(Topology::with_router(None).and_then(|t| t.narrow_uplink(1_280)), way)
+}
+
+fn large_transfers_pass_a_small_link_of_the_client(way: Way) -> Result<()> {
+    large_transfers(Topology::with_router(Some(1_300)), way)
+}
+
+fn refused_with(
+    topology: Result<Topology>,
+    way: Way,
+    mtu: u32,
+    offender: fn(Family) -> std::net::IpAddr,
+) -> Result<()> {
+    rig_on(topology, way, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&way.wide_network(7), "eth0", 7, 5))?;
+        let _servers = serve(rig.topology.far(), 9000, "far")?;
+        for family in Family::BOTH {
+            let probe = Probe::new(&app.0, SocketAddr::new(family.far(), 9000))?.whole()?;
+            let full = 1_500 - headers(family);
+            if let Some(told) = rig.met("too large", probe.error_of(full)) {
+                let so = told.errno == libc::EMSGSIZE && told.info == mtu && told.offender == offender(family);
+                rig.note(so, || format!("expected the MTU {mtu}: {told:?}"));
+            }
+            let refused = probe.refusal_of(full);
+            rig.note(refused == Some(libc::EMSGSIZE), || format!("{family:?}: the next was refused with {refused:?}"));
+            // The answer is longer by its first line.
+            let fits = mtu as usize - headers(family) - 100;
+            rig.sees("fits", &app.0, &Dial::new(Proto::Udp, family.far(), 9000).bytes(fits), "far", family.host());
+        }
+        Ok(vec![app])
+    })
+}
+
+fn a_datagram_too_large_for_the_uplink_is_refused_with_its_mtu(way: Way) -> Result<()> {
+    let topology = Topology::with_router(None).and_then(|t| t.narrow_uplink(1_280));
+    refused_with(topology, way, 1_280, |f| f.gateway(7))
+}
+
+fn a_datagram_too_large_for_a_link_beyond_is_refused_with_its_mtu(way: Way) -> Result<()> {
+    refused_with(Topology::with_router(Some(1_300)), way, 1_300, Family::client)
+}
+
+/// A datagram of the server is lost on the way back, and the container told why: the next one is sent in fragments.
+///
+/// Where br_netfilter hands bridged frames to connection tracking, that puts the fragments together again, and what the
+/// host then sends is one packet as large as the first: the kernel forgets on the way how large the pieces were.
+fn a_servers_answer_passes_a_small_link_of_the_client(way: Way) -> Result<()> {
+    rig_on(Topology::with_router(Some(1_300)), way, |rig| {
+        const TO_NETFILTER: &str = "net/bridge/bridge-nf-call-ip6tables";
+        if rig.topology.host.sysctl(TO_NETFILTER).is_ok() {
+            rig.topology.host.set_sysctl(TO_NETFILTER, "0")?;
+        }
+        let web = rig.up("web", way.published(7, 5))?;
+        let _servers = serve(&web.0, 80, "web")?;
+        for family in Family::BOTH {
+            let dial = Dial::new(Proto::Udp, family.host(), 8080).bytes(1_380);
+            rig.met("a large answer", wait_until_answered(rig.topology.far(), &dial));
+        }
+        Ok(vec![web])
+    })
+}

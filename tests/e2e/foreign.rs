@@ -1,0 +1,135 @@
+//! Other users of the hooks at which netpath's programs are: they see their packets, and stay when netpath goes.
+
+use crate::rig::{Rig, Way, rig_on, serve};
+use anyhow::Result;
+use kit::foreign::{Counter, Place, Side};
+use kit::need;
+use kit::netavark::{Document, Rung};
+use kit::topology::{Family, Topology};
+use kit::traffic::{Dial, Proto};
+
+on_every_way!(
+    programs_of_others_at_the_same_tcx_hooks_see_their_packets,
+    filters_of_others_in_the_same_clsact_qdisc_see_their_packets,
+);
+
+/// Traffic to a published port and out, and the host's own, which netpath leaves alone.
+fn all(rig: &Rig<'_>, way: Way, what: &str) -> Result<()> {
+    let web = rig.up("web", way.published(7, 5))?;
+    let _servers = (
+        serve(&web.0, 80, "web")?,
+        serve(&rig.topology.client, 9000, "near")?,
+        serve(&rig.topology.host, 9100, "host")?,
+    );
+    for family in Family::BOTH {
+        for proto in Proto::BOTH {
+            let dial = |ip, port| Dial::new(proto, ip, port).bytes(1_300);
+            rig.sees(what, &rig.topology.client, &dial(family.host(), 8080), "web", family.client());
+            rig.sees(what, &web.0, &dial(family.client(), 9000), "near", family.host());
+            rig.sees(what, &rig.topology.client, &dial(family.host(), 9100), "host", family.client());
+        }
+    }
+    rig.netavark.teardown(&web.0, &web.1)
+}
+
+struct Foreign {
+    name: String,
+    counter: Counter,
+}
+
+impl Foreign {
+    fn new(name: String, counter: Result<Counter>) -> Result<Self> {
+        Ok(Self { name, counter: counter? })
+    }
+}
+
+fn all_see(rig: &Rig<'_>, foreign: &[Foreign], what: &str, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
+    let seen = || foreign.iter().map(|f| f.counter.seen()).collect::<Result<Vec<u64>>>();
+    let before = seen()?;
+    traffic()?;
+    for ((f, before), after) in foreign.iter().zip(before).zip(seen()?) {
+        rig.note(after > before, || format!("{what}: {} saw nothing", f.name));
+    }
+    Ok(())
+}
+
+/// The client talks to the host, with nothing of netpath's around.
+fn plain(rig: &Rig<'_>) -> Result<()> {
+    let _server = serve(&rig.topology.host, 9100, "host")?;
+    for family in Family::BOTH {
+        let dial = Dial::new(Proto::Tcp, family.host(), 9100);
+        rig.sees("netpath is gone", &rig.topology.client, &dial, "host", family.client());
+    }
+    Ok(())
+}
+
+fn programs_of_others_at_the_same_tcx_hooks_see_their_packets(way: Way) -> Result<()> {
+    need!(need::bpf());
+    need!(need::tcx());
+    rig_on(Topology::new(), way, |rig| {
+        let host = &rig.topology.host;
+        let mut foreign = Vec::new();
+        for side in Side::BOTH {
+            let name = format!("at the uplink's {}, before", side.name());
+            foreign.push(Foreign::new(name, Counter::tcx(host, "eth0", side, Place::First))?);
+        }
+        let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
+        for side in Side::BOTH {
+            let name = format!("at the uplink's {}, after", side.name());
+            foreign.push(Foreign::new(name, Counter::tcx(host, "eth0", side, Place::Last))?);
+        }
+        for place in [Place::First, Place::Last] {
+            let name = format!("at the bridge, {place:?}");
+            foreign.push(Foreign::new(name, Counter::tcx(host, "podman7", Side::Ingress, place))?);
+        }
+        if way.rung == Rung::Tcx {
+            let order = host.tcx_ingress("eth0")?;
+            rig.note(order == ["foreign", "np_uplink_in", "foreign"], || format!("at the uplink: {order:?}"));
+        }
+        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
+        // The bridge goes with its last container, and what was at it.
+        foreign.truncate(4);
+        rig.netavark.teardown(&keeper.0, &keeper.1)?;
+        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        let order = host.tcx_ingress("eth0")?;
+        rig.note(order == ["foreign", "foreign"], || format!("left at the uplink: {order:?}"));
+        Ok(Vec::new())
+    })
+}
+
+fn filters_of_others_in_the_same_clsact_qdisc_see_their_packets(way: Way) -> Result<()> {
+    need!(need::bpf());
+    need!(need::program("tc"));
+    rig_on(Topology::new(), way, |rig| {
+        let host = &rig.topology.host;
+        host.command("tc", &["qdisc", "add", "dev", "eth0", "clsact"])?;
+        let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
+        if host.command("tc", &["qdisc", "show", "dev", "podman7"])?.contains("clsact") {
+            rig.note(way.rung == Rung::Clsact, || "netpath has put clsact at the bridge".to_owned());
+        } else {
+            host.command("tc", &["qdisc", "add", "dev", "podman7", "clsact"])?;
+        }
+        let mut foreign = Vec::new();
+        for (order, preference) in [("before", 1), ("after", 60_000)] {
+            for side in Side::BOTH {
+                let name = format!("at the uplink's {}, {order}", side.name());
+                foreign.push(Foreign::new(name, Counter::clsact(host, "eth0", side, preference))?);
+            }
+        }
+        for (order, preference) in [("before", 1), ("after", 60_000)] {
+            let name = format!("at the bridge, {order}");
+            foreign.push(Foreign::new(name, Counter::clsact(host, "podman7", Side::Ingress, preference))?);
+        }
+        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
+        foreign.truncate(4);
+        rig.netavark.teardown(&keeper.0, &keeper.1)?;
+        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        for side in Side::BOTH {
+            let shown = host.command("tc", &["filter", "show", "dev", "eth0", side.name()])?;
+            let so = shown.contains("pref 1 ") && shown.contains("pref 60000 ") && !shown.contains("np_");
+            rig.note(so, || format!("left at the uplink's {}: {shown}", side.name()));
+        }
+        host.command("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
+        Ok(Vec::new())
+    })
+}

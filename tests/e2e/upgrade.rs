@@ -1,0 +1,104 @@
+//! Programs that are replaced while traffic goes through them.
+
+use crate::rig::{Rig, Way, rig_on};
+use anyhow::{Context, Result};
+use kit::host::{SOON, wait_for};
+use kit::netavark::{Document, Netavark, binary};
+use kit::steady::{Steady, all_answer, idle};
+use kit::topology::{Family, Topology, state_dirs};
+use kit::traffic::{ANY, Dial, Proto, Server};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+on_every_way!(nothing_breaks_when_the_programs_are_replaced);
+
+/// Of each way, in each family: together a hundred.
+const IDLE: usize = 25;
+
+struct Traffic {
+    steady: Vec<Steady>,
+    idle: Vec<TcpStream>,
+}
+
+impl Traffic {
+    fn goes_on(&mut self, rig: &Rig<'_>, when: &str) -> Result<()> {
+        self.steady.iter().try_for_each(Steady::goes_on).with_context(|| when.to_owned())?;
+        rig.met(when, all_answer(&mut self.idle));
+        Ok(())
+    }
+}
+
+fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
+    kit::need!(kit::need::netpath());
+    kit::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    rig_on(Topology::new(), way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let _servers = (
+            Server::echo_for(&web.0, 2 * IDLE + 10, ANY, 80, "web")?,
+            Server::echo_for(&rig.topology.client, 2 * IDLE + 10, ANY, 9000, "near")?,
+        );
+        let mut traffic = Traffic { steady: Vec::new(), idle: Vec::new() };
+        for family in Family::BOTH {
+            let inward = Dial::new(Proto::Tcp, family.host(), 8080);
+            let outward = Dial::new(Proto::Tcp, family.client(), 9000);
+            for (netns, dial) in [(&rig.topology.client, inward), (&*web.0, outward)] {
+                traffic.steady.push(Steady::start(netns, &dial)?);
+                traffic.idle.extend(idle(netns, &dial, IDLE)?);
+            }
+        }
+        monitored(rig, &mut traffic)?;
+        let app = upgraded(rig, way, &mut traffic)?;
+        for steady in traffic.steady {
+            rig.met("a steady connection", steady.finish());
+        }
+        Ok(vec![app, web])
+    })
+}
+
+/// Waits until all programs in place are those of a monitor, or none is.
+fn at_place(rig: &Rig<'_>, monitored: bool) -> Result<()> {
+    wait_for(&format!("all programs of the monitor in place: {monitored}"), SOON * 4, || {
+        let status = rig.status().ok()?;
+        let hooks = status["hooks"].as_array()?;
+        let so = !hooks.is_empty() && hooks.iter().all(|h| h["monitored"] == monitored);
+        so.then_some(())
+    })
+}
+
+/// A monitor puts its own programs in place of the others, and takes them away again.
+fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
+    let mut command = Command::new(binary()?);
+    command.args(["monitor", "--show", "drops"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut monitor: Child = rig.topology.host.run(|| command.spawn())?;
+    let came = at_place(rig, true);
+    let seen = came.and_then(|()| traffic.goes_on(rig, "with the monitor's programs"));
+    kill(Pid::from_raw(monitor.id() as i32), Signal::SIGINT)?;
+    let ended = monitor.wait()?;
+    seen?;
+    rig.note(ended.success(), || format!("the monitor ended with {ended}"));
+    at_place(rig, false)?;
+    traffic.goes_on(rig, "after the monitor")
+}
+
+/// Another build's next command replaces them.
+fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(kit::topology::Container, Document)> {
+    let digests = || -> Vec<String> {
+        let dirs = state_dirs(&format!("{:x}", rig.topology.host.cookie()));
+        let names = dirs.into_iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
+        let names = names.filter_map(|e| e.file_name().into_string().ok());
+        names.filter_map(|n| n.strip_prefix("object-").map(str::to_owned)).collect()
+    };
+    let before = digests();
+    let [digest] = before.as_slice() else { anyhow::bail!("expected one object, found {before:?}") };
+    let newer = Netavark::newer(rig.topology, way.rung, digest)?;
+    let app = rig.topology.container("app")?;
+    let document = Document::new().on_dual(&way.network(7), "eth0", 7, 6);
+    newer.setup(&app, &document)?;
+    let after = digests();
+    rig.note(after.len() == 1 && after != before, || format!("objects before {before:?}, after {after:?}"));
+    at_place(rig, false)?;
+    traffic.goes_on(rig, "with the newer programs")?;
+    Ok((app, document))
+}

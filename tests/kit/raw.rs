@@ -1,0 +1,226 @@
+//! Packets that no ordinary socket sends, and the ICMP errors that sockets are told of.
+
+use crate::host::{Netns, SOON, wait_for};
+use crate::topology::Family;
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvfrom, recvmsg, sendto, setsockopt,
+    sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use std::io::IoSliceMut;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// A socket for packets of one protocol; for [`libc::IPPROTO_RAW`] one that sends whole IP packets and hears nothing.
+pub struct Raw {
+    socket: OwnedFd,
+    family: Family,
+}
+
+impl Raw {
+    /// # Errors
+    /// Not root.
+    pub fn new(netns: &Netns, family: Family, protocol: i32) -> Result<Self> {
+        let domain = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+        // SAFETY: three numbers.
+        let fd = netns.run(|| match unsafe { libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            fd => Ok(fd),
+        });
+        // SAFETY: the descriptor was just opened and is nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a raw socket")?) };
+        Ok(Self { socket, family })
+    }
+
+    /// # Errors
+    /// The kernel refuses the packet.
+    pub fn send(&self, to: IpAddr, packet: &[u8]) -> Result<()> {
+        let address = SockaddrStorage::from(SocketAddr::new(to, 0));
+        let sent = sendto(self.socket.as_raw_fd(), packet, &address, MsgFlags::empty());
+        ensure!(sent.with_context(|| format!("send to {to}"))? == packet.len(), "a part was sent");
+        Ok(())
+    }
+
+    /// The next packet that `is_wanted`, without its network header, and who sent it.
+    ///
+    /// # Errors
+    /// None comes in time.
+    pub fn receive(&self, patience: Duration, is_wanted: impl Fn(&[u8]) -> bool) -> Result<(IpAddr, Vec<u8>)> {
+        let deadline = Instant::now() + patience;
+        let mut packet = vec![0; 65_536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "nothing heard within {} ms", patience.as_millis());
+            let timeout = TimeVal::microseconds((left.as_micros() as i64).max(1));
+            setsockopt(&self.socket, sockopt::ReceiveTimeout, &timeout)?;
+            let (len, from) = match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut packet) {
+                Err(Errno::EINTR | Errno::EAGAIN) => continue,
+                received => received.context("receive")?,
+            };
+            // A raw IPv4 socket hears the IP header too.
+            let header = if self.family == Family::V4 { usize::from(packet[0] & 0xf) * 4 } else { 0 };
+            let from = from.and_then(|a| address(&a)).context("a packet without a sender")?;
+            if let Some(body) = packet.get(header..len).filter(|b| is_wanted(b)) {
+                return Ok((from, body.to_vec()));
+            }
+        }
+    }
+}
+
+fn address(storage: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = storage.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+}
+
+/// An ICMP error as the socket was told it (`ip(7)`, IP_RECVERR). That it was told is the proof that the error quoted
+/// what the socket had sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    pub errno: i32,
+    /// Who reported it.
+    pub offender: IpAddr,
+    /// The MTU, of "too big".
+    pub info: u32,
+    /// What the socket had sent to.
+    pub to: SocketAddr,
+}
+
+/// A connected datagram socket that is told of errors.
+pub struct Probe {
+    socket: UdpSocket,
+    family: Family,
+}
+
+impl Probe {
+    /// # Errors
+    /// No socket.
+    pub fn new(netns: &Netns, to: SocketAddr) -> Result<Self> {
+        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
+        let socket = netns.run(|| UdpSocket::bind((any, 0)))?;
+        netns.run(|| socket.connect(to))?;
+        let probe = Self { socket, family };
+        probe.set((libc::IPPROTO_IP, libc::IP_RECVERR), (libc::IPPROTO_IPV6, libc::IPV6_RECVERR), 1)?;
+        Ok(probe)
+    }
+
+    fn set(&self, v4: (i32, i32), v6: (i32, i32), value: i32) -> Result<()> {
+        let (level, name) = if self.family == Family::V4 { v4 } else { v6 };
+        set_number(&self.socket, level, name, value)
+    }
+
+    /// The TTL or hop limit of what is sent.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn hops(self, hops: i32) -> Result<Self> {
+        self.set((libc::IPPROTO_IP, libc::IP_TTL), (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS), hops)?;
+        Ok(self)
+    }
+
+    /// Nothing is sent in fragments.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn whole(self) -> Result<Self> {
+        self.set(
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+            libc::IP_PMTUDISC_DO,
+        )?;
+        Ok(self)
+    }
+
+    /// Sends `bytes` bytes again and again until an error is told, since routers limit how often they report one.
+    ///
+    /// # Errors
+    /// None is told in time.
+    pub fn error_of(&self, bytes: usize) -> Result<Told> {
+        let data = vec![7; bytes];
+        let mut sent = None;
+        wait_for("an ICMP error", SOON, || {
+            if sent.is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(300)) {
+                // What was told last fails this call.
+                let _ = self.socket.send(&data);
+                sent = Some(Instant::now());
+            }
+            self.told().transpose()
+        })?
+    }
+
+    /// What the next datagram of that size is refused with.
+    pub fn refusal_of(&self, bytes: usize) -> Option<i32> {
+        self.socket.send(&vec![7; bytes]).err().and_then(|e| e.raw_os_error())
+    }
+
+    fn told(&self) -> Result<Option<Told>> {
+        let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        let mut data = vec![0; 65_536];
+        let mut parts = [IoSliceMut::new(&mut data)];
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let got = recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags);
+        let message = match got {
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            got => got.context("the error queue")?,
+        };
+        let to = message.address.as_ref().and_then(|a| {
+            let v4 = a.as_sockaddr_in().map(|a| SocketAddr::V4((*a).into()));
+            v4.or_else(|| a.as_sockaddr_in6().map(|a| SocketAddr::V6((*a).into())))
+        });
+        for part in message.cmsgs()? {
+            let (error, offender) = match part {
+                ControlMessageOwned::Ipv4RecvErr(e, from) => (e, from.map(|a| IpAddr::V4(SockaddrIn::from(a).ip()))),
+                ControlMessageOwned::Ipv6RecvErr(e, from) => (e, from.map(|a| IpAddr::V6(SockaddrIn6::from(a).ip()))),
+                _ => continue,
+            };
+            let unknown = if self.family == Family::V4 { "0.0.0.0" } else { "::" };
+            let offender = offender.map_or_else(|| unknown.parse(), Ok)?;
+            let to = to.context("an error without what it is about")?;
+            return Ok(Some(Told { errno: error.ee_errno as i32, offender, info: error.ee_info, to }));
+        }
+        bail!("an error without its control message")
+    }
+}
+
+/// What a TCP connection with so few hops fails with.
+///
+/// # Errors
+/// It does not fail.
+pub fn connect_within(netns: &Netns, to: SocketAddr, hops: i32) -> Result<Errno> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, connect, socket};
+    netns.run(|| {
+        let v4 = to.is_ipv4();
+        let domain = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = socket(domain, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let (level, ttl, told) = match v4 {
+            true => (libc::IPPROTO_IP, libc::IP_TTL, libc::IP_RECVERR),
+            false => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVERR),
+        };
+        set_number(&fd, level, ttl, hops)?;
+        set_number(&fd, level, told, 1)?;
+        setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(SOON.as_secs() as i64 * 2))?;
+        match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Ok(()) => bail!("connected to {to}"),
+            Err(e) => Ok(e),
+        }
+    })
+}
+
+fn set_number(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the socket is open, and the value is as long as is said.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), len) };
+    ensure!(set == 0, "setsockopt {level}/{name}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// CRC32c (RFC 3720 §12.1), SCTP's checksum, in the order in which it is sent.
+pub fn crc32c(bytes: &[u8]) -> [u8; 4] {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    });
+    (!crc).to_le_bytes()
+}
