@@ -37,6 +37,51 @@ fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
     residue.nothing_left(&topology, &[&container])
 }
 
+/// The kernel's answers promise everything, and then the verifier refuses a program: here because the object calls helpers
+/// that its licence does not open.
+#[test]
+fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::Tcx));
+    need!(kit::need::rung(Rung::Iptables));
+    if is_incumbent() {
+        return Ok(());
+    }
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let mut bytes = std::fs::read(kit::netavark::binary()?)?;
+    let (open, closed) = (b"Dual MIT/GPL\0", b"Proprietary!\0");
+    let places: Vec<usize> = bytes.windows(open.len()).enumerate().filter(|(_, w)| w == open).map(|(i, _)| i).collect();
+    ensure!(!places.is_empty(), "the object's licence is not found in the binary");
+    places.iter().for_each(|at| bytes[*at..*at + closed.len()].copy_from_slice(closed));
+    let patched = topology.dir().join("netavark");
+    std::fs::write(&patched, bytes)?;
+    std::fs::set_permissions(&patched, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document())?;
+    ensure!(!netfilter(&topology.host)?.is_empty(), "no rule of netfilter serves the container");
+    let servers = serve(&container, 80, "web")?;
+    let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
+    ensure!(seen.server == "web", "{seen:?}");
+    for verb in ["status", "doctor"] {
+        let mut command = std::process::Command::new(kit::netavark::binary()?);
+        command.arg(verb);
+        let out = topology.host.output(command, b"")?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(text.contains("cannot load program np_"), "netpath {verb} does not say why:\n{text}");
+    }
+    drop(servers);
+    netavark.teardown(&container, &document())?;
+
+    let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf")])?;
+    let error = netavark.try_setup(&container, &document().json(&container))?.error()?;
+    ensure!(error.contains("cannot load program np_"), "{error}");
+    std::fs::remove_file(&patched)?;
+    residue.nothing_left(&topology, &[&container])
+}
+
 #[test]
 fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() -> Result<()> {
     need!(kit::need::netpath());

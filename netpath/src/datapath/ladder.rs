@@ -36,6 +36,15 @@ pub fn choose(choice: Choice, kept: Option<Rung>) -> Result<Chosen> {
     choose_with(choice, kept, usable)
 }
 
+/// The best rung below `rung`.
+///
+/// # Errors
+/// There is none that can be used.
+pub fn below(rung: Rung) -> Result<Rung> {
+    let mut lower = LADDER.into_iter().skip_while(|r| *r != rung).skip(1);
+    lower.find(|r| usable(*r).is_ok()).ok_or_else(|| Error::new(format!("there is no datapath below {rung}")))
+}
+
 /// The datapath behind `rung`. Changes nothing yet.
 ///
 /// # Errors

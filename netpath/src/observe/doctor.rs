@@ -59,11 +59,13 @@ pub struct Finding {
 /// # Errors
 /// The state cannot be read.
 pub fn examine(host: &Host) -> Result<Report> {
+    let tried = host.store.passed_over()?;
     let ladder: Vec<Step> = LADDER
         .iter()
         .map(|rung| {
-            let usable = ladder::usable(*rung);
-            Step { rung: *rung, usable: usable.is_ok(), why_not: usable.err() }
+            let tried = tried.iter().find(|(r, _)| r == rung).map(|(_, why)| why.clone());
+            let why_not = tried.or_else(|| ladder::usable(*rung).err());
+            Step { rung: *rung, usable: why_not.is_none(), why_not }
         })
         .collect();
     let used = host.store.rung()?;

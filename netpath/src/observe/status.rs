@@ -71,7 +71,11 @@ pub fn status(host: &Host) -> Result<Status> {
     let endpoints = host.store.all()?.len();
     let rung = host.store.rung()?;
     let above = LADDER.iter().take_while(|r| rung.is_some_and(|used| **r != used));
-    let passed_over = above.filter_map(|r| ladder::usable(*r).err().map(|why| PassedOver { rung: *r, why })).collect();
+    let tried = host.store.passed_over()?;
+    let why_not = |rung| tried.iter().find(|(r, _)| *r == rung).map(|(_, why)| why.clone());
+    let passed_over =
+        above.filter_map(|r| why_not(*r).or_else(|| ladder::usable(*r).err()).map(|why| PassedOver { rung: *r, why }));
+    let passed_over = passed_over.collect();
     let mut status = Status {
         version: 1,
         host: format!("{:x}", host.cookie),

@@ -29,6 +29,8 @@ pub(super) struct Live {
     pub lock: Option<Lock>,
     pub names: Aardvark,
     pub datapath: Option<Box<dyn Datapath>>,
+    /// Whether another rung may be taken should this one fail: nobody asked for it, and no container uses it yet.
+    pub may_step_down: bool,
     /// Of setup, with their final order; of teardown, what the store and the engine know of them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
@@ -59,6 +61,7 @@ impl Live {
             lock: None,
             names,
             datapath: None,
+            may_step_down: false,
             keys: records.iter().map(Key::of).collect(),
             made: vec![Made::default(); records.len()],
             records,
@@ -147,6 +150,7 @@ impl Live {
             let record = &mut self.records[at];
             (record.traffic, record.order) = (traffic, last + 1 + at as u64);
         }
+        self.may_step_down = choice == Choice::Auto && there.is_empty();
         self.datapath = Some(rung::decide(choice, &self.store, self.lock()?, &self.rtnl, self.cookie, &self.records)?);
         Ok(())
     }

@@ -59,7 +59,7 @@ pub fn decide(
     Ok(datapath)
 }
 
-fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
+pub fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
     match datapath.refusals(record).into_iter().next() {
         None => Ok(()),
         Some(Refusal { feature, why, next }) => Err(Error::new(format!(

@@ -43,13 +43,39 @@ impl Live {
             let Some(rung) = self.store.rung()? else { return Ok(()) };
             self.datapath = Some(ladder::open(rung)?);
         }
+        match self.reconcile(&desired, &view) {
+            Err(e) if self.may_step_down => self.step_down(e, &desired, &view),
+            done => done,
+        }
+    }
+
+    /// The kernel has refused what its answers had promised: the first container of a host takes the next rung.
+    fn step_down(&mut self, refused: Error, desired: &Desired, view: &HostView) -> Result<()> {
+        let Some(failed) = self.datapath.as_mut() else { return Err(refused) };
+        let from = failed.rung();
+        let Ok(rung) = ladder::below(from) else { return Err(refused) };
+        let lower = ladder::open(rung)?;
+        if self.records.iter().any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
+            return Err(refused);
+        }
+        tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
+        failed
+            .reconcile(&Desired::default(), view)
+            .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
+        self.store.pass_over(self.lock()?, from, refused.to_string())?;
+        self.store.keep_rung(self.lock()?, rung)?;
+        self.datapath = Some(lower);
+        self.reconcile(desired, view)
+    }
+
+    fn reconcile(&mut self, desired: &Desired, view: &HostView) -> Result<()> {
         let Some(datapath) = &mut self.datapath else { return Ok(()) };
-        let mut wanted = sysctls::forwarding(&desired);
-        wanted.extend(datapath.sysctls(&desired).into_iter().map(|s| (s.path, s.value)));
+        let mut wanted = sysctls::forwarding(desired);
+        wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
         sysctls::ensure(&self.store, lock, &wanted)?;
-        sysctls::keep_internal(&desired)?;
-        let report = datapath.reconcile(&desired, &view)?;
+        sysctls::keep_internal(desired)?;
+        let report = datapath.reconcile(desired, view)?;
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
         Ok(())
     }

@@ -90,6 +90,7 @@ pub struct SavedSysctl {
 const RUNG: &str = "rung";
 const SYSCTLS: &str = "sysctls";
 const MEMORY: &str = "memory";
+const PASSED_OVER: &str = "passed-over";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -223,6 +224,23 @@ impl Store {
         self.write(&self.dir.join(RUNG), &rung)
     }
 
+    /// Rungs that were tried for these containers and failed, with the reason.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn passed_over(&self) -> Result<Vec<(Rung, String)>> {
+        Ok(read(&self.dir.join(PASSED_OVER))?.unwrap_or_default())
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn pass_over(&self, _lock: &Lock, rung: Rung, why: String) -> Result<()> {
+        let mut all = self.passed_over()?;
+        all.retain(|(r, _)| *r != rung);
+        all.push((rung, why));
+        self.write(&self.dir.join(PASSED_OVER), &all)
+    }
+
     /// The host's own values of sysctls that were changed for containers.
     ///
     /// # Errors
@@ -264,7 +282,7 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            if [RUNG, SYSCTLS, MEMORY].contains(&name.as_str()) || name.ends_with(HALF) {
+            if [RUNG, SYSCTLS, MEMORY, PASSED_OVER].contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }
         }
