@@ -9,6 +9,7 @@ pub mod load;
 pub mod maps;
 pub mod need;
 pub mod netavark;
+pub mod object;
 pub mod packet;
 pub mod podman;
 pub mod raw;

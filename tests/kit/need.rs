@@ -1,7 +1,9 @@
 //! What a test needs of the machine. A test that cannot run says so, and why: `skip <test>: needs …`.
 
 use crate::netavark::{Rung, is_incumbent};
+use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
+use std::process::{Command, Stdio};
 
 /// Returns from the test, aloud, unless every need is met.
 #[macro_export]
@@ -111,6 +113,26 @@ pub fn tcx() -> Need {
 pub fn tun() -> Need {
     let opened = std::fs::File::options().read(true).write(true).open(crate::tun::DEVICE);
     opened.map(drop).map_err(|e| format!("tun: {}: {e}", crate::tun::DEVICE))
+}
+
+/// That `ip` or `tc` can do this in a namespace with nothing but a pair of veths, `v0` and `v1`.
+///
+/// # Errors
+/// What the program says: a device or a queue that the kernel does not know, for one.
+pub fn accepted(program: &str, words: &str) -> Need {
+    root()?;
+    let run = |program: &str, words: &str| {
+        let out = Command::new(program).args(words.split(' ')).stdin(Stdio::null()).output();
+        let out = out.map_err(|e| format!("the program {program}: {e}"))?;
+        let said = String::from_utf8_lossy(&out.stderr).trim().replace('\n', ", ");
+        if out.status.success() { Ok(()) } else { Err(format!("what {program} {words} makes: {said}")) }
+    };
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("a network namespace: {e}"))?;
+        run("ip", "link add v0 type veth peer name v1")?;
+        run(program, words)
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|_| Err("a thread that lives".to_owned()))
 }
 
 /// The errno of a bpf() call, or `None` for success.

@@ -1,11 +1,12 @@
 //! Packets for `BPF_PROG_TEST_RUN`: a builder with checksums of its own, and a laboratory that runs one program after the
 //! other over the same maps, in a private network namespace (the route and socket look-ups are real).
 
+pub use crate::object::{explained, load};
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use aya::{Ebpf, Pod, VerifierLogLevel};
 use netpath_common::addr::{Addr, Be16};
 use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, Subnet, Uplink};
 use netpath_common::reason::Reason;
@@ -372,7 +373,9 @@ impl Lab {
             allow: 0,
         };
         for name in programs {
-            lab.program(name)?.load().with_context(|| format!("cannot load {name}"))?;
+            if let Err(e) = lab.program(name)?.load() {
+                return Err(e).with_context(|| format!("cannot load {name}; {}", explained(name)));
+            }
         }
         lab.furnish()?;
         Ok(lab)
@@ -638,21 +641,4 @@ impl Lab {
 /// Host 5 of network `n`.
 pub fn container(n: u8, v4: bool) -> IpAddr {
     if v4 { IpAddr::from([10, 89, n, 5]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 5]) }
-}
-
-/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons.
-///
-/// # Errors
-/// It is missing, or not what aya takes.
-pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
-    let object = std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))?;
-    let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
-    EbpfLoader::new()
-        .verifier_log_level(if wanted { VerifierLogLevel::DEBUG } else { level })
-        .override_global(layout::global::LOG_LEVEL, &0u8, true)
-        .override_global(layout::global::FIB_SRC, &1u8, true)
-        .override_global(layout::global::CSUM_IPV6, &1u8, true)
-        .load(&object)
-        .context("cannot load the object's maps")
 }

@@ -308,7 +308,10 @@ impl Topology {
 }
 
 /// Waits until the kernel has made an IPv6 address of a link that has just come up its own (the local route of it).
-fn answers_for(netns: &Netns, address: IpAddr) -> Result<()> {
+///
+/// # Errors
+/// It has not within [`SOON`].
+pub fn answers_for(netns: &Netns, address: IpAddr) -> Result<()> {
     let IpAddr::V6(address) = address else { return Ok(()) };
     let wanted: String = address.octets().iter().map(|b| format!("{b:02x}")).chain([" 80 ".to_owned()]).collect();
     wait_for(&format!("a local route for {address}"), SOON, || {

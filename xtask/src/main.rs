@@ -16,6 +16,7 @@ mod steps;
 mod suite;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +43,8 @@ enum Verb {
     Demo(demo::Args),
     /// Measure netpath side by side with the wire, plain routing and Netavark
     Bench(bench::Args),
+    /// Run the tests on other kernels, in virtual machines
+    Vm(vm::Args),
     /// Remove what tests and demos that were killed have left on this machine
     Clean,
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Vm(args) => vm::run(&args),
         Verb::Clean => clean::run(),
     })
 }

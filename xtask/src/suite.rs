@@ -96,7 +96,7 @@ pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
 
 /// Reads libtest's output. A skip line comes captured (after the results, with `--show-output`) or, written past the
 /// capture, anywhere: also between a test's name and its result.
-fn read(text: &str) -> Outcome {
+pub fn read(text: &str) -> Outcome {
     let mut outcome = Outcome::default();
     let mut passed: Vec<&str> = Vec::new();
     let mut captured = false;
@@ -138,7 +138,7 @@ fn read(text: &str) -> Outcome {
 }
 
 /// From libtest's list of failures on, or the end of the output.
-fn what_failed(text: &str) -> String {
+pub fn what_failed(text: &str) -> String {
     match text.find("\nfailures:\n") {
         Some(at) => text[at..].trim().to_owned(),
         None => tail(text, 60),

@@ -4,7 +4,7 @@
 use crate::setup::{self, Part};
 use crate::steps::{self, seconds, tail};
 use crate::suite::{Outcome, Suite, harness, summary};
-use crate::{apt, build_ebpf, lint, reproducible, workspace};
+use crate::{apt, build_ebpf, lint, reproducible, vm, workspace};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -12,18 +12,20 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, fault, engine.
+    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, fault, engine, vm.
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
-    /// Leave out the second build of the object and the suites that take longest (fault, engine)
+    /// Leave out the second build of the object and the suites that take longest (fault, engine, vm)
     #[arg(long)]
     quick: bool,
 }
 
 /// Suites of the `tests` package, and how many of their tests may run side by side: most of their time they wait.
 const SUITES: [(&str, usize); 5] = [("packet", 2), ("contract", 4), ("e2e", 4), ("fault", 2), ("engine", 1)];
-const SLOW: [&str; 2] = ["fault", "engine"];
+/// Packets and the core of e2e on other kernels, in virtual machines (`vm/`).
+const VM: &str = "vm";
+const SLOW: [&str; 3] = ["fault", "engine", VM];
 const CHECKS: [&str; 4] = ["object", "fmt", "clippy", "lint"];
 
 impl Args {
@@ -41,7 +43,7 @@ impl Args {
     }
 
     fn check(&self) -> Result<()> {
-        let known: Vec<&str> = CHECKS.into_iter().chain(["unit"]).chain(SUITES.map(|(n, _)| n)).collect();
+        let known: Vec<&str> = CHECKS.into_iter().chain(["unit"]).chain(SUITES.map(|(n, _)| n)).chain([VM]).collect();
         match self.only.iter().find(|o| !known.contains(&o.split("::").next().unwrap_or_default())) {
             Some(other) => bail!("--only {other}: there is {}", known.join(", ")),
             None => Ok(()),
@@ -82,6 +84,12 @@ fn all(args: &Args, total: &mut Outcome) -> Result<()> {
     }
     for (name, command) in suites(args, &executables) {
         total.add(Suite { name, command }.run()?);
+    }
+    if args.wants(VM)
+        && let Err(why) = vm::run_core(total)?
+    {
+        println!("{VM:<14} skipped: {why}");
+        total.skipped.push((VM.to_owned(), why));
     }
     if !apt::is_root() {
         println!("not root: what needs namespaces or bpf() was skipped");

@@ -1,0 +1,93 @@
+//! The rung and the hooks that netpath takes by itself are those that the kernel has; `doctor` says which, and why.
+
+use crate::rig::serve;
+use anyhow::{Context, Result, ensure};
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, binary};
+use kit::residue::{Residue, netfilter};
+use kit::topology::{Family, Topology};
+use kit::traffic::{Dial, Proto};
+use serde_json::Value;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hooks {
+    Tcx,
+    Clsact,
+    None,
+}
+
+/// Asked without netpath.
+fn of_this_kernel() -> Hooks {
+    let clsact = need::accepted("tc", "qdisc add dev v0 clsact");
+    match (need::tcx(), clsact) {
+        (Ok(()), _) => Hooks::Tcx,
+        (Err(_), Ok(())) => Hooks::Clsact,
+        (Err(_), Err(_)) => Hooks::None,
+    }
+}
+
+fn doctor(topology: &Topology) -> Result<Value> {
+    let mut command = std::process::Command::new(binary()?);
+    command.args(["doctor", "--json"]).env_remove("NETPATH_DATAPATH").env_remove("NETPATH_TC");
+    let out = topology.host.output(command, b"")?;
+    serde_json::from_slice(&out.stdout)
+        .with_context(|| format!("netpath doctor: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+#[test]
+fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Result<()> {
+    need!(need::netpath(), need::root(), need::bpf(), need::program("iptables"));
+    let hooks = of_this_kernel();
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+
+    let report = doctor(&topology)?;
+    let rung = if hooks == Hooks::None { "iptables" } else { "ebpf" };
+    ensure!(report["rung"] == rung, "hooks {hooks:?}, but doctor says {report:#}");
+    let probe = |name: &str| report["probes"].as_array().into_iter().flatten().find(|p| p["name"] == name).cloned();
+    for (name, there) in [("tcx", hooks == Hooks::Tcx), ("clsact", hooks != Hooks::None)] {
+        let probe = probe(name).with_context(|| format!("doctor has no probe {name}"))?;
+        // A kernel with TCX may have been built without clsact.
+        ensure!(
+            hooks == Hooks::Tcx && name == "clsact" || probe["answer"] == if there { "yes" } else { "no" },
+            "{probe}"
+        );
+        ensure!(
+            probe["answer"] == "yes" || probe["why"].is_string() && probe["without"].is_string(),
+            "no reason: {probe}"
+        );
+    }
+    let above = report["ladder"].as_array().and_then(|l| l.first()).context("doctor shows no ladder")?;
+    let why_not = above["why_not"].as_str().unwrap_or_default();
+    let reasons = hooks != Hooks::None || ["tcx", "clsact"].iter().all(|hook| why_not.contains(hook));
+    ensure!(reasons, "iptables is taken, and for the reason {above}");
+    need::say(&format!("this kernel has {hooks:?}; netpath takes {rung}; not the first rung: {why_not}"));
+
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    let document = Document::new()
+        .on_dual(&Network::dual(7), "eth0", 7, 5)
+        .publish("", 8080, 80, "tcp")
+        .publish("", 8080, 80, "udp");
+    netavark.setup(&container, &document)?;
+    let tcx = topology.host.tcx_ingress("eth0").unwrap_or_default();
+    let clsact = topology.host.command("tc", &["filter", "show", "dev", "eth0", "ingress"])?;
+    let rules = netfilter(&topology.host)?;
+    let so = match hooks {
+        Hooks::Tcx => tcx.iter().any(|p| p.starts_with("np_uplink_in")),
+        Hooks::Clsact => tcx.is_empty() && clsact.contains("np_uplink_in"),
+        Hooks::None => !rules.is_empty(),
+    };
+    ensure!(so, "hooks {hooks:?}, but TCX has {tcx:?}, clsact {clsact:?}, netfilter {rules:?}");
+    let servers = serve(&container, 80, "web")?;
+    for family in Family::BOTH {
+        for proto in Proto::BOTH {
+            let seen = Dial::new(proto, family.host(), 8080).ask(&topology.client)?;
+            let served = ("web", family.client()) == (seen.server.as_str(), seen.client.ip());
+            ensure!(served, "{family:?} {proto:?}: {seen:?}");
+        }
+    }
+    drop(servers);
+    netavark.teardown(&container, &document)?;
+    residue.nothing_left(&topology, &[&container])
+}

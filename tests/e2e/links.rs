@@ -1,0 +1,163 @@
+//! Uplinks of other kinds than a plain veth. Where the kernel has no such device, a test says so.
+
+use crate::rig::{Rig, rig, serve, web};
+use anyhow::{Context, Result, ensure};
+use kit::need;
+use kit::netavark::{Document, Network, Rung};
+use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
+use kit::traffic::{Dial, Proto};
+use std::net::IpAddr;
+
+on_every_rung!(
+    a_vlan,
+    a_bridge_that_holds_the_address,
+    a_bridge_that_filters_vlans,
+    a_macvlan,
+    an_ipvlan,
+    a_bond,
+    a_member_of_a_vrf,
+    an_address_on_a_dummy,
+    a_wire_that_delays_and_reorders,
+);
+
+fn dials(ip: IpAddr, port: u16) -> [Dial; 3] {
+    [
+        Dial::new(Proto::Tcp, ip, port).bytes(300_000),
+        Dial::new(Proto::Udp, ip, port).bytes(1_300),
+        Dial::new(Proto::Udp, ip, port).unconnected(),
+    ]
+}
+
+fn published() -> Document {
+    let net = Network::dual(7);
+    Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+}
+
+/// The host's and the client's addresses move from `eth0` to a device that these lines of `ip` make of it.
+fn moved(host: (&str, &str), client: Option<(&str, &str)>) -> Result<Topology> {
+    let topology = Topology::new()?;
+    let leave = format!("route del default via {CLIENT4}\nroute del default via {CLIENT6} dev eth0\n");
+    let (lines, device) = host;
+    topology.host.ip(&format!(
+        "{leave}addr flush dev eth0\n{lines}\n\
+         addr add {HOST4}/24 dev {device}\naddr add {HOST6}/64 dev {device} nodad\nlink set {device} up\n"
+    ))?;
+    if let Some((lines, device)) = client {
+        topology.client.ip(&format!(
+            "addr flush dev eth0\n{lines}\n\
+             addr add {CLIENT4}/24 dev {device}\naddr add {CLIENT6}/64 dev {device} nodad\nlink set {device} up\n"
+        ))?;
+    }
+    answers_for(&topology.host, HOST6)?;
+    answers_for(&topology.client, CLIENT6)?;
+    topology.host.ip(&format!("route add default via {CLIENT4}\nroute add default via {CLIENT6} dev {device}\n"))?;
+    Ok(topology)
+}
+
+/// In by a published port, and out with the host's address.
+fn serves(topology: Result<Topology>, rung: Rung) -> Result<()> {
+    rig(topology, rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let _near = serve(&rig.topology.client, 9000, "near")?;
+        for family in Family::BOTH {
+            reached(rig, family, family.host());
+            for dial in dials(family.client(), 9000) {
+                rig.sees("out", &web.0, &dial, "near", family.host());
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+fn reached(rig: &Rig<'_>, family: Family, address: IpAddr) {
+    for dial in dials(address, 8080) {
+        rig.sees("in", &rig.topology.client, &dial, "web", family.client());
+    }
+}
+
+fn a_vlan(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add link v0 name v0.5 type vlan id 5"));
+    let tagged = ("link add link eth0 name eth0.5 type vlan id 5", "eth0.5");
+    serves(moved(tagged, Some(tagged)), rung)
+}
+
+fn a_bridge_that_holds_the_address(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add br0 type bridge"));
+    serves(moved(("link add br0 type bridge\nlink set eth0 master br0", "br0"), None), rung)
+}
+
+fn a_bridge_that_filters_vlans(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add br0 type bridge vlan_filtering 1"));
+    serves(moved(("link add br0 type bridge vlan_filtering 1\nlink set eth0 master br0", "br0"), None), rung)
+}
+
+fn a_macvlan(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
+    serves(moved(("link add link eth0 name mv0 type macvlan mode bridge", "mv0"), None), rung)
+}
+
+fn an_ipvlan(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add link v0 name iv0 type ipvlan mode l2"));
+    serves(moved(("link add link eth0 name iv0 type ipvlan mode l2", "iv0"), None), rung)
+}
+
+fn a_bond(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add bond0 type bond mode active-backup miimon 50"));
+    let lines = "link add bond0 type bond mode active-backup miimon 50\n\
+                 link set eth0 down\nlink set eth0 master bond0\nlink set bond0 up";
+    serves(moved((lines, "bond0"), None), rung)
+}
+
+/// By the rules of netfilter alone a packet in the VRF finds no way to a bridge outside of it.
+fn a_member_of_a_vrf(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add blue type vrf table 10"));
+    need!(if rung.is_ebpf() { Ok(()) } else { Err("a route from the VRF to the bridge".to_owned()) });
+    let topology = Topology::new()?;
+    topology.host.ip("link add blue type vrf table 10\nlink set blue up\nlink set eth0 master blue\n")?;
+    // A device loses its IPv6 addresses when it becomes a member.
+    topology.host.ip(&format!("addr replace {HOST6}/64 dev eth0 nodad\n"))?;
+    answers_for(&topology.host, HOST6)?;
+    rig(Ok(topology), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        for family in Family::BOTH {
+            reached(rig, family, family.host());
+        }
+        Ok(vec![web])
+    })
+}
+
+/// As of a router that gives its services addresses of their own.
+fn an_address_on_a_dummy(rung: Rung) -> Result<()> {
+    need!(need::accepted("ip", "link add dummy0 type dummy"));
+    let addresses: [IpAddr; 2] = ["203.0.113.77".parse()?, "2001:db8:fe::77".parse()?];
+    let topology = Topology::new()?;
+    topology.host.ip("link add dummy0 type dummy\nlink set dummy0 up\n")?;
+    for (address, host) in addresses.into_iter().zip([HOST4, HOST6]) {
+        let nodad = if address.is_ipv6() { " nodad" } else { "" };
+        topology.host.ip(&format!("addr add {address} dev dummy0{nodad}\n"))?;
+        topology.client.ip(&format!("route add {address} via {host}\n"))?;
+        answers_for(&topology.host, address)?;
+    }
+    rig(Ok(topology), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        for (family, address) in Family::BOTH.into_iter().zip(addresses) {
+            reached(rig, family, address);
+            reached(rig, family, family.host());
+        }
+        Ok(vec![web])
+    })
+}
+
+/// Neither loses a byte, nor takes two directions of a flow for two flows.
+fn a_wire_that_delays_and_reorders(rung: Rung) -> Result<()> {
+    const QDISC: &str = "root netem delay 3ms 2ms reorder 20%";
+    need!(need::accepted("tc", &format!("qdisc add dev v0 {QDISC}")));
+    let topology = Topology::new()?;
+    for netns in [&topology.host, &topology.client] {
+        let line = format!("qdisc add dev eth0 {QDISC}");
+        netns.command("tc", &line.split(' ').collect::<Vec<_>>()).context("netem")?;
+    }
+    let shown = topology.host.command("tc", &["qdisc", "show", "dev", "eth0"])?;
+    ensure!(shown.contains("netem"), "eth0 has {shown}");
+    serves(Ok(topology), rung)
+}

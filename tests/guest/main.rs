@@ -1,0 +1,113 @@
+//! The first process of a virtual machine of `cargo xtask vm`: makes a small host of it, runs the suites that the plan in
+//! its initramfs names, and turns it off. What it says and what the suites print goes to the second serial port; lines
+//! that begin with `::` are for xtask/src/vm/results.rs.
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitStatus, waitpid};
+use serde_json::Value;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+const RESULTS: &str = "/dev/ttyS1";
+/// Kind and place.
+const MOUNTS: [(&str, &str); 7] = [
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/run"),
+    ("tmpfs", "/tmp"),
+    ("cgroup2", "/sys/fs/cgroup"),
+    ("bpf", "/sys/fs/bpf"),
+];
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("this is the init of a virtual machine: cargo xtask vm test boots one");
+        return;
+    }
+    if let Err(error) = run() {
+        println!("::broken {error:#}");
+        let _ = fs::write(RESULTS, format!("::broken {error:#}\n"));
+    }
+    // SAFETY: numbers only.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    println!("cannot turn the machine off: {}", std::io::Error::last_os_error());
+}
+
+fn run() -> Result<()> {
+    for (kind, place) in MOUNTS {
+        mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("cannot mount {kind} on {place}"))?;
+    }
+    let mut results = File::options().write(true).open(RESULTS).with_context(|| format!("cannot open {RESULTS}"))?;
+    let text = fs::read_to_string("/plan.json").context("cannot read /plan.json")?;
+    let plan: Value = serde_json::from_str(&text).context("/plan.json is no JSON")?;
+    for name in strings(&plan["modules"]) {
+        if let Err(error) = load_module(name) {
+            writeln!(results, "::module {name} {error:#}")?;
+        }
+    }
+    let up = Command::new("/usr/bin/ip").args(["link", "set", "lo", "up"]).status().context("cannot run ip")?;
+    if !up.success() {
+        bail!("cannot bring lo up: ip ended with {up}");
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    writeln!(results, "::ready {}", release.trim())?;
+    for suite in plan["suites"].as_array().into_iter().flatten() {
+        run_suite(suite, &plan, &mut results)?;
+    }
+    writeln!(results, "::done")?;
+    // SAFETY: the file is open. Until the last byte has left the port; without it some are lost.
+    unsafe { libc::tcdrain(results.as_raw_fd()) };
+    Ok(())
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn load_module(name: &str) -> Result<()> {
+    let path = format!("/modules/{name}");
+    let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    let none = CString::default();
+    // SAFETY: the file is open and the parameters are a string with its end; the kernel keeps neither.
+    let failed = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), none.as_ptr(), 0) };
+    if failed != 0 {
+        bail!("cannot be loaded: {}", std::io::Error::last_os_error());
+    }
+    // Held in memory by the kernel now; the initramfs is memory too.
+    fs::remove_file(&path).with_context(|| format!("cannot remove {path}"))
+}
+
+fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
+    let name = suite["name"].as_str().unwrap_or_default();
+    let program = suite["program"].as_str().with_context(|| format!("suite {name} names no program"))?;
+    writeln!(results, "::begin {name}")?;
+    let begun = Instant::now();
+    let mut command = Command::new(program);
+    command.args(strings(&suite["arguments"])).stdin(Stdio::null());
+    command.stdout(results.try_clone()?).stderr(results.try_clone()?);
+    command.env_clear().envs([
+        ("PATH", "/usr/bin"),
+        ("HOME", "/root"),
+        ("NETPATH_BIN", "/usr/bin/netpath"),
+        ("RUST_BACKTRACE", "0"),
+    ]);
+    command.current_dir(plan["directory"].as_str().unwrap_or("/"));
+    let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    // As the first process we inherit every orphan, and they have to be waited for too.
+    let code = loop {
+        match waitpid(None, None).context("cannot wait for a suite")? {
+            WaitStatus::Exited(pid, code) if pid.as_raw() as u32 == child.id() => break code.to_string(),
+            WaitStatus::Signaled(pid, signal, _) if pid.as_raw() as u32 == child.id() => break signal.to_string(),
+            _ => {}
+        }
+    };
+    writeln!(results, "\n::end {name} {code} {}", begun.elapsed().as_millis())?;
+    Ok(())
+}

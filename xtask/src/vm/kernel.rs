@@ -1,0 +1,90 @@
+//! The kernels that the tests run on: Debian's packages, unpacked below `target/vm/kernels`, or a directory of the user's.
+
+use super::apt_sources::Release;
+use crate::steps::Steps;
+use crate::toolchain::numbers;
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A kernel's series and the release of Debian that brings it.
+pub const SERIES: [(&str, &str); 3] = [("6.1", "bookworm"), ("6.12", "trixie"), ("7.2", "forky")];
+
+pub struct Kernel {
+    /// As it was asked for.
+    pub label: String,
+    /// As `uname -r` says it.
+    pub release: String,
+    pub image: PathBuf,
+    pub modules: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel that `name` means: a series, or a directory with an unpacked package (`/` is this machine's own).
+    ///
+    /// # Errors
+    /// It cannot be fetched, or there is no kernel in the directory.
+    pub fn get(name: &str, steps: &mut Steps) -> Result<Self> {
+        if let Some((series, suite)) = SERIES.iter().find(|(series, _)| *series == name) {
+            let directory = workspace::target().join("vm/kernels").join(series);
+            if !directory.exists() {
+                fetch(series, suite, &directory, steps)?;
+            }
+            return find(series, &directory);
+        }
+        let directory = Path::new(name);
+        if directory.is_dir() {
+            return find(name, directory);
+        }
+        let known: Vec<&str> = SERIES.iter().map(|(series, _)| *series).collect();
+        bail!("--kernel {name}: there is {}, all, or a directory with an unpacked kernel package", known.join(", "))
+    }
+}
+
+/// The newest kernel in a directory laid out as a root file system.
+fn find(label: &str, directory: &Path) -> Result<Kernel> {
+    let mut found = Vec::new();
+    for modules in ["usr/lib/modules", "lib/modules"].map(|d| directory.join(d)) {
+        for entry in fs::read_dir(&modules).into_iter().flatten().flatten() {
+            let release = entry.file_name().to_string_lossy().into_owned();
+            let images = [directory.join(format!("boot/vmlinuz-{release}")), entry.path().join("vmlinuz")];
+            if let Some(image) = images.into_iter().find(|i| i.is_file()) {
+                let label = if directory == Path::new(label) { release.clone() } else { label.to_owned() };
+                found.push(Kernel { label, release, image, modules: entry.path() });
+            }
+        }
+    }
+    found.sort_by_key(|k| numbers(&k.release));
+    found.pop().with_context(|| {
+        format!("{} holds no kernel with its modules (boot/vmlinuz-…, lib/modules/…)", directory.display())
+    })
+}
+
+/// The package `linux-image-amd64` leads to the kernel of a release; from 7.x on image and modules are packages apart.
+fn fetch(series: &str, suite: &str, to: &Path, steps: &mut Steps) -> Result<()> {
+    let release = Release::open(suite, steps)?;
+    let is_kernel = |p: &String| ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|n| p.starts_with(n));
+    let mut packages: Vec<String> = release.depends("linux-image-amd64")?.into_iter().filter(is_kernel).collect();
+    let Some(image) = packages.first().cloned() else {
+        bail!("Debian {suite} names no kernel: linux-image-amd64 depends on none");
+    };
+    let version = image.trim_start_matches("linux-image-");
+    if !version.starts_with(&format!("{series}.")) {
+        // Say so and go on: the table shows the release.
+        println!("Debian {suite} has moved on: {version} is taken where {series} was asked for");
+    }
+    packages.extend(release.depends(&image)?.into_iter().filter(is_kernel));
+    release.unpack(&packages, to, steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_without_a_kernel_is_an_error_that_names_it() {
+        let error = find("x", Path::new("/no/such")).err().expect("no kernel").to_string();
+        assert!(error.contains("/no/such"), "{error}");
+    }
+}

@@ -1,0 +1,159 @@
+//! What a guest has written (tests/guest/main.rs), as outcomes of suites; and the table over all kernels.
+
+use super::qemu::READY;
+use crate::steps::seconds;
+use crate::suite::{self, Outcome};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// One suite in one guest.
+pub struct Section {
+    pub name: String,
+    pub outcome: Outcome,
+    pub text: String,
+    pub took: Duration,
+}
+
+/// One guest.
+#[derive(Default)]
+pub struct Report {
+    /// `uname -r`; empty: it did not come up.
+    pub release: String,
+    /// Modules that the kernel has refused, with its words.
+    pub refused: Vec<String>,
+    /// Why init gave up.
+    pub broken: Option<String>,
+    pub sections: Vec<Section>,
+}
+
+pub fn read(text: &str) -> Report {
+    let mut report = Report::default();
+    let mut open: Option<(String, Vec<&str>)> = None;
+    for line in text.lines() {
+        if let Some(release) = line.strip_prefix(READY) {
+            report.release = release.to_owned();
+        } else if let Some(module) = line.strip_prefix("::module ") {
+            report.refused.push(module.to_owned());
+        } else if let Some(why) = line.strip_prefix("::broken ") {
+            report.broken = Some(why.to_owned());
+        } else if let Some(name) = line.strip_prefix("::begin ") {
+            open = Some((name.to_owned(), Vec::new()));
+        } else if let Some(end) = line.strip_prefix("::end ") {
+            let Some((name, lines)) = open.take() else { continue };
+            let mut words = end.rsplit(' ');
+            let took = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
+            let code = words.next().unwrap_or_default();
+            report.sections.push(section(name, &lines, took, (code != "0").then(|| format!("ended with {code}"))));
+        } else if let Some((_, lines)) = &mut open {
+            lines.push(line);
+        }
+    }
+    // The guest was stopped, or died, in the middle of it.
+    if let Some((name, lines)) = open {
+        report.sections.push(section(name, &lines, 0, Some("did not come to its end".to_owned())));
+    }
+    report
+}
+
+fn section(name: String, lines: &[&str], ms: u64, wrong: Option<String>) -> Section {
+    let text = lines.join("\n");
+    let mut outcome = suite::read(&text);
+    // A crash, for one; libtest names what failed by itself.
+    if let Some(wrong) = wrong.filter(|_| outcome.failed.is_empty()) {
+        outcome.failed.push(wrong);
+    }
+    Section { name, outcome, text, took: Duration::from_millis(ms) }
+}
+
+/// A row of the table: a kernel.
+pub struct Row {
+    pub label: String,
+    pub release: String,
+    pub acceleration: &'static str,
+    pub took: Duration,
+    /// By suite.
+    pub outcomes: BTreeMap<String, Outcome>,
+}
+
+/// kernel × suite → passed/failed/skipped.
+pub fn table(rows: &[Row]) -> String {
+    let mut suites: Vec<&String> = rows.iter().flat_map(|r| r.outcomes.keys()).collect();
+    suites.sort();
+    suites.dedup();
+    let mut text = format!("{:<22} {:<22}", "kernel", "release");
+    for suite in &suites {
+        text += &format!(" {suite:>14}");
+    }
+    text += &format!(" {:>10}\n", "time");
+    for row in rows {
+        text += &format!("{:<22} {:<22}", row.label, row.release);
+        for suite in &suites {
+            let cell = row
+                .outcomes
+                .get(*suite)
+                .map_or("–".to_owned(), |o| format!("{}/{}/{}", o.passed, o.failed.len(), o.skipped.len()));
+            text += &format!(" {cell:>14}");
+        }
+        text += &format!(" {:>10}\n", format!("{} {}", row.acceleration, seconds(row.took)));
+    }
+    text + "(passed/failed/skipped)"
+}
+
+/// Why tests were skipped, and how many of them for each reason.
+pub fn reasons(row: &Row) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (test, why) in row.outcomes.values().flat_map(|o| &o.skipped) {
+        by_reason.entry(why).or_default().push(test);
+    }
+    let line = |(why, tests): (&&str, &Vec<&str>)| {
+        let which = if tests.len() <= 3 { tests.join(", ") } else { format!("{}, …", tests[..2].join(", ")) };
+        format!("{} × {why}: {which}", tests.len())
+    };
+    by_reason.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "::module foo cannot be loaded: Unknown symbol
+::ready 6.1.0-50-amd64
+::begin packet
+running 2 tests
+test a ... ok
+np_lo_in: 40 verified instructions
+test b ... skip b: needs tcx: no
+ok
+test result: ok.
+::end packet 0 1500
+::begin e2e
+test c ... ok
+thread panicked";
+
+    #[test]
+    fn what_a_guest_wrote_is_read_suite_by_suite() {
+        let report = read(TEXT);
+        assert_eq!(("6.1.0-50-amd64", 1), (report.release.as_str(), report.refused.len()));
+        let [packet, e2e] = report.sections.as_slice() else { panic!("two suites") };
+        assert_eq!((1, 0, 1), (packet.outcome.passed, packet.outcome.failed.len(), packet.outcome.skipped.len()));
+        assert_eq!(Duration::from_millis(1500), packet.took);
+        assert_eq!(vec!["did not come to its end".to_owned()], e2e.outcome.failed);
+        let outcomes = report.sections.into_iter().map(|s| (s.name, s.outcome)).collect();
+        let row = Row {
+            label: "6.1".into(),
+            release: report.release,
+            acceleration: "TCG",
+            took: Duration::from_secs(60),
+            outcomes,
+        };
+        assert_eq!(vec!["1 × needs tcx: no: b"], reasons(&row));
+        let table = table(&[row]);
+        assert!(table.contains("1/0/1") && table.contains("1/1/0"), "{table}");
+    }
+
+    #[test]
+    fn a_suite_that_crashed_has_failed() {
+        let report = read("::begin packet\ntest a ... ok\n::end packet SIGSEGV 3\n");
+        assert_eq!(vec!["ended with SIGSEGV".to_owned()], report.sections[0].outcome.failed);
+    }
+}
