@@ -40,6 +40,7 @@ macro_rules! on_every_way {
                 kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
                 use crate::rig::Path;
                 let way = crate::rig::Way { rung: kit::netavark::Rung::$rung, path: $path, tracked: $tracked };
+                kit::need!(way.turn());
                 kit::need!(way.need());
                 super::$name(way)
             })*

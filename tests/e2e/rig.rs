@@ -41,6 +41,13 @@ pub struct Way {
 }
 
 impl Way {
+    /// Every run has each rung, and the edge path where the host tracks connections, which is the harder one; the other
+    /// ways are the same programs and rules once more.
+    pub fn turn(self) -> kit::need::Need {
+        let always = self.path == Path::Auto || (self.rung == Rung::Tcx && self.path == Path::Edge && self.tracked);
+        if always || kit::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
+    }
+
     /// What it needs besides its rung.
     pub fn need(self) -> kit::need::Need {
         if self.path != Path::Auto {

@@ -12,5 +12,5 @@ mod speed;
 
 /// The full bar, or a tenth of it.
 fn scaled(full: u64) -> u64 {
-    if std::env::var("NETPATH_SOAK").is_ok_and(|v| v == "full") { full } else { full / 10 }
+    if kit::need::is_full() { full } else { full / 10 }
 }

@@ -17,6 +17,11 @@ macro_rules! need {
     };
 }
 
+/// Whether a run is to be as thorough as it can: `NETPATH_SOAK=full`.
+pub fn is_full() -> bool {
+    std::env::var("NETPATH_SOAK").is_ok_and(|v| v == "full")
+}
+
 /// `Err` holds what is missing.
 pub type Need = Result<(), String>;
 
