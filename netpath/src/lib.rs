@@ -1,5 +1,6 @@
 //! netpath, the control plane. Rooms and who may use whom: docs/architecture.md.
 
+pub mod agent;
 pub mod cli;
 pub mod datapath;
 pub mod dns;

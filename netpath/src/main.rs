@@ -8,7 +8,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().and_then(|a| Path::new(a).file_name()).unwrap_or(OsStr::new("netpath"));
-    if called == "netavark" {
+    // Whatever it is called by: commands start it from the binary that they are.
+    let agent = args.get(1).is_some_and(|a| a == "agent");
+    if called == "netavark" && !agent {
         return netpath::face::podman::run(args);
     }
     if args.get(1).is_some_and(|a| a == "podman") {

@@ -1,8 +1,10 @@
-//! What goes wrong, and how much there is of it: load, garbage, SIGKILL, many at once. Each test prints its figure.
+//! What goes wrong, and how much there is of it: load, garbage, SIGKILL, many at once, the agent. Each test prints its figure.
 //!
 //! `NETPATH_SOAK=full` gives the full bars where a plain run is scaled down.
 
+mod agent;
 mod blame;
+mod gc;
 mod killed;
 mod load;
 mod many;

@@ -36,7 +36,9 @@ impl Snapshot {
         put("netfilter", netfilter(host)?);
         put("sysctl", sysctls(host));
         let cookie = format!("{:x}", host.cookie());
-        put("state", state_dirs(&cookie).iter().flat_map(|dir| files(dir)).collect());
+        // The agent begins its log when it has time to.
+        let state = state_dirs(&cookie).into_iter().flat_map(|dir| files(&dir));
+        put("state", state.filter(|f| !f.ends_with("/agent.log")).collect());
         // Netavark keeps this one for ever too: a file that is locked cannot be removed without a race.
         let kept = topology.config_dir().join("aardvark.lock").display().to_string();
         put("config", files(&topology.config_dir()).into_iter().filter(|f| *f != kept).collect());
@@ -290,5 +292,7 @@ fn config_cookie(map: u32) -> Option<u64> {
 
 fn processes(host: &Netns, containers: &[&Container]) -> BTreeSet<String> {
     let here = containers.iter().map(|c| &c.netns).chain([host]);
-    here.flat_map(Netns::processes).map(|(pid, name)| format!("{name} ({pid})")).collect()
+    // The agent gives itself a name of its own once it runs.
+    let name = |name: &str| name.trim_end_matches("-agent").to_owned();
+    here.flat_map(Netns::processes).map(|(pid, called)| format!("{} ({pid})", name(&called))).collect()
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The rooms of netpath, in groups: a room imports only from groups further down. `main` and `lib` are above all.
-const GROUPS: [&[&str]; 5] = [
-    &["cli", "face", "agent"],
+const GROUPS: [&[&str]; 6] = [
+    &["cli", "face"],
+    &["agent"],
     &["ops", "observe"],
     &["plan", "datapath", "link", "dns", "dhcp"],
     &["state"],

@@ -6,6 +6,7 @@ mod table;
 use crate::model::Rung;
 use crate::model::error::Error;
 use crate::observe::{Host, doctor, flows, monitor, ports, status};
+use crate::ops::gc;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
@@ -15,6 +16,7 @@ const ENVIRONMENT: &str = "\
 Environment:
   NETPATH_DATAPATH  ebpf, iptables or none instead of the best that works
   NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by itself it takes tcx where it can
+  NETPATH_AGENT     off: no command starts the agent
   RUST_LOG          what is logged on standard error, for example netpath=debug";
 
 /// The container network of this host
@@ -50,6 +52,17 @@ enum Verb {
         /// How much they say
         #[arg(long, value_enum, default_value_t = Show::Flows)]
         show: Show,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Follow changes of the host, age flows; commands start it by themselves
+    Agent {
+        /// Log on standard error instead of the file beside the state
+        #[arg(long)]
+        foreground: bool,
+    },
+    /// Remove what nobody needs any more: expired flows, records of containers that are gone, pins of hosts that are gone
+    Gc {
         #[command(flatten)]
         output: Output,
     },
@@ -134,6 +147,14 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             };
             monitor::run(host, level, output.json)?;
             String::new()
+        }
+        Verb::Agent { foreground } => {
+            crate::agent::run(foreground)?;
+            String::new()
+        }
+        Verb::Gc { output } => {
+            let removed = gc::gc()?;
+            if output.json { print::gc_json(&removed)? } else { print::gc(&removed) }
         }
         Verb::Doctor { output } => {
             let report = doctor::examine(host)?;

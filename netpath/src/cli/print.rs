@@ -7,6 +7,7 @@ use crate::observe::flows::FlowLine;
 use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
 use crate::observe::traffic::{NetworkLine, Volume};
+use crate::ops::gc::Removed;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -19,6 +20,23 @@ pub fn json_list<T: Serialize>(name: &str, list: &[T]) -> Result<String, Error> 
     json(&serde_json::json!({ "version": 1, name: list }))
 }
 
+pub fn gc_json(removed: &Removed) -> Result<String, Error> {
+    json(&serde_json::json!({ "version": 1, "removed": removed }))
+}
+
+pub fn gc(removed: &Removed) -> String {
+    let counts = [
+        ("records of containers that are gone", removed.records),
+        ("objects of the datapath", removed.datapath),
+        ("halves of expired flows", removed.flows),
+        ("marks of ports without a flow", removed.marks),
+        ("hosts whose namespace is gone", removed.hosts),
+    ];
+    let lines: Vec<String> =
+        counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("removed  {n} {what}\n")).collect();
+    if lines.is_empty() { "nothing to remove\n".into() } else { lines.concat() }
+}
+
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
     match status.rung {
@@ -28,6 +46,13 @@ pub fn status(status: &Status) -> String {
             let _ = writeln!(out, "DATAPATH  {rung}, {containers}");
         }
         None => out.push_str("no container uses netpath on this host\n"),
+    }
+    match &status.agent {
+        Some(agent) => drop(writeln!(out, "AGENT     pid {}", agent.pid)),
+        None if status.rung.is_some() => {
+            out.push_str("AGENT     none: changes of this host are followed by the next command\n")
+        }
+        None => {}
     }
     for passed in &status.passed_over {
         let _ = writeln!(out, "  not {}: {}", passed.rung, passed.why);

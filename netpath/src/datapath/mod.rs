@@ -9,6 +9,11 @@ pub mod probe;
 
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Record, Rung};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// Tells builds of the programs apart.
+pub const BUILD: &str = ebpf::object::DIGEST;
 
 /// A feature that a rung cannot give an endpoint, said before anything is changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +40,32 @@ pub struct Report {
     pub changed: usize,
 }
 
+/// What a sweep has removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    /// Halves of flows that had expired.
+    pub flows: usize,
+    /// Ports marked as used by flows that are gone.
+    pub marks: usize,
+}
+
+/// How much of a sweep is done now.
+pub enum Effort<'a> {
+    Whole,
+    /// As much as there is time for, from where it was left.
+    Some {
+        until: Instant,
+        progress: &'a mut Progress,
+    },
+}
+
+/// Where a sweep goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    pub v6: bool,
+    pub next: Option<u32>,
+}
+
 pub trait Datapath {
     fn rung(&self) -> Rung;
 
@@ -51,4 +82,13 @@ pub trait Datapath {
     /// # Errors
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report>;
+
+    /// Removes flows that have expired, and what is left of those that have gone, of the host with this cookie. Needs no
+    /// lock. Where the kernel keeps the flows there is nothing to do.
+    ///
+    /// # Errors
+    /// What could not be read or written.
+    fn sweep(&mut self, _host: u64, _effort: Effort<'_>) -> Result<Swept> {
+        Ok(Swept::default())
+    }
 }

@@ -5,3 +5,5 @@
 pub mod aardvark;
 mod process;
 mod zone;
+
+pub use process::scope_runner;

@@ -141,7 +141,7 @@ impl Process<'_> {
 }
 
 /// `systemd-run`, on a host that systemd booted and that has it in PATH.
-fn scope_runner() -> Option<PathBuf> {
+pub fn scope_runner() -> Option<PathBuf> {
     if !Path::new("/run/systemd/system").is_dir() {
         return None;
     }

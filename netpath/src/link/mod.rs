@@ -8,7 +8,9 @@ pub mod rtnl;
 pub mod sysctl;
 pub mod veth;
 pub mod view;
+mod watch;
 
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
 pub use veth::VethSpec;
+pub use watch::watch;

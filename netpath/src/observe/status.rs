@@ -7,6 +7,7 @@ use crate::datapath::ebpf::{control, sys};
 use crate::datapath::ladder::{self, LADDER};
 use crate::model::Rung;
 use crate::model::error::{Context, Result};
+use crate::state::agent::holder;
 use aya::Pod;
 use aya::maps::{Map, MapData, PerCpuArray};
 use netpath_common::addr::Addr;
@@ -25,12 +26,19 @@ pub struct Status {
     /// Why the rungs above it were not taken.
     pub passed_over: Vec<PassedOver>,
     pub endpoints: usize,
+    /// The process that follows changes of the host, if it runs.
+    pub agent: Option<AgentState>,
     pub hooks: Vec<Hook>,
     pub counters: Vec<Counter>,
     pub networks: Vec<NetworkLine>,
     pub maps: Vec<MapUse>,
     /// Of all maps, those that `maps` leaves out too.
     pub memory_bytes: u64,
+}
+
+#[derive(Serialize)]
+pub struct AgentState {
+    pub pid: u32,
 }
 
 #[derive(Serialize)]
@@ -82,6 +90,7 @@ pub fn status(host: &Host) -> Result<Status> {
         rung,
         passed_over,
         endpoints,
+        agent: holder(host.store.dir()).map(|h| AgentState { pid: h.process.pid }),
         hooks: Vec::new(),
         counters: Vec::new(),
         networks: Vec::new(),

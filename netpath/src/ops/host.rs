@@ -1,6 +1,6 @@
 //! The real host: the state that the steps of one command share, and the dispatch to them.
 
-use super::{Leaving, key, rung, signal, sysctls};
+use super::{Leaving, agent, gc, key, rung, signal, sysctls};
 use crate::datapath::Datapath;
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
@@ -179,8 +179,14 @@ impl Live {
     pub fn let_go(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if self.store.is_empty()? {
+            // It would go by itself, only later; and what is its own must not be made again after it was removed.
+            if let Err(e) = agent::stop(&self.store) {
+                tracing::warn!("{e}");
+            }
             sysctls::put_back(&self.store)?;
             self.store.close(lock)?;
+        } else {
+            gc::sweep_some(&self.store, self.cookie);
         }
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! The verbs, and the one place that puts link, datapath, DNS and store together.
 
+pub mod agent;
 mod bridge;
 mod container;
+pub mod follow;
+pub mod gc;
 mod host;
 mod owner;
 mod rung;
@@ -69,6 +72,7 @@ pub fn setup(attach: Attach) -> Result<Vec<Links>> {
     // Still held only if the plan ended before it had taken the lock over.
     live.let_go()?;
     ran?;
+    agent::ensure(&live.store);
     Ok(live.into_links())
 }
 
@@ -95,6 +99,7 @@ pub fn teardown(detach: Detach) -> Result<()> {
         let alone = live.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut live));
     }
+    agent::ensure(&live.store);
     plan::all_of(&what, failures)
 }
 
@@ -104,13 +109,18 @@ pub fn teardown(detach: Detach) -> Result<()> {
 /// What could not be read or written.
 pub fn reconcile() -> Result<()> {
     signal::ignore();
-    let nobody = Aardvark::new(Path::new(""), Path::new(""), 0, false);
-    let mut live = Live::coming(netns::cookie()?, None, Vec::new(), nobody)?;
+    let mut live = nobody(netns::cookie()?)?;
     if live.store.is_empty()? {
         return Ok(());
     }
     let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut live);
+    agent::ensure(&live.store);
     plan::all_of("cannot put back what containers need", failures)
+}
+
+/// The host for a command that is about no container.
+fn nobody(cookie: u64) -> Result<Live> {
+    Live::coming(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
 }
 
 fn open_netns(path: &Path) -> Result<Netns> {

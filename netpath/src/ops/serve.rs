@@ -1,7 +1,7 @@
 //! The steps on records and the datapath, and those of a teardown.
 
 use super::host::Live;
-use super::{sysctls, unlink};
+use super::{agent, sysctls, unlink};
 use crate::datapath::ladder;
 use crate::link::Netns;
 use crate::model::error::{Error, Result};
@@ -10,6 +10,15 @@ use crate::plan::{Done, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Phase};
 use std::collections::BTreeSet;
+
+/// What [`Live::serve`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Served {
+    /// Records of endpoints that are no more.
+    pub forgotten: usize,
+    /// Kernel objects written or removed.
+    pub changed: usize,
+}
 
 impl Live {
     /// Writes a record with its links. A teardown of the same endpoint may have been here in the meantime.
@@ -25,7 +34,7 @@ impl Live {
 
     pub(super) fn serve_all(&mut self) -> Result<Done> {
         match self.serve() {
-            Ok(()) => Ok(Done::Changed(Undo::Withdraw)),
+            Ok(_) => Ok(Done::Changed(Undo::Withdraw)),
             Err(e) => {
                 if let Err(worse) = self.withdraw() {
                     tracing::error!(error = %worse, "the datapath cannot be put right");
@@ -36,21 +45,27 @@ impl Live {
     }
 
     /// Makes the datapath hold what the store says.
-    fn serve(&mut self) -> Result<()> {
+    pub(super) fn serve(&mut self) -> Result<Served> {
+        if let Err(e) = agent::stop_others(&self.store) {
+            tracing::warn!("{e}");
+        }
         let view = self.rtnl.host_view(self.cookie)?;
-        let desired = Desired { records: self.living(&view)?.into_iter().map(|k| k.record).collect() };
+        let (living, forgotten) = self.living(&view)?;
+        let mut served = Served { forgotten, changed: 0 };
+        let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
         if self.datapath.is_none() {
-            let Some(rung) = self.store.rung()? else { return Ok(()) };
+            let Some(rung) = self.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung)?);
         }
-        match self.reconcile(&desired, &view) {
-            Err(e) if self.may_step_down => self.step_down(e, &desired, &view),
-            done => done,
-        }
+        served.changed = match self.reconcile(&desired, &view) {
+            Err(e) if self.may_step_down => self.step_down(e, &desired, &view)?,
+            done => done?,
+        };
+        Ok(served)
     }
 
     /// The kernel has refused what its answers had promised: the first container of a host takes the next rung.
-    fn step_down(&mut self, refused: Error, desired: &Desired, view: &HostView) -> Result<()> {
+    fn step_down(&mut self, refused: Error, desired: &Desired, view: &HostView) -> Result<usize> {
         let Some(failed) = self.datapath.as_mut() else { return Err(refused) };
         let from = failed.rung();
         let Ok(rung) = ladder::below(from) else { return Err(refused) };
@@ -68,8 +83,8 @@ impl Live {
         self.reconcile(desired, view)
     }
 
-    fn reconcile(&mut self, desired: &Desired, view: &HostView) -> Result<()> {
-        let Some(datapath) = &mut self.datapath else { return Ok(()) };
+    fn reconcile(&mut self, desired: &Desired, view: &HostView) -> Result<usize> {
+        let Some(datapath) = &mut self.datapath else { return Ok(0) };
         let mut wanted = sysctls::forwarding(desired);
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
@@ -77,13 +92,14 @@ impl Live {
         sysctls::keep_internal(desired)?;
         let report = datapath.reconcile(desired, view)?;
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
-        Ok(())
+        Ok(report.changed)
     }
 
     /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
-    /// teardown came. They would keep their published ports and bridges for ever.
-    fn living(&self, view: &HostView) -> Result<Vec<Kept>> {
+    /// teardown came. They would keep their published ports and bridges for ever. Also how many those were.
+    fn living(&self, view: &HostView) -> Result<(Vec<Kept>, usize)> {
         let mut living = Vec::new();
+        let mut forgotten = 0;
         let mut orphans = BTreeSet::new();
         for kept in self.store.all()? {
             if self.keys.contains(&kept.key()) || self.lives(&kept, view)? {
@@ -93,13 +109,14 @@ impl Live {
             tracing::warn!(endpoint = %kept.record.container.label(), network = %kept.record.network.name,
                 "its interface is gone; it is forgotten");
             self.store.forget(self.lock()?, &kept.key())?;
+            forgotten += 1;
             orphans.insert(kept.record.network.bridge);
         }
         if !orphans.is_empty() {
             let used: BTreeSet<IfName> = living.iter().map(|k| k.record.network.bridge.clone()).collect();
             self.rtnl.delete(&unlink::unused_bridges(&self.rtnl, &orphans, &used, &[])?)?;
         }
-        Ok(living)
+        Ok((living, forgotten))
     }
 
     /// Whether an endpoint has its veth, or before it has one, somebody who works on it or a namespace to work in.
@@ -142,7 +159,7 @@ impl Live {
             kept.record.links = None;
             self.put(&kept.record, Phase::Going)?;
         }
-        if known { self.serve() } else { Ok(()) }
+        if known { self.serve().map(drop) } else { Ok(()) }
     }
 
     /// Whether no other container needs the bridges of this one.

@@ -40,12 +40,31 @@ impl Lock {
                 }
             };
             // The holder before us may have removed the file that we have waited for.
-            let ours = file.metadata().context(what)?;
-            match std::fs::metadata(&path) {
-                Ok(there) if there.ino() == ours.ino() && there.dev() == ours.dev() => return Ok(Self { file, path }),
-                _ => {}
+            if is_at(&file, &path) {
+                return Ok(Self { file, path });
             }
         }
+    }
+
+    /// The lock of a directory that is there, if nobody holds it.
+    ///
+    /// # Errors
+    /// The file cannot be opened or locked.
+    pub fn try_take(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join("lock");
+        let what = || format!("cannot lock {}", path.display());
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::new(what()).because(e)),
+        };
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, e)) => return Err(Error::new(what()).because(e)),
+        };
+        Ok(is_at(&file, &path).then_some(Self { file, path }))
     }
 
     /// Removes the lock with its directory, if nothing else is in there. Others who wait for it start anew.
@@ -63,6 +82,13 @@ impl Lock {
         }
         drop(self.file);
     }
+}
+
+/// Whether `file` is the one that lies at `path` now.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+    let (ours, there) = (file.metadata().map(id), std::fs::metadata(path).map(id));
+    matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
 }
 
 fn is_alone(dir: &Path, file: &Path) -> bool {

@@ -3,6 +3,7 @@
 //! All of it lies in `/run/netpath/<cookie>/`, made with the first record and removed with the last. A file is written
 //! beside its place, synced and renamed, so that a reader without the lock always finds a whole one.
 
+pub mod agent;
 pub mod lock;
 pub mod names;
 pub mod store;

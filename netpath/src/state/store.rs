@@ -1,5 +1,6 @@
 //! The records of one host, one file each.
 
+use super::agent;
 use super::lock::Lock;
 use super::names::file_name;
 use crate::model::error::{Context, Error, Result};
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// What a record is found by.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -46,7 +48,11 @@ pub struct Writer {
 
 impl Writer {
     pub fn this_process() -> Self {
-        let pid = std::process::id();
+        Self::of(std::process::id())
+    }
+
+    /// A process that this one has started.
+    pub fn of(pid: u32) -> Self {
         Self { pid, started: started(pid).unwrap_or(0) }
     }
 
@@ -58,7 +64,12 @@ impl Writer {
 fn started(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, and may itself hold blanks and parentheses.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // It has ended and waits for its parent to notice.
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 /// A record and how far it is.
@@ -91,6 +102,7 @@ const RUNG: &str = "rung";
 const SYSCTLS: &str = "sysctls";
 const MEMORY: &str = "memory";
 const PASSED_OVER: &str = "passed-over";
+const SWEPT: &str = "swept";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -110,6 +122,36 @@ impl Store {
     /// It cannot be taken, or `give_up` said so when a signal arrived.
     pub fn lock(&self, give_up: &dyn Fn() -> bool) -> Result<Lock> {
         Lock::take(&self.dir, give_up)
+    }
+
+    /// The lock if nobody has it, and only where there is a state to lock: whoever asks never waits in anybody's way.
+    ///
+    /// # Errors
+    /// It cannot be tried.
+    pub fn try_lock(&self) -> Result<Option<Lock>> {
+        Lock::try_take(&self.dir)
+    }
+
+    /// Where everything of this host lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// When flows were last swept, and where to go on.
+    pub fn swept<T: DeserializeOwned>(&self) -> Option<(SystemTime, T)> {
+        let path = self.dir.join(SWEPT);
+        let when = std::fs::metadata(&path).and_then(|m| m.modified()).ok()?;
+        Some((when, read(&path).ok().flatten()?))
+    }
+
+    /// Without the lock and without waiting for a disk: the worst that can become of it is one sweep more. Nothing is
+    /// written where nothing is kept.
+    pub fn keep_swept(&self, progress: &impl Serialize) {
+        if self.is_empty().is_ok_and(|empty| !empty)
+            && let Ok(bytes) = serde_json::to_vec(progress)
+        {
+            let _ = std::fs::write(self.dir.join(SWEPT), bytes);
+        }
     }
 
     /// All records in the order in which they came. A file that cannot be read is reported and left out: one damaged
@@ -282,7 +324,8 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            if [RUNG, SYSCTLS, MEMORY, PASSED_OVER].contains(&name.as_str()) || name.ends_with(HALF) {
+            const FILES: [&str; 7] = [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, agent::SEAT, agent::LOG];
+            if FILES.contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }
         }

@@ -125,6 +125,22 @@ pub fn remove_filters(pins: &Pins) -> Result<usize> {
     filters(pins, &BTreeSet::new(), &mut Programs::default())
 }
 
+/// Filters of clsact have one place at an interface, whatever the layout: those that stand where `to` has put its own are
+/// its own by now, and a qdisc that `from` has made is `to`'s to remove. The other filters of `from` go.
+pub fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
+    let taken = |ifindex: &String| to.has_mark(&format!("{FILTERS}{ifindex}"));
+    for prefix in [QDISC, FILTERS] {
+        for ifindex in from.marks(prefix).iter().filter(|i| taken(i)) {
+            let mark = format!("{prefix}{ifindex}");
+            if !to.has_mark(&mark) {
+                to.mark(&mark)?;
+            }
+            from.unmark(&mark)?;
+        }
+    }
+    remove_filters(from)
+}
+
 enum Tcx {
     Unsupported(io::Error),
     Failed(Error),

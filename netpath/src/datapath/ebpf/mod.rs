@@ -5,6 +5,7 @@
 //! attaches. Walks: docs/architecture.md.
 
 mod allow;
+mod carry;
 pub mod cgroup;
 pub mod clsact;
 pub mod compile;
@@ -14,10 +15,11 @@ mod near;
 pub mod object;
 pub mod pins;
 mod purge;
+pub mod sweep;
 pub mod sys;
 pub mod traffic;
 
-use super::{Datapath, Refusal, Report, Sysctl, filter};
+use super::{Datapath, Effort, Refusal, Report, Swept, Sysctl, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, LinkKind, Proto, Record, Rung};
 use pins::Pins;
@@ -79,6 +81,7 @@ impl Datapath for Ebpf {
         if desired.ready().next().is_none() {
             return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
         }
+        let others = Pins::of_other_versions(host.cookie);
         let mut changed = object::ensure(&pins)?;
         let mut tables = compile::compile(desired, host, is_filtered());
         if tables.left_out > 0 {
@@ -93,11 +96,20 @@ impl Datapath for Ebpf {
         let mut ports = control::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
         changed += control::sync(&pins, &tables)?;
+        if !others.is_empty() {
+            // The programs in place know none of this yet: those that follow them must find all of it.
+            changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
+        }
         changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
         changed += ports.publish(&tables)?;
         changed += control::forget_lists(&pins, &tables)?;
-        changed += remove_other_versions(host.cookie)?;
+        changed += replace_other_versions(&others, &pins)?;
         Ok(Report { changed })
+    }
+
+    fn sweep(&mut self, host: u64, effort: Effort<'_>) -> Result<Swept> {
+        let pins = Pins::of(host);
+        if pins.exist() { sweep::maps(&pins, effort) } else { Ok(Swept::default()) }
     }
 }
 
@@ -125,9 +137,23 @@ fn remove(pins: &Pins) -> Result<usize> {
     Ok(filters + pins.remove()?)
 }
 
-/// Trees of other builds, once this one's programs are in place.
 fn remove_other_versions(cookie: u64) -> Result<usize> {
-    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, pins| Ok(sum + remove(pins)?))
+    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
+}
+
+fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
+    others.iter().try_fold(0, |sum, (version, other)| Ok(sum + carry::flows(*version, other, pins)?))
+}
+
+/// Takes away the trees of other builds, once this one's programs are in place. Until then theirs went first and began
+/// flows: these are carried over before their programs go, and what the last packets did right after.
+fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
+    let mut changed = carry_over(others, pins)?;
+    for (_, other) in others {
+        changed += hooks::hand_over(other, pins)? + other.remove_links()?;
+    }
+    changed += carry_over(others, pins)?;
+    others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))
 }
 
 #[cfg(test)]

@@ -32,14 +32,23 @@ impl Pins {
         Self { root: PathBuf::from(format!("{BPFFS}/netpath/v{version}/{cookie:x}")) }
     }
 
-    /// The trees that other layout versions keep for the same namespace.
-    pub fn of_other_versions(cookie: u64) -> Vec<Self> {
+    /// The trees of all host namespaces, with their cookies.
+    pub fn of_this_version() -> Vec<(u64, Self)> {
+        list(Path::new(BPFFS).join(format!("netpath/v{LAYOUT_VERSION}")).as_path())
+            .into_iter()
+            .filter_map(|n| u64::from_str_radix(&n, 16).ok())
+            .map(|cookie| (cookie, Self::of(cookie)))
+            .collect()
+    }
+
+    /// The trees that other layout versions keep for the same namespace, with their versions.
+    pub fn of_other_versions(cookie: u64) -> Vec<(u32, Self)> {
         list(Path::new(BPFFS).join("netpath").as_path())
             .into_iter()
             .filter_map(|n| n.strip_prefix('v')?.parse::<u32>().ok())
             .filter(|v| *v != LAYOUT_VERSION)
-            .map(|v| Self::of_version(cookie, v))
-            .filter(Pins::exist)
+            .map(|v| (v, Self::of_version(cookie, v)))
+            .filter(|(_, pins)| pins.exist())
             .collect()
     }
 
@@ -101,6 +110,13 @@ impl Pins {
 
     pub fn unpin(&self, path: &Path) -> Result<()> {
         gone(fs::remove_file(path)).context(|| format!("cannot remove the pin {}", path.display()))
+    }
+
+    /// Detaches everything that links hold, and leaves the maps.
+    pub fn remove_links(&self) -> Result<usize> {
+        let names = self.names("link");
+        names.iter().try_for_each(|name| self.unpin(&self.link(name)))?;
+        Ok(names.len())
     }
 
     /// Takes away all pins, links first so that no program runs on maps that are about to go, and the directories with

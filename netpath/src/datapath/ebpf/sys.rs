@@ -1,8 +1,12 @@
-//! The calls of bpf(2) that aya does not offer: batches, arrays mapped into memory, and links that are made by ifindex,
+//! The calls of bpf(2) that aya does not offer: batches, elements that are taken, arrays mapped into memory, and links that are made by ifindex,
 //! asked what they are attached to, given another program, and live in their pins alone (aya's detach when they are
 //! dropped and take interface names). Nothing else in this crate calls bpf(2) by hand.
 //!
 //! Source: `include/uapi/linux/bpf.h`, v6.12, `union bpf_attr`.
+
+mod elements;
+
+pub use elements::{Part, add, delete, dump, get, part, take};
 
 use aya::Pod;
 use std::ffi::CString;
@@ -12,14 +16,12 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -209,56 +211,6 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Every element of a HASH or LRU_HASH map (5.6), in chunks of `chunk`. Elements that come or go meanwhile may be
-/// missed or seen twice.
-pub fn dump<K: Pod, V: Pod>(map: impl AsFd, mut chunk: usize) -> io::Result<Vec<(K, V)>> {
-    let mut all = Vec::new();
-    let mut cursor = 0_u32;
-    let mut begun = false;
-    loop {
-        let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(chunk);
-        let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(chunk);
-        let mut next = 0_u32;
-        let mut attr = BatchAttr {
-            in_batch: if begun { std::ptr::from_ref(&cursor) as u64 } else { 0 },
-            out_batch: std::ptr::from_mut(&mut next) as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: chunk as u32,
-            map_fd: map.as_fd().as_raw_fd() as u32,
-            ..BatchAttr::default()
-        };
-        // SAFETY: both buffers hold `count` elements; a hash map's cursor is a u32 (`__htab_map_lookup_batch()`).
-        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
-        let done = match result {
-            Ok(_) => false,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => true,
-            // One bucket holds more than the buffer.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && attr.count == 0 => {
-                chunk *= 2;
-                continue;
-            }
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
-                chunk *= 2;
-                false
-            }
-            Err(e) => return Err(e),
-        };
-        let count = (attr.count as usize).min(keys.capacity());
-        for i in 0..count {
-            // SAFETY: the kernel has written the first `count` elements of both buffers, and they are Pod.
-            all.push(unsafe {
-                (keys.as_ptr().add(i).read().assume_init(), values.as_ptr().add(i).read().assume_init())
-            });
-        }
-        if done {
-            return Ok(all);
-        }
-        cursor = next;
-        begun = true;
-    }
-}
-
 /// Writes all elements with one call (HASH and ARRAY 5.6, LPM_TRIE 5.13).
 pub fn update<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -> io::Result<()> {
     assert_eq!(keys.len(), values.len());
@@ -300,31 +252,6 @@ pub fn zero_percpu<V: Pod>(map: impl AsFd, indexes: &[u32]) -> io::Result<()> {
         unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
     }
     Ok(())
-}
-
-/// Removes a key; false if it was not there.
-pub fn delete<K: Pod>(map: impl AsFd, key: &K) -> io::Result<bool> {
-    #[repr(C)]
-    struct Attr {
-        map_fd: u32,
-        align: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let mut attr = Attr {
-        map_fd: map.as_fd().as_raw_fd() as u32,
-        align: 0,
-        key: std::ptr::from_ref(key) as u64,
-        value: 0,
-        flags: 0,
-    };
-    // SAFETY: `key` is as large as the map's key, which the caller's types are checked against when maps are opened.
-    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) } {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
 }
 
 /// A `BPF_F_MMAPABLE` array (5.5) of values of a multiple of 8 bytes, or of 4 (each then takes 8).
@@ -374,6 +301,14 @@ impl Mapped {
         assert!((index + 1) * size_of::<T>() <= self.len && size_of::<T>().is_multiple_of(8));
         // SAFETY: within the mapping, aligned to 8 at least; any bytes are a T; nobody writes meanwhile.
         unsafe { self.base.as_ptr().cast::<T>().add(index).read_volatile() }
+    }
+
+    /// A byte that programs write too.
+    pub fn byte(&self, element: usize, size: usize, at: usize) -> &AtomicU8 {
+        let offset = element * size.next_multiple_of(8) + at;
+        assert!(at < size && offset < self.len);
+        // SAFETY: within the mapping, which outlives the borrow; everybody writes it as a byte.
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
     }
 
     /// For an element that no program can reach yet.

@@ -3,9 +3,12 @@
 
 mod legacy;
 mod nf;
+mod watch;
 
 #[cfg(test)]
 mod tests;
+
+pub use watch::watch;
 
 use std::fmt;
 use std::io;

@@ -8,7 +8,7 @@
 mod bridge;
 mod conntrack;
 mod memory;
-pub(super) mod netfilter;
+pub mod netfilter;
 pub(super) mod netlink;
 mod present;
 mod rules;

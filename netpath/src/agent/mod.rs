@@ -1,0 +1,180 @@
+//! The one resident process: it follows links, addresses and filters of the host, ages flows, and says what was dropped.
+//!
+//! A host is served without it: it only does sooner what the next command does too, and may be killed at any moment. It
+//! never waits for a lock, so that a command that ends it under the lock does not wait for long.
+
+mod events;
+mod report;
+
+use crate::datapath::filter;
+use crate::link;
+use crate::model::error::{Context, Error, Result};
+use crate::ops::agent::build;
+use crate::ops::follow::{Followed, Follower, Look};
+use crate::state::agent::{Holder, LogFile, Seat, holder};
+use crate::state::store::Writer;
+use events::Events;
+use report::Drops;
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tracing_subscriber::EnvFilter;
+
+/// From the first sign of a change to the look at it: changes come in groups.
+const SETTLE: Duration = Duration::from_millis(100);
+/// While a command is at work.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Of each processor, so much at most goes into looking, however the host flaps: one part in …
+const SHARE: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between two thorough looks, each with a sweep.
+const ROUND: Duration = Duration::from_secs(30);
+/// Between two lines about drops, in rounds.
+const REPORT: u32 = 2;
+
+/// Runs until there is no container left or a signal comes. In the background its log goes to a file beside the state.
+///
+/// # Errors
+/// It cannot watch the host.
+pub fn run(foreground: bool) -> Result<()> {
+    let follower = Follower::here()?;
+    let dir = follower.store.dir().to_owned();
+    let handed_on = if foreground { None } else { Seat::handed_on(&dir)? };
+    let seat = match handed_on {
+        Some(seat) => seat,
+        None if follower.store.is_empty()? => {
+            return Err(Error::new("there is nothing to watch over")
+                .because("no container uses netpath on this host")
+                .next("start a container: the agent comes with the first one"));
+        }
+        None => Seat::take(&dir)?.ok_or_else(|| {
+            let who = holder(&dir).map_or_else(String::new, |h| format!(" (pid {})", h.process.pid));
+            Error::new(format!("the agent of this host runs already{who}"))
+        })?,
+    };
+    if !foreground {
+        let_go_of_caller();
+        let log = LogFile::open(&dir)?;
+        let _ =
+            tracing_subscriber::fmt().with_env_filter(level()).with_ansi(false).with_writer(Mutex::new(log)).try_init();
+    } else {
+        let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let _ =
+            tracing_subscriber::fmt().with_env_filter(level()).with_ansi(ansi).with_writer(std::io::stderr).try_init();
+    }
+    // As `ps` and `top` show it; a name that is too long is cut.
+    let _ = nix::sys::prctl::set_name(c"netpath-agent");
+    seat.write(&Holder { process: Writer::this_process(), build: build() })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(follower));
+    match &ended {
+        Ok(why) => tracing::info!("{why}"),
+        Err(e) => tracing::error!("{e}"),
+    }
+    ended.map(drop)
+}
+
+fn level() -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("netpath=info"))
+}
+
+/// Nothing that the process which started this one had open is kept: somebody may wait for its end.
+fn let_go_of_caller() {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    if let Ok(null) = null {
+        let _ = nix::unistd::dup2_stdin(&null);
+        let _ = nix::unistd::dup2_stdout(&null);
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
+/// Returns why it ended.
+async fn watch(mut follower: Follower) -> Result<&'static str> {
+    let what = || "cannot watch this host".to_owned();
+    let mut terminate = signal(SignalKind::terminate()).context(what)?;
+    let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
+    let links = Events::over(link::watch().context(what)?).context(what)?;
+    // A kernel without nf_tables has no rules in it.
+    let filters = filter::watch().and_then(Events::over);
+    let mut drops = Drops::begin();
+    let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0_u32;
+    let mut due = Some((Instant::now(), Look::Glance));
+    let mut not_before = Instant::now();
+    tracing::info!(pid = std::process::id(), "watching this host");
+    loop {
+        let when = due.map_or_else(Instant::now, |(when, _)| when);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok("ended by a signal"),
+            _ = interrupt.recv() => return Ok("ended by a signal"),
+            () = sleep_until(when), if due.is_some() => {
+                let look = due.take().map_or(Look::Glance, |(_, look)| look);
+                // What has come until now is seen by this look.
+                links.drain();
+                filters.iter().for_each(Events::drain);
+                let begun = Instant::now();
+                let (back, followed) = look_once(follower, look).await?;
+                follower = back;
+                match followed {
+                    Ok(Followed::Nobody) => return Ok("the last container is gone"),
+                    Ok(Followed::Busy) => due = Some((Instant::now() + AGAIN, look)),
+                    Ok(Followed::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
+                    Ok(Followed::Same) => {}
+                    Err(e) => tracing::warn!("{e}"),
+                }
+                not_before = Instant::now() + (begun.elapsed() * SHARE).min(LONGEST_PAUSE);
+            }
+            // Once a look is due, further changes wait for it in the sockets.
+            () = changed(&links, filters.as_ref().ok()), if due.is_none() => {
+                due = Some(((Instant::now() + SETTLE).max(not_before), Look::Glance));
+            }
+            _ = rounds.tick() => {
+                round = round.wrapping_add(1);
+                due = Some((Instant::now(), Look::Thorough));
+                follower = age(follower).await?;
+                if round.is_multiple_of(REPORT) {
+                    drops.say();
+                }
+            }
+        }
+    }
+}
+
+async fn changed(links: &Events, filters: Option<&Events>) {
+    match filters {
+        Some(filters) => tokio::select! {
+            () = links.any() => {}
+            () = filters.any() => {}
+        },
+        None => links.any().await,
+    }
+}
+
+/// Apart from the signals: what has begun is ended before the process goes.
+async fn look_once(mut follower: Follower, look: Look) -> Result<(Follower, Result<Followed>)> {
+    apart(move || {
+        let followed = follower.look(look);
+        (follower, followed)
+    })
+    .await
+}
+
+async fn age(follower: Follower) -> Result<Follower> {
+    apart(move || {
+        match follower.sweep() {
+            Ok(0) => {}
+            Ok(halves) => tracing::debug!(halves, "flows have expired"),
+            Err(e) => tracing::warn!("{e}"),
+        }
+        follower
+    })
+    .await
+}
+
+async fn apart<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(job).await.context(|| "the agent has a bug".to_owned())
+}

@@ -1,0 +1,39 @@
+//! A line in the log when packets were dropped, with the reasons.
+
+use crate::observe::{Host, status};
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+pub struct Drops(BTreeMap<&'static str, u64>);
+
+impl Drops {
+    /// What was dropped before is nobody's news.
+    pub fn begin() -> Self {
+        Self(counted().unwrap_or_default())
+    }
+
+    /// Tells what has come on top since the last time.
+    pub fn say(&mut self) {
+        let Some(now) = counted() else { return };
+        let news: Vec<String> = now
+            .iter()
+            // Fewer: the maps were made anew.
+            .map(|(reason, packets)| {
+                (reason, packets.checked_sub(*self.0.get(reason).unwrap_or(&0)).unwrap_or(*packets))
+            })
+            .filter(|(_, more)| *more > 0)
+            .map(|(reason, more)| format!("{more} {reason}"))
+            .collect();
+        if !news.is_empty() {
+            tracing::info!("packets dropped: {}", news.join(", "));
+        }
+        self.0 = now;
+    }
+}
+
+/// `None` where there are no counters: on another rung, or at this moment.
+fn counted() -> Option<BTreeMap<&'static str, u64>> {
+    let host = Host::here().ok().filter(|h| h.pins.exist())?;
+    let counters = status::counters(&host).ok()?;
+    Some(counters.into_iter().filter(|c| c.reason.starts_with("drop_")).map(|c| (c.reason, c.packets)).collect())
+}

@@ -1,0 +1,254 @@
+//! Flows whose time is over, marks of ports that no flow has any more, and pins of hosts that are gone.
+//!
+//! Programs go on meanwhile, and take an expired flow for absent by themselves: sweeping is for the room it gives.
+
+use super::control::open;
+use super::pins::Pins;
+use super::sys::{self, Mapped};
+use crate::datapath::{Effort, Progress, Swept};
+use crate::model::error::{Context, Error, Result};
+use aya::Pod;
+use netpath_common::family::{Family, Ipv4, Ipv6};
+use netpath_common::flow;
+use netpath_common::layout::{
+    FlowKey4, FlowKey6, NatPort, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, name, program,
+};
+use netpath_common::pair;
+use nix::fcntl::{Flock, FlockArg};
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::Hash;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Elements asked for at once.
+const CHUNK: usize = 4_096;
+/// The same when there is little time: two such calls take less than a millisecond.
+const SMALL_CHUNK: usize = 512;
+
+/// What was seen of a flow's half, besides the tuple.
+pub(super) trait Seen: Pod + Eq + Hash {
+    fn proto(&self) -> u8;
+    fn side(&self) -> u8;
+    /// Where it was sent to, host byte order.
+    fn port(&self) -> u16;
+}
+
+macro_rules! seen {
+    ($($key:ty),*) => { $(
+        impl Seen for $key {
+            fn proto(&self) -> u8 {
+                self.proto
+            }
+
+            fn side(&self) -> u8 {
+                self.side
+            }
+
+            fn port(&self) -> u16 {
+                self.dport.value()
+            }
+        }
+    )* };
+}
+seen!(FlowKey4, FlowKey6);
+
+/// Sweeps the maps of one host.
+///
+/// # Errors
+/// They cannot be opened, read or written.
+pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
+    let mut all = Progress::default();
+    let (chunk, until, progress) = match effort {
+        Effort::Whole => (CHUNK, None, &mut all),
+        Effort::Some { until, progress } => (SMALL_CHUNK, Some(until), progress),
+    };
+    let mut swept = Swept::default();
+    // In turn, each from where it was left.
+    if !progress.v6 {
+        let (removed, next) = flows::<Ipv4>(pins, name::FLOW4, progress.next, chunk, until)?;
+        swept.flows += removed;
+        progress.next = next;
+        progress.v6 = next.is_none();
+    }
+    if progress.v6 {
+        let (removed, next) = flows::<Ipv6>(pins, name::FLOW6, progress.next, chunk, until)?;
+        swept.flows += removed;
+        progress.next = next;
+        progress.v6 = next.is_some();
+    }
+    if until.is_none() {
+        swept.marks = marks(pins)?;
+    }
+    Ok(swept)
+}
+
+/// Seconds of CLOCK_MONOTONIC, as the programs count them.
+pub(super) fn now_s() -> Result<u32> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable for the length of the call.
+    match unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } {
+        0 => Ok(now.tv_sec as u32),
+        _ => Err(Error::new("cannot read the clock").because(std::io::Error::last_os_error())),
+    }
+}
+
+/// Removes expired flows from part `from` on, to the end or until the time is up; then that is where to go on.
+fn flows<F: Family>(
+    pins: &Pins,
+    name: &str,
+    from: Option<u32>,
+    chunk: usize,
+    until: Option<Instant>,
+) -> Result<(usize, Option<u32>)>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let map = open(pins, name)?;
+    let (mut removed, mut next) = (0, from);
+    loop {
+        let (halves, after) =
+            sys::part::<F::Key, F::Flow>(&map, next, chunk).context(|| format!("cannot read {name}"))?;
+        let now_s = now_s()?;
+        for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(k.proto(), F::next(f), now_s)) {
+            removed += expire::<F>(&map, key, half, now_s).context(|| format!("cannot write {name}"))?;
+        }
+        next = after;
+        if next.is_none() || until.is_some_and(|until| Instant::now() >= until) {
+            return Ok((removed, next));
+        }
+    }
+}
+
+/// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
+fn expire<F: Family>(map: &OwnedFd, key: &F::Key, half: &F::Flow, now_s: u32) -> std::io::Result<usize>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let twin_key = pair::other_key::<F>(half, key.proto());
+    let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now_s);
+    let twin = sys::get::<F::Key, F::Flow>(map, &twin_key)?;
+    // Whoever lies there may be of another flow, which has taken the port over.
+    let twin = twin.filter(|t| F::next(t).twin_side == key.side() && F::translated(t).reversed().same(F::tuple(key)));
+    if twin.as_ref().is_some_and(|t| !has_expired(t)) {
+        return Ok(0);
+    }
+    // The half that holds the port goes last, as it came first.
+    let halves = match (twin, F::next(half).state & flow::REPLY_HALF) {
+        (None, _) => vec![*key],
+        (Some(_), 0) => vec![*key, twin_key],
+        (Some(_), _) => vec![twin_key, *key],
+    };
+    let mut taken: Vec<(F::Key, F::Flow)> = Vec::new();
+    for key in halves {
+        // Looked at again at the last moment, and once more in what was taken.
+        if sys::get::<F::Key, F::Flow>(map, &key)?.is_some_and(|f| !has_expired(&f)) {
+            break;
+        }
+        let Some(last) = sys::take::<F::Key, F::Flow>(map, &key)? else { continue };
+        taken.push((key, last));
+        if !has_expired(&last) {
+            break;
+        }
+    }
+    if taken.iter().any(|(_, f)| !has_expired(f)) {
+        for (key, flow) in &taken {
+            sys::add(map, key, flow)?;
+        }
+        return Ok(0);
+    }
+    Ok(taken.len())
+}
+
+/// The marks of a port, one byte each.
+const MARKS: [u8; 4] = [PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6];
+/// What programs write, and what a sweep makes of it until it has seen the flows: a mark as well.
+const MARKED: u8 = 1;
+const IN_QUESTION: u8 = 2;
+
+/// Clears the marks of ports that no flow has. A program writes the mark after the flow and before its first packet goes:
+/// a flow that begins meanwhile either is seen among the flows, or its mark is no longer in question when it would be
+/// cleared.
+fn marks(pins: &Pins) -> Result<usize> {
+    // Of two sweeps at once, one would take what the other has put in question for its own.
+    let Some(_turn) = Turn::take(pins)? else { return Ok(0) };
+    let Ok(map) = Mapped::new(open(pins, name::NAT_PORT)?, 65_536, size_of::<NatPort>()) else {
+        // Of a build whose map cannot be written beside the programs without losing what they write.
+        return Ok(0);
+    };
+    let places = || (0..=u16::MAX).flat_map(|port| (0..MARKS.len()).map(move |at| (port, at)));
+    let byte = |port: u16, at: usize| map.byte(usize::from(port), size_of::<NatPort>(), at);
+    let turn = |mark: (u16, usize), from: u8, to: u8| {
+        byte(mark.0, mark.1).compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    };
+    let marked: Vec<(u16, usize)> = places().filter(|m| byte(m.0, m.1).load(Ordering::SeqCst) != 0).collect();
+    marked.iter().for_each(|m| {
+        turn(*m, MARKED, IN_QUESTION);
+    });
+    if marked.is_empty() {
+        return Ok(0);
+    }
+    let mut used = HashSet::new();
+    used_ports::<Ipv4>(pins, name::FLOW4, &mut used)?;
+    used_ports::<Ipv6>(pins, name::FLOW6, &mut used)?;
+    let stale = marked.into_iter().filter(|(port, at)| !used.contains(&(MARKS[*at], *port)));
+    Ok(stale.filter(|m| turn(*m, IN_QUESTION, 0)).count())
+}
+
+/// The one sweep that may clear marks.
+struct Turn(#[expect(dead_code, reason = "held")] Flock<File>);
+
+impl Turn {
+    fn take(pins: &Pins) -> Result<Option<Self>> {
+        let path = pins.root().join("map");
+        let what = || format!("cannot lock {}", path.display());
+        match Flock::lock(File::open(&path).context(what)?, FlockArg::LockExclusiveNonblock) {
+            Ok(dir) => Ok(Some(Self(dir))),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, e)) => Err(Error::new(what()).because(e)),
+        }
+    }
+}
+
+/// Protocol and port of every flow whose answers come to an uplink.
+fn used_ports<F: Family>(pins: &Pins, name: &str, used: &mut HashSet<(u8, u16)>) -> Result<()>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let map = open(pins, name)?;
+    for (key, half) in sys::dump::<F::Key, F::Flow>(map.as_fd(), CHUNK).context(|| format!("cannot read {name}"))? {
+        // One half may be lost.
+        if key.side() == SIDE_UPLINK {
+            used.insert((key.proto(), key.port()));
+        }
+        if F::next(&half).twin_side == SIDE_UPLINK {
+            used.insert((key.proto(), F::translated(&half).sport.value()));
+        }
+    }
+    Ok(())
+}
+
+/// The cookies of hosts whose namespace is gone and whose pins are still there. `lo` cannot be removed while its namespace
+/// lives, so that a link to it without an interface tells; clsact leaves no such link, and nobody can tell.
+pub fn gone_hosts() -> Vec<u64> {
+    Pins::of_this_version().into_iter().filter(|(_, pins)| has_lost_lo(pins)).map(|(cookie, _)| cookie).collect()
+}
+
+fn has_lost_lo(pins: &Pins) -> bool {
+    let of_lo = |name: &String| name.strip_prefix(program::LO_IN).is_some_and(|rest| rest.starts_with('-'));
+    let Some(name) = pins.names("link").into_iter().find(of_lo) else { return false };
+    let info = sys::open_pin(&pins.link(&name)).ok().flatten().and_then(|link| sys::link_info(link).ok());
+    info.and_then(|i| i.tcx_ifindex()) == Some(0)
+}
+
+/// Removes the pins of a host that is gone.
+///
+/// # Errors
+/// One of them cannot be removed.
+pub fn forget_host(cookie: u64) -> Result<usize> {
+    Pins::of(cookie).remove()
+}

@@ -1,0 +1,147 @@
+//! The agent's process, as the other commands see it: started when there is something to watch over, ended with it.
+
+use crate::dns::scope_runner;
+use crate::model::error::{Context, Error, Result};
+use crate::state::Store;
+use crate::state::agent::{self, Holder, Seat};
+use crate::state::store::Writer;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `off`: no command starts one.
+const SWITCH: &str = "NETPATH_AGENT";
+/// For an agent that is in the middle of something; it takes milliseconds.
+const END_LIMIT_MS: i32 = 2_000;
+/// Between the locking of the seat and the name of who has it.
+const NAMING_LIMIT: Duration = Duration::from_millis(200);
+
+/// What this binary is: commands of one build do not leave the host to an agent of another.
+pub fn build() -> String {
+    let size = std::fs::metadata("/proc/self/exe").map_or(0, |m| m.len());
+    format!("{}-{}-{size}", env!("CARGO_PKG_VERSION"), crate::datapath::BUILD)
+}
+
+/// Starts the agent of this host if it has containers and no agent. A host is served without one, so that a failure is
+/// no more than a word.
+pub fn ensure(store: &Store) {
+    if std::env::var(SWITCH).is_ok_and(|v| v == "off") || agent::holder(store.dir()).is_some() {
+        return;
+    }
+    if store.is_empty().unwrap_or(true) {
+        return;
+    }
+    if let Err(e) = start(store) {
+        tracing::warn!(error = %e, "no agent is running: changes of links and addresses are noticed with the next command");
+    }
+}
+
+fn start(store: &Store) -> Result<()> {
+    let Some(seat) = Seat::take(store.dir())? else { return Ok(()) };
+    let begun = Instant::now();
+    seat.clear()?;
+    let child = command(&seat)?.spawn().context(|| "cannot start the agent".to_owned())?;
+    seat.write(&Holder { process: Writer::of(child.id()), build: build() })?;
+    tracing::debug!(pid = child.id(), took_us = begun.elapsed().as_micros(), "the agent is started");
+    Ok(())
+}
+
+/// Detached: a session of its own, nothing of the caller's open, since an engine waits for every holder of our output to
+/// close it. The seat is its standard input.
+fn command(seat: &Seat) -> Result<Command> {
+    let own = std::env::current_exe().ok().filter(|p| p.is_file());
+    let own = own.as_deref().unwrap_or(Path::new("/proc/self/exe"));
+    let mut command = match scope_runner() {
+        // Otherwise it would live in, and die with, the scope of the first container.
+        Some(runner) => {
+            let mut command = Command::new(runner);
+            command.args(["-q", "--scope", "--"]).arg(own);
+            command
+        }
+        None => Command::new(own),
+    };
+    let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
+    command
+        .arg("agent")
+        .current_dir("/")
+        .env("RUST_LOG", format!("netpath={}", level.to_string().to_lowercase()))
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::from(seat.hand_on()?))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // What we ignore is ignored after exec too, and then it could not be ended.
+            for signal in [libc::SIGTERM, libc::SIGINT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            libc::setsid();
+            // Descriptors that our caller let us inherit go no further. Kernels before 5.11 refuse; then they do.
+            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            Ok(())
+        });
+    }
+    Ok(command)
+}
+
+/// Ends the agent if it is of another build, for whoever is about to write what that one would write otherwise.
+///
+/// # Errors
+/// It cannot be ended.
+pub fn stop_others(store: &Store) -> Result<()> {
+    match agent::holder(store.dir()) {
+        Some(holder) if holder.process != Writer::this_process() && holder.build != build() => {
+            tracing::info!(pid = holder.process.pid, build = holder.build, "the agent of another build is replaced");
+            end(holder.process)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends the agent and waits until it is gone. The caller holds the host's lock, which an agent never waits for.
+///
+/// # Errors
+/// It cannot be ended.
+pub fn stop(store: &Store) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match agent::holder(store.dir()) {
+            Some(holder) if holder.process == Writer::this_process() => return Ok(()),
+            Some(holder) => return end(holder.process),
+            // Free, or somebody has just started one and has not said whom.
+            None if Seat::take(store.dir())?.is_some() || begun.elapsed() > NAMING_LIMIT => return Ok(()),
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+fn end(process: Writer) -> Result<()> {
+    let what = || format!("cannot end the agent (pid {})", process.pid);
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
+    if fd < 0 {
+        let e = io::Error::last_os_error();
+        return if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(Error::new(what()).because(e)) };
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    // Asked after opening: the number may have become another's.
+    if !process.is_alive() {
+        return Ok(());
+    }
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let nothing = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: takes numbers, and no information.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, nothing, 0) };
+        let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which the kernel may write to.
+        if unsafe { libc::poll(&raw mut wait, 1, END_LIMIT_MS) } > 0 {
+            return Ok(());
+        }
+    }
+    Err(Error::new(what()).because("it does not end"))
+}

@@ -1,0 +1,111 @@
+//! Following the host: what the datapath was made for is compared with what is there now, and put right when it differs.
+
+use super::{gc, nobody};
+use crate::datapath::filter;
+use crate::datapath::iptables::netfilter;
+use crate::link::{Rtnl, netns};
+use crate::model::error::Result;
+use crate::model::{HostLink, LinkKind, Rung};
+use crate::state::Store;
+
+/// What the datapath depends on besides the records.
+#[derive(PartialEq)]
+struct Scene {
+    links: Vec<HostLink>,
+    /// As text, an error too: it has no other use than to differ.
+    filters: String,
+    /// Of the rules of nf_tables, where they are netpath's datapath.
+    generation: Option<u32>,
+}
+
+/// How often to look with a thought for nothing but the change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// Only if the host has changed.
+    Glance,
+    /// Whatever somebody else has taken away is put back too.
+    Thorough,
+}
+
+/// What a look came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Followed {
+    Same,
+    /// Put right, with so many kernel objects written or removed.
+    Changed(usize),
+    /// A command is at work. It reconciles by itself; look again in a moment.
+    Busy,
+    /// No container is left.
+    Nobody,
+}
+
+pub struct Follower {
+    cookie: u64,
+    pub store: Store,
+    seen: Option<Scene>,
+}
+
+impl Follower {
+    /// # Errors
+    /// The namespace cannot be told from others.
+    pub fn here() -> Result<Self> {
+        let cookie = netns::cookie()?;
+        Ok(Self { cookie, store: Store::of(cookie), seen: None })
+    }
+
+    /// Never waits for a lock.
+    ///
+    /// # Errors
+    /// What could not be read or written; the next look tries again.
+    pub fn look(&mut self, look: Look) -> Result<Followed> {
+        if self.store.is_empty()? {
+            return self.leave();
+        }
+        let scene = self.scene()?;
+        if look == Look::Glance && self.seen.as_ref() == Some(&scene) {
+            return Ok(Followed::Same);
+        }
+        let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
+        let mut live = nobody(self.cookie)?;
+        live.lock = Some(lock);
+        // A first container may be on its way: the datapath would be emptied before it.
+        let served = if self.store.desired()?.ready().next().is_some() { live.serve() } else { Ok(Default::default()) };
+        live.let_go()?;
+        let changed = served?.changed;
+        self.seen = Some(scene);
+        Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
+    }
+
+    /// Sweeps the flows.
+    ///
+    /// # Errors
+    /// The maps cannot be read or written.
+    pub fn sweep(&self) -> Result<usize> {
+        Ok(gc::sweep_flows(&self.store, self.cookie)?.flows)
+    }
+
+    /// Takes away what a teardown that was killed has left of the state.
+    fn leave(&self) -> Result<Followed> {
+        match self.store.try_lock()? {
+            Some(lock) => {
+                let mut live = nobody(self.cookie)?;
+                live.lock = Some(lock);
+                live.let_go()?;
+                Ok(Followed::Nobody)
+            }
+            None if self.store.dir().exists() => Ok(Followed::Busy),
+            None => Ok(Followed::Nobody),
+        }
+    }
+
+    fn scene(&self) -> Result<Scene> {
+        let mut links = Rtnl::here()?.host_view(self.cookie)?.links;
+        // Containers come and go with commands, which look by themselves.
+        links.retain(|l| l.kind != LinkKind::Veth || l.master.is_none());
+        let generation = match self.store.rung()? {
+            Some(Rung::Iptables) => netfilter::generation().ok(),
+            _ => None,
+        };
+        Ok(Scene { links, filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })
+    }
+}

@@ -1,0 +1,174 @@
+//! The agent's seat: a file that is locked for as long as the agent lives, and says who it is. Whoever starts an agent
+//! locks the file first and hands it on, so that there is never a second one.
+
+use super::lock::is_at;
+use super::store::Writer;
+use crate::model::error::{Context, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+pub(super) const SEAT: &str = "agent";
+pub(super) const LOG: &str = "agent.log";
+
+/// Where the agent writes its log.
+pub fn log(dir: &Path) -> PathBuf {
+    dir.join(LOG)
+}
+
+/// Who the agent is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    pub process: Writer,
+    /// Of its binary: one of another build would undo what this one's commands do.
+    pub build: String,
+}
+
+/// Held as long as it, or a process that it was handed to, lives.
+pub struct Seat {
+    file: File,
+}
+
+impl Seat {
+    /// Takes the seat in the directory `dir`; `None` = somebody has it, or there is no such directory.
+    ///
+    /// # Errors
+    /// The file cannot be made or locked.
+    pub fn take(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(SEAT);
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+        match opened {
+            Ok(file) => Self::over(file, &path),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::new(format!("cannot open {}", path.display())).because(e)),
+        }
+    }
+
+    /// The seat that the process which started this one has handed on as standard input.
+    ///
+    /// # Errors
+    /// Standard input cannot be used.
+    pub fn handed_on(dir: &Path) -> Result<Option<Self>> {
+        // Another descriptor, which is closed when a program is executed: nobody whom the agent starts keeps the seat.
+        let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        let file = file.context(|| "cannot use standard input".to_owned())?;
+        let path = dir.join(SEAT);
+        if is_at(&file, &path) { Self::over(file, &path) } else { Ok(None) }
+    }
+
+    fn over(file: File, path: &Path) -> Result<Option<Self>> {
+        // Not nix's `Flock`, which unlocks when it is dropped, for all who share the descriptor.
+        // SAFETY: takes numbers only.
+        let answer = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        match std::io::Error::last_os_error() {
+            _ if answer == 0 => Ok(is_at(&file, path).then_some(Self { file })),
+            e if e.kind() == ErrorKind::WouldBlock => Ok(None),
+            e => Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
+        }
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, holder: &Holder) -> Result<()> {
+        let what = || "cannot write down who the agent is".to_owned();
+        let bytes = serde_json::to_vec(holder).context(what)?;
+        self.clear()?;
+        self.file.write_all_at(&bytes, 0).context(what)
+    }
+
+    /// Nobody is on it yet.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn clear(&self) -> Result<()> {
+        self.file.set_len(0).context(|| "cannot write down who the agent is".to_owned())
+    }
+
+    /// A descriptor for the process that is to have the seat.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub fn hand_on(&self) -> Result<File> {
+        self.file.try_clone().context(|| "cannot hand on the agent's seat".to_owned())
+    }
+}
+
+/// Who is on the seat and alive.
+pub fn holder(dir: &Path) -> Option<Holder> {
+    let bytes = std::fs::read(dir.join(SEAT)).ok()?;
+    serde_json::from_slice::<Holder>(&bytes).ok().filter(|h| h.process.is_alive())
+}
+
+/// The agent's log, which begins anew when it has grown to [`LogFile::LIMIT`]: it lies in memory on most machines.
+pub struct LogFile(File);
+
+impl LogFile {
+    const LIMIT: u64 = 256 * 1024;
+
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = log(dir);
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.map(Self).context(|| format!("cannot open {}", path.display()))
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        if self.0.metadata()?.len() > Self::LIMIT {
+            self.0.set_len(0)?;
+        }
+        self.0.write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("netpath-seat-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        dir
+    }
+
+    #[test]
+    fn there_is_one_seat_and_whoever_has_it_is_known() {
+        let dir = directory("one");
+        let seat = Seat::take(&dir).expect("a seat").expect("a free seat");
+        assert!(Seat::take(&dir).expect("a seat").is_none(), "a second one");
+        assert_eq!(None, holder(&dir), "nobody has said who it is");
+        let us = Holder { process: Writer::this_process(), build: "7".into() };
+        seat.write(&Holder { build: "a longer one".into(), ..us.clone() }).expect("written");
+        seat.write(&us).expect("written");
+        assert_eq!(Some(us), holder(&dir));
+        seat.write(&Holder { process: Writer { pid: 1, started: 3 }, build: "7".into() }).expect("written");
+        assert_eq!(None, holder(&dir), "a process of that number that began at another time");
+        let handed = seat.hand_on().expect("a descriptor");
+        drop(seat);
+        assert!(Seat::take(&dir).expect("a seat").is_none(), "handed on");
+        drop(handed);
+        assert!(Seat::take(&dir).expect("a seat").is_some(), "left");
+        std::fs::remove_dir_all(&dir).expect("clean up");
+        assert!(Seat::take(&dir).expect("no error").is_none(), "no host");
+    }
+
+    #[test]
+    fn a_log_does_not_grow_for_ever() {
+        let dir = directory("log");
+        let mut file = LogFile::open(&dir).expect("a log");
+        for _ in 0..300 {
+            file.write_all(&[b'x'; 4096]).expect("written");
+        }
+        assert!(std::fs::metadata(log(&dir)).expect("a file").len() <= LogFile::LIMIT + 4096);
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+}

@@ -1,0 +1,270 @@
+//! The agent: it comes with the first container, follows the host, goes with the last one, and nobody needs it.
+
+use anyhow::{Context, Result, ensure};
+use kit::host::{SOON, wait_for};
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, Rung, binary};
+use kit::residue::Residue;
+use kit::topology::{CLIENT4, Container, Topology};
+use kit::traffic::{ANY, Dial, Proto, Server};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::net::IpAddr;
+use std::process::{Command, Output};
+
+fn document(host: u8) -> Document {
+    Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
+}
+
+fn call(topology: &Topology, args: &[&str]) -> Result<Output> {
+    let mut command = Command::new(binary()?);
+    command.args(args);
+    topology.host.output(command, b"")
+}
+
+fn json(topology: &Topology, args: &[&str]) -> Result<Value> {
+    let out = call(topology, args)?;
+    ensure!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).with_context(|| format!("{args:?}: no JSON"))
+}
+
+/// The agents of the host, by what the kernel shows.
+fn agents(topology: &Topology) -> Vec<i32> {
+    topology.host.processes().into_iter().filter(|(_, name)| name == "netpath-agent").map(|(pid, _)| pid).collect()
+}
+
+fn agent(topology: &Topology) -> Result<i32> {
+    wait_for("one agent", SOON, || match agents(topology)[..] {
+        [one] => Some(one),
+        _ => None,
+    })
+}
+
+/// It has said who it is, and watches.
+fn watching(topology: &Topology) -> Result<i32> {
+    let pid = agent(topology)?;
+    wait_for("an agent that watches", SOON, || {
+        let log = std::fs::read_to_string(format!("/run/netpath/{:x}/agent.log", topology.host.cookie())).ok()?;
+        log.contains(&format!("pid={pid}")).then_some(())
+    })?;
+    // What it looks at first.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    Ok(pid)
+}
+
+fn kill_all(topology: &Topology) -> Result<()> {
+    for pid in agents(topology) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    wait_for("no agent", SOON, || agents(topology).is_empty().then_some(()))
+}
+
+fn answers(topology: &Topology, address: &str, port: u16) -> Result<()> {
+    let dial = Dial::new(Proto::Tcp, address.parse()?, port);
+    wait_for(&format!("an answer of {address}"), SOON, || dial.ask(&topology.client).ok().map(drop))
+}
+
+fn on_every_rung(test: impl Fn(Rung) -> Result<()>) -> Result<()> {
+    for rung in Rung::ALL {
+        if let Err(what) = need::rung(rung) {
+            need::say_skip("the agent", &what);
+            continue;
+        }
+        test(rung).with_context(|| format!("{rung:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn it_comes_with_the_first_container_and_goes_with_the_last() -> Result<()> {
+    need!(need::root(), need::netpath());
+    on_every_rung(|rung| {
+        let topology = Topology::new()?;
+        let residue = Residue::watch(&topology)?;
+        let netavark = Netavark::on(&topology, rung)?;
+        let (web, other) = (topology.container("web")?, topology.container("other")?);
+        // The kit reads setup's output to its end: an agent that held it open would never let it come.
+        netavark.setup(&web, &document(5))?;
+        let pid = agent(&topology)?;
+        netavark.setup(&other, &document(6))?;
+        ensure!(pid == agent(&topology)?, "the second container has another agent");
+        ensure!(json(&topology, &["status", "--json"])?["agent"]["pid"] == pid, "status does not show pid {pid}");
+        for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let place = std::fs::read_link(fd.path()).unwrap_or_default().display().to_string();
+            ensure!(!place.starts_with("pipe:"), "it holds {place} of its caller");
+        }
+        ensure!(std::fs::read_link(format!("/proc/{pid}/cwd"))?.as_os_str() == "/", "it keeps a directory busy");
+        netavark.teardown(&web, &document(5))?;
+        ensure!(pid == agent(&topology)?, "it did not stay for the other container");
+        netavark.teardown(&other, &document(6))?;
+        ensure!(agents(&topology).is_empty(), "teardown of the last container did not wait for it");
+        residue.nothing_left(&topology, &[&web, &other])
+    })
+}
+
+#[test]
+fn of_many_that_start_at_once_one_stays() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let containers: Vec<(Container, Document)> =
+        (5..13).map(|n| Ok((topology.container(&format!("c{n}"))?, document(n)))).collect::<Result<_>>()?;
+    kit::host::at_once(8, &containers, |(c, d)| netavark.setup(c, d).map(drop))?;
+    let pid = watching(&topology)?;
+    for foreground in [&["agent"][..], &["agent", "--foreground"]] {
+        let second = call(&topology, foreground)?;
+        let text = String::from_utf8_lossy(&second.stderr).into_owned();
+        ensure!(!second.status.success() && text.contains(&format!("pid {pid}")), "{text}");
+    }
+    kill_all(&topology)?;
+    kit::host::at_once(8, &[(); 8], |()| call(&topology, &["gc"]).map(drop))?;
+    let again = watching(&topology)?;
+    ensure!(again != pid && agents(&topology) == [again], "{:?}", agents(&topology));
+    kit::host::at_once(8, &containers, |(c, d)| netavark.teardown(c, d))?;
+    residue.nothing_left(&topology, &containers.iter().map(|(c, _)| c).collect::<Vec<_>>())
+}
+
+#[test]
+fn it_may_be_killed_at_any_moment() -> Result<()> {
+    need!(need::root(), need::netpath());
+    on_every_rung(|rung| {
+        let topology = Topology::new()?;
+        let residue = Residue::watch(&topology)?;
+        let netavark = Netavark::on(&topology, rung)?;
+        let (web, other) = (topology.container("web")?, topology.container("other")?);
+        netavark.setup(&web, &document(5))?;
+        let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+        for moment in [0_u64, 1, 3, 10, 30, 100, 130, 300] {
+            agent(&topology)?;
+            topology.host.ip(&format!("addr add 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
+            std::thread::sleep(std::time::Duration::from_millis(moment));
+            kill_all(&topology)?;
+            answers(&topology, "192.0.2.1", 8005)?;
+            topology.host.ip(&format!("addr del 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
+            // Whatever the command is, it brings the agent back.
+            netavark.setup(&other, &document(6))?;
+            agent(&topology)?;
+            netavark.teardown(&other, &document(6))?;
+        }
+        kill_all(&topology)?;
+        netavark.teardown(&web, &document(5))?;
+        residue.nothing_left(&topology, &[&web, &other])
+    })
+}
+
+#[test]
+fn it_ends_on_sigterm() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    kill(Pid::from_raw(watching(&topology)?), Signal::SIGTERM)?;
+    wait_for("its end", SOON, || agents(&topology).is_empty().then_some(()))?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn addresses_and_uplinks_that_come_are_followed_without_a_command() -> Result<()> {
+    need!(need::root(), need::netpath());
+    on_every_rung(|rung| {
+        let topology = Topology::new()?;
+        let residue = Residue::watch(&topology)?;
+        let netavark = Netavark::on(&topology, rung)?;
+        let web = topology.container("web")?;
+        netavark.setup(&web, &document(5))?;
+        let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+        watching(&topology)?;
+
+        topology.host.ip("addr add 192.0.2.77/24 dev eth0\n")?;
+        answers(&topology, "192.0.2.77", 8005)?;
+
+        topology.host.ip(&format!(
+            "link add up2 type veth peer name up2 netns {}\naddr add 198.51.100.9/24 dev up2\nlink set up2 up\n",
+            topology.client.path().display()
+        ))?;
+        topology.client.ip("addr add 198.51.100.8/24 dev up2\nlink set up2 up\n")?;
+        answers(&topology, "198.51.100.9", 8005)?;
+        if rung == Rung::Tcx {
+            wait_for("programs at the new uplink", SOON, || {
+                topology.host.tcx_ingress("up2").ok().filter(|p| !p.is_empty())
+            })?;
+        }
+
+        topology.host.ip("link del up2\naddr del 192.0.2.77/24 dev eth0\n")?;
+        answers(&topology, "192.0.2.1", 8005)?;
+        netavark.teardown(&web, &document(5))?;
+        residue.nothing_left(&topology, &[&web])
+    })
+}
+
+/// netpath's own rules are taken away by somebody who flushes all rules.
+#[test]
+fn rules_that_somebody_flushes_come_back() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Iptables), need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, Rung::Iptables)?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    watching(&topology)?;
+    topology.host.command("nft", &["flush", "ruleset"])?;
+    answers(&topology, "192.0.2.1", 8005)?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn a_link_that_flaps_keeps_nobody_busy() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    let pid = watching(&topology)?;
+    let before = ticks(pid)?;
+    let begun = std::time::Instant::now();
+    let flap = "addr add 192.0.2.99/24 dev eth0\naddr del 192.0.2.99/24 dev eth0\n".repeat(200);
+    while begun.elapsed() < std::time::Duration::from_secs(3) {
+        topology.host.ip(&flap)?;
+    }
+    let share = (ticks(pid)? - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    need::say(&format!("the agent took {:.1} % of a processor while an address flapped", share * 100.0));
+    ensure!(share < 0.25, "the agent took {share:.2} of a processor");
+    topology.host.ip("addr add 192.0.2.98/24 dev eth0\n")?;
+    answers(&topology, "192.0.2.98", 8005)?;
+    topology.host.ip("addr del 192.0.2.98/24 dev eth0\n")?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn ticks(pid: i32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+#[test]
+fn without_it_everything_works_too() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    let seen = Dial::new(Proto::Tcp, "192.0.2.1".parse::<IpAddr>()?, 8005).ask(&topology.client)?;
+    ensure!(seen.client.ip() == CLIENT4, "{seen:?}");
+    ensure!(agents(&topology).is_empty(), "an agent runs");
+    ensure!(json(&topology, &["status", "--json"])?["agent"].is_null(), "status shows one");
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}

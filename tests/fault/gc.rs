@@ -1,0 +1,221 @@
+//! Sweeping, and connections that outlive a change of the maps' layout.
+
+use anyhow::{Context, Result, ensure};
+use kit::host::Netns;
+use kit::need;
+use kit::netavark::{Document, Netavark, Network, Rung, binary};
+use kit::residue::Residue;
+use kit::topology::{CLIENT4, HOST4, Topology};
+use kit::traffic::{ANY, Dial, Proto, Server};
+use netpath_common::layout::{Flow4, FlowKey4, LAYOUT_VERSION, name};
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
+
+fn document(host: u8) -> Document {
+    Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp").publish(
+        "",
+        8000 + u16::from(host),
+        80,
+        "udp",
+    )
+}
+
+fn gc(topology: &Topology) -> Result<Value> {
+    let mut command = Command::new(binary()?);
+    command.args(["gc", "--json"]).env(NO_AGENT.0, NO_AGENT.1);
+    let out = topology.host.output(command, b"")?;
+    ensure!(out.status.success(), "gc: {}", String::from_utf8_lossy(&out.stderr));
+    let said: Value = serde_json::from_slice(&out.stdout)?;
+    Ok(said["removed"].clone())
+}
+
+fn nothing(removed: &Value) -> bool {
+    removed.as_object().is_some_and(|o| !o.is_empty() && o.values().all(|n| *n == 0))
+}
+
+fn pins(topology: &Topology, version: u32) -> PathBuf {
+    Path::new("/sys/fs/bpf/netpath").join(format!("v{version}")).join(format!("{:x}", topology.host.cookie()))
+}
+
+type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
+
+fn flows(topology: &Topology) -> Result<Flows4> {
+    let data = aya::maps::MapData::from_pin(pins(topology, LAYOUT_VERSION).join("map").join(name::FLOW4))?;
+    Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
+}
+
+/// Moves the last packet of these flows into the past.
+fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
+    let all: Vec<(FlowKey4, Flow4)> = flows.iter().flatten().filter(|(k, _)| which(k)).collect();
+    for (key, mut flow) in all.iter().copied() {
+        flow.next.last_seen_s = flow.next.last_seen_s.wrapping_sub(seconds);
+        flows.insert(key, flow, 0)?;
+    }
+    Ok(all.len())
+}
+
+#[test]
+fn expired_flows_go_in_pairs_and_living_ones_stay() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Tcx));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let environment: Vec<_> = Rung::Tcx.environment().into_iter().chain([NO_AGENT]).collect();
+    let netavark = Netavark::with(&topology, &environment)?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let _servers = [Server::echo(&web, Proto::Tcp, ANY, 80, "web")?, Server::echo(&web, Proto::Udp, ANY, 80, "web")?];
+    Dial::new(Proto::Tcp, HOST4, 8005).ask(&topology.client)?;
+    Dial::new(Proto::Udp, HOST4, 8005).ask(&topology.client)?;
+    // A masqueraded one, which has a mark.
+    let _outside = Server::echo(&topology.client, Proto::Udp, ANY, 9000, "outside")?;
+    Dial::new(Proto::Udp, CLIENT4, 9000).ask(&web)?;
+    ensure!(nothing(&gc(&topology)?), "something was removed while everything lives");
+
+    let mut map = flows(&topology)?;
+    let count = |map: &Flows4| map.keys().flatten().count();
+    let all = count(&map);
+    ensure!(all >= 6, "{all} halves of three flows");
+    let udp = age(&mut map, |k| k.proto == 17, 200)?;
+    // One half alone is old: its flow lives.
+    ensure!(age(&mut map, |k| k.proto == 6 && k.side == 0, 9_000)? == 1, "one half of the TCP flow");
+    let removed = gc(&topology)?;
+    ensure!(removed["flows"] == udp && count(&map) == all - udp, "of {all} halves {udp} were old: {removed}");
+    ensure!(nothing(&gc(&topology)?), "the second call removed something");
+    age(&mut map, |_| true, 9_000)?;
+    gc(&topology)?;
+    ensure!(count(&map) == 0, "{} halves stay", count(&map));
+    // And all begins anew.
+    Dial::new(Proto::Udp, HOST4, 8005).ask(&topology.client)?;
+    Dial::new(Proto::Udp, CLIENT4, 9000).ask(&web)?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
+}
+
+/// A command that comes when nobody has swept for a minute sweeps a little.
+#[test]
+fn commands_sweep_where_no_agent_does() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Tcx));
+    let topology = Topology::new()?;
+    let environment: Vec<_> = Rung::Tcx.environment().into_iter().chain([NO_AGENT]).collect();
+    let netavark = Netavark::with(&topology, &environment)?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Udp, ANY, 80, "web")?;
+    Dial::new(Proto::Udp, HOST4, 8005).ask(&topology.client)?;
+    let mut map = flows(&topology)?;
+    age(&mut map, |_| true, 9_000)?;
+    let swept = Path::new("/run/netpath").join(format!("{:x}", topology.host.cookie())).join("swept");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(61);
+    std::fs::File::options().write(true).open(&swept).context("swept")?.set_modified(long_ago)?;
+    netavark.setup(&other, &document(6))?;
+    ensure!(map.keys().flatten().count() == 0, "expired flows stay");
+    netavark.teardown(&other, &document(6))?;
+    netavark.teardown(&web, &document(5))
+}
+
+/// What a host leaves whose namespace has gone while its containers ran.
+#[test]
+fn pins_and_records_of_a_host_that_is_gone_are_removed() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Tcx));
+    let here = Topology::new()?;
+    let web = here.container("web")?;
+    let gone = Netns::create(&here.dir().join("gone"))?;
+    gone.ip("link set lo up\n")?;
+    let config = here.dir().join("gone-config");
+    std::fs::create_dir(&config)?;
+    let mut setup = Command::new(binary()?);
+    setup.arg("podman").arg("--config").arg(&config).arg("setup").arg(web.path());
+    setup.envs(Rung::Tcx.environment()).env(NO_AGENT.0, NO_AGENT.1);
+    let out = gone.output(setup, document(5).json(&web).to_string().as_bytes())?;
+    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    let places = kit::topology::state_dirs(&format!("{:x}", gone.cookie()));
+    let left = || places.iter().filter(|p| p.exists()).count();
+    ensure!(left() >= 2, "{places:?}");
+    gc(&here)?;
+    ensure!(left() >= 2, "a host that lives has lost {places:?}");
+    drop((gone, web));
+    // The kernel takes a namespace away when it has time to.
+    let ended = kit::host::wait_for("the end of the host's traces", kit::host::SOON, || {
+        gc(&here).ok()?;
+        (left() == 0).then_some(())
+    });
+    places.iter().for_each(|p| drop(std::fs::remove_dir_all(p)));
+    ended?;
+    ensure!(nothing(&gc(&here)?), "the second call removed something");
+    Ok(())
+}
+
+#[test]
+fn connections_outlive_a_new_layout_of_the_maps() -> Result<()> {
+    for rung in [Rung::Tcx, Rung::Clsact] {
+        need!(need::netpath(), need::rung(rung));
+        relayout(rung).with_context(|| format!("{rung:?}"))?;
+    }
+    Ok(())
+}
+
+/// What layout 1 kept of flows has the sizes and the meaning of today's: a tree of today under its name is one of its.
+fn relayout(rung: Rung) -> Result<()> {
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    netavark.setup(&web, &document(5))?;
+    repeater(&web, 80)?;
+    repeater(&topology.client, 9000)?;
+    let mut connections = [
+        topology.client.run(|| TcpStream::connect(SocketAddr::from((HOST4, 8005))))?,
+        web.run(|| TcpStream::connect(SocketAddr::from((CLIENT4, 9000))))?,
+        topology.host.run(|| TcpStream::connect(SocketAddr::from((HOST4, 8005))))?,
+    ];
+    talk(&mut connections)?;
+    // Nobody else may put things right in between.
+    for (pid, _) in topology.host.processes() {
+        kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+
+    let old = pins(&topology, 1);
+    std::fs::create_dir_all(old.parent().context("no parent")?)?;
+    std::fs::rename(pins(&topology, LAYOUT_VERSION), &old).context("renaming a tree")?;
+    talk(&mut connections).context("before the change")?;
+    netavark.setup(&other, &document(6))?;
+    ensure!(!old.exists(), "the old tree stays");
+    talk(&mut connections).context("after the change")?;
+    let new = topology.client.run(|| TcpStream::connect(SocketAddr::from((HOST4, 8005))))?;
+    talk(&mut [new]).context("a new one")?;
+    netavark.teardown(&other, &document(6))?;
+    talk(&mut connections).context("after a teardown")?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web, &other])
+}
+
+fn talk(connections: &mut [TcpStream]) -> Result<()> {
+    for (at, connection) in connections.iter_mut().enumerate() {
+        connection.set_read_timeout(Some(kit::host::SOON))?;
+        connection.write_all(b"still there?").with_context(|| format!("connection {at}"))?;
+        let mut answer = [0; 12];
+        connection.read_exact(&mut answer).with_context(|| format!("connection {at}"))?;
+        ensure!(&answer == b"still there?", "connection {at}: {answer:?}");
+    }
+    Ok(())
+}
+
+/// Says everything again, to everybody who connects.
+fn repeater(netns: &Netns, port: u16) -> Result<()> {
+    let listener = netns.run(|| TcpListener::bind(("::", port)))?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut from, mut to) = (&stream, &stream);
+                let _ = std::io::copy(&mut from, &mut to);
+            });
+        }
+    });
+    Ok(())
+}
