@@ -1,5 +1,5 @@
 //! Packets through the programs with `BPF_PROG_TEST_RUN`: what goes in, what comes out, what is counted. GSO and the
-//! redirects themselves are not seen here but in `e2e`; np_uplink_in_l3 neither, since a test run always has Ethernet.
+//! redirects themselves are not seen here but in `e2e`; the programs for uplinks without Ethernet neither (`e2e::tun`), since a test run always has one.
 
 mod bridge;
 mod cost;
