@@ -550,6 +550,19 @@ impl Lab {
         self.each_flow(v4, |at, _| at != side)
     }
 
+    /// How packets of the halves that are seen at `side` go on: `layout::FORWARD_*`.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn ways(&mut self, v4: bool, side: u8) -> Result<Vec<u8>> {
+        let mut ways = Vec::new();
+        self.each_flow(v4, |at, next| {
+            ways.extend((at == side).then_some(next.forward));
+            true
+        })?;
+        Ok(ways)
+    }
+
     /// Makes every flow `seconds` older.
     ///
     /// # Errors

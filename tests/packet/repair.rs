@@ -4,8 +4,8 @@ use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into,
 use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
-use netpath_common::layout::{SIDE_BRIDGE, SIDE_UPLINK};
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::{SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 
 /// Each half of a published and of a masqueraded flow is lost, then a packet of the other half comes after a while, and
@@ -48,6 +48,25 @@ fn a_half_that_was_dropped_is_made_anew_from_the_other() -> Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mended_half_on_lo_leads_the_way_that_the_first_one_did() -> Result<()> {
+    let mut lab = Lab::new(&[LO_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let bridge = lab.bridge;
+    for v4 in [true, false] {
+        let (own, web) = ((host(v4), 40_000), (container(7, v4), 80));
+        let sent = Frame::tcp(own, (host(v4), 8080), SYN).macs([0; 6], [0; 6]);
+        assert_eq!(REDIRECTED, lab.run(LO_IN, 1, &sent.bytes())?.action);
+        let before = lab.ways(v4, SIDE_LO)?;
+        lab.lose_half(v4, SIDE_LO)?;
+        lab.age_flows(v4, 2)?;
+        let answer = Frame::tcp(web, (crate::gateway(7, v4), 40_000), ACK).macs(BRIDGE_MAC, WEB_MAC);
+        assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, bridge, &answer.bytes())?.action);
+        assert_eq!((before, 1), (lab.ways(v4, SIDE_LO)?, lab.ways(v4, SIDE_LO)?.len()), "v4 {v4}");
     }
     Ok(())
 }
