@@ -153,16 +153,19 @@ impl Topology {
         let host = Netns::create(&dir.0.join("host"))?;
         fs::write(dir.0.join("cookie"), format!("{:x}", host.cookie()))?;
 
+        outside(&client)?;
         host.ip(&format!(
-            "link set lo up\n\
-             link add eth0 type veth peer name eth0 netns {}\n\
-             addr add {HOST4}/24 dev eth0\n\
+            "link set lo up\nlink add eth0 type veth peer name eth0 netns {}\n",
+            client.path().display()
+        ))?;
+        at_once(&host, "eth0")?;
+        host.ip(&format!(
+            "addr add {HOST4}/24 dev eth0\n\
              addr add {HOST4_SECOND}/24 dev eth0\n\
              addr add {HOST6}/64 dev eth0 nodad\n\
              addr add {HOST6_SECOND}/64 dev eth0 nodad preferred_lft 0\n\
              link set eth0 up\n\
-             route add default via {CLIENT4}\n",
-            client.path().display()
+             route add default via {CLIENT4}\n"
         ))?;
         client.ip(&format!(
             "link set lo up\n\
@@ -177,6 +180,9 @@ impl Topology {
         for (netns, address) in [(&host, HOST6), (&host, HOST6_SECOND), (&client, CLIENT6)] {
             answers_for(netns, address)?;
         }
+        for netns in [&host, &client] {
+            sends(netns, "eth0")?;
+        }
         Ok(Self { client, host, wire: None, far: None, containers: AtomicU32::new(0), dir })
     }
 
@@ -187,12 +193,13 @@ impl Topology {
     pub fn with_far() -> Result<Self> {
         let mut topology = Self::new()?;
         let far = Netns::create(&topology.dir.0.join("far"))?;
+        outside(&far)?;
+        topology.host.ip(&format!("link add eth1 type veth peer name eth0 netns {}\n", far.path().display()))?;
+        at_once(&topology.host, "eth1")?;
         topology.host.ip(&format!(
-            "link add eth1 type veth peer name eth0 netns {}\n\
-             addr add {HOST4_FAR}/24 dev eth1\n\
+            "addr add {HOST4_FAR}/24 dev eth1\n\
              addr add {HOST6_FAR}/64 dev eth1 nodad\n\
-             link set eth1 up\n",
-            far.path().display()
+             link set eth1 up\n"
         ))?;
         far.ip(&format!(
             "link set lo up\n\
@@ -202,6 +209,8 @@ impl Topology {
         ))?;
         answers_for(&topology.host, HOST6_FAR)?;
         answers_for(&far, FAR6)?;
+        sends(&topology.host, "eth1")?;
+        sends(&far, "eth0")?;
         topology.far = Some(far);
         Ok(topology)
     }
@@ -214,6 +223,7 @@ impl Topology {
     pub fn with_router(narrow: Option<u16>) -> Result<Self> {
         let mut topology = Self::new()?;
         let far = Netns::create(&topology.dir.0.join("far"))?;
+        outside(&far)?;
         let router = &topology.client;
         router.ip(&format!(
             "link add eth1 type veth peer name eth0 netns {}\n\
@@ -234,6 +244,8 @@ impl Topology {
         }
         answers_for(router, HOST6_FAR)?;
         answers_for(&far, FAR6)?;
+        sends(router, "eth1")?;
+        sends(&far, "eth0")?;
         far.ip(&format!("route add default via {HOST6_FAR} dev eth0\n"))?;
         // A locked MTU of a route holds for what is forwarded too; of the device's, the other end would feel it as well.
         if let Some(mtu) = narrow {
@@ -317,6 +329,31 @@ pub fn answers_for(netns: &Netns, address: IpAddr) -> Result<()> {
     wait_for(&format!("a local route for {address}"), SOON, || {
         let routes = netns.run(|| fs::read_to_string("/proc/thread-self/net/ipv6_route")).ok()?;
         routes.lines().any(|l| l.starts_with(&wanted)).then_some(())
+    })
+}
+
+/// A namespace that stands for other machines, whose links are in use already: their link-local addresses too are theirs at
+/// once. While the kernel still asks whether another has such an address (a second or two, RFC 4862 section 5.4), a router
+/// asks nobody for the link-layer addresses of those it forwards to, and "No route to host" is three questions away.
+fn outside(netns: &Netns) -> Result<()> {
+    at_once(netns, "default")
+}
+
+/// The same for one link, so that those that netpath makes are as it makes them.
+fn at_once(netns: &Netns, link: &str) -> Result<()> {
+    netns.set_sysctl(&format!("net/ipv6/conf/{link}/accept_dad"), "0")
+}
+
+/// Waits until a link does not only say that it is up but sends. Where its peer came up after it, the kernel tells it from
+/// a work queue that looks once a second (net/core/link_watch.c), later where namespaces are being destroyed; until then
+/// it drops what it is given, and three unanswered ARP requests are enough for "No route to host".
+///
+/// # Errors
+/// It does not within [`SOON`] times four, or there is no such link.
+pub fn sends(netns: &Netns, link: &str) -> Result<()> {
+    wait_for(&format!("{link} to send"), SOON * 4, || {
+        let links = netns.ip_json(&["link", "show", "dev", link]).ok()?;
+        (links[0]["operstate"] == "UP" && links[0]["qdisc"] != "noop").then_some(())
     })
 }
 

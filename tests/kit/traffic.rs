@@ -12,8 +12,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Proto {
@@ -111,7 +111,8 @@ impl Server {
                 Self::tcp(netns, at, 4, move |stream, peer, stop| drop(echo_stream(stream, peer, stop, &name)))
             }
             Proto::Udp => {
-                let socket = netns.run(|| UdpSocket::bind(at)).with_context(|| format!("cannot bind udp {at}"))?;
+                let socket =
+                    netns.run(|| free(|| UdpSocket::bind(at))).with_context(|| format!("cannot bind udp {at}"))?;
                 socket.set_nonblocking(true)?;
                 let name = name.to_owned();
                 Self::start(netns, vec![Box::new(move |stop| echo_datagrams(&socket, stop, &name))])
@@ -161,7 +162,7 @@ impl Server {
 /// With a long queue, as a hammer fills the 128 places of the standard library's.
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     use nix::sys::socket::{Backlog, listen};
-    let listener = TcpListener::bind(at)?;
+    let listener = free(|| TcpListener::bind(at))?;
     listen(&listener, Backlog::new(4096).unwrap_or(Backlog::MAXCONN))?;
     Ok(listener)
 }
@@ -217,6 +218,20 @@ pub fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// `bind` until the port is free: a socket that was closed lives on for a moment in the children that another thread of
+/// this process is starting just then, until they run their program.
+fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && start.elapsed() < SOON => {
+                thread::sleep(Duration::from_millis(5));
+            }
             done => return done,
         }
     }
@@ -348,7 +363,7 @@ impl Dial {
     fn ask_datagram(&self) -> Result<Seen> {
         let any = if self.to.is_ipv4() { ANY4 } else { ANY };
         let from = self.from.unwrap_or(SocketAddr::new(any, 0));
-        let socket = UdpSocket::bind(from).with_context(|| format!("bind {from}"))?;
+        let socket = free(|| UdpSocket::bind(from)).with_context(|| format!("bind {from}"))?;
         socket.set_read_timeout(Some(self.patience))?;
         let data = self.payload();
         let mut answer = vec![0; 65_536];

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Mark: filters of ours may be at the interface that follows.
 const FILTERS: &str = "clsact-";
@@ -171,7 +172,7 @@ fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Resu
         pins.unpin(&path)?;
     }
     let place = if hook.egress { sys::TCX_EGRESS } else { sys::TCX_INGRESS };
-    match sys::link_create(prog, hook.ifindex, place) {
+    match attach(prog, hook.ifindex, place) {
         Ok(link) => {
             sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
             Ok(1)
@@ -180,6 +181,27 @@ fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Resu
         // It went away after the host was looked at.
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(0),
         Err(e) => Err(Tcx::Failed(attach_error(hook, e))),
+    }
+}
+
+/// How long a link without a pin may take to be gone. The kernel frees it from a work queue, under the lock of all network
+/// configuration (kernel/bpf/syscall.c, bpf_link_put()): microseconds after, or seconds where namespaces are being
+/// destroyed.
+const LINK_GONE: Duration = Duration::from_secs(10);
+
+/// As [`sys::link_create`]. A program can be at a TCX hook once: where the link that was there has lost its pin a moment
+/// ago, waits until the kernel has let go of it.
+fn attach(prog: &OwnedFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match sys::link_create(prog, ifindex, place) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && start.elapsed() < LINK_GONE => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -171,6 +171,24 @@ fn what_is_half_there_is_put_right() {
 }
 
 #[test]
+fn a_link_that_lost_its_pin_may_take_a_while_to_go() {
+    let Some(host) = Host::new("a_link_that_lost_its_pin_may_take_a_while_to_go") else { return };
+    let desired = host.desired(vec![vec![]]);
+    host.reconcile(&desired);
+    let pin = host.pins().link("np_lo_in-1");
+    let held = sys::open_pin(&pin).expect("opened").expect("a link");
+    host.pins().unpin(&pin).expect("unpinned");
+    // As the kernel's own work queue does on a busy machine.
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(held);
+    });
+    assert_eq!(1, host.reconcile(&desired));
+    later.join().expect("let go");
+    host.reconcile(&Desired::default());
+}
+
+#[test]
 fn the_bridge_of_the_last_endpoint_never_becomes_an_uplink() {
     let Some(host) = Host::new("the_bridge_of_the_last_endpoint_never_becomes_an_uplink") else { return };
     let mut desired = host.desired(vec![vec![], vec![]]);
