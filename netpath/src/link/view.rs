@@ -59,6 +59,7 @@ impl Link {
                         match info {
                             LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                             LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+                            LinkInfo::Kind(InfoKind::Vrf) => link.kind = LinkKind::Vrf,
                             _ => {}
                         }
                     }

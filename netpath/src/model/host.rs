@@ -8,6 +8,8 @@ pub enum LinkKind {
     Loopback,
     Bridge,
     Veth,
+    /// A VRF: its members keep their addresses, and have a routing table of their own.
+    Vrf,
     /// Anything else, Ethernet or not.
     Other,
 }
@@ -17,7 +19,7 @@ pub struct HostLink {
     pub index: u32,
     pub name: IfName,
     pub kind: LinkKind,
-    /// ifindex of the bridge or bond it is enslaved to.
+    /// ifindex of the bridge, bond or VRF it is enslaved to.
     pub master: Option<u32>,
     pub mtu: u32,
     /// Absent where frames have no Ethernet header.

@@ -60,9 +60,7 @@ pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
         return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
     };
     let mut ebpf = object::load(&host.pins, level.number())?;
-    for (name, program) in ebpf.programs_mut() {
-        object::load_program(name, program)?;
-    }
+    object::load_programs(&mut ebpf.programs_mut().collect::<Vec<_>>())?;
     let printer = Printer { view: host.view()?, as_json, closed: AtomicBool::new(false) };
     let logger = EbpfLogger::init_with_logger(&mut ebpf, &printer).context(what)?;
     let mut speaking = HashMap::new();

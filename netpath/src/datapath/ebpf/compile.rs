@@ -114,15 +114,17 @@ pub fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
     (bits, mapped(net.network()).0)
 }
 
-/// Interfaces that lead outside: they hold an address, and neither belong to a bridge or bond nor to netpath itself.
+/// Interfaces that lead outside: they hold an address, and neither belong to a bridge or bond nor to netpath itself. A
+/// member of a VRF is one like any other.
 fn uplinks<'a>(desired: &'a Desired, host: &'a HostView) -> impl Iterator<Item = &'a HostLink> {
     let bridges: BTreeSet<&str> = desired.records.iter().map(|r| r.network.bridge.as_str()).collect();
     let veths: BTreeSet<u32> = desired.ready().map(|(_, l)| l.veth_index).collect();
     host.links.iter().filter(move |l| {
         // A veth that is about to become a container's has nothing but the link-local address the kernel gave it.
         let addressed = l.addresses.iter().any(|a| l.kind != LinkKind::Veth || !is_link_local(a.addr()));
+        let taken = l.master.is_some_and(|m| host.link(m).is_none_or(|m| m.kind != LinkKind::Vrf));
         l.kind != LinkKind::Loopback
-            && l.master.is_none()
+            && !taken
             && addressed
             && !veths.contains(&l.index)
             && !bridges.contains(l.name.as_str())

@@ -209,10 +209,12 @@ fn uplinks_hold_an_address_and_belong_to_nobody() {
             link(8, "fresh", LinkKind::Veth, None, &["fe80::2/64"]),
             link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"]),
             link(21, "veth0", LinkKind::Veth, Some(10), &["fe80::3/64"]),
+            link(22, "blue", LinkKind::Vrf, None, &[]),
+            link(23, "eth3", LinkKind::Other, Some(22), &["192.0.2.33/24"]),
         ],
     };
     let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
-    assert_eq!(vec![2, 5, 6, 7], t.uplinks.keys().copied().collect::<Vec<_>>());
+    assert_eq!(vec![2, 5, 6, 7, 23], t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
     assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
     assert!(t.locals.contains(&Addr::v4([10, 88, 0, 1]).0) && t.locals.contains(&Addr::v4([192, 0, 2, 1]).0));

@@ -68,6 +68,11 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     hooks
 }
 
+/// The programs that run for them, and those of sockets.
+pub fn programs(tables: &Tables) -> BTreeSet<&'static str> {
+    wanted(tables).into_iter().map(|hook| hook.program).chain(SOCKETS.map(|(name, _)| name)).collect()
+}
+
 /// A program opened from its pin, once.
 #[derive(Default)]
 struct Programs(BTreeMap<&'static str, (OwnedFd, u32)>);

@@ -171,6 +171,21 @@ fn what_is_half_there_is_put_right() {
 }
 
 #[test]
+fn a_program_is_loaded_when_something_needs_it() {
+    let Some(host) = Host::new("a_program_is_loaded_when_something_needs_it") else { return };
+    let desired = host.desired(vec![vec![]]);
+    host.reconcile(&desired);
+    let (pins, later) = (host.pins(), std::collections::BTreeSet::from([layout::program::UPLINK_IN_L3]));
+    let has = |name: &str| pins.names("prog").iter().any(|n| n == name);
+    assert!(has(layout::program::UPLINK_IN) && !has(layout::program::UPLINK_IN_L3));
+    assert_eq!(1, object::ensure(&pins, &later).expect("loaded"));
+    assert_eq!(0, object::ensure(&pins, &later).expect("there already"));
+    assert!(has(layout::program::UPLINK_IN) && has(layout::program::UPLINK_IN_L3));
+    assert_eq!(0, host.reconcile(&desired));
+    host.reconcile(&Desired::default());
+}
+
+#[test]
 fn a_link_that_lost_its_pin_may_take_a_while_to_go() {
     let Some(host) = Host::new("a_link_that_lost_its_pin_may_take_a_while_to_go") else { return };
     let desired = host.desired(vec![vec![]]);

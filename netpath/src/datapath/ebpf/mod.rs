@@ -82,8 +82,8 @@ impl Datapath for Ebpf {
             return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         let others = Pins::of_other_versions(host.cookie);
-        let mut changed = object::ensure(&pins)?;
         let mut tables = compile::compile(desired, host, is_filtered());
+        let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
         if tables.left_out > 0 {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");

@@ -1,6 +1,7 @@
-//! The embedded object: its maps and programs brought into the kernel and pinned, once for all containers of a host.
+//! The embedded object: its maps, and those of its programs that a host needs, brought into the kernel and pinned, once
+//! for all its containers.
 //!
-//! While the mark of this object's digest stands among the pins, nothing is parsed or loaded. Another digest (an
+//! While the mark of this object's digest stands among the pins, what is there is not loaded again. Another digest (an
 //! upgrade) loads the new programs beside the old, on the same maps, and puts them in place name by name; the links
 //! follow in `hooks`. A map whose shape has changed without a new layout version cannot be kept: all is made anew.
 
@@ -12,8 +13,10 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::{EbpfSectionKind, Object};
 use netpath_common::layout::global;
-use std::fs;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::{fs, thread};
 
 static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpath-ebpf.o"));
 
@@ -26,12 +29,40 @@ const LOG_MAP: &str = "AYA_LOGS";
 /// Nothing is logged, and the verifier removes the code that would.
 pub const QUIET: u8 = 0;
 
-/// Makes the pins those of this object. Returns the number of pins that are new.
-pub fn ensure(pins: &Pins) -> Result<usize> {
+/// Makes the pins those of this object, with at least the programs that are `needed`: to verify one takes the kernel
+/// milliseconds, and most hosts have no use for all. Returns the number of pins that are new.
+pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
     let mark = format!("{OBJECT}{DIGEST}");
-    if pins.has_mark(&mark) {
+    let present = pins.names("prog");
+    let has_this = pins.has_mark(&mark);
+    let is_missing = |name: &str| needed.contains(name) && !(has_this && present.iter().any(|p| p == name));
+    if has_this && !needed.iter().any(|n| is_missing(n)) {
         return Ok(0);
     }
+    if !has_this {
+        make_room(pins)?;
+    }
+    let mut ebpf = load(pins, QUIET)?;
+    let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| is_missing(name)).collect();
+    load_programs(&mut programs)?;
+    for (name, program) in &mut programs {
+        // A pin cannot be overwritten, but a file of bpffs can be renamed over another.
+        let (new, place) = (pins.prog(&format!("new-{name}")), pins.prog(name));
+        pins.unpin(&new)?;
+        program.pin(&new).context(|| format!("cannot pin program {name}"))?;
+        fs::rename(&new, &place).context(|| format!("cannot put program {name} in place"))?;
+    }
+    if !has_this {
+        for name in pins.names("prog").into_iter().filter(|n| !needed.contains(n.as_str())) {
+            pins.unpin(&pins.prog(&name))?;
+        }
+        pins.mark(&mark)?;
+    }
+    Ok(programs.len())
+}
+
+/// Nothing there passes for whole any more, and what could not be used is gone.
+fn make_room(pins: &Pins) -> Result<()> {
     pins.ensure()?;
     for old in pins.marks(OBJECT) {
         pins.unmark(&format!("{OBJECT}{old}"))?;
@@ -42,23 +73,7 @@ pub fn ensure(pins: &Pins) -> Result<usize> {
         pins.remove()?;
         pins.ensure()?;
     }
-    let mut ebpf = load(pins, QUIET)?;
-    let mut pinned = 0;
-    for (name, program) in ebpf.programs_mut() {
-        load_program(name, program)?;
-        // A pin cannot be overwritten, but a file of bpffs can be renamed over another.
-        let (new, place) = (pins.prog(&format!("new-{name}")), pins.prog(name));
-        pins.unpin(&new)?;
-        program.pin(&new).context(|| format!("cannot pin program {name}"))?;
-        fs::rename(&new, &place).context(|| format!("cannot put program {name} in place"))?;
-        pinned += 1;
-    }
-    let known: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
-    for name in pins.names("prog").into_iter().filter(|n| !known.contains(n)) {
-        pins.unpin(&pins.prog(&name))?;
-    }
-    pins.mark(&mark)?;
-    Ok(pinned)
+    Ok(())
 }
 
 /// The object on the pinned maps, its programs not loaded yet.
@@ -80,7 +95,29 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
 }
 
-pub fn load_program(name: &str, program: &mut Program) -> Result<()> {
+/// Loads programs side by side: the verifier holds no lock while it looks at a program of root's.
+pub fn load_programs(programs: &mut [(&str, &mut Program)]) -> Result<()> {
+    // Those of packets are a hundred times as long as those of sockets.
+    programs.sort_by_key(|(_, program)| matches!(program, Program::CgroupSockAddr(_)));
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(programs.len());
+    let queue = Mutex::new(programs.iter_mut());
+    let work = || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((name, program)) = next else { return Ok(()) };
+            load_program(name, program)?;
+        }
+    };
+    thread::scope(|scope| {
+        let started: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        // Every worker is waited for, whatever the first one says.
+        let ended: Vec<Result<()>> =
+            started.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect();
+        ended.into_iter().collect()
+    })
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<()> {
     let loaded: std::result::Result<(), ProgramError> = match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),

@@ -1,8 +1,8 @@
 //! Where everything of a host namespace is pinned, so that it outlives the process, and how it is taken away.
 //!
 //! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, directories only root can enter. bpffs takes neither
-//! dots in names nor files of ours, so marks are directories: `object-<digest>` says that every map and program there
-//! is whole and of that object, `qdisc-<ifindex>` that the clsact of that interface is ours.
+//! dots in names nor files of ours, so marks are directories: `object-<digest>` says that every map is there, and that
+//! maps and programs are of that object, `qdisc-<ifindex>` that the clsact of that interface is ours.
 
 use crate::model::error::{Context, Result};
 use netpath_common::layout::LAYOUT_VERSION;
@@ -15,7 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 pub const BPFFS: &str = "/sys/fs/bpf";
-/// Mark: all maps and programs are there, and of the object with the digest that follows.
+/// Mark: all maps are there, and they and the programs are of the object with the digest that follows.
 pub const OBJECT: &str = "object-";
 
 #[derive(Clone, Debug)]
