@@ -34,14 +34,18 @@ global! {
 
     fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
 
-    /// 1 if a socket of the host would take the answers to the flow in the making.
-    fn is_socket() -> u32 as np_is_socket4, np_is_socket6 = ask_socket;
-
     /// Writes the answering half of the flow in the making; 1 if its place was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_twin;
 
-    /// Tries `port` as the source port of the flow in the making; 1 if it is the flow's now.
-    fn take_port(port: u32) -> u32 as np_take_port4, np_take_port6 = take;
+    /// Finds a source port for the flow in the making; 1 if it has one now.
+    fn search() -> u32 as np_search4, np_search6 = try_ports;
+
+    /// Makes `port` the source port of the flow in the making; 1 if a socket of the host that is to be spared would take
+    /// the answers.
+    fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
+
+    /// Writes down the flow in the making, if its port is free: then 1.
+    fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
 
 const HALF: u32 = 2;
@@ -69,6 +73,13 @@ pub extern "C" fn np_timeout(proto: u32, state: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn np_seen(state: u32, tcp_flags: u32) -> u32 {
     u32::from(flow::seen(state as u8, tcp_flags as u8))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn np_candidate(own: u32, random: u32, i: u32) -> u32 {
+    let Some(config) = maps::CONFIG.get(0) else { return own };
+    u32::from(candidate(own as u16, config.port_min, config.port_max, random, i))
 }
 
 /// [`flow::has_expired`].
@@ -193,24 +204,29 @@ pub fn is_taken<F: Wire>(packet: &Packet<F>) -> bool {
 #[inline(always)]
 pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> Verdict {
     const FULL: Verdict = verdict::drop(Reason::DropPortsExhausted);
-    let (Some(config), Some(making)) = (maps::CONFIG.get(0), desk::making::<F>()) else { return FULL };
+    let Some(making) = desk::making::<F>() else { return FULL };
     making.spare_sockets = spare_sockets;
     making.now_s = now_s();
     making.twin = making.plan.twin(making.now_s);
-    let own = making.plan.to.sport.value();
-    let tries = if has_free_port::<F>(making.plan.proto) && !making.plan.keeps_source() { PORT_TRIES } else { 1 };
+    if search::<F>(ctx) != 0 { verdict::begun(reason) } else { FULL }
+}
+
+#[inline(always)]
+fn try_ports<F: Wire>(ctx: &TcContext) -> u32 {
+    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
+    let own = u32::from(plan.to.sport.value());
+    let tries = if has_free_port::<F>(plan.proto) && !plan.keeps_source() { PORT_TRIES } else { 1 };
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     for i in 0..PORT_TRIES {
         if i >= tries {
             break;
         }
-        let port = candidate(own, config.port_min, config.port_max, random, i);
-        if take_port::<F>(ctx, u32::from(port)) != 0 {
-            return verdict::begun(reason);
+        if aim_at::<F>(ctx, np_candidate(own, random, i)) == 0 && take::<F>(ctx) != 0 {
+            return 1;
         }
     }
-    FULL
+    0
 }
 
 /// Whether the source port can be changed.
@@ -219,20 +235,22 @@ fn has_free_port<F: Wire>(proto: u8) -> bool {
     proto == PROTO_TCP || proto == PROTO_UDP || proto == F::ICMP
 }
 
-/// The answering half goes first: it reserves the port. Nothing is left in the table if the other one fails.
 #[inline(always)]
-fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
-    let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
+fn plan_port<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
+    let Some(making) = desk::making::<F>() else { return 0 };
     let plan = &mut making.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
     making.twin_key = plan.twin_key();
-    if making.spare_sockets && is_socket::<F>(ctx) != 0 {
-        return 0;
-    }
+    u32::from(making.spare_sockets && host::has_socket(ctx, &plan.to.reversed(), plan.proto))
+}
+
+/// The answering half goes first: it reserves the port. Nothing is left in the table if the other one fails.
+#[inline(always)]
+fn take_planned<F: Wire>(ctx: &TcContext) -> u32 {
     if reserve::<F>(ctx) == 0 {
         return 0;
     }
-    let Some(making) = desk::making::<F>() else { return 0 };
+    let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
     making.key = making.plan.key();
     making.flow = making.plan.flow(making.now_s);
     if F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
@@ -240,17 +258,11 @@ fn take<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
         return 0;
     }
     if making.plan.twin_side == SIDE_UPLINK {
-        mark_port(making.plan.proto, port);
+        mark_port(making.plan.proto, making.plan.to.sport.value());
     }
     hop.to = making.plan.to;
     hop.next = *F::next(&making.flow);
     1
-}
-
-#[inline(always)]
-fn ask_socket<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
-    u32::from(host::has_socket(ctx, &plan.to.reversed(), plan.proto))
 }
 
 #[inline(always)]
@@ -271,8 +283,8 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
 
 /// Remembers that answers may come to `port`.
 #[inline(always)]
-fn mark_port(proto: u8, port: u32) {
-    let Some(marks) = maps::NAT_PORT.get_ptr_mut(port) else { return };
+fn mark_port(proto: u8, port: u16) {
+    let Some(marks) = maps::NAT_PORT.get_ptr_mut(u32::from(port)) else { return };
     // SAFETY: a map value; single bytes, only ever set.
     unsafe {
         match proto {
