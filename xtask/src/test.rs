@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 /// Suites of the `tests` package, and how many of their tests may run side by side: most of their time they wait.
-const SUITES: [(&str, usize); 5] = [("packet", 2), ("contract", 4), ("e2e", 4), ("fault", 2), ("engine", 1)];
+const SUITES: [(&str, usize); 5] = [("packet", 2), ("contract", 4), ("e2e", 4), ("fault", 2), ("engine", 2)];
 /// Packets and the core of e2e on other kernels, in virtual machines (`vm/`).
 const VM: &str = "vm";
 const SLOW: [&str; 3] = ["fault", "engine", VM];
