@@ -11,8 +11,10 @@ use crate::desk::Desk;
 
 /// Control maps are written by the control plane alone (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
 const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
-/// Written through memory (5.5), so that a range of ten thousand ports costs no system call each. The kernel maps no array
-/// writable that programs only read (`kernel/bpf/syscall.c, bpf_map_mmap()`), so that these are read-only by habit alone.
+/// Written through memory (5.5), so that a range of ten thousand ports costs no system call each, and a mark that no flow
+/// has any more is cleared without losing what a program writes beside it. The kernel maps no array writable that programs
+/// only read (`kernel/bpf/syscall.c, bpf_map_mmap()`), so that those of ports and rules are read-only
+/// by habit alone.
 const MAPPED: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
 
 #[map(name = "np_cfg")]
@@ -42,7 +44,7 @@ pub static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(ALLOWS, REA
 pub static NEAR_BITS: Array<u64> = Array::with_max_entries(NEAR, READ_ONLY);
 
 #[map(name = "np_nat_port")]
-pub static NAT_PORT: Array<NatPort> = Array::with_max_entries(65_536, 0);
+pub static NAT_PORT: Array<NatPort> = Array::with_max_entries(65_536, MAPPED);
 #[map(name = "np_flow4")]
 pub static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(FLOWS4, 0);
 #[map(name = "np_flow6")]

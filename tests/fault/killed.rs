@@ -52,7 +52,10 @@ fn killed(rung: Rung) -> Result<()> {
     for (verb, whole) in [("setup", setup), ("teardown", teardown)] {
         let (mut cut, mut tries) = (0, 0);
         while cut < moments() {
-            ensure!(tries < 4 * moments(), "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({dice})");
+            ensure!(
+                tries < 4 * moments(),
+                "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({dice})"
+            );
             tries += 1;
             let web = topology.container("web")?;
             if verb == "teardown" {
