@@ -83,6 +83,21 @@ mod tests {
         }
 
         #[test]
+        fn the_sum_of_a_pseudo_header_is_the_checksum_of_it_inverted(
+            src: [u8; 16], dst: [u8; 16], proto in 1u8.., len: u16
+        ) {
+            let tail = [0, 0, (len >> 8) as u8, len as u8, 0, 0, 0, proto];
+            let bytes = |s: &[u8], d: &[u8]| [s, d, tail.as_slice()].concat();
+            let invert = |check: [u8; 2]| check.map(|b| !b);
+            let v6 = tuple::<Ipv6>(src, dst, 1, 2).pseudo_sum(proto, Be16::new(len));
+            prop_assert_eq!(invert(full(&bytes(&src, &dst))), v6);
+            let (src4, dst4): ([u8; 4], [u8; 4]) =
+                (core::array::from_fn(|i| src[i]), core::array::from_fn(|i| dst[i]));
+            let v4 = tuple::<Ipv4>(src4, dst4, 1, 2).pseudo_sum(proto, Be16::new(len));
+            prop_assert_eq!(invert(full(&bytes(&src4, &dst4))), v4);
+        }
+
+        #[test]
         fn translating_there_and_back_gives_the_first_checksum(
             check in 0u16..0xffff, a: [u8; 4], b: [u8; 4], c: [u8; 4], d: [u8; 4]
         ) {

@@ -89,6 +89,15 @@ impl<F: Family> Tuple<F> {
         u32::from_ne_bytes([self.sport.0[0], self.sport.0[1], self.dport.0[0], self.dport.0[1]])
     }
 
+    /// The sum of a pseudo-header (RFC 768, RFC 8200 §8.1) of `len` bytes behind the network header: what is in the checksum
+    /// field of a packet whose sender leaves the rest of the sum to its device (CHECKSUM_PARTIAL).
+    #[inline(always)]
+    pub fn pseudo_sum(&self, proto: u8, len: Be16) -> [u8; 2] {
+        let rest = u32::from(u16::from_ne_bytes([0, proto])) + u32::from(u16::from_ne_bytes(len.0));
+        let sum = F::sum(&self.src) + F::sum(&self.dst) + u64::from(rest);
+        checksum::fold16(checksum::fold32(sum)).to_ne_bytes()
+    }
+
     /// What the addresses change in a checksum when `self` becomes `new`: a folded 32-bit sum as the kernel's helpers
     /// take it.
     #[inline(always)]

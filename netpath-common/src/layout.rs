@@ -8,7 +8,7 @@
 use crate::addr::{Addr, Be16, Mac, V4, V6};
 
 /// Moves with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
 pub const RULES: u32 = 65_536;
@@ -107,6 +107,10 @@ pub struct AllowKey {
     pub client: Addr,
 }
 
+/// [`Endpoint::flags`]: its network asks for XDP, and the container's end of the veth takes what XDP redirects to it: it
+/// has NAPI, which GRO switches on (5.13).
+pub const ENDPOINT_XDP: u16 = 1;
+
 /// `np_ep`, HASH by container [`Addr`].
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -118,7 +122,9 @@ pub struct Endpoint {
     /// The bridge's own address: the source of frames that are redirected into the container.
     pub bridge_mac: Mac,
     /// Of the container's interface, bytes.
-    pub mtu: u32,
+    pub mtu: u16,
+    /// [`ENDPOINT_XDP`].
+    pub flags: u16,
     /// Index into `np_traffic`; 0 = not counted apart.
     pub traffic: u32,
 }
@@ -164,8 +170,10 @@ pub struct Subnet {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Uplink {
     pub mtu: u32,
+    /// Its own hardware address, where there is one: frames to another are not for this host.
+    pub mac: Mac,
     /// 1 = frames have an Ethernet header.
-    pub ethernet: u32,
+    pub ethernet: u16,
     /// Source for masquerade where the kernel's fib look-up cannot tell it (before 6.7); zero = none.
     pub source4: V4,
     pub source6: V6,
@@ -247,6 +255,14 @@ pub const FORWARD_INGRESS: u8 = 2;
 pub const FORWARD_EGRESS: u8 = 3;
 /// Up the stack, which routes it, filters it and counts its hop.
 pub const FORWARD_STACK: u8 = 4;
+/// As [`FORWARD_PEER`], and XDP may send the packet there by `bpf_redirect`: into `Next::ifindex`, out of the other end.
+pub const FORWARD_XDP: u8 = 5;
+
+/// Straight into a container.
+#[inline(always)]
+pub const fn is_inward(forward: u8) -> bool {
+    forward == FORWARD_PEER || forward == FORWARD_XDP
+}
 
 /// The part of a flow that does not depend on the family.
 #[repr(C)]
@@ -390,6 +406,8 @@ pub mod program {
     /// Egress of the same.
     pub const UPLINK_OUT: &str = "np_uplink_out";
     pub const UPLINK_OUT_L3: &str = "np_uplink_out_l3";
+    /// XDP of an uplink whose frames have an Ethernet header, ahead of its ingress.
+    pub const XDP_IN: &str = "np_xdp_in";
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
@@ -439,8 +457,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_2() {
-        assert_eq!(2, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_3() {
+        assert_eq!(3, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());
@@ -451,7 +469,7 @@ mod tests {
         assert_eq!(40, size_of::<FragmentKey6>());
         assert_eq!(48, size_of::<Network>());
         assert_eq!(8, size_of::<Subnet>());
-        assert_eq!(28, size_of::<Uplink>());
+        assert_eq!(32, size_of::<Uplink>());
         assert_eq!(16, size_of::<FlowKey4>());
         assert_eq!(40, size_of::<FlowKey6>());
         assert_eq!(28, size_of::<Next>());

@@ -10,7 +10,7 @@ use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
 use crate::flows::{self, now_s};
-use crate::packet::{self, ETHERNET, Tcp, Udp};
+use crate::packet::{self, ETHERNET, Tcp, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
 
@@ -40,7 +40,7 @@ impl<F: Wire> Plain<F> {
 
     /// Reads the packet; false: it has to take the long way.
     #[inline(always)]
-    pub fn read(&mut self, ctx: &TcContext, side: u8) -> bool {
+    pub fn read(&mut self, ctx: &impl View, side: u8) -> bool {
         const L3: usize = ETHERNET;
         let Some(len) = F::read_plain(ctx, L3, self) else { return false };
         let l4 = L3 + F::HEADER;
@@ -63,7 +63,7 @@ impl<F: Wire> Plain<F> {
         self.headers = headers + F::HEADER as u32;
         F::complete(&mut self.key, sport, dport, self.proto, side);
         // A packet that is cut short is not ours. (Longer is right: short frames are padded.)
-        self.headers <= len && len + L3 as u32 <= ctx.len()
+        self.headers <= len && len + L3 as u32 <= ctx.size()
     }
 }
 
@@ -91,13 +91,8 @@ pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Ne
     if !lives || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
         return None;
     }
-    let now_s = now_s();
-    let state = flow::seen(next.state, plain.tcp_flags);
-    if state != next.state || flow::idle_s(next, now_s) >= flow::REFRESH_S {
-        // Without its other half it is mended on the long way.
-        if flows::has_expired(plain.proto, next, now_s) || flows::refresh::<F>(found, plain.proto, state, now_s) == 0 {
-            return None;
-        }
+    if !note(plain, found, next) {
+        return None;
     }
     if translate(ctx, plain, F::target_of(flow), next).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));
@@ -107,6 +102,17 @@ pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Ne
         return Some(verdict::stack(Reason::Translated));
     }
     Some(Verdict { action: verdict::redirect(ctx, next), reason: Reason::Redirected })
+}
+
+/// Writes down what the packet adds to its flow; false: that has expired, or has to be mended on the long way.
+#[inline(always)]
+pub fn note<F: Wire>(plain: &Plain<F>, found: *mut F::Flow, next: &Next) -> bool {
+    let now_s = now_s();
+    let state = flow::seen(next.state, plain.tcp_flags);
+    if state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
+        return true;
+    }
+    !flows::has_expired(plain.proto, next, now_s) && flows::refresh::<F>(found, plain.proto, state, now_s) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.

@@ -5,7 +5,7 @@
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_PEER, SIDE_BRIDGE, SIDE_LO};
+use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, is_inward};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
@@ -70,7 +70,7 @@ fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     if let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu) {
         return verdict::stack(reason).pack();
     }
-    if plan.there.forward == FORWARD_PEER {
+    if is_inward(plan.there.forward) {
         plan.there.forward = FORWARD_EGRESS;
     }
     plan.from = packet.tuple;

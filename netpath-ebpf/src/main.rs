@@ -28,9 +28,10 @@ mod uplink;
 mod verdict;
 mod veth;
 mod wire;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use netpath_common::reason::Reason;
 
 use socket::{Sock4, Sock6};
@@ -51,6 +52,12 @@ pub fn np_uplink_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
     ours::<uplink::IngressL3>(&ctx)
+}
+
+/// XDP of an uplink, ahead of its ingress: early drops, and datagrams of known flows in.
+#[xdp]
+pub fn np_xdp_in(ctx: XdpContext) -> u32 {
+    xdp::arrive(&ctx)
 }
 
 /// Egress of an uplink: what has taken the host's stack is translated, and nothing of a masqueraded network leaves

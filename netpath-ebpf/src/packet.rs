@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
@@ -77,11 +77,55 @@ impl<F: Family> Packet<F> {
     }
 }
 
+/// A frame as a hook gives it.
+pub trait View {
+    /// The bytes that can be read in place.
+    fn begin(&self) -> usize;
+    fn end(&self) -> usize;
+    /// All bytes, from the first that can be read on.
+    fn size(&self) -> u32;
+}
+
+impl View for TcContext {
+    #[inline(always)]
+    fn begin(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u32 {
+        self.len()
+    }
+}
+
+/// Of one piece: programs that do not say that they know more are given no other (5.18).
+impl View for XdpContext {
+    #[inline(always)]
+    fn begin(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u32 {
+        self.data_end().wrapping_sub(self.data()) as u32
+    }
+}
+
 /// The `T` at `offset`, a number that is known when this is compiled, if the packet is that long; not to be used after a
 /// helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network headers on such
 /// boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
 #[inline(always)]
-pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
+pub fn at<T>(ctx: &impl View, offset: usize) -> Option<&T> {
     // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &*(at as *const T) })
 }
@@ -110,19 +154,19 @@ const OFFSETS: usize = 511;
 /// makes a cloned packet's headers its own (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
-pub fn at_mut<T>(ctx: &TcContext, offset: usize) -> Option<&mut T> {
+pub fn at_mut<T>(ctx: &impl View, offset: usize) -> Option<&mut T> {
     // SAFETY: as above, and nobody else holds a reference into the packet.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &mut *(at as *mut T) })
 }
 
 #[inline(always)]
-fn place(ctx: &TcContext, offset: usize, size: usize) -> Option<usize> {
-    let mut at = ctx.data() + offset;
+fn place(ctx: &impl View, offset: usize, size: usize) -> Option<usize> {
+    let mut at = ctx.begin() + offset;
     // One register for the check and the access: made up twice, the sum would be two pointers to the verifier.
     // (With no instruction in it, the line table would have two lines at one place, which the kernel refuses.)
     // SAFETY: the register keeps its value.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-    if at + size > ctx.data_end() { None } else { Some(at) }
+    if at + size > ctx.end() { None } else { Some(at) }
 }
 
 #[inline(always)]
@@ -363,7 +407,7 @@ pub struct Tcp {
 pub struct Udp {
     pub sport: Be16,
     pub dport: Be16,
-    len: [u8; 2],
+    pub len: Be16,
     pub check: [u8; 2],
 }
 

@@ -3,8 +3,10 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Addr, Be16};
+use netpath_common::family::Tuple;
 use netpath_common::layout::{
-    AllowKey, Endpoint, FORWARD_NEIGH, FORWARD_PEER, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
+    AllowKey, ENDPOINT_XDP, Endpoint, FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
+    RULE_CHAIN, Rule,
 };
 use netpath_common::pair::Way;
 use netpath_common::rule::{Answer, container_port, covers};
@@ -54,6 +56,12 @@ pub fn find(
     None
 }
 
+/// The rule of the chain at `slot` that serves a packet from outside; as [`find`].
+#[inline(always)]
+pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'static Rule, bool)> {
+    find(slot, &F::mapped(packet.dst), packet.dport.value(), proto, |r| !F::is_unset(&F::target(r)))
+}
+
 /// The rule serves the packet if that is addressed to the host itself. Bridges have no such number.
 const IF_LOCAL: u32 = 1 << 31;
 
@@ -88,12 +96,9 @@ global! {
 fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
     let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
     let port = packet.tuple.dport.value();
-    let host = F::mapped(packet.tuple.dst);
-    let Some((rule, if_local)) = find(slot, &host, port, packet.ip.proto, |r| !F::is_unset(&F::target(r))) else {
-        return 0;
-    };
+    let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
     let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
-    if rule.allow != 0 && local == 0 && !is_allowed(rule.allow, F::mapped(packet.tuple.src)) {
+    if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
         return if must_ask != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
     let plan = &mut making.plan;
@@ -107,9 +112,11 @@ fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
     rule.bridge | must_ask
 }
 
+/// Whether the rule has a list of clients and `client` is not on it.
 #[inline(always)]
-fn is_allowed(list: u32, client: Addr) -> bool {
-    maps::ALLOW.get(Key::new(32 + 128, AllowKey { list: list.to_be_bytes(), client })).is_some()
+pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
+    let key = || AllowKey { list: rule.allow.to_be_bytes(), client: F::mapped(*client) };
+    rule.allow != 0 && maps::ALLOW.get(Key::new(32 + 128, key())).is_none()
 }
 
 #[inline(always)]
@@ -129,8 +136,9 @@ fn inward<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
 fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) -> u32 {
     // SAFETY: the reference is not kept.
     match unsafe { maps::ENDPOINT.get(F::mapped(*address)) } {
-        Some(&Endpoint { veth, mac, bridge_mac, mtu, traffic, .. }) => {
-            *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward: FORWARD_PEER, mtu: mtu as u16 };
+        Some(&Endpoint { veth, mac, bridge_mac, mtu, flags, traffic, .. }) => {
+            let forward = if flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
+            *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward, mtu };
             traffic
         }
         None => {

@@ -14,7 +14,7 @@ use crate::desk::{self, Making};
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
-use crate::packet::{Kind, Packet};
+use crate::packet::{Kind, Packet, View};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::{Fragment, Glance, Wire};
 use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
@@ -29,9 +29,7 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn leaves<F: Wire>(ctx: &TcContext) -> bool {
-        let Some(Glance { proto, dport, dst, .. }) = F::glance(ctx, Self::L3) else { return false };
-        let port = dport.value();
-        rules::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !is_near(&F::mapped(dst))
+        is_not_ours::<F>(ctx, Self::L3)
     }
 
     #[inline(always)]
@@ -60,9 +58,17 @@ impl Walk for IngressL3 {
     }
 }
 
+/// Whether a packet is certainly neither published, nor of a flow, nor to a container.
+#[inline(always)]
+pub fn is_not_ours<F: Wire>(ctx: &impl View, l3: usize) -> bool {
+    let Some(Glance { proto, dport, dst, .. }) = F::glance(ctx, l3) else { return false };
+    let port = dport.value();
+    rules::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !is_near(&F::mapped(dst))
+}
+
 /// Whether an address may be in a container's subnet: one load, and no look-up for most of what is not.
 #[inline(always)]
-fn is_near(address: &Addr) -> bool {
+pub fn is_near(address: &Addr) -> bool {
     let (word, bit) = near(address);
     maps::NEAR_BITS.get(word).is_some_and(|bits| bits & bit != 0)
 }

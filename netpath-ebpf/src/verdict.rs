@@ -1,18 +1,19 @@
 //! What becomes of a packet: sending it on, counting and logging.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, info};
 use netpath_common::addr::Mac;
-use netpath_common::family::Family;
+use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_UPLINK};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
 use crate::global::global;
-use crate::packet::{self, ETHERNET, Kind, Packet};
+use crate::packet::{self, ETHERNET, Kind, Packet, View};
 use crate::wire::{Fragment, Wire};
 use crate::{desk, fragment, icmp, maps};
 
@@ -77,12 +78,12 @@ pub fn conclude<F: Wire>(ctx: &TcContext, mut verdict: Verdict) -> Verdict {
 }
 
 #[inline(always)]
-pub fn count(ctx: &TcContext, verdict: Verdict) -> i32 {
+pub fn count(ctx: &impl View, verdict: Verdict) -> i32 {
     if let Some(slot) = maps::COUNT.get_ptr_mut(verdict.reason as u32) {
         // SAFETY: this processor's own slot.
         unsafe {
             (*slot).packets += 1;
-            (*slot).bytes += u64::from(ctx.len());
+            (*slot).bytes += u64::from(ctx.size());
         }
     }
     verdict.action
@@ -90,7 +91,7 @@ pub fn count(ctx: &TcContext, verdict: Verdict) -> i32 {
 
 /// Counts a packet for the publish or the endpoint of its flow.
 #[inline(always)]
-pub fn traffic(ctx: &TcContext, next: &Next) {
+pub fn traffic(ctx: &impl View, next: &Next) {
     if next.traffic == 0 {
         return;
     }
@@ -105,7 +106,7 @@ pub fn traffic(ctx: &TcContext, next: &Next) {
             (&mut (*counted).packets_out, &mut (*counted).bytes_out)
         };
         *packets += 1;
-        *bytes += u64::from(ctx.len());
+        *bytes += u64::from(ctx.size());
     }
 }
 
@@ -234,19 +235,23 @@ fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, next: &Next) -> Result<
 #[inline(always)]
 fn tell_drop<F: Wire>(ctx: &TcContext, reason: u32) -> u32 {
     let Some(packet) = desk::packet::<F>() else { return 0 };
-    let t = &packet.tuple;
+    say_drop::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
+    1
+}
+
+#[inline(always)]
+pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
     info!(
         ctx,
         "drop reason={} proto={} src={:i} sport={} dst={:i} dport={} ifindex={}",
         reason,
-        packet.ip.proto,
+        proto,
         F::shown(&t.src),
         t.sport.value(),
         F::shown(&t.dst),
         t.dport.value(),
-        packet::ifindex(ctx)
+        ifindex
     );
-    1
 }
 
 #[inline(always)]

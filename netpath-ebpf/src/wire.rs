@@ -11,7 +11,7 @@ use netpath_common::layout::{FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
 use crate::desk::Desk;
 use crate::fast::Plain;
 use crate::maps;
-use crate::packet::{self, NP_CSUM_IPV6};
+use crate::packet::{self, NP_CSUM_IPV6, View};
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -71,17 +71,20 @@ pub trait Wire: Family {
     const HEADER: usize;
 
     /// A TCP or UDP packet with a plain header at `l3`, of which neither address is a loopback one.
-    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>>;
+    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>>;
 
     /// The protocol that the network header at `l3` names next.
     fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
 
     /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain` but
     /// what is the transport's. Gives the bytes of the IP packet.
-    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
 
     /// Writes `to` and `hops` less; the packet's transport checksum is right already.
     fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+
+    /// The same to bytes of which the kernel has no sum yet.
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
     /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: cut short, malformed or with headers that we
     /// do not walk.
@@ -197,7 +200,7 @@ impl Wire for Ipv4 {
     const HEADER: usize = size_of::<Header4>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>> {
+    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header4>>(ctx, l3)?;
         let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
@@ -215,7 +218,7 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
         let h = packet::at::<Header4>(ctx, l3)?;
         if h.version_ihl != 0x45 || h.fragment.value() & 0x3fff != 0 {
             return None;
@@ -228,9 +231,14 @@ impl Wire for Ipv4 {
 
     #[inline(always)]
     fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+        // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
+        Self::write_in_place(ctx, l3, plain, hops, to)
+    }
+
+    #[inline(always)]
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, hops, plain.tuple(), to);
         let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
-        // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
         *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
         Some(())
     }
@@ -385,7 +393,7 @@ impl Wire for Ipv6 {
     const HEADER: usize = size_of::<Header6>();
 
     #[inline(always)]
-    fn glance(ctx: &TcContext, l3: usize) -> Option<Glance<Self>> {
+    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header6>>(ctx, l3)?;
         // ::1 and what else begins with four zero bytes.
         let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
@@ -403,7 +411,7 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &TcContext, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
         let h = packet::at::<Header6>(ctx, l3)?;
         if h.version >> 4 != 6 {
             return None;
@@ -417,14 +425,19 @@ impl Wire for Ipv6 {
 
     #[inline(always)]
     fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
-        let hops = plain.ttl.wrapping_sub(hops);
-        if NP_CSUM_IPV6.load() == 0 {
-            let len = *packet::at::<Be16>(ctx, l3 + 4)?;
-            let tail = Tail6 { len, next: plain.proto, hops, src: to.src, dst: to.dst };
-            packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()?;
-            return packet::store(ctx, l3 + Self::HEADER, &to.ports(), 0).ok();
+        if NP_CSUM_IPV6.load() != 0 {
+            return Self::write_in_place(ctx, l3, plain, hops, to);
         }
-        *packet::at_mut::<u8>(ctx, l3 + 7)? = hops;
+        let hops = plain.ttl.wrapping_sub(hops);
+        let len = *packet::at::<Be16>(ctx, l3 + 4)?;
+        let tail = Tail6 { len, next: plain.proto, hops, src: to.src, dst: to.dst };
+        packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()?;
+        packet::store(ctx, l3 + Self::HEADER, &to.ports(), 0).ok()
+    }
+
+    #[inline(always)]
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+        *packet::at_mut::<u8>(ctx, l3 + 7)? = plain.ttl.wrapping_sub(hops);
         let ends = packet::at_mut::<Ends6>(ctx, l3 + 8)?;
         ends.src = to.src;
         ends.dst = to.dst;

@@ -1,7 +1,7 @@
 //! The object as netpath loads it on this kernel, and why the kernel refuses a program of it.
 
 use anyhow::{Context, Result};
-use aya::programs::{Program, SchedClassifier};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use netpath_common::layout::global;
 use std::process::Command;
@@ -26,16 +26,25 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
         .context("cannot load the object's maps")
 }
 
+/// Brings a program into the kernel.
+///
+/// # Errors
+/// The verifier's, or that it is of a kind that netpath does not have.
+pub fn accept(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(p) => p.load(),
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::Xdp(p) => p.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 /// Why the verifier refuses a program: the end of what it says.
 pub fn explained(name: &str) -> String {
     const LINES: usize = 30;
     let again = || -> Result<()> {
         let mut ebpf = load(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)?;
-        match ebpf.program_mut(name).context("no such program")? {
-            Program::CgroupSockAddr(p) => p.load()?,
-            p => <&mut SchedClassifier>::try_from(p)?.load()?,
-        }
-        Ok(())
+        Ok(accept(ebpf.program_mut(name).context("no such program")?)?)
     };
     let Err(e) = again() else { return "but it can be loaded again".to_owned() };
     let text = format!("{e}");

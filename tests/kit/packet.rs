@@ -1,11 +1,11 @@
 //! Packets for `BPF_PROG_TEST_RUN`: a builder with checksums of its own, and a laboratory that runs one program after the
 //! other over the same maps, in a private network namespace (the route and socket look-ups are real).
 
-pub use crate::object::{explained, load};
+pub use crate::object::{accept, explained, load};
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, TestRun, TestRunOptions};
 use aya::{Ebpf, Pod, VerifierLogLevel};
 use netpath_common::addr::{Addr, Be16};
 use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, Subnet, Uplink};
@@ -303,7 +303,7 @@ pub fn mapped(a: IpAddr) -> Addr {
 /// What a program made of a packet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// As the classifier returned it: -1 to the stack, 2 dropped, 7 redirected.
+    /// As the program returned it. Classifiers: -1 to the stack, 2 dropped, 7 redirected. XDP: 2, 1 and 4.
     pub action: i32,
     pub packet: Vec<u8>,
     /// Packets counted, by reason.
@@ -373,7 +373,7 @@ impl Lab {
             allow: 0,
         };
         for name in programs {
-            if let Err(e) = lab.program(name)?.load() {
+            if let Err(e) = accept(lab.program(name)?) {
                 return Err(e).with_context(|| format!("cannot load {name}; {}", explained(name)));
             }
         }
@@ -381,25 +381,37 @@ impl Lab {
         Ok(lab)
     }
 
-    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    fn program(&mut self, name: &str) -> Result<&mut Program> {
+        self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))
     }
 
     fn furnish(&mut self) -> Result<()> {
         self.set_ports(61_000, 65_535)?;
         let (uplink, bridge, other) = (self.uplink, self.bridge, self.other_bridge);
-        self.put(layout::name::UPLINK, uplink, Uplink { mtu: 1500, ethernet: 1, ..Uplink::default() })?;
-        for (n, index, veth, mac, bridge_mac) in
-            [(7u8, bridge, self.web, WEB_MAC, BRIDGE_MAC), (8, other, self.app, APP_MAC, OTHER_BRIDGE_MAC)]
-        {
+        self.put(layout::name::UPLINK, uplink, Uplink { mtu: 1500, mac: HOST_MAC, ethernet: 1, ..Uplink::default() })?;
+        for (n, index) in [(7u8, bridge), (8, other)] {
             self.set_network(n, index, layout::NET_MASQUERADE)?;
-            for address in [container(n, true), container(n, false)] {
-                let endpoint = Endpoint { veth, bridge: index, mac, bridge_mac, mtu: 1500, traffic: 10 };
-                self.put(layout::name::ENDPOINT, mapped(address), endpoint)?;
-            }
         }
+        self.set_endpoints(0)?;
         for host in ["192.0.2.1", "2001:db8:1::1", "10.89.7.1", "fd41:7::1", "10.89.8.1", "fd41:8::1"] {
             self.put(layout::name::LOCAL, mapped(host.parse()?), 1u32)?;
+        }
+        Ok(())
+    }
+
+    /// Both containers, with `Endpoint::flags`.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_endpoints(&mut self, flags: u16) -> Result<()> {
+        for (n, bridge, veth, mac, bridge_mac) in [
+            (7u8, self.bridge, self.web, WEB_MAC, BRIDGE_MAC),
+            (8, self.other_bridge, self.app, APP_MAC, OTHER_BRIDGE_MAC),
+        ] {
+            for address in [container(n, true), container(n, false)] {
+                let endpoint = Endpoint { veth, bridge, mac, bridge_mac, mtu: 1500, flags, traffic: 10 };
+                self.put(layout::name::ENDPOINT, mapped(address), endpoint)?;
+            }
         }
         Ok(())
     }
@@ -587,6 +599,9 @@ impl Lab {
         let next = layout::Next {
             ifindex: self.web,
             last_seen_s: now.tv_sec as u32 + 3,
+            // A repeated run looks at what it has made of the frame.
+            dmac: frame.dmac,
+            smac: frame.smac,
             mtu: 1500,
             forward,
             state: netpath_common::flow::REPLIED,
@@ -626,19 +641,29 @@ impl Lab {
     /// # Errors
     /// The kernel refuses the run.
     pub fn run_repeated(&mut self, program: &str, indices: [u32; 2], packet: &[u8], repeat: u32) -> Result<Outcome> {
-        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40.
-        let mut context = [0u8; 192];
-        context[36..40].copy_from_slice(&indices[0].to_ne_bytes());
-        context[40..44].copy_from_slice(&indices[1].to_ne_bytes());
-        let mut out = vec![0u8; packet.len() + 64];
         let before = self.counts()?;
-        let result = self.program(program)?.test_run(TestRunOptions {
+        let program = self.program(program)?;
+        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40; struct xdp_md: data_end at 4,
+        // ingress_ifindex at 12.
+        let mut context = vec![0u8; if matches!(program, Program::Xdp(_)) { 24 } else { 192 }];
+        let fields: &[(usize, u32)] = match program {
+            Program::Xdp(_) => &[(4, packet.len() as u32), (12, indices[1])],
+            _ => &[(36, indices[0]), (40, indices[1])],
+        };
+        fields.iter().for_each(|(at, value)| context[*at..at + 4].copy_from_slice(&value.to_ne_bytes()));
+        let mut out = vec![0u8; packet.len() + 64];
+        let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
             repeat,
             ..TestRunOptions::default()
-        })?;
+        };
+        let result = match program {
+            Program::Xdp(p) => p.test_run(options)?,
+            Program::SchedClassifier(p) => p.test_run(options)?,
+            _ => anyhow::bail!("not a program of packets"),
+        };
         let after = self.counts()?;
         out.truncate(result.data_size_out as usize);
         let moved = Reason::ALL.iter().zip(after.iter().zip(&before));

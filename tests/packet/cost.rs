@@ -3,24 +3,18 @@
 use crate::{client, host};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
-use aya::programs::Program;
 use kit::need::say;
-use kit::packet::{BRIDGE_MAC, Frame, Lab, WEB_MAC, container, explained, load};
+use kit::packet::{BRIDGE_MAC, Frame, Lab, WEB_MAC, accept, container, explained, load};
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
-use netpath_common::layout::{FORWARD_NEIGH, FORWARD_PEER, SIDE_BRIDGE, SIDE_UPLINK};
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT, XDP_IN};
+use netpath_common::layout::{FORWARD_NEIGH, FORWARD_XDP, SIDE_BRIDGE, SIDE_UPLINK};
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
     let mut ebpf = load(VerifierLogLevel::DISABLE)?;
     let (mut lines, mut refused) = (Vec::new(), Vec::new());
     for (name, program) in ebpf.programs_mut() {
-        let info = match program {
-            Program::SchedClassifier(p) => p.load().and_then(|()| p.info()),
-            Program::CgroupSockAddr(p) => p.load().and_then(|()| p.info()),
-            _ => anyhow::bail!("{name} is of a kind that netpath does not have"),
-        };
-        match info {
+        match accept(program).and_then(|()| program.info()) {
             Ok(i) => {
                 lines.push(format!("{name}: {} verified instructions", i.verified_instruction_count().unwrap_or(0)))
             }
@@ -28,7 +22,7 @@ fn every_program_is_accepted_by_the_verifier() -> Result<()> {
         }
     }
     ensure!(refused.is_empty(), "{} programs are refused:\n{}", refused.len(), refused.join("\n\n"));
-    ensure!(lines.len() == 15, "15 programs, and not {}", lines.len());
+    ensure!(lines.len() == 16, "16 programs, and not {}", lines.len());
     lines.sort();
     lines.iter().for_each(|line| say(line));
     Ok(())
@@ -36,7 +30,7 @@ fn every_program_is_accepted_by_the_verifier() -> Result<()> {
 
 #[test]
 fn time_per_packet() -> Result<()> {
-    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, XDP_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -44,10 +38,11 @@ fn time_per_packet() -> Result<()> {
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
         let asked = Frame { ttl: 255, ..Frame::udp(from, to) };
         let answer = Frame { ttl: 255, ..Frame::udp(web, from).macs(BRIDGE_MAC, WEB_MAC) };
-        lab.add_flow_to_itself(&asked, SIDE_UPLINK, FORWARD_PEER)?;
+        lab.add_flow_to_itself(&asked, SIDE_UPLINK, FORWARD_XDP)?;
         lab.add_flow_to_itself(&answer, SIDE_BRIDGE, FORWARD_NEIGH)?;
         for (what, program, indices, frame) in [
             ("not ours", UPLINK_IN, [0, uplink], Frame::tcp(from, (host(v4), 22), 0x10)),
+            ("not ours", XDP_IN, [0, uplink], Frame::tcp(from, (host(v4), 22), 0x10)),
             ("not ours", UPLINK_OUT, [0, uplink], Frame::tcp((host(v4), 22), from, 0x10)),
             (
                 "to its gateway",
@@ -55,7 +50,8 @@ fn time_per_packet() -> Result<()> {
                 [0, bridge],
                 Frame::udp(web, (crate::gateway(7, v4), 53)).macs(BRIDGE_MAC, WEB_MAC),
             ),
-            ("established", UPLINK_IN, [0, uplink], asked),
+            ("established", UPLINK_IN, [0, uplink], asked.clone()),
+            ("established", XDP_IN, [0, uplink], asked),
             ("established", BRIDGE_IN, [0, bridge], answer),
         ] {
             // A repeated run hands the changed packet to the next one, so an established flow is one that translates to

@@ -13,6 +13,7 @@ mod protocols;
 mod repair;
 mod uplink;
 mod veth;
+mod xdp;
 
 use anyhow::Result;
 use kit::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
@@ -70,6 +71,11 @@ fn goes_on_as(
     assert_eq!(vec![(reason, 1)], out.counted, "{what}: the counters");
     Ok(())
 }
+
+/// XDP's verdicts.
+const XDP_DROPPED: i32 = 1;
+const XDP_PASSED: i32 = 2;
+const XDP_REDIRECTED: i32 = 4;
 
 /// The packet is left as it is, with this verdict.
 #[track_caller]

@@ -1,11 +1,12 @@
 //! Bytes that nobody meant: whatever comes, the kernel takes the program's answer, and what is not translated is not
 //! touched.
 
-use crate::{REDIRECTED, STACK, at_host, client, host, outside};
+use crate::{DROPPED, REDIRECTED, STACK, XDP_DROPPED, XDP_PASSED, XDP_REDIRECTED, at_host, client, host, outside};
 use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::ENDPOINT_XDP;
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, XDP_IN};
 use netpath_common::reason::Reason;
 
 /// xorshift64* (Vigna 2016): the same noise from the same seed.
@@ -29,11 +30,12 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
     let seed = std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
     kit::need::say(&format!("NETPATH_SEED={seed}"));
     let mut noise = Noise(seed);
-    let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN];
+    let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN, XDP_IN];
     let mut lab = Lab::new(&programs)?;
+    lab.set_endpoints(ENDPOINT_XDP)?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
-    let mut rewritten = 0;
+    let (mut rewritten, mut redirected) = (0, 0);
     for round in 0..20_000 {
         let v4 = round % 2 == 0;
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 40_000));
@@ -67,6 +69,22 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
             _ => [0, uplink],
         };
         let out = lab.run_repeated(program, at, &bytes, 1)?;
+        if program == XDP_IN {
+            // Whatever it does, the classifier behind it would have done.
+            let then = lab.run(UPLINK_IN, uplink, &bytes)?;
+            match out.action {
+                XDP_PASSED => assert_eq!((&bytes, vec![]), (&out.packet, out.counted), "changed and passed on"),
+                XDP_DROPPED => assert_eq!((DROPPED, &out.counted), (then.action, &then.counted), "{bytes:02x?}"),
+                XDP_REDIRECTED => assert_eq!(
+                    (REDIRECTED, &out.packet, &out.counted),
+                    (then.action, &then.packet, &then.counted),
+                    "{bytes:02x?}"
+                ),
+                other => panic!("verdict {other}: {bytes:02x?}"),
+            }
+            redirected += u32::from(out.action == XDP_REDIRECTED);
+            continue;
+        }
         let translated = out.action == REDIRECTED
             || out.action == STACK
                 && out
@@ -80,6 +98,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
             assert_eq!(bytes, out.packet, "{program} changed what it did not translate ({out:?})");
         }
     }
+    assert!(redirected > 20, "the noise hides everything from XDP: {redirected} were redirected");
     assert!(rewritten > 100, "the noise hides everything: {rewritten} of 20,000 were translated");
     Ok(())
 }

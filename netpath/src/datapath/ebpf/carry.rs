@@ -12,8 +12,9 @@ use netpath_common::layout::{NatPort, SIDE_UPLINK, SockKey, SockOrigin, name};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
-/// Layouts whose flows and sockets mean what they mean here. 1: what is the traffic counter now was zero.
-const KNOWN: [u32; 1] = [1];
+/// Layouts whose flows and sockets mean what they mean here. 1: what is the traffic counter now was zero. 2: no flow
+/// could be redirected by XDP.
+const KNOWN: [u32; 2] = [1, 2];
 
 const CHUNK: usize = 4_096;
 

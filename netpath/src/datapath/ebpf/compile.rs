@@ -89,7 +89,9 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
                     bridge: links.bridge_index,
                     mac: links.container_mac.bytes(),
                     bridge_mac: links.bridge_mac.bytes(),
-                    mtu: links.mtu,
+                    // No interface takes more.
+                    mtu: u16::try_from(links.mtu).unwrap_or(u16::MAX),
+                    flags: 0,
                     traffic: own,
                 },
             );
@@ -149,7 +151,8 @@ fn uplink(link: &HostLink) -> Uplink {
     if let Some(IpAddr::V6(a)) = source(false) {
         source6 = a.octets();
     }
-    Uplink { mtu: link.mtu, ethernet: u32::from(link.mac.is_some()), source4, source6 }
+    let (mac, ethernet) = link.mac.map_or(([0; 6], 0), |m| (m.bytes(), 1));
+    Uplink { mtu: link.mtu, mac, ethernet, source4, source6 }
 }
 
 fn network(record: &Record, host: &HostView, filtered: bool) -> Network {

@@ -121,6 +121,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<()> {
     let loaded: std::result::Result<(), ProgramError> = match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
+        Program::Xdp(p) => p.load(),
         other => {
             return Err(Error::new(format!("cannot load program {name}")).because(format!("{:?}", other.prog_type())));
         }

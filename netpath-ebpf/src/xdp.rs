@@ -1,0 +1,163 @@
+//! XDP at an uplink, before the kernel has made anything of a frame: what the classifier behind it (`uplink.rs`) drops for
+//! certain is dropped, and datagrams of known flows go into their container. All else passes on as it came, and the
+//! classifier makes of it what it would without this program, which may be missing anywhere.
+//!
+//! Two things cannot be seen here. A checksum that its sender leaves to a device (over a veth that is as it should be):
+//! such a datagram passes on, as nobody would complete it on the way from here. And a VLAN tag that the device has taken
+//! off already: a frame of a VLAN is dropped or redirected if its addresses and ports are those of an uplink's packet.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::programs::XdpContext;
+use netpath_common::addr::Mac;
+use netpath_common::checksum;
+use netpath_common::family::{Ipv4, Ipv6, Kind, Tuple};
+use netpath_common::layout::{FORWARD_XDP, NET_DIRECT, PROTO_UDP, SIDE_UPLINK};
+use netpath_common::reason::Reason;
+
+use crate::entry::{ETH_P_IP, ETH_P_IPV6};
+use crate::fast::{self, Plain};
+use crate::packet::{self, ETHERNET, Udp, View};
+use crate::verdict::{self, Verdict};
+use crate::wire::Wire;
+use crate::{maps, outward, rules, uplink};
+
+#[inline(always)]
+pub fn arrive(ctx: &XdpContext) -> u32 {
+    let Some(&protocol) = packet::at::<u16>(ctx, 12) else { return XDP_PASS };
+    let packed = match u32::from(protocol) {
+        ETH_P_IP => walk_here::<Ipv4>(ctx),
+        ETH_P_IPV6 => walk::<Ipv6>(ctx.ctx),
+        _ => PASS,
+    };
+    if packed == PASS { XDP_PASS } else { verdict::count(ctx, Verdict::unpack(packed)) as u32 }
+}
+
+/// No verdict: it is counted where it is given.
+const PASS: u64 = u64::MAX;
+
+// As in `entry.rs`: one family has a stack frame of its own.
+#[inline(never)]
+fn walk<F: Wire>(md: *mut xdp_md) -> u64 {
+    walk_here::<F>(&XdpContext::new(md))
+}
+
+#[inline(always)]
+fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
+    if uplink::is_not_ours::<F>(ctx, ETHERNET) {
+        return PASS;
+    }
+    let plain = &mut Plain::<F>::new();
+    if !plain.read(ctx, SIDE_UPLINK) || !is_for_us(ctx) {
+        return PASS;
+    }
+    if let Some(found) = F::flows().get_ptr_mut(&plain.key) {
+        return follow(ctx, plain, found).map_or(PASS, Verdict::pack);
+    }
+    let Some(reason) = refused::<F>(plain.tuple(), plain.proto) else { return PASS };
+    tell_drop(ctx.ctx, plain, reason as u32);
+    drop(reason).pack()
+}
+
+const fn drop(reason: Reason) -> Verdict {
+    Verdict { action: XDP_DROP as i32, reason }
+}
+
+/// Whether the frame has the uplink's own address: in promiscuous mode others come here too, and those for what is
+/// stacked upon it.
+#[inline(always)]
+fn is_for_us(ctx: &XdpContext) -> bool {
+    // SAFETY: the reference is not kept.
+    let Some(uplink) = (unsafe { maps::UPLINK.get(ctx.ingress_ifindex() as u32) }) else { return false };
+    packet::at::<Mac>(ctx, 0).is_some_and(|to| word(to) == word(&uplink.mac) && to[4..] == uplink.mac[4..])
+}
+
+#[inline(always)]
+fn word(mac: &Mac) -> u32 {
+    u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]])
+}
+
+/// Why the classifier is going to drop a packet that is of no flow; `None`: it may not. What only the kernel's routes
+/// could tell is left to it.
+#[inline(always)]
+fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
+    if F::kind(&packet.dst) == Kind::Loopback || F::kind(&packet.src) == Kind::Loopback {
+        return Some(Reason::DropMartian);
+    }
+    let host = F::mapped(packet.dst);
+    // SAFETY: the references are not kept.
+    let is_local = unsafe { maps::LOCAL.get(host) }.is_some();
+    let slot = rules::slot(proto, packet.dport.value());
+    if slot != 0
+        && let Some((rule, if_local)) = rules::serving(slot, packet, proto)
+        && (is_local || !if_local)
+    {
+        return if rules::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
+    }
+    // SAFETY: as above.
+    if is_local || !uplink::is_near(&host) || unsafe { maps::ENDPOINT.get(host) }.is_none() {
+        return None;
+    }
+    let subnet = outward::subnet_of::<F>(&packet.dst)?;
+    if subnet.flags & NET_DIRECT == 0 { Some(Reason::DropDirect) } else { None }
+}
+
+/// Sends a datagram into its container.
+#[inline(always)]
+fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, found: *mut F::Flow) -> Option<Verdict> {
+    // SAFETY: a map value, as in `fast.rs`.
+    let flow = unsafe { &*found };
+    let (next, to) = (F::next(flow), F::target_of(flow));
+    // What is longer the veth would drop, and nobody would hear of it (`drivers/net/veth.c, veth_xdp_xmit()`).
+    let fits = ctx.size() - ETHERNET as u32 <= u32::from(next.mtu);
+    if plain.proto != PROTO_UDP || next.forward != FORWARD_XDP || plain.ttl <= 1 || !fits {
+        return None;
+    }
+    let l4 = ETHERNET + F::HEADER;
+    let &Udp { len, check, .. } = packet::at::<Udp>(ctx, l4)?;
+    // One in 65,536 that are complete looks the same, and takes the long way for nothing.
+    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note(plain, found, next) {
+        return None;
+    }
+    if translate(ctx, plain, to, replaced(check, plain.tuple(), to), verdict::addresses(next)).is_none() {
+        return Some(drop(Reason::DropRewrite));
+    }
+    verdict::traffic(ctx, next);
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(next.ifindex, 0) };
+    Some(Verdict { action: XDP_REDIRECT as i32, reason: Reason::Redirected })
+}
+
+/// A checksum of zero means none and stays; one that becomes zero is written as its other zero (RFC 768).
+#[inline(always)]
+fn replaced<F: Wire>(check: [u8; 2], from: &Tuple<F>, to: &Tuple<F>) -> [u8; 2] {
+    if check == [0; 2] {
+        return check;
+    }
+    let difference = u64::from(from.address_difference(to)) + u64::from(!from.ports()) + u64::from(to.ports());
+    match checksum::replaced(check, difference) {
+        [0, 0] => [0xff; 2],
+        sum => sum,
+    }
+}
+
+#[inline(always)]
+fn translate<F: Wire>(
+    ctx: &XdpContext,
+    plain: &Plain<F>,
+    to: &Tuple<F>,
+    check: [u8; 2],
+    addresses: [u32; 3],
+) -> Option<()> {
+    *packet::at_mut::<[u8; 2]>(ctx, ETHERNET + F::HEADER + 6)? = check;
+    F::write_in_place(ctx, ETHERNET, plain, 1, to)?;
+    *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;
+    Some(())
+}
+
+#[inline(never)]
+fn tell_drop<F: Wire>(md: *mut xdp_md, plain: &Plain<F>, reason: u32) {
+    let ctx = &XdpContext::new(md);
+    verdict::say_drop::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
+}
