@@ -68,3 +68,4 @@ mod restart;
 mod rig;
 mod tun;
 mod upgrade;
+mod xdp;

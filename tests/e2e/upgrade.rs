@@ -7,6 +7,7 @@ use kit::netavark::{Document, Netavark, binary};
 use kit::steady::{Steady, all_answer, idle};
 use kit::topology::{Family, Topology, state_dirs};
 use kit::traffic::{ANY, Dial, Proto, Server};
+use netpath_common::layout::program::XDP_IN;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::TcpStream;
@@ -34,7 +35,10 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     kit::need!(kit::need::netpath());
     kit::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
-        let web = rig.up("web", way.published(7, 5))?;
+        // With every program that there is.
+        let network = way.wide_network(7).option("netpath.xdp", "on");
+        let document = Document::new().on_dual(&network, "eth0", 7, 5).publish("", 8080, 80, "tcp");
+        let web = rig.up("web", document)?;
         let _servers = (
             Server::echo_for(&web.0, 2 * IDLE + 10, ANY, 80, "web")?,
             Server::echo_for(&rig.topology.client, 2 * IDLE + 10, ANY, 9000, "near")?,
@@ -62,7 +66,8 @@ fn at_place(rig: &Rig<'_>, monitored: bool) -> Result<()> {
     wait_for(&format!("all programs of the monitor in place: {monitored}"), SOON * 4, || {
         let status = rig.status().ok()?;
         let hooks = status["hooks"].as_array()?;
-        let so = !hooks.is_empty() && hooks.iter().all(|h| h["monitored"] == monitored);
+        let has_xdp = hooks.iter().any(|h| h["program"] == XDP_IN);
+        let so = has_xdp && hooks.iter().all(|h| h["monitored"] == monitored);
         so.then_some(())
     })
 }
@@ -94,7 +99,8 @@ fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(kit::topo
     let [digest] = before.as_slice() else { anyhow::bail!("expected one object, found {before:?}") };
     let newer = Netavark::newer(rig.topology, way.rung, digest)?;
     let app = rig.topology.container("app")?;
-    let document = Document::new().on_dual(&way.network(7), "eth0", 7, 6);
+    let network = way.wide_network(7).option("netpath.xdp", "on");
+    let document = Document::new().on_dual(&network, "eth0", 7, 6);
     newer.setup(&app, &document)?;
     let after = digests();
     rig.note(after.len() == 1 && after != before, || format!("objects before {before:?}, after {after:?}"));

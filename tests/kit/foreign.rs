@@ -1,4 +1,4 @@
-//! Somebody else's programs at the traffic control hooks: each counts the packets it sees and lets them go on.
+//! Somebody else's programs at the hooks of traffic control and XDP: each counts the packets it sees and lets them go on.
 
 use crate::host::Netns;
 use anyhow::{Context, Result};
@@ -47,6 +47,10 @@ const OBJ_PIN: i64 = 6;
 const LINK_CREATE: i64 = 28;
 const MAP_TYPE_ARRAY: u32 = 2;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_XDP: u32 = 6;
+const XDP: u32 = 37;
+/// include/uapi/linux/if_link.h, XDP_FLAGS_DRV_MODE: native.
+const NATIVE: u32 = 1 << 2;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const BEFORE: u32 = 1 << 3;
@@ -57,21 +61,26 @@ impl Counter {
     /// # Errors
     /// bpf() is refused.
     pub fn load() -> Result<Self> {
+        // TCX_NEXT and TC_ACT_UNSPEC.
+        Self::load_as(PROG_TYPE_SCHED_CLS, -1)
+    }
+
+    fn load_as(kind: u32, verdict: i32) -> Result<Self> {
         let mut attr = Attr::default();
         attr.words(0, &[MAP_TYPE_ARRAY, 4, 8, 1]);
         let map = attr.open(MAP_CREATE).context("cannot make a map")?;
         let fd = map.as_raw_fd();
-        // r1 = &count; r2 = 1; lock *r1 += r2; return -1, which is TCX_NEXT and TC_ACT_UNSPEC.
+        // r1 = &count; r2 = 1; lock *r1 += r2; return verdict.
         let program = [
             instruction(0x18, PSEUDO_MAP_VALUE << 4 | 1, fd),
             instruction(0, 0, 0),
             instruction(0xb7, 2, 1),
             instruction(0xdb, 0x21, 0),
-            instruction(0xb7, 0, -1),
+            instruction(0xb7, 0, verdict),
             instruction(0x95, 0, 0),
         ];
         let mut attr = Attr::default();
-        attr.words(0, &[PROG_TYPE_SCHED_CLS, program.len() as u32]);
+        attr.words(0, &[kind, program.len() as u32]);
         attr.pointer(8, program.as_ptr());
         attr.pointer(16, c"GPL".as_ptr());
         attr.bytes(48, b"foreign");
@@ -90,6 +99,21 @@ impl Counter {
         let order = if place == Place::First { BEFORE } else { AFTER };
         let mut attr = Attr::default();
         attr.words(0, &[counter.program.as_raw_fd() as u32, index, hook, order]);
+        let link = netns.run(|| attr.open(LINK_CREATE)).with_context(|| format!("cannot attach to {device}"))?;
+        counter.link = Some(link);
+        Ok(counter)
+    }
+
+    /// As the XDP program of `device`, which has none.
+    ///
+    /// # Errors
+    /// There is no such device, or it has one.
+    pub fn xdp(netns: &Netns, device: &str) -> Result<Self> {
+        const PASS: i32 = 2;
+        let mut counter = Self::load_as(PROG_TYPE_XDP, PASS)?;
+        let index = netns.run(|| nix::net::if_::if_nametoindex(device)).with_context(|| device.to_owned())?;
+        let mut attr = Attr::default();
+        attr.words(0, &[counter.program.as_raw_fd() as u32, index, XDP, NATIVE]);
         let link = netns.run(|| attr.open(LINK_CREATE)).with_context(|| format!("cannot attach to {device}"))?;
         counter.link = Some(link);
         Ok(counter)

@@ -217,6 +217,39 @@ impl Netns {
         Ok(programs.iter().map(|p| p.name_as_str().unwrap_or_default().to_owned()).collect())
     }
 
+    /// The id of the XDP program of a link.
+    ///
+    /// # Errors
+    /// There is no such link.
+    pub fn xdp(&self, link: &str) -> Result<Option<u64>> {
+        Ok(self.ip_json(&["link", "show", "dev", link])?[0]["xdp"]["prog"]["id"].as_u64())
+    }
+
+    /// What the link sends gets its checksum from the kernel, as over a wire, and not from a device that has none to do.
+    ///
+    /// # Errors
+    /// There is no such link.
+    pub fn complete_checksums(&self, link: &str) -> Result<()> {
+        // include/uapi/linux/ethtool.h, ETHTOOL_STXCSUM and struct ethtool_value; sockios.h, SIOCETHTOOL; struct ifreq.
+        let mut value = [0x17_u32, 0];
+        let mut request = [0_u64; 5];
+        let mut name = [0_u8; 16];
+        name[..link.len()].copy_from_slice(link.as_bytes());
+        for (word, bytes) in request.iter_mut().zip(name.chunks(8)) {
+            *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        }
+        request[2] = value.as_mut_ptr() as u64;
+        self.run(|| {
+            let socket = std::os::unix::net::UnixDatagram::unbound()?;
+            // SAFETY: the kernel reads the request and the value behind it, which outlive the call.
+            match unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, request.as_mut_ptr()) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+        .with_context(|| format!("cannot switch off tx checksums of {link}"))
+    }
+
     /// A value below /proc/sys: `net/ipv4/ip_forward`.
     ///
     /// # Errors

@@ -70,6 +70,9 @@ pub fn status(status: &Status) -> String {
         }
         let _ = write!(out, "\n{table}");
     }
+    for refused in &status.xdp_refused {
+        let _ = writeln!(out, "XDP       not at {}: {}", refused.interface, refused.why);
+    }
     for network in &status.networks {
         let _ = writeln!(out, "PATH      {} of {}: {}", network.path, network.network, network.why);
     }

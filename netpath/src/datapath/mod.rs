@@ -8,7 +8,7 @@ pub mod none;
 pub mod probe;
 
 use crate::model::error::Result;
-use crate::model::{Desired, HostView, Record, Rung};
+use crate::model::{Desired, HostView, Network, Record, Rung};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -74,6 +74,14 @@ pub trait Datapath {
 
     /// Settings of the host's namespace that must hold while this rung serves `desired`.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl>;
+
+    /// Whether containers of this network may be sent frames by XDP: their interfaces need GRO for that.
+    ///
+    /// # Errors
+    /// `host` cannot be read, where it has to be.
+    fn redirects_early(&self, _network: &Network, _host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Makes the kernel hold exactly `desired`: whatever is missing is added, whatever is there without being desired
     /// is removed, and nothing that is right is touched. Harmless twice; with no record at all, every trace goes.

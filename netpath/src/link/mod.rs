@@ -3,6 +3,7 @@
 
 pub mod bridge;
 pub mod netns;
+pub mod offload;
 pub mod route;
 pub mod rtnl;
 pub mod sysctl;

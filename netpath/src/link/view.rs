@@ -20,6 +20,8 @@ pub struct Link {
     pub master: Option<u32>,
     pub mtu: u32,
     pub mac: Option<Mac>,
+    /// As [`HostLink::driver`].
+    pub driver: Option<String>,
     pub up: bool,
     pub group: u32,
     /// The other end of a veth, by its ifindex in its own namespace.
@@ -39,11 +41,13 @@ impl Link {
             master: None,
             mtu: 0,
             mac: None,
+            driver: None,
             up: message.header.flags.contains(LinkFlags::Up),
             group: 0,
             peer: None,
         };
         let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+        let (mut bus, mut device) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -51,11 +55,16 @@ impl Link {
                 LinkAttribute::Controller(index) => link.master = Some(*index),
                 LinkAttribute::Link(index) => link.peer = Some(*index),
                 LinkAttribute::Group(group) => link.group = *group,
+                LinkAttribute::ParentDevBusName(name) => bus = Some(name),
+                LinkAttribute::ParentDevName(name) => device = Some(name),
                 LinkAttribute::Address(bytes) if ethernet => {
                     link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac::from_kernel);
                 }
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
+                        if let LinkInfo::Kind(kind) = info {
+                            link.driver = Some(kind.to_string());
+                        }
                         match info {
                             LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                             LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
@@ -67,8 +76,17 @@ impl Link {
                 _ => {}
             }
         }
+        if let (None, Some(bus), Some(device)) = (&link.driver, bus, device) {
+            link.driver = driver(bus, device);
+        }
         link
     }
+}
+
+/// Of a device, as sysfs has it. Buses are the same in every network namespace, whatever `/sys` was mounted for.
+fn driver(bus: &str, device: &str) -> Option<String> {
+    let link = std::fs::read_link(format!("/sys/bus/{bus}/devices/{device}/driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
 impl Rtnl {
@@ -101,6 +119,7 @@ impl Rtnl {
                     master: l.master,
                     mtu: l.mtu,
                     mac: l.mac,
+                    driver: l.driver,
                     up: l.up,
                     addresses: addresses.remove(&l.index).unwrap_or_default(),
                 })

@@ -24,6 +24,9 @@ pub struct HostLink {
     pub mtu: u32,
     /// Absent where frames have no Ethernet header.
     pub mac: Option<Mac>,
+    /// The kind of a virtual link as `ip -details` names it ("veth"), the driver of a device ("virtio_net"); absent where
+    /// that cannot be told.
+    pub driver: Option<String>,
     pub up: bool,
     pub addresses: Vec<IpNet>,
 }

@@ -72,6 +72,17 @@ impl std::fmt::Display for Way {
     }
 }
 
+/// Whether packets are looked at before the kernel has made anything of them, where the driver of an uplink can do that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    /// Where it is known to be faster.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RouteKind {
@@ -136,7 +147,7 @@ pub struct Network {
     /// Fixed source addresses for masquerade.
     pub outbound4: Option<std::net::Ipv4Addr>,
     pub outbound6: Option<std::net::Ipv6Addr>,
-    // Records of earlier versions do not have the next three.
+    // Records of earlier versions do not have the next four.
     #[serde(default)]
     pub path: Way,
     /// Containers are reached from outside by their own addresses.
@@ -145,6 +156,8 @@ pub struct Network {
     /// Containers go out with an address of the host.
     #[serde(default = "yes")]
     pub masquerade: bool,
+    #[serde(default)]
+    pub xdp: Xdp,
     pub dns: bool,
     /// Upstream servers of this network's DNS.
     pub dns_servers: Vec<IpAddr>,

@@ -18,6 +18,10 @@ pub struct Links {
     pub container_mac: Mac,
     /// Of the interface inside the container, bytes.
     pub mtu: u32,
+    /// The interface inside the container takes frames that XDP sends it (GRO is on). Records of earlier versions do not
+    /// have it.
+    #[serde(default)]
+    pub takes_xdp: bool,
 }
 
 /// Which of the datapath's traffic counters are an endpoint's, as long as its record lives; 0 = not counted apart.

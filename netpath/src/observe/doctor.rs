@@ -1,12 +1,13 @@
 //! The ladder with the reason for each step, every probe with its answer, and what is not as it should be.
 
 use super::Host;
-use crate::datapath::ebpf::{TcMode, compile, hooks};
+use crate::datapath::ebpf::{TcMode, compile, hooks, xdp};
 use crate::datapath::filter;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
 use crate::model::Rung;
 use crate::model::error::Result;
+use netpath_common::layout::program;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -121,15 +122,22 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
         let attached = hooks::attached(&host.pins)?;
         let view = host.view()?;
         let tables = compile::compile(&records, &view, false);
-        for hook in hooks::wanted(&tables) {
-            let there = attached.iter().any(|a| a.program == hook.program && a.ifindex == Some(hook.ifindex));
-            if !there {
-                let interface = super::interface(&view, hook.ifindex);
-                findings.push(Finding {
-                    what: format!("{} is not attached to {interface}", hook.program),
-                    next: "start any container: every command attaches what is missing".into(),
-                });
+        let tc = hooks::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
+        let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
+        let refused = xdp::refused(&host.pins);
+        for (name, ifindex) in tc.chain(early) {
+            if attached.iter().any(|a| a.program == name && a.ifindex == Some(ifindex)) {
+                continue;
             }
+            let missing = format!("{name} is not attached to {}", super::interface(&view, ifindex));
+            let why = refused.iter().find(|r| name == program::XDP_IN && r.ifindex == ifindex);
+            findings.push(match why {
+                Some(refused) => Finding { what: format!("{missing}: {}", refused.why()), next: refused.next() },
+                None => Finding {
+                    what: missing,
+                    next: "start any container: every command attaches what is missing".into(),
+                },
+            });
         }
     }
     if let Err(e) = TcMode::forced() {

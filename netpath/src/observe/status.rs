@@ -3,7 +3,7 @@
 use super::traffic::{self, NetworkLine};
 use super::{Host, interface};
 use crate::datapath::ebpf::hooks::{self, By};
-use crate::datapath::ebpf::{control, sys};
+use crate::datapath::ebpf::{control, sys, xdp};
 use crate::datapath::ladder::{self, LADDER};
 use crate::model::Rung;
 use crate::model::error::{Context, Result};
@@ -29,6 +29,8 @@ pub struct Status {
     /// The process that follows changes of the host, if it runs.
     pub agent: Option<AgentState>,
     pub hooks: Vec<Hook>,
+    /// Uplinks at which `netpath.xdp` asks for a program that the kernel has refused.
+    pub xdp_refused: Vec<XdpRefused>,
     pub counters: Vec<Counter>,
     pub networks: Vec<NetworkLine>,
     pub maps: Vec<MapUse>,
@@ -56,6 +58,12 @@ pub struct Hook {
     pub by: &'static str,
     /// A monitor's program runs in place of the ordinary one.
     pub monitored: bool,
+}
+
+#[derive(Serialize)]
+pub struct XdpRefused {
+    pub interface: String,
+    pub why: String,
 }
 
 #[derive(Serialize)]
@@ -92,6 +100,7 @@ pub fn status(host: &Host) -> Result<Status> {
         endpoints,
         agent: holder(host.store.dir()).map(|h| AgentState { pid: h.process.pid }),
         hooks: Vec::new(),
+        xdp_refused: Vec::new(),
         counters: Vec::new(),
         networks: Vec::new(),
         maps: Vec::new(),
@@ -111,11 +120,15 @@ pub fn status(host: &Host) -> Result<Status> {
                     By::Tcx => "tcx",
                     By::Clsact => "clsact",
                     By::Cgroup => "cgroup",
+                    By::Xdp => "xdp",
                 },
                 monitored: !hook.pinned,
                 program: hook.program,
             });
         }
+        let refused = xdp::refused(&host.pins).into_iter();
+        let refused = refused.map(|r| XdpRefused { interface: interface(&view, r.ifindex), why: r.why() });
+        status.xdp_refused = refused.collect();
         status.counters = counters(host)?;
         status.networks = traffic::networks(host)?;
         status.memory_bytes = all_memory(host)?;

@@ -3,7 +3,7 @@
 use super::host::{Live, Made};
 use super::unlink;
 use crate::link::view::Link;
-use crate::link::{Refused, VethSpec, sysctl};
+use crate::link::{Refused, VethSpec, offload, sysctl};
 use crate::model::error::{Error, Result};
 use crate::model::network::Route;
 use crate::model::{IfName, Links, Record};
@@ -125,6 +125,7 @@ impl Live {
             veth_name: host_name,
             container_mac: there.mac.ok_or_else(gone)?,
             mtu: there.mtu,
+            takes_xdp: false,
         };
         Ok(Made { index: there.index, links: Some(links) })
     }
@@ -139,9 +140,23 @@ impl Live {
         self.rtnl.delete(found.as_slice())
     }
 
-    pub(super) fn settings(&self, at: usize) -> Result<Done> {
+    pub(super) fn settings(&mut self, at: usize) -> Result<Done> {
+        let network = &self.records[at].network;
         let interface = &self.records[at].endpoint.interface;
-        let v6 = self.records[at].network.has_v6();
+        let v6 = network.has_v6();
+        let view = || self.rtnl.host_view(self.cookie);
+        if let Some(datapath) = &self.datapath
+            && datapath.redirects_early(network, &view)?
+        {
+            // Without it the container's packets take the usual way.
+            let switched = self.inside()?.run(|| offload::switch_on_gro(interface));
+            if let Err(e) = &switched {
+                tracing::warn!("{e}; XDP redirects nothing to it");
+            }
+            if let Some(links) = &mut self.made[at].links {
+                links.takes_xdp = switched.is_ok();
+            }
+        }
         self.inside()?.run(|| {
             let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
             sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;

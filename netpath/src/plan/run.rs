@@ -222,6 +222,7 @@ mod tests {
                 path: Way::Auto,
                 direct: false,
                 masquerade: true,
+                xdp: Default::default(),
                 dns: true,
                 dns_servers: Vec::new(),
             },

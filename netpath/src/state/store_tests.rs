@@ -38,6 +38,7 @@ fn kept(id: &str, order: u64) -> Kept {
         path: Way::Auto,
         direct: false,
         masquerade: true,
+        xdp: Default::default(),
         dns: false,
         dns_servers: Vec::new(),
     };

@@ -5,8 +5,8 @@
 //! for the same address and family only the older is in the chain, and the younger appears when the older goes.
 //! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
 
-use super::{allow, near};
-use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Publish, Record, Way};
+use super::{allow, near, xdp};
+use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp};
 use ipnet::IpNet;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
@@ -29,6 +29,8 @@ pub struct Tables {
     pub config: Config,
     pub locals: BTreeSet<[u8; 16]>,
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// The uplinks that get the program ahead of the classifiers, and what asks for it.
+    pub xdp: BTreeMap<u32, Xdp>,
     pub networks: BTreeMap<u32, Network>,
     /// By prefix length over the v4-mapped address.
     pub subnets: BTreeMap<(u32, [u8; 16]), Subnet>,
@@ -68,6 +70,11 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     };
     for link in uplinks(desired, host) {
         tables.uplinks.insert(link.index, uplink(link));
+        if link.mac.is_some()
+            && let Some(asked) = xdp::asked(desired.ready().map(|(r, _)| &r.network), link)
+        {
+            tables.xdp.insert(link.index, asked);
+        }
     }
     for (record, links) in desired.ready() {
         let network = network(record, host, filtered);
@@ -91,7 +98,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
                     bridge_mac: links.bridge_mac.bytes(),
                     // No interface takes more.
                     mtu: u16::try_from(links.mtu).unwrap_or(u16::MAX),
-                    flags: 0,
+                    flags: if links.takes_xdp { layout::ENDPOINT_XDP } else { 0 },
                     traffic: own,
                 },
             );

@@ -33,6 +33,7 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             path: Way::Auto,
             direct: false,
             masquerade: true,
+            xdp: Default::default(),
             dns: false,
             dns_servers: Vec::new(),
         },
@@ -54,6 +55,7 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             veth_name: name("veth0"),
             container_mac: Mac::from_kernel([2, 0, 0, 0, 1, order as u8]),
             mtu: 1500,
+            takes_xdp: false,
         }),
     }
 }
@@ -189,6 +191,7 @@ fn link(index: u32, n: &str, kind: LinkKind, master: Option<u32>, addresses: &[&
         master,
         mtu: 1500,
         mac: Some(Mac::from_kernel([2, 0, 0, 0, 0, 9])),
+        driver: None,
         up: false,
         addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
     }
@@ -299,4 +302,30 @@ fn counters_are_handed_out_once_and_never_run_over() {
     let all = |up_to: u16| with(1, &(2..=up_to).collect::<Vec<_>>());
     assert_eq!(with(last - 1, &[last]), TrafficIds::for_record(&two, [all(last - 2)].iter()));
     assert_eq!(with(0, &[]), TrafficIds::for_record(&two, [all(last)].iter()));
+}
+
+#[test]
+fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
+    let mut host = HostView {
+        cookie: 1,
+        links: vec![
+            link(2, "eth0", LinkKind::Other, None, &["192.0.2.1/24"]),
+            link(3, "wg0", LinkKind::Other, None, &["198.51.100.1/24"]),
+        ],
+    };
+    host.links[1].mac = None;
+    let asked = |xdp, internal, takes_xdp| {
+        let mut r = record(1, &[A], vec![]);
+        (r.network.xdp, r.network.internal) = (xdp, internal);
+        r.links.as_mut().expect("links").takes_xdp = takes_xdp;
+        let t = compile(&Desired { records: vec![record(2, &["10.88.0.3/16"], vec![]), r] }, &host, false);
+        let flags = t.endpoints.values().map(|e| e.flags).collect::<Vec<_>>();
+        (t.xdp.into_keys().collect::<Vec<_>>(), flags)
+    };
+    let takes = layout::ENDPOINT_XDP;
+    assert_eq!((vec![2], vec![takes, 0]), asked(Xdp::On, false, true));
+    assert_eq!((vec![2], vec![0, 0]), asked(Xdp::On, false, false), "GRO could not be switched on");
+    assert_eq!((vec![], vec![0, 0]), asked(Xdp::On, true, false), "internal");
+    assert_eq!((vec![], vec![0, 0]), asked(Xdp::Off, false, false));
+    assert_eq!((vec![], vec![0, 0]), asked(Xdp::Auto, false, false));
 }

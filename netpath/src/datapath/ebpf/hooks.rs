@@ -4,7 +4,7 @@
 use super::clsact::Tc;
 use super::compile::Tables;
 use super::pins::Pins;
-use super::{TcMode, cgroup, object, sys};
+use super::{TcMode, cgroup, object, sys, xdp};
 use crate::model::error::{Context, Error, Result};
 use netpath_common::layout::program;
 use nix::fcntl::{Flock, FlockArg};
@@ -68,9 +68,10 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     hooks
 }
 
-/// The programs that run for them, and those of sockets.
+/// The programs that run for them, those of sockets, and that of XDP where it is wanted.
 pub fn programs(tables: &Tables) -> BTreeSet<&'static str> {
-    wanted(tables).into_iter().map(|hook| hook.program).chain(SOCKETS.map(|(name, _)| name)).collect()
+    let early = tables.xdp.keys().map(|_| program::XDP_IN);
+    wanted(tables).into_iter().map(|hook| hook.program).chain(SOCKETS.map(|(name, _)| name)).chain(early).collect()
 }
 
 /// A program opened from its pin, once.
@@ -115,7 +116,7 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>)
     changed += sockets(pins, &mut programs)?;
     for name in pins.names("link") {
         let socket = SOCKETS.iter().any(|(n, _)| *n == name);
-        if !socket && !by_tcx.contains(&name) {
+        if !socket && !by_tcx.contains(&name) && !xdp::is_pin(&name) {
             pins.unpin(&pins.link(&name))?;
             changed += 1;
         }
@@ -211,7 +212,7 @@ fn attach(prog: &OwnedFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
 }
 
 /// Another program runs there: an older build's, or a monitor's. A monitor that is alive keeps its own.
-fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &OwnedFd, id: u32) -> Result<usize> {
+pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &OwnedFd, id: u32) -> Result<usize> {
     if runs == id || monitor_is_alive(pins) {
         return Ok(0);
     }
@@ -326,6 +327,7 @@ pub enum By {
     Tcx,
     Clsact,
     Cgroup,
+    Xdp,
 }
 
 /// Everything that is attached. Changes nothing.
@@ -336,9 +338,10 @@ pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
         let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? else { continue };
         let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
         let program = name.split('-').next().unwrap_or_default().to_owned();
-        let (ifindex, by) = match (info.tcx_ifindex(), info.cgroup_id()) {
-            (Some(0), _) | (_, Some(0)) => continue,
-            (Some(ifindex), _) => (Some(ifindex), By::Tcx),
+        let (ifindex, by) = match (info.tcx_ifindex(), info.xdp_ifindex(), info.cgroup_id()) {
+            (Some(0), ..) | (_, Some(0), _) | (.., Some(0)) => continue,
+            (Some(ifindex), ..) => (Some(ifindex), By::Tcx),
+            (_, Some(ifindex), _) => (Some(ifindex), By::Xdp),
             _ => (None, By::Cgroup),
         };
         let egress = program == program::UPLINK_OUT;
@@ -379,7 +382,7 @@ pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
     match sys::open_pin(&pins.link(&name)).context(what)? {
         None => Ok(false),
         Some(link) => match sys::link_update(link, prog) {
-            // The interface is gone (`kernel/bpf/tcx.c, tcx_link_update()`).
+            // The interface is gone (`kernel/bpf/tcx.c, tcx_link_update()`, `net/core/dev.c, bpf_xdp_link_update()`).
             Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
             other => other.map(|()| true).context(what),
         },

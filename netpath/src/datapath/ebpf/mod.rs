@@ -18,10 +18,11 @@ mod purge;
 pub mod sweep;
 pub mod sys;
 pub mod traffic;
+pub mod xdp;
 
 use super::{Datapath, Effort, Refusal, Report, Swept, Sysctl, filter};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, HostView, LinkKind, Proto, Record, Rung};
+use crate::model::{Desired, HostView, LinkKind, Network, Proto, Record, Rung};
 use pins::Pins;
 
 /// How classifiers are attached.
@@ -75,6 +76,10 @@ impl Datapath for Ebpf {
             .into()
     }
 
+    fn redirects_early(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+        xdp::is_on_somewhere(network, host)
+    }
+
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let pins = Pins::of(host.cookie);
         // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
@@ -92,6 +97,7 @@ impl Datapath for Ebpf {
         let bridges = control::bridges(&pins)?;
         let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
+        tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
         // First what ends, last what begins; in between nothing leads to what is only half there.
         let mut ports = control::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
@@ -101,6 +107,9 @@ impl Datapath for Ebpf {
             changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
         }
         changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
+        // One program at a time; until ours is there, the classifiers do it all.
+        others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
+        changed += xdp::reconcile(&pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
         changed += control::forget_lists(&pins, &tables)?;
         changed += replace_other_versions(&others, &pins)?;
@@ -133,6 +142,7 @@ fn remove(pins: &Pins) -> Result<usize> {
     if !pins.exist() {
         return Ok(0);
     }
+    xdp::detach(pins)?;
     let filters = hooks::remove_filters(pins)?;
     Ok(filters + pins.remove()?)
 }

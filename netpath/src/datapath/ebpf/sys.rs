@@ -26,6 +26,7 @@ const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `attr` must be a prefix of `union bpf_attr` with every pointer in it valid for the call.
 unsafe fn bpf<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
@@ -83,12 +84,21 @@ pub const CGROUP_UDP4_RECVMSG: u32 = 19;
 pub const CGROUP_UDP6_RECVMSG: u32 = 20;
 pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
 pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
+pub const XDP: u32 = 37;
 pub const TCX_INGRESS: u32 = 46;
 pub const TCX_EGRESS: u32 = 47;
+
+/// `XDP_FLAGS_DRV_MODE` (`include/uapi/linux/if_link.h`): by the driver, or not at all.
+pub const XDP_NATIVE: u32 = 1 << 2;
 
 /// Attaches a program to an interface (TCX, 6.6: behind those that are there) or to a cgroup (5.7: beside those that are
 /// there). The attachment lasts as long as the link: pin it.
 pub fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    link_create_in(prog, target, attach_type, 0)
+}
+
+/// The same with flags. XDP (5.9): a program that is there already stays, and the call fails.
+pub fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     /// `target`: ifindex or descriptor of the cgroup. Relative descriptor and revision stay 0: at the end, whatever is there.
     #[repr(C)]
     struct Attr {
@@ -104,7 +114,7 @@ pub fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result
         prog_fd: prog.as_fd().as_raw_fd() as u32,
         target,
         attach_type,
-        flags: 0,
+        flags,
         relative: 0,
         align: 0,
         expected_revision: 0,
@@ -123,18 +133,23 @@ pub struct LinkInfo {
     id: u32,
     pub prog_id: u32,
     align: u32,
-    /// TCX: ifindex (0 once the interface is gone) and attach type. Cgroup: its id (0 once it is gone), attach type.
+    /// TCX: ifindex (0 once the interface is gone) and attach type. XDP: ifindex, likewise. Cgroup: its id (0 once it is gone), attach type.
     target: [u32; 3],
     rest: [u32; 9],
 }
 
 /// `enum bpf_link_type`
 const LINK_CGROUP: u32 = 3;
+const LINK_XDP: u32 = 6;
 const LINK_TCX: u32 = 11;
 
 impl LinkInfo {
     pub fn tcx_ifindex(&self) -> Option<u32> {
         (self.kind == LINK_TCX).then_some(self.target[0])
+    }
+
+    pub fn xdp_ifindex(&self) -> Option<u32> {
+        (self.kind == LINK_XDP).then_some(self.target[0])
     }
 
     pub fn cgroup_id(&self) -> Option<u64> {
@@ -196,6 +211,17 @@ pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
     };
     // SAFETY: no pointers in it.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Takes the link's program away at once (5.9). The link stays, and does nothing any more.
+pub fn link_detach(link: impl AsFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    let mut attr = Attr { link_fd: link.as_fd().as_raw_fd() as u32 };
+    // SAFETY: no pointers in it.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 #[repr(C)]

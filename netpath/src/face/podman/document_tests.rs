@@ -1,6 +1,6 @@
 use super::*;
-use crate::model::Way;
 use crate::model::network::RouteKind;
+use crate::model::{Way, Xdp};
 use serde_json::json;
 
 /// The worked example of the contract.
@@ -215,6 +215,16 @@ fn each_mistake_names_its_field() {
             r#"network_info.front.labels."netpath.xpd": netpath has no option of that name"#,
         ),
         (
+            "/network_info/front/labels",
+            json!({"netpath.xdp": "true"}),
+            r#"network_info.front.labels."netpath.xdp": "true": expected auto, on or off"#,
+        ),
+        (
+            "/networks/0/options/netpath.xdp",
+            json!("on"),
+            r#"networks[0].options."netpath.xdp": this is an option of the network"#,
+        ),
+        (
             "/network_info/back/options",
             json!({"netpath.direct": "true"}),
             "network_info.back: netpath.direct opens a network, and this one is internal",
@@ -344,6 +354,10 @@ fn own_options_come_as_options_or_as_labels_and_the_option_wins() {
     assert_eq!(read, of(json!({}), all.clone()));
     let (path, direct, ..) = of(all, json!({"netpath.path": "offload", "netpath.direct": "false"}));
     assert_eq!((Way::Offload, false), (path, direct));
+    let mut document = with("/network_info/front/labels", json!({"netpath.xdp": "on"}));
+    assert_eq!([Xdp::On, Xdp::Auto], [0, 1].map(|n| records(&document)[n].network.xdp));
+    document["network_info"]["front"]["options"] = json!({"netpath.xdp": "off"});
+    assert_eq!(Xdp::Off, records(&document)[0].network.xdp);
     let labels = with("/network_info/front/labels", json!({"netpath": "x", "com.example": 7}));
     assert_eq!(2, records(&labels).len(), "other labels are nobody's business");
 }

@@ -68,6 +68,7 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
         path: own.path,
         direct: own.direct,
         masquerade: own.masquerade,
+        xdp: own.xdp,
         dns: dns?,
         dns_servers,
     };

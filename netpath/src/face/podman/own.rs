@@ -4,7 +4,7 @@
 //! read, and an option comes before a label of the same name.
 
 use super::read::Node;
-use crate::model::Way;
+use crate::model::{Way, Xdp};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -16,13 +16,14 @@ pub struct Own {
     pub path: Way,
     pub direct: bool,
     pub masquerade: bool,
+    pub xdp: Xdp,
     /// Of published ports; empty = everybody.
     pub allow: Vec<IpNet>,
 }
 
 impl Default for Own {
     fn default() -> Self {
-        Self { path: Way::Auto, direct: false, masquerade: true, allow: Vec::new() }
+        Self { path: Way::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Vec::new() }
     }
 }
 
@@ -54,6 +55,12 @@ impl Own {
             },
             "direct" => self.direct = flag(node, text).unwrap_or(self.direct),
             "masquerade" => self.masquerade = flag(node, text).unwrap_or(self.masquerade),
+            "xdp" => match text {
+                "auto" => self.xdp = Xdp::Auto,
+                "on" => self.xdp = Xdp::On,
+                "off" => self.xdp = Xdp::Off,
+                _ => node.wrong(format!("{text:?}: expected auto, on or off")),
+            },
             "allow" => self.allow = list(node, text),
             _ => unknown(node),
         }
@@ -66,7 +73,7 @@ pub fn allow_of_endpoint(endpoint: &Node<'_>) -> Option<Vec<IpNet>> {
     for (key, node) in endpoint.opt("options").map(|n| n.entries()).unwrap_or_default() {
         match key.strip_prefix(PREFIX) {
             Some("allow") => allow = node.text().map(|text| list(&node, text)),
-            Some("path" | "direct" | "masquerade") => {
+            Some("path" | "direct" | "masquerade" | "xdp") => {
                 node.wrong("this is an option of the network, not of one container")
             }
             Some(_) => unknown(&node),
@@ -77,7 +84,7 @@ pub fn allow_of_endpoint(endpoint: &Node<'_>) -> Option<Vec<IpNet>> {
 }
 
 fn unknown(node: &Node<'_>) {
-    node.wrong("netpath has no option of that name; it has path, direct, masquerade and allow");
+    node.wrong("netpath has no option of that name; it has path, direct, masquerade, xdp and allow");
 }
 
 fn flag(node: &Node<'_>, text: &str) -> Option<bool> {

@@ -38,6 +38,7 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
             path: Way::Auto,
             direct: false,
             masquerade: true,
+            xdp: Default::default(),
             dns: false,
             dns_servers: Vec::new(),
         },
@@ -59,6 +60,7 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
             veth_name: "veth0".parse().expect("an interface name"),
             container_mac: mac,
             mtu: 1500,
+            takes_xdp: false,
         }),
     }
 }

@@ -1,0 +1,198 @@
+//! The program ahead of the uplinks' classifiers. It is a refinement: where it cannot be attached, a container comes up
+//! without it, and a mark among the pins says why.
+//!
+//! By a link and in native mode alone: the kernel then refuses to put it in the place of somebody else's program, and
+//! generic XDP would cost more than the classifiers behind it.
+
+use super::pins::Pins;
+use super::{hooks, object, sys};
+use crate::model::error::{Context, Result};
+use crate::model::{HostLink, HostView, Network, Xdp};
+use netpath_common::layout::program::XDP_IN;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster with it: none yet. With veth it was slower,
+/// and has to be: each frame is an skb first and becomes one again, and the sender loses TSO.
+const FASTER: &[&str] = &[];
+
+/// Mark: `refused-<ifindex>-<errno>`.
+const REFUSED: &str = "refused-";
+
+/// What asks for the program at this uplink; `None`: nothing does.
+pub fn asked<'a>(networks: impl Iterator<Item = &'a Network>, uplink: &HostLink) -> Option<Xdp> {
+    let faster = uplink.driver.as_deref().is_some_and(|d| FASTER.contains(&d));
+    strongest(networks.filter(|n| !n.internal).map(|n| n.xdp), faster)
+}
+
+/// One network that has it on is enough: it does nothing that the classifiers would not do.
+fn strongest(all: impl Iterator<Item = Xdp>, faster: bool) -> Option<Xdp> {
+    let mut asked = None;
+    for xdp in all {
+        match xdp {
+            Xdp::On => return Some(Xdp::On),
+            Xdp::Auto if faster => asked = Some(Xdp::Auto),
+            Xdp::Auto | Xdp::Off => {}
+        }
+    }
+    asked
+}
+
+/// Whether any uplink of the host can have the program for this network.
+///
+/// # Errors
+/// `host` cannot be read; it is only where that depends on it.
+pub fn is_on_somewhere(network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+    if network.internal || network.xdp == Xdp::Off || (network.xdp == Xdp::Auto && FASTER.is_empty()) {
+        return Ok(false);
+    }
+    Ok(network.xdp == Xdp::On || host()?.links.iter().any(|l| asked(std::iter::once(network), l).is_some()))
+}
+
+/// Whether a link's pin is of this program.
+pub fn is_pin(name: &str) -> bool {
+    index_of(name).is_some()
+}
+
+fn index_of(pin: &str) -> Option<u32> {
+    pin.strip_prefix(XDP_IN)?.strip_prefix('-')?.parse().ok()
+}
+
+fn attached_at(pins: &Pins) -> BTreeSet<u32> {
+    pins.names("link").iter().filter_map(|n| index_of(n)).collect()
+}
+
+/// Makes it so that the program is at exactly these interfaces, where it can be. Returns how many were changed.
+///
+/// # Errors
+/// A pin cannot be read, made or removed.
+pub fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
+    let mut changed = 0;
+    for ifindex in attached_at(pins).into_iter().filter(|i| !wanted.contains_key(i)) {
+        remove(pins, ifindex)?;
+        changed += 1;
+    }
+    let mut refused = BTreeSet::new();
+    for (&ifindex, &asked) in wanted {
+        match attach(pins, ifindex)? {
+            Ok(more) => changed += more,
+            Err(e) => {
+                let why = Refused { ifindex, errno: e.raw_os_error().unwrap_or(0) };
+                match asked {
+                    Xdp::On => tracing::warn!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why()),
+                    _ => tracing::info!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why()),
+                }
+                refused.insert(format!("{}-{}", why.ifindex, why.errno));
+            }
+        }
+    }
+    let marked: BTreeSet<String> = pins.marks(REFUSED).into_iter().collect();
+    marked.difference(&refused).try_for_each(|old| pins.unmark(&format!("{REFUSED}{old}")))?;
+    refused.difference(&marked).try_for_each(|new| pins.mark(&format!("{REFUSED}{new}")))?;
+    Ok(changed)
+}
+
+/// The inner error is the kernel's answer to attaching.
+fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
+    let path = pins.link(&format!("{XDP_IN}-{ifindex}"));
+    let (prog, id) = object::program(pins, XDP_IN)?;
+    if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
+        let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
+        if info.xdp_ifindex() == Some(ifindex) {
+            return hooks::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
+        }
+        // The interface is gone, and the kernel has given its number to another one.
+        pins.unpin(&path)?;
+    }
+    match sys::link_create_in(&prog, ifindex, sys::XDP, sys::XDP_NATIVE) {
+        Ok(link) => {
+            sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
+            Ok(Ok(1))
+        }
+        // It went away after the host was looked at.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(Ok(0)),
+        Err(e) => Ok(Err(e)),
+    }
+}
+
+/// Takes the program away everywhere, at once: a link that only loses its pin is in the way of the next one for as long as
+/// the kernel takes to free it (`hooks.rs`).
+///
+/// # Errors
+/// A pin cannot be read or removed.
+pub fn detach(pins: &Pins) -> Result<()> {
+    attached_at(pins).into_iter().try_for_each(|ifindex| remove(pins, ifindex))
+}
+
+fn remove(pins: &Pins, ifindex: u32) -> Result<()> {
+    let path = pins.link(&format!("{XDP_IN}-{ifindex}"));
+    if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))?
+        && let Err(e) = sys::link_detach(&link)
+    {
+        tracing::debug!(error = %e, ifindex, "the link goes with its pin");
+    }
+    pins.unpin(&path)
+}
+
+/// The program is wanted at an interface, and the kernel has refused it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Refused {
+    pub ifindex: u32,
+    errno: i32,
+}
+
+impl Refused {
+    /// A half sentence for people.
+    pub fn why(&self) -> String {
+        match self.errno {
+            libc::EBUSY | libc::EEXIST => "another XDP program is there".into(),
+            libc::EOPNOTSUPP => "its driver has no native XDP, or not with its settings of now".into(),
+            errno => io::Error::from_raw_os_error(errno).to_string(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn next(&self) -> String {
+        match self.errno {
+            libc::EBUSY | libc::EEXIST => {
+                "remove that program, or set netpath.xdp=off: packets take the usual way".into()
+            }
+            _ => "dmesg may say more (queues, MTU, LRO); or set netpath.xdp=off: packets take the usual way".into(),
+        }
+    }
+}
+
+/// Where it was refused when the host was last looked at.
+pub fn refused(pins: &Pins) -> Vec<Refused> {
+    let read = |mark: &String| {
+        let (ifindex, errno) = mark.split_once('-')?;
+        Some(Refused { ifindex: ifindex.parse().ok()?, errno: errno.parse().ok()? })
+    };
+    let mut all: Vec<Refused> = pins.marks(REFUSED).iter().filter_map(read).collect();
+    all.sort();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_network_that_has_it_on_is_enough_and_auto_takes_what_is_faster() {
+        let of = |all: &[Xdp], faster| strongest(all.iter().copied(), faster);
+        for faster in [false, true] {
+            assert_eq!(None, of(&[], faster));
+            assert_eq!(None, of(&[Xdp::Off], faster));
+            assert_eq!(Some(Xdp::On), of(&[Xdp::Off, Xdp::Auto, Xdp::On], faster));
+            assert_eq!(faster.then_some(Xdp::Auto), of(&[Xdp::Off, Xdp::Auto], faster));
+        }
+    }
+
+    #[test]
+    fn pins_are_known_by_name() {
+        assert_eq!(Some(7), index_of("np_xdp_in-7"));
+        for other in ["np_xdp_in", "np_xdp_in-", "np_xdp_in-x", "np_uplink_in-7"] {
+            assert!(!is_pin(other), "{other}");
+        }
+    }
+}
