@@ -49,12 +49,7 @@ pub const ALL: &[Variant] = &[
     Variant { key: "routed", title: "routed", kind: Kind::Routed },
     backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")]),
     backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")]),
-    backend(
-        "netpath-tcx",
-        "netpath ebpf tcx",
-        Program::Netpath,
-        &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "tcx")],
-    ),
+    backend("netpath-tcx", "netpath ebpf tcx", Program::Netpath, &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")]),
     backend(
         "netpath-clsact",
         "netpath ebpf clsact",
@@ -100,7 +95,7 @@ impl Variant {
         if self.is_ebpf() {
             need::bpf()?;
         }
-        if recipe.environment.contains(&("NETPATH_TC", "tcx")) {
+        if recipe.environment.contains(&("NETPATH_TC", "")) {
             need::tcx()?;
         }
         Ok(())

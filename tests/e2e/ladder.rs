@@ -91,3 +91,48 @@ fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Resul
     netavark.teardown(&container, &document)?;
     residue.nothing_left(&topology, &[&container])
 }
+
+/// What runs at the host's end of a container's veth, as the kernel says: attached by TCX, and by clsact.
+fn at_the_veth(topology: &Topology) -> Result<(bool, bool)> {
+    let links = topology.host.ip_json(&["link", "show", "type", "veth"])?;
+    let veth =
+        links.as_array().into_iter().flatten().find(|l| l["master"].is_string()).context("no veth at a bridge")?;
+    let name = veth["ifname"].as_str().context("no name")?;
+    let tcx = topology.host.tcx_ingress(name).unwrap_or_default();
+    let clsact = topology.host.command("tc", &["filter", "show", "dev", name, "ingress"])?;
+    Ok((tcx.iter().any(|p| p.starts_with("np_veth_in")), clsact.contains("np_veth_in")))
+}
+
+/// Where programs are attached can be forced; by itself netpath takes TCX, and filters for what comes and goes with a
+/// container. One that somebody removes is missed by nobody.
+#[test]
+fn programs_are_attached_as_is_asked_for() -> Result<()> {
+    need!(need::netpath(), need::tcx(), need::accepted("tc", "qdisc add dev v0 clsact"));
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    for (asked, expected) in [("", (false, true)), ("tcx", (true, false)), ("clsact", (false, true))] {
+        let topology = Topology::new()?;
+        let residue = Residue::watch(&topology)?;
+        let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", asked)])?;
+        let container = topology.container("web")?;
+        netavark.setup(&container, &document)?;
+        let found = at_the_veth(&topology)?;
+        ensure!(found == expected, "NETPATH_TC={asked:?}: TCX and clsact {found:?}");
+        let uplink = topology.host.tcx_ingress("eth0")?.iter().any(|p| p.starts_with("np_uplink_in"));
+        ensure!(uplink == (asked != "clsact"), "NETPATH_TC={asked:?}: TCX at the uplink: {uplink}");
+
+        let _servers = serve(&container, 80, "web")?;
+        let dial = Dial::new(Proto::Tcp, Family::V4.host(), 8080).bytes(100_000);
+        dial.ask(&topology.client)?;
+        if found.1 {
+            let links = topology.host.ip_json(&["link", "show", "type", "veth"])?;
+            for link in links.as_array().into_iter().flatten().filter(|l| l["master"].is_string()) {
+                let name = link["ifname"].as_str().context("no name")?;
+                topology.host.command("tc", &["qdisc", "del", "dev", name, "clsact"])?;
+            }
+            dial.ask(&topology.client)?;
+        }
+        netavark.teardown(&container, &document)?;
+        residue.nothing_left(&topology, &[&container])?;
+    }
+    Ok(())
+}

@@ -50,7 +50,8 @@ impl Rung {
     /// The environment that forces it.
     pub fn environment(self) -> Vec<(&'static str, &'static str)> {
         match self {
-            Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "tcx")],
+            // Not forced: it is what users have, with filters at the veths.
+            Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")],
             Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
             Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
         }

@@ -21,6 +21,9 @@ const FILTERS: &str = "clsact-";
 /// Mark: the clsact qdisc of the interface that follows was made by netpath.
 const QDISC: &str = "qdisc-";
 
+/// Mark: the filters of all shortcuts that are marked run the program with the id that follows.
+const SHORTCUTS: &str = "shortcuts-";
+
 /// A classifier at one side of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TcHook {
@@ -30,6 +33,13 @@ pub struct TcHook {
 }
 
 impl TcHook {
+    /// At a container's veth, which comes and goes with it. Such a hook is a filter of clsact where it can be: to attach or
+    /// to remove a TCX program waits for all processors (`include/net/tcx.h, tcx_entry_sync()`), under the lock of all
+    /// network configuration. What it does not take, the bridge's hook does.
+    fn is_shortcut(&self) -> bool {
+        self.program == program::VETH_IN
+    }
+
     fn pin(&self) -> String {
         format!("{}-{}", self.program, self.ifindex)
     }
@@ -91,29 +101,36 @@ impl Programs {
 pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
-    let marked = !pins.marks(FILTERS).is_empty();
-    let mut mode = forced.unwrap_or(if marked { TcMode::Clsact } else { TcMode::Tcx });
+    let marked = numbers(pins, FILTERS);
+    let stays = wanted.iter().any(|hook| !hook.is_shortcut() && marked.contains(&hook.ifindex));
+    let mut mode = forced.unwrap_or(if stays { TcMode::Clsact } else { TcMode::Tcx });
+    let is_filter = |hook: &TcHook| forced.is_none() && hook.is_shortcut();
+    let mut by_clsact: BTreeSet<TcHook> = wanted.iter().copied().filter(is_filter).collect();
     if mode == TcMode::Tcx {
-        for hook in wanted {
+        match filters(pins, &by_clsact, &mut programs) {
+            Ok(more) => changed += more,
+            Err(Attach::Unsupported(_)) => by_clsact.clear(),
+            Err(Attach::Failed(e)) => return Err(e),
+        }
+        for hook in wanted.difference(&by_clsact) {
             match tcx(pins, hook, &mut programs) {
                 Ok(more) => changed += more,
-                Err(Tcx::Unsupported(e)) if forced.is_none() => {
+                Err(Attach::Unsupported(e)) if forced.is_none() => {
                     tracing::info!(error = %e, "the kernel has no TCX, clsact is used");
                     mode = TcMode::Clsact;
                     break;
                 }
-                Err(Tcx::Unsupported(e)) => return Err(attach_error(hook, e)),
-                Err(Tcx::Failed(e)) => return Err(e),
+                Err(Attach::Unsupported(e)) => return Err(attach_error(hook, e)),
+                Err(Attach::Failed(e)) => return Err(e),
             }
         }
     }
-    let by_tcx: BTreeSet<String> =
-        if mode == TcMode::Tcx { wanted.iter().map(TcHook::pin).collect() } else { BTreeSet::new() };
-    let by_clsact: BTreeSet<TcHook> = if mode == TcMode::Clsact { wanted.clone() } else { BTreeSet::new() };
-    if marked || mode == TcMode::Clsact {
-        changed += filters(pins, &by_clsact, &mut programs)?;
+    if mode == TcMode::Clsact {
+        by_clsact.clone_from(wanted);
+        changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
     }
     changed += sockets(pins, &mut programs)?;
+    let by_tcx: BTreeSet<String> = wanted.difference(&by_clsact).map(TcHook::pin).collect();
     for name in pins.names("link") {
         let socket = SOCKETS.iter().any(|(n, _)| *n == name);
         if !socket && !by_tcx.contains(&name) && !xdp::is_pin(&name) {
@@ -124,12 +141,17 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>)
     Ok(changed)
 }
 
+/// The interfaces that are marked so.
+fn numbers(pins: &Pins, prefix: &str) -> BTreeSet<u32> {
+    pins.marks(prefix).iter().filter_map(|n| n.parse().ok()).collect()
+}
+
 /// Takes away what no pin holds: filters of clsact. Links go with their pins.
 pub fn remove_filters(pins: &Pins) -> Result<usize> {
     if pins.marks(FILTERS).is_empty() && pins.marks(QDISC).is_empty() {
         return Ok(0);
     }
-    filters(pins, &BTreeSet::new(), &mut Programs::default())
+    filters(pins, &BTreeSet::new(), &mut Programs::default()).map_err(Attach::into_error)
 }
 
 /// Filters of clsact have one place at an interface, whatever the layout: those that stand where `to` has put its own are
@@ -148,14 +170,25 @@ pub fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
     remove_filters(from)
 }
 
-enum Tcx {
+/// Why a hook was not attached.
+enum Attach {
+    /// The kernel has no such place for programs.
     Unsupported(io::Error),
     Failed(Error),
 }
 
-impl From<Error> for Tcx {
+impl Attach {
+    fn into_error(self) -> Error {
+        match self {
+            Attach::Unsupported(e) => Error::new("cannot attach programs by clsact").because(e).next("netpath doctor"),
+            Attach::Failed(e) => e,
+        }
+    }
+}
+
+impl From<Error> for Attach {
     fn from(e: Error) -> Self {
-        Tcx::Failed(e)
+        Attach::Failed(e)
     }
 }
 
@@ -166,7 +199,7 @@ fn attach_error(hook: &TcHook, e: io::Error) -> Error {
         .next("netpath doctor")
 }
 
-fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Result<usize, Tcx> {
+fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Result<usize, Attach> {
     let path = pins.link(&hook.pin());
     let (prog, id) = programs.open(pins, hook.program)?;
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
@@ -183,10 +216,10 @@ fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Resu
             sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
             Ok(1)
         }
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Err(Tcx::Unsupported(e)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Err(Attach::Unsupported(e)),
         // It went away after the host was looked at.
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(0),
-        Err(e) => Err(Tcx::Failed(attach_error(hook, e))),
+        Err(e) => Err(Attach::Failed(attach_error(hook, e))),
     }
 }
 
@@ -259,54 +292,98 @@ fn sockets(pins: &Pins, programs: &mut Programs) -> Result<usize> {
     Ok(changed)
 }
 
-fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> Result<usize> {
+fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> std::result::Result<usize, Attach> {
+    let marked = numbers(pins, FILTERS);
+    let made = numbers(pins, QDISC);
+    if wanted.is_empty() && marked.is_empty() && made.is_empty() {
+        return Ok(0);
+    }
     let mut tc = Tc::open()?;
     let mut changed = 0;
-    let mut attached = BTreeSet::new();
+    let shortcut = match wanted.iter().find(|hook| hook.is_shortcut()) {
+        Some(hook) => Some(programs.open(pins, hook.program)?.1),
+        None => None,
+    };
+    let is_settled = shortcut.is_some_and(|id| pins.has_mark(&format!("{SHORTCUTS}{id}")));
     for hook in wanted {
-        changed += filter(pins, hook, &mut tc, programs)?;
-        attached.insert(hook.ifindex);
+        // Not looked at again: to ask the kernel for each costs a busy host more than they save.
+        if !(hook.is_shortcut() && is_settled && marked.contains(&hook.ifindex)) {
+            changed += filter(pins, hook, hook.is_shortcut() && is_settled, &mut tc, programs)?;
+        }
     }
-    let numbers =
-        |prefix: &str| -> BTreeSet<u32> { pins.marks(prefix).iter().filter_map(|n| n.parse().ok()).collect() };
-    for ifindex in numbers(FILTERS).difference(&attached) {
+    if let Some(id) = shortcut
+        && !is_settled
+        && !monitor_is_alive(pins)
+    {
+        doubt_shortcuts(pins)?;
+        pins.mark(&format!("{SHORTCUTS}{id}"))?;
+    }
+    let attached: BTreeSet<u32> = wanted.iter().map(|hook| hook.ifindex).collect();
+    for ifindex in marked.difference(&attached) {
         for egress in [false, true] {
             tc.remove_filter(*ifindex, egress).context(|| format!("cannot remove filters of interface {ifindex}"))?;
         }
         changed += 1;
         pins.unmark(&format!("{FILTERS}{ifindex}"))?;
     }
-    for ifindex in numbers(QDISC).difference(&attached) {
+    for ifindex in made.difference(&attached) {
         tc.remove_qdisc_if_empty(*ifindex).context(|| format!("cannot remove clsact from interface {ifindex}"))?;
         pins.unmark(&format!("{QDISC}{ifindex}"))?;
     }
     Ok(changed)
 }
 
-fn filter(pins: &Pins, hook: &TcHook, tc: &mut Tc, programs: &mut Programs) -> Result<usize> {
+/// The next reconcile looks at each.
+fn doubt_shortcuts(pins: &Pins) -> Result<()> {
+    pins.marks(SHORTCUTS).iter().try_for_each(|id| pins.unmark(&format!("{SHORTCUTS}{id}")))
+}
+
+/// At an interface that `is_new` there is nothing of ours yet.
+fn filter(
+    pins: &Pins,
+    hook: &TcHook,
+    is_new: bool,
+    tc: &mut Tc,
+    programs: &mut Programs,
+) -> std::result::Result<usize, Attach> {
     let (prog, id) = programs.open(pins, hook.program)?;
-    let there = tc.our_filter(hook.ifindex, hook.egress).map_err(|e| attach_error(hook, e))?;
-    match there {
-        Some(f) if f.prog_id == Some(*id) => return Ok(0),
-        Some(_) if monitor_is_alive(pins) => return Ok(0),
-        _ => {}
-    }
-    // Marks go before what they tell of.
+    let there = match is_new {
+        true => None,
+        false => tc.our_filter(hook.ifindex, hook.egress).map_err(|e| attach_error(hook, e))?,
+    };
     let mark = format!("{FILTERS}{}", hook.ifindex);
-    if !pins.has_mark(&mark) {
+    let stays = there.as_ref().is_some_and(|f| f.prog_id == Some(*id) || monitor_is_alive(pins));
+    // Marks go before what they tell of; but that of a shortcut says that nobody need look again.
+    if (stays || !hook.is_shortcut()) && !pins.has_mark(&mark) {
         pins.mark(&mark)?;
     }
-    if there.is_none() && !tc.has_qdisc(hook.ifindex).map_err(|e| attach_error(hook, e))? {
+    if stays {
+        return Ok(0);
+    }
+    if is_new || (there.is_none() && !tc.has_qdisc(hook.ifindex).map_err(|e| attach_error(hook, e))?) {
         let mark = format!("{QDISC}{}", hook.ifindex);
         pins.mark(&mark)?;
         match tc.add_qdisc(hook.ifindex) {
             Ok(true) => {}
             Ok(false) => pins.unmark(&mark)?,
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(0),
-            Err(e) => return Err(attach_error(hook, e)),
+            Err(e) => {
+                pins.unmark(&mark)?;
+                return match e.raw_os_error() {
+                    Some(libc::ENODEV) => Ok(0),
+                    // The kernel knows no such kind of qdisc (`net/sched/sch_api.c, qdisc_create()`).
+                    Some(libc::ENOENT | libc::EOPNOTSUPP) => Err(Attach::Unsupported(e)),
+                    _ => Err(attach_error(hook, e).into()),
+                };
+            }
         }
     }
-    tc.set_filter(hook.ifindex, hook.egress, prog, hook.program).map_err(|e| attach_error(hook, e))?;
+    match tc.set_filter(hook.ifindex, hook.egress, prog, hook.program) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(0),
+        other => other.map_err(|e| attach_error(hook, e))?,
+    }
+    if hook.is_shortcut() {
+        pins.mark(&mark)?;
+    }
     Ok(1)
 }
 
@@ -404,7 +481,11 @@ impl MonitorLock {
         let path = pins.root().join("prog");
         let dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
         match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-            Ok(dir) => Ok(Some(Self { dir, path })),
+            Ok(dir) => {
+                // Should it be killed, whoever comes next looks at every hook.
+                doubt_shortcuts(pins)?;
+                Ok(Some(Self { dir, path }))
+            }
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, e)) => Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
         }
