@@ -13,8 +13,8 @@ use crate::global::global;
 use crate::outward::{belongs, subnet_of};
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
-use crate::{flows, host, icmp, maps, outward, packet, rules};
+use crate::wire::{Fragment, Wire};
+use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
 
 pub struct Ingress;
 
@@ -57,6 +57,10 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     let bridge = packet::ifindex(ctx);
     // Whatever it says of itself, no program has sent it on yet.
     packet::take_sent(ctx);
+    // The fragments behind a first one without a flow are not those of another datagram between the same two.
+    if packet.ip.fragment == Fragment::First {
+        fragment::learn::<F>(ctx);
+    }
     // SAFETY: the reference is not kept.
     let Some(flags) = (unsafe { maps::NETWORK.get(bridge) }).map(|n| n.flags) else { return NOT_OURS.pack() };
     // Neighbour discovery and the like have link-local sources.
@@ -126,7 +130,9 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
     if F::is_unset(&plan.to.src) {
         return NOT_OURS.pack();
     }
-    if let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu) {
+    if let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
+        && !verdict::can_take_stack(packet, plan.there.forward, reason)
+    {
         return verdict::stack(reason).pack();
     }
     plan.from = packet.tuple;

@@ -13,10 +13,13 @@ use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::packet::{ETHERNET, Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
-use crate::{desk, flows, icmp, maps, outward, packet};
+use crate::wire::{Fragment, Wire};
+use crate::{desk, flows, fragment, icmp, maps, outward, packet};
 
-/// The IPv6 fragment header (RFC 8200 §4.5).
+/// IPv6 headers that may be before the transport's in a piece: hop-by-hop and destination options, the fragment header
+/// itself (RFC 8200 §4.3, §4.6, §4.5).
+const HOP_BY_HOP: u8 = 0;
+const OPTIONS: u8 = 60;
 const FRAGMENT: u8 = 44;
 
 /// Of an uplink whose frames have an Ethernet header.
@@ -39,7 +42,7 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
     }
     let proto = F::protocol(ctx, l3);
     // Pieces that the stack has cut do not all know where they came in: `ip6_copy_metadata()` leaves that out.
-    if !F::IS_V4 && proto == Some(FRAGMENT) {
+    if !F::IS_V4 && matches!(proto, Some(FRAGMENT | HOP_BY_HOP | OPTIONS)) {
         return false;
     }
     match origin(ctx) {
@@ -62,6 +65,11 @@ fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
     // SAFETY: the reference is not kept.
     if unsafe { maps::NETWORK.get(from) }.is_some() {
         return from;
+    }
+    // The host speaks from its bridges' addresses too: it answers to them wherever they are asked from.
+    // SAFETY: as above.
+    if unsafe { maps::LOCAL.get(F::mapped(packet.tuple.src)) }.is_some() {
+        return 0;
     }
     outward::subnet_of::<F>(&packet.tuple.src).map_or(0, |s| s.bridge)
 }
@@ -131,6 +139,9 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
     }
     let from = bridge_of::<F>(ctx, packet);
     if from == 0 {
+        if packet.ip.fragment == Fragment::First {
+            fragment::learn::<F>(ctx);
+        }
         let collides = translatable && packet.may_begin() && flows::is_taken::<F>(packet);
         return if collides { outward::begin_own::<F>(ctx) } else { NOT_OURS.pack() };
     }

@@ -8,7 +8,9 @@ use aya_log_ebpf::{debug, info};
 use netpath_common::addr::Mac;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
-use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_UPLINK};
+use netpath_common::layout::{
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK,
+};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
@@ -110,9 +112,14 @@ pub fn traffic(ctx: &impl View, next: &Next) {
     }
 }
 
+/// Whether a packet may be too large for a way. Into a container an IPv4 packet never is: what has come in here can be
+/// received there. With IPv6 that is not so for what `br_netfilter` has put together from pieces: it does not arrive.
+#[inline(always)]
+pub fn is_limited<F: Wire>(forward: u8) -> bool {
+    forward == FORWARD_NEIGH || (!F::IS_V4 && forward == FORWARD_PEER)
+}
+
 /// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
-///
-/// Into a container there is no limit of size: what has come in here can be received there.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
     if forward == FORWARD_STACK {
@@ -122,10 +129,19 @@ pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: 
         return Some(Reason::StackTtl);
     }
     let len = ctx.len() - packet.l3 as u32;
-    if forward == FORWARD_NEIGH && !fits(len, packet::gso_size(ctx), packet.headers, u32::from(mtu)) {
+    if is_limited::<F>(forward) && !fits(len, packet::gso_size(ctx), packet.headers, u32::from(mtu)) {
         return Some(Reason::StackMtu);
     }
     None
+}
+
+/// Whether the stack can deal with a packet that is translated already. From an uplink always: before that, it is for the
+/// host itself, so that only then its error is the right one. A hairpin packet has an address of the host's as source then,
+/// which IPv6 alone takes from a bridge, and cuts into pieces again.
+#[inline(always)]
+pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) -> bool {
+    let hairpin = packet.side == SIDE_BRIDGE && forward == FORWARD_PEER;
+    packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
 global! {
@@ -147,10 +163,9 @@ fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     if next.forward == FORWARD_STACK {
         hops = 0;
     } else if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
-        if packet.side != SIDE_UPLINK {
+        if !can_take_stack(packet, next.forward, reason) {
             return stack(reason).pack();
         }
-        // To the stack the packet is for the host itself until it is translated: only then is its error the right one.
         next.forward = FORWARD_STACK;
         hops = 0;
     }

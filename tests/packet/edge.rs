@@ -1,8 +1,8 @@
 //! The edge path: translated at the uplink, routed and filtered by the host's stack; and what of the other path ends there.
 
-use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
+use crate::{REDIRECTED, STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
+use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
@@ -140,6 +140,37 @@ fn a_network_without_masquerade_is_seen_as_it_is_and_gets_its_answers() -> Resul
                     becomes(&mut lab, "back", (UPLINK_IN, uplink), &answer, &back, Reason::FlowDirect)?;
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// What br_netfilter has put together does not arrive in a container with IPv6, unless the stack cuts it again.
+#[test]
+fn a_packet_larger_than_a_container_takes_is_the_stacks_with_ipv6() -> Result<()> {
+    let mut lab = lab(NET_MASQUERADE)?;
+    let (uplink, other) = (lab.uplink, lab.other_bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        let (app, gateway) = ((container(8, v4), 40_001), (gateway(7, v4), 40_001));
+        let hairpin = Frame::udp(app, to).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        for (at, seen, small, first) in [
+            ((UPLINK_IN, uplink), from, at_host(Frame::udp(from, to)), Reason::FlowPublished),
+            ((BRIDGE_IN, other), gateway, hairpin, Reason::FlowHairpin),
+        ] {
+            let large = Frame { payload: vec![0; 1_600], ..small.clone() };
+            for reason in [first, Reason::Redirected] {
+                let got = into(&large.becomes(seen, web), WEB_MAC, BRIDGE_MAC);
+                if v4 {
+                    becomes(&mut lab, "large", at, &large, &got, reason)?;
+                } else {
+                    let reason = if reason == first { first } else { Reason::Translated };
+                    let got = as_old(large.becomes(seen, web));
+                    goes_on_as(&mut lab, "large", (at.0, [0, at.1]), &large, &got, reason)?;
+                }
+            }
+            let got = into(&small.becomes(seen, web), WEB_MAC, BRIDGE_MAC);
+            becomes(&mut lab, "small", at, &small, &got, Reason::Redirected)?;
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Fragments: those behind the first go where it went.
 
-use crate::{STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
+use crate::{STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{BRIDGE_MAC, Frame, L4, Lab, Piece, WEB_MAC, container};
+use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
@@ -120,6 +120,29 @@ fn pieces_of_the_hosts_own_datagrams_are_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// A hairpin flow's answers go to the bridge's own address, and so does what the container says to the host.
+#[test]
+fn pieces_to_the_host_are_not_those_of_a_flow_between_the_same_two() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other) = (lab.bridge, lab.other_bridge);
+    for v4 in [true, false] {
+        let (app, web, gateway) = ((container(8, v4), 40_001), (container(7, v4), 80), (gateway(7, v4), 40_001));
+        let asked = Frame::udp(app, (host(v4), 8080)).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        let got = into(&asked.becomes(gateway, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "hairpin", (BRIDGE_IN, other), &asked, &got, Reason::FlowHairpin)?;
+        let answer = first(Frame::udp(web, gateway), 9).macs(BRIDGE_MAC, WEB_MAC);
+        let back = into(&answer.becomes((host(v4), 8080), app), APP_MAC, OTHER_BRIDGE_MAC);
+        becomes(&mut lab, "its answer", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
+        let head = first(Frame::udp(web, (gateway.0, 5_353)), 10).macs(BRIDGE_MAC, WEB_MAC).bytes();
+        stays(&mut lab, "to the host", (BRIDGE_IN, bridge), &head, STACK, Reason::NotOurs)?;
+        for piece in later(web.0, gateway.0, 17, 10) {
+            let piece = piece.macs(BRIDGE_MAC, WEB_MAC).bytes();
+            stays(&mut lab, "the rest of it", (BRIDGE_IN, bridge), &piece, STACK, Reason::NotOurs)?;
+        }
+    }
+    Ok(())
+}
+
 /// The stack has cut what was too large for the uplink.
 #[test]
 fn what_the_stack_has_cut_is_translated_on_its_way_out() -> Result<()> {
@@ -143,13 +166,14 @@ fn pieces_without_an_origin_are_known_by_their_source() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, veth) = (lab.uplink, lab.web);
     let (web, there, seen) = ((container(7, false), 40_000), (outside(false), 53), (host(false), 40_000));
-    for origin in [0, veth] {
+    for (origin, options) in [(0, 0), (veth, 0), (0, 1)] {
         lab.forget()?;
         let at = (UPLINK_OUT, [origin, uplink]);
         let same = |frame: &Frame| Frame { ttl: 64, ..frame.becomes(seen, there) };
-        let sent = first(Frame::udp(web, there), 6);
+        let sent = Frame { options, ..first(Frame::udp(web, there), 6) };
         goes_on_as(&mut lab, "first", at, &sent, &same(&sent), Reason::FlowMasqueraded)?;
         for sent in later(web.0, there.0, 17, 6) {
+            let sent = Frame { options, ..sent };
             goes_on_as(&mut lab, "later", at, &sent, &same(&sent), Reason::Translated)?;
         }
         let own = first(Frame::udp((host(false), 41_000), there), 7).bytes();

@@ -1,6 +1,8 @@
 //! np_uplink_in: published ports; np_uplink_out: what must not leave.
 
-use crate::{DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, host, into, ip, shapes, stays};
+use crate::{
+    DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, gateway, host, into, ip, shapes, stays,
+};
 use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
@@ -187,8 +189,17 @@ fn a_private_source_does_not_leave() -> Result<()> {
         let leak = Frame::new(container(7, v4), client(v4), L4::Raw(136)).bytes();
         let out = lab.run_repeated(UPLINK_OUT, [bridge, uplink], &leak, 1)?;
         assert_eq!((DROPPED, vec![(Reason::DropUntranslatable, 1)]), (out.action, out.counted));
+        let quoted = Frame::udp((client(v4), 53), (gateway(7, v4), 53)).quoted();
+        let (kind, code) = if v4 { (3, 3) } else { (1, 4) };
         for (what, first, frame) in [
             ("the host's own", 0, Frame::udp((host(v4), 53), (client(v4), 53))),
+            ("the host's from a bridge's address", 0, Frame::udp((gateway(7, v4), 53), (client(v4), 53))),
+            ("its echo", 0, Frame::new(gateway(7, v4), client(v4), L4::Echo { request: false, id: 7 })),
+            (
+                "its error",
+                0,
+                Frame { payload: quoted, ..Frame::new(gateway(7, v4), client(v4), L4::Error { kind, code }) },
+            ),
             ("translated", bridge, Frame::udp((host(v4), 53), (client(v4), 53))),
             ("from another interface", uplink, Frame::udp((container(7, v4), 53), (client(v4), 53))),
         ] {
