@@ -49,6 +49,7 @@ macro_rules! on_every_way {
 }
 
 mod chosen;
+mod differential;
 mod direct;
 mod edge;
 mod errors;

@@ -2,8 +2,8 @@
 //!
 //! Only calls that the kill has ended count: one that was faster this time is tried again, at another moment.
 
-use crate::mutated::Dice;
 use anyhow::{Context, Result, ensure};
+use kit::dice::Dice;
 use kit::host::wait_for;
 use kit::need;
 use kit::netavark::{Document, Netavark, Network, Rung};

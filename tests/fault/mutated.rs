@@ -3,6 +3,7 @@
 
 use crate::blame::{Change, differences, names_the_change, path};
 use anyhow::{Context, Result, ensure};
+use kit::dice::Dice;
 use kit::example::worked_example;
 use kit::host::at_once;
 use kit::need;
@@ -10,7 +11,6 @@ use kit::netavark::{Answer, Document, Netavark, Network, Shape};
 use kit::residue::{Residue, Snapshot};
 use kit::topology::{Container, Topology};
 use serde_json::{Value, json};
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,48 +19,9 @@ const DOCUMENTS: u64 = 10_000;
 /// A call that takes longer hangs; on a machine that others load fully, one has taken 14 s.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Numbers from a seed: `NETPATH_SEED`, else one that is told with every failure.
-pub struct Dice {
-    seed: u64,
-    state: Cell<u64>,
-}
-
-impl std::fmt::Display for Dice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "NETPATH_SEED={}", self.seed)
-    }
-}
-
-impl Dice {
-    pub fn new() -> Self {
-        Self::from(std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_701))
-    }
-
-    fn from(seed: u64) -> Self {
-        let dice = Self { seed, state: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) };
-        for _ in 0..8 {
-            dice.below(2);
-        }
-        dice
-    }
-
-    /// For one document of a run: no run with another seed has the same.
-    fn of_document(seed: u64, n: u64) -> Self {
-        Self::from(seed.wrapping_mul(1_000_000).wrapping_add(n))
-    }
-
-    pub fn below(&self, end: u64) -> u64 {
-        let mut s = self.state.get();
-        s ^= s << 13;
-        s ^= s >> 7;
-        s ^= s << 17;
-        self.state.set(s);
-        (s >> 16) % end
-    }
-
-    fn pick<'a, T>(&self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len() as u64) as usize]
-    }
+/// For one document of a run: no run with another seed has the same.
+fn of_document(seed: u64, n: u64) -> Dice {
+    Dice::of(seed.wrapping_mul(1_000_000).wrapping_add(n))
 }
 
 #[derive(Default)]
@@ -74,7 +35,7 @@ struct Tally {
 fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     need!(need::root(), need::netpath());
     let dice = Dice::new();
-    let seed = dice.seed;
+    let seed = dice.seed();
     let documents = crate::scaled(DOCUMENTS);
     let (tally, next) = (Tally::default(), AtomicU64::new(0));
     let wrong = Mutex::new(Vec::new());
@@ -90,7 +51,7 @@ fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
             if n >= documents || wrong.lock().unwrap_or_else(PoisonError::into_inner).len() >= 10 {
                 return worker.end();
             }
-            if let Err(e) = worker.one(&Dice::of_document(seed, n), &tally) {
+            if let Err(e) = worker.one(&of_document(seed, n), &tally) {
                 wrong.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{rung}, document {n}: {e:#}"));
                 worker.begin_again()?;
             }

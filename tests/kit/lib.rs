@@ -1,5 +1,6 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
+pub mod dice;
 pub mod echo;
 pub mod example;
 pub mod filter;

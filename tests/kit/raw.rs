@@ -2,6 +2,7 @@
 
 use crate::host::{Netns, SOON, wait_for};
 use crate::topology::Family;
+use crate::traffic::set_option;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -11,7 +12,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A socket for packets of one protocol; for [`libc::IPPROTO_RAW`] one that sends whole IP packets and hears nothing.
@@ -139,9 +140,17 @@ impl Probe {
     /// # Errors
     /// None is told in time.
     pub fn error_of(&self, bytes: usize) -> Result<Told> {
+        self.error_within(SOON, bytes)
+    }
+
+    /// The same with another patience.
+    ///
+    /// # Errors
+    /// As [`Probe::error_of`].
+    pub fn error_within(&self, patience: Duration, bytes: usize) -> Result<Told> {
         let data = vec![7; bytes];
         let mut sent = None;
-        wait_for("an ICMP error", SOON, || {
+        wait_for("an ICMP error", patience, || {
             if sent.is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(300)) {
                 // What was told last fails this call.
                 let _ = self.socket.send(&data);
@@ -209,12 +218,8 @@ pub fn connect_within(netns: &Netns, to: SocketAddr, hops: i32) -> Result<Errno>
     })
 }
 
-fn set_number(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> Result<()> {
-    let len = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the socket is open, and the value is as long as is said.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), len) };
-    ensure!(set == 0, "setsockopt {level}/{name}: {}", std::io::Error::last_os_error());
-    Ok(())
+fn set_number(socket: &impl AsFd, level: i32, name: i32, value: i32) -> Result<()> {
+    set_option(socket, level, name, &value.to_ne_bytes())
 }
 
 /// CRC32c (RFC 3720 §12.1), SCTP's checksum, in the order in which it is sent.

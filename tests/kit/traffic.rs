@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -251,6 +251,43 @@ pub fn exchange(stream: &mut TcpStream, data: &[u8]) -> Result<(String, SocketAd
     parse(&answer, data)
 }
 
+/// What a socket's packets have that those of most have not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Dress {
+    #[default]
+    Plain,
+    /// UDP without a checksum.
+    Unsummed,
+    /// An IPv4 header with options, an IPv6 header with destination options behind it; they say nothing.
+    Options,
+}
+
+impl Dress {
+    fn put_on(self, socket: &impl AsFd, v4: bool) -> Result<()> {
+        const UDP_NO_CHECK6_TX: i32 = 101;
+        match (self, v4) {
+            (Dress::Plain, _) => Ok(()),
+            (Dress::Unsummed, true) => set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, &1_i32.to_ne_bytes()),
+            (Dress::Unsummed, false) => set_option(socket, libc::IPPROTO_UDP, UDP_NO_CHECK6_TX, &1_i32.to_ne_bytes()),
+            // Four times "no operation" (RFC 791 section 3.1); a header with one PadN (RFC 8200 section 4.2).
+            (Dress::Options, true) => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1; 4]),
+            (Dress::Options, false) => {
+                set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0])
+            }
+        }
+    }
+}
+
+/// # Errors
+/// The kernel refuses it.
+pub fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
+    let (fd, len) = (socket.as_fd().as_raw_fd(), value.len() as libc::socklen_t);
+    // SAFETY: the socket is open, and the value is as long as is said.
+    let set = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) };
+    ensure!(set == 0, "setsockopt {level}/{name}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
 /// One dial: where to, and from where if not left to the kernel.
 #[derive(Clone, Debug)]
 pub struct Dial {
@@ -260,6 +297,7 @@ pub struct Dial {
     pub from: Option<SocketAddr>,
     /// UDP with connect() and send(), else sendto() and recvfrom().
     pub connected: bool,
+    pub dress: Dress,
     pub bytes: usize,
     pub patience: Duration,
 }
@@ -267,7 +305,7 @@ pub struct Dial {
 impl Dial {
     pub fn new(proto: Proto, ip: IpAddr, port: u16) -> Self {
         let to = SocketAddr::new(ip, port);
-        Self { proto, to, from: None, connected: true, bytes: 1_000, patience: SOON }
+        Self { proto, to, from: None, connected: true, dress: Dress::Plain, bytes: 1_000, patience: SOON }
     }
 
     #[must_use]
@@ -280,6 +318,13 @@ impl Dial {
     #[must_use]
     pub fn unconnected(mut self) -> Self {
         self.connected = false;
+        self
+    }
+
+    /// A stream that is dressed has to have a source.
+    #[must_use]
+    pub fn dressed(mut self, dress: Dress) -> Self {
+        self.dress = dress;
         self
     }
 
@@ -350,13 +395,13 @@ impl Dial {
         let family = if self.to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        self.dress.put_on(&fd, self.to.is_ipv4())?;
         // Also the patience of connect().
         let seconds = self.patience.as_secs() as i64;
         let patience = nix::sys::time::TimeVal::new(seconds, i64::from(self.patience.subsec_micros()));
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
-        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(from))
-            .with_context(|| format!("bind {from}"))?;
-        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(self.to)).context("connect")?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from)).with_context(|| format!("bind {from}"))?;
+        connect(fd.as_raw_fd(), &SockaddrStorage::from(self.to)).context("connect")?;
         Ok(TcpStream::from(fd))
     }
 
@@ -365,6 +410,7 @@ impl Dial {
         let from = self.from.unwrap_or(SocketAddr::new(any, 0));
         let socket = free(|| UdpSocket::bind(from)).with_context(|| format!("bind {from}"))?;
         socket.set_read_timeout(Some(self.patience))?;
+        self.dress.put_on(&socket, self.to.is_ipv4())?;
         let data = self.payload();
         let mut answer = vec![0; 65_536];
         let (len, peer) = if self.connected {

@@ -1,0 +1,147 @@
+//! The same random packets and connections through the programs and through netfilter's own translation: what is seen at
+//! both ends must be equal, but for what is decided otherwise (`decided.rs`).
+//!
+//! `NETPATH_SEED=N` repeats a run. Two hosts stand side by side, one on each rung, with the same addresses; each step is
+//! done on both. Steps of a round run at once, so that silence costs its time only once.
+
+mod decided;
+mod step;
+mod world;
+
+use crate::rig::{Path, Rig, Way, rig_on};
+use anyhow::{Result, ensure};
+use decided::DECIDED;
+use kit::dice::Dice;
+use kit::host::at_once;
+use kit::need;
+use kit::netavark::Rung;
+use kit::topology::Topology;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use step::{Outcome, Step};
+use world::World;
+
+const ROUNDS: u16 = 2;
+const STEPS: u16 = 150;
+
+/// What the programs see is what netfilter's own translation shows on a host of the same kind.
+fn netfilter(tracked: bool) -> Way {
+    Way { rung: Rung::Iptables, path: Path::Auto, tracked }
+}
+
+#[test]
+fn offload_is_seen_as_netfilter() -> Result<()> {
+    alike(Way { rung: Rung::Tcx, path: Path::Auto, tracked: false }, netfilter(false))
+}
+
+#[test]
+fn edge_is_seen_as_netfilter() -> Result<()> {
+    alike(Way { rung: Rung::Tcx, path: Path::Edge, tracked: true }, netfilter(true))
+}
+
+#[test]
+fn clsact_is_seen_as_netfilter() -> Result<()> {
+    need!(thorough());
+    alike(Way { rung: Rung::Clsact, path: Path::Auto, tracked: false }, netfilter(false))
+}
+
+/// Nothing but the rung tells the two hosts apart: without it there is no difference.
+#[test]
+fn netfilter_is_seen_as_itself() -> Result<()> {
+    need!(thorough());
+    alike(netfilter(false), netfilter(false))
+}
+
+fn thorough() -> need::Need {
+    if need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
+}
+
+fn alike(way: Way, other: Way) -> Result<()> {
+    need!(need::rung(way.rung), need::rung(other.rung), way.need(), need::netpath());
+    let dice = Dice::new();
+    let seeds = if need::is_full() { 20 } else { 1 };
+    rig_on(Topology::with_far(), way, |one| {
+        let here = World::new(one, way)?;
+        rig_on(Topology::with_far(), other, |another| {
+            let there = World::new(another, other)?;
+            let mut tally = Tally::default();
+            for seed in dice.seed()..dice.seed() + seeds {
+                compare(one, [&here, &there], &Dice::of(seed), &mut tally)?;
+            }
+            tally.tell(&format!("{way:?} beside {other:?}, {dice}, {seeds} seeds"));
+            tally.is_worth_it(one);
+            Ok(there.end())
+        })?;
+        Ok(here.end())
+    })
+}
+
+/// What a run has shown.
+#[derive(Default)]
+struct Tally {
+    steps: usize,
+    outcomes: BTreeMap<&'static str, usize>,
+    decided: usize,
+}
+
+impl Tally {
+    fn tell(&self, what: &str) {
+        let Self { steps, outcomes, decided } = self;
+        need::say(&format!("{what}: {steps} steps, {outcomes:?}; {decided} differ, as decided"));
+    }
+
+    /// A run in which nothing was answered, or nothing refused, would prove nothing.
+    fn is_worth_it(&self, rig: &Rig<'_>) {
+        for kind in ["answered", "refused", "silent", "told"] {
+            let seen = self.outcomes.get(kind).copied().unwrap_or(0);
+            rig.note(seen * 40 > self.steps, || format!("{seen} of {} steps were {kind}", self.steps));
+        }
+    }
+}
+
+fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], dice: &Dice, tally: &mut Tally) -> Result<()> {
+    let mut n = 0;
+    for round in 0..ROUNDS {
+        let mut steps: Vec<Step> = Vec::new();
+        if round == 0 {
+            steps.extend(DECIDED.iter().map(|d| d.witness));
+        }
+        steps.extend((0..STEPS).map(|_| Step::roll(dice)));
+        // Each has a source port of its own, so that none meets what another has left.
+        for step in &mut steps {
+            n += 1;
+            step.n = n;
+        }
+        let seen = done(worlds, &steps)?;
+        for (at, (step, [programs, netfilter])) in steps.iter().zip(&seen).enumerate() {
+            tally.steps += 1;
+            *tally.outcomes.entry(programs.kind()).or_default() += 1;
+            let tellable = worlds[0].is_ebpf != worlds[1].is_ebpf;
+            let mut known = DECIDED.iter().filter(|d| tellable && (d.concerns)(step, worlds[1]));
+            let is_witness = round == 0 && at < DECIDED.len() && known.clone().next().is_some();
+            let so = match programs == netfilter {
+                true => !is_witness,
+                false => known.any(|d| (d.holds)(step, programs, netfilter)),
+            };
+            tally.decided += usize::from(so && programs != netfilter);
+            rig.note(so, || format!("{dice} {step:?}\n    programs:  {programs:?}\n    netfilter: {netfilter:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// All steps in both worlds at once.
+fn done(worlds: [&World<'_>; 2], steps: &[Step]) -> Result<Vec<[Outcome; 2]>> {
+    let places: Vec<(usize, usize)> = (0..steps.len()).flat_map(|s| [(s, 0), (s, 1)]).collect();
+    let seen = Mutex::new(BTreeMap::new());
+    at_once(places.len(), &places, |&(step, world)| {
+        let outcome = steps[step].take(worlds[world]);
+        seen.lock().unwrap_or_else(PoisonError::into_inner).insert((step, world), outcome);
+        Ok(())
+    })?;
+    let mut seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let all: BTreeSet<usize> = seen.keys().map(|(s, _)| *s).collect();
+    ensure!(all.len() == steps.len(), "a step has no outcome");
+    let mut of = |s, w| seen.remove(&(s, w)).unwrap_or(Outcome::Silent);
+    Ok((0..steps.len()).map(|s| [of(s, 0), of(s, 1)]).collect())
+}

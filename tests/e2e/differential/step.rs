@@ -1,0 +1,330 @@
+//! One packet or connection, chosen by chance, and what those at its ends see of it.
+
+use super::world::{Inside, World};
+use anyhow::{Error, Result, ensure};
+use kit::dice::Dice;
+use kit::echo::Pinger;
+use kit::host::Netns;
+use kit::packet::{ACK, FIN, Frame, L4, RST, SYN};
+use kit::raw::{Probe, Raw};
+use kit::topology::Family;
+use kit::traffic::{Dial, Dress, Proto};
+use nix::errno::Errno;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+/// What silence costs. Whoever answers does it at once; all steps of a round share two processors.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum From {
+    Client,
+    /// An address behind the client.
+    Outside,
+    Far,
+    Host,
+    In(Inside),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum To {
+    Host,
+    HostSecond,
+    HostFar,
+    Localhost,
+    Gateway(u8),
+    In(Inside),
+    Client,
+    Outside,
+    Far,
+    /// Behind the client, and nobody's.
+    Nobody,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    Tcp(Dress),
+    Udp(Dress),
+    /// Not connected.
+    Sendto(Dress),
+    Echo,
+    /// A datagram at its last hop.
+    Aged,
+    /// A TCP packet of no connection, with these flags.
+    Flags(u8),
+    /// A protocol that nobody listens to.
+    Other(u8),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub n: u16,
+    pub from: From,
+    pub family: Family,
+    pub what: What,
+    pub to: To,
+    pub port: u16,
+    pub bytes: usize,
+    /// To its own address; else only to a port.
+    pub bound: bool,
+}
+
+/// What was seen at both ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Answered {
+        server: String,
+        /// As the server saw it.
+        client: IpAddr,
+        keeps_port: bool,
+        /// As the client's socket says it.
+        own: IpAddr,
+        /// Who the answer came from is who was asked.
+        by_the_asked: bool,
+    },
+    Echoed,
+    /// A packet that came back to one of no connection.
+    Heard {
+        from: IpAddr,
+        flags: u8,
+    },
+    /// An ICMP error, by what it is and who says so.
+    Told {
+        from: IpAddr,
+        kind: u8,
+        code: u8,
+    },
+    Refused,
+    Unreachable(Errno),
+    Silent,
+    Failed(String),
+}
+
+impl Outcome {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Answered { .. } | Self::Echoed => "answered",
+            Self::Heard { .. } | Self::Refused => "refused",
+            Self::Told { .. } | Self::Unreachable(_) => "told",
+            Self::Silent => "silent",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl From {
+    const ALL: [Self; 8] = [
+        Self::Client,
+        Self::Outside,
+        Self::Far,
+        Self::Host,
+        Self::In(Inside::Web),
+        Self::In(Inside::App),
+        Self::In(Inside::Other),
+        Self::In(Inside::Listed),
+    ];
+
+    fn netns<'w>(self, world: &'w World<'_>) -> &'w Netns {
+        match self {
+            Self::Client | Self::Outside => &world.topology.client,
+            Self::Far => world.topology.far(),
+            Self::Host => &world.topology.host,
+            Self::In(who) => world.container(who),
+        }
+    }
+
+    fn address(self, family: Family) -> IpAddr {
+        match self {
+            Self::Client => family.client(),
+            Self::Outside => family.outside(),
+            Self::Far => family.far(),
+            Self::Host => family.host(),
+            Self::In(who) => who.address(family),
+        }
+    }
+}
+
+impl To {
+    pub fn address(self, family: Family) -> IpAddr {
+        match self {
+            Self::Host => family.host(),
+            Self::HostSecond => family.host_second(),
+            Self::HostFar => family.host_far(),
+            Self::Localhost => family.localhost(),
+            Self::Gateway(n) => family.gateway(n),
+            Self::In(who) => who.address(family),
+            Self::Client => family.client(),
+            Self::Outside => family.outside(),
+            Self::Far => family.far(),
+            Self::Nobody if family == Family::V4 => Ipv4Addr::new(203, 0, 113, 99).into(),
+            Self::Nobody => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x99).into(),
+        }
+    }
+
+    /// One of the host's own.
+    pub fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::HostSecond | Self::HostFar | Self::Localhost | Self::Gateway(_))
+    }
+}
+
+impl Step {
+    pub const PLAIN: Self = Self {
+        n: 0,
+        from: From::Client,
+        family: Family::V4,
+        what: What::Tcp(Dress::Plain),
+        to: To::Host,
+        port: 8080,
+        bytes: 100,
+        bound: false,
+    };
+
+    pub fn roll(dice: &Dice) -> Self {
+        let from = *dice.pick(&From::ALL);
+        let family = *dice.pick(&Family::BOTH);
+        let what = match dice.below(20) {
+            0..=5 => What::Tcp(*dice.pick(&[Dress::Plain, Dress::Plain, Dress::Options])),
+            6..=9 => What::Udp(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+            10..=12 => What::Sendto(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+            13..=14 => What::Echo,
+            15 => What::Aged,
+            16..=17 => What::Flags(*dice.pick(&[SYN, ACK, SYN | ACK, RST, FIN | ACK])),
+            // Nobody's, and of each sender another: a protocol without ports has one flow to an end at a time.
+            _ => What::Other(150 + From::ALL.iter().position(|f| *f == from).unwrap_or(0) as u8),
+        };
+        let inside = To::In(*dice.pick(&Inside::ALL));
+        let hosts = [To::Host, To::HostSecond, To::HostFar, To::Gateway(7), To::Gateway(8), To::Localhost];
+        let others = [To::Client, To::Outside, To::Far, To::Nobody, inside, inside];
+        let to = if dice.below(5) < 3 { *dice.pick(&hosts) } else { *dice.pick(&others) };
+        let port = match to {
+            To::Client | To::Far if dice.below(4) > 0 => 9000,
+            To::Outside if dice.below(4) > 0 => 9001,
+            To::In(_) if dice.below(3) > 0 => *dice.pick(&[80, 1443, 8080]),
+            _ => *dice.pick(&[8080, 8080, 8080, 8181, 8282, 8443, 8445, 8444, 8447, 9090, 6060, 7000, 7777, 80, 5999]),
+        };
+        let bytes = match dice.below(4) {
+            0 => dice.below(64),
+            1 => dice.below(1_400),
+            2 => 1_400 + dice.below(200),
+            _ => dice.below(9_000),
+        };
+        // A ping socket and raw ones have no port, and what is not bound has the address of the way.
+        let bound = from == From::Outside || dice.below(4) == 0;
+        let step = Self { from, family, what, to, port, bytes: bytes as usize, bound, ..Self::PLAIN };
+        if step.is_meant() { step } else { Self::roll(dice) }
+    }
+
+    /// Others say nothing about the host, or hang on moments: a container asks who has an address of its own network for
+    /// three seconds.
+    fn is_meant(&self) -> bool {
+        let raw = matches!(self.what, What::Flags(_) | What::Other(_) | What::Echo | What::Aged);
+        let alone = self.to == To::Localhost && self.from != From::Host;
+        let pretends = raw && (self.from == From::Outside || self.to == To::Localhost);
+        let own = self.from.address(self.family) == self.to.address(self.family);
+        // Its own address is no source towards localhost.
+        let impossible = self.bound && self.to == To::Localhost;
+        !alone && !pretends && !own && !impossible
+    }
+
+    fn sport(&self) -> u16 {
+        20_000 + self.n
+    }
+
+    /// Does it, and tells what was seen.
+    pub fn take(&self, world: &World<'_>) -> Outcome {
+        let netns = self.from.netns(world);
+        let to = SocketAddr::new(self.to.address(self.family), self.port);
+        let seen = match self.what {
+            What::Tcp(dress) => self.ask(netns, Dial::new(Proto::Tcp, to.ip(), to.port()).dressed(dress)),
+            What::Udp(dress) => self.ask(netns, Dial::new(Proto::Udp, to.ip(), to.port()).dressed(dress)),
+            What::Sendto(dress) => {
+                self.ask(netns, Dial::new(Proto::Udp, to.ip(), to.port()).unconnected().dressed(dress))
+            }
+            What::Echo => self.send_echo(netns, to.ip()),
+            What::Aged => self.send_aged(netns, to),
+            What::Flags(flags) => self.send_flags(netns, to, flags),
+            What::Other(protocol) => self.send_other(netns, to.ip(), protocol),
+        };
+        seen.unwrap_or_else(|e| failure(&e))
+    }
+
+    /// Twice: the second meets what the first has left.
+    fn ask(&self, netns: &Netns, dial: Dial) -> Result<Outcome> {
+        let any = if self.family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let source = if self.bound { self.from.address(self.family) } else { any };
+        let dial = dial.from(source, self.sport()).bytes(self.bytes).patience(PATIENCE);
+        let once = || -> Result<Outcome> {
+            let seen = dial.ask(netns)?;
+            Ok(Outcome::Answered {
+                server: seen.server,
+                client: seen.client.ip(),
+                keeps_port: seen.client.port() == self.sport(),
+                own: seen.own.ip(),
+                by_the_asked: seen.peer == dial.to,
+            })
+        };
+        let first = once()?;
+        // A TCP socket leaves its port behind for a while.
+        if dial.proto == Proto::Udp {
+            let second = once().unwrap_or_else(|e| failure(&e));
+            ensure!(first == second, "the second time another outcome than {first:?}: {second:?}");
+        }
+        Ok(first)
+    }
+
+    fn send_echo(&self, netns: &Netns, to: IpAddr) -> Result<Outcome> {
+        let pinger = Pinger::new(netns, self.family, self.sport())?;
+        pinger.ping_within(PATIENCE, to, 1, self.bytes).map(|()| Outcome::Echoed)
+    }
+
+    fn send_aged(&self, netns: &Netns, to: SocketAddr) -> Result<Outcome> {
+        let told = Probe::new(netns, to)?.hops(1)?.error_within(PATIENCE, self.bytes.min(1_000))?;
+        Ok(Outcome::Told { from: told.offender, kind: told.errno as u8, code: 0 })
+    }
+
+    fn send_flags(&self, netns: &Netns, to: SocketAddr, flags: u8) -> Result<Outcome> {
+        let frame = Frame::tcp((self.from.address(self.family), self.sport()), (to.ip(), to.port()), flags);
+        let frame = Frame { payload: Vec::new(), ..frame };
+        let ear = Raw::new(netns, self.family, libc::IPPROTO_TCP)?;
+        Raw::new(netns, self.family, libc::IPPROTO_RAW)?.send(to.ip(), &frame.quoted())?;
+        let ports = [to.port().to_be_bytes(), self.sport().to_be_bytes()].concat();
+        let (from, answer) = ear.receive(PATIENCE, |b| b.len() >= 20 && b[..4] == ports[..])?;
+        Ok(Outcome::Heard { from, flags: answer[13] })
+    }
+
+    fn send_other(&self, netns: &Netns, to: IpAddr, protocol: u8) -> Result<Outcome> {
+        let v4 = self.family == Family::V4;
+        let ear = Raw::new(netns, self.family, if v4 { libc::IPPROTO_ICMP } else { libc::IPPROTO_ICMPV6 })?;
+        let mark = [b"step".as_slice(), &self.n.to_be_bytes(), &[protocol; 2]].concat();
+        let frame =
+            Frame { payload: mark.clone(), ..Frame::new(self.from.address(self.family), to, L4::Raw(protocol)) };
+        Raw::new(netns, self.family, libc::IPPROTO_RAW)?.send(to, &frame.quoted())?;
+        // Behind the error's header and the network header that it quotes.
+        let at = 8 + if v4 { 20 } else { 40 };
+        let (from, error) = ear.receive(PATIENCE, |b| b.len() >= at + 8 && b[at..at + 8] == mark[..])?;
+        Ok(Outcome::Told { from, kind: error[0], code: error[1] })
+    }
+}
+
+/// An error of a socket, by what it means to who meets it.
+fn failure(error: &Error) -> Outcome {
+    let raw = error.chain().find_map(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let told = io.and_then(std::io::Error::raw_os_error).map(Errno::from_raw);
+        let silent = io.is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut).then_some(Errno::ETIMEDOUT);
+        told.or(silent).or_else(|| cause.downcast_ref::<Errno>().copied())
+    });
+    let waited = error.chain().any(|c| {
+        let text = c.to_string();
+        text.contains("nothing heard within") || text.contains("not so after")
+    });
+    match raw {
+        Some(Errno::ECONNREFUSED) => Outcome::Refused,
+        Some(Errno::EAGAIN | Errno::ETIMEDOUT | Errno::EINPROGRESS) => Outcome::Silent,
+        Some(errno @ (Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES | Errno::EPROTO)) => {
+            Outcome::Unreachable(errno)
+        }
+        None if waited => Outcome::Silent,
+        _ => Outcome::Failed(format!("{error:#}")),
+    }
+}
