@@ -51,6 +51,25 @@ mod tests {
         Tuple { src, dst, sport: Be16::new(sport), dport: Be16::new(dport) }
     }
 
+    /// A tuple, and its addresses one after the other.
+    type Ends<F> = (Tuple<F>, Vec<u8>);
+
+    fn translated<F: Family>(old: Ends<F>, new: Ends<F>, payload: &[u8], outer: [u8; 8]) -> Result<(), TestCaseError> {
+        let bytes = |(t, addresses): &Ends<F>, check: [u8; 2]| {
+            [addresses.as_slice(), &t.sport.0, &t.dport.0, &check, &[0, 17], payload].concat()
+        };
+        let (before, after) = (full(&bytes(&old, [0; 2])), full(&bytes(&new, [0; 2])));
+        let ports = u64::from(!old.0.ports()) + u64::from(new.0.ports());
+        let difference = u64::from(old.0.address_difference(&new.0)) + ports;
+        let changed = replaced(before, difference);
+        prop_assert_eq!(after, changed);
+        // An error quotes ports, sum and addresses: a word more that changes.
+        let error = |ends: &Ends<F>, check| full(&[outer.as_slice(), &bytes(ends, check)].concat());
+        let sums = u64::from(!u16::from_ne_bytes(before)) + u64::from(u16::from_ne_bytes(changed));
+        prop_assert_eq!(error(&new, changed), replaced(error(&old, before), difference + sums));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn a_changed_v4_header_has_the_checksum_of_one_computed_anew(
@@ -80,6 +99,20 @@ mod tests {
                 full(&bytes(&src, &dst)),
                 replaced(full(&bytes(&old_src, &old_dst)), u64::from(difference))
             );
+        }
+
+        /// Transport header and payload behind the pseudo-header, as TCP, UDP and ICMPv6 are summed; and the same quoted in
+        /// an ICMP error, whose own sum follows each change.
+        #[test]
+        fn a_translated_packet_has_the_checksums_of_one_computed_anew(
+            old4: ([u8; 4], [u8; 4], u16, u16), new4: ([u8; 4], [u8; 4], u16, u16),
+            old6: ([u8; 16], [u8; 16], u16, u16), new6: ([u8; 16], [u8; 16], u16, u16),
+            payload in proptest::collection::vec(any::<u8>(), 0..200), outer in any::<[u8; 8]>()
+        ) {
+            let of4 = |t: ([u8; 4], [u8; 4], u16, u16)| (tuple::<Ipv4>(t.0, t.1, t.2, t.3), [t.0, t.1].concat());
+            let of6 = |t: ([u8; 16], [u8; 16], u16, u16)| (tuple::<Ipv6>(t.0, t.1, t.2, t.3), [t.0, t.1].concat());
+            translated(of4(old4), of4(new4), &payload, outer)?;
+            translated(of6(old6), of6(new6), &payload, outer)?;
         }
 
         #[test]

@@ -96,33 +96,78 @@ pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
 mod tests {
     use super::*;
     use crate::addr::Be16;
-    use crate::family::Ipv4;
-    use crate::layout::{PROTO_UDP, SIDE_BRIDGE, SIDE_UPLINK};
+    use crate::family::{Ipv4, Ipv6};
+    use crate::layout::{
+        PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK,
+    };
     use proptest::prelude::*;
 
     fn tuple(a: ([u8; 4], [u8; 4], u16, u16)) -> Tuple<Ipv4> {
-        Tuple { src: a.0, dst: a.1, sport: Be16::new(a.2), dport: Be16::new(a.3) }
+        ends(a)
+    }
+
+    fn ends<F: Family>((src, dst, sport, dport): (F::Addr, F::Addr, u16, u16)) -> Tuple<F> {
+        Tuple { src, dst, sport: Be16::new(sport), dport: Be16::new(dport) }
+    }
+
+    /// Echo has one identifier in both ports.
+    fn ends_of<F: Family>(proto: u8, (src, dst, sport, dport): (F::Addr, F::Addr, u16, u16)) -> Tuple<F> {
+        ends((src, dst, sport, if proto == F::ICMP { sport } else { dport }))
+    }
+
+    fn there_and_back<F: Family>(proto: u8, from: Tuple<F>, to: Tuple<F>, sides: (u8, u8)) -> Result<(), TestCaseError>
+    where
+        F::Key: PartialEq + core::fmt::Debug,
+    {
+        let plan = Plan {
+            from,
+            side: sides.0,
+            to,
+            twin_side: sides.1,
+            proto,
+            origin: 1,
+            traffic: 0,
+            there: Way::default(),
+            back: Way::default(),
+        };
+        let (there, back) = (plan.flow(7), plan.twin(7));
+        prop_assert_eq!(plan.to, F::translated(&there));
+        // The answer is the translated packet turned round; it is found under the twin's key …
+        prop_assert_eq!(plan.twin_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
+        // … and becomes the first packet turned round.
+        prop_assert_eq!(plan.from.reversed(), F::translated(&back));
+        // Each half leads to the other.
+        prop_assert_eq!(plan.twin_key(), other_key::<F>(&there, proto));
+        prop_assert_eq!(plan.key(), other_key::<F>(&back, proto));
+        prop_assert!(plan.owns(&back));
+        Ok(())
+    }
+
+    /// Protocols by whether they have ports; 47 has none.
+    fn protocol() -> impl Strategy<Value = u8> {
+        prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP), Just(PROTO_SCTP), Just(PROTO_ICMP), Just(PROTO_ICMPV6), Just(47)]
     }
 
     proptest! {
         #[test]
         fn a_packet_translated_and_answered_comes_back_as_the_answer_to_itself(
-            from: ([u8; 4], [u8; 4], u16, u16), to: ([u8; 4], [u8; 4], u16, u16)
+            proto in protocol(), sides in (0..=SIDE_EGRESS, 0..=SIDE_EGRESS),
+            from4: ([u8; 4], [u8; 4], u16, u16), to4: ([u8; 4], [u8; 4], u16, u16),
+            from6: ([u8; 16], [u8; 16], u16, u16), to6: ([u8; 16], [u8; 16], u16, u16)
         ) {
-            let plan = Plan {
-                from: tuple(from), side: SIDE_UPLINK, to: tuple(to), twin_side: SIDE_BRIDGE, proto: PROTO_UDP, origin: 1, traffic: 0,
-                there: Way::default(), back: Way::default(),
-            };
-            let (there, back) = (plan.flow(7), plan.twin(7));
-            prop_assert_eq!(plan.to, Ipv4::translated(&there));
-            // The answer is the translated packet turned round; it is found under the twin's key …
-            prop_assert_eq!(plan.twin_key(), Ipv4::key(&Ipv4::translated(&there).reversed(), PROTO_UDP, SIDE_BRIDGE));
-            // … and becomes the first packet turned round.
-            prop_assert_eq!(plan.from.reversed(), Ipv4::translated(&back));
-            // Each half leads to the other.
-            prop_assert_eq!(plan.twin_key(), other_key::<Ipv4>(&there, PROTO_UDP));
-            prop_assert_eq!(plan.key(), other_key::<Ipv4>(&back, PROTO_UDP));
-            prop_assert!(plan.owns(&back));
+            there_and_back::<Ipv4>(proto, ends_of(proto, from4), ends_of(proto, to4), sides)?;
+            there_and_back::<Ipv6>(proto, ends_of(proto, from6), ends_of(proto, to6), sides)?;
+        }
+
+        #[test]
+        fn another_source_port_is_all_that_a_search_changes(
+            proto in protocol(), port: u16, from: ([u8; 16], [u8; 16], u16, u16)
+        ) {
+            let tuple: Tuple<Ipv6> = ends_of(proto, from);
+            let moved = tuple.from_port(proto, Be16::new(port));
+            prop_assert_eq!(Be16::new(port), moved.sport);
+            prop_assert_eq!(tuple, moved.from_port(proto, tuple.sport), "and back");
+            prop_assert_eq!(if proto == PROTO_ICMPV6 { moved.sport } else { tuple.dport }, moved.dport);
         }
     }
 

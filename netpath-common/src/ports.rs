@@ -30,7 +30,35 @@ mod tests {
         assert_eq!(40_000, candidate(40_000, 61_000, 65_535, 7, 0));
     }
 
+    /// As programs search: the first that nobody has.
+    fn found(own: u16, range: (u16, u16), random: u32, is_taken: impl Fn(u16) -> bool) -> Option<u16> {
+        (0..PORT_TRIES).map(|i| candidate(own, range.0, range.1, random, i)).find(|port| !is_taken(*port))
+    }
+
     proptest! {
+        #[test]
+        fn a_taken_port_is_never_found_and_a_free_one_always_where_all_are_tried(
+            own: u16, min in 1_024u16..65_000, span in 1..PORT_TRIES as u16, random: u32, taken: u32, takes_own: bool
+        ) {
+            let max = min + (span - 1);
+            let is_taken = |port: u16| match port {
+                p if (min..=max).contains(&p) => taken & 1 << (p - min) != 0,
+                _ => takes_own,
+            };
+            let any_free = !is_taken(own) || (min..=max).any(|p| !is_taken(p));
+            let found = found(own, (min, max), random, is_taken);
+            prop_assert_eq!(any_free, found.is_some());
+            prop_assert!(found.is_none_or(|p| !is_taken(p)));
+            prop_assert!(is_taken(own) || found == Some(own), "its own was free");
+        }
+
+        #[test]
+        fn in_a_large_range_what_is_found_is_free(own: u16, random: u32, modulus in 2u16..40, rest in 0u16..40) {
+            let is_taken = |port: u16| port % modulus == rest % modulus;
+            let found = found(own, (61_000, 65_535), random, is_taken);
+            prop_assert!(found.is_some_and(|p| !is_taken(p)), "one of {} is taken, {:?} was found", modulus, found);
+        }
+
         #[test]
         fn every_other_port_is_drawn_from_the_range(
             own: u16, a: u16, b: u16, random: u32, i in 1..PORT_TRIES

@@ -282,7 +282,7 @@ fn octets(a: IpAddr) -> Vec<u8> {
 }
 
 /// RFC 1071 §4.1, by the book.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));

@@ -6,6 +6,7 @@ mod cost;
 mod edge;
 mod errors;
 mod fragments;
+mod identity;
 mod lo;
 mod noise;
 mod policy;

@@ -3,43 +3,52 @@
 
 use crate::{DROPPED, REDIRECTED, STACK, XDP_DROPPED, XDP_PASSED, XDP_REDIRECTED, at_host, client, host, outside};
 use anyhow::Result;
+use kit::dice::Dice;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::ENDPOINT_XDP;
-use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, XDP_IN};
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::reason::Reason;
 
-/// xorshift64* (Vigna 2016): the same noise from the same seed.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
+/// What is wrong with the checksums of a frame: 0 for a sum that is right. A translation neither makes a sum right that was
+/// wrong nor the other way round, so it leaves this as it is. None for what has no sum at a known place.
+fn faults(frame: &[u8]) -> [Option<u16>; 2] {
+    let v4 = frame[12] == 8;
+    let at16 = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+    let (header, l4, proto, end, addresses) = match v4 {
+        true => {
+            let l4 = 14 + usize::from(frame[14] & 0xf) * 4;
+            // Pieces behind the first have no transport header.
+            let proto = if at16(20) & 0x1fff == 0 { frame[23] } else { 255 };
+            (frame.get(14..l4), l4, proto, 14 + at16(16), &frame[26..34])
+        }
+        false => (None, 54, frame[20], 54 + at16(18), &frame[22..54]),
+    };
+    let transport = frame.get(l4..end.min(frame.len()));
+    let pseudo = if v4 && proto == 1 { &[][..] } else { addresses };
+    let sum = match (proto, transport) {
+        (6 | 58, Some(t)) | (1, Some(t)) if v4 || proto != 1 => Some(kit::packet::checksum(&[pseudo, t].concat())),
+        (17, Some(t)) if t.len() >= 8 && t[6..8] != [0; 2] => Some(kit::packet::checksum(&[pseudo, t].concat())),
+        _ => None,
+    };
+    // Zero has two forms in one's complement.
+    [header.map(kit::packet::checksum), sum].map(|s| s.map(|s| if s == 0xffff { 0 } else { s }))
 }
 
 #[test]
 fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
-    let seed = std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_261_121);
-    kit::need::say(&format!("NETPATH_SEED={seed}"));
-    let mut noise = Noise(seed);
-    let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN, XDP_IN];
+    let dice = Dice::new();
+    kit::need::say(&dice.to_string());
+    let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN, VETH_IN, XDP_IN];
     let mut lab = Lab::new(&programs)?;
     lab.set_endpoints(ENDPOINT_XDP)?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
-    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
     let (mut rewritten, mut redirected) = (0, 0);
     for round in 0..20_000 {
         let v4 = round % 2 == 0;
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 40_000));
-        let base = match noise.below(6) {
+        let base = match dice.below(6) {
             0 => at_host(Frame::tcp(from, to, SYN)),
             1 => at_host(Frame::udp(from, to)),
             2 => Frame::tcp(web, (outside(v4), 80), ACK).macs(BRIDGE_MAC, WEB_MAC),
@@ -53,19 +62,20 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
         };
         let mut bytes = base.bytes();
         // A few bytes of a packet that is right, or nothing of it behind the Ethernet header.
-        if noise.below(4) == 0 {
-            bytes[14..].iter_mut().for_each(|b| *b = noise.next() as u8);
+        if dice.below(4) == 0 {
+            bytes[14..].iter_mut().for_each(|b| *b = dice.below(256) as u8);
         } else {
-            for _ in 0..=noise.below(6) {
-                let at = 14 + noise.below(bytes.len() - 14);
-                bytes[at] = noise.next() as u8;
+            for _ in 0..=dice.below(6) {
+                let at = 14 + dice.below(bytes.len() as u64 - 14) as usize;
+                bytes[at] = dice.below(256) as u8;
             }
         }
-        let program = programs[noise.below(programs.len())];
+        let program = *dice.pick(&programs);
         let at = match program {
             BRIDGE_IN => [0, bridge],
             UPLINK_OUT => [bridge, uplink],
             LO_IN => [0, 1],
+            VETH_IN => [0, veth],
             _ => [0, uplink],
         };
         let out = lab.run_repeated(program, at, &bytes, 1)?;
@@ -94,7 +104,11 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
         if translated {
             rewritten += 1;
             assert_eq!(bytes.len(), out.packet.len(), "{program}: {bytes:02x?}");
+            let what = format!("{dice} {program} made {:02x?} of {bytes:02x?}", out.packet);
+            assert_eq!(faults(&bytes), faults(&out.packet), "the checksums; {what}");
         } else {
+            let known = out.action == STACK || out.action == DROPPED && out.counted.len() == 1;
+            assert!(known, "{program}: neither left alone nor dropped for a reason that is counted: {out:?}");
             assert_eq!(bytes, out.packet, "{program} changed what it did not translate ({out:?})");
         }
     }
