@@ -55,7 +55,11 @@ fn read_quoted<F: Wire>(ctx: &TcContext) -> u32 {
         return 0;
     }
     let l4 = quoted.ip.l4;
-    // Eight bytes of the transport header at least (RFC 792): ports and UDP's checksum, or echo's identifier.
+    // Eight bytes of the transport header at least (RFC 792): ports and UDP's checksum, or echo's identifier. What lies behind
+    // the error's own end is padding.
+    if l4 + 8 > packet.l3 + packet.ip.len as usize {
+        return 0;
+    }
     let tuple = &mut quoted.tuple;
     match quoted.ip.proto {
         PROTO_TCP | PROTO_UDP | PROTO_SCTP => {

@@ -178,6 +178,11 @@ fn an_error_cut_anywhere_is_left_alone() -> Result<()> {
         lab.run(UPLINK_IN, uplink, &at_host(Frame::udp(from, to)).bytes())?;
         let told = error(router(v4), host(v4), kinds(v4)[0], Frame::udp(to, from).quoted());
         cut_everywhere(&mut lab, "an error", (UPLINK_IN, uplink), &told)?;
+        // The frame goes on behind the packet's end, as short ones do.
+        let mut short = at_host(told).bytes();
+        let (len, at) = if v4 { (20 + 8 + 20 + 4, 16) } else { (8 + 40 + 4, 18) };
+        short[at..at + 2].copy_from_slice(&u16::to_be_bytes(len));
+        stays(&mut lab, "less than it has to quote", (UPLINK_IN, uplink), &short, STACK, Reason::NotOurs)?;
     }
     Ok(())
 }
