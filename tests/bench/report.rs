@@ -60,7 +60,7 @@ fn ratios(plan: &Plan, results: &Results, base: &str) -> String {
 }
 
 fn bars(plan: &Plan, results: &Results) -> String {
-    let judged: Vec<&Variant> = plan.variants.iter().copied().filter(|v| v.is_netpath()).collect();
+    let judged: Vec<&Variant> = plan.variants.iter().copied().filter(|v| v.is_judged()).collect();
     let head: Vec<String> = ["aim", ""].into_iter().chain(judged.iter().map(|v| v.title)).map(str::to_owned).collect();
     let rows = BARS.iter().map(|bar| {
         let cell = |variant: &&Variant| {
@@ -109,7 +109,7 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
         text += "\nTime per packet by BPF_PROG_TEST_RUN, the 35 to 40 ns of an empty program included:\n\n";
         text += &render(&["program".to_owned(), "ns".to_owned()], &rows);
     }
-    if plan.variants.iter().any(|v| v.is_netpath()) {
+    if plan.variants.iter().any(|v| v.is_judged()) {
         text += "\nThe aims:\n\n";
         text += &bars(plan, results);
     }
@@ -138,7 +138,7 @@ pub fn json(plan: &Plan, results: &Results, machine: &Machine) -> Value {
             "less_is_better": figure.better == Better::Less, "variants": variants,
         })
     });
-    let aims = plan.variants.iter().filter(|v| v.is_netpath()).flat_map(|v| {
+    let aims = plan.variants.iter().filter(|v| v.is_judged()).flat_map(|v| {
         BARS.iter().filter_map(|bar| {
             let value = bar.measured(results, v)?;
             Some(json!({"what": bar.what, "variant": v.key, "aim": bar.aim(), "measured": value, "met": bar.is_met(value)}))

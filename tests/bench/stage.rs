@@ -129,6 +129,9 @@ impl Stage {
     /// What could not be made, or a way that does not answer.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
         let topology = topology()?;
+        if variant.is_as_over_a_wire() {
+            topology.client.complete_checksums("eth0")?;
+        }
         let container = topology.container("web")?;
         let up = match &variant.kind {
             Kind::Direct => None,

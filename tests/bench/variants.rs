@@ -43,20 +43,25 @@ pub const DIRECT: &str = "direct";
 /// What netpath is compared with.
 pub const PEER: &str = "netavark-nft";
 
+const TCX: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")];
+const XDP: (&str, &str) = ("netpath.xdp", "on");
+
 /// A new one is a line here: another path through the host is netpath with another network option.
 pub const ALL: &[Variant] = &[
     Variant { key: DIRECT, title: "direct", kind: Kind::Direct },
     Variant { key: "routed", title: "routed", kind: Kind::Routed },
-    backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")]),
-    backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")]),
-    backend("netpath-tcx", "netpath ebpf tcx", Program::Netpath, &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")]),
+    backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")], &[]),
+    backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")], &[]),
+    backend("netpath-tcx", "netpath ebpf tcx", Program::Netpath, TCX, &[]),
+    backend("netpath-xdp", "netpath ebpf xdp", Program::Netpath, TCX, &[XDP]),
     backend(
         "netpath-clsact",
         "netpath ebpf clsact",
         Program::Netpath,
         &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
+        &[],
     ),
-    backend("netpath-iptables", "netpath iptables", Program::Netpath, &[("NETPATH_DATAPATH", "iptables")]),
+    backend("netpath-iptables", "netpath iptables", Program::Netpath, &[("NETPATH_DATAPATH", "iptables")], &[]),
 ];
 
 const fn backend(
@@ -64,8 +69,9 @@ const fn backend(
     title: &'static str,
     program: Program,
     environment: &'static [(&'static str, &'static str)],
+    options: &'static [(&'static str, &'static str)],
 ) -> Variant {
-    Variant { key, title, kind: Kind::Backend(Recipe { program, environment, options: &[] }) }
+    Variant { key, title, kind: Kind::Backend(Recipe { program, environment, options }) }
 }
 
 impl Variant {
@@ -76,12 +82,18 @@ impl Variant {
         }
     }
 
-    pub fn is_netpath(&self) -> bool {
-        self.recipe().is_some_and(|r| r.program == Program::Netpath)
+    /// Whether the aims are meant for it: netpath as it is without options.
+    pub fn is_judged(&self) -> bool {
+        self.recipe().is_some_and(|r| r.program == Program::Netpath && r.options.is_empty())
     }
 
     pub fn is_ebpf(&self) -> bool {
         self.recipe().is_some_and(|r| r.environment.contains(&("NETPATH_DATAPATH", "ebpf")))
+    }
+
+    /// Whether packets are to come with complete checksums, as over a wire: XDP has no use for others.
+    pub fn is_as_over_a_wire(&self) -> bool {
+        self.recipe().is_some_and(|r| r.options.contains(&XDP))
     }
 
     /// # Errors

@@ -581,7 +581,8 @@ impl Lab {
     /// The map cannot be written.
     pub fn age_flows(&mut self, v4: bool, seconds: u32) -> Result<()> {
         self.each_flow(v4, |_, next| {
-            next.last_seen_s -= seconds;
+            // As the programs reckon: a virtual machine may have run for less.
+            next.last_seen_s = next.last_seen_s.wrapping_sub(seconds);
             true
         })
     }
