@@ -9,7 +9,7 @@ use netpath_common::addr::Mac;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK, is_inward,
 };
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
@@ -116,7 +116,7 @@ pub fn traffic(ctx: &impl View, next: &Next) {
 /// received there. With IPv6 that is not so for what `br_netfilter` has put together from pieces: it does not arrive.
 #[inline(always)]
 pub fn is_limited<F: Wire>(forward: u8) -> bool {
-    forward == FORWARD_NEIGH || (!F::IS_V4 && forward == FORWARD_PEER)
+    forward == FORWARD_NEIGH || (!F::IS_V4 && is_inward(forward))
 }
 
 /// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
@@ -140,7 +140,7 @@ pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: 
 /// which IPv6 alone takes from a bridge, and cuts into pieces again.
 #[inline(always)]
 pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) -> bool {
-    let hairpin = packet.side == SIDE_BRIDGE && forward == FORWARD_PEER;
+    let hairpin = packet.side == SIDE_BRIDGE && is_inward(forward);
     packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
