@@ -12,8 +12,8 @@ use netpath_common::layout::program::XDP_IN;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster with it: none yet. With veth it was slower,
-/// and has to be: each frame is an skb first and becomes one again, and the sender loses TSO.
+/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster with it: none yet. Not veth: each
+/// frame is an skb first and becomes one again, and the sender loses TSO (docs/performance.md).
 const FASTER: &[&str] = &[];
 
 /// Mark: `refused-<ifindex>-<errno>`.
