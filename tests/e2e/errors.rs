@@ -2,13 +2,15 @@
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::Result;
+use kit::host::{SOON, wait_for};
 use kit::load::{bulk, bulk_server};
 use kit::netavark::Document;
 use kit::raw::{Probe, connect_within};
 use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, Dial, Proto, wait_until_answered};
+use kit::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 use nix::errno::Errno;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 on_every_way!(
     a_published_port_without_a_server_refuses_datagrams,
@@ -20,7 +22,37 @@ on_every_way!(
     a_datagram_too_large_for_the_uplink_is_refused_with_its_mtu,
     a_datagram_too_large_for_a_link_beyond_is_refused_with_its_mtu,
     a_servers_answer_passes_a_small_link_of_the_client,
+    a_flow_follows_the_uplink_whose_mtu_shrinks,
 );
+
+/// Datagrams of one flow, which was there before: the first answer that is too large now brings its server the new MTU.
+fn a_flow_follows_the_uplink_whose_mtu_shrinks(way: Way) -> Result<()> {
+    const OWN_PORT: u16 = 4_000;
+    rig_on(Topology::new(), way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let _servers = serve(&web.0, 80, "web")?;
+        let dials = Family::BOTH.map(|family| {
+            let own = if family == Family::V4 { ANY4 } else { ANY };
+            Dial::new(Proto::Udp, family.host(), 8080).from(own, OWN_PORT).bytes(1_400)
+        });
+        for dial in &dials {
+            rig.met("as it was", dial.ask(&rig.topology.client));
+        }
+        let resize = |mtu: u16| -> Result<()> {
+            let ends = [&rig.topology.host, &rig.topology.client];
+            ends.into_iter().try_for_each(|netns| netns.ip(&format!("link set eth0 mtu {mtu}\n")))
+        };
+        resize(1_280)?;
+        for dial in &dials {
+            let quick = dial.clone().patience(Duration::from_millis(300));
+            // The agent may be in a pause that it makes after work on a busy machine.
+            let answered = wait_for("an answer", SOON * 4, || quick.ask(&rig.topology.client).ok());
+            rig.met("with a smaller MTU", answered);
+        }
+        resize(1_500)?;
+        Ok(vec![web])
+    })
+}
 
 /// Bytes of headers in front of what a datagram carries.
 fn headers(family: Family) -> usize {

@@ -7,7 +7,7 @@
 use super::compile::Tables;
 use super::pins::Pins;
 use super::sys::{self, Mapped};
-use super::{near, purge, traffic};
+use super::{near, purge, resize, traffic};
 use crate::model::error::{Context, Error, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -200,7 +200,11 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, name::CONFIG, &config, |k| *k, |k: u32| k)?;
+    // Before and after, as with the endpoints.
+    let sizes = resize::changed(&uplinks(pins)?, &tables.uplinks);
+    changed += resize::flows(pins, &sizes)?;
     changed += table(pins, name::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
+    changed += resize::flows(pins, &sizes)?;
     changed += table(pins, name::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();

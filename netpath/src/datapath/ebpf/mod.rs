@@ -15,6 +15,7 @@ mod near;
 pub mod object;
 pub mod pins;
 mod purge;
+mod resize;
 pub mod sweep;
 pub mod sys;
 pub mod traffic;

@@ -6,7 +6,7 @@
 
 mod elements;
 
-pub use elements::{Part, add, delete, dump, get, part, take};
+pub use elements::{Part, add, change, delete, dump, get, part, take};
 
 use aya::Pod;
 use std::ffi::CString;

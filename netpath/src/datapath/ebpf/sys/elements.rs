@@ -12,6 +12,7 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_NOEXIST: u64 = 1;
+const BPF_EXIST: u64 = 2;
 /// The kernel's own errno for a call that a map has not: not in libc, since no ordinary system call gives it.
 const ENOTSUPP: i32 = 524;
 
@@ -121,12 +122,22 @@ fn read<K: Pod, V: Pod>(command: libc::c_long, map: impl AsFd, key: &K) -> io::R
 
 /// Adds a key that is not there; false if it is.
 pub fn add<K: Pod, V: Pod>(map: impl AsFd, key: &K, value: &V) -> io::Result<bool> {
+    write(map, key, value, BPF_NOEXIST, io::ErrorKind::AlreadyExists)
+}
+
+/// Gives a key that is there another value; false if it is not.
+pub fn change<K: Pod, V: Pod>(map: impl AsFd, key: &K, value: &V) -> io::Result<bool> {
+    write(map, key, value, BPF_EXIST, io::ErrorKind::NotFound)
+}
+
+/// False where the kernel refuses it with `refused`.
+fn write<K: Pod, V: Pod>(map: impl AsFd, key: &K, value: &V, flags: u64, refused: io::ErrorKind) -> io::Result<bool> {
     let mut attr = ElementAttr::new(map, key);
-    (attr.value, attr.flags) = (std::ptr::from_ref(value) as u64, BPF_NOEXIST);
+    (attr.value, attr.flags) = (std::ptr::from_ref(value) as u64, flags);
     // SAFETY: as in `read`; both are only read.
     match unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) } {
         Ok(_) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) if e.kind() == refused => Ok(false),
         Err(e) => Err(e),
     }
 }

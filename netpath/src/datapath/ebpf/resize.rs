@@ -1,0 +1,86 @@
+//! Flows whose way out has another MTU than when they began. A flow carries the MTU of its way, so that programs need not ask;
+//! nobody else would tell it, and what is too large for a wire is lost without a word.
+
+use super::control::open;
+use super::pins::Pins;
+use super::sys;
+use crate::model::error::{Context, Result};
+use aya::Pod;
+use netpath_common::family::{Family, Ipv4, Ipv6};
+use netpath_common::layout::{FORWARD_NEIGH, Next, Uplink, name};
+use std::collections::BTreeMap;
+
+/// Elements asked for at once.
+const CHUNK: usize = 4_096;
+
+/// Old and new MTU of uplinks, by ifindex.
+pub type Sizes = BTreeMap<u32, (u16, u16)>;
+
+/// The uplinks that stay and whose MTU changes from `have` to `want`.
+pub fn changed(have: &BTreeMap<u32, Uplink>, want: &BTreeMap<u32, Uplink>) -> Sizes {
+    let pairs = have.iter().filter_map(|(index, old)| Some((*index, (old.mtu as u16, want.get(index)?.mtu as u16))));
+    pairs.filter(|(_, (old, new))| old != new).collect()
+}
+
+/// Gives the flows that leave by these uplinks the new MTU. What a program writes into a flow at the very same moment may be
+/// lost: that it was used, a few seconds of its life.
+pub fn flows(pins: &Pins, sizes: &Sizes) -> Result<usize> {
+    if sizes.is_empty() {
+        return Ok(0);
+    }
+    Ok(of_family::<Ipv4>(pins, name::FLOW4, sizes)? + of_family::<Ipv6>(pins, name::FLOW6, sizes)?)
+}
+
+fn of_family<F: Family>(pins: &Pins, name: &str, sizes: &Sizes) -> Result<usize>
+where
+    F::Key: Pod,
+    F::Flow: Pod,
+{
+    let map = open(pins, name)?;
+    let what = || format!("cannot write {name}");
+    let (mut changed, mut next) = (0, None);
+    loop {
+        let (halves, after) = sys::part::<F::Key, F::Flow>(&map, next, CHUNK).context(what)?;
+        for (key, _) in halves.iter().filter(|(_, f)| new_mtu(F::next(f), sizes).is_some()) {
+            // As it is now, and not as it was when the part was read.
+            let Some(mut flow) = sys::get::<F::Key, F::Flow>(&map, key).context(what)? else { continue };
+            let Some(mtu) = new_mtu(F::next(&flow), sizes) else { continue };
+            F::next_mut(&mut flow).mtu = mtu;
+            changed += usize::from(sys::change(&map, key, &flow).context(what)?);
+        }
+        next = after;
+        if next.is_none() {
+            return Ok(changed);
+        }
+    }
+}
+
+/// A flow whose route was narrower than its uplink keeps that, unless the uplink is narrower still.
+fn new_mtu(next: &Next, sizes: &Sizes) -> Option<u16> {
+    let (old, new) = sizes.get(&next.ifindex).filter(|_| next.forward == FORWARD_NEIGH)?;
+    (next.mtu == *old || next.mtu > *new).then_some(*new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netpath_common::layout::FORWARD_PEER;
+
+    #[test]
+    fn flows_follow_the_mtu_of_their_uplink_and_of_no_other() {
+        let uplink = |mtu| Uplink { mtu, ..Uplink::default() };
+        let have = BTreeMap::from([(2, uplink(1500)), (3, uplink(1500)), (4, uplink(1500))]);
+        let want = BTreeMap::from([(2, uplink(1280)), (3, uplink(1500)), (5, uplink(1280))]);
+        let narrower = changed(&have, &want);
+        assert_eq!(BTreeMap::from([(2, (1500, 1280))]), narrower);
+        let flow = |ifindex, mtu, forward| Next { ifindex, mtu, forward, ..Next::default() };
+        assert_eq!(Some(1280), new_mtu(&flow(2, 1500, FORWARD_NEIGH), &narrower));
+        assert_eq!(Some(1280), new_mtu(&flow(2, 1400, FORWARD_NEIGH), &narrower));
+        assert_eq!(None, new_mtu(&flow(2, 1000, FORWARD_NEIGH), &narrower));
+        assert_eq!(None, new_mtu(&flow(3, 1500, FORWARD_NEIGH), &narrower));
+        assert_eq!(None, new_mtu(&flow(2, 1500, FORWARD_PEER), &narrower));
+        let wider = changed(&want, &have);
+        assert_eq!(Some(1500), new_mtu(&flow(2, 1280, FORWARD_NEIGH), &wider));
+        assert_eq!(None, new_mtu(&flow(2, 1000, FORWARD_NEIGH), &wider));
+    }
+}
