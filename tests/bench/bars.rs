@@ -1,7 +1,7 @@
 //! What must be true of speed, and whether it is: the aims that docs/performance.md names, by the figures of this run.
 
-use crate::results::{Cell, Results};
 use crate::variants::{DIRECT, PEER, Variant};
+use figures::results::{Cell, Results};
 
 pub struct Bar {
     pub what: &'static str,
@@ -93,8 +93,8 @@ impl Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::Figure;
     use crate::variants::ALL;
+    use figures::results::Figure;
 
     #[test]
     fn a_bar_is_met_by_the_ratio_of_this_run() {

@@ -2,11 +2,11 @@
 
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::results::{Figure, Results};
 use crate::stage::{FIRST_FREE, Host};
-use crate::stats::median;
 use crate::variants::Variant;
 use anyhow::{Context, Result};
+use figures::results::{Figure, Results};
+use figures::stats::median;
 use kit::host::at_once;
 use kit::netavark::Document;
 use kit::topology::Container;

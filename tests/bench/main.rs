@@ -6,27 +6,21 @@
 mod backend;
 mod bars;
 mod lifecycle;
-mod load;
-mod page;
 mod plan;
 mod ports;
 mod private;
 mod programs;
 mod progress;
 mod report;
-mod results;
 mod stage;
-mod stats;
-mod svg;
-mod table;
 mod traffic;
 mod variants;
 
 use anyhow::{Context, Result, bail};
+use figures::results::Results;
 use plan::Plan;
 use progress::{Progress, clock};
 use report::Machine;
-use results::Results;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -125,7 +119,7 @@ fn run(args: &Args) -> Result<()> {
     charts.iter().try_for_each(|(name, svg)| write(name, svg))?;
     println!("\n{markdown}");
     if let Some(page) = &args.write {
-        page::write(page, &markdown, &charts)?;
+        figures::page::write(page, "bench", &markdown, &charts)?;
         println!("written into {}", page.display());
     }
     println!(

@@ -4,10 +4,10 @@
 use crate::lifecycle::ms;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::results::{Figure, Results};
 use crate::stage::{FIRST_FREE, Host};
 use crate::variants::Variant;
 use anyhow::Result;
+use figures::results::{Figure, Results};
 use std::time::{Duration, Instant};
 
 pub const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];

@@ -2,8 +2,8 @@
 
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::results::Results;
 use anyhow::{Context, Result, ensure};
+use figures::results::Results;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

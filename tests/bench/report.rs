@@ -3,10 +3,10 @@
 use crate::bars::BARS;
 use crate::plan::Plan;
 use crate::ports::COUNTS;
-use crate::results::{Better, Results};
-use crate::svg::Chart;
-use crate::table::{number, optional, render};
 use crate::variants::{DIRECT, PEER, Variant};
+use figures::results::{Better, Results};
+use figures::svg::Chart;
+use figures::table::{number, optional, render};
 use serde_json::{Value, json};
 use std::fs;
 

@@ -3,11 +3,11 @@
 //! Where there is no host between, the topology's host plays the container: it is joined to the client by one veth.
 
 use crate::backend::{Backend, NETWORK};
-use crate::load::bulk::{self, Iperf};
-use crate::load::udp::Counter;
-use crate::load::{Servers, tcp};
 use crate::variants::{Kind, Places, Variant};
 use anyhow::{Context, Result};
+use kit::generator::bulk::{self, Iperf};
+use kit::generator::udp::Counter;
+use kit::generator::{Servers, tcp};
 use kit::host::Netns;
 use kit::netavark::Document;
 use kit::topology::{CLIENT4, Container, Family, HOST4, Topology};

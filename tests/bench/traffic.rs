@@ -1,13 +1,13 @@
 //! Figures of traffic. All variants are up at the same time and take turns, sample by sample: what slows the machine for
 //! a while slows all of them.
 
-use crate::load::{bulk, cpu, tcp, udp};
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::results::{Figure, Results};
 use crate::stage::{Path, Stage, Way};
-use crate::table::number;
 use anyhow::Result;
+use figures::results::{Figure, Results};
+use figures::table::number;
+use kit::generator::{bulk, cpu, tcp, udp};
 use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -59,6 +59,8 @@ pub fn at_once<T: Sync>(width: usize, items: &[T], work: impl Fn(&T) -> Result<(
 
 /// A network namespace of the test's own.
 pub struct Netns {
+    /// False: the process was in it before, and it outlives this value.
+    made: bool,
     path: PathBuf,
     file: File,
     inode: u64,
@@ -91,7 +93,18 @@ impl Netns {
         };
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let inode = file.metadata()?.ino();
-        Ok(Self { path: path.to_owned(), file, inode, cookie })
+        Ok(Self { made: true, path: path.to_owned(), file, inode, cookie })
+    }
+
+    /// The namespace that this process is in; it and all that is in it stay.
+    ///
+    /// # Errors
+    /// There is no /proc.
+    pub fn own() -> Result<Self> {
+        let path = PathBuf::from(format!("/proc/{}/ns/net", std::process::id()));
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let inode = file.metadata()?.ino();
+        Ok(Self { made: false, path, file, inode, cookie: own_cookie()? })
     }
 
     /// What `netavark setup` is given.
@@ -286,6 +299,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.made {
+            return;
+        }
         // Nobody but what this test has called can be in a namespace of its own.
         for (pid, _) in self.processes() {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);

@@ -17,7 +17,7 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 190.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
-const COLOURS: [&str; 7] = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777"];
+pub(crate) const COLOURS: [&str; 7] = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777"];
 
 /// A range of decades, and where a value of it lies between 0 and 1.
 struct Axis {
@@ -85,7 +85,7 @@ impl Chart<'_> {
     }
 }
 
-fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) {
+pub(crate) fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) {
     let _ = writeln!(
         out,
         "<path d=\"M{:.1} {:.1}L{:.1} {:.1}\" stroke=\"#888\" stroke-opacity=\"0.3\"/>",
@@ -93,12 +93,12 @@ fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) {
     );
 }
 
-fn text(out: &mut String, at: (f64, f64), anchor: &str, text: &str) {
+pub(crate) fn text(out: &mut String, at: (f64, f64), anchor: &str, text: &str) {
     let _ =
         writeln!(out, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>", at.0, at.1, escaped(text));
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

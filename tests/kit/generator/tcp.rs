@@ -1,8 +1,8 @@
 //! Short connections and round trips over TCP.
 
 use super::{GLANCE, Latency, MESSAGE, PATIENCE, Servers, WARM_UP, join, latency, spawn, spoken, stay_together};
+use crate::host::Netns;
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, connect, listen, setsockopt, socket, sockopt,
 };
@@ -40,8 +40,7 @@ impl Servers {
             self.add(netns, move |stop| {
                 while !stop.load(Ordering::Relaxed) {
                     let Ok((mut stream, _)) = listener.accept() else { continue };
-                    let mut request = [0; MESSAGE];
-                    let _ = stream.read_exact(&mut request).and_then(|()| stream.write_all(&request));
+                    let _ = request(&mut stream, stop).and_then(|request| stream.write_all(&request));
                 }
             })?;
         }
@@ -75,6 +74,20 @@ fn listener(netns: &Netns, port: u16) -> Result<TcpListener> {
 
 fn time_value(time: Duration) -> TimeVal {
     TimeVal::new(time.as_secs() as i64, i64::from(time.subsec_micros()))
+}
+
+/// Also where it takes longer than a glance: in emulation, or behind a loss.
+fn request(stream: &mut TcpStream, stop: &AtomicBool) -> io::Result<[u8; MESSAGE]> {
+    let (mut request, mut len) = ([0; MESSAGE], 0);
+    while len < MESSAGE {
+        match stream.read(&mut request[len..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(more) => len += more,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && !stop.load(Ordering::Relaxed) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(request)
 }
 
 fn answer_all(mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Bulk transfers by iperf3.
 
+use crate::host::{Netns, SOON, wait_for};
 use anyhow::{Context, Result, bail};
-use kit::host::{Netns, SOON, wait_for};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -65,29 +65,68 @@ pub struct Transfer {
     pub gbit_per_second: f64,
 }
 
+/// What arrived of datagrams.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagrams {
+    pub gbit_per_second: f64,
+    /// Of those that were sent.
+    pub lost_percent: f64,
+}
+
 /// `streams` connections for `seconds`; `back`: the server sends.
 ///
 /// # Errors
 /// iperf3 fails.
 pub fn transfer(netns: &Netns, to: SocketAddr, streams: u8, back: bool, seconds: u64) -> Result<Transfer> {
-    let mut command = Command::new("iperf3");
-    command.args(["-J", "-c", &to.ip().to_string(), "-p", &to.port().to_string(), "--connect-timeout", "3000"]);
-    command.args(["-t", &seconds.to_string(), "-P", &streams.to_string()]);
-    if back {
-        command.arg("-R");
-    }
-    let out = netns.output(command, b"")?;
-    read(&String::from_utf8_lossy(&out.stdout)).with_context(|| format!("iperf3 to {to}"))
+    let streams = streams.to_string();
+    let direction: &[&str] = if back { &["-R"] } else { &[] };
+    iperf(netns, to, seconds, &[&["-P", &streams], direction].concat(), read)
 }
 
-fn read(text: &str) -> Result<Transfer> {
+/// Datagrams of `bytes` each as fast as they go, for `seconds`.
+///
+/// # Errors
+/// iperf3 fails.
+pub fn datagrams(netns: &Netns, to: SocketAddr, bytes: u16, seconds: u64) -> Result<Datagrams> {
+    let bytes = bytes.to_string();
+    iperf(netns, to, seconds, &["-u", "-b", "0", "-l", &bytes], read_datagrams)
+}
+
+fn iperf<T>(
+    netns: &Netns,
+    to: SocketAddr,
+    seconds: u64,
+    more: &[&str],
+    read: impl FnOnce(&Value) -> Result<T>,
+) -> Result<T> {
+    let mut command = Command::new("iperf3");
+    command.args(["-J", "-c", &to.ip().to_string(), "-p", &to.port().to_string(), "--connect-timeout", "3000"]);
+    command.args(["-t", &seconds.to_string()]).args(more);
+    let out = netns.output(command, b"")?;
+    report(&String::from_utf8_lossy(&out.stdout)).and_then(|r| read(&r)).with_context(|| format!("iperf3 to {to}"))
+}
+
+fn report(text: &str) -> Result<Value> {
     let report: Value = serde_json::from_str(text).context("no JSON")?;
-    if let Some(error) = report["error"].as_str() {
-        bail!("{error}");
+    match report["error"].as_str() {
+        Some(error) => bail!("{error}"),
+        None => Ok(report),
     }
+}
+
+fn read(report: &Value) -> Result<Transfer> {
     let sum = &report["end"]["sum_received"];
     let field = |name: &str| sum[name].as_f64().with_context(|| format!("no end.sum_received.{name}"));
     Ok(Transfer { bytes: field("bytes")?, gbit_per_second: field("bits_per_second")? / 1e9 })
+}
+
+/// The sum of a sender of datagrams holds what its receiver has told it; bytes there are those that were sent.
+fn read_datagrams(report: &Value) -> Result<Datagrams> {
+    let sum = &report["end"]["sum"];
+    let field = |name: &str| sum[name].as_f64().with_context(|| format!("no end.sum.{name}"));
+    let (packets, lost, bits) = (field("packets")?, field("lost_packets")?, field("bits_per_second")?);
+    let arrived = 1.0 - lost / packets.max(1.0);
+    Ok(Datagrams { gbit_per_second: bits * arrived / 1e9, lost_percent: 100.0 * (1.0 - arrived) })
 }
 
 #[cfg(test)]
@@ -97,8 +136,15 @@ mod tests {
     #[test]
     fn the_receivers_sum_is_what_counts() {
         let text = r#"{"end":{"sum_sent":{"bytes":9,"bits_per_second":9e9},"sum_received":{"bytes":8,"bits_per_second":4e9}}}"#;
-        let read = read(text).expect("a report");
+        let read = report(text).and_then(|r| read(&r)).expect("a report");
         assert_eq!((8.0, 4.0), (read.bytes, read.gbit_per_second));
+    }
+
+    #[test]
+    fn of_datagrams_those_that_arrived_count() {
+        let text = r#"{"end":{"sum":{"bits_per_second":4e9,"packets":200,"lost_packets":50}}}"#;
+        let read = report(text).and_then(|r| read_datagrams(&r)).expect("a report");
+        assert_eq!((3.0, 25.0), (read.gbit_per_second, read.lost_percent));
     }
 
     #[test]
@@ -109,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_error_of_iperf_is_said() {
-        let error = read(r#"{"start":{},"error":"unable to connect"}"#).expect_err("an error").to_string();
+        let error = report(r#"{"start":{},"error":"unable to connect"}"#).expect_err("an error").to_string();
         assert!(error.contains("unable to connect"), "{error}");
     }
 }

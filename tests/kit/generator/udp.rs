@@ -1,15 +1,15 @@
 //! Datagrams of 64 bytes: as many as go, and one at a time.
 
 use super::{GLANCE, Latency, MESSAGE, PATIENCE, Servers, WARM_UP, join, latency, spawn, stay_together};
+use crate::host::Netns;
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::sleep;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 /// Datagrams per system call, so that the path is the larger part of what is measured.
@@ -84,20 +84,7 @@ pub struct Blast {
 /// Nothing can be sent, or nothing arrives.
 pub fn blast(netns: &Netns, to: SocketAddr, counter: &Counter, time: Duration) -> Result<Blast> {
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Counter::default());
-    let (until, counted) = (Arc::clone(&stop), Arc::clone(&sent));
-    let sender = spawn(netns, move || -> Result<()> {
-        let socket = dial(to)?;
-        let mut batch = Batch::new();
-        while !until.load(Ordering::Relaxed) {
-            match batch.send(&socket) {
-                Ok(n) => drop(counted.fetch_add(n as u64, Ordering::Relaxed)),
-                // The queue of the link is full, or an ICMP error for an earlier datagram.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ECONNREFUSED)) => {}
-                Err(e) => return Err(e).with_context(|| format!("sendmmsg to {to}")),
-            }
-        }
-        Ok(())
-    })?;
+    let sender = sender(netns, to, Arc::clone(&stop), Arc::clone(&sent))?;
     sleep(WARM_UP);
     let read = || (Instant::now(), sent.load(Ordering::Relaxed), counter.load(Ordering::Relaxed));
     let before = read();
@@ -110,6 +97,44 @@ pub fn blast(netns: &Netns, to: SocketAddr, counter: &Counter, time: Duration) -
     ensure!(after.2 > before.2, "not one of {} datagrams has arrived at {to}", after.1 - before.1);
     let seconds = (after.0 - before.0).as_secs_f64();
     Ok(Blast { sent: (after.1 - before.1) as f64 / seconds, received: (after.2 - before.2) as f64 / seconds })
+}
+
+/// What one flow has sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Flood {
+    pub datagrams: u64,
+    pub seconds: f64,
+}
+
+/// As [`blast`], where the sink is on another machine: all that is sent counts, and the sink's own count says what arrived.
+///
+/// # Errors
+/// Nothing can be sent.
+pub fn flood(netns: &Netns, to: SocketAddr, time: Duration) -> Result<Flood> {
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Counter::default());
+    let begun = Instant::now();
+    let sender = sender(netns, to, Arc::clone(&stop), Arc::clone(&sent))?;
+    sleep(time);
+    stop.store(true, Ordering::Relaxed);
+    join(sender)??;
+    Ok(Flood { datagrams: sent.load(Ordering::Relaxed), seconds: begun.elapsed().as_secs_f64() })
+}
+
+/// Sends until `stop`, and counts.
+fn sender(netns: &Netns, to: SocketAddr, stop: Arc<AtomicBool>, sent: Counter) -> Result<JoinHandle<Result<()>>> {
+    spawn(netns, move || {
+        let socket = dial(to)?;
+        let mut batch = Batch::new();
+        while !stop.load(Ordering::Relaxed) {
+            match batch.send(&socket) {
+                Ok(n) => drop(sent.fetch_add(n as u64, Ordering::Relaxed)),
+                // The queue of the link is full, or an ICMP error for an earlier datagram.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ECONNREFUSED)) => {}
+                Err(e) => return Err(e).with_context(|| format!("sendmmsg to {to}")),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// One datagram at a time and its answer.

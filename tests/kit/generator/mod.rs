@@ -8,8 +8,8 @@ pub mod cpu;
 pub mod tcp;
 pub mod udp;
 
+use crate::host::Netns;
 use anyhow::{Context, Result, anyhow};
-use kit::host::Netns;
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 use std::net::SocketAddr;
@@ -109,7 +109,7 @@ fn latency(to: SocketAddr, time: Duration, mut ask: impl FnMut() -> std::io::Res
         }
     }
     Ok(Latency {
-        median_us: crate::stats::quantile(&took, 0.5).unwrap_or_default(),
-        p99_us: crate::stats::quantile(&took, 0.99).unwrap_or_default(),
+        median_us: figures::stats::quantile(&took, 0.5).unwrap_or_default(),
+        p99_us: figures::stats::quantile(&took, 0.99).unwrap_or_default(),
     })
 }
