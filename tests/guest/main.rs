@@ -1,6 +1,6 @@
 //! The first process of a virtual machine of `cargo xtask vm`: makes a small host of it, runs the suites that the plan in
 //! its initramfs names, and turns it off. What it says and what the suites print goes to the second serial port; lines
-//! that begin with `::` are for xtask/src/vm/results.rs.
+//! that begin with `::` are for xtask/src/vm/results.rs. A suite that is conducted also reads that port (tests/station).
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -10,6 +10,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -23,6 +24,14 @@ const MOUNTS: [(&str, &str); 7] = [
     ("tmpfs", "/tmp"),
     ("cgroup2", "/sys/fs/cgroup"),
     ("bpf", "/sys/fs/bpf"),
+];
+
+/// What devtmpfs does not make; nft reads `/dev/stdin`.
+const LINKS: [(&str, &str); 4] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
 fn main() {
@@ -44,7 +53,15 @@ fn run() -> Result<()> {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount {kind} on {place}"))?;
     }
-    let mut results = File::options().write(true).open(RESULTS).with_context(|| format!("cannot open {RESULTS}"))?;
+    for (link, target) in LINKS {
+        symlink(target, link).with_context(|| format!("cannot link {link}"))?;
+    }
+    let mut results = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open(RESULTS)
+        .with_context(|| format!("cannot open {RESULTS}"))?;
     let text = fs::read_to_string("/plan.json").context("cannot read /plan.json")?;
     let plan: Value = serde_json::from_str(&text).context("/plan.json is no JSON")?;
     for name in strings(&plan["modules"]) {
@@ -90,8 +107,13 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
     writeln!(results, "::begin {name}")?;
     let begun = Instant::now();
     let mut command = Command::new(program);
-    command.args(strings(&suite["arguments"])).stdin(Stdio::null());
-    command.stdout(results.try_clone()?).stderr(results.try_clone()?);
+    command.args(strings(&suite["arguments"])).stdout(results.try_clone()?);
+    if suite["conducted"].as_bool().unwrap_or_default() {
+        // What it and its programs complain of stays apart from its answers.
+        command.stdin(results.try_clone()?).stderr(Stdio::inherit());
+    } else {
+        command.stdin(Stdio::null()).stderr(results.try_clone()?);
+    }
     command.env_clear().envs([
         ("PATH", "/usr/bin"),
         ("HOME", "/root"),

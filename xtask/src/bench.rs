@@ -106,7 +106,10 @@ fn packet_tests() -> Result<PathBuf> {
 }
 
 /// Netavark and aardvark-dns from their crates, below `target/tools`; gives the directory.
-fn install_peers() -> Result<PathBuf> {
+///
+/// # Errors
+/// What cannot be installed.
+pub fn install_peers() -> Result<PathBuf> {
     let root = workspace::tools().join("peer");
     let bin = root.join("bin");
     let missing: Vec<_> = PEERS.into_iter().filter(|(name, version)| !is_version(&bin.join(name), version)).collect();

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const ROOMS: [&str; 3] = ["xtask", "engine", "image"];
+const ROOMS: [&str; 4] = ["xtask", "engine", "image", "wire"];
 const TOPOLOGIES: &str = "/run/netpath-test";
 
 pub fn run() -> Result<ExitCode> {

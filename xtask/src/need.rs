@@ -72,6 +72,9 @@ pub const ENGINE: &[Need] = &[
     },
 ];
 
+/// What the wire between virtual machines takes besides: who gives addresses.
+pub const WIRE: &[Need] = &[program_of("dnsmasq", "dnsmasq", "dnsmasq-base")];
+
 /// To build the Netavark that the bench compares with.
 pub const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
 

@@ -3,7 +3,7 @@
 //! Installs Debian's packages and, below `target/tools`, a bpf-linker; nothing else. On other distributions it names
 //! what is missing and stops.
 
-use crate::need::{BUILD, ENGINE, Need, TEST};
+use crate::need::{BUILD, ENGINE, Need, TEST, WIRE};
 use crate::steps::{Steps, seconds};
 use crate::toolchain::{self, Compiler, OLDEST_RUST, Toolchain};
 use crate::{apt, workspace};
@@ -25,6 +25,8 @@ pub enum Part {
     Tests,
     /// A real Podman.
     Engine,
+    /// What virtual machines on a wire need besides.
+    Wire,
 }
 
 pub fn run() -> Result<ExitCode> {
@@ -57,6 +59,9 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     }
     if parts.contains(&Part::Engine) {
         needs.extend(ENGINE);
+    }
+    if parts.contains(&Part::Wire) {
+        needs.extend(WIRE);
     }
     let missing: Vec<&Need> = needs.into_iter().filter(|n| !n.is_met()).collect();
     let no_toolchain = parts.contains(&Part::Toolchain) && toolchain.is_none();

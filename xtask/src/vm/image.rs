@@ -12,9 +12,10 @@ use std::process::Command;
 
 /// The programs that the tests call. iptables by all its names: the tests look at both its forms where there are both.
 const CALLED: [&str; 5] = ["ip", "tc", "nft", "conntrack", "busybox"];
-const APPLETS: [&str; 10] = ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true"];
+const APPLETS: [&str; 11] =
+    ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true", "udhcpc"];
 /// Read by some of them where it is there.
-const FILES: [&str; 2] = ["/etc/protocols", "/etc/services"];
+const FILES: [&str; 4] = ["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
 const BIN: &str = "/usr/bin";
 
 /// A suite to run in the guest; arguments are those of libtest.
@@ -22,12 +23,16 @@ pub struct Suite {
     pub name: String,
     pub executable: PathBuf,
     pub arguments: Vec<String>,
+    /// It is told by the second serial port what to do.
+    pub conducted: bool,
 }
 
 /// The programs of this workspace that go into a guest, stripped.
 pub struct Programs {
     pub init: PathBuf,
     pub netpath: PathBuf,
+    /// Others, by the names under which they are called.
+    pub more: Vec<(&'static str, PathBuf)>,
 }
 
 /// Everything but the plan and the modules: the same for all kernels, so it is made once.
@@ -58,6 +63,9 @@ impl Base {
                 bail!("{name} is not on this machine\n  next: cargo xtask setup")
             };
             base.called(name, &path, &mut libraries)?;
+        }
+        for (name, path) in &programs.more {
+            base.program(&Path::new(BIN).join(name), path, false, &mut libraries)?;
         }
         for name in names_of_iptables() {
             if let Some(path) = need::program(&name) {
@@ -146,7 +154,7 @@ fn plan(modules: &[Module], suites: &[Suite]) -> String {
     let names: Vec<&String> = modules.iter().map(|(name, _)| name).collect();
     let suites: Vec<_> = suites
         .iter()
-        .map(|s| serde_json::json!({"name": s.name, "program": in_guest(&s.executable), "arguments": s.arguments}))
+        .map(|s| serde_json::json!({"name": s.name, "program": in_guest(&s.executable), "arguments": s.arguments, "conducted": s.conducted}))
         .collect();
     serde_json::json!({"modules": names, "suites": suites, "directory": workspace::root()}).to_string()
 }

@@ -19,6 +19,9 @@ pub const READY: &str = "::ready ";
 /// fifth level of page tables.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off init_on_alloc=0 kfence.sample_interval=0 no5lvl audit=0";
+/// The argument of it.
+pub const APPEND: [&str; 2] = ["-append", COMMAND_LINE];
+const MEMORY_MIB: u32 = 2048;
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -47,6 +50,28 @@ impl Qemu {
             bail!("{} is not there\n  next: rm -r {}, and again", program.display(), root.display());
         }
         Ok(Self { program, unpacked: Some(root) })
+    }
+
+    /// A machine without devices, which ends instead of booting again.
+    pub fn machine(&self, acceleration: Acceleration, memory_mib: u32) -> Command {
+        let mut command = self.command();
+        match acceleration {
+            Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
+            // One processor: with two, emulation now and then has one run into the breakpoint behind which the other
+            // patches a static key, after it is gone ("Oops: int3"), and the guest dies of it.
+            Acceleration::Tcg => command.args(["-accel", "tcg", "-cpu", "max", "-smp", "1"]),
+        };
+        command.args([
+            "-machine",
+            "q35",
+            "-m",
+            &memory_mib.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+        ]);
+        command.args(["-display", "none", "-vga", "none", "-monitor", "none"]);
+        command
     }
 
     fn command(&self) -> Command {
@@ -107,6 +132,31 @@ impl Acceleration {
     }
 }
 
+/// Boots under KVM and, where that does not come up, under TCG; what it was is kept until this machine boots again.
+/// `boot` gives nothing if its guest is not up within the patience that it is given.
+///
+/// # Errors
+/// Those of `boot`.
+pub fn accelerated<T>(
+    name: &str,
+    wanted: Option<Acceleration>,
+    mut boot: impl FnMut(Acceleration, Option<Duration>) -> Result<Option<T>>,
+) -> Result<T> {
+    let first = wanted.unwrap_or_else(|| remembered().unwrap_or(Acceleration::Kvm));
+    if wanted.is_some() || first == Acceleration::Tcg {
+        return boot(first, None)?.context("a guest without an end");
+    }
+    if Path::new("/dev/kvm").exists() {
+        if let Some(up) = boot(Acceleration::Kvm, Some(KVM_PATIENCE))? {
+            remember(Acceleration::Kvm);
+            return Ok(up);
+        }
+        println!("{name:<14} no guest comes up under KVM within {}: TCG", seconds(KVM_PATIENCE));
+    }
+    remember(Acceleration::Tcg);
+    boot(Acceleration::Tcg, None)?.context("a guest without an end")
+}
+
 /// A guest to be booted.
 pub struct Guest<'a> {
     /// For people, and for the names of the logs.
@@ -127,25 +177,15 @@ pub struct Ran {
 }
 
 impl Guest<'_> {
-    /// Boots it under KVM and, where it does not come up, under TCG.
+    /// Boots it and waits for its end.
     ///
     /// # Errors
     /// QEMU cannot be started.
     pub fn run(&self, qemu: &Qemu, wanted: Option<Acceleration>) -> Result<Ran> {
-        let first = wanted.unwrap_or_else(|| remembered().unwrap_or(Acceleration::Kvm));
-        if first == Acceleration::Kvm && wanted.is_none() {
-            if Path::new("/dev/kvm").exists() {
-                let ran = self.boot(qemu, first, Some(KVM_PATIENCE))?;
-                if ran.results.contains(READY) {
-                    remember(first);
-                    return Ok(ran);
-                }
-                println!("{:<14} no guest comes up under KVM within {}: TCG", self.name, seconds(KVM_PATIENCE));
-            }
-            remember(Acceleration::Tcg);
-            return self.boot(qemu, Acceleration::Tcg, None);
-        }
-        self.boot(qemu, first, None)
+        accelerated(&self.name, wanted, |acceleration, patience| {
+            let ran = self.boot(qemu, acceleration, patience)?;
+            Ok((patience.is_none() || ran.results.contains(READY)).then_some(ran))
+        })
     }
 
     fn boot(&self, qemu: &Qemu, acceleration: Acceleration, patience: Option<Duration>) -> Result<Ran> {
@@ -155,20 +195,11 @@ impl Guest<'_> {
         for file in [&console, &results] {
             fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
         }
-        let mut command = qemu.command();
-        match acceleration {
-            Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
-            // One processor: with two, emulation now and then has one run into the breakpoint behind which the other
-            // patches a static key, after it is gone ("Oops: int3"), and the guest dies of it.
-            Acceleration::Tcg => command.args(["-accel", "tcg", "-cpu", "max", "-smp", "1"]),
-        };
-        command.args(["-machine", "q35", "-m", "2048", "-nodefaults", "-no-user-config", "-no-reboot"]);
-        command.args(["-display", "none", "-vga", "none", "-monitor", "none"]);
+        let mut command = qemu.machine(acceleration, MEMORY_MIB);
         for file in [&console, &results] {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
-        command.arg("-append").arg(COMMAND_LINE);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs).args(APPEND);
         let words = File::create(log("qemu"))?;
         command.stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words);
         let begun = Instant::now();
@@ -214,7 +245,7 @@ impl Guest<'_> {
 }
 
 /// Ends the guest whatever becomes of us, short of SIGKILL.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

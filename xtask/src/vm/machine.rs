@@ -1,0 +1,215 @@
+//! A guest that is conducted: it comes up, is told by a control port what to do (tests/station), and is turned off.
+
+use super::qemu::{APPEND, Acceleration, Qemu, READY, Running};
+use crate::steps::{seconds, tail};
+use crate::workspace;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+const MEMORY_MIB: u32 = 1024;
+/// Longer than anything that is asked of a station may take, also in emulation.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Until QEMU has opened its sockets.
+const OPENING: Duration = Duration::from_secs(20);
+
+/// What all guests of a wire are booted from, and where their sockets are.
+pub struct Boot<'a> {
+    pub qemu: &'a Qemu,
+    pub kernel: &'a Path,
+    pub initramfs: &'a Path,
+    pub directory: &'a Path,
+}
+
+/// A guest's name and the hardware addresses of its links, `eth0` and so on.
+pub struct Part {
+    pub name: &'static str,
+    pub macs: &'static [&'static str],
+}
+
+pub struct Machine {
+    name: &'static str,
+    qemu: Running,
+    control: UnixStream,
+    /// Of the line that is not complete yet.
+    read: Vec<u8>,
+    monitor: UnixStream,
+    /// All that has come from the control port, and the kernel's words.
+    log: File,
+    console: PathBuf,
+    /// `uname -r`
+    pub release: String,
+}
+
+impl Machine {
+    /// Starts it; [`Machine::is_up`] waits for it. `ends`: its ends of the wires, at most two, in the order of `part.macs`.
+    ///
+    /// # Errors
+    /// QEMU cannot be started or ends at once.
+    pub fn start(boot: &Boot<'_>, part: &Part, ends: Vec<OwnedFd>, acceleration: Acceleration) -> Result<Self> {
+        let log = |what: &str| workspace::logs().join(format!("vm-wire-{}-{what}.log", part.name));
+        fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
+        let console = log("console");
+        let listen = |what: &str| -> Result<(UnixListener, PathBuf)> {
+            let path = boot.directory.join(format!("{}-{what}", part.name));
+            // Of the time before it was turned off.
+            let _ = fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+            listener.set_nonblocking(true)?;
+            Ok((listener, path))
+        };
+        let ((control, control_at), (monitor, monitor_at)) = (listen("control")?, listen("monitor")?);
+        let mut command = boot.qemu.machine(acceleration, MEMORY_MIB);
+        command.arg("-serial").arg(format!("file:{}", console.display()));
+        for (id, path) in [("control", &control_at), ("monitor", &monitor_at)] {
+            command.arg("-chardev").arg(format!("socket,id={id},path={}", path.display()));
+        }
+        command.args(["-serial", "chardev:control", "-mon", "chardev=monitor,mode=readline"]);
+        // A pair of datagram sockets is a wire that keeps frames whole, waits where its other end is slow, and outlives
+        // both machines. Standard input and output are the two descriptors that a child is given without more ado.
+        for (n, mac) in part.macs.iter().enumerate() {
+            command.arg("-netdev").arg(format!("socket,id=wire{n},fd={n}"));
+            command.arg("-device").arg(format!("virtio-net-pci,netdev=wire{n},mac={mac},romfile="));
+        }
+        command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs).args(APPEND);
+        let mut ends = ends.into_iter().map(Stdio::from);
+        let words = log("qemu");
+        command.stdin(ends.next().unwrap_or_else(Stdio::null)).stdout(ends.next().unwrap_or_else(Stdio::null));
+        command.stderr(File::create(&words).with_context(|| format!("cannot write {}", words.display()))?);
+        let mut qemu = Running(command.spawn().context("cannot start QEMU")?);
+        let mut accept = |listener: UnixListener| -> Result<UnixStream> {
+            let begun = Instant::now();
+            loop {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        return stream.set_nonblocking(false).map(|()| stream).context("a socket of QEMU");
+                    }
+                    Err(e) if e.kind() != ErrorKind::WouldBlock => return Err(e).context("a socket of QEMU"),
+                    Err(_) => {}
+                }
+                if qemu.0.try_wait()?.is_some() || begun.elapsed() > OPENING {
+                    bail!("QEMU did not start: {}", tail(fs::read_to_string(&words).unwrap_or_default().trim_end(), 5));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let (control, monitor) = (accept(control)?, accept(monitor)?);
+        control.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let log = log("control");
+        Ok(Self {
+            name: part.name,
+            qemu,
+            control,
+            read: Vec::new(),
+            monitor,
+            log: File::create(&log).with_context(|| format!("cannot write {}", log.display()))?,
+            console,
+            release: String::new(),
+        })
+    }
+
+    /// Waits until its station listens; `false`: not within `patience`.
+    ///
+    /// # Errors
+    /// It has ended, or its init has given up.
+    pub fn is_up(&mut self, patience: Duration) -> Result<bool> {
+        let begun = Instant::now();
+        loop {
+            let Some(line) = self.line(patience.saturating_sub(begun.elapsed()))? else { return Ok(false) };
+            if let Some(release) = line.strip_prefix(READY) {
+                self.release = release.to_owned();
+            } else if let Some(why) = line.strip_prefix("::broken ") {
+                bail!("{}: {why}", self.name);
+            } else if line.starts_with('{') {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Has its station do something, and gives the answer.
+    ///
+    /// # Errors
+    /// It cannot, or does not answer.
+    pub fn ask(&mut self, order: &Value) -> Result<Value> {
+        self.send(order)?;
+        self.answer()
+    }
+
+    /// Has its station begin something; [`Machine::answer`] waits for it.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub fn send(&mut self, order: &Value) -> Result<()> {
+        let _ = writeln!(self.log, "> {order}");
+        self.control.write_all(format!("{order}\n").as_bytes()).with_context(|| format!("{}: {order}", self.name))
+    }
+
+    /// # Errors
+    /// It could not do it, or does not answer.
+    pub fn answer(&mut self) -> Result<Value> {
+        loop {
+            let Some(line) = self.line(PATIENCE)? else {
+                bail!("{} does not answer within {}\n{}", self.name, seconds(PATIENCE), self.last_words());
+            };
+            // Not JSON: what init says when the station has ended.
+            let Ok(answer) = serde_json::from_str::<Value>(&line) else { continue };
+            if let Some(error) = answer["error"].as_str() {
+                bail!("{}: {error}", self.name);
+            }
+            return Ok(answer["ok"].clone());
+        }
+    }
+
+    /// Takes the carrier of link `n` away, or gives it back.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub fn carrier(&mut self, n: usize, up: bool) -> Result<()> {
+        let state = if up { "on" } else { "off" };
+        writeln!(self.monitor, "set_link wire{n} {state}").with_context(|| format!("{}: the monitor", self.name))?;
+        self.ask(&json!({"do": "carrier", "link": format!("eth{n}"), "up": up, "within_ms": 10_000})).map(drop)
+    }
+
+    /// The next line from the control port, if one is complete in time.
+    fn line(&mut self, patience: Duration) -> Result<Option<String>> {
+        let begun = Instant::now();
+        loop {
+            if let Some(end) = self.read.iter().position(|b| *b == b'\n') {
+                let rest = self.read.split_off(end + 1);
+                let line = std::mem::replace(&mut self.read, rest);
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                let _ = writeln!(self.log, "{line}");
+                return Ok(Some(line));
+            }
+            if begun.elapsed() > patience {
+                return Ok(None);
+            }
+            let mut some = [0; 4096];
+            match self.control.read(&mut some) {
+                Ok(0) => bail!("{} has ended\n{}", self.name, self.last_words()),
+                Ok(n) => self.read.extend(&some[..n]),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e).with_context(|| format!("{}: the control port", self.name)),
+            }
+        }
+    }
+
+    fn last_words(&self) -> String {
+        tail(String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).trim_end(), 12)
+    }
+
+    /// As when the power fails.
+    ///
+    /// # Errors
+    /// QEMU cannot be ended.
+    pub fn cut(&mut self) -> Result<()> {
+        self.qemu.0.kill().context("cannot end QEMU")?;
+        self.qemu.0.wait().map(drop).context("cannot wait for QEMU")
+    }
+}

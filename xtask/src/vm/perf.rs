@@ -1,0 +1,284 @@
+//! `cargo xtask vm perf`: what a container's port gives to clients on other machines, by netpath's ways and by Netavark.
+//!
+//! The host has one variant up at a time and all of them in each round, in another order each time: what slows the machine
+//! for a while slows all, and ratios are of one round. Under TCG a machine is as fast as its instructions are few: ratios
+//! say something there, absolute figures do not.
+
+mod report;
+
+use super::image::Programs;
+use super::kernel::Kernel;
+use super::machine::Machine;
+use super::qemu::{Acceleration, Qemu};
+use super::trio::{CLIENT, HOST, HOST_FAR, Kit, Trio};
+use super::variants::{PEER, Variant, built, chosen};
+use crate::setup::{self, Part};
+use crate::steps::{Steps, seconds};
+use crate::test::run_cargo;
+use crate::{bench, build_ebpf, need, workspace};
+use anyhow::{Context, Result, bail};
+use figures::results::{Figure, Results};
+use figures::table::number;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Figures for `--only`: tcp, tcp-back, udp, udp64, udp64-both, conn, conn-both, conn-out, tcp-rr, udp-rr.\n\n\
+Results are printed as Markdown and kept in target/vm/perf: perf.json, perf.md, vm-perf.svg."
+)]
+pub struct Args {
+    /// 6.1, 6.12, 7.2, or a directory with an unpacked kernel package (`/`: this machine's own)
+    #[arg(long, default_value = "7.2", value_name = "KERNEL")]
+    kernel: String,
+    /// Only these figures
+    #[arg(long, value_name = "FIGURE[,…]", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these variants: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables, netavark
+    #[arg(long, value_name = "VARIANT[,…]", value_delimiter = ',')]
+    variants: Vec<String>,
+    /// How often each variant has its turn; medians are shown
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Also put the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, the chart beside it
+    #[arg(long, value_name = "PAGE")]
+    write: Option<PathBuf>,
+    /// How guests run [default: KVM if one comes up under it, else TCG]
+    #[arg(long, value_enum)]
+    acceleration: Option<Acceleration>,
+}
+
+/// Of each sample of traffic. iperf3 takes whole seconds.
+const SAMPLE: Duration = Duration::from_secs(2);
+/// Of the container's servers (tests/station/measure.rs); the published ports are greater by [`SHIFT`].
+const ONCE: u16 = 80;
+const ECHO: u16 = 81;
+const BULK: u16 = 82;
+const SHIFT: u16 = 8000;
+/// A datagram that fills a frame, nearly.
+const LARGE: u16 = 1_400;
+
+type Sample = Vec<(Figure, f64)>;
+type Job = fn(&mut Trio<'_>) -> Result<Sample>;
+
+const JOBS: [(&str, Job); 10] = [
+    ("tcp", tcp),
+    ("tcp-back", tcp_back),
+    ("udp", udp),
+    ("udp64", udp64),
+    ("udp64-both", udp64_both),
+    ("conn", conn),
+    ("conn-both", conn_both),
+    ("conn-out", conn_out),
+    ("tcp-rr", |trio| round_trips(trio, false)),
+    ("udp-rr", |trio| round_trips(trio, true)),
+];
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let names = JOBS.map(|(name, _)| name);
+    if let Some(unknown) = args.only.iter().find(|o| !names.contains(&o.as_str())) {
+        bail!("--only {unknown}: there is {}", names.join(", "));
+    }
+    let begun = Instant::now();
+    setup::ensure(&[Part::Toolchain, Part::Tests])?;
+    let peers = bench::install_peers()?;
+    build_ebpf::build()?;
+    // Packets meet the same programs in every profile, and the tests' own package is optimized in each.
+    run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath", "-p", "netpath-tests", "--bins"]))?;
+    let binary = built("netpath");
+    let variants = chosen(&binary, true, &args.variants)?;
+    let more = vec![
+        ("netavark", peers.join("netavark")),
+        ("aardvark-dns", peers.join("aardvark-dns")),
+        ("iperf3", need::program("iperf3").context("iperf3 is gone")?),
+    ];
+    let programs = Programs { init: built("guest"), netpath: binary, more };
+    let mut steps = Steps::of(0);
+    let kernel = Kernel::get(&args.kernel, &mut steps)?;
+    let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
+    let mut trio = Trio::boot(&kit, args.acceleration)?;
+    prepare(&mut trio)?;
+    let mut results = Results::default();
+    let rounds = args.rounds.max(1);
+    for round in 0..rounds {
+        for turn in 0..variants.len() {
+            let variant = variants[(turn + round) % variants.len()];
+            let since = Instant::now();
+            match measure(&mut trio, variant, &args.only, round, &mut results) {
+                Ok(()) => {}
+                Err(error) => results.note(format!("{}, round {}: {error:#}", variant.title, round + 1)),
+            }
+            let done = round * variants.len() + turn + 1;
+            println!("[{done}/{}] {} … {}", rounds * variants.len(), variant.title, seconds(since.elapsed()));
+        }
+    }
+    let run = report::Run { variants: &variants, results: &results, rounds, trio: &trio };
+    run.keep(&workspace::target().join("vm/perf"), args.write.as_deref())?;
+    println!("measured in {}", seconds(begun.elapsed()));
+    let has_any = variants.iter().any(|v| results.figures.iter().any(|f| results.median((&f.key, v.key)).is_some()));
+    Ok(if has_any { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Both uplinks, and bridged packets past netfilter, as on a host where nobody has loaded br_netfilter.
+fn prepare(trio: &mut Trio<'_>) -> Result<()> {
+    trio.second_uplink()?;
+    for family in ["iptables", "ip6tables"] {
+        let name = format!("net/bridge/bridge-nf-call-{family}");
+        trio.host.ask(&json!({"do": "sysctl", "name": name, "value": "0"}))?;
+    }
+    trio.client.ask(&json!({"do": "serve"})).map(drop)
+}
+
+/// One turn of one variant. A figure that cannot be had is a note; a variant that cannot be set up is an error.
+fn measure(
+    trio: &mut Trio<'_>,
+    variant: &'static Variant,
+    only: &[String],
+    round: usize,
+    results: &mut Results,
+) -> Result<()> {
+    trio.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
+    trio.host.ask(&json!({"do": "serve", "container": "web"}))?;
+    for (name, job) in JOBS.iter().filter(|(n, _)| only.is_empty() || only.iter().any(|o| o == n)) {
+        match job(trio) {
+            Ok(sample) => sample.iter().for_each(|(figure, value)| results.add(figure, variant.key, round, *value)),
+            Err(error) => results.note(format!("{}: {name}: {error:#}", variant.title)),
+        }
+    }
+    trio.down().map(drop)
+}
+
+fn to(host: [&str; 2], port: u16) -> String {
+    format!("{}:{}", host[0], port + SHIFT)
+}
+
+fn of(machine: &mut Machine, what: Value) -> Result<Value> {
+    machine.ask(&json!({"do": "measure", "what": what}))
+}
+
+/// Of the container on the host.
+fn of_web(trio: &mut Trio<'_>, what: Value) -> Result<Value> {
+    trio.host.ask(&json!({"do": "measure", "container": "web", "what": what}))
+}
+
+fn field(value: &Value, name: &str) -> Result<f64> {
+    value[name].as_f64().with_context(|| format!("{name} is missing in {value}"))
+}
+
+fn busy(trio: &mut Trio<'_>) -> Result<f64> {
+    of(&mut trio.host, json!("busy"))?.as_f64().context("no time of processors")
+}
+
+/// What `work` gives, and the seconds that the processors of the host were busy with it.
+fn with_cost<T>(trio: &mut Trio<'_>, work: impl FnOnce(&mut Trio<'_>) -> Result<T>) -> Result<(T, f64)> {
+    let before = busy(trio)?;
+    let done = work(trio)?;
+    Ok((done, busy(trio)? - before))
+}
+
+/// The same order to both clients at once, each to the host's address on its side.
+fn both(trio: &mut Trio<'_>, what: impl Fn(String) -> Value) -> Result<[Value; 2]> {
+    let order = |host| json!({"do": "measure", "what": what(to(host, ONCE))});
+    trio.client.send(&order(HOST))?;
+    trio.second.send(&order(HOST_FAR))?;
+    let answers = [trio.client.answer(), trio.second.answer()];
+    let [first, second] = answers;
+    Ok([first?, second?])
+}
+
+fn bulk(trio: &mut Trio<'_>, back: bool) -> Result<(Value, f64)> {
+    let what = json!({"tcp": {"to": to(HOST, BULK), "streams": 1, "back": back, "seconds": SAMPLE.as_secs()}});
+    with_cost(trio, |trio| of(&mut trio.client, what))
+}
+
+fn tcp(trio: &mut Trio<'_>) -> Result<Sample> {
+    let (done, used) = bulk(trio, false)?;
+    Ok(vec![
+        (Figure::more("tcp", "TCP, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
+        (Figure::less("cpu-tcp", "host CPU, TCP", "ms/GB"), 1e3 * used / (field(&done, "bytes")? / 1e9)),
+    ])
+}
+
+fn tcp_back(trio: &mut Trio<'_>) -> Result<Sample> {
+    let (done, _) = bulk(trio, true)?;
+    Ok(vec![(Figure::more("tcp-back", "TCP, the container sends", "Mb/s"), field(&done, "gbit_per_second")? * 1e3)])
+}
+
+fn udp(trio: &mut Trio<'_>) -> Result<Sample> {
+    let what = json!({"udp": {"to": to(HOST, BULK), "bytes": LARGE, "seconds": SAMPLE.as_secs()}});
+    let done = of(&mut trio.client, what)?;
+    Ok(vec![
+        (Figure::more("udp", "UDP 1,400 B, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
+        (Figure::less("udp-lost", "lost of it", "%"), field(&done, "lost_percent")?),
+    ])
+}
+
+fn flood(to: String) -> Value {
+    json!({"flood": {"to": to, "ms": SAMPLE.as_millis() as u64}})
+}
+
+/// Datagrams that came to the container while `send` sent.
+fn sunk<T>(trio: &mut Trio<'_>, send: impl FnOnce(&mut Trio<'_>) -> Result<T>) -> Result<(T, f64, f64)> {
+    let count = |trio: &mut Trio<'_>| of_web(trio, json!("sunk"))?.as_f64().context("no count");
+    let before = count(trio)?;
+    let (sent, used) = with_cost(trio, send)?;
+    Ok((sent, count(trio)? - before, used))
+}
+
+fn udp64(trio: &mut Trio<'_>) -> Result<Sample> {
+    let (sent, received, used) = sunk(trio, |trio| of(&mut trio.client, flood(to(HOST, ONCE))))?;
+    Ok(vec![
+        (Figure::more("udp64", "UDP 64 B", "kpps"), received / field(&sent, "seconds")? / 1e3),
+        (Figure::less("cpu-udp64", "host CPU, UDP 64 B", "ms/100,000"), 1e3 * used / (received.max(1.0) / 1e5)),
+    ])
+}
+
+fn udp64_both(trio: &mut Trio<'_>) -> Result<Sample> {
+    let ([one, two], received, _) = sunk(trio, |trio| both(trio, flood))?;
+    let took = field(&one, "seconds")?.max(field(&two, "seconds")?);
+    Ok(vec![(Figure::more("udp64-both", "UDP 64 B, both clients", "kpps"), received / took / 1e3)])
+}
+
+fn connections(to: String) -> Value {
+    json!({"connections": {"to": to, "ms": SAMPLE.as_millis() as u64}})
+}
+
+/// Connections per second, of which none may have failed.
+fn rate(done: &Value) -> Result<f64> {
+    let failed = field(done, "failed")?;
+    if failed > 0.0 {
+        bail!("{failed} of {} connections failed: {}", done["connections"], done["error"]);
+    }
+    field(done, "per_second")
+}
+
+fn conn(trio: &mut Trio<'_>) -> Result<Sample> {
+    let (done, used) = with_cost(trio, |trio| of(&mut trio.client, connections(to(HOST, ONCE))))?;
+    Ok(vec![
+        (Figure::more("conn", "connect, request, close", "conn/s"), rate(&done)?),
+        (
+            Figure::less("cpu-conn", "host CPU, connections", "ms/1,000"),
+            1e3 * used / (field(&done, "connections")?.max(1.0) / 1e3),
+        ),
+    ])
+}
+
+fn conn_both(trio: &mut Trio<'_>) -> Result<Sample> {
+    let [one, two] = both(trio, connections)?;
+    Ok(vec![(Figure::more("conn-both", "the same, both clients", "conn/s"), rate(&one)? + rate(&two)?)])
+}
+
+/// Masqueraded.
+fn conn_out(trio: &mut Trio<'_>) -> Result<Sample> {
+    let done = of_web(trio, connections(format!("{}:{ONCE}", CLIENT[0])))?;
+    Ok(vec![(Figure::more("conn-out", "the same, container → client", "conn/s"), rate(&done)?)])
+}
+
+fn round_trips(trio: &mut Trio<'_>, udp: bool) -> Result<Sample> {
+    let what = json!({"round_trips": {"to": to(HOST, ECHO), "udp": udp, "ms": SAMPLE.as_millis() as u64}});
+    let done = of(&mut trio.client, what)?;
+    let (key, name) = if udp { ("udp-rr", "UDP") } else { ("tcp-rr", "TCP") };
+    Ok(vec![(Figure::less(key, format!("{name} request and answer"), "µs"), field(&done, "median_us")?)])
+}

@@ -1,0 +1,147 @@
+//! The results for people and for programs: Markdown, JSON, SVG.
+
+use super::{PEER, Results, SAMPLE, Trio, Value, Variant, number};
+use crate::vm::qemu::Acceleration;
+use anyhow::{Context, Result};
+use figures::page;
+use figures::ratios::Ratios;
+use figures::results::Better;
+use figures::table::{optional, render};
+use serde_json::{Map, json};
+use std::fs;
+use std::path::Path;
+
+pub struct Run<'a> {
+    pub variants: &'a [&'static Variant],
+    pub results: &'a Results,
+    pub rounds: usize,
+    pub trio: &'a Trio<'a>,
+}
+
+const CHART: &str = "vm-perf.svg";
+
+impl Run<'_> {
+    /// Prints them, and writes them into `directory` and, if there is one, into a page.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn keep(&self, directory: &Path, into: Option<&Path>) -> Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let write = |name: &str, text: &str| {
+            let file = directory.join(name);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+        };
+        let (markdown, chart) = (self.markdown(), self.chart());
+        write("perf.json", &format!("{:#}\n", self.json()))?;
+        write("perf.md", &markdown)?;
+        write(CHART, &chart)?;
+        println!("\n{markdown}");
+        if let Some(into) = into {
+            page::write(into, "vm perf", &markdown, &[(CHART, chart)])?;
+            println!("written into {}", into.display());
+        }
+        println!("perf.json, perf.md and {CHART} are in {}", directory.display());
+        Ok(())
+    }
+
+    fn is_emulated(&self) -> bool {
+        self.trio.acceleration == Acceleration::Tcg
+    }
+
+    fn machine(&self) -> String {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let caution = if self.is_emulated() {
+            " **Emulated (TCG): what is measured is the number of instructions, so only the ratios say something.**"
+        } else {
+            ""
+        };
+        format!(
+            "Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; medians of {} \
+             rounds, {} s per sample, IPv4.{caution}\n\n",
+            self.trio.host.release,
+            self.trio.acceleration.name(),
+            self.rounds,
+            SAMPLE.as_secs()
+        )
+    }
+
+    fn table(&self, cell: impl Fn(&str, &str) -> String) -> String {
+        let head: Vec<String> =
+            ["", ""].into_iter().chain(self.variants.iter().map(|v| v.title)).map(str::to_owned).collect();
+        let rows = self.results.figures.iter().map(|figure| {
+            let less = if figure.better == Better::Less { ", less is better" } else { "" };
+            let first = vec![figure.title.clone(), format!("{}{less}", figure.unit)];
+            [first, self.variants.iter().map(|v| cell(&figure.key, v.key)).collect()].concat()
+        });
+        render(&head, &rows.collect::<Vec<_>>())
+    }
+
+    /// Losses are not shown as multiples: none of nothing.
+    fn ratio(&self, figure: &str, variant: &str) -> Option<f64> {
+        self.results.ratio((figure, variant), (figure, PEER)).filter(|_| variant != PEER && figure != "udp-lost")
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = self.machine();
+        text += &self.table(|figure, variant| optional(self.results.median((figure, variant)), number));
+        if self.has_peer() {
+            text += "\nAs multiples of *netavark 2.1*, the median of the ratios of each round:\n\n";
+            text += &self.table(|figure, variant| optional(self.ratio(figure, variant), |r| format!("{r:.2}")));
+        }
+        if !self.results.notes.is_empty() {
+            text += "\nNotes of the run:\n\n";
+            self.results.notes.iter().for_each(|note| text += &format!("* {}\n", note.replace('\n', " ")));
+        }
+        text
+    }
+
+    fn has_peer(&self) -> bool {
+        self.variants.iter().any(|v| v.key == PEER)
+    }
+
+    /// How many times as good: where less is better, the inverse of the ratio.
+    fn chart(&self) -> String {
+        let judged: Vec<_> = self.variants.iter().filter(|v| v.key != PEER).collect();
+        let rows = self.results.figures.iter().filter(|f| f.key != "udp-lost").map(|figure| {
+            let good = |v: &&&Variant| {
+                let ratio = self.ratio(&figure.key, v.key)?;
+                Some(if figure.better == Better::Less { 1.0 / ratio } else { ratio })
+            };
+            (figure.title.as_str(), judged.iter().map(good).collect())
+        });
+        let title = format!(
+            "Times as good as netavark 2.1, between virtual machines{}",
+            if self.is_emulated() { " (emulated)" } else { "" }
+        );
+        Ratios {
+            title: &title,
+            base: "netavark 2.1",
+            variants: judged.iter().map(|v| v.title).collect(),
+            rows: rows.collect(),
+        }
+        .svg()
+    }
+
+    fn json(&self) -> Value {
+        let figures = self.results.figures.iter().map(|figure| {
+            let of = |v: &&Variant| {
+                let cell = (figure.key.as_str(), v.key);
+                let value = json!({
+                    "median": self.results.median(cell), "samples": self.results.samples(cell),
+                    "of_netavark": self.results.ratio(cell, (&figure.key, PEER)),
+                });
+                (v.key.to_owned(), value)
+            };
+            let variants: Map<String, Value> = self.variants.iter().map(of).collect();
+            json!({
+                "key": figure.key, "title": figure.title, "unit": figure.unit,
+                "less_is_better": figure.better == Better::Less, "variants": variants,
+            })
+        });
+        json!({
+            "kernel": self.trio.host.release, "acceleration": self.trio.acceleration.name(),
+            "instruction_bound": self.is_emulated(), "rounds": self.rounds, "sample_ms": SAMPLE.as_millis() as u64,
+            "figures": figures.collect::<Vec<_>>(), "notes": self.results.notes,
+        })
+    }
+}

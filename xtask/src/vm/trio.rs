@@ -1,0 +1,191 @@
+//! Three machines: two clients and, between them, the host with the containers.
+//!
+//! ```text
+//!   client                                  host                                   second
+//!   eth0 192.0.2.2, 2001:db8:1::2 ──── eth0 192.0.2.1, 2001:db8:1::1
+//!                                      eth1 198.51.100.1, 2001:db8:2::1 ──── eth0 198.51.100.2, 2001:db8:2::2
+//! ```
+//! The host's default routes lead to the client. The addresses are those of the tests' namespaces (tests/kit/topology.rs).
+
+use super::image::{Base, Programs, Suite};
+use super::kernel::Kernel;
+use super::machine::{Boot, Machine, Part};
+use super::qemu::{Acceleration, Qemu, accelerated};
+use super::variants::Variant;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:1::2"];
+pub const HOST: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+pub const HOST_FAR: [&str; 2] = ["198.51.100.1", "2001:db8:2::1"];
+pub const SECOND: [&str; 2] = ["198.51.100.2", "2001:db8:2::2"];
+pub const HOST_MAC: &str = "52:54:00:00:02:01";
+
+const PARTS: [Part; 3] = [
+    Part { name: "client", macs: &["52:54:00:00:02:02"] },
+    Part { name: "host", macs: &[HOST_MAC, "52:54:00:00:64:01"] },
+    Part { name: "second", macs: &["52:54:00:00:64:02"] },
+];
+/// Emulation on a machine that others use.
+const LONGEST_BOOT: Duration = Duration::from_secs(180);
+
+/// What three machines are made of.
+pub struct Kit {
+    pub qemu: Qemu,
+    pub kernel: Kernel,
+    initramfs: PathBuf,
+    directory: Directory,
+}
+
+/// Removed with the value; `cargo xtask clean` knows it by its name.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Kit {
+    /// With `station` (tests/station) as what the guests run.
+    ///
+    /// # Errors
+    /// Something is missing on this machine.
+    pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, station: PathBuf) -> Result<Self> {
+        let suite = Suite { name: "station".to_owned(), executable: station, arguments: Vec::new(), conducted: true };
+        let suites = [suite];
+        // Sockets have short paths.
+        let directory = std::env::temp_dir().join(format!("netpath-wire-{}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        let directory = Directory(directory);
+        let initramfs = directory.0.join("initramfs");
+        Base::gather(programs, &suites)?.image(&kernel, &suites, &[], &initramfs)?;
+        Ok(Self { qemu, kernel, initramfs, directory })
+    }
+
+    fn boot(&self) -> Boot<'_> {
+        Boot { qemu: &self.qemu, kernel: &self.kernel.image, initramfs: &self.initramfs, directory: &self.directory.0 }
+    }
+}
+
+pub struct Trio<'k> {
+    kit: &'k Kit,
+    pub acceleration: Acceleration,
+    pub client: Machine,
+    pub host: Machine,
+    pub second: Machine,
+    /// Nothing was set up on the host since it was booted.
+    pub is_fresh: bool,
+    /// Both ends of both wires, of which the machines have copies.
+    wires: [(UnixDatagram, UnixDatagram); 2],
+}
+
+impl<'k> Trio<'k> {
+    /// Boots them and gives them their addresses.
+    ///
+    /// # Errors
+    /// One does not come up.
+    pub fn boot(kit: &'k Kit, wanted: Option<Acceleration>) -> Result<Self> {
+        let wires = [UnixDatagram::pair()?, UnixDatagram::pair()?];
+        let [client, host, second] = &PARTS;
+        let (client, acceleration) = accelerated("client", wanted, |acceleration, patience| {
+            let mut machine = Machine::start(&kit.boot(), client, vec![end(&wires[0].0)?], acceleration)?;
+            let is_up = machine.is_up(patience.unwrap_or(LONGEST_BOOT))?;
+            if !is_up && patience.is_none() {
+                bail!("the client is not up after {} s", LONGEST_BOOT.as_secs());
+            }
+            Ok(is_up.then_some((machine, acceleration)))
+        })?;
+        let host = Machine::start(&kit.boot(), host, vec![end(&wires[0].1)?, end(&wires[1].1)?], acceleration)?;
+        let second = Machine::start(&kit.boot(), second, vec![end(&wires[1].0)?], acceleration)?;
+        let mut trio = Self { kit, acceleration, client, host, second, is_fresh: true, wires };
+        for machine in [&mut trio.host, &mut trio.second] {
+            come_up(machine)?;
+        }
+        trio.client.ask(&ip(&addresses("eth0", CLIENT)))?;
+        trio.second.ask(&ip(&addresses("eth0", SECOND)))?;
+        trio.first_uplink()?;
+        Ok(trio)
+    }
+
+    /// Gives the host's first uplink its addresses, and the default routes.
+    ///
+    /// # Errors
+    /// The host refuses them.
+    pub fn first_uplink(&mut self) -> Result<()> {
+        let routes =
+            format!("route replace default via {}\nroute replace default via {} dev eth0\n", CLIENT[0], CLIENT[1]);
+        self.host.ask(&ip(&(addresses("eth0", HOST) + &routes))).map(drop)
+    }
+
+    /// The same for the second, which leads to its own net alone.
+    ///
+    /// # Errors
+    /// The host refuses them.
+    pub fn second_uplink(&mut self) -> Result<()> {
+        self.host.ask(&ip(&addresses("eth1", HOST_FAR))).map(drop)
+    }
+
+    /// Cuts the host's power and boots it again. Nothing is set up on it.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn restart_host(&mut self) -> Result<()> {
+        let ends = vec![end(&self.wires[0].1)?, end(&self.wires[1].1)?];
+        self.host.cut()?;
+        self.host = Machine::start(&self.kit.boot(), &PARTS[1], ends, self.acceleration)?;
+        come_up(&mut self.host)?;
+        self.is_fresh = true;
+        self.first_uplink()
+    }
+
+    /// Sets up the container `web` on the host; gives milliseconds.
+    ///
+    /// # Errors
+    /// The backend refuses it.
+    pub fn up(&mut self, variant: &Variant, publish: &[(u16, u16)]) -> Result<f64> {
+        self.is_fresh = false;
+        let options: Value = variant.options.iter().copied().map(|(k, v)| (k.to_owned(), Value::from(v))).collect();
+        let environment: Value =
+            variant.environment.iter().copied().map(|(k, v)| (k.to_owned(), Value::from(v))).collect();
+        let took = self.host.ask(&json!({
+            "do": "up", "name": "web", "program": variant.program.in_guest(),
+            "environment": environment, "options": options, "publish": publish,
+        }))?;
+        Ok(took.as_f64().unwrap_or_default())
+    }
+
+    /// # Errors
+    /// The backend fails.
+    pub fn down(&mut self) -> Result<f64> {
+        Ok(self.host.ask(&json!({"do": "down", "name": "web"}))?.as_f64().unwrap_or_default())
+    }
+}
+
+fn come_up(machine: &mut Machine) -> Result<()> {
+    if machine.is_up(LONGEST_BOOT)? {
+        return Ok(());
+    }
+    bail!("a machine is not up after {} s", LONGEST_BOOT.as_secs())
+}
+
+fn end(socket: &UnixDatagram) -> Result<OwnedFd> {
+    Ok(socket.try_clone().context("cannot copy an end of a wire")?.into())
+}
+
+pub fn ip(lines: &str) -> Value {
+    json!({"do": "ip", "lines": lines})
+}
+
+fn addresses(link: &str, [v4, v6]: [&str; 2]) -> String {
+    format!("addr replace {v4}/24 dev {link}\naddr replace {v6}/64 dev {link} nodad\nlink set {link} up\n")
+}

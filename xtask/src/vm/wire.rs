@@ -1,0 +1,254 @@
+//! `cargo xtask vm wire`: what happens to wires and to whole hosts, and whether traffic is right within a second of it.
+//!
+//! Right is: from the client to the published port and from the container to the client, TCP and UDP, IPv4 and IPv6, the
+//! bytes come back and each server has seen the source address that it should.
+
+mod cases;
+
+use super::image::Programs;
+use super::kernel::Kernel;
+use super::qemu::{Acceleration, Qemu};
+use super::trio::{CLIENT, HOST, Kit, Trio, ip};
+use super::variants::{Variant, built, chosen};
+use crate::setup::{self, Part};
+use crate::steps::{Steps, seconds};
+use crate::test::run_cargo;
+use crate::{build_ebpf, need, workspace};
+use anyhow::{Context, Result, bail};
+use cases::{CASES, Moment};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// 6.1, 6.12, 7.2, or a directory with an unpacked kernel package (`/`: this machine's own)
+    #[arg(long, default_value = "7.2", value_name = "KERNEL", num_args = 1..)]
+    kernel: Vec<String>,
+    /// Only these cases: flap, down, dhcp, mtu, uplink, reboot
+    #[arg(long, value_name = "CASE", num_args = 1..)]
+    only: Vec<String>,
+    /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
+    #[arg(long, value_name = "VARIANT", num_args = 1..)]
+    variants: Vec<String>,
+    /// How guests run [default: KVM if one comes up under it, else TCG]
+    #[arg(long, value_enum)]
+    acceleration: Option<Acceleration>,
+}
+
+/// Where the container's server listens, where it is published, and where the servers of the clients listen.
+const SERVED: u16 = 80;
+const PUBLISHED: u16 = 8080;
+const OUTSIDE: u16 = 7000;
+/// By the clock of the guest that asks.
+const LIMIT: Duration = Duration::from_secs(1);
+/// Emulation makes each step of it that much longer on a machine that does other work too: netpath's agent spends a
+/// twentieth of a processor on looking at the host, and one look takes it most of a second there.
+const TCG_FACTOR: u32 = 30;
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let names = CASES.map(|(name, ..)| name);
+    if let Some(unknown) = args.only.iter().find(|o| !names.contains(&o.as_str())) {
+        bail!("--only {unknown}: there is {}", names.join(", "));
+    }
+    let begun = Instant::now();
+    setup::ensure(&[Part::Toolchain, Part::Tests, Part::Wire])?;
+    build_ebpf::build()?;
+    run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath", "-p", "netpath-tests", "--bins"]))?;
+    let binary = built("netpath");
+    let variants = chosen(&binary, false, &args.variants)?;
+    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is gone")?)];
+    let programs = Programs { init: built("guest"), netpath: binary, more };
+    let (mut passed, mut failed) = (0, Vec::new());
+    for name in &args.kernel {
+        let mut steps = Steps::of(0);
+        let kernel = Kernel::get(name, &mut steps)?;
+        let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
+        let mut trio = Trio::boot(&kit, args.acceleration)?;
+        let factor = if trio.acceleration == Acceleration::Tcg { TCG_FACTOR } else { 1 };
+        let within = LIMIT * factor;
+        println!(
+            "Linux {}, three machines under {}: right within {}{}",
+            trio.host.release,
+            trio.acceleration.name(),
+            seconds(within),
+            if factor > 1 {
+                format!(", {factor} times what it is on a real machine: emulation")
+            } else {
+                String::new()
+            }
+        );
+        for (machine, name) in [(&mut trio.client, "client"), (&mut trio.second, "second")] {
+            machine.ask(&json!({"do": "echo", "port": OUTSIDE, "name": name}))?;
+        }
+        for variant in &variants {
+            let wanted = CASES.iter().filter(|(n, ..)| args.only.is_empty() || args.only.iter().any(|o| o == n));
+            let mut wire = Wire { trio: &mut trio, variant, within, far: Value::Null };
+            let mut is_fresh = false;
+            for (case, what, act) in wanted {
+                let done = (if is_fresh { Ok(()) } else { wire.begin() }).and_then(|()| act(&mut wire));
+                is_fresh = done.is_ok();
+                match done {
+                    Ok(moments) => {
+                        passed += 1;
+                        println!("{:<17} {case:<7} ok    {what}: {}", variant.key, told(&moments));
+                    }
+                    Err(error) => {
+                        println!("{:<17} {case:<7} FAILED {what}: {error:#}", variant.key);
+                        failed.push(format!("{} {} {case}", kit.kernel.label, variant.key));
+                    }
+                }
+            }
+            if is_fresh && let Err(error) = wire.end() {
+                println!("{:<17} teardown FAILED: {error:#}", variant.key);
+                failed.push(format!("{} {} teardown", kit.kernel.label, variant.key));
+            }
+        }
+    }
+    println!("\nin {}", seconds(begun.elapsed()));
+    println!("{passed} passed, {} failed, 0 skipped", failed.len());
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn told(moments: &[Moment]) -> String {
+    moments.iter().map(|(what, ms)| format!("{what} {ms:.0} ms")).collect::<Vec<_>>().join(", ")
+}
+
+/// Three machines with a container of one variant.
+struct Wire<'t, 'k> {
+    trio: &'t mut Trio<'k>,
+    variant: &'t Variant,
+    within: Duration,
+    /// The device of the second uplink, while it has no driver.
+    far: Value,
+}
+
+impl Wire<'_, '_> {
+    /// A host that has just been booted, with its container up and its second uplink not there yet.
+    fn begin(&mut self) -> Result<()> {
+        self.trio.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
+        self.trio.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
+        if !self.trio.is_fresh {
+            self.trio.restart_host()?;
+        }
+        self.unplug()?;
+        self.container()?;
+        self.right(HOST[0]).map(drop).context("before anything has happened")
+    }
+
+    fn unplug(&mut self) -> Result<()> {
+        self.far = self.trio.host.ask(&json!({"do": "unplug", "link": "eth1"}))?;
+        Ok(())
+    }
+
+    fn container(&mut self) -> Result<()> {
+        self.trio.up(self.variant, &[(PUBLISHED, SERVED)])?;
+        self.trio.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
+    }
+
+    /// Takes the container down; what is left of netpath then is an error.
+    fn end(&mut self) -> Result<()> {
+        self.trio.down()?;
+        let left = self.trio.host.ask(&json!({"do": "left"}))?;
+        match left.as_str() {
+            Some("") | None => Ok(()),
+            Some(left) => bail!("left behind: {left}"),
+        }
+    }
+
+    /// Milliseconds until traffic of the first uplink is right, where the host has the IPv4 address `host4`.
+    fn right(&mut self, host4: &str) -> Result<f64> {
+        self.right_with(host4, 1_000)
+    }
+
+    fn right_with(&mut self, host4: &str, bytes: usize) -> Result<f64> {
+        let (inward, outward) = ways([host4, HOST[1]], CLIENT, "client", bytes);
+        let [client, host] = [&inward, &outward].map(|asks| self.asking(asks));
+        self.trio.client.send(&client)?;
+        self.trio.host.send(&host)?;
+        // Both answers are taken, whatever they are: what comes next is another answer.
+        let answers = [self.trio.client.answer(), self.trio.host.answer()];
+        slowest(answers)
+    }
+
+    fn asking(&self, asks: &Value) -> Value {
+        json!({"do": "ask", "asks": asks, "within_ms": self.within.as_millis() as u64})
+    }
+
+    fn steady(&mut self) -> Result<()> {
+        let ask = json!({"udp": false, "to": at(HOST[0], PUBLISHED)});
+        self.trio.client.ask(&json!({"do": "steady", "name": "steady", "ask": ask})).map(drop)
+    }
+
+    /// It has not noticed more than a pause.
+    fn steady_is_there(&mut self) -> Result<()> {
+        self.trio.client.ask(&json!({"do": "goes_on", "name": "steady"})).map(drop)
+    }
+
+    fn steady_ends(&mut self) -> Result<()> {
+        self.steady_is_there()?;
+        self.trio.client.ask(&json!({"do": "finish", "name": "steady"})).map(drop)
+    }
+
+    fn host_ip(&mut self, lines: &str) -> Result<()> {
+        self.trio.host.ask(&ip(lines)).map(drop)
+    }
+}
+
+/// Questions of an outside machine at `outside` to the published port, and of the container to the server `name` there.
+fn ways(host: [&str; 2], outside: [&str; 2], name: &str, bytes: usize) -> (Value, Value) {
+    let mut inward = Vec::new();
+    let mut outward = Vec::new();
+    for (host, outside) in host.into_iter().zip(outside) {
+        for udp in [false, true] {
+            // A datagram that one frame carries, and one that it does not.
+            let bytes = if udp { bytes.min(1_400) } else { bytes };
+            inward
+                .push(json!({"udp": udp, "to": at(host, PUBLISHED), "server": "web", "seen": outside, "bytes": bytes}));
+            outward.push(json!({
+                "container": "web", "udp": udp, "to": at(outside, OUTSIDE), "server": name, "seen": host, "bytes": bytes,
+            }));
+        }
+    }
+    (inward.into(), outward.into())
+}
+
+fn at(ip: &str, port: u16) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+/// Of the milliseconds in all answers the most.
+fn slowest(answers: [Result<Value>; 2]) -> Result<f64> {
+    let mut most = 0.0_f64;
+    let mut failed = Vec::new();
+    for answer in answers {
+        match answer {
+            Ok(took) => most = took.as_array().into_iter().flatten().filter_map(Value::as_f64).fold(most, f64::max),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    if failed.is_empty() { Ok(most) } else { bail!("{}", failed.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_answers_the_slowest_counts_and_each_error_is_said() {
+        assert_eq!(7.0, slowest([Ok(json!([1.0, 7.0])), Ok(json!([3.0]))]).expect("right"));
+        let error = slowest([Err(anyhow::anyhow!("a")), Err(anyhow::anyhow!("b"))]).expect_err("wrong").to_string();
+        assert_eq!("a; b", error);
+    }
+
+    #[test]
+    fn every_way_is_asked_in_both_families_and_protocols() {
+        let (inward, outward) = ways(HOST, CLIENT, "client", 20_000);
+        assert_eq!((4, 4), (inward.as_array().map_or(0, Vec::len), outward.as_array().map_or(0, Vec::len)));
+        assert_eq!("[2001:db8:1::1]:8080", inward[3]["to"]);
+        assert_eq!(
+            ("192.0.2.1", 1_400),
+            (outward[1]["seen"].as_str().unwrap_or(""), outward[1]["bytes"].as_i64().unwrap_or(0))
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! The cases: what happens, and what has to be right after it. Each leaves the host as it found it.
+
+use super::{PUBLISHED, Wire, at, slowest, ways};
+use crate::vm::trio::{CLIENT, HOST, HOST_FAR, HOST_MAC, SECOND};
+use anyhow::{Context, Result};
+use serde_json::json;
+
+/// A UDP client that keeps its port over a power cut.
+const OWN_PORT: u16 = 4000;
+const NARROW: u32 = 1280;
+
+pub type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
+
+pub const CASES: [(&str, &str, Case); 6] = [
+    ("flap", "the uplink loses its carrier and gets it back", flap),
+    ("down", "the uplink is taken down and up again", down_and_up),
+    ("dhcp", "DHCP gives the uplink another address", dhcp),
+    ("mtu", "the uplink's MTU shrinks and grows", mtu),
+    ("uplink", "a second uplink comes and goes", second_uplink),
+    ("reboot", "the host loses its power, and containers are made anew", reboot),
+];
+
+/// What happened, and how long until all was right, in milliseconds.
+pub type Moment = (&'static str, f64);
+
+fn flap(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    wire.steady()?;
+    wire.trio.host.carrier(0, false)?;
+    wire.trio.host.carrier(0, true)?;
+    let once = wire.right(HOST[0])?;
+    wire.steady_is_there()?;
+    for _ in 0..5 {
+        wire.trio.host.carrier(0, false)?;
+        wire.trio.host.carrier(0, true)?;
+    }
+    let often = wire.right(HOST[0])?;
+    wire.steady_ends()?;
+    Ok(vec![("once", once), ("five times", often)])
+}
+
+/// As a network manager does when it is restarted: IPv6 addresses and all routes go, and come again.
+fn down_and_up(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    wire.steady()?;
+    wire.host_ip("link set eth0 down\n")?;
+    wire.trio.first_uplink()?;
+    let took = wire.right(HOST[0])?;
+    wire.steady_ends()?;
+    Ok(vec![("after", took)])
+}
+
+fn dhcp(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    const GIVEN: [&str; 2] = ["192.0.2.50", "192.0.2.51"];
+    let mut moments = Vec::new();
+    wire.host_ip(&format!("addr del {}/24 dev eth0\n", HOST[0]))?;
+    let mut before = HOST[0];
+    for (address, what) in GIVEN.into_iter().zip(["first lease", "another"]) {
+        wire.trio
+            .client
+            .ask(&json!({"do": "lease", "link": "eth0", "mac": HOST_MAC, "address": address, "router": CLIENT[0]}))?;
+        let order = if before == HOST[0] { json!({"do": "dhcp", "link": "eth0"}) } else { json!({"do": "renew"}) };
+        wire.trio.host.ask(&order)?;
+        wire.trio.host.ask(&json!({"do": "has", "link": "eth0", "address": address, "within_ms": 60_000}))?;
+        moments.push((what, wire.right(address)?));
+        let gone = json!({"udp": false, "to": at(before, PUBLISHED)});
+        let within_ms = wire.within.as_millis() as u64;
+        wire.trio.client.ask(&json!({"do": "silent", "ask": gone, "within_ms": within_ms}))?;
+        before = address;
+    }
+    for (machine, name) in [(&mut wire.trio.host, "dhcp-client"), (&mut wire.trio.client, "dhcp-server")] {
+        machine.ask(&json!({"do": "end", "name": name}))?;
+    }
+    wire.host_ip(&format!("addr del {before}/24 dev eth0\n"))?;
+    wire.trio.first_uplink()?;
+    moments.push(("back", wire.right(HOST[0])?));
+    Ok(moments)
+}
+
+/// The wire itself becomes narrower: what is larger is lost, and only the host knows of it.
+fn mtu(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    wire.steady()?;
+    wire.host_ip(&format!("link set eth0 mtu {NARROW}\n"))?;
+    wire.trio.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": NARROW}))?;
+    // Before anybody else can learn the new size for it.
+    wire.steady_is_there().context("the connection from before")?;
+    let narrow = wire.right_with(HOST[0], 20_000)?;
+    wire.trio.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
+    wire.host_ip("link set eth0 mtu 1500\n")?;
+    let wide = wire.right_with(HOST[0], 20_000)?;
+    wire.steady_ends()?;
+    Ok(vec![("1280", narrow), ("1500", wide)])
+}
+
+fn second_uplink(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    wire.steady()?;
+    wire.trio.host.ask(&json!({"do": "plug", "device": wire.far, "link": "eth1", "within_ms": 10_000}))?;
+    wire.trio.second_uplink()?;
+    let (inward, outward) = ways(HOST_FAR, SECOND, "second", 1_000);
+    let [second, host] = [&inward, &outward].map(|asks| wire.asking(asks));
+    wire.trio.second.send(&second)?;
+    wire.trio.host.send(&host)?;
+    let answers = [wire.trio.second.answer(), wire.trio.host.answer()];
+    let came = slowest(answers)?;
+    wire.right(HOST[0]).context("the first uplink beside it")?;
+    wire.unplug()?;
+    let went = wire.right(HOST[0])?;
+    wire.steady_ends()?;
+    Ok(vec![("it came", came), ("it went", went)])
+}
+
+fn reboot(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
+    let same = json!([{
+        "udp": true, "to": at(HOST[0], PUBLISHED), "server": "web", "seen": CLIENT[0], "port": OWN_PORT,
+    }]);
+    let same = wire.asking(&same);
+    wire.trio.client.ask(&same)?;
+    wire.trio.restart_host()?;
+    wire.unplug()?;
+    wire.container()?;
+    let took = wire.right(HOST[0])?;
+    wire.trio.client.ask(&same)?;
+    Ok(vec![("after setup", took)])
+}
