@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// A network namespace with a bridge for the endpoints of `compile::tests` and another that stands for an uplink.
 pub(super) struct Host {
-    rtnl: Rtnl,
+    pub(super) rtnl: Rtnl,
     cookie: u64,
 }
 

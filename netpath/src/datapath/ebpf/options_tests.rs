@@ -4,10 +4,14 @@ use super::compile::mapped;
 use super::compile::tests::tcp;
 use super::live_tests::Host;
 use super::*;
-use crate::model::{HostBind, Publish, TrafficIds, Way};
+use crate::link::VethSpec;
+use crate::model::{HostBind, Publish, TrafficIds, Way, Xdp};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use netpath_common::layout::program::XDP_IN;
 use netpath_common::layout::{self, AllowKey, Network, Subnet, Traffic, name};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 
 fn open(host: &Host, name: &str) -> Map {
     MapData::from_pin(host.pins().map(name)).and_then(Map::from_map_data).expect("the map")
@@ -161,5 +165,35 @@ fn a_filter_of_somebody_elses_leads_packets_past_it() {
     assert!(nft("delete table inet mine"));
     host.reconcile(&desired);
     assert!(!is_edge(&host));
+    host.reconcile(&Desired::default());
+}
+
+#[test]
+fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
+    let Some(host) = Host::new("xdp_that_has_gone_is_not_in_the_way_of_what_comes") else { return };
+    host.reconcile(&host.desired(vec![vec![]]));
+    let name = |n: &str| n.parse().expect("a name");
+    let bridge = host.index("podman1");
+    let spec =
+        VethSpec { interface: name("in1"), mac: None, host_interface: Some(name("up1")), bridge, mtu: Some(1500) };
+    let here = std::fs::File::open("/proc/thread-self/ns/net").expect("this namespace");
+    host.rtnl.add_veth(&spec, here.as_raw_fd()).expect("a veth");
+    let (pins, index) = (host.pins(), host.index("up1"));
+    object::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
+    let at = |index| xdp::reconcile(&pins, &BTreeMap::from([(index, Xdp::On)])).expect("reconciled");
+    assert_eq!([1, 0], [at(index), at(index)]);
+    // The kernel frees a link that has lost its pin when it has time to; until then it lives.
+    let held = sys::open_pin(&pins.link(&format!("{XDP_IN}-{index}"))).expect("opened").expect("a link");
+    assert_eq!(1, xdp::reconcile(&pins, &BTreeMap::new()).expect("gone"));
+    assert_eq!(1, at(index));
+    assert!(xdp::refused(&pins).is_empty(), "{:?}", xdp::refused(&pins));
+    drop(held);
+    // A bridge has no native XDP: what was attached goes, and what is wanted is marked.
+    assert_eq!(1, at(bridge));
+    let refused = xdp::refused(&pins);
+    assert!(
+        matches!(refused.as_slice(), [one] if one.ifindex == bridge && one.why().contains("no native")),
+        "{refused:?}"
+    );
     host.reconcile(&Desired::default());
 }
