@@ -52,6 +52,10 @@ pub struct Args {
 
 /// Of each sample of traffic. iperf3 takes whole seconds.
 const SAMPLE: Duration = Duration::from_secs(2);
+/// How often it is looked whether the host is idle, a second at a time, and how much of a processor an idle one uses: in
+/// emulation its clock alone takes some.
+const SETTLING: usize = 20;
+const IDLE: f64 = 0.15;
 /// Of the container's servers (tests/station/measure.rs); the published ports are greater by [`SHIFT`].
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
@@ -85,9 +89,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Part::Toolchain, Part::Tests])?;
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
-    // Packets meet the same programs in every profile, and the tests' own package is optimized in each.
-    run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath", "-p", "netpath-tests", "--bins"]))?;
-    let binary = built("netpath");
+    let mut release = workspace::cargo();
+    run_cargo(release.args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
+    // The tests' own package is optimized in every profile.
+    run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
+    let binary = workspace::target().join("release/netpath");
     let variants = chosen(&binary, true, &args.variants)?;
     let more = vec![
         ("netavark", peers.join("netavark")),
@@ -141,6 +147,9 @@ fn measure(
 ) -> Result<()> {
     trio.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
     trio.host.ask(&json!({"do": "serve", "container": "web"}))?;
+    if !settles(trio)? {
+        results.note(format!("{}, round {}: the host was not idle when it began", variant.title, round + 1));
+    }
     for (name, job) in JOBS.iter().filter(|(n, _)| only.is_empty() || only.iter().any(|o| o == n)) {
         match job(trio) {
             Ok(sample) => sample.iter().for_each(|(figure, value)| results.add(figure, variant.key, round, *value)),
@@ -148,6 +157,22 @@ fn measure(
         }
     }
     trio.down().map(drop)
+}
+
+/// Waits until the host has nothing to do: what a setup leaves to be done, an agent that starts for one, is not the path's.
+/// `false`: it always had.
+fn settles(trio: &mut Trio<'_>) -> Result<bool> {
+    for _ in 0..SETTLING {
+        let begun = Instant::now();
+        let ((), used) = with_cost(trio, |_| {
+            std::thread::sleep(Duration::from_secs(1));
+            Ok(())
+        })?;
+        if used < begun.elapsed().as_secs_f64() * IDLE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn to(host: [&str; 2], port: u16) -> String {

@@ -50,17 +50,18 @@ impl Run<'_> {
 
     fn machine(&self) -> String {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let rounds =
+            if self.rounds == 1 { "one round".to_owned() } else { format!("medians of {} rounds", self.rounds) };
         let caution = if self.is_emulated() {
             " **Emulated (TCG): what is measured is the number of instructions, so only the ratios say something.**"
         } else {
             ""
         };
         format!(
-            "Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; medians of {} \
-             rounds, {} s per sample, IPv4.{caution}\n\n",
+            "Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; {rounds}, {} s per \
+             sample, IPv4.{caution}\n\n",
             self.trio.host.release,
             self.trio.acceleration.name(),
-            self.rounds,
             SAMPLE.as_secs()
         )
     }
