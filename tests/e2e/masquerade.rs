@@ -8,6 +8,11 @@ use kit::need;
 use kit::netavark::{Document, Network, Rung};
 use kit::topology::{Family, Topology};
 use kit::traffic::{Dial, Proto, again};
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use netpath_common::reason::Reason;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 on_every_rung!(
@@ -17,6 +22,7 @@ on_every_rung!(
     a_port_of_the_host_is_not_taken,
     outbound_addresses_are_used,
     a_reply_is_let_in_but_nothing_else,
+    no_port_left_is_a_drop_that_is_told,
 );
 
 fn icmp_echo_goes_out_and_comes_back(rung: Rung) -> Result<()> {
@@ -147,6 +153,37 @@ fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
             let more = again(|| inside.recv_from(&mut data));
             rig.note(more.is_err(), || format!("{family:?}: a stranger was let in: {more:?}"));
         }
+        Ok(vec![app])
+    })
+}
+
+/// All ports that a flow to one service could get are others': it is dropped, counted, and `netpath status` says so.
+fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: netfilter counts no such thing".to_owned()) });
+    rig(Topology::new(), rung, |rig| {
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let _servers = (serve(&rig.topology.client, 9000, "near")?, serve(&rig.topology.client, 9001, "beside")?);
+        let pins = kit::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
+        let own = 23_459;
+        for family in Family::BOTH {
+            for (proto, number) in [(Proto::Tcp, PROTO_TCP), (Proto::Udp, PROTO_UDP)] {
+                let dial = |port| Dial::new(proto, family.client(), port).from(family.container(7, 5), own);
+                let ports = std::iter::once(own).chain(61_000..=65_535);
+                let peer = SocketAddr::new(family.client(), 9000);
+                kit::maps::take_ports(&pins, number, peer, family.host(), ports)?;
+                let before = rig.counted(Reason::DropPortsExhausted)?;
+                rig.silent("no port is left", &app.0, &dial(9000));
+                let more = rig.counted(Reason::DropPortsExhausted)? - before;
+                rig.note(more > 0, || format!("{family:?} {proto:?}: nothing was counted"));
+                rig.sees("another service", &app.0, &dial(9001), "beside", family.host());
+            }
+        }
+        let mut command = Command::new(kit::netavark::binary()?);
+        command.arg("status");
+        let told = String::from_utf8(rig.topology.host.output(command, b"")?.stdout)?;
+        let line = told.lines().find(|l| l.starts_with(Reason::DropPortsExhausted.word()));
+        rig.note(line.is_some(), || format!("status does not tell:\n{told}"));
         Ok(vec![app])
     })
 }

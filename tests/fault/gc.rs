@@ -15,9 +15,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
+pub const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
 
-fn document(host: u8) -> Document {
+pub fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp").publish(
         "",
         8000 + u16::from(host),
@@ -26,7 +26,7 @@ fn document(host: u8) -> Document {
     )
 }
 
-fn gc(topology: &Topology) -> Result<Value> {
+pub fn gc(topology: &Topology) -> Result<Value> {
     let mut command = Command::new(binary()?);
     command.args(["gc", "--json"]).env(NO_AGENT.0, NO_AGENT.1);
     let out = topology.host.output(command, b"")?;
@@ -43,15 +43,15 @@ fn pins(topology: &Topology, version: u32) -> PathBuf {
     Path::new("/sys/fs/bpf/netpath").join(format!("v{version}")).join(format!("{:x}", topology.host.cookie()))
 }
 
-type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
+pub type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
 
-fn flows(topology: &Topology) -> Result<Flows4> {
+pub fn flows(topology: &Topology) -> Result<Flows4> {
     let data = aya::maps::MapData::from_pin(pins(topology, LAYOUT_VERSION).join("map").join(name::FLOW4))?;
     Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
 }
 
 /// Moves the last packet of these flows into the past.
-fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
+pub fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
     let all: Vec<(FlowKey4, Flow4)> = flows.iter().flatten().filter(|(k, _)| which(k)).collect();
     for (key, mut flow) in all.iter().copied() {
         flow.next.last_seen_s = flow.next.last_seen_s.wrapping_sub(seconds);

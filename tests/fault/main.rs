@@ -4,12 +4,14 @@
 
 mod agent;
 mod blame;
+mod full;
 mod gc;
 mod killed;
 mod load;
 mod many;
 mod mutated;
 mod residue;
+mod soak;
 mod speed;
 
 /// The full bar, or a tenth of it.

@@ -1,10 +1,10 @@
 //! Heavy traffic with nothing lost: bulk transfers whose sums are compared, and short connections by the hundred thousand.
 
 use crate::host::{Netns, at_once};
-use crate::traffic::Server;
+use crate::traffic::{Proto, Server, again};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -146,6 +146,15 @@ pub fn hammer_server(netns: &Netns, ip: IpAddr, port: u16) -> Result<Server> {
 /// # Errors
 /// The namespace refuses the settings for so many connections.
 pub fn hammer(netns: &Netns, to: SocketAddr, connections: u64) -> Result<Hammered> {
+    hammer_as(netns, 0, Proto::Tcp, to, connections)
+}
+
+/// The same over either protocol, with requests that name their `owner`. A datagram has to come back too, at the first
+/// attempt, from [`Server::echo`].
+///
+/// # Errors
+/// As [`hammer`].
+pub fn hammer_as(netns: &Netns, owner: u16, proto: Proto, to: SocketAddr, connections: u64) -> Result<Hammered> {
     // More ports, and used again after a second: one client to one service would run out of them.
     netns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
     netns.set_sysctl("net/ipv4/tcp_tw_reuse", "1")?;
@@ -160,7 +169,7 @@ pub fn hammer(netns: &Netns, to: SocketAddr, connections: u64) -> Result<Hammere
                     return;
                 }
                 let start = Instant::now();
-                if let Err(e) = request(to, n) {
+                if let Err(e) = request(proto, to, u64::from(owner) << 48 | n) {
                     failed.fetch_add(1, Ordering::Relaxed);
                     let mut errors = errors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     if errors.len() < 5 {
@@ -178,13 +187,29 @@ pub fn hammer(netns: &Netns, to: SocketAddr, connections: u64) -> Result<Hammere
     Ok(Hammered { took: begun.elapsed(), slow: slow.into_inner(), errors, failed: failed.into_inner() })
 }
 
-fn request(to: SocketAddr, n: u64) -> Result<()> {
-    let mut stream = TcpStream::connect(to).context("connect")?;
-    stream.set_read_timeout(Some(STALL))?;
+fn request(proto: Proto, to: SocketAddr, n: u64) -> Result<()> {
     let request = [n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(); 8].concat();
-    stream.write_all(&request).context("send")?;
     let mut answer = Vec::with_capacity(64);
-    stream.read_to_end(&mut answer).context("receive")?;
+    match proto {
+        Proto::Tcp => {
+            let mut stream = TcpStream::connect(to).context("connect")?;
+            stream.set_read_timeout(Some(STALL))?;
+            stream.write_all(&request).context("send")?;
+            stream.read_to_end(&mut answer).context("receive")?;
+        }
+        Proto::Udp => {
+            let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.set_read_timeout(Some(STALL))?;
+            socket.connect(to)?;
+            socket.send(&request).context("send")?;
+            answer.resize(1_024, 0);
+            let len = again(|| socket.recv(&mut answer)).context("receive")?;
+            answer.truncate(len);
+            // Behind the line that tells who was seen.
+            answer.drain(..=answer.iter().position(|b| *b == b'\n').context("an answer of one line")?);
+        }
+    }
     ensure!(answer == request, "the answer is not the request: {} bytes", answer.len());
     Ok(())
 }

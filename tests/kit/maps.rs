@@ -3,7 +3,10 @@
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use netpath_common::addr::Be16;
-use netpath_common::layout::{self, Count, Flow4, Flow6, FlowKey4, FlowKey6, LAYOUT_VERSION};
+use netpath_common::flow::{REPLIED, REPLY_HALF};
+use netpath_common::layout::{
+    self, Count, Flow4, Flow6, FlowKey4, FlowKey6, LAYOUT_VERSION, Next, SIDE_BRIDGE, SIDE_UPLINK,
+};
 use netpath_common::reason::Reason;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -78,6 +81,49 @@ pub fn flows(pins: &Path) -> Result<Vec<Flow>> {
     }
     flows.sort_by_key(|f| (f.proto, f.seen));
     Ok(flows)
+}
+
+/// Seconds of CLOCK_MONOTONIC, as programs count them.
+pub fn now_s() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u32
+}
+
+/// Gives `ports` of the host's address `host` to flows of nobody that talk to `peer`, so that nobody else gets them.
+///
+/// # Errors
+/// The maps are not there, or full.
+pub fn take_ports(
+    pins: &Path,
+    proto: u8,
+    peer: SocketAddr,
+    host: IpAddr,
+    ports: impl Iterator<Item = u16>,
+) -> Result<()> {
+    let next = Next { last_seen_s: now_s(), state: REPLIED | REPLY_HALF, twin_side: SIDE_BRIDGE, ..Next::default() };
+    let (sport, side, pad) = (Be16::new(peer.port()), SIDE_UPLINK, [0; 2]);
+    match (peer.ip(), host) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut map: HashMap<_, FlowKey4, Flow4> = open(pins, layout::name::FLOW4)?.try_into()?;
+            let (src, dst) = (src.octets(), dst.octets());
+            for dport in ports.map(Be16::new) {
+                let key = FlowKey4 { src, dst, sport, dport, proto, side, pad };
+                map.insert(key, Flow4 { src, dst: [10, 89, 7, 99], sport, dport, next }, 0)?;
+            }
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let mut map: HashMap<_, FlowKey6, Flow6> = open(pins, layout::name::FLOW6)?.try_into()?;
+            let (src, dst) = (src.octets(), dst.octets());
+            for dport in ports.map(Be16::new) {
+                let key = FlowKey6 { src, dst, sport, dport, proto, side, pad };
+                map.insert(key, Flow6 { src, dst, sport, dport, next }, 0)?;
+            }
+        }
+        _ => bail!("{peer} and {host} are of two families"),
+    }
+    Ok(())
 }
 
 /// Packets and bytes by reason, over all CPUs, without those that are zero.

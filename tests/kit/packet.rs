@@ -594,12 +594,9 @@ impl Lab {
     pub fn add_flow_to_itself(&mut self, frame: &Frame, side: u8, forward: u8) -> Result<()> {
         let L4::Udp { sport, dport, .. } = frame.l4 else { anyhow::bail!("not UDP") };
         let (sport, dport) = (Be16::new(sport), Be16::new(dport));
-        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: writes one timespec.
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
         let next = layout::Next {
             ifindex: self.web,
-            last_seen_s: now.tv_sec as u32 + 3,
+            last_seen_s: crate::maps::now_s() + 3,
             // A repeated run looks at what it has made of the frame.
             dmac: frame.dmac,
             smac: frame.smac,

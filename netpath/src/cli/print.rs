@@ -86,6 +86,10 @@ pub fn status(status: &Status) -> String {
         }
         let _ = write!(out, "\n{table}");
     }
+    if let Some(flows) = &status.flows {
+        let memory = flows.memory_bytes.div_ceil(1024);
+        let _ = writeln!(out, "\nFLOWS     {} of {} at most, in {memory} KiB", flows.used, flows.limit);
+    }
     if !status.maps.is_empty() {
         let mut table = Table::new(&["map", "entries", "of", "memory"]);
         for map in &status.maps {

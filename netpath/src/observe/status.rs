@@ -33,6 +33,8 @@ pub struct Status {
     pub xdp_refused: Vec<XdpRefused>,
     pub counters: Vec<Counter>,
     pub networks: Vec<NetworkLine>,
+    /// `None` on other rungs.
+    pub flows: Option<FlowUse>,
     pub maps: Vec<MapUse>,
     /// Of all maps, those that `maps` leaves out too.
     pub memory_bytes: u64,
@@ -73,6 +75,17 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+/// Of both families together.
+#[derive(Serialize)]
+pub struct FlowUse {
+    /// Those that have expired and are not swept yet too.
+    pub used: usize,
+    /// Beyond it the flow that was not used for the longest goes.
+    pub limit: usize,
+    /// The same however many there are.
+    pub memory_bytes: u64,
+}
+
 #[derive(Serialize)]
 pub struct MapUse {
     pub name: &'static str,
@@ -103,6 +116,7 @@ pub fn status(host: &Host) -> Result<Status> {
         xdp_refused: Vec::new(),
         counters: Vec::new(),
         networks: Vec::new(),
+        flows: None,
         maps: Vec::new(),
         memory_bytes: 0,
     };
@@ -138,6 +152,7 @@ pub fn status(host: &Host) -> Result<Status> {
             used::<SockKey, SockOrigin>(host, name::SOCK)?,
             used::<Addr, Endpoint>(host, name::ENDPOINT)?,
         ];
+        status.flows = Some(of_flows(&status.maps));
     }
     Ok(status)
 }
@@ -166,6 +181,16 @@ fn used<K: Pod, V: Pod>(host: &Host, name: &'static str) -> Result<MapUse> {
     let entries = sys::dump::<K, V>(&map, 4_096).context(|| format!("cannot read {name}"))?.len();
     let (max_entries, memory_bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
     Ok(MapUse { name, entries, max_entries: max_entries as u32, memory_bytes })
+}
+
+/// A flow is two entries.
+fn of_flows(maps: &[MapUse]) -> FlowUse {
+    let tables = || maps.iter().filter(|m| [name::FLOW4, name::FLOW6].contains(&m.name));
+    FlowUse {
+        used: tables().map(|m| m.entries.div_ceil(2)).sum(),
+        limit: tables().map(|m| m.max_entries as usize / 2).sum(),
+        memory_bytes: tables().map(|m| m.memory_bytes).sum(),
+    }
 }
 
 /// Bytes that the pinned maps hold in the kernel.
