@@ -10,7 +10,7 @@ pub enum Kind {
     Unicast,
     /// 127.0.0.0/8, ::1: never on a wire (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
     Loopback,
-    /// Unspecified, multicast, broadcast, IPv6 link-local: neither published on nor masqueraded.
+    /// Unspecified, multicast, broadcast, IPv6 link-local: not masqueraded, and but for the last not published on.
     Local,
 }
 
@@ -30,6 +30,8 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn same(a: &Self::Addr, b: &Self::Addr) -> bool;
     fn is_unset(a: &Self::Addr) -> bool;
     fn kind(a: &Self::Addr) -> Kind;
+    /// fe80::/10, which no router passes on (RFC 4291 §2.5.6). 169.254.0.0/16 is taken for an ordinary network.
+    fn is_link_local(a: &Self::Addr) -> bool;
     /// The sum of the address's 16-bit words, for [`checksum`].
     fn sum(a: &Self::Addr) -> u64;
     /// The sum of the same words inverted.
@@ -150,6 +152,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_link_local(_: &V4) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn sum(a: &V4) -> u64 {
         u64::from(word(a, 0))
     }
@@ -256,7 +263,12 @@ impl Family for Ipv6 {
                 _ => {}
             }
         }
-        if a[0] == 0xff || (a[0] == 0xfe && a[1] & 0xc0 == 0x80) { Kind::Local } else { Kind::Unicast }
+        if a[0] == 0xff || Self::is_link_local(a) { Kind::Local } else { Kind::Unicast }
+    }
+
+    #[inline(always)]
+    fn is_link_local(a: &V6) -> bool {
+        a[0] == 0xfe && a[1] & 0xc0 == 0x80
     }
 
     #[inline(always)]
@@ -365,6 +377,7 @@ mod tests {
             ("::2", Kind::Unicast),
         ] {
             assert_eq!(kind, Ipv6::kind(&v6(a)), "{a}");
+            assert_eq!(a.starts_with("fe8") || a.starts_with("feb"), Ipv6::is_link_local(&v6(a)), "{a}");
         }
     }
 

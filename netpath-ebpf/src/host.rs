@@ -38,12 +38,17 @@ global! {
 fn ask_local<F: Wire>(ctx: &TcContext) -> u32 {
     let Some(packet) = desk::packet::<F>() else { return 0 };
     let dst = &packet.tuple.dst;
-    if F::kind(dst) == Kind::Local {
+    let on_link = F::is_link_local(dst);
+    if F::kind(dst) == Kind::Local && !on_link {
         return 0;
     }
     // SAFETY: the reference is not kept.
     if unsafe { maps::LOCAL.get(F::mapped(*dst)) }.is_some() {
         return 1;
+    }
+    // Of those it forwards none, whose ever they are (`net/core/filter.c, bpf_ipv6_fib_lookup()`).
+    if on_link {
+        return 0;
     }
     // Not forwarded: the kernel keeps it. Broadcasts never come here, the frame would not be addressed to us alone.
     u32::from(look_up::<F>(ctx, &packet.tuple, 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))

@@ -174,12 +174,19 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
     };
     let ifindex = packet::ifindex(ctx);
     // SAFETY: the references are not kept.
-    let (mtu, flags) = unsafe {
-        let mtu = maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16);
-        (mtu, maps::NETWORK.get(bridge).map_or(0, |n| n.flags))
-    };
+    let (mtu, net) = unsafe { (maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16), maps::NETWORK.get(bridge)) };
+    let flags = net.map_or(0, |n| n.flags);
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
+    let on_link = F::is_link_local(&packet.tuple.src);
+    if on_link {
+        // The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack
+        // would not pass that on, nor can its filters be asked on the way.
+        plan.to.src = net.map_or(F::Addr::default(), F::gateway);
+        if flags & NET_EDGE != 0 || reason as u32 != Reason::FlowPublished as u32 || F::is_unset(&plan.to.src) {
+            return NOT_OURS.pack();
+        }
+    }
     plan.to.sport = packet.tuple.sport;
     plan.side = SIDE_UPLINK;
     plan.twin_side = SIDE_BRIDGE;
@@ -191,5 +198,5 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
         plan.there.forward = FORWARD_STACK;
         plan.back.forward = FORWARD_STACK;
     }
-    flows::begin::<F>(ctx, false, reason).pack()
+    flows::begin::<F>(ctx, on_link, reason).pack()
 }

@@ -57,6 +57,7 @@ mod foreign;
 mod fragments;
 mod ladder;
 mod lifecycle;
+mod link_local;
 mod links;
 mod local;
 mod masquerade;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
 
 fn lab() -> Result<Lab> {
@@ -118,6 +119,40 @@ fn a_rule_for_one_address_answers_there_only() -> Result<()> {
     becomes(&mut lab, "the address", at, &here, &got, Reason::FlowPublished)?;
     let elsewhere = Frame::tcp(from, (ip("10.89.7.1"), 9090), SYN);
     stays(&mut lab, "another address of the host", at, &elsewhere.bytes(), STACK, Reason::NotOurs)
+}
+
+/// Of the wire that the client is on; the container sees its bridge.
+#[test]
+fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    let (own, neighbour, gateway) = (ip("fe80::1"), (ip("fe80::2"), 40_000), (gateway(7, false), 40_000));
+    let (to, web) = ((own, 8080), (container(7, false), 80));
+    let sent = at_host(Frame::tcp(neighbour, to, SYN));
+    let at = (UPLINK_IN, uplink);
+    stays(&mut lab, "not the host's", at, &sent.bytes(), STACK, Reason::NotOurs)?;
+    lab.put(netpath_common::layout::name::LOCAL, mapped(own), 1u32)?;
+    for to in [to, (host(false), 8080)] {
+        for (sent, answer) in [
+            (Frame::tcp(neighbour, to, SYN), Frame::tcp(web, gateway, SYN | ACK)),
+            (Frame::udp(neighbour, to), Frame::udp(web, gateway)),
+        ] {
+            lab.forget()?;
+            let sent = at_host(sent);
+            let got = into(&sent.becomes(gateway, web), WEB_MAC, BRIDGE_MAC);
+            becomes(&mut lab, "in", at, &sent, &got, Reason::FlowPublished)?;
+            becomes(&mut lab, "in again", at, &sent, &got, Reason::Redirected)?;
+            let answer = answer.macs(BRIDGE_MAC, WEB_MAC);
+            let back = answer.becomes(to, neighbour);
+            becomes(&mut lab, "back", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
+        }
+    }
+    lab.forget()?;
+    lab.set_network(7, bridge, NET_MASQUERADE | NET_EDGE)?;
+    stays(&mut lab, "on the edge path", at, &sent.bytes(), STACK, Reason::NotOurs)?;
+    lab.set_network(7, bridge, NET_DIRECT)?;
+    let direct = at_host(Frame::tcp(neighbour, web, SYN));
+    stays(&mut lab, "to the container's own address", at, &direct.bytes(), STACK, Reason::NotOurs)
 }
 
 #[test]
