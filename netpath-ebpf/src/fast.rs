@@ -86,7 +86,8 @@ pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Ne
         return None;
     }
     let len = ctx.len() - ETHERNET as u32;
-    let fits = !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
+    let fits =
+        !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
     if !lives || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
         return None;

@@ -5,8 +5,8 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
-    PROTO_TCP, PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP,
+    PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward,
 };
 use netpath_common::pair::Way;
 use netpath_common::ports::{PORT_TRIES, candidate};

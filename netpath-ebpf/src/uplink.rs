@@ -174,7 +174,8 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
     };
     let ifindex = packet::ifindex(ctx);
     // SAFETY: the references are not kept.
-    let (mtu, net) = unsafe { (maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16), maps::NETWORK.get(bridge)) };
+    let (mtu, net) =
+        unsafe { (maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16), maps::NETWORK.get(bridge)) };
     let flags = net.map_or(0, |n| n.flags);
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
