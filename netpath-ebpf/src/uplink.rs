@@ -109,6 +109,9 @@ global! {
     /// A packet to a published port that belongs to no flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
 
+    /// Makes the bridge the sender of the flow in the making, to a client on the uplink's own link; 0 if it cannot be.
+    fn stand_in(bridge: u32) -> u32 as np_stand_in4, np_stand_in6 = let_bridge_speak;
+
     /// A packet to a container's own address, on a network that is open; gives a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
@@ -174,20 +177,12 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
     };
     let ifindex = packet::ifindex(ctx);
     // SAFETY: the references are not kept.
-    let (mtu, net) =
-        unsafe { (maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16), maps::NETWORK.get(bridge)) };
-    let flags = net.map_or(0, |n| n.flags);
+    let (mtu, flags) = unsafe {
+        let mtu = maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16);
+        (mtu, maps::NETWORK.get(bridge).map_or(0, |n| n.flags))
+    };
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
-    let on_link = F::is_link_local(&packet.tuple.src);
-    if on_link {
-        // The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack
-        // would not pass that on, nor can its filters be asked on the way.
-        plan.to.src = net.map_or(F::Addr::default(), F::gateway);
-        if flags & NET_EDGE != 0 || reason as u32 != Reason::FlowPublished as u32 || F::is_unset(&plan.to.src) {
-            return NOT_OURS.pack();
-        }
-    }
     plan.to.sport = packet.tuple.sport;
     plan.side = SIDE_UPLINK;
     plan.twin_side = SIDE_BRIDGE;
@@ -199,5 +194,20 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
         plan.there.forward = FORWARD_STACK;
         plan.back.forward = FORWARD_STACK;
     }
+    let on_link = F::is_link_local(&packet.tuple.src);
+    if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in::<F>(ctx, bridge) == 0) {
+        return NOT_OURS.pack();
+    }
     flows::begin::<F>(ctx, on_link, reason).pack()
+}
+
+/// The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack would
+/// not pass that on, nor can its filters be asked on the way.
+#[inline(always)]
+fn let_bridge_speak<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
+    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
+    // SAFETY: the reference is not kept.
+    let Some(network) = (unsafe { maps::NETWORK.get(bridge) }) else { return 0 };
+    plan.to.src = F::gateway(network);
+    u32::from(network.flags & NET_EDGE == 0 && !F::is_unset(&plan.to.src))
 }
