@@ -53,6 +53,8 @@ pub const TEST: &[Need] = &[
     program_of("busybox", "busybox", "busybox-static"),
     program_of("iperf3", "iperf3", "iperf3"),
     program_of("conntrack", "conntrack", "conntrack"),
+    // Modules of the kernels that guests run are packed with it.
+    program_of("xz", "xz", "xz-utils"),
 ];
 
 /// A real Podman with the parts that netpath takes the place of.
