@@ -133,6 +133,11 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
             let why = refused.iter().find(|r| name == program::XDP_IN && r.ifindex == ifindex);
             findings.push(match why {
                 Some(refused) => Finding { what: format!("{missing}: {}", refused.why()), next: refused.next() },
+                // Once attached it is not looked at again (`hooks.rs`).
+                None if name == program::VETH_IN => Finding {
+                    what: missing,
+                    next: "restart its container; until then its packets take the bridge's program".into(),
+                },
                 None => Finding {
                     what: missing,
                     next: "start any container: every command attaches what is missing".into(),
