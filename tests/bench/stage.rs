@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use kit::generator::bulk::{self, Iperf};
 use kit::generator::udp::Counter;
 use kit::generator::{Servers, tcp};
+use kit::hop::Hop;
 use kit::host::Netns;
 use kit::netavark::Document;
 use kit::topology::{CLIENT4, Container, Family, HOST4, Topology};
@@ -43,6 +44,7 @@ impl Way {
         match kind {
             Kind::Direct => matches!(self, Way::Published | Way::Masqueraded),
             Kind::Routed => matches!(self, Way::Published | Way::Masqueraded | Way::Address),
+            Kind::Hop => matches!(self, Way::Published | Way::Masqueraded),
             Kind::Backend(_) => true,
         }
     }
@@ -87,6 +89,7 @@ pub struct Stage {
     inside: Served,
     outside: Served,
     up: Option<(Backend, Document)>,
+    _hop: Option<Hop>,
     container: Container,
     topology: Topology,
 }
@@ -133,10 +136,17 @@ impl Stage {
             topology.client.complete_checksums("eth0")?;
         }
         let container = topology.container("web")?;
+        let mut hop = None;
         let up = match &variant.kind {
             Kind::Direct => None,
             Kind::Routed => {
                 route(&topology, &container)?;
+                None
+            }
+            Kind::Hop => {
+                route(&topology, &container)?;
+                let Topology { client, host, .. } = &topology;
+                hop = Some(Hop::between((client, "eth0"), (host, "eth0"), (host, "web0"), (&container, "eth0"))?);
                 None
             }
             Kind::Backend(recipe) => {
@@ -150,7 +160,7 @@ impl Stage {
         };
         let container_side = if matches!(variant.kind, Kind::Direct) { &topology.host } else { &container };
         let (inside, outside) = (Served::start(container_side)?, Served::start(&topology.client)?);
-        Ok(Self { variant, inside, outside, up, container, topology })
+        Ok(Self { variant, inside, outside, up, _hop: hop, container, topology })
     }
 
     /// `None` where this variant has no such way.
@@ -161,7 +171,9 @@ impl Stage {
         let Topology { client, host, .. } = &self.topology;
         let (inside, address) = match self.variant.kind {
             Kind::Direct => (host, HOST4),
-            Kind::Routed | Kind::Backend(_) => (&self.container.netns, Family::V4.container(NETWORK, HOST_PART)),
+            Kind::Routed | Kind::Hop | Kind::Backend(_) => {
+                (&self.container.netns, Family::V4.container(NETWORK, HOST_PART))
+            }
         };
         let published = matches!(self.variant.kind, Kind::Backend(_));
         let (from, ip, shift) = match way {

@@ -18,6 +18,9 @@ pub enum Kind {
     Direct,
     /// The host routes and translates nothing; the client dials the container's own address.
     Routed,
+    /// The same, but two programs of a few instructions send the packets past the host's stack: what a host between costs
+    /// at least.
+    Hop,
     /// A program with the command line of Netavark.
     Backend(Recipe),
 }
@@ -50,9 +53,11 @@ const XDP: (&str, &str) = ("netpath.xdp", "on");
 pub const ALL: &[Variant] = &[
     Variant { key: DIRECT, title: "direct", kind: Kind::Direct },
     Variant { key: "routed", title: "routed", kind: Kind::Routed },
+    Variant { key: "hop", title: "hop", kind: Kind::Hop },
     backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")], &[]),
     backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")], &[]),
     backend("netpath-tcx", "netpath ebpf tcx", Program::Netpath, TCX, &[]),
+    backend("netpath-edge", "netpath ebpf edge", Program::Netpath, TCX, &[("netpath.path", "edge")]),
     backend("netpath-xdp", "netpath ebpf xdp", Program::Netpath, TCX, &[XDP]),
     backend(
         "netpath-clsact",
@@ -78,7 +83,7 @@ impl Variant {
     pub fn recipe(&self) -> Option<&Recipe> {
         match &self.kind {
             Kind::Backend(recipe) => Some(recipe),
-            Kind::Direct | Kind::Routed => None,
+            Kind::Direct | Kind::Routed | Kind::Hop => None,
         }
     }
 
@@ -99,6 +104,9 @@ impl Variant {
     /// # Errors
     /// What this machine lacks for it.
     pub fn is_possible(&self, places: &Places) -> Result<(), String> {
+        if matches!(self.kind, Kind::Hop) {
+            need::tcx()?;
+        }
         let Some(recipe) = self.recipe() else { return Ok(()) };
         let program = places.of(recipe.program);
         if !program.is_file() {

@@ -1,12 +1,14 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
 pub mod backend;
+pub mod bpf;
 pub mod dice;
 pub mod echo;
 pub mod example;
 pub mod filter;
 pub mod foreign;
 pub mod generator;
+pub mod hop;
 pub mod host;
 pub mod load;
 pub mod maps;
