@@ -10,6 +10,8 @@ pub const REPLIED: u8 = 0x01;
 pub const FIN_ORIGINAL: u8 = 0x02;
 pub const FIN_REPLY: u8 = 0x04;
 pub const RESET: u8 = 0x08;
+/// Another flow is taking this half's place: of those that want it, one sets this.
+pub const CLAIMED: u8 = 0x40;
 /// This half translates what comes back to the one who began.
 pub const REPLY_HALF: u8 = 0x80;
 
@@ -39,6 +41,9 @@ pub const UDP_UNREPLIED_S: u32 = 30;
 pub const ECHO_S: u32 = 60;
 /// No flow expires sooner than this.
 pub const SHORTEST_S: u32 = TCP_RESET_S;
+/// Where no free port is found, that of a closed connection may be taken after so long: its last acknowledgements have
+/// arrived. (Netfilter does the same, `net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`.)
+pub const SPENT_S: u32 = 2;
 
 /// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.
 #[inline(always)]
@@ -97,6 +102,13 @@ pub const fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
     idle > SHORTEST_S && idle > timeout_s(proto, next.state)
 }
 
+/// Whether nothing of a flow is left to come, though its answers still have a place for latecomers.
+#[inline(always)]
+pub const fn is_spent(proto: u8, next: &Next, now_s: u32) -> bool {
+    let is_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
+    proto == PROTO_TCP && is_closed && idle_s(next, now_s) >= SPENT_S
+}
+
 /// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
 #[inline(always)]
 pub const fn begins_anew(state: u8, tcp_flags: u8) -> bool {
@@ -144,6 +156,22 @@ mod tests {
     #[test]
     fn the_clock_may_wrap() {
         assert_eq!(6, idle_s(&next(0, u32::MAX - 1), 4));
+    }
+
+    #[test]
+    fn what_both_sides_have_closed_is_spent_after_a_while() {
+        let closed = REPLIED | FIN_ORIGINAL | FIN_REPLY;
+        for (what, proto, state, idle_s, is) in [
+            ("closed", PROTO_TCP, closed, SPENT_S, true),
+            ("closed, other half", PROTO_TCP, closed | REPLY_HALF, SPENT_S, true),
+            ("reset", PROTO_TCP, REPLIED | RESET, SPENT_S, true),
+            ("closed just now", PROTO_TCP, closed, SPENT_S - 1, false),
+            ("half-closed", PROTO_TCP, REPLIED | FIN_REPLY, TCP_TRANSITORY_S, false),
+            ("established", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S, false),
+            ("a conversation", PROTO_UDP, REPLIED, UDP_S, false),
+        ] {
+            assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + idle_s), "{what}");
+        }
     }
 
     #[test]

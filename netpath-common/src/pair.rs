@@ -69,6 +69,12 @@ impl<F: Family> Plan<F> {
         F::next(twin).twin_side == self.side && F::translated(twin).same(&self.from.reversed())
     }
 
+    /// Whether `first`, found under the key of `twin`'s other half, is that half: where `twin`'s place is the plan's.
+    #[inline(always)]
+    pub fn displaces(&self, first: &F::Flow) -> bool {
+        F::next(first).twin_side == self.twin_side && F::translated(first).same(&self.to)
+    }
+
     #[inline(always)]
     fn next(&self, way: &Way, twin_side: u8, state: u8, now_s: u32) -> Next {
         Next {

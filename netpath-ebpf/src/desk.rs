@@ -34,6 +34,8 @@ pub struct Making<F: Wire> {
     pub plan: Plan<F>,
     /// Whether ports of the host's sockets are spared.
     pub spare_sockets: bool,
+    /// Whether a flow that is spent gives its port.
+    pub harder: bool,
     pub now_s: u32,
     pub key: F::Key,
     pub flow: F::Flow,

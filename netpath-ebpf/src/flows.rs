@@ -9,11 +9,11 @@ use netpath_common::layout::{
     PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward,
 };
 use netpath_common::pair::Way;
-use netpath_common::ports::{PORT_TRIES, candidate};
+use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::{flow, pair};
 
-use crate::desk::{self, Making};
+use crate::desk::{self, Hop, Making};
 use crate::global::global;
 use crate::packet::Packet;
 use crate::verdict::{self, Verdict};
@@ -111,7 +111,7 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
         return 1;
     }
     if anew {
-        let _ = F::flows().remove(&F::key(&hop.to.reversed(), proto, next.twin_side));
+        forget_twin::<F>(packet, hop);
         return 0;
     }
     if refresh::<F>(found, proto, state, now_s) == 0 {
@@ -119,6 +119,20 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
         return HALF;
     }
     1
+}
+
+/// Removes the other half of the packet's flow, unless its place is another flow's by now.
+#[inline(always)]
+fn forget_twin<F: Wire>(packet: &Packet<F>, hop: &Hop<F>) {
+    let key = F::key(&hop.to.reversed(), packet.ip.proto, hop.next.twin_side);
+    let Some(twin) = F::flows().get_ptr(&key) else { return };
+    // SAFETY: a map value.
+    let twin = unsafe { &*twin };
+    let next = F::next(twin);
+    let is_its = next.twin_side == packet.side && F::translated(twin).same(&packet.tuple.reversed());
+    if is_its && next.state & flow::CLAIMED == 0 {
+        let _ = F::flows().remove(&key);
+    }
 }
 
 /// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
@@ -213,7 +227,8 @@ pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> V
 
 #[inline(always)]
 fn try_ports<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
+    let Some(making) = desk::making::<F>() else { return 0 };
+    let plan = &making.plan;
     let own = u32::from(plan.to.sport.value());
     let tries = if has_free_port::<F>(plan.proto) && !plan.keeps_source() { PORT_TRIES } else { 1 };
     // SAFETY: no arguments.
@@ -222,6 +237,7 @@ fn try_ports<F: Wire>(ctx: &TcContext) -> u32 {
         if i >= tries {
             break;
         }
+        making.harder = i >= PORT_TRIES - HARDER_TRIES;
         if aim_at::<F>(ctx, np_candidate(own, random, i)) == 0 && take::<F>(ctx) != 0 {
             return 1;
         }
@@ -271,14 +287,60 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
     if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok() {
         return 1;
     }
-    let Some(there) = F::flows().get_ptr(&making.twin_key) else { return 0 };
+    let Some(found) = F::flows().get_ptr_mut(&making.twin_key) else { return 0 };
     // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
-    let there = unsafe { &*there };
-    // Two processors may both take over the same expired entry; the later one's flow stays whole, the earlier one's
-    // first answer is lost and sent again.
-    let ours = (making.plan.owns(there) || has_expired(making.plan.proto, F::next(there), making.now_s))
-        && F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok();
-    u32::from(ours)
+    let there = unsafe { &*found };
+    if !making.plan.owns(there) && !take_over::<F>(making, found) {
+        return 0;
+    }
+    u32::from(F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok())
+}
+
+/// Makes the place of `found` free for the twin in the making, if its flow has ended: this processor is the only one to
+/// take it then, and nothing of that flow leads there any more.
+#[inline(always)]
+fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
+    let proto = making.plan.proto;
+    // SAFETY: a map value; what is decided on is claimed as it was seen.
+    let there = unsafe { &*found };
+    let seen = *F::next(there);
+    let is_spent = making.harder && flow::is_spent(proto, &seen, making.now_s);
+    if !is_spent && !has_expired(proto, &seen, making.now_s) {
+        return false;
+    }
+    making.key = pair::other_key::<F>(there, proto);
+    if !claim::<F>(found, &seen) {
+        return false;
+    }
+    let Some(first) = F::flows().get_ptr(&making.key) else { return true };
+    // SAFETY: a map value.
+    if making.plan.displaces(unsafe { &*first }) {
+        let _ = F::flows().remove(&making.key);
+    }
+    true
+}
+
+/// Marks a half of a flow as given away, if it is still as it was `seen`. 5.12.
+#[inline(always)]
+fn claim<F: Wire>(found: *mut F::Flow, seen: &Next) -> bool {
+    const WORD: usize = core::mem::offset_of!(Next, state);
+    const { assert!(WORD.is_multiple_of(4) && WORD + 4 == size_of::<Next>()) };
+    let [traffic_0, traffic_1] = seen.traffic.to_ne_bytes();
+    let word = |state| u32::from_ne_bytes([state, seen.origin, traffic_0, traffic_1]);
+    let before = u64::from(word(seen.state & !flow::CLAIMED));
+    let mut at_once = before;
+    // SAFETY: a word of a map value; compared and exchanged in one instruction.
+    unsafe {
+        let at = core::ptr::from_mut(F::next_mut(&mut *found)).cast::<u8>().add(WORD);
+        core::arch::asm!(
+            "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
+            in("r1") at,
+            in("r2") u64::from(word(seen.state | flow::CLAIMED)),
+            inlateout("r0") at_once,
+            options(nostack)
+        );
+    }
+    at_once == before
 }
 
 /// Remembers that answers may come to `port`.

@@ -1,11 +1,11 @@
 //! The datapath's own account of what it did, read from the pinned maps without netpath: flows and counters.
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netpath_common::addr::Be16;
 use netpath_common::flow::{REPLIED, REPLY_HALF};
 use netpath_common::layout::{
-    self, Count, Flow4, Flow6, FlowKey4, FlowKey6, LAYOUT_VERSION, Next, SIDE_BRIDGE, SIDE_UPLINK,
+    self, Config, Count, Flow4, Flow6, FlowKey4, FlowKey6, LAYOUT_VERSION, Next, SIDE_BRIDGE, SIDE_UPLINK,
 };
 use netpath_common::reason::Reason;
 use std::net::{IpAddr, SocketAddr};
@@ -89,6 +89,16 @@ pub fn now_s() -> u32 {
     // SAFETY: writes one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u32
+}
+
+/// Until the next command writes them: the source ports that flows get which cannot keep their own.
+///
+/// # Errors
+/// The map is not there.
+pub fn set_ports(pins: &Path, ports: std::ops::RangeInclusive<u16>) -> Result<()> {
+    let mut map: Array<_, Config> = open(pins, layout::name::CONFIG)?.try_into()?;
+    let config = map.get(&0, 0)?;
+    Ok(map.set(0, Config { port_min: *ports.start(), port_max: *ports.end(), ..config }, 0)?)
 }
 
 /// Gives `ports` of the host's address `host` to flows of nobody that talk to `peer`, so that nobody else gets them.

@@ -4,10 +4,10 @@ use crate::{
     DROPPED, REDIRECTED, STACK, becomes, client, cut_everywhere, gateway, host, into, ip, outside, shapes, stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
+use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
-use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT};
+use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, SIDE_BRIDGE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
 
@@ -82,6 +82,47 @@ fn a_taken_port_is_replaced_by_one_of_the_range_and_none_left_is_a_drop() -> Res
         let fourth = from_web(Frame::udp((container(7, v4), 61_000), (outside(v4), 54)));
         let got = fourth.becomes((host(v4), 61_000), (outside(v4), 54));
         becomes(&mut lab, "another destination", (BRIDGE_IN, bridge), &fourth, &got, Reason::FlowMasqueraded)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_port_of_a_closed_connection_is_taken_before_none_is() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other, uplink) = (lab.bridge, lab.other_bridge, lab.uplink);
+    for v4 in [true, false] {
+        lab.forget()?;
+        lab.set_ports(61_000, 61_000)?;
+        let (there, out) = ((outside(v4), 80), (host(v4), 61_000));
+        let (app, web) = ((container(8, v4), 40_000), (container(7, v4), 61_000));
+        let from_app = |flags| Frame::tcp(app, there, flags).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        for (at, index, frame) in [
+            (BRIDGE_IN, bridge, from_web(Frame::tcp((container(7, v4), 40_000), there, SYN))),
+            (BRIDGE_IN, other, from_app(SYN)),
+            (UPLINK_IN, uplink, Frame::tcp(there, out, SYN | ACK)),
+            (BRIDGE_IN, other, from_app(FIN | ACK)),
+        ] {
+            assert_eq!(REDIRECTED, lab.run(at, index, &frame.bytes())?.action, "{frame:?}");
+        }
+        let wanting = from_web(Frame::tcp(web, there, SYN));
+        let none = |lab: &mut Lab, what: &str| {
+            lab.age_flows(v4, 2)?;
+            stays(lab, what, (BRIDGE_IN, bridge), &wanting.bytes(), DROPPED, Reason::DropPortsExhausted)
+        };
+        none(&mut lab, "half-closed")?;
+        assert_eq!(REDIRECTED, lab.run(UPLINK_IN, uplink, &Frame::tcp(there, out, FIN | ACK).bytes())?.action);
+        stays(&mut lab, "closed just now", (BRIDGE_IN, bridge), &wanting.bytes(), DROPPED, Reason::DropPortsExhausted)?;
+        lab.age_flows(v4, 3)?;
+        let before = lab.ways(v4, SIDE_BRIDGE)?.len();
+        let got = wanting.becomes(out, there);
+        becomes(&mut lab, "closed", (BRIDGE_IN, bridge), &wanting, &got, Reason::FlowMasqueraded)?;
+        assert_eq!(before, lab.ways(v4, SIDE_BRIDGE)?.len(), "v4 {v4}: the other half of what was there is gone");
+        let answer = Frame::tcp(there, out, SYN | ACK);
+        let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "its answer", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
+        let late = from_app(SYN).bytes();
+        stays(&mut lab, "who had it", (BRIDGE_IN, other), &late, DROPPED, Reason::DropPortsExhausted)?;
+        becomes(&mut lab, "and still", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
     }
     Ok(())
 }

@@ -13,9 +13,9 @@ use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Upli
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Source ports drawn for flows that cannot keep their own: above the kernel's default `ip_local_port_range`, which ends
-/// at 60,999, so that they rarely meet a socket of the host.
-const PORTS: (u16, u16) = (61_000, 65_535);
+/// Source ports drawn for flows that cannot keep their own: all that need no privilege, as netfilter does
+/// (`net/netfilter/nf_nat_core.c, nf_nat_l4proto_unique_tuple()`); those of the host's sockets are spared.
+const PORTS: (u16, u16) = (1_024, 65_535);
 
 const PROTOCOLS: [(Proto, u8); 3] =
     [(Proto::Tcp, layout::PROTO_TCP), (Proto::Udp, layout::PROTO_UDP), (Proto::Sctp, layout::PROTO_SCTP)];
