@@ -14,6 +14,8 @@ use std::process::Command;
 const CALLED: [&str; 5] = ["ip", "tc", "nft", "conntrack", "busybox"];
 const APPLETS: [&str; 11] =
     ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true", "udhcpc"];
+/// Podman's helper for names, which netpath starts from its place.
+const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
 /// Read by some of them where it is there.
 const FILES: [&str; 4] = ["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
 const BIN: &str = "/usr/bin";
@@ -71,6 +73,9 @@ impl Base {
             if let Some(path) = need::program(&name) {
                 base.called(&name, &path, &mut libraries)?;
             }
+        }
+        if Path::new(AARDVARK).is_file() {
+            base.program(Path::new(AARDVARK), Path::new(AARDVARK), false, &mut libraries)?;
         }
         for applet in APPLETS {
             base.0.push((Path::new(BIN).join(applet), Entry::Link("busybox".to_owned())));
