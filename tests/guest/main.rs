@@ -15,6 +15,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const RESULTS: &str = "/dev/ttyS1";
+/// How many times as long as elsewhere the tests wait (tests/kit/host.rs).
+const PATIENCE: &str = "NETPATH_PATIENCE";
 /// Kind and place.
 const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
@@ -108,7 +110,8 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
     let begun = Instant::now();
     let mut command = Command::new(program);
     command.args(strings(&suite["arguments"])).stdout(results.try_clone()?);
-    if suite["conducted"].as_bool().unwrap_or_default() {
+    let is_conducted = suite["conducted"].as_bool().unwrap_or_default();
+    if is_conducted {
         // What it and its programs complain of stays apart from its answers.
         command.stdin(results.try_clone()?).stderr(Stdio::inherit());
     } else {
@@ -120,6 +123,10 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
         ("NETPATH_BIN", "/usr/bin/netpath"),
         ("RUST_BACKTRACE", "0"),
     ]);
+    // From the kernel's command line. Who conducts a suite brings its own patience.
+    if let Some(patience) = std::env::var_os(PATIENCE).filter(|_| !is_conducted) {
+        command.env(PATIENCE, patience);
+    }
     command.current_dir(plan["directory"].as_str().unwrap_or("/"));
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     // As the first process we inherit every orphan, and they have to be waited for too.

@@ -1,6 +1,6 @@
 //! ICMP and ICMPv6 echo: a sender on a ping socket, and a watcher that tells which sources a host was asked by.
 
-use crate::host::{Netns, SOON};
+use crate::host::{Netns, SOON, patient};
 use crate::topology::Family;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -54,7 +54,7 @@ impl Pinger {
     /// # Errors
     /// No reply, or another.
     pub fn ping(&self, target: IpAddr, sequence: u16, bytes: usize) -> Result<()> {
-        self.ping_within(SOON, target, sequence, bytes)
+        self.ping_within(patient(SOON), target, sequence, bytes)
     }
 
     /// The same with another patience.

@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -19,12 +20,21 @@ use std::time::{Duration, Instant};
 /// How long a test waits for what should happen at once, on a machine that others use too.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// Asks `probe` until it answers, a millisecond apart at first and 20 ms later on.
+/// `deadline` as this machine needs it: `NETPATH_PATIENCE` times as long, which is set in guests under emulation alone
+/// (xtask/src/vm/qemu.rs).
+pub fn patient(deadline: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = || std::env::var("NETPATH_PATIENCE").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
+    deadline * *FACTOR.get_or_init(factor)
+}
+
+/// Asks `probe` until it answers, a millisecond apart at first and 20 ms later on; not longer than [`patient`] makes the
+/// deadline.
 ///
 /// # Errors
 /// The deadline has passed; the text names `what`.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
-    let begun = Instant::now();
+    let (begun, deadline) = (Instant::now(), patient(deadline));
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(answer) = probe() {

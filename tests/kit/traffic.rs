@@ -4,7 +4,7 @@
 //! Request: the client's bytes, for TCP with their length before them. Answer: `<server's name> <peer>\n` and the same
 //! bytes again.
 
-use crate::host::{Netns, SOON, wait_for};
+use crate::host::{Netns, SOON, patient, wait_for};
 use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -169,8 +169,8 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
 
 fn echo_stream(mut stream: TcpStream, peer: SocketAddr, stop: &EventFd, name: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.set_write_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(patient(SOON)))?;
+    stream.set_write_timeout(Some(patient(SOON)))?;
     while readable(&stream, stop) {
         let mut len = [0; 4];
         stream.read_exact(&mut len)?;
@@ -229,7 +229,7 @@ fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
         match bind() {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && start.elapsed() < SOON => {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && start.elapsed() < patient(SOON) => {
                 thread::sleep(Duration::from_millis(5));
             }
             done => return done,
@@ -305,7 +305,7 @@ pub struct Dial {
 impl Dial {
     pub fn new(proto: Proto, ip: IpAddr, port: u16) -> Self {
         let to = SocketAddr::new(ip, port);
-        Self { proto, to, from: None, connected: true, dress: Dress::Plain, bytes: 1_000, patience: SOON }
+        Self { proto, to, from: None, connected: true, dress: Dress::Plain, bytes: 1_000, patience: patient(SOON) }
     }
 
     #[must_use]

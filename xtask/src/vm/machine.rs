@@ -1,6 +1,6 @@
 //! A guest that is conducted: it comes up, is told by a control port what to do (tests/station), and is turned off.
 
-use super::qemu::{APPEND, Acceleration, Qemu, READY, Running};
+use super::qemu::{Acceleration, Qemu, READY, Running};
 use crate::steps::{seconds, tail};
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -77,7 +77,7 @@ impl Machine {
             command.arg("-netdev").arg(format!("socket,id=wire{n},fd={n}"));
             command.arg("-device").arg(format!("virtio-net-pci,netdev=wire{n},mac={mac},romfile="));
         }
-        command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs).args(APPEND);
+        command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(boot.initramfs).args(acceleration.append());
         let mut ends = ends.into_iter().map(Stdio::from);
         let words = log("qemu");
         command.stdin(ends.next().unwrap_or_else(Stdio::null)).stdout(ends.next().unwrap_or_else(Stdio::null));

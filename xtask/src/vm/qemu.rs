@@ -19,8 +19,10 @@ pub const READY: &str = "::ready ";
 /// fifth level of page tables.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off init_on_alloc=0 kfence.sample_interval=0 no5lvl audit=0";
-/// The argument of it.
-pub const APPEND: [&str; 2] = ["-append", COMMAND_LINE];
+/// Behind it under TCG, which translates code anew for each address that it runs at, so that programs have the same ones each
+/// time, and which runs the string instructions of x86 (`rep movsb`) an element at a time, so that the kernel copies with
+/// ordinary ones. What the kernel does not know it gives to init: the tests wait as many times as long.
+const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good NETPATH_PATIENCE=6";
 const MEMORY_MIB: u32 = 2048;
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
@@ -59,7 +61,7 @@ impl Qemu {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
             // One processor: with two, emulation now and then has one run into the breakpoint behind which the other
             // patches a static key, after it is gone ("Oops: int3"), and the guest dies of it.
-            Acceleration::Tcg => command.args(["-accel", "tcg", "-cpu", "max", "-smp", "1"]),
+            Acceleration::Tcg => command.args(["-accel", "tcg", "-cpu", "max,-erms,-fsrm", "-smp", "1"]),
         };
         command.args([
             "-machine",
@@ -130,6 +132,15 @@ impl Acceleration {
             Self::Tcg => "TCG",
         }
     }
+
+    /// QEMU's arguments for the kernel's command line.
+    pub fn append(self) -> [String; 2] {
+        let line = match self {
+            Self::Kvm => COMMAND_LINE.to_owned(),
+            Self::Tcg => format!("{COMMAND_LINE} {UNDER_TCG}"),
+        };
+        ["-append".to_owned(), line]
+    }
 }
 
 /// Boots under KVM and, where that does not come up, under TCG; what it was is kept until this machine boots again.
@@ -199,7 +210,7 @@ impl Guest<'_> {
         for file in [&console, &results] {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs).args(APPEND);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs).args(acceleration.append());
         let words = File::create(log("qemu"))?;
         command.stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words);
         let begun = Instant::now();
