@@ -26,6 +26,23 @@ pub type V6 = [u8; 16];
 /// A hardware address.
 pub type Mac = [u8; 6];
 
+/// Zero stands for an address that nobody has told.
+#[inline(always)]
+pub const fn is_known(mac: &Mac) -> bool {
+    difference(mac, &[0; 6]) != 0
+}
+
+/// 0 if both are the same. Word by word: `==` on byte arrays calls `memcmp` in programs.
+#[inline(always)]
+pub const fn difference(a: &Mac, b: &Mac) -> u16 {
+    (word(a, 0) ^ word(b, 0)) | (word(a, 2) ^ word(b, 2)) | (word(a, 4) ^ word(b, 4))
+}
+
+#[inline(always)]
+const fn word(mac: &Mac, at: usize) -> u16 {
+    u16::from_ne_bytes([mac[at], mac[at + 1]])
+}
+
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 §2.5.5.2): one key for both families
 /// in the maps that are read only when a flow begins.
 #[repr(C, align(4))]

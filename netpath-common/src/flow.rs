@@ -10,6 +10,8 @@ pub const REPLIED: u8 = 0x01;
 pub const FIN_ORIGINAL: u8 = 0x02;
 pub const FIN_REPLY: u8 = 0x04;
 pub const RESET: u8 = 0x08;
+/// The next hop of this half, if it leads outward, was last asked for a while ago.
+pub const UNSURE: u8 = 0x20;
 /// Another flow is taking this half's place: of those that want it, one sets this.
 pub const CLAIMED: u8 = 0x40;
 /// This half translates what comes back to the one who began.

@@ -5,10 +5,10 @@
 //! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes. The flow structs are aligned
 //! to 8, so that programs copy words and not bytes (the BPF machine has no unaligned loads).
 
-use crate::addr::{Addr, Be16, Mac, V4, V6};
+use crate::addr::{Addr, Be16, Mac, V4, V6, difference};
 
 /// Moves with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
 pub const RULES: u32 = 65_536;
@@ -258,6 +258,16 @@ pub const FORWARD_STACK: u8 = 4;
 /// As [`FORWARD_PEER`], and XDP may send the packet there by `bpf_redirect`: into `Next::ifindex`, out of the other end.
 pub const FORWARD_XDP: u8 = 5;
 
+/// As [`FORWARD_NEIGH`], with the hardware address that the kernel has told: by `bpf_redirect`, which asks neither for a
+/// route nor for a neighbour.
+pub const FORWARD_LINK: u8 = 6;
+
+/// Out of an uplink, or to a neighbour on a bridge.
+#[inline(always)]
+pub const fn is_outward(forward: u8) -> bool {
+    forward == FORWARD_NEIGH || forward == FORWARD_LINK
+}
+
 /// Straight into a container.
 #[inline(always)]
 pub const fn is_inward(forward: u8) -> bool {
@@ -271,8 +281,8 @@ pub struct Next {
     pub ifindex: u32,
     /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most every few seconds.
     pub last_seen_s: u32,
-    /// Of the frame that goes on. For `FORWARD_NEIGH`, where the kernel knows better, `dmac` is that of the frame that comes:
-    /// the bridge's own.
+    /// Of the frame that goes on. Outward ([`is_outward`]) `dmac` is that of the frame that comes, the bridge's own, and
+    /// `smac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
     pub dmac: Mac,
     pub smac: Mac,
     /// Largest IP packet that may go this way, bytes.
@@ -286,6 +296,20 @@ pub struct Next {
     pub origin: u8,
     /// Index into `np_traffic`; 0 = not counted apart.
     pub traffic: u16,
+}
+
+impl Next {
+    /// Whether both lead packets of the same kind the same way. In one expression without branches: the verifier walks all
+    /// that follows once for each of them.
+    #[inline(always)]
+    pub fn goes_as(&self, other: &Self) -> bool {
+        let both_out = is_outward(self.forward) & is_outward(other.forward);
+        let other_way = (self.forward != other.forward) & !both_out;
+        let hop = (self.ifindex ^ other.ifindex) | u32::from(self.mtu ^ other.mtu) | u32::from(other_way);
+        let frame = difference(&self.dmac, &other.dmac) | difference(&self.smac, &other.smac);
+        let kind = (self.twin_side ^ other.twin_side) | (self.origin ^ other.origin);
+        hop | u32::from(frame | (self.traffic ^ other.traffic)) | u32::from(kind) == 0
+    }
 }
 
 /// Value of `np_flow4`: the packet after translation, and where it goes.
@@ -457,8 +481,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_3() {
-        assert_eq!(3, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_4() {
+        assert_eq!(4, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());

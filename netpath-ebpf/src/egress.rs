@@ -84,7 +84,7 @@ impl Walk for Egress {
 
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        fast::follow(ctx, plain)
+        fast::follow_inward(ctx, plain)
     }
 
     #[inline(always)]

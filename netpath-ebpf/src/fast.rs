@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Tuple;
 use netpath_common::flow;
-use netpath_common::layout::{FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_TCP, PROTO_UDP, is_outward};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
@@ -71,12 +71,22 @@ impl<F: Wire> Plain<F> {
 /// nothing was changed.
 #[inline(always)]
 pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-    follow_if(ctx, plain, |_| true)
+    follow_if::<F, true>(ctx, plain, |_| true)
 }
 
-/// The same for a flow that goes on in a way that `is_fit`.
+/// The same where hardly a flow leads outward; one that does takes the long way.
 #[inline(always)]
-pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Next) -> bool) -> Option<Verdict> {
+pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+    follow_if::<F, false>(ctx, plain, |_| true)
+}
+
+/// The same for a flow that goes on in a way that `is_fit`; `OUTWARD`: that may be out of an uplink.
+#[inline(always)]
+pub fn follow_if<F: Wire, const OUTWARD: bool>(
+    ctx: &TcContext,
+    plain: &Plain<F>,
+    is_fit: impl Fn(&Next) -> bool,
+) -> Option<Verdict> {
     let found = F::flows().get_ptr_mut(&plain.key)?;
     // SAFETY: a map value. Another processor may recycle it while it is read, since LRU entries are not kept for their
     // readers: one packet goes astray, and has a wrong checksum with it.
@@ -89,40 +99,56 @@ pub fn follow_if<F: Wire>(ctx: &TcContext, plain: &Plain<F>, is_fit: impl Fn(&Ne
     let fits =
         !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
-    if !lives || !fits || flow::begins_anew(next.state, plain.tcp_flags) {
+    let is_elsewhere = !OUTWARD && next.forward == FORWARD_LINK;
+    if !lives || !fits || is_elsewhere || flow::begins_anew(next.state, plain.tcp_flags) {
         return None;
     }
-    if !note(plain, found, next) {
+    // Before it is noted: the first packet goes by the kernel's neighbour table.
+    let (forward, addresses) =
+        if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
+    if !note::<F, OUTWARD>(plain, found, next) {
         return None;
     }
-    if translate(ctx, plain, F::target_of(flow), next).is_none() {
+    let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.dmac, next.smac]) };
+    if translate(ctx, plain, F::target_of(flow), forward, addresses).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));
     }
     verdict::traffic(ctx, next);
-    if next.forward == FORWARD_STACK {
+    if forward == FORWARD_STACK {
         return Some(verdict::stack(Reason::Translated));
     }
-    Some(Verdict { action: verdict::redirect(ctx, next), reason: Reason::Redirected })
+    Some(Verdict { action: verdict::redirect(ctx, next.ifindex, forward), reason: Reason::Redirected })
 }
 
-/// Writes down what the packet adds to its flow; false: that has expired, or has to be mended on the long way.
+/// Writes down what the packet adds to its flow; false: that has expired, or the long way has to mend it, or to ask for its
+/// next hop again.
 #[inline(always)]
-pub fn note<F: Wire>(plain: &Plain<F>, found: *mut F::Flow, next: &Next) -> bool {
+pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, found: *mut F::Flow, next: &Next) -> bool {
     let now_s = now_s();
     let state = flow::seen(next.state, plain.tcp_flags);
-    if state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
+    let is_fresh = flow::idle_s(next, now_s) < flow::REFRESH_S;
+    if OUTWARD && is_outward(next.forward) && (!is_fresh || state & flow::UNSURE != 0) {
+        return false;
+    }
+    if state == next.state && is_fresh {
         return true;
     }
-    !flows::has_expired(plain.proto, next, now_s) && flows::refresh::<F>(found, plain.proto, state, now_s) != 0
+    !flows::has_expired(plain.proto, next, now_s) && flows::refresh::<F, OUTWARD>(found, plain.proto, state, now_s, !is_fresh) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.
 #[inline(always)]
-fn translate<F: Wire>(ctx: &TcContext, plain: &Plain<F>, to: &Tuple<F>, next: &Next) -> Option<()> {
+fn translate<F: Wire>(
+    ctx: &TcContext,
+    plain: &Plain<F>,
+    to: &Tuple<F>,
+    forward: u8,
+    addresses: [u32; 3],
+) -> Option<()> {
     packet::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
-    F::write_plain(ctx, ETHERNET, plain, u8::from(next.forward != FORWARD_STACK), to)?;
-    if next.forward != FORWARD_NEIGH && next.forward != FORWARD_STACK {
-        *packet::at_mut::<[u32; 3]>(ctx, 0)? = verdict::addresses(next);
+    F::write_plain(ctx, ETHERNET, plain, u8::from(forward != FORWARD_STACK), to)?;
+    if forward != FORWARD_NEIGH && forward != FORWARD_STACK {
+        *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;
     }
     Some(())
 }

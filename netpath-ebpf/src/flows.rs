@@ -3,17 +3,18 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
-use netpath_common::addr::Be16;
+use netpath_common::addr::{Be16, Mac, is_known};
+use netpath_common::family::Tuple;
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP,
-    PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
+    PROTO_TCP, PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::pair::Way;
 use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::{flow, pair};
 
-use crate::desk::{self, Hop, Making};
+use crate::desk::{self, Making};
 use crate::global::global;
 use crate::packet::Packet;
 use crate::verdict::{self, Verdict};
@@ -29,10 +30,14 @@ pub fn now_s() -> u32 {
 
 global! {
     /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
-    /// adds to the flow's state is written down. [`HALF`]: and the other half of the flow is missing.
+    /// adds to the flow's state is written down. [`HALF`]: and the other half of the flow is missing. [`UNSURE`]: and its
+    /// next hop was last asked for a while ago.
     fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
 
     fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
+
+    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink.
+    fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the answering half of the flow in the making; 1 if its place was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_twin;
@@ -49,6 +54,7 @@ global! {
 }
 
 const HALF: u32 = 2;
+const UNSURE: u32 = 3;
 
 /// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
@@ -57,8 +63,21 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
     let found = look_up::<F>(ctx);
     if found == HALF {
         mend::<F>(ctx);
+    } else if found == UNSURE {
+        renew::<F>(ctx);
     }
     found
+}
+
+/// The hardware address of the next hop from the uplink `ifindex` for packets with these addresses; zero = not known.
+#[inline(always)]
+pub fn next_hop_to<F: Wire>(ctx: &TcContext, to: &Tuple<F>, ifindex: u32) -> Mac {
+    let Some(hop) = desk::hop::<F>() else { return Mac::default() };
+    hop.to = *to;
+    if host::next_hop::<F>(ctx, ifindex) == 0 {
+        return Mac::default();
+    }
+    desk::fib::<F>().map_or(Mac::default(), |fib| fib.dmac)
 }
 
 // Decisions with many ways through them, for which the verifier need not go through what follows once per way.
@@ -107,32 +126,41 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
     let anew = flow::begins_anew(next.state, packet.tcp_flags);
-    if !anew && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
+    let is_sure = state & flow::UNSURE == 0 || !is_outward(next.forward);
+    if !anew && is_sure && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
         return 1;
     }
     if anew {
-        forget_twin::<F>(packet, hop);
         return 0;
     }
-    if refresh::<F>(found, proto, state, now_s) == 0 {
+    let is_late = flow::idle_s(next, now_s) >= flow::REFRESH_S;
+    let is_unsure = is_outward(next.forward) && (is_late || state & flow::UNSURE != 0);
+    if refresh::<F, false>(found, proto, state, now_s, is_late) == 0 {
         touch::<F>(found, state, now_s);
         return HALF;
     }
-    1
+    if is_unsure { UNSURE } else { 1 }
 }
 
-/// Removes the other half of the packet's flow, unless its place is another flow's by now.
+/// The packet under way goes by the kernel's neighbour table, which so learns that the neighbour is still wanted, and asks
+/// for it when it does not answer any more (`net/core/neighbour.c`).
 #[inline(always)]
-fn forget_twin<F: Wire>(packet: &Packet<F>, hop: &Hop<F>) {
-    let key = F::key(&hop.to.reversed(), packet.ip.proto, hop.next.twin_side);
-    let Some(twin) = F::flows().get_ptr(&key) else { return };
-    // SAFETY: a map value.
-    let twin = unsafe { &*twin };
-    let next = F::next(twin);
-    let is_its = next.twin_side == packet.side && F::translated(twin).same(&packet.tuple.reversed());
-    if is_its && next.state & flow::CLAIMED == 0 {
-        let _ = F::flows().remove(&key);
+fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+    hop.next.forward = FORWARD_NEIGH;
+    let known = host::next_hop::<F>(ctx, hop.next.ifindex);
+    let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
+    let (Some(found), Some(fib)) = (F::flows().get_ptr_mut(&key), desk::fib::<F>()) else { return 0 };
+    // SAFETY: a map value. Another processor may read an address of which half is written: a frame to nobody.
+    let next = unsafe { F::next_mut(&mut *found) };
+    if known == 0 {
+        next.forward = FORWARD_NEIGH;
+    } else {
+        next.smac = fib.dmac;
+        next.forward = FORWARD_LINK;
     }
+    next.state &= !flow::UNSURE;
+    known
 }
 
 /// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
@@ -181,16 +209,25 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
 }
 
 /// Writes down what a packet has added to its flow, in the half that was found and in the other; 0: there is no other, and
-/// nothing was written.
+/// nothing was written. `OUTWARD`: a flow whose next hop is known goes on to it from now on. `is_late`: the other half has to
+/// ask for its own again; a half may see no packet for long, but both live as long as one does.
 #[inline(never)]
-pub fn refresh<F: Wire>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32) -> u32 {
+pub fn refresh<F: Wire, const OUTWARD: bool>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32, is_late: bool) -> u32 {
     // SAFETY: a map value.
     let twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
     let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
     touch::<F>(found, state, now_s);
+    if OUTWARD {
+        // SAFETY: a map value; one byte is written.
+        let next = unsafe { F::next_mut(&mut *found) };
+        if next.forward == FORWARD_NEIGH && is_known(&next.smac) {
+            next.forward = FORWARD_LINK;
+        }
+    }
     // SAFETY: a map value.
     let old = unsafe { F::next(&*twin).state };
-    touch::<F>(twin, old | (state & !flow::REPLY_HALF), now_s);
+    let late = if is_late { flow::UNSURE } else { 0 };
+    touch::<F>(twin, old | (state & !(flow::REPLY_HALF | flow::UNSURE)) | late, now_s);
     1
 }
 
@@ -269,7 +306,13 @@ fn take_planned<F: Wire>(ctx: &TcContext) -> u32 {
     let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
     making.key = making.plan.key();
     making.flow = making.plan.flow(making.now_s);
-    if F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
+    let fresh = F::next(&making.flow);
+    let is_there = match F::flows().get_ptr_mut(&making.key) {
+        // SAFETY: a map value.
+        Some(found) => making.plan.displaces(unsafe { &*found }) && start_over::<F>(found, fresh),
+        None => false,
+    };
+    if !is_there && F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
         let _ = F::flows().remove(&making.twin_key);
         return 0;
     }
@@ -278,22 +321,45 @@ fn take_planned<F: Wire>(ctx: &TcContext) -> u32 {
     }
     hop.to = making.plan.to;
     hop.next = *F::next(&making.flow);
+    if hop.next.forward == FORWARD_LINK {
+        hop.next.forward = FORWARD_NEIGH;
+    }
     1
 }
 
 #[inline(always)]
 fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
     let Some(making) = desk::making::<F>() else { return 0 };
-    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok() {
-        return 1;
-    }
-    let Some(found) = F::flows().get_ptr_mut(&making.twin_key) else { return 0 };
+    // Looked for first: what cannot be inserted costs the table an element nevertheless.
+    let Some(found) = F::flows().get_ptr_mut(&making.twin_key) else {
+        return u32::from(F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok());
+    };
     // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
     let there = unsafe { &*found };
-    if !making.plan.owns(there) && !take_over::<F>(making, found) {
+    if making.plan.owns(there) {
+        if start_over::<F>(found, F::next(&making.twin)) {
+            return 1;
+        }
+    } else if !take_over::<F>(making, found) {
         return 0;
     }
     u32::from(F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok())
+}
+
+/// Makes a half of an ended flow one of a flow that begins, if it goes the same way as that, `fresh`. It stays where it is in
+/// the table: another client of few ports would otherwise move two elements with each connection.
+#[inline(always)]
+fn start_over<F: Wire>(found: *mut F::Flow, fresh: &Next) -> bool {
+    // SAFETY: a map value.
+    let next = unsafe { F::next_mut(&mut *found) };
+    if next.state & flow::CLAIMED != 0 || !next.goes_as(fresh) {
+        return false;
+    }
+    if next.forward != fresh.forward {
+        next.forward = fresh.forward;
+    }
+    touch::<F>(found, fresh.state, fresh.last_seen_s);
+    true
 }
 
 /// Makes the place of `found` free for the twin in the making, if its flow has ended: this processor is the only one to

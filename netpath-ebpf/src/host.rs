@@ -1,12 +1,13 @@
 //! Questions to the kernel about the host: its addresses, routes and sockets.
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup};
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
 };
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
+use netpath_common::addr::Mac;
 use netpath_common::family::{Kind, Tuple};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 
@@ -30,6 +31,10 @@ global! {
     /// that the host would send from is `to`'s source of the flow in the making; else that is unset.
     pub fn route() -> u32 as np_route4, np_route6 = ask_route;
 
+    /// 1 if the kernel knows the hardware address of the next hop by which the hop on the desk, with its addresses, leaves
+    /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`.
+    pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
+
     /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk.
     pub fn has_connection() -> u32 as np_connection4, np_connection6 = ask_connection;
 }
@@ -51,15 +56,15 @@ fn ask_local<F: Wire>(ctx: &TcContext) -> u32 {
         return 0;
     }
     // Not forwarded: the kernel keeps it. Broadcasts never come here, the frame would not be addressed to us alone.
-    u32::from(look_up::<F>(ctx, &packet.tuple, 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
+    u32::from(look_up::<F>(ctx, &packet.tuple, packet::ifindex(ctx), 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
 }
 
 #[inline(always)]
 fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
     let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
     let knows_source = NP_FIB_SRC.load() != 0;
-    let flags = if knows_source { BPF_FIB_LOOKUP_SRC | BPF_FIB_LOOKUP_SKIP_NEIGH } else { 0 };
-    let ret = look_up::<F>(ctx, &packet.tuple, flags);
+    let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
+    let ret = look_up::<F>(ctx, &packet.tuple, packet::ifindex(ctx), flags);
     // The neighbour is resolved by bpf_redirect_neigh, and whether the packet fits is asked later, against the uplink.
     const ROUTED: [u32; 3] = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_FRAG_NEEDED];
     if ret != i64::from(ROUTED[0]) && ret != i64::from(ROUTED[1]) && ret != i64::from(ROUTED[2]) {
@@ -67,16 +72,28 @@ fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
     }
     let Some(fib) = desk::fib::<F>() else { return 0 };
     making.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
+    making.plan.there.smac = if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
     fib.ifindex
 }
 
 #[inline(always)]
-fn look_up<F: Wire>(ctx: &TcContext, tuple: &Tuple<F>, flags: u32) -> i64 {
+fn ask_next_hop<F: Wire>(ctx: &TcContext, ifindex: u32) -> u32 {
+    let (Some(hop), Some(fib)) = (desk::hop::<F>(), desk::fib::<F>()) else { return 0 };
+    // SAFETY: the reference is not kept.
+    if unsafe { maps::UPLINK.get(ifindex) }.is_none_or(|u| u.ethernet == 0) {
+        return 0;
+    }
+    let ret = look_up::<F>(ctx, &hop.to, ifindex, BPF_FIB_LOOKUP_OUTPUT);
+    u32::from(ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == ifindex)
+}
+
+#[inline(always)]
+fn look_up<F: Wire>(ctx: &TcContext, tuple: &Tuple<F>, ifindex: u32, flags: u32) -> i64 {
     let Some(fib) = desk::fib::<F>() else { return -1 };
     // SAFETY: plain integers, for which zero is valid.
     *fib = unsafe { core::mem::zeroed() };
     F::fill_fib(fib, &tuple.src, &tuple.dst);
-    fib.ifindex = packet::ifindex(ctx);
+    fib.ifindex = ifindex;
     // SAFETY: the helper reads and writes within the size given.
     unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
 }

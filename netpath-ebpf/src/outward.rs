@@ -2,8 +2,9 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
+use netpath_common::addr::{Mac, is_known};
 use netpath_common::layout::{
-    FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
+    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
 };
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
@@ -55,8 +56,15 @@ fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
         return NO_ROUTE;
     }
     let edge = net.flags & NET_EDGE != 0;
-    let forward = if edge { FORWARD_STACK } else { FORWARD_NEIGH };
-    plan.there = Way { ifindex, forward, mtu: way_out.mtu as u16, ..Way::default() };
+    // The first packet goes by the kernel's neighbour table, those behind it straight to the next hop if that is known.
+    let is_known = way_out.ethernet != 0 && is_known(&plan.there.smac);
+    let forward = match (edge, is_known) {
+        (true, _) => FORWARD_STACK,
+        (false, true) => FORWARD_LINK,
+        (false, false) => FORWARD_NEIGH,
+    };
+    let smac = if is_known { plan.there.smac } else { Mac::default() };
+    plan.there = Way { ifindex, forward, smac, mtu: way_out.mtu as u16, ..Way::default() };
     // What the stack lets out has been measured by it.
     if uplink == 0
         && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)

@@ -34,7 +34,7 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        fast::follow(ctx, plain)
+        fast::follow_inward(ctx, plain)
     }
 
     #[inline(always)]
@@ -193,6 +193,8 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
         plan.twin_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
         plan.back.forward = FORWARD_STACK;
+    } else {
+        plan.back.smac = flows::next_hop_to::<F>(ctx, &packet.tuple.reversed(), ifindex);
     }
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in::<F>(ctx, bridge) == 0) {

@@ -9,7 +9,8 @@ use netpath_common::addr::Mac;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK, is_inward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK,
+    is_inward, is_outward,
 };
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
@@ -116,7 +117,7 @@ pub fn traffic(ctx: &impl View, next: &Next) {
 /// received there. With IPv6 that is not so for what `br_netfilter` has put together from pieces: it does not arrive.
 #[inline(always)]
 pub fn is_limited<F: Wire>(forward: u8) -> bool {
-    forward == FORWARD_NEIGH || (!F::IS_V4 && is_inward(forward))
+    is_outward(forward) || (!F::IS_V4 && is_inward(forward))
 }
 
 /// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
@@ -189,62 +190,65 @@ fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
     }
-    if next.forward != FORWARD_NEIGH && frame::<F>(ctx, packet, next).is_err() {
+    let (forward, addresses) = framed(next);
+    if forward != FORWARD_NEIGH && frame::<F>(ctx, packet, &addresses).is_err() {
         return drop(Reason::DropRewrite).pack();
     }
-    Verdict { action: redirect(ctx, next), reason: Reason::at(reason) }.pack()
+    Verdict { action: redirect(ctx, next.ifindex, forward), reason: Reason::at(reason) }.pack()
 }
 
-/// Hands the packet to the next device; gives the action.
+/// Hands the packet to the device `ifindex`; gives the action.
 #[inline(always)]
-pub fn redirect(ctx: &TcContext, next: &Next) -> i32 {
-    if next.forward == FORWARD_NEIGH {
+pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
+    if is_outward(forward) {
         packet::mark_sent(ctx);
     }
     // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
     let action = unsafe {
-        match next.forward {
-            FORWARD_NEIGH => bpf_redirect_neigh(next.ifindex, core::ptr::null_mut(), 0, 0),
-            FORWARD_INGRESS => bpf_redirect(next.ifindex, u64::from(BPF_F_INGRESS)),
-            FORWARD_EGRESS => bpf_redirect(next.ifindex, 0),
-            _ => bpf_redirect_peer(next.ifindex, 0),
+        match forward {
+            FORWARD_NEIGH => bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0),
+            FORWARD_INGRESS => bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)),
+            FORWARD_EGRESS | FORWARD_LINK => bpf_redirect(ifindex, 0),
+            _ => bpf_redirect_peer(ifindex, 0),
         }
     };
     action as i32
 }
 
-/// The hardware addresses as they lie at the begin of a frame.
+/// How a packet goes on, and the hardware addresses that it needs for that. A way out whose uplink is not known any more is
+/// the kernel's.
 #[inline(always)]
-pub fn addresses(next: &Next) -> [u32; 3] {
+pub fn framed(next: &Next) -> (u8, [u32; 3]) {
+    if next.forward != FORWARD_LINK {
+        return (next.forward, addresses(&[next.dmac, next.smac]));
+    }
+    // SAFETY: the reference is not kept.
+    match unsafe { maps::UPLINK.get(next.ifindex) } {
+        Some(uplink) => (FORWARD_LINK, addresses(&[next.smac, uplink.mac])),
+        None => (FORWARD_NEIGH, [0; 3]),
+    }
+}
+
+/// Hardware addresses as they lie at the begin of a frame.
+#[inline(always)]
+pub fn addresses(macs: &[Mac; 2]) -> [u32; 3] {
     // SAFETY: twelve bytes either way, every bit pattern is valid.
-    unsafe { core::mem::transmute::<[Mac; 2], [u32; 3]>([next.dmac, next.smac]) }
-}
-
-#[repr(C)]
-struct Addresses {
-    dmac: Mac,
-    smac: Mac,
-}
-
-#[repr(C)]
-struct Frame {
-    dmac: Mac,
-    smac: Mac,
-    protocol: [u8; 2],
+    unsafe { core::mem::transmute::<[Mac; 2], [u32; 3]>(*macs) }
 }
 
 /// Writes the hardware addresses, and a whole Ethernet header for a packet that came without one.
 #[inline(always)]
-fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, next: &Next) -> Result<(), ()> {
+fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -> Result<(), ()> {
     if packet.l3 == ETHERNET {
-        return packet::store(ctx, 0, &Addresses { dmac: next.dmac, smac: next.smac }, 0);
+        return packet::store(ctx, 0, addresses, 0);
     }
     // SAFETY: pointers into the packet are not kept.
     if unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET as u32, 0) } != 0 {
         return Err(());
     }
     let protocol: u16 = if F::IS_V4 { 0x0800 } else { 0x86dd };
-    packet::store(ctx, 0, &Frame { dmac: next.dmac, smac: next.smac, protocol: protocol.to_be_bytes() }, 0)
+    packet::store(ctx, 0, addresses, 0)?;
+    packet::store(ctx, size_of_val(addresses), &protocol.to_be_bytes(), 0)
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 //! is the router's.
 
 use aya_ebpf::programs::TcContext;
-use netpath_common::layout::{FORWARD_NEIGH, SIDE_BRIDGE};
+use netpath_common::layout::{SIDE_BRIDGE, is_outward};
 
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
@@ -21,9 +21,9 @@ impl Walk for Ingress {
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
         let &[a, b, _] = packet::at::<[u32; 3]>(ctx, 0)?;
-        fast::follow_if(ctx, plain, |next| {
-            let [c, d, _] = verdict::addresses(next);
-            next.forward == FORWARD_NEIGH && a == c && (b ^ d) as u16 == 0
+        fast::follow_if::<F, true>(ctx, plain, |next| {
+            let [c, d, _] = verdict::addresses(&[next.dmac, next.smac]);
+            is_outward(next.forward) && a == c && (b ^ d) as u16 == 0
         })
     }
 

@@ -5,8 +5,9 @@ use anyhow::{Context, Result, ensure};
 use kit::need;
 use kit::netavark::{Document, Network, Rung};
 use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
-use kit::traffic::{Dial, Proto};
+use kit::traffic::{Dial, Proto, exchange};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 on_every_rung!(
     a_vlan,
@@ -18,6 +19,7 @@ on_every_rung!(
     a_member_of_a_vrf,
     an_address_on_a_dummy,
     a_wire_that_delays_and_reorders,
+    a_client_whose_hardware_address_changes,
 );
 
 fn dials(ip: IpAddr, port: u16) -> [Dial; 3] {
@@ -164,4 +166,34 @@ fn a_wire_that_delays_and_reorders(rung: Rung) -> Result<()> {
     let shown = topology.host.command("tc", &["qdisc", "show", "dev", "eth0"])?;
     ensure!(shown.contains("netem"), "eth0 has {shown}");
     serves(Ok(topology), rung)
+}
+
+/// As when another machine takes over an address, and says so.
+fn a_client_whose_hardware_address_changes(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let (web, _servers) = web(rig, published())?;
+        let _outside = serve(&rig.topology.client, 9000, "outside")?;
+        let Topology { client, host, .. } = rig.topology;
+        for (n, family) in [(1, Family::V4), (2, Family::V6)] {
+            let mut stream = client.run(|| Dial::new(Proto::Tcp, family.host(), 8080).connect_stream())?;
+            let mut out = web.0.run(|| Dial::new(Proto::Tcp, family.client(), 9000).connect_stream())?;
+            for _ in 0..3 {
+                exchange(&mut stream, b"before")?;
+                exchange(&mut out, b"before")?;
+            }
+            let (mac, address) = (format!("02:00:00:00:99:0{n}"), family.client());
+            client.ip(&format!("link set eth0 address {mac}\n"))?;
+            host.ip(&format!("neigh replace {address} dev eth0 lladdr {mac} nud reachable\n"))?;
+            let begun = Instant::now();
+            exchange(&mut stream, b"after").with_context(|| format!("{family:?}, published"))?;
+            exchange(&mut out, b"after").with_context(|| format!("{family:?}, masqueraded"))?;
+            // A second until a flow asks again, and the pause before what was lost meanwhile is sent again.
+            let took = begun.elapsed();
+            rig.note(took < Duration::from_secs(4), || format!("{family:?}: an answer after {took:?}"));
+            for dial in dials(family.host(), 8080) {
+                rig.sees("another connection", client, &dial, "web", family.client());
+            }
+        }
+        Ok(vec![web])
+    })
 }

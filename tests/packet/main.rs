@@ -8,6 +8,7 @@ mod errors;
 mod fragments;
 mod identity;
 mod lo;
+mod next_hop;
 mod noise;
 mod policy;
 mod protocols;

@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 /// Layouts whose flows and sockets mean what they mean here. 1: what is the traffic counter now was zero. 2: no flow
-/// could be redirected by XDP.
-const KNOWN: [u32; 2] = [1, 2];
+/// could be redirected by XDP. 3: none knew its next hop.
+const KNOWN: [u32; 3] = [1, 2, 3];
 
 const CHUNK: usize = 4_096;
 

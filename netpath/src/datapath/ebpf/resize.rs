@@ -7,7 +7,7 @@ use super::sys;
 use crate::model::error::{Context, Result};
 use aya::Pod;
 use netpath_common::family::{Family, Ipv4, Ipv6};
-use netpath_common::layout::{FORWARD_NEIGH, Next, Uplink, name};
+use netpath_common::layout::{Next, Uplink, is_outward, name};
 use std::collections::BTreeMap;
 
 /// Elements asked for at once.
@@ -57,14 +57,14 @@ where
 
 /// A flow whose route was narrower than its uplink keeps that, unless the uplink is narrower still.
 fn new_mtu(next: &Next, sizes: &Sizes) -> Option<u16> {
-    let (old, new) = sizes.get(&next.ifindex).filter(|_| next.forward == FORWARD_NEIGH)?;
+    let (old, new) = sizes.get(&next.ifindex).filter(|_| is_outward(next.forward))?;
     (next.mtu == *old || next.mtu > *new).then_some(*new)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netpath_common::layout::FORWARD_PEER;
+    use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_PEER};
 
     #[test]
     fn flows_follow_the_mtu_of_their_uplink_and_of_no_other() {
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(BTreeMap::from([(2, (1500, 1280))]), narrower);
         let flow = |ifindex, mtu, forward| Next { ifindex, mtu, forward, ..Next::default() };
         assert_eq!(Some(1280), new_mtu(&flow(2, 1500, FORWARD_NEIGH), &narrower));
-        assert_eq!(Some(1280), new_mtu(&flow(2, 1400, FORWARD_NEIGH), &narrower));
+        assert_eq!(Some(1280), new_mtu(&flow(2, 1400, FORWARD_LINK), &narrower));
         assert_eq!(None, new_mtu(&flow(2, 1000, FORWARD_NEIGH), &narrower));
         assert_eq!(None, new_mtu(&flow(3, 1500, FORWARD_NEIGH), &narrower));
         assert_eq!(None, new_mtu(&flow(2, 1500, FORWARD_PEER), &narrower));

@@ -1,0 +1,132 @@
+//! The next hop that flows remember: known when it can be, asked for again after a while, never without the kernel's
+//! neighbour table hearing that it is wanted.
+
+use crate::{REDIRECTED, at_host, client, host, outside};
+use anyhow::{Context, Result, ensure};
+use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, SYN, WEB_MAC, container};
+use netpath_common::addr::{Addr, Mac};
+use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
+use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, SIDE_BRIDGE};
+use std::net::IpAddr;
+use std::process::Command;
+
+const NEXT: Mac = [2, 0, 0, 0, 0, 0x42];
+const OTHER: Mac = [2, 0, 0, 0, 0, 0x43];
+
+/// The client as the kernel's neighbour table has it: it is the gateway as well.
+fn neighbour(v4: bool, verb: &str, mac: Mac) -> Result<()> {
+    let (address, mac) = (client(v4).to_string(), mac.map(|b| format!("{b:02x}")).join(":"));
+    let mut words = vec!["neigh", verb, &address, "dev", "eth0"];
+    if verb != "del" {
+        words.extend(["lladdr", &mac, "nud", "permanent"]);
+    }
+    ensure!(Command::new("ip").args(words).status().context("cannot run ip")?.success(), "ip neigh {verb}");
+    Ok(())
+}
+
+/// The hardware addresses that the frame went on with; its own, where the kernel sees to them.
+fn sent_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> {
+    let out = lab.run(at.0, at.1, &frame.bytes())?;
+    ensure!(out.action == REDIRECTED, "{frame:?}: {out:?}");
+    let mac = |at: usize| out.packet[at..at + 6].try_into();
+    Ok((mac(0)?, mac(6)?))
+}
+
+const BY_THE_KERNEL: (Mac, Mac) = (BRIDGE_MAC, WEB_MAC);
+
+#[test]
+fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
+    for v4 in [true, false] {
+        for published in [true, false] {
+            for (program, index) in [(BRIDGE_IN, bridge), (VETH_IN, veth)] {
+                let what = format!("v4 {v4}, published {published}, {program}");
+                lab.forget()?;
+                neighbour(v4, "replace", NEXT)?;
+                let there = if published { client(v4) } else { outside(v4) };
+                let out = |flags| outward(published, v4, there, flags);
+                if published {
+                    let syn = at_host(Frame::tcp((there, 40_000), (host(v4), 8080), SYN));
+                    ensure!(lab.run(UPLINK_IN, uplink, &syn.bytes())?.action == REDIRECTED, "{what}");
+                }
+                // What begins it, or the first answer, tells the neighbour table.
+                let first = if published { (program, index) } else { (BRIDGE_IN, bridge) };
+                let flags = if published { SYN | ACK } else { SYN };
+                assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, first, &out(flags))?, "{what}: the first");
+                assert_eq!(
+                    (NEXT, HOST_MAC),
+                    sent_to(&mut lab, (program, index), &out(ACK))?,
+                    "{what}: those behind it"
+                );
+                // Another one answers to the address: found after a second, by way of the kernel.
+                neighbour(v4, "replace", OTHER)?;
+                lab.age_flows(v4, 2)?;
+                assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "{what}: after a while");
+                assert_eq!((OTHER, HOST_MAC), sent_to(&mut lab, (program, index), &out(ACK))?, "{what}: found again");
+                neighbour(v4, "del", OTHER)?;
+                lab.age_flows(v4, 2)?;
+                for n in 0..2 {
+                    let at = if n == 0 { (BRIDGE_IN, bridge) } else { (program, index) };
+                    assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, at, &out(ACK))?, "{what}: unknown, {n}");
+                }
+                assert_eq!(vec![FORWARD_NEIGH], lab.ways(v4, SIDE_BRIDGE)?, "{what}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Each half is written down for both: the one that leads outward must not take the other's packets for its own question.
+#[test]
+fn packets_that_come_in_do_not_keep_a_next_hop_alive() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        neighbour(v4, "replace", NEXT)?;
+        let arriving = |flags| at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), flags)).bytes();
+        let out = |flags| outward(true, v4, client(v4), flags);
+        ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "begun");
+        sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?;
+        assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: known");
+        neighbour(v4, "replace", OTHER)?;
+        lab.age_flows(v4, 2)?;
+        ensure!(lab.run(UPLINK_IN, uplink, &arriving(ACK))?.action == REDIRECTED, "in");
+        assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: asks");
+        assert_eq!((OTHER, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: found");
+        neighbour(v4, "del", OTHER)?;
+    }
+    Ok(())
+}
+
+fn outward(published: bool, v4: bool, there: IpAddr, flags: u8) -> Frame {
+    let web = (container(7, v4), if published { 80 } else { 40_001 });
+    let peer = (there, if published { 40_000 } else { 443 });
+    Frame::tcp(web, peer, flags).macs(BRIDGE_MAC, WEB_MAC)
+}
+
+#[test]
+fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        neighbour(v4, "replace", NEXT)?;
+        let arriving = |flags| at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), flags)).bytes();
+        let out = |flags| outward(true, v4, client(v4), flags);
+        for round in 0..3 {
+            ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "round {round}");
+            assert_eq!(vec![FORWARD_NEIGH], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: begun");
+            assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?, "round {round}");
+            assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "round {round}");
+            assert_eq!(vec![FORWARD_LINK], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: answered");
+            ensure!(lab.run(UPLINK_IN, uplink, &arriving(kit::packet::RST | ACK))?.action == REDIRECTED, "the end");
+        }
+        neighbour(v4, "del", NEXT)?;
+    }
+    Ok(())
+}
