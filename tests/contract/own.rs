@@ -21,10 +21,10 @@ fn path_of(topology: &Topology) -> Result<(String, String)> {
 /// Podman sends labels through; options that it does not know it refuses itself.
 #[test]
 fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()> {
-    need!(need::rung(Rung::Tcx), need::netpath());
+    need!(need::rung(Rung::best_hooks()), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::on(&topology, Rung::Tcx)?;
+    let netavark = Netavark::on(&topology, Rung::best_hooks())?;
     let web = topology.container("web")?;
     let net = Network::dual(7);
     let label = net.clone().set("labels", json!({"netpath.path": "edge"}));
@@ -59,10 +59,10 @@ fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()>
 
 #[test]
 fn status_has_a_line_for_each_network_endpoint_and_port() -> Result<()> {
-    need!(need::rung(Rung::Tcx), need::netpath());
+    need!(need::rung(Rung::best_hooks()), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::on(&topology, Rung::Tcx)?;
+    let netavark = Netavark::on(&topology, Rung::best_hooks())?;
     let web = topology.container("web")?;
     let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp").publish_range(
         "127.0.0.1",

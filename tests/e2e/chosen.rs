@@ -42,7 +42,7 @@ fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
 #[test]
 fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> {
     need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::Tcx));
+    need!(kit::need::rung(Rung::best_hooks()));
     need!(kit::need::rung(Rung::Iptables));
     if is_incumbent() {
         return Ok(());

@@ -41,10 +41,11 @@ pub struct Way {
 }
 
 impl Way {
-    /// Every run has each rung, and the edge path where the host tracks connections, which is the harder one; the other
-    /// ways are the same programs and rules once more.
+    /// Every run has each rung, and the edge path where the host tracks connections, which is the harder one, on the best
+    /// hooks of the kernel; the other ways are the same programs and rules once more.
     pub fn turn(self) -> kit::need::Need {
-        let always = self.path == Path::Auto || (self.rung == Rung::Tcx && self.path == Path::Edge && self.tracked);
+        let harder = self.path == Path::Edge && self.tracked;
+        let always = self.path == Path::Auto || (harder && self.rung == Rung::best_hooks());
         if always || kit::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
     }
 

@@ -43,6 +43,11 @@ pub enum Rung {
 impl Rung {
     pub const ALL: [Rung; 3] = [Rung::Tcx, Rung::Clsact, Rung::Iptables];
 
+    /// The eBPF rung that netpath takes by itself on this kernel.
+    pub fn best_hooks() -> Self {
+        if crate::need::tcx().is_ok() { Self::Tcx } else { Self::Clsact }
+    }
+
     pub fn is_ebpf(self) -> bool {
         self != Rung::Iptables
     }

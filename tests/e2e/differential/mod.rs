@@ -31,12 +31,12 @@ fn netfilter(tracked: bool) -> Way {
 
 #[test]
 fn offload_is_seen_as_netfilter() -> Result<()> {
-    alike(Way { rung: Rung::Tcx, path: Path::Auto, tracked: false }, netfilter(false))
+    alike(Way { rung: Rung::best_hooks(), path: Path::Auto, tracked: false }, netfilter(false))
 }
 
 #[test]
 fn edge_is_seen_as_netfilter() -> Result<()> {
-    alike(Way { rung: Rung::Tcx, path: Path::Edge, tracked: true }, netfilter(true))
+    alike(Way { rung: Rung::best_hooks(), path: Path::Edge, tracked: true }, netfilter(true))
 }
 
 #[test]
