@@ -20,12 +20,16 @@ use std::time::{Duration, Instant};
 /// How long a test waits for what should happen at once, on a machine that others use too.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// `deadline` as this machine needs it: `NETPATH_PATIENCE` times as long, which is set in guests under emulation alone
-/// (xtask/src/vm/qemu.rs).
-pub fn patient(deadline: Duration) -> Duration {
+/// How many times as long as [`SOON`] and the like things may take on this machine: `NETPATH_PATIENCE`, which is set in
+/// guests under emulation alone (xtask/src/vm/qemu.rs).
+pub fn patience() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    let factor = || std::env::var("NETPATH_PATIENCE").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
-    deadline * *FACTOR.get_or_init(factor)
+    *FACTOR.get_or_init(|| std::env::var("NETPATH_PATIENCE").ok().and_then(|v| v.parse().ok()).unwrap_or(1))
+}
+
+/// `deadline` as this machine needs it.
+pub fn patient(deadline: Duration) -> Duration {
+    deadline * patience()
 }
 
 /// Asks `probe` until it answers, a millisecond apart at first and 20 ms later on; not longer than [`patient`] makes the

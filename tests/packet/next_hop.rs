@@ -3,6 +3,7 @@
 
 use crate::{REDIRECTED, at_host, client, host, outside};
 use anyhow::{Context, Result, ensure};
+use kit::host::patience;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::{Addr, Mac};
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
@@ -32,6 +33,20 @@ fn sent_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> 
     Ok((mac(0)?, mac(6)?))
 }
 
+/// The same for a packet behind another. A second later such a one has the bridge's program ask for the next hop again: where
+/// the tests are patient that is how long a packet may take.
+fn goes_on_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> {
+    for _ in 1..patience() {
+        if let Ok(sent) = sent_to(lab, at, frame)
+            && sent != BY_THE_KERNEL
+        {
+            return Ok(sent);
+        }
+        sent_to(lab, (BRIDGE_IN, lab.bridge), frame)?;
+    }
+    sent_to(lab, at, frame)
+}
+
 const BY_THE_KERNEL: (Mac, Mac) = (BRIDGE_MAC, WEB_MAC);
 
 #[test]
@@ -57,14 +72,18 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
                 assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, first, &out(flags))?, "{what}: the first");
                 assert_eq!(
                     (NEXT, HOST_MAC),
-                    sent_to(&mut lab, (program, index), &out(ACK))?,
+                    goes_on_to(&mut lab, (program, index), &out(ACK))?,
                     "{what}: those behind it"
                 );
                 // Another one answers to the address: found after a second, by way of the kernel.
                 neighbour(v4, "replace", OTHER)?;
                 lab.age_flows(v4, 2)?;
                 assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "{what}: after a while");
-                assert_eq!((OTHER, HOST_MAC), sent_to(&mut lab, (program, index), &out(ACK))?, "{what}: found again");
+                assert_eq!(
+                    (OTHER, HOST_MAC),
+                    goes_on_to(&mut lab, (program, index), &out(ACK))?,
+                    "{what}: found again"
+                );
                 neighbour(v4, "del", OTHER)?;
                 lab.age_flows(v4, 2)?;
                 for n in 0..2 {
@@ -91,12 +110,12 @@ fn packets_that_come_in_do_not_keep_a_next_hop_alive() -> Result<()> {
         let out = |flags| outward(true, v4, client(v4), flags);
         ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "begun");
         sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?;
-        assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: known");
+        assert_eq!((NEXT, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: known");
         neighbour(v4, "replace", OTHER)?;
         lab.age_flows(v4, 2)?;
         ensure!(lab.run(UPLINK_IN, uplink, &arriving(ACK))?.action == REDIRECTED, "in");
         assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: asks");
-        assert_eq!((OTHER, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: found");
+        assert_eq!((OTHER, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: found");
         neighbour(v4, "del", OTHER)?;
     }
     Ok(())
@@ -122,7 +141,7 @@ fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()>
             ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "round {round}");
             assert_eq!(vec![FORWARD_NEIGH], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: begun");
             assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?, "round {round}");
-            assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "round {round}");
+            assert_eq!((NEXT, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "round {round}");
             assert_eq!(vec![FORWARD_LINK], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: answered");
             ensure!(lab.run(UPLINK_IN, uplink, &arriving(kit::packet::RST | ACK))?.action == REDIRECTED, "the end");
         }

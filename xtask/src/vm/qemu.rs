@@ -21,8 +21,9 @@ const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off init_on_alloc=0 kfence.sample_interval=0 no5lvl audit=0";
 /// Behind it under TCG, which translates code anew for each address that it runs at, so that programs have the same ones each
 /// time, and which runs the string instructions of x86 (`rep movsb`) an element at a time, so that the kernel copies with
-/// ordinary ones. What the kernel does not know it gives to init: the tests wait as many times as long.
-const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good NETPATH_PATIENCE=6";
+/// ordinary ones; nor does it count the memory of groups. What the kernel does not know it gives to init: the tests wait as
+/// many times as long.
+const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good cgroup_disable=memory NETPATH_PATIENCE=6";
 const MEMORY_MIB: u32 = 2048;
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
