@@ -40,6 +40,7 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn key(t: &Tuple<Self>, proto: u8, side: u8) -> Self::Key;
     fn flow(t: &Tuple<Self>, next: Next) -> Self::Flow;
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
+    fn protocol_of(key: &Self::Key) -> u8;
     /// The tuple inside of a key.
     fn tuple(key: &Self::Key) -> &Tuple<Self>;
     /// The tuple inside of a flow, as [`Self::translated`] without a copy.
@@ -83,6 +84,12 @@ impl<F: Family> Tuple<F> {
     #[inline(always)]
     pub fn same(&self, other: &Self) -> bool {
         F::same(&self.src, &other.src) && F::same(&self.dst, &other.dst) && self.ports() == other.ports()
+    }
+
+    /// Whether this is addressed to who sent `other`.
+    #[inline(always)]
+    pub fn answers(&self, other: &Self) -> bool {
+        F::same(&self.dst, &other.src) && self.dport == other.sport
     }
 
     /// Both ports as they lie in the packet.
@@ -179,6 +186,11 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn translated(f: &Flow4) -> Tuple<Self> {
         Tuple { src: f.src, dst: f.dst, sport: f.sport, dport: f.dport }
+    }
+
+    #[inline(always)]
+    fn protocol_of(k: &FlowKey4) -> u8 {
+        k.proto
     }
 
     #[inline(always)]
@@ -294,6 +306,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn translated(f: &Flow6) -> Tuple<Self> {
         Tuple { src: f.src, dst: f.dst, sport: f.sport, dport: f.dport }
+    }
+
+    #[inline(always)]
+    fn protocol_of(k: &FlowKey6) -> u8 {
+        k.proto
     }
 
     #[inline(always)]

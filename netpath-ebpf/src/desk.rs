@@ -17,6 +17,7 @@ pub struct Desk<F: Wire> {
     quoted: Quoted<F>,
     hop: Hop<F>,
     making: Making<F>,
+    noted: F::Key,
     fib: bpf_fib_lookup,
     sock: bpf_sock_tuple,
 }
@@ -62,6 +63,8 @@ part! {
     quoted: Quoted<F>;
     hop: Hop<F>;
     making: Making<F>;
+    /// Argument of `flows::refresh`.
+    noted: F::Key;
     /// Arguments of `bpf_fib_lookup`.
     fib: bpf_fib_lookup;
     /// Arguments of the socket look-ups.

@@ -142,8 +142,15 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
         if packet.ip.fragment == Fragment::First {
             fragment::learn::<F>(ctx);
         }
-        let collides = translatable && packet.may_begin() && flows::is_taken::<F>(packet);
-        return if collides { outward::begin_own::<F>(ctx) } else { NOT_OURS.pack() };
+        let begins = translatable && packet.may_begin();
+        if begins && flows::is_taken::<F>(packet) {
+            return outward::begin_own::<F>(ctx);
+        }
+        // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
+        if begins {
+            flows::forget(packet);
+        }
+        return NOT_OURS.pack();
     }
     // SAFETY: the reference is not kept.
     let Some(flags) = (unsafe { maps::NETWORK.get(from) }).map(|n| n.flags) else { return NOT_OURS.pack() };

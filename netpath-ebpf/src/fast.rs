@@ -106,7 +106,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     // Before it is noted: the first packet goes by the kernel's neighbour table.
     let (forward, addresses) =
         if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
-    if !note::<F, OUTWARD>(plain, found, next) {
+    if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
     let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.dmac, next.smac]) };
@@ -123,7 +123,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
 /// Writes down what the packet adds to its flow; false: that has expired, or the long way has to mend it, or to ask for its
 /// next hop again.
 #[inline(always)]
-pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, found: *mut F::Flow, next: &Next) -> bool {
+pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool {
     let now_s = now_s();
     let state = flow::seen(next.state, plain.tcp_flags);
     let is_fresh = flow::idle_s(next, now_s) < flow::REFRESH_S;
@@ -133,7 +133,10 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, found: *mut F::Flow,
     if state == next.state && is_fresh {
         return true;
     }
-    !flows::has_expired(plain.proto, next, now_s) && flows::refresh::<F, OUTWARD>(found, plain.proto, state, now_s, !is_fresh) != 0
+    let late = if is_fresh { 0 } else { flows::LATE };
+    let known = if OUTWARD { flows::KNOWN } else { 0 };
+    !flows::has_expired(plain.proto, next, now_s)
+        && flows::refresh::<F>(&plain.key, u32::from(state) | late | known, now_s) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.

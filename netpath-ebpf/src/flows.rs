@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, Mac, is_known};
-use netpath_common::family::Tuple;
+use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{
     FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
     PROTO_TCP, PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
@@ -135,7 +135,13 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     }
     let is_late = flow::idle_s(next, now_s) >= flow::REFRESH_S;
     let is_unsure = is_outward(next.forward) && (is_late || state & flow::UNSURE != 0);
-    if refresh::<F, false>(found, proto, state, now_s, is_late) == 0 {
+    if refresh::<F>(&key, u32::from(state) | if is_late { LATE } else { 0 }, now_s) == 0 {
+        let twin_key = F::key(&hop.to.reversed(), proto, next.twin_side);
+        if F::flows().get_ptr(&twin_key).is_some() {
+            // The table had dropped the other half, and its place is another flow's by now.
+            let _ = F::flows().remove(&key);
+            return 0;
+        }
         touch::<F>(found, state, now_s);
         return HALF;
     }
@@ -208,16 +214,47 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     1
 }
 
-/// Writes down what a packet has added to its flow, in the half that was found and in the other; 0: there is no other, and
-/// nothing was written. `OUTWARD`: a flow whose next hop is known goes on to it from now on. `is_late`: the other half has to
-/// ask for its own again; a half may see no packet for long, but both live as long as one does.
+/// For [`refresh`], beside a state: the other half has to ask for its next hop again. A half may see no packet for long, but
+/// both live as long as one does.
+pub const LATE: u32 = 0x100;
+/// For [`refresh`]: a flow whose next hop is known goes on to it from now on.
+pub const KNOWN: u32 = 0x200;
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn refresh<F: Wire, const OUTWARD: bool>(found: *mut F::Flow, proto: u8, state: u8, now_s: u32, is_late: bool) -> u32 {
+pub extern "C" fn np_refresh4(state: u32, now_s: u32) -> u32 {
+    refresh_noted::<Ipv4>(state, now_s)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn np_refresh6(state: u32, now_s: u32) -> u32 {
+    refresh_noted::<Ipv6>(state, now_s)
+}
+
+/// Writes down what a packet has added to its flow, in the half at `key` and in the other; 0: there is no other that leads
+/// back there, and nothing was written. A global function, which looks for the half again: most of what the verifier had
+/// to do with a packet's short way was to walk through this in each of its states.
+#[inline(always)]
+pub fn refresh<F: Wire>(key: &F::Key, state: u32, now_s: u32) -> u32 {
+    let Some(noted) = desk::noted::<F>() else { return 0 };
+    *noted = *key;
+    if F::IS_V4 { np_refresh4(state, now_s) } else { np_refresh6(state, now_s) }
+}
+
+#[inline(always)]
+fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
+    let Some(key) = desk::noted::<F>() else { return 0 };
+    let Some(found) = F::flows().get_ptr_mut(&*key) else { return 0 };
     // SAFETY: a map value.
-    let twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
+    let twin_key = pair::other_key::<F>(unsafe { &*found }, F::protocol_of(key));
     let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
-    touch::<F>(found, state, now_s);
-    if OUTWARD {
+    // SAFETY: a map value.
+    if !F::target_of(unsafe { &*twin }).answers(F::tuple(key)) {
+        return 0;
+    }
+    touch::<F>(found, state as u8, now_s);
+    if state & KNOWN != 0 {
         // SAFETY: a map value; one byte is written.
         let next = unsafe { F::next_mut(&mut *found) };
         if next.forward == FORWARD_NEIGH && is_known(&next.smac) {
@@ -226,8 +263,8 @@ pub fn refresh<F: Wire, const OUTWARD: bool>(found: *mut F::Flow, proto: u8, sta
     }
     // SAFETY: a map value.
     let old = unsafe { F::next(&*twin).state };
-    let late = if is_late { flow::UNSURE } else { 0 };
-    touch::<F>(twin, old | (state & !(flow::REPLY_HALF | flow::UNSURE)) | late, now_s);
+    let late = if state & LATE != 0 { flow::UNSURE } else { 0 };
+    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE)) | late, now_s);
     1
 }
 
@@ -239,6 +276,12 @@ fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now_s: u32) {
         next.last_seen_s = now_s;
         next.state = state;
     }
+}
+
+/// Removes the half that the packet would find, if it is there.
+#[inline(always)]
+pub fn forget<F: Wire>(packet: &Packet<F>) {
+    let _ = F::flows().remove(&F::key(&packet.tuple, packet.ip.proto, packet.side));
 }
 
 /// Whether the answers to a packet that the host is sending would be led elsewhere.

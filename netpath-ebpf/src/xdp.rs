@@ -117,7 +117,7 @@ fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, found: *mut F::Flow) -> O
     let l4 = ETHERNET + F::HEADER;
     let &Udp { len, check, .. } = packet::at::<Udp>(ctx, l4)?;
     // One in 65,536 that are complete looks the same, and takes the long way for nothing.
-    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note::<F, false>(plain, found, next) {
+    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note::<F, false>(plain, next) {
         return None;
     }
     if translate(ctx, plain, to, replaced(check, plain.tuple(), to), verdict::addresses(&[next.dmac, next.smac]))

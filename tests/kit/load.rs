@@ -4,7 +4,7 @@ use crate::host::{Netns, at_once};
 use crate::traffic::{Proto, Server, again};
 use anyhow::{Context, Result, ensure};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,9 @@ pub struct Hammered {
     pub failed: usize,
 }
 
-/// A server that answers each connection's one request with the same bytes and closes.
+/// A server that answers each connection's one request with the same bytes, and closes when the client has: the wait for
+/// latecomers is the client's then (RFC 9293 §3.6.1). Behind one address there are 64,512 ports for all that clients send,
+/// and a server would refuse each of them for a minute.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -137,6 +139,7 @@ pub fn hammer_server(netns: &Netns, ip: IpAddr, port: u16) -> Result<Server> {
         let mut request = [0; 64];
         if stream.read_exact(&mut request).is_ok() {
             let _ = stream.write_all(&request);
+            let _ = stream.read(&mut request);
         }
     })
 }
@@ -195,7 +198,10 @@ fn request(proto: Proto, to: SocketAddr, n: u64) -> Result<()> {
             let mut stream = TcpStream::connect(to).context("connect")?;
             stream.set_read_timeout(Some(STALL))?;
             stream.write_all(&request).context("send")?;
-            stream.read_to_end(&mut answer).context("receive")?;
+            answer.resize(request.len(), 0);
+            stream.read_exact(&mut answer).context("receive")?;
+            stream.shutdown(Shutdown::Write).context("close")?;
+            stream.read_to_end(&mut answer).context("receive the end")?;
         }
         Proto::Udp => {
             let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
