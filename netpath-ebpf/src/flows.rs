@@ -49,7 +49,7 @@ global! {
     /// the answers.
     fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
 
-    /// Writes down the flow in the making, if its port is free: then 1.
+    /// Writes down the flow in the making, whose answering half has its place; 1 if that could be.
     fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
 
@@ -318,7 +318,9 @@ fn try_ports<F: Wire>(ctx: &TcContext) -> u32 {
             break;
         }
         making.harder = i >= PORT_TRIES - HARDER_TRIES;
-        if aim_at::<F>(ctx, np_candidate(own, random, i)) == 0 && take::<F>(ctx) != 0 {
+        // The answering half goes first: it reserves the port. One after the other and not one in the other, as above.
+        let is_free = aim_at::<F>(ctx, np_candidate(own, random, i)) == 0;
+        if is_free && reserve::<F>(ctx) != 0 && take::<F>(ctx) != 0 {
             return 1;
         }
     }
@@ -340,12 +342,9 @@ fn plan_port<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
     u32::from(making.spare_sockets && host::has_socket(ctx, &plan.to.reversed(), plan.proto))
 }
 
-/// The answering half goes first: it reserves the port. Nothing is left in the table if the other one fails.
+/// Nothing is left in the table if this half finds no place in it.
 #[inline(always)]
-fn take_planned<F: Wire>(ctx: &TcContext) -> u32 {
-    if reserve::<F>(ctx) == 0 {
-        return 0;
-    }
+fn take_planned<F: Wire>(_ctx: &TcContext) -> u32 {
     let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
     making.key = making.plan.key();
     making.flow = making.plan.flow(making.now_s);
