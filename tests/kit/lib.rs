@@ -7,6 +7,7 @@ pub mod echo;
 pub mod example;
 pub mod filter;
 pub mod foreign;
+pub mod frames;
 pub mod generator;
 pub mod hop;
 pub mod host;

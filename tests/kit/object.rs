@@ -7,13 +7,21 @@ use netpath_common::layout::global;
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// The object as it was built.
+///
+/// # Errors
+/// It is missing.
+pub fn bytes() -> Result<Vec<u8>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
+    std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))
+}
+
 /// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons.
 ///
 /// # Errors
 /// It is missing, or not what aya takes.
 pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
-    let object = std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))?;
+    let object = bytes()?;
     let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
     static HAS: OnceLock<[u8; 2]> = OnceLock::new();
     let [fib_source, csum_ipv6] = HAS.get_or_init(|| ["fib_source", "csum_ipv6"].map(|f| u8::from(kernel_has(f))));

@@ -3,6 +3,7 @@
 use crate::{client, host};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
+use kit::frames::deepest;
 use kit::need::say;
 use kit::packet::{BRIDGE_MAC, Frame, Lab, WEB_MAC, accept, container, explained, load};
 use netpath_common::addr::Addr;
@@ -25,6 +26,17 @@ fn every_program_is_accepted_by_the_verifier() -> Result<()> {
     ensure!(lines.len() == 16, "16 programs, and not {}", lines.len());
     lines.sort();
     lines.iter().for_each(|line| say(line));
+    Ok(())
+}
+
+/// So that what only an old kernel refuses is seen on every kernel.
+#[test]
+fn no_chain_of_calls_needs_more_stack_than_the_oldest_kernel_has() -> Result<()> {
+    const MOST: u32 = 512;
+    let programs = deepest(&kit::object::bytes()?)?;
+    ensure!(programs.len() == 16, "16 programs, and not {}", programs.len());
+    let too_deep: Vec<String> = programs.iter().filter(|d| d.bytes > MOST).map(|d| format!("{d:?}")).collect();
+    ensure!(too_deep.is_empty(), "more than {MOST} bytes in {} programs:\n{}", too_deep.len(), too_deep.join("\n"));
     Ok(())
 }
 
