@@ -4,7 +4,7 @@
 /// 2^23 is refused.
 pub const PORT_TRIES: u32 = 24;
 /// The last of these may take the port of a flow that is spent (`flow::is_spent`).
-pub const HARDER_TRIES: u32 = 6;
+pub const HARDER_TRIES: u32 = 12;
 
 /// The `i`-th port to try, host byte order: first the sender's own, then the range from a point drawn by `random` on.
 #[inline(always)]
