@@ -28,7 +28,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_millis(50);
 /// Of each processor, so much at most goes into looking, however the host flaps: one part in …
 const SHARE: u32 = 20;
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Whatever a look costs, the next change is followed within a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two thorough looks, each with a sweep.
 const ROUND: Duration = Duration::from_secs(30);
 /// Between two lines about drops, in rounds.
