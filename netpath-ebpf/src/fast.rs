@@ -104,8 +104,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
         return None;
     }
     // Before it is noted: the first packet goes by the kernel's neighbour table.
-    let (forward, addresses) =
-        if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
+    let (forward, addresses) = if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
