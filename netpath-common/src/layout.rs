@@ -47,8 +47,8 @@ pub type PortSlot = u32;
 pub type PortSlotSctp = PortSlot;
 
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has used,
-/// so that an uplink can tell "no reply of ours" without asking the flow table. Written by programs alone, a byte per
-/// protocol because bytes need no atomics; never cleared, a stale mark costs one look-up.
+/// so that an uplink can tell "no reply of ours" without asking the flow table. Set by programs, a byte per protocol because
+/// bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs one look-up.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct NatPort {

@@ -147,7 +147,8 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
             return outward::begin_own::<F>(ctx);
         }
         // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
-        if begins {
+        // Of other protocols an ended flow is not found by anybody, and each of their packets would come by here.
+        if begins && packet.kind == Kind::Tcp {
             flows::forget(packet);
         }
         return NOT_OURS.pack();

@@ -4,7 +4,7 @@
 use crate::{REDIRECTED, at_host, client, host, outside};
 use anyhow::{Context, Result, ensure};
 use kit::host::patience;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, SYN, WEB_MAC, container};
+use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::{Addr, Mac};
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
 use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, SIDE_BRIDGE};
@@ -63,8 +63,7 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
                 let there = if published { client(v4) } else { outside(v4) };
                 let out = |flags| outward(published, v4, there, flags);
                 if published {
-                    let syn = at_host(Frame::tcp((there, 40_000), (host(v4), 8080), SYN));
-                    ensure!(lab.run(UPLINK_IN, uplink, &syn.bytes())?.action == REDIRECTED, "{what}");
+                    ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, SYN))?.action == REDIRECTED, "{what}");
                 }
                 // What begins it, or the first answer, tells the neighbour table.
                 let first = if published { (program, index) } else { (BRIDGE_IN, bridge) };
@@ -106,19 +105,23 @@ fn packets_that_come_in_do_not_keep_a_next_hop_alive() -> Result<()> {
     for v4 in [true, false] {
         lab.forget()?;
         neighbour(v4, "replace", NEXT)?;
-        let arriving = |flags| at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), flags)).bytes();
         let out = |flags| outward(true, v4, client(v4), flags);
-        ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "begun");
+        ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, SYN))?.action == REDIRECTED, "begun");
         sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?;
         assert_eq!((NEXT, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: known");
         neighbour(v4, "replace", OTHER)?;
         lab.age_flows(v4, 2)?;
-        ensure!(lab.run(UPLINK_IN, uplink, &arriving(ACK))?.action == REDIRECTED, "in");
+        ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, ACK))?.action == REDIRECTED, "in");
         assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: asks");
         assert_eq!((OTHER, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: found");
         neighbour(v4, "del", OTHER)?;
     }
     Ok(())
+}
+
+/// From the client to the published port.
+fn arriving(v4: bool, flags: u8) -> Vec<u8> {
+    at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), flags)).bytes()
 }
 
 fn outward(published: bool, v4: bool, there: IpAddr, flags: u8) -> Frame {
@@ -135,15 +138,14 @@ fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()>
     for v4 in [true, false] {
         lab.forget()?;
         neighbour(v4, "replace", NEXT)?;
-        let arriving = |flags| at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), flags)).bytes();
         let out = |flags| outward(true, v4, client(v4), flags);
         for round in 0..3 {
-            ensure!(lab.run(UPLINK_IN, uplink, &arriving(SYN))?.action == REDIRECTED, "round {round}");
+            ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, SYN))?.action == REDIRECTED, "round {round}");
             assert_eq!(vec![FORWARD_NEIGH], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: begun");
             assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(SYN | ACK))?, "round {round}");
             assert_eq!((NEXT, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "round {round}");
             assert_eq!(vec![FORWARD_LINK], lab.ways(v4, SIDE_BRIDGE)?, "round {round}: answered");
-            ensure!(lab.run(UPLINK_IN, uplink, &arriving(kit::packet::RST | ACK))?.action == REDIRECTED, "the end");
+            ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, RST | ACK))?.action == REDIRECTED, "the end");
         }
         neighbour(v4, "del", NEXT)?;
     }
