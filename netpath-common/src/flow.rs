@@ -43,8 +43,8 @@ pub const UDP_UNREPLIED_S: u32 = 30;
 pub const ECHO_S: u32 = 60;
 /// No flow expires sooner than this.
 pub const SHORTEST_S: u32 = TCP_RESET_S;
-/// Where no free port is found, that of a closed connection may be taken after so long: its last acknowledgements have
-/// arrived. (Netfilter does the same, `net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`.)
+/// Where no free port is found, that of a closed connection, or of a flow whose first half is gone, may be taken after so
+/// long: its last acknowledgements, or answers, have arrived. (Netfilter does the same, `net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`.)
 pub const SPENT_S: u32 = 2;
 
 /// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.
@@ -111,6 +111,14 @@ pub const fn is_spent(proto: u8, next: &Next, now_s: u32) -> bool {
     proto == PROTO_TCP && is_closed && idle_s(next, now_s) >= SPENT_S
 }
 
+/// Whether a flow that is not TCP's has been quiet for so long that its port may be given away, should the half that was
+/// sent by be gone: the table drops that half first, since answers come by the other, and what is left would keep the
+/// ports of one more flow out of two.
+#[inline(always)]
+pub const fn may_be_adrift(proto: u8, next: &Next, now_s: u32) -> bool {
+    proto != PROTO_TCP && idle_s(next, now_s) >= SPENT_S
+}
+
 /// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
 #[inline(always)]
 pub const fn begins_anew(state: u8, tcp_flags: u8) -> bool {
@@ -174,6 +182,13 @@ mod tests {
         ] {
             assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + idle_s), "{what}");
         }
+    }
+
+    #[test]
+    fn only_what_is_no_connection_drifts_and_only_when_it_is_quiet() {
+        assert!(may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + SPENT_S));
+        assert!(!may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + SPENT_S));
+        assert!(!may_be_adrift(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + TCP_TRANSITORY_S));
     }
 
     #[test]

@@ -35,8 +35,11 @@ pub struct Making<F: Wire> {
     pub plan: Plan<F>,
     /// Whether ports of the host's sockets are spared.
     pub spare_sockets: bool,
-    /// Whether a flow that is spent gives its port.
+    /// Whether a flow that is spent or adrift gives its port.
     pub harder: bool,
+    /// How often a source port is looked for, and what is drawn from.
+    pub tries: u32,
+    pub random: u32,
     pub now_s: u32,
     pub key: F::Key,
     pub flow: F::Flow,

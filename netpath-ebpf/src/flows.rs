@@ -42,8 +42,9 @@ global! {
     /// Writes the answering half of the flow in the making; 1 if its place was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_twin;
 
-    /// Finds a source port for the flow in the making; 1 if it has one now.
-    fn search() -> u32 as np_search4, np_search6 = try_ports;
+    /// Looks for a source port for the flow in the making, from the `from`-th try on, [`TRIES_AT_ONCE`] of them; 1 if it has
+    /// one now.
+    fn search(from: u32) -> u32 as np_search4, np_search6 = try_ports;
 
     /// Makes `port` the source port of the flow in the making; 1 if a socket of the host that is to be spared would take
     /// the answers.
@@ -52,6 +53,9 @@ global! {
     /// Writes down the flow in the making, whose answering half has its place; 1 if that could be.
     fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
+
+const TRIES_AT_ONCE: u32 = 8;
+const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 
 const HALF: u32 = 2;
 const UNSURE: u32 = 3;
@@ -62,6 +66,13 @@ const UNSURE: u32 = 3;
 pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
     let found = look_up::<F>(ctx);
     if found == HALF {
+        // The port was free to all while the half that holds it was missing.
+        if host::has_connection::<F>(ctx, host::ANSWER) != 0 {
+            if let Some(packet) = desk::packet::<F>() {
+                forget(packet);
+            }
+            return 0;
+        }
         mend::<F>(ctx);
     } else if found == UNSURE {
         renew::<F>(ctx);
@@ -302,24 +313,32 @@ pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> V
     making.spare_sockets = spare_sockets;
     making.now_s = now_s();
     making.twin = making.plan.twin(making.now_s);
-    if search::<F>(ctx) != 0 { verdict::begun(reason) } else { FULL }
+    // SAFETY: no arguments.
+    making.random = unsafe { bpf_get_prandom_u32() };
+    making.tries = if has_free_port::<F>(making.plan.proto) && !making.plan.keeps_source() { PORT_TRIES } else { 1 };
+    let mut from = 0;
+    // In parts: the verifier goes through one for all of them.
+    while from < PORT_TRIES {
+        if search::<F>(ctx, from) != 0 {
+            return verdict::begun(reason);
+        }
+        from += TRIES_AT_ONCE;
+    }
+    FULL
 }
 
 #[inline(always)]
-fn try_ports<F: Wire>(ctx: &TcContext) -> u32 {
+fn try_ports<F: Wire>(ctx: &TcContext, from: u32) -> u32 {
     let Some(making) = desk::making::<F>() else { return 0 };
-    let plan = &making.plan;
-    let own = u32::from(plan.to.sport.value());
-    let tries = if has_free_port::<F>(plan.proto) && !plan.keeps_source() { PORT_TRIES } else { 1 };
-    // SAFETY: no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    for i in 0..PORT_TRIES {
-        if i >= tries {
+    let own = u32::from(making.plan.from.sport.value());
+    for n in 0..TRIES_AT_ONCE {
+        let i = from + n;
+        if i >= making.tries {
             break;
         }
         making.harder = i >= PORT_TRIES - HARDER_TRIES;
         // The answering half goes first: it reserves the port. One after the other and not one in the other, as above.
-        let is_free = aim_at::<F>(ctx, np_candidate(own, random, i)) == 0;
+        let is_free = aim_at::<F>(ctx, np_candidate(own, making.random, i)) == 0;
         if is_free && reserve::<F>(ctx) != 0 && take::<F>(ctx) != 0 {
             return 1;
         }
@@ -374,7 +393,17 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
     let Some(making) = desk::making::<F>() else { return 0 };
     // Looked for first: what cannot be inserted costs the table an element nevertheless.
     let Some(found) = F::flows().get_ptr_mut(&making.twin_key) else {
-        return u32::from(F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_ok());
+        if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err() {
+            return 0;
+        }
+        // Where all of a full table has been looked up lately (searches for ports look at other flows' halves), the kernel
+        // drops what has not, and that is the newest (`kernel/bpf/bpf_lru_list.c`): the answer under way would be
+        // nobody's. Flows that others begin have to wait for their answer to count as used, so that a flood of them
+        // displaces itself first.
+        if making.plan.twin_side == SIDE_UPLINK {
+            let _ = F::flows().get_ptr(&making.twin_key);
+        }
+        return 1;
     };
     // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
     let there = unsafe { &*found };
@@ -404,7 +433,7 @@ fn start_over<F: Wire>(found: *mut F::Flow, fresh: &Next) -> bool {
     true
 }
 
-/// Makes the place of `found` free for the twin in the making, if its flow has ended: this processor is the only one to
+/// Makes the place of `found` free for the twin in the making, if its flow has ended or is adrift: this processor is the only one to
 /// take it then, and nothing of that flow leads there any more.
 #[inline(always)]
 fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
@@ -412,17 +441,21 @@ fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
     // SAFETY: a map value; what is decided on is claimed as it was seen.
     let there = unsafe { &*found };
     let seen = *F::next(there);
-    let is_spent = making.harder && flow::is_spent(proto, &seen, making.now_s);
-    if !is_spent && !has_expired(proto, &seen, making.now_s) {
+    let is_over =
+        has_expired(proto, &seen, making.now_s) || (making.harder && flow::is_spent(proto, &seen, making.now_s));
+    if !is_over && !(making.harder && flow::may_be_adrift(proto, &seen, making.now_s)) {
         return false;
     }
     making.key = pair::other_key::<F>(there, proto);
-    if !claim::<F>(found, &seen) {
+    let is_whole = match F::flows().get_ptr(&making.key) {
+        // SAFETY: a map value.
+        Some(first) => making.plan.displaces(unsafe { &*first }),
+        None => false,
+    };
+    if (is_whole && !is_over) || !claim::<F>(found, &seen) {
         return false;
     }
-    let Some(first) = F::flows().get_ptr(&making.key) else { return true };
-    // SAFETY: a map value.
-    if making.plan.displaces(unsafe { &*first }) {
+    if is_whole {
         let _ = F::flows().remove(&making.key);
     }
     true

@@ -19,6 +19,10 @@ use crate::{desk, maps, packet};
 #[unsafe(no_mangle)]
 pub static NP_FIB_SRC: Global<u8> = Global::new(0);
 
+/// For [`has_connection`].
+pub const PACKET: u32 = 0;
+pub const ANSWER: u32 = 1;
+
 /// `include/net/tcp_states.h`.
 const TCP_LISTEN: u32 = 10;
 
@@ -35,8 +39,9 @@ global! {
     /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`.
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
 
-    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk.
-    pub fn has_connection() -> u32 as np_connection4, np_connection6 = ask_connection;
+    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk; [`ANSWER`]: that
+    /// would send the answer to what the hop on the desk makes of it.
+    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = ask_connection;
 }
 
 #[inline(always)]
@@ -109,11 +114,12 @@ pub fn has_socket<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>, proto: u8) -> b
 }
 
 #[inline(always)]
-fn ask_connection<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn ask_connection<F: Wire>(ctx: &TcContext, whose: u32) -> u32 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+    let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {
-        PROTO_TCP => !matches!(tcp_state(ctx, &packet.tuple), 0 | TCP_LISTEN),
-        PROTO_UDP => matches!(udp_peer_port(ctx, &packet.tuple), Some(port) if port != 0),
+        PROTO_TCP => !matches!(tcp_state(ctx, &arriving), 0 | TCP_LISTEN),
+        PROTO_UDP => matches!(udp_peer_port(ctx, &arriving), Some(port) if port != 0),
         _ => false,
     })
 }

@@ -146,7 +146,8 @@ fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     };
     // The host itself may talk from a port that is published: then the packet answers one of its own sockets. A new
     // connection begins with a SYN; anything else is a flow that the table has lost, and is made anew from the rule.
-    if packet.ip.fragment == Fragment::Later || (!flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx) != 0)
+    if packet.ip.fragment == Fragment::Later
+        || (!flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx, host::PACKET) != 0)
     {
         return NOT_OURS.pack();
     }

@@ -5,7 +5,7 @@ pub use crate::object::{accept, explained, load};
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::programs::{Program, TestRun, TestRunOptions};
+use aya::programs::{Program, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, Pod, VerifierLogLevel};
 use netpath_common::addr::{Addr, Be16};
 use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, Subnet, Uplink};
@@ -640,6 +640,32 @@ impl Lab {
     /// The kernel refuses the run.
     pub fn run_repeated(&mut self, program: &str, indices: [u32; 2], packet: &[u8], repeat: u32) -> Result<Outcome> {
         let before = self.counts()?;
+        let (result, out) = self.test_run(program, indices, packet, repeat)?;
+        let after = self.counts()?;
+        let moved = Reason::ALL.iter().zip(after.iter().zip(&before));
+        Ok(Outcome {
+            action: result.return_value as i32,
+            packet: out,
+            counted: moved.filter(|(_, (a, b))| a != b).map(|(r, (a, b))| (*r, a - b)).collect(),
+            took_ns: result.duration.as_nanos(),
+        })
+    }
+
+    /// What `program` says of `packet` and nothing else, for runs by the ten thousand.
+    ///
+    /// # Errors
+    /// The kernel refuses the run.
+    pub fn action(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Result<i32> {
+        Ok(self.test_run(program, [0, ifindex], packet, 1)?.0.return_value as i32)
+    }
+
+    fn test_run(
+        &mut self,
+        program: &str,
+        indices: [u32; 2],
+        packet: &[u8],
+        repeat: u32,
+    ) -> Result<(TestRunResult, Vec<u8>)> {
         let program = self.program(program)?;
         // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40; struct xdp_md: data_end at 4,
         // ingress_ifindex at 12.
@@ -662,15 +688,8 @@ impl Lab {
             Program::SchedClassifier(p) => p.test_run(options)?,
             _ => anyhow::bail!("not a program of packets"),
         };
-        let after = self.counts()?;
         out.truncate(result.data_size_out as usize);
-        let moved = Reason::ALL.iter().zip(after.iter().zip(&before));
-        Ok(Outcome {
-            action: result.return_value as i32,
-            packet: out,
-            counted: moved.filter(|(_, (a, b))| a != b).map(|(r, (a, b))| (*r, a - b)).collect(),
-            took_ns: result.duration.as_nanos(),
-        })
+        Ok((result, out))
     }
 }
 

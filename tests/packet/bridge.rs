@@ -127,6 +127,37 @@ fn the_port_of_a_closed_connection_is_taken_before_none_is() -> Result<()> {
     Ok(())
 }
 
+/// A full table drops the half that was sent by first.
+#[test]
+fn the_port_of_a_quiet_flow_that_has_lost_its_first_half_is_taken_before_none_is() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other, uplink) = (lab.bridge, lab.other_bridge, lab.uplink);
+    for v4 in [true, false] {
+        lab.forget()?;
+        lab.set_ports(61_000, 61_000)?;
+        let (there, out, web) = ((outside(v4), 53), (host(v4), 61_000), (container(7, v4), 61_000));
+        let first = Frame::udp((container(8, v4), 61_000), there).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        let answer = Frame::udp(there, out);
+        assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, other, &first.bytes())?.action);
+        assert_eq!(REDIRECTED, lab.run(UPLINK_IN, uplink, &answer.bytes())?.action);
+        let wanting = from_web(Frame::udp(web, there));
+        let none = |lab: &mut Lab, what: &str| {
+            stays(lab, what, (BRIDGE_IN, bridge), &wanting.bytes(), DROPPED, Reason::DropPortsExhausted)
+        };
+        lab.lose_half(v4, SIDE_BRIDGE)?;
+        none(&mut lab, "not quiet")?;
+        assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, other, &first.bytes())?.action);
+        lab.age_flows(v4, 3)?;
+        none(&mut lab, "whole")?;
+        lab.lose_half(v4, SIDE_BRIDGE)?;
+        let got = wanting.becomes(out, there);
+        becomes(&mut lab, "adrift", (BRIDGE_IN, bridge), &wanting, &got, Reason::FlowMasqueraded)?;
+        let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "its answer", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_port_of_a_socket_of_the_host_is_spared() -> Result<()> {
     let mut lab = lab()?;

@@ -5,8 +5,9 @@ use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
-use netpath_common::layout::{SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
+use netpath_common::layout::{FLOWS6, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
 use netpath_common::reason::Reason;
+use std::net::UdpSocket;
 
 /// Each half of a published and of a masqueraded flow is lost, then a packet of the other half comes after a while, and
 /// then the one that needs the lost half.
@@ -67,6 +68,63 @@ fn a_mended_half_on_lo_leads_the_way_that_the_first_one_did() -> Result<()> {
         let answer = Frame::tcp(web, (crate::gateway(7, v4), 40_000), ACK).macs(BRIDGE_MAC, WEB_MAC);
         assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, bridge, &answer.bytes())?.action);
         assert_eq!((before, 1), (lab.ways(v4, SIDE_LO)?, lab.ways(v4, SIDE_LO)?.len()), "v4 {v4}");
+    }
+    Ok(())
+}
+
+/// All that is in the table has been looked up since the kernel last went round: then it drops what has not, which is the
+/// newest.
+#[test]
+fn a_full_table_keeps_what_waits_for_its_answer() -> Result<()> {
+    const AT_ONCE: u16 = 100;
+    const FULL: u16 = FLOWS6 as u16 / 2;
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    let there = (outside(false), 53);
+    let send = |lab: &mut Lab, n: u16| {
+        let sent = Frame::udp((container(7, false), 1_024 + n), there).macs(BRIDGE_MAC, WEB_MAC);
+        lab.action(BRIDGE_IN, bridge, &sent.bytes())
+    };
+    let answer = |lab: &mut Lab, n: u16| {
+        lab.action(UPLINK_IN, uplink, &at_host(Frame::udp(there, (host(false), 1_024 + n))).bytes())
+    };
+    for n in 0..FULL {
+        assert_eq!((REDIRECTED, REDIRECTED), (send(&mut lab, n)?, answer(&mut lab, n)?), "flow {n}");
+    }
+    for n in 0..FULL {
+        send(&mut lab, n)?;
+        answer(&mut lab, n)?;
+    }
+    for round in 0..4 {
+        let new = FULL + round * AT_ONCE..FULL + (round + 1) * AT_ONCE;
+        for n in new.clone() {
+            assert_eq!(REDIRECTED, send(&mut lab, n)?, "new flow {n}");
+        }
+        for n in new {
+            assert_eq!(REDIRECTED, answer(&mut lab, n)?, "answer to new flow {n}");
+        }
+    }
+    Ok(())
+}
+
+/// The table drops the half that holds the port, and the host connects from there.
+#[test]
+fn a_half_is_not_made_anew_in_the_way_of_a_connection_of_the_host() -> Result<()> {
+    let mut lab = Lab::new(&[BRIDGE_IN])?;
+    lab.set_ports(61_000, 61_000)?;
+    let bridge = lab.bridge;
+    for v4 in [true, false] {
+        let (app, there) = ((container(7, v4), 40_001), (outside(v4), 53));
+        let sent = Frame::udp(app, there).macs(BRIDGE_MAC, WEB_MAC);
+        let kept = sent.becomes((host(v4), 40_001), there);
+        becomes(&mut lab, "begins", (BRIDGE_IN, bridge), &sent, &kept, Reason::FlowMasqueraded)?;
+        lab.lose_half(v4, SIDE_UPLINK)?;
+        lab.age_flows(v4, 2)?;
+        let socket = UdpSocket::bind((host(v4), 40_001))?;
+        socket.connect(there)?;
+        let moved = sent.becomes((host(v4), 61_000), there);
+        becomes(&mut lab, "gets another port", (BRIDGE_IN, bridge), &sent, &moved, Reason::FlowMasqueraded)?;
+        becomes(&mut lab, "and goes on", (BRIDGE_IN, bridge), &sent, &moved, Reason::Redirected)?;
     }
     Ok(())
 }
