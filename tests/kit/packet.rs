@@ -651,12 +651,22 @@ impl Lab {
         })
     }
 
-    /// What `program` says of `packet` and nothing else, for runs by the ten thousand.
+    /// What `program` says of `packet`, without a look at what it has counted: for runs by the ten thousand.
     ///
     /// # Errors
     /// The kernel refuses the run.
     pub fn action(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Result<i32> {
         Ok(self.test_run(program, [0, ifindex], packet, 1)?.0.return_value as i32)
+    }
+
+    /// Nanoseconds of one run over `packet`, if it ends with `action`.
+    ///
+    /// # Errors
+    /// The kernel refuses the run, or it ends otherwise.
+    pub fn time_once(&mut self, program: &str, ifindex: u32, packet: &[u8], action: i32) -> Result<u128> {
+        let (result, _) = self.test_run(program, [0, ifindex], packet, 1)?;
+        ensure!(result.return_value as i32 == action, "{program} ends with {}", result.return_value as i32);
+        Ok(result.duration.as_nanos())
     }
 
     fn test_run(
