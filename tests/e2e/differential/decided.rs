@@ -146,7 +146,8 @@ pub const DECIDED: &[Decided] = &[
         witness: Step { what: What::Flags(SYN | ACK), ..Step::PLAIN },
     },
     Decided {
-        why: "the kernel's own: following connections it loses what is sent to the host in pieces with destination options",
+        why: "the kernel's own: following connections it loses what is sent to the host in pieces with destination options, or \
+              finds fault with them",
         concerns: |step, netfilter| {
             let options = matches!(step.what, What::Udp(Dress::Options) | What::Sendto(Dress::Options));
             let large = step.family == Family::V6 && options && step.bytes > 1_400;
@@ -157,7 +158,7 @@ pub const DECIDED: &[Decided] = &[
                 Outcome::Answered { server, .. } => server == "host",
                 other => *other == Outcome::Refused,
             };
-            by_the_host && *netfilter == Outcome::Silent
+            by_the_host && matches!(netfilter, Outcome::Silent | Outcome::Unreachable(Errno::EPROTO))
         },
         witness: Step { family: Family::V6, what: What::Udp(Dress::Options), port: 7777, bytes: 4_000, ..Step::PLAIN },
     },

@@ -65,8 +65,9 @@ fn alike(way: Way, other: Way) -> Result<()> {
         rig_on(Topology::with_far(), other, |another| {
             let there = World::new(another, other)?;
             let mut tally = Tally::default();
+            let mut n = 0;
             for seed in dice.seed()..dice.seed() + seeds {
-                compare(one, [&here, &there], &Dice::of(seed), &mut tally)?;
+                compare(one, [&here, &there], &Dice::of(seed), &mut n, &mut tally)?;
             }
             tally.tell(&format!("{way:?} beside {other:?}, {dice}, {seeds} seeds"));
             tally.is_worth_it(one);
@@ -99,18 +100,18 @@ impl Tally {
     }
 }
 
-fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], dice: &Dice, tally: &mut Tally) -> Result<()> {
-    let mut n = 0;
+/// `n`: steps that were done before.
+fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], dice: &Dice, n: &mut u16, tally: &mut Tally) -> Result<()> {
     for round in 0..ROUNDS {
         let mut steps: Vec<Step> = Vec::new();
         if round == 0 {
             steps.extend(DECIDED.iter().map(|d| d.witness));
         }
         steps.extend((0..STEPS).map(|_| Step::roll(dice)));
-        // Each has a source port of its own, so that none meets what another has left.
+        // Each has a source port of its own, whatever its seed, so that none meets what another has left.
         for step in &mut steps {
-            n += 1;
-            step.n = n;
+            *n += 1;
+            step.n = *n;
         }
         let seen = done(worlds, &steps)?;
         for (at, (step, [programs, netfilter])) in steps.iter().zip(&seen).enumerate() {
