@@ -86,12 +86,6 @@ impl<F: Family> Tuple<F> {
         F::same(&self.src, &other.src) && F::same(&self.dst, &other.dst) && self.ports() == other.ports()
     }
 
-    /// Whether this is addressed to who sent `other`.
-    #[inline(always)]
-    pub fn answers(&self, other: &Self) -> bool {
-        F::same(&self.dst, &other.src) && self.dport == other.sport
-    }
-
     /// Both ports as they lie in the packet.
     #[inline(always)]
     pub fn ports(&self) -> u32 {

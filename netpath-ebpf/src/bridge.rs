@@ -95,7 +95,7 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     }
     match packet.kind {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other
-            if packet.may_begin() && belongs::<F>(&packet.tuple.src, bridge) =>
+            if packet.ip.fragment != Fragment::Later && belongs::<F>(&packet.tuple.src, bridge) =>
         {
             outward::begin::<F>(ctx, bridge, 0)
         }

@@ -3,6 +3,7 @@
 //! end), and the errors of the host itself about packets that were translated.
 
 use aya_ebpf::programs::TcContext;
+use netpath_common::flow;
 use netpath_common::layout::{
     FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS,
 };
@@ -84,7 +85,10 @@ impl Walk for Egress {
 
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        fast::follow_inward(ctx, plain)
+        // A flow that has been given its address for another device is the long way's to end.
+        fast::follow_if::<F, false>(ctx, plain, |next| {
+            next.state & flow::REPLY_HALF != 0 || next.ifindex == packet::ifindex(ctx)
+        })
     }
 
     #[inline(always)]
@@ -149,7 +153,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
         // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
         // Of other protocols an ended flow is not found by anybody, and each of their packets would come by here.
         if begins && packet.kind == Kind::Tcp {
-            flows::forget(packet);
+            flows::forget::<F>(ctx);
         }
         return NOT_OURS.pack();
     }
@@ -170,9 +174,9 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
     if !private {
         return NOT_OURS.pack();
     }
-    if translatable && packet.may_begin() && outward::belongs::<F>(&packet.tuple.src, from) {
+    if translatable && packet.ip.fragment != Fragment::Later && outward::belongs::<F>(&packet.tuple.src, from) {
         let verdict = Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx)));
-        if verdict.reason as u32 != Reason::StackNoRoute as u32 {
+        if verdict.reason as u32 != Reason::StackNoRoute as u32 && verdict.reason as u32 != Reason::NotOurs as u32 {
             return go_on::<F>(verdict);
         }
     }
@@ -183,7 +187,14 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
 fn follow_offloaded<F: Wire>(ctx: &TcContext) -> u32 {
     let Some(packet) = desk::packet::<F>() else { return 0 };
     packet.side = SIDE_BRIDGE;
-    let followed = flows::follow::<F>(ctx);
+    let mut followed = flows::follow::<F>(ctx);
+    if followed != 0
+        && let Some(hop) = desk::hop::<F>()
+        && hop.next.state & flow::REPLY_HALF == 0
+        && hop.next.ifindex != packet::ifindex(ctx)
+    {
+        followed = flows::forget::<F>(ctx);
+    }
     if let Some(packet) = desk::packet::<F>() {
         packet.side = SIDE_EGRESS;
     }

@@ -7,7 +7,7 @@ use netpath_common::addr::{Be16, Mac, is_known};
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{
     FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
-    PROTO_TCP, PROTO_UDP, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
+    PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::pair::Way;
 use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
@@ -16,7 +16,7 @@ use netpath_common::{flow, pair};
 
 use crate::desk::{self, Making};
 use crate::global::global;
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
 use crate::{host, maps, packet, rules};
@@ -36,6 +36,10 @@ global! {
 
     fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
 
+    /// 1 if the flow of the packet on the desk has been given its address for another device than the kernel would have the
+    /// packet leave by now.
+    fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
+
     /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
@@ -50,6 +54,9 @@ global! {
     /// the answers.
     fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
 
+    /// 1 if the answering half of the flow in the making is there, with the port that the sender has.
+    pub fn has_twin() -> u32 as np_has_twin4, np_has_twin6 = find_twin;
+
     /// Writes down the flow in the making, whose answering half has its place; 1 if that could be.
     fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
@@ -59,6 +66,8 @@ const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 
 const HALF: u32 = 2;
 const UNSURE: u32 = 3;
+/// The packet leaves by another device than its flow, with whose address the answers would not come back.
+const ASTRAY: u32 = 4;
 
 /// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
@@ -68,14 +77,16 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
     if found == HALF {
         // The port was free to all while the half that holds it was missing.
         if host::has_connection::<F>(ctx, host::ANSWER) != 0 {
-            if let Some(packet) = desk::packet::<F>() {
-                forget(packet);
-            }
-            return 0;
+            return forget::<F>(ctx);
         }
         mend::<F>(ctx);
     } else if found == UNSURE {
+        if has_moved::<F>(ctx) != 0 {
+            return forget::<F>(ctx);
+        }
         renew::<F>(ctx);
+    } else if found == ASTRAY {
+        return forget::<F>(ctx);
     }
     found
 }
@@ -120,7 +131,7 @@ pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
+fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
@@ -132,8 +143,15 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     hop.next = *F::next(flow);
     let now_s = now_s();
     let next = &hop.next;
-    if has_expired(proto, next, now_s) {
+    let is_reply = next.state & flow::REPLY_HALF != 0;
+    // Request and reply have one identifier, and a flow has a direction.
+    let is_other =
+        matches!(packet.kind, Kind::EchoRequest) && is_reply || matches!(packet.kind, Kind::EchoReply) && !is_reply;
+    if is_other || has_expired(proto, next, now_s) {
         return 0;
+    }
+    if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
+        return ASTRAY;
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
     let anew = flow::begins_anew(next.state, packet.tcp_flags);
@@ -157,6 +175,18 @@ fn follow_flow<F: Wire>(_ctx: &TcContext) -> u32 {
         return HALF;
     }
     if is_unsure { UNSURE } else { 1 }
+}
+
+/// Asked of what containers send through masquerade; answers leave as they came.
+#[inline(always)]
+fn ask_moved<F: Wire>(ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+    let next = &hop.next;
+    let masqueraded = next.origin == Reason::FlowMasqueraded as u8 && next.state & flow::REPLY_HALF == 0;
+    if !masqueraded || packet.side != SIDE_BRIDGE {
+        return 0;
+    }
+    u32::from(host::route::<F>(ctx) != next.ifindex)
 }
 
 /// The packet under way goes by the kernel's neighbour table, which so learns that the neighbour is still wanted, and asks
@@ -216,7 +246,7 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
         mtu: way.mtu,
         forward: way.forward,
         twin_side: packet.side,
-        state: next.state ^ flow::REPLY_HALF,
+        state: (next.state ^ flow::REPLY_HALF) & !flow::CLAIMED,
         ..*next
     };
     making.twin_key = F::key(&hop.to.reversed(), packet.ip.proto, next.twin_side);
@@ -261,7 +291,7 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     let twin_key = pair::other_key::<F>(unsafe { &*found }, F::protocol_of(key));
     let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
     // SAFETY: a map value.
-    if !F::target_of(unsafe { &*twin }).answers(F::tuple(key)) {
+    if !leads_back::<F>(unsafe { &*twin }, key) {
         return 0;
     }
     touch::<F>(found, state as u8, now_s);
@@ -275,8 +305,14 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     // SAFETY: a map value.
     let old = unsafe { F::next(&*twin).state };
     let late = if state & LATE != 0 { flow::UNSURE } else { 0 };
-    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE)) | late, now_s);
+    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE | flow::CLAIMED)) | late, now_s);
     1
+}
+
+/// Whether `other`, found where the half at `key` leads, is that one's other half.
+#[inline(always)]
+fn leads_back<F: Wire>(other: &F::Flow, key: &F::Key) -> bool {
+    F::target_of(other).reversed().same(F::tuple(key))
 }
 
 #[inline(always)]
@@ -289,10 +325,27 @@ fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now_s: u32) {
     }
 }
 
-/// Removes the half that the packet would find, if it is there.
+global! {
+    /// Removes the flow that the packet on the desk would find, if it is there; gives 0.
+    pub fn forget() -> u32 as np_forget4, np_forget6 = forget_flow;
+}
+
 #[inline(always)]
-pub fn forget<F: Wire>(packet: &Packet<F>) {
-    let _ = F::flows().remove(&F::key(&packet.tuple, packet.ip.proto, packet.side));
+fn forget_flow<F: Wire>(_ctx: &TcContext) -> u32 {
+    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+    let proto = packet.ip.proto;
+    making.key = F::key(&packet.tuple, proto, packet.side);
+    let Some(found) = F::flows().get_ptr(&making.key) else { return 0 };
+    // SAFETY: a map value.
+    making.twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
+    if let Some(twin) = F::flows().get_ptr(&making.twin_key)
+        // SAFETY: a map value.
+        && leads_back::<F>(unsafe { &*twin }, &making.key)
+    {
+        let _ = F::flows().remove(&making.twin_key);
+    }
+    let _ = F::flows().remove(&making.key);
+    0
 }
 
 /// Whether the answers to a packet that the host is sending would be led elsewhere.
@@ -386,6 +439,16 @@ fn take_planned<F: Wire>(_ctx: &TcContext) -> u32 {
         hop.next.forward = FORWARD_NEIGH;
     }
     1
+}
+
+#[inline(always)]
+fn find_twin<F: Wire>(_ctx: &TcContext) -> u32 {
+    let Some(making) = desk::making::<F>() else { return 0 };
+    making.twin_key = making.plan.twin_key();
+    let Some(found) = F::flows().get_ptr(&making.twin_key) else { return 0 };
+    // SAFETY: a map value.
+    let there = unsafe { &*found };
+    u32::from(making.plan.owns(there) && !has_expired(making.plan.proto, F::next(there), now_s()))
 }
 
 #[inline(always)]

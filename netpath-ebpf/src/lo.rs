@@ -16,7 +16,7 @@ use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
-use crate::{flows, maps, packet, rules};
+use crate::{flows, host, maps, packet, rules};
 
 pub struct Ingress;
 
@@ -58,6 +58,10 @@ global! {
 #[inline(always)]
 fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+    // What answers a socket of the host, which may have a published port.
+    if host::has_connection::<F>(ctx, host::PACKET) != 0 {
+        return NOT_OURS.pack();
+    }
     // What travels over lo is addressed to the host.
     let bridge = rules::aim::<F>(ctx, slot, 1);
     // SAFETY: the reference is not kept.

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::{Program, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, Pod, VerifierLogLevel};
 use netpath_common::addr::{Addr, Be16};
-use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, Subnet, Uplink};
+use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, SIDE_UPLINK, Subnet, Uplink};
 use netpath_common::reason::Reason;
 use std::io::Write;
 use std::net::IpAddr;
@@ -534,21 +534,26 @@ impl Lab {
         clear::<layout::FlowKey6, layout::Flow6>(self, layout::name::FLOW6)
     }
 
-    /// Changes every flow of a family; `false`: it goes.
-    fn each_flow(&mut self, v4: bool, mut change: impl FnMut(u8, &mut layout::Next) -> bool) -> Result<()> {
+    /// Changes every half of a flow of a family, by where it is seen and the host's port in it, if it has one; `false`: it
+    /// goes.
+    fn each_flow(&mut self, v4: bool, mut change: impl FnMut(u8, u16, &mut layout::Next) -> bool) -> Result<()> {
+        let port =
+            |side, dport: Be16, to_sport: Be16| if side == SIDE_UPLINK { dport.value() } else { to_sport.value() };
         if v4 {
             let map = self.ebpf.map_mut(layout::name::FLOW4).context("no flows")?;
             let mut map: HashMap<_, layout::FlowKey4, layout::Flow4> = map.try_into()?;
             let all: Vec<_> = map.iter().collect::<Result<_, _>>()?;
             for (key, mut flow) in all {
-                if change(key.side, &mut flow.next) { map.insert(key, flow, 0)? } else { map.remove(&key)? }
+                let stays = change(key.side, port(key.side, key.dport, flow.sport), &mut flow.next);
+                if stays { map.insert(key, flow, 0)? } else { map.remove(&key)? }
             }
         } else {
             let map = self.ebpf.map_mut(layout::name::FLOW6).context("no flows")?;
             let mut map: HashMap<_, layout::FlowKey6, layout::Flow6> = map.try_into()?;
             let all: Vec<_> = map.iter().collect::<Result<_, _>>()?;
             for (key, mut flow) in all {
-                if change(key.side, &mut flow.next) { map.insert(key, flow, 0)? } else { map.remove(&key)? }
+                let stays = change(key.side, port(key.side, key.dport, flow.sport), &mut flow.next);
+                if stays { map.insert(key, flow, 0)? } else { map.remove(&key)? }
             }
         }
         Ok(())
@@ -559,7 +564,7 @@ impl Lab {
     /// # Errors
     /// The map cannot be written.
     pub fn lose_half(&mut self, v4: bool, side: u8) -> Result<()> {
-        self.each_flow(v4, |at, _| at != side)
+        self.each_flow(v4, |at, _, _| at != side)
     }
 
     /// How packets of the halves that are seen at `side` go on: `layout::FORWARD_*`.
@@ -568,11 +573,32 @@ impl Lab {
     /// The map cannot be read.
     pub fn ways(&mut self, v4: bool, side: u8) -> Result<Vec<u8>> {
         let mut ways = Vec::new();
-        self.each_flow(v4, |at, next| {
+        self.each_flow(v4, |at, _, next| {
             ways.extend((at == side).then_some(next.forward));
             true
         })?;
         Ok(ways)
+    }
+
+    /// Drops the flows whose answers come to `port` of the host.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn lose_flows_to(&mut self, v4: bool, port: u16) -> Result<()> {
+        self.each_flow(v4, |_, at, _| at != port)
+    }
+
+    /// What the halves that are seen at `side` know: `flow::*`.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn states(&mut self, v4: bool, side: u8) -> Result<Vec<u8>> {
+        let mut states = Vec::new();
+        self.each_flow(v4, |at, _, next| {
+            states.extend((at == side).then_some(next.state));
+            true
+        })?;
+        Ok(states)
     }
 
     /// Makes every flow `seconds` older.
@@ -580,7 +606,7 @@ impl Lab {
     /// # Errors
     /// The map cannot be written.
     pub fn age_flows(&mut self, v4: bool, seconds: u32) -> Result<()> {
-        self.each_flow(v4, |_, next| {
+        self.each_flow(v4, |_, _, next| {
             // As the programs reckon: a virtual machine may have run for less.
             next.last_seen_s = next.last_seen_s.wrapping_sub(seconds);
             true

@@ -1,7 +1,8 @@
 //! np_bridge_in: masquerade, hairpin, isolation.
 
 use crate::{
-    DROPPED, REDIRECTED, STACK, becomes, client, cut_everywhere, gateway, host, into, ip, outside, shapes, stays,
+    DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, gateway, host, into, ip, outside, shapes,
+    stays,
 };
 use anyhow::Result;
 use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
@@ -154,6 +155,24 @@ fn the_port_of_a_quiet_flow_that_has_lost_its_first_half_is_taken_before_none_is
         becomes(&mut lab, "adrift", (BRIDGE_IN, bridge), &wanting, &got, Reason::FlowMasqueraded)?;
         let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
         becomes(&mut lab, "its answer", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
+    }
+    Ok(())
+}
+
+/// Both pings have one identifier (on Windows all have), and each is answered by who was asked.
+#[test]
+fn a_request_is_no_reply_to_a_ping_of_a_container() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, uplink) = (lab.bridge, lab.uplink);
+    for v4 in [true, false] {
+        let (web, there, seen) = (container(7, v4), outside(v4), host(v4));
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &from_web(echo(web, there, true, 1)).bytes())?);
+        let theirs = at_host(echo(there, seen, true, 1)).bytes();
+        stays(&mut lab, "the host is asked", (UPLINK_IN, uplink), &theirs, STACK, Reason::NotOurs)?;
+        let reply = from_web(echo(web, there, false, 1)).bytes();
+        stays(&mut lab, "a reply that nobody asked for", (BRIDGE_IN, bridge), &reply, STACK, Reason::NotOurs)?;
+        let reply = at_host(echo(there, seen, false, 1)).bytes();
+        assert_eq!(REDIRECTED, lab.action(UPLINK_IN, uplink, &reply)?);
     }
     Ok(())
 }

@@ -38,6 +38,22 @@ fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
     Ok(())
 }
 
+/// A published range may have the port of a client that asks a service of its own host.
+#[test]
+fn an_answer_to_a_socket_of_the_host_is_no_packet_to_a_published_port() -> Result<()> {
+    let mut lab = Lab::new(&[LO_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    for local in [ip("127.0.0.1"), ip("::1")] {
+        let answer = Frame::udp((local, 9_999), (local, 8080)).macs(NO_MAC, NO_MAC);
+        let socket = std::net::UdpSocket::bind((local, 8080))?;
+        socket.connect((local, 9_999))?;
+        stays(&mut lab, "an answer", (LO_IN, LO), &answer.bytes(), STACK, Reason::NotOurs)?;
+        drop(socket);
+        assert_ne!(STACK, lab.action(LO_IN, LO, &answer.bytes())?, "nobody's answer is a question");
+    }
+    Ok(())
+}
+
 #[test]
 fn other_traffic_on_lo_is_left_alone() -> Result<()> {
     let mut lab = Lab::new(&[LO_IN])?;

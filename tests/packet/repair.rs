@@ -2,7 +2,7 @@
 
 use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container};
+use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MAC, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{FLOWS6, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
@@ -68,6 +68,94 @@ fn a_mended_half_on_lo_leads_the_way_that_the_first_one_did() -> Result<()> {
         let answer = Frame::tcp(web, (crate::gateway(7, v4), 40_000), ACK).macs(BRIDGE_MAC, WEB_MAC);
         assert_eq!(REDIRECTED, lab.run(BRIDGE_IN, bridge, &answer.bytes())?.action);
         assert_eq!((before, 1), (lab.ways(v4, SIDE_LO)?, lab.ways(v4, SIDE_LO)?.len()), "v4 {v4}");
+    }
+    Ok(())
+}
+
+/// The half that the container sends by is gone, and the container sends before anybody else does.
+#[test]
+fn the_middle_of_a_connection_finds_its_other_half_again() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        let (app, there, seen) = ((container(7, v4), 40_001), (outside(v4), 80), (host(v4), 40_001));
+        let sent = |flags| Frame::tcp(app, there, flags).macs(BRIDGE_MAC, WEB_MAC);
+        let answer = at_host(Frame::tcp(there, seen, SYN | ACK)).bytes();
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &sent(SYN).bytes())?);
+        assert_eq!(REDIRECTED, lab.action(UPLINK_IN, uplink, &answer)?);
+        lab.lose_half(v4, SIDE_BRIDGE)?;
+        let data = sent(ACK);
+        let got = data.becomes(seen, there);
+        becomes(&mut lab, "found again", (BRIDGE_IN, bridge), &data, &got, Reason::FlowMasqueraded)?;
+        becomes(&mut lab, "and known", (BRIDGE_IN, bridge), &data, &got, Reason::Redirected)?;
+        let other = Frame::tcp((app.0, 40_002), there, ACK).macs(BRIDGE_MAC, WEB_MAC).bytes();
+        stays(&mut lab, "of no connection", (BRIDGE_IN, bridge), &other, STACK, Reason::NotOurs)?;
+    }
+    Ok(())
+}
+
+/// What is late for a connection that has ended does not end the next one from the same port.
+#[test]
+fn a_half_that_a_later_flow_has_left_behind_tells_that_nothing() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.set_ports(61_000, 61_000)?;
+    let (uplink, bridge, other) = (lab.uplink, lab.bridge, lab.other_bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        let there = (outside(v4), 80);
+        let first = Frame::tcp((container(8, v4), 40_001), there, SYN).macs(OTHER_BRIDGE_MAC, APP_MAC);
+        let mine = |flags| Frame::tcp((container(7, v4), 40_001), there, flags).macs(BRIDGE_MAC, WEB_MAC);
+        let arrives = |port, flags| at_host(Frame::tcp(there, (host(v4), port), flags)).bytes();
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, other, &first.bytes())?);
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &mine(SYN).bytes())?);
+        assert_eq!(REDIRECTED, lab.action(UPLINK_IN, uplink, &arrives(61_000, SYN | ACK))?);
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &mine(FIN | ACK).bytes())?);
+        lab.lose_flows_to(v4, 40_001)?;
+        let again = mine(SYN);
+        let kept = again.becomes((host(v4), 40_001), there);
+        becomes(
+            &mut lab,
+            "the next, as its port is free",
+            (BRIDGE_IN, bridge),
+            &again,
+            &kept,
+            Reason::FlowMasqueraded,
+        )?;
+        lab.action(UPLINK_IN, uplink, &arrives(61_000, FIN | ACK))?;
+        lab.action(UPLINK_IN, uplink, &arrives(61_000, RST))?;
+        let states = lab.states(v4, SIDE_BRIDGE)?;
+        assert_eq!(vec![0], states, "v4 {v4}: of the next connection");
+    }
+    Ok(())
+}
+
+/// A socket of the host had to take another port, and the next one from there need not.
+#[test]
+fn nothing_is_left_of_the_port_that_the_host_need_not_change_any_more() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        lab.forget()?;
+        lab.set_ports(61_000, 61_000)?;
+        let (there, own) = ((outside(v4), 53), (host(v4), 40_001));
+        let theirs = Frame::tcp((container(7, v4), 40_001), there, SYN).macs(BRIDGE_MAC, WEB_MAC);
+        assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &theirs.bytes())?);
+        let out = (UPLINK_OUT, [0, uplink]);
+        let ours = Frame::tcp(own, there, SYN);
+        let moved = Frame { ttl: 64, ..ours.becomes((host(v4), 61_000), there) };
+        goes_on_as(&mut lab, "taken", out, &ours, &moved, Reason::FlowHost)?;
+        // FIN from both sides, so that a SYN begins anew; and the container's flow is gone.
+        let fin = Frame::tcp(own, there, FIN | ACK);
+        let sent = Frame { ttl: 64, ..fin.becomes((host(v4), 61_000), there) };
+        goes_on_as(&mut lab, "its end", out, &fin, &sent, Reason::Translated)?;
+        lab.lose_flows_to(v4, 40_001)?;
+        assert_eq!(STACK, lab.run_repeated(out.0, out.1, &ours.bytes(), 1)?.action);
+        let late = at_host(Frame::tcp(there, (host(v4), 61_000), FIN | ACK));
+        lab.action(UPLINK_IN, uplink, &late.bytes())?;
+        let more = Frame::tcp(own, there, ACK);
+        let quiet = lab.run_repeated(out.0, out.1, &more.bytes(), 1)?;
+        assert_eq!((STACK, more.bytes()), (quiet.action, quiet.packet), "v4 {v4}: it keeps its port");
     }
     Ok(())
 }

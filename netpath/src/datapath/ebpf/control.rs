@@ -179,14 +179,17 @@ fn element(value: u32) -> u64 {
     u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0])
 }
 
-/// Everything but the ports. Flows of endpoints that go or move are purged. Returns the number of elements written.
+/// Everything but the ports. Flows of endpoints that go or move are purged, and those of addresses and uplinks that the host
+/// has no more. Returns the number of elements written.
 pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let mut changed = 0;
     let endpoints = open(pins, name::ENDPOINT)?;
     let have: BTreeMap<[u8; 16], Endpoint> =
         dump::<Addr, _>(&endpoints, name::ENDPOINT)?.into_iter().map(|(k, v)| (k.0, v)).collect();
-    let gone: BTreeSet<[u8; 16]> =
-        have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
+    let moved = have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k);
+    let lost = dump::<Addr, Local>(&open(pins, name::LOCAL)?, name::LOCAL)?.into_iter().map(|(k, _)| k.0);
+    let lost = lost.filter(|a| !tables.locals.contains(a) && !speaks_as(tables, a));
+    let gone: BTreeSet<[u8; 16]> = moved.chain(lost).collect();
     // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
     changed += purge::flows_of(pins, &gone)?;
     // Nobody counts there any more, or not yet.
@@ -196,19 +199,23 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, name::ENDPOINT, have, &want, |k| Addr(*k))?;
-    changed += purge::flows_of(pins, &gone)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, name::CONFIG, &config, |k| *k, |k: u32| k)?;
     // Before and after, as with the endpoints.
-    let sizes = resize::changed(&uplinks(pins)?, &tables.uplinks);
+    let known = uplinks(pins)?;
+    let sizes = resize::changed(&known, &tables.uplinks);
+    let cut: BTreeSet<u32> = known.into_keys().filter(|index| !tables.uplinks.contains_key(index)).collect();
     changed += resize::flows(pins, &sizes)?;
+    changed += purge::flows_by(pins, &cut)?;
     changed += table(pins, name::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
     changed += resize::flows(pins, &sizes)?;
+    changed += purge::flows_by(pins, &cut)?;
     changed += table(pins, name::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
     changed += table(pins, name::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
+    changed += purge::flows_of(pins, &gone)?;
     // Their bits stand for as long as the subnets do.
     let near: Vec<u64> = array(pins, name::NEAR)?;
     changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
@@ -218,6 +225,11 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
         e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
     })?;
     Ok(changed)
+}
+
+/// Whether a network is told to be seen as this address, whoever has it.
+fn speaks_as(tables: &Tables, address: &[u8; 16]) -> bool {
+    tables.networks.values().any(|n| n.outbound6 == *address || Addr::v4(n.outbound4).0 == *address)
 }
 
 /// Removes the allow lists that no rule names any more, which is after the last port has been led to another rule.

@@ -1,12 +1,16 @@
-//! Flows and sockets of endpoints that are gone: a new container at the same address must not inherit them.
+//! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and flows that
+//! were given an address, or a way out, that the host does not have any more.
 
 use super::control::open;
 use super::pins::Pins;
+use super::sweep::Seen;
 use super::sys;
 use crate::model::error::{Context, Result};
 use aya::Pod;
 use netpath_common::addr::{Addr, V4, V6};
+use netpath_common::family::{Family, Ipv4, Ipv6};
 use netpath_common::layout::{Flow4, Flow6, FlowKey4, FlowKey6, SockKey, SockOrigin, name};
+use netpath_common::pair;
 use std::collections::BTreeSet;
 
 /// Elements asked for at once; the maps have tens of thousands.
@@ -23,6 +27,33 @@ pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     removed += purge(pins, name::FLOW4, |k: &FlowKey4, f: &Flow4| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
     removed += purge(pins, name::FLOW6, |k: &FlowKey6, f: &Flow6| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
     removed += purge(pins, name::SOCK, |k: &SockKey, _: &SockOrigin| addresses.contains(&k.to.0))?;
+    Ok(removed)
+}
+
+/// Removes both halves of every flow that leaves by one of these uplinks, which are gone: a sender that does not fall silent
+/// would keep its flow for ever.
+pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
+    if uplinks.is_empty() {
+        return Ok(0);
+    }
+    Ok(by_uplinks::<Ipv4>(pins, name::FLOW4, uplinks)? + by_uplinks::<Ipv6>(pins, name::FLOW6, uplinks)?)
+}
+
+fn by_uplinks<F: Family>(pins: &Pins, name: &str, uplinks: &BTreeSet<u32>) -> Result<usize>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let map = open(pins, name)?;
+    let what = || format!("cannot write {name}");
+    let mut removed = 0;
+    for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
+        if uplinks.contains(&F::next(&half).ifindex) {
+            let other = pair::other_key::<F>(&half, key.proto());
+            removed += usize::from(sys::delete(&map, &key).context(what)?);
+            removed += usize::from(sys::delete(&map, &other).context(what)?);
+        }
+    }
     Ok(removed)
 }
 
