@@ -53,6 +53,7 @@ mod differential;
 mod direct;
 mod edge;
 mod errors;
+mod following;
 mod foreign;
 mod fragments;
 mod ladder;
