@@ -281,7 +281,7 @@ pub const fn is_inward(forward: u8) -> bool {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Next {
     pub ifindex: u32,
-    /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most every few seconds.
+    /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most once a second.
     pub last_seen_s: u32,
     /// Of the frame that goes on. Outward ([`is_outward`]) `dmac` is that of the frame that comes, the bridge's own, and
     /// `smac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
@@ -292,9 +292,9 @@ pub struct Next {
     pub forward: u8,
     /// Side of the reverse tuple's key.
     pub twin_side: u8,
-    /// What was seen so far and which half this is: bits of `netpath_common::flow::State`.
+    /// What was seen so far and which half this is: bits of `netpath_common::flow`.
     pub state: u8,
-    /// What began it: `Reason` 1 to 4.
+    /// What began it: the `Reason` of a flow.
     pub origin: u8,
     /// Index into `np_traffic`; 0 = not counted apart.
     pub traffic: u16,

@@ -27,7 +27,7 @@ pub struct Plan<F: Family> {
     pub to: Tuple<F>,
     pub twin_side: u8,
     pub proto: u8,
-    /// `Reason` 1 to 4.
+    /// The `Reason` of a flow.
     pub origin: u8,
     pub traffic: u16,
     pub there: Way,

@@ -5,7 +5,7 @@
 //! Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
-// `asm!` for the BPF machine (rust-lang/rust#93335), for one barrier in `packet.rs`.
+// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `global.rs`) and one exchange (`flows.rs`).
 #![feature(asm_experimental_arch)]
 
 mod bridge;

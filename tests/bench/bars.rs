@@ -53,9 +53,9 @@ pub const BARS: &[Bar] = &[
     bar("2,000 single ports, ms more than one port", More("ports-setup.2000", "ports-setup.1"), AtMost(20.0)),
     bar("60 containers up, 8 at a time, ms", Value("many-up"), AtMost(500.0)),
     bar("failures of these, up and down", Value("many-failed"), AtMost(0.0)),
-    bar("np_uplink_in, not ours, ns", Program("np_uplink_in v4 not ours"), AtMost(30.0)),
-    bar("np_uplink_in, established, ns", Program("np_uplink_in v4 established"), AtMost(150.0)),
-    bar("np_bridge_in, established, ns", Program("np_bridge_in v4 established"), AtMost(150.0)),
+    bar("np_uplink_in, not ours, ns without an empty run", Program("np_uplink_in v4 not ours"), AtMost(30.0)),
+    bar("np_uplink_in, established, ns without an empty run", Program("np_uplink_in v4 established"), AtMost(150.0)),
+    bar("np_bridge_in, established, ns without an empty run", Program("np_bridge_in v4 established"), AtMost(150.0)),
 ];
 
 impl Bar {
@@ -77,8 +77,11 @@ impl Bar {
             TimesOwn(figure, base) => results.ratio(own(figure), own(base)),
             Value(figure) => results.median(own(figure)),
             More(figure, base) => Some(results.median(own(figure))? - results.median(own(base))?),
-            // The same programs on every eBPF rung.
-            Program(name) => results.program(name).filter(|_| variant.is_ebpf()),
+            // The same programs on every eBPF rung; what the kernel takes for a run is not theirs.
+            Program(name) => {
+                let own = results.program(name)? - results.program("an empty run")?;
+                Some(own).filter(|_| variant.is_ebpf())
+            }
         }
     }
 

@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 // include/uapi/linux/bpf.h
 pub const MAP_CREATE: i64 = 0;
 pub const MAP_LOOKUP_ELEM: i64 = 1;
 pub const PROG_LOAD: i64 = 5;
 pub const OBJ_PIN: i64 = 6;
+pub const PROG_TEST_RUN: i64 = 10;
 pub const LINK_CREATE: i64 = 28;
 pub const MAP_TYPE_ARRAY: u32 = 2;
 pub const PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -37,6 +38,20 @@ pub fn load(kind: u32, program: &[u64], name: &str) -> Result<OwnedFd> {
     attr.pointer(16, c"GPL".as_ptr());
     attr.bytes(48, name.as_bytes());
     attr.open(PROG_LOAD).context("cannot load a program")
+}
+
+/// Nanoseconds of one of `repeat` runs of a program over `packet`.
+///
+/// # Errors
+/// The kernel refuses the run.
+pub fn time(program: &OwnedFd, packet: &[u8], repeat: u32) -> Result<u32> {
+    let mut attr = Attr::default();
+    attr.words(0, &[program.as_raw_fd() as u32, 0, packet.len() as u32]);
+    attr.pointer(16, packet.as_ptr());
+    attr.words(32, &[repeat]);
+    attr.call(PROG_TEST_RUN).context("cannot run a program")?;
+    let [a, b, c, d] = [36, 37, 38, 39].map(|at| attr.0[at]);
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// `union bpf_attr`.

@@ -3,6 +3,7 @@
 use crate::{REDIRECTED, at_host, client, host, outside};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
+use kit::bpf;
 use kit::frames::deepest;
 use kit::need::say;
 use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
@@ -45,6 +46,12 @@ fn time_per_packet() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, XDP_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
+    // `r0 = 0; exit`: what a run costs that does nothing, which is in all the others.
+    let nothing = [bpf::instruction(0xb7, 0, 0, 0), bpf::instruction(0x95, 0, 0, 0)];
+    let nothing = bpf::load(bpf::PROG_TYPE_SCHED_CLS, &nothing, "nothing")?;
+    let frame = Frame::udp((client(true), 40_000), (host(true), 8080)).bytes();
+    let samples: Result<Vec<u128>> = (0..100).map(|_| Ok(bpf::time(&nothing, &frame, 10_000)?.into())).collect();
+    tell("an empty run", samples?);
     for v4 in [true, false] {
         let family = if v4 { "v4" } else { "v6" };
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
