@@ -159,6 +159,28 @@ fn the_port_of_a_quiet_flow_that_has_lost_its_first_half_is_taken_before_none_is
     Ok(())
 }
 
+/// RFC 9293 §3.5: each SYN meets the other's under way.
+#[test]
+fn two_ends_that_dial_each_other_at_once_are_one_connection() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, uplink) = (lab.bridge, lab.uplink);
+    for v4 in [true, false] {
+        let (web, there, seen) = ((container(7, v4), 40_000), (outside(v4), 50_000), (host(v4), 40_000));
+        let sent = |flags| from_web(Frame::tcp(web, there, flags));
+        let comes = |flags| at_host(Frame::tcp(there, seen, flags));
+        let first = sent(SYN);
+        becomes(&mut lab, "its", (BRIDGE_IN, bridge), &first, &first.becomes(seen, there), Reason::FlowMasqueraded)?;
+        for (what, flags) in [("the other's", SYN), ("its answer", SYN | ACK), ("and on", ACK)] {
+            let frame = comes(flags);
+            let got = into(&frame.becomes(there, web), WEB_MAC, BRIDGE_MAC);
+            becomes(&mut lab, what, (UPLINK_IN, uplink), &frame, &got, Reason::Redirected)?;
+            let frame = sent(flags | ACK);
+            becomes(&mut lab, what, (BRIDGE_IN, bridge), &frame, &frame.becomes(seen, there), Reason::Redirected)?;
+        }
+    }
+    Ok(())
+}
+
 /// Both pings have one identifier (on Windows all have), and each is answered by who was asked.
 #[test]
 fn a_request_is_no_reply_to_a_ping_of_a_container() -> Result<()> {
