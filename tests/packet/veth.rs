@@ -27,8 +27,10 @@ fn answers_and_what_follows_leave_at_once() -> Result<()> {
         let sent = at_host(Frame::tcp(from, to, SYN));
         let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
         becomes(&mut lab, "published", (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
+        lab.keep_young(v4)?;
         let back = answer.becomes(to, from);
         becomes(&mut lab, "answer", (VETH_IN, veth), &answer, &back, Reason::Redirected)?;
+        lab.keep_young(v4)?;
         let end = Frame::tcp(web, from, FIN | ACK).macs(BRIDGE_MAC, WEB_MAC);
         becomes(&mut lab, "its end", (VETH_IN, veth), &end, &end.becomes(to, from), Reason::Redirected)?;
 
@@ -37,6 +39,7 @@ fn answers_and_what_follows_leave_at_once() -> Result<()> {
         passes(&mut lab, "the first one outward", &question)?;
         let got = question.becomes(seen, there);
         becomes(&mut lab, "at the bridge", (BRIDGE_IN, bridge), &question, &got, Reason::FlowMasqueraded)?;
+        lab.keep_young(v4)?;
         becomes(&mut lab, "the next", (VETH_IN, veth), &question, &got, Reason::Redirected)?;
 
         let neighbour = question.clone().macs([2, 0, 0, 0, 7, 6], WEB_MAC);
