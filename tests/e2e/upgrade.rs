@@ -1,7 +1,7 @@
 //! Programs that are replaced while traffic goes through them.
 
 use crate::rig::{Rig, Way, rig_on};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use kit::host::{SOON, wait_for};
 use kit::netavark::{Document, Netavark, binary};
 use kit::steady::{Steady, all_answer, idle};
@@ -10,6 +10,7 @@ use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::program::XDP_IN;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::Read;
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
@@ -61,29 +62,43 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     })
 }
 
-/// Waits until all programs in place are those of a monitor, or none is.
-fn at_place(rig: &Rig<'_>, monitored: bool) -> Result<()> {
+/// Waits until all programs in place are those of a monitor, or none is. `unless`: why that cannot come any more.
+fn at_place(rig: &Rig<'_>, monitored: bool, mut unless: impl FnMut() -> Option<String>) -> Result<()> {
     wait_for(&format!("all programs of the monitor in place: {monitored}"), SOON * 4, || {
+        if let Some(why) = unless() {
+            return Some(Err(anyhow!(why)));
+        }
         let status = rig.status().ok()?;
         let hooks = status["hooks"].as_array()?;
         let has_xdp = hooks.iter().any(|h| h["program"] == XDP_IN);
         let so = has_xdp && hooks.iter().all(|h| h["monitored"] == monitored);
-        so.then_some(())
-    })
+        so.then_some(Ok(()))
+    })?
+}
+
+/// What a monitor that has ended by itself has said.
+fn last_words(monitor: &mut Child) -> Option<String> {
+    let ended = monitor.try_wait().ok()??;
+    let mut words = String::new();
+    // Without them the status alone is told.
+    let _ = monitor.stderr.take().map(|mut e| e.read_to_string(&mut words));
+    Some(format!("the monitor ended with {ended}: {}", words.trim()))
 }
 
 /// A monitor puts its own programs in place of the others, and takes them away again.
 fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
     let mut command = Command::new(binary()?);
-    command.args(["monitor", "--show", "drops"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["monitor", "--show", "drops"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut monitor: Child = rig.topology.host.run(|| command.spawn())?;
-    let came = at_place(rig, true);
+    let came = at_place(rig, true, || last_words(&mut monitor));
     let seen = came.and_then(|()| traffic.goes_on(rig, "with the monitor's programs"));
-    kill(Pid::from_raw(monitor.id() as i32), Signal::SIGINT)?;
+    if monitor.try_wait()?.is_none() {
+        kill(Pid::from_raw(monitor.id() as i32), Signal::SIGINT)?;
+    }
     let ended = monitor.wait()?;
     seen?;
     rig.note(ended.success(), || format!("the monitor ended with {ended}"));
-    at_place(rig, false)?;
+    at_place(rig, false, || None)?;
     traffic.goes_on(rig, "after the monitor")
 }
 
@@ -104,7 +119,7 @@ fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(kit::topo
     newer.setup(&app, &document)?;
     let after = digests();
     rig.note(after.len() == 1 && after != before, || format!("objects before {before:?}, after {after:?}"));
-    at_place(rig, false)?;
+    at_place(rig, false, || None)?;
     traffic.goes_on(rig, "with the newer programs")?;
     Ok((app, document))
 }

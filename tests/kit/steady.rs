@@ -1,13 +1,13 @@
 //! Connections that last: one that is never silent, and many that are.
 
-use crate::host::{Netns, SOON, wait_for};
+use crate::host::{Netns, SOON, patience, wait_for};
 use crate::traffic::{Dial, exchange};
 use anyhow::{Context, Result, anyhow};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What goes there and back each time: enough for large segments.
 const BYTES: usize = 200_000;
@@ -33,11 +33,12 @@ impl Steady {
         let data: Vec<u8> = (0..BYTES).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         let thread = netns.spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let before = counted.load(Ordering::Relaxed);
+                let (before, begun) = (counted.load(Ordering::Relaxed), Instant::now());
                 exchange(&mut stream, &data).with_context(|| format!("after {before} exchanges"))?;
                 counted.fetch_add(1, Ordering::Relaxed);
-                // Some processor time is left to what goes on beside it.
-                std::thread::sleep(Duration::from_millis(2));
+                // Some processor time is left to what goes on beside it, and more where a machine is slow: several of these
+                // would keep an emulated one from ever loading a program.
+                std::thread::sleep(Duration::from_millis(2) + begun.elapsed() * patience().saturating_sub(1));
             }
             Ok(())
         })?;
