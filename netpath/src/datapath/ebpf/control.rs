@@ -186,10 +186,8 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let endpoints = open(pins, name::ENDPOINT)?;
     let have: BTreeMap<[u8; 16], Endpoint> =
         dump::<Addr, _>(&endpoints, name::ENDPOINT)?.into_iter().map(|(k, v)| (k.0, v)).collect();
-    let moved = have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k);
-    let lost = dump::<Addr, Local>(&open(pins, name::LOCAL)?, name::LOCAL)?.into_iter().map(|(k, _)| k.0);
-    let lost = lost.filter(|a| !tables.locals.contains(a) && !speaks_as(tables, a));
-    let gone: BTreeSet<[u8; 16]> = moved.chain(lost).collect();
+    let gone: BTreeSet<[u8; 16]> =
+        have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
     // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
     changed += purge::flows_of(pins, &gone)?;
     // Nobody counts there any more, or not yet.
@@ -199,6 +197,7 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, name::ENDPOINT, have, &want, |k| Addr(*k))?;
+    changed += purge::flows_of(pins, &gone)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, name::CONFIG, &config, |k| *k, |k: u32| k)?;
@@ -214,8 +213,10 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += table(pins, name::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
-    changed += table(pins, name::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
-    changed += purge::flows_of(pins, &gone)?;
+    let moved = table(pins, name::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
+    if moved != 0 {
+        changed += moved + purge::strays(pins)?;
+    }
     // Their bits stand for as long as the subnets do.
     let near: Vec<u64> = array(pins, name::NEAR)?;
     changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
@@ -225,11 +226,6 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
         e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
     })?;
     Ok(changed)
-}
-
-/// Whether a network is told to be seen as this address, whoever has it.
-fn speaks_as(tables: &Tables, address: &[u8; 16]) -> bool {
-    tables.networks.values().any(|n| n.outbound6 == *address || Addr::v4(n.outbound4).0 == *address)
 }
 
 /// Removes the allow lists that no rule names any more, which is after the last port has been led to another rule.

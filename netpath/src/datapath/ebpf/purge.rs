@@ -1,7 +1,7 @@
 //! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and flows that
 //! were given an address, or a way out, that the host does not have any more.
 
-use super::control::open;
+use super::control::{dump, open};
 use super::pins::Pins;
 use super::sweep::Seen;
 use super::sys;
@@ -9,8 +9,10 @@ use crate::model::error::{Context, Result};
 use aya::Pod;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6};
-use netpath_common::layout::{Flow4, Flow6, FlowKey4, FlowKey6, SockKey, SockOrigin, name};
+use netpath_common::flow::REPLY_HALF;
+use netpath_common::layout::{Flow4, Flow6, FlowKey4, FlowKey6, LOCALS, Local, Network, SockKey, SockOrigin, name};
 use netpath_common::pair;
+use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 
 /// Elements asked for at once; the maps have tens of thousands.
@@ -52,6 +54,43 @@ where
             let other = pair::other_key::<F>(&half, key.proto());
             removed += usize::from(sys::delete(&map, &key).context(what)?);
             removed += usize::from(sys::delete(&map, &other).context(what)?);
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes both halves of every masqueraded flow whose address is not the host's, and no network's by its option: the
+/// host may have had it for a moment between two looks. Asked of the maps, so that it can be done at any time.
+pub fn strays(pins: &Pins) -> Result<usize> {
+    let locals = dump::<Addr, Local>(&open(pins, name::LOCAL)?, name::LOCAL)?;
+    // Not all of the host's addresses may be in a full map.
+    if locals.len() >= LOCALS as usize {
+        return Ok(0);
+    }
+    let networks = dump::<u32, Network>(&open(pins, name::NETWORK)?, name::NETWORK)?;
+    let told = networks.iter().flat_map(|(_, n)| [Addr::v4(n.outbound4).0, n.outbound6]);
+    let own: BTreeSet<[u8; 16]> = locals.iter().map(|(a, _)| a.0).chain(told).collect();
+    Ok(stray::<Ipv4>(pins, name::FLOW4, &own)? + stray::<Ipv6>(pins, name::FLOW6, &own)?)
+}
+
+fn stray<F: Family>(pins: &Pins, name: &str, own: &BTreeSet<[u8; 16]>) -> Result<usize>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let map = open(pins, name)?;
+    let what = || format!("cannot write {name}");
+    let mut removed = 0;
+    for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
+        let seen_as = F::tuple(&key).dst;
+        // A sender that is seen as it is has no address of the host's.
+        let masqueraded = F::next(&half).origin == Reason::FlowMasqueraded as u8
+            && F::next(&half).state & REPLY_HALF != 0
+            && !F::same(&seen_as, &F::translated(&half).dst);
+        if masqueraded && !own.contains(&F::mapped(seen_as).0) {
+            let other = pair::other_key::<F>(&half, key.proto());
+            removed += usize::from(sys::delete(&map, &other).context(what)?);
+            removed += usize::from(sys::delete(&map, &key).context(what)?);
         }
     }
     Ok(removed)

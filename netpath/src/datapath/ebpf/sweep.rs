@@ -79,6 +79,7 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
         progress.v6 = next.is_some();
     }
     if until.is_none() {
+        swept.flows += super::purge::strays(pins)?;
         swept.marks = marks(pins)?;
     }
     Ok(swept)
