@@ -43,8 +43,9 @@ pub const UDP_UNREPLIED_S: u32 = 30;
 pub const ECHO_S: u32 = 60;
 /// No flow expires sooner than this.
 pub const SHORTEST_S: u32 = TCP_RESET_S;
-/// Where no free port is found, that of a closed connection, or of a flow whose first half is gone, may be taken after so
-/// long: its last acknowledgements, or answers, have arrived. (Netfilter does the same, `net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`.)
+/// Where no free port is found, that of a closed connection may be taken after so long, as netfilter does
+/// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and that of a flow whose first half is gone: its last
+/// acknowledgements, or answers, have arrived.
 pub const SPENT_S: u32 = 2;
 
 /// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.

@@ -98,6 +98,13 @@ pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
     F::key(&F::translated(flow).reversed(), proto, F::next(flow).twin_side)
 }
 
+/// Whether `other`, found under [`other_key`] of the half at `key`, is that half's other one: its place may be another flow's
+/// by now.
+#[inline(always)]
+pub fn leads_back<F: Family>(other: &F::Flow, key: &F::Key) -> bool {
+    F::translated(other).reversed().same(F::tuple(key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -291,7 +291,7 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     let twin_key = pair::other_key::<F>(unsafe { &*found }, F::protocol_of(key));
     let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
     // SAFETY: a map value.
-    if !leads_back::<F>(unsafe { &*twin }, key) {
+    if !pair::leads_back::<F>(unsafe { &*twin }, key) {
         return 0;
     }
     touch::<F>(found, state as u8, now_s);
@@ -307,12 +307,6 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     let late = if state & LATE != 0 { flow::UNSURE } else { 0 };
     touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE | flow::CLAIMED)) | late, now_s);
     1
-}
-
-/// Whether `other`, found where the half at `key` leads, is that one's other half.
-#[inline(always)]
-fn leads_back<F: Wire>(other: &F::Flow, key: &F::Key) -> bool {
-    F::target_of(other).reversed().same(F::tuple(key))
 }
 
 #[inline(always)]
@@ -340,7 +334,7 @@ fn forget_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     making.twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
     if let Some(twin) = F::flows().get_ptr(&making.twin_key)
         // SAFETY: a map value.
-        && leads_back::<F>(unsafe { &*twin }, &making.key)
+        && pair::leads_back::<F>(unsafe { &*twin }, &making.key)
     {
         let _ = F::flows().remove(&making.twin_key);
     }

@@ -5,6 +5,7 @@
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
+use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, is_inward};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
@@ -59,7 +60,7 @@ global! {
 fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
     // What answers a socket of the host, which may have a published port.
-    if host::has_connection::<F>(ctx, host::PACKET) != 0 {
+    if !flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx, host::PACKET) != 0 {
         return NOT_OURS.pack();
     }
     // What travels over lo is addressed to the host.

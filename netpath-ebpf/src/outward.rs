@@ -12,7 +12,6 @@ use netpath_common::reason::Reason;
 
 use crate::desk::{self, Making};
 use crate::global::global;
-use crate::packet::Kind;
 use crate::verdict::{self, NOT_OURS};
 use crate::wire::Wire;
 use crate::{flows, host, maps, packet, rules};
@@ -91,7 +90,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
         plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
     }
     // In the middle of a connection only for one whose other half is left: it has kept its port.
-    if !packet.may_begin() && (packet.kind != Kind::Tcp || flows::has_twin::<F>(ctx) == 0) {
+    if !packet.may_begin() && flows::has_twin::<F>(ctx) == 0 {
         return NOT_OURS.pack();
     }
     // A sender that is seen as it is shares no ports with the host.

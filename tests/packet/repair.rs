@@ -145,7 +145,7 @@ fn nothing_is_left_of_the_port_that_the_host_need_not_change_any_more() -> Resul
         let ours = Frame::tcp(own, there, SYN);
         let moved = Frame { ttl: 64, ..ours.becomes((host(v4), 61_000), there) };
         goes_on_as(&mut lab, "taken", out, &ours, &moved, Reason::FlowHost)?;
-        // FIN from both sides, so that a SYN begins anew; and the container's flow is gone.
+        // It is closing, so that a SYN begins anew; and the container's flow is gone.
         let fin = Frame::tcp(own, there, FIN | ACK);
         let sent = Frame { ttl: 64, ..fin.becomes((host(v4), 61_000), there) };
         goes_on_as(&mut lab, "its end", out, &fin, &sent, Reason::Translated)?;

@@ -1,5 +1,5 @@
-//! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and flows that
-//! were given an address, or a way out, that the host does not have any more.
+//! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and
+//! flows that were given an address, or a way out, that the host does not have any more.
 
 use super::control::{dump, open};
 use super::pins::Pins;
@@ -10,7 +10,9 @@ use aya::Pod;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6};
 use netpath_common::flow::REPLY_HALF;
-use netpath_common::layout::{Flow4, Flow6, FlowKey4, FlowKey6, LOCALS, Local, Network, SockKey, SockOrigin, name};
+use netpath_common::layout::{
+    Flow4, Flow6, FlowKey4, FlowKey6, LOCALS, Local, Network, Next, SockKey, SockOrigin, name,
+};
 use netpath_common::pair;
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
@@ -38,25 +40,9 @@ pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
     if uplinks.is_empty() {
         return Ok(0);
     }
-    Ok(by_uplinks::<Ipv4>(pins, name::FLOW4, uplinks)? + by_uplinks::<Ipv6>(pins, name::FLOW6, uplinks)?)
-}
-
-fn by_uplinks<F: Family>(pins: &Pins, name: &str, uplinks: &BTreeSet<u32>) -> Result<usize>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let map = open(pins, name)?;
-    let what = || format!("cannot write {name}");
-    let mut removed = 0;
-    for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
-        if uplinks.contains(&F::next(&half).ifindex) {
-            let other = pair::other_key::<F>(&half, key.proto());
-            removed += usize::from(sys::delete(&map, &key).context(what)?);
-            removed += usize::from(sys::delete(&map, &other).context(what)?);
-        }
-    }
-    Ok(removed)
+    let leaves_by = |next: &Next| uplinks.contains(&next.ifindex);
+    Ok(whole::<Ipv4>(pins, name::FLOW4, |_, half| leaves_by(&half.next))?
+        + whole::<Ipv6>(pins, name::FLOW6, |_, half| leaves_by(&half.next))?)
 }
 
 /// Removes both halves of every masqueraded flow whose address is not the host's, and no network's by its option: the
@@ -70,10 +56,23 @@ pub fn strays(pins: &Pins) -> Result<usize> {
     let networks = dump::<u32, Network>(&open(pins, name::NETWORK)?, name::NETWORK)?;
     let told = networks.iter().flat_map(|(_, n)| [Addr::v4(n.outbound4).0, n.outbound6]);
     let own: BTreeSet<[u8; 16]> = locals.iter().map(|(a, _)| a.0).chain(told).collect();
-    Ok(stray::<Ipv4>(pins, name::FLOW4, &own)? + stray::<Ipv6>(pins, name::FLOW6, &own)?)
+    Ok(whole::<Ipv4>(pins, name::FLOW4, is_stray::<Ipv4>(&own))?
+        + whole::<Ipv6>(pins, name::FLOW6, is_stray::<Ipv6>(&own))?)
 }
 
-fn stray<F: Family>(pins: &Pins, name: &str, own: &BTreeSet<[u8; 16]>) -> Result<usize>
+fn is_stray<F: Family>(own: &BTreeSet<[u8; 16]>) -> impl Fn(&F::Key, &F::Flow) -> bool {
+    |key, half| {
+        let (next, seen_as) = (F::next(half), F::tuple(key).dst);
+        // A sender that is seen as it is has no address of the host's.
+        let masqueraded = next.origin == Reason::FlowMasqueraded as u8
+            && next.state & REPLY_HALF != 0
+            && !F::same(&seen_as, &F::translated(half).dst);
+        masqueraded && !own.contains(&F::mapped(seen_as).0)
+    }
+}
+
+/// Removes both halves of the flows of which one is so.
+fn whole<F: Family>(pins: &Pins, name: &str, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Result<usize>
 where
     F::Key: Seen,
     F::Flow: Pod,
@@ -82,12 +81,7 @@ where
     let what = || format!("cannot write {name}");
     let mut removed = 0;
     for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
-        let seen_as = F::tuple(&key).dst;
-        // A sender that is seen as it is has no address of the host's.
-        let masqueraded = F::next(&half).origin == Reason::FlowMasqueraded as u8
-            && F::next(&half).state & REPLY_HALF != 0
-            && !F::same(&seen_as, &F::translated(&half).dst);
-        if masqueraded && !own.contains(&F::mapped(seen_as).0) {
+        if is_so(&key, &half) {
             let other = pair::other_key::<F>(&half, key.proto());
             removed += usize::from(sys::delete(&map, &other).context(what)?);
             removed += usize::from(sys::delete(&map, &key).context(what)?);

@@ -133,7 +133,7 @@ where
     let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now_s);
     let twin = sys::get::<F::Key, F::Flow>(map, &twin_key)?;
     // Whoever lies there may be of another flow, which has taken the port over.
-    let twin = twin.filter(|t| F::next(t).twin_side == key.side() && F::translated(t).reversed().same(F::tuple(key)));
+    let twin = twin.filter(|t| F::next(t).twin_side == key.side() && pair::leads_back::<F>(t, key));
     if twin.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
     }
