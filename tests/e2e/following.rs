@@ -91,6 +91,7 @@ fn a_sender_that_never_stops_gets_the_hosts_new_address(way: Way) -> Result<()> 
             // The second address went with the first.
             let both = [old, family.host_second()];
             change(family, &[new], if family == Family::V4 { &both } else { &both[..1] })?;
+            sender.is_seen(rig, &format!("{family:?}, the first again"), "near", old);
         }
         Ok(vec![app])
     })

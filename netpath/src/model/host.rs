@@ -2,8 +2,9 @@
 
 use super::{IfName, Mac};
 use ipnet::IpNet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum LinkKind {
     Loopback,
     Bridge,
@@ -14,7 +15,7 @@ pub enum LinkKind {
     Other,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct HostLink {
     pub index: u32,
     pub name: IfName,
@@ -40,6 +41,14 @@ pub struct HostView {
 }
 
 impl HostView {
+    /// Tells whether another view shows the same host, whatever containers have come or gone. Of this build alone.
+    pub fn digest(&self) -> u64 {
+        let mut digest = DefaultHasher::new();
+        let is_containers = |l: &&HostLink| l.kind == LinkKind::Veth && l.master.is_some();
+        self.links.iter().filter(|l| !is_containers(l)).for_each(|l| l.hash(&mut digest));
+        digest.finish()
+    }
+
     pub fn link(&self, index: u32) -> Option<&HostLink> {
         self.links.iter().find(|l| l.index == index)
     }

@@ -5,13 +5,12 @@ use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
 use crate::link::{Rtnl, netns};
 use crate::model::error::Result;
-use crate::model::{HostLink, LinkKind, Rung};
+use crate::model::Rung;
 use crate::state::Store;
 
-/// What the datapath depends on besides the records.
+/// What the datapath depends on besides the records and links.
 #[derive(PartialEq)]
 struct Scene {
-    links: Vec<HostLink>,
     /// As text, an error too: it has no other use than to differ.
     filters: String,
     /// Of the rules of nf_tables, where they are netpath's datapath.
@@ -62,7 +61,8 @@ impl Follower {
             return self.leave();
         }
         let scene = self.scene()?;
-        if look == Look::Glance && self.seen.as_ref() == Some(&scene) {
+        let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(self.links()?);
+        if look == Look::Glance && is_same {
             return Ok(Followed::Same);
         }
         let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
@@ -72,7 +72,8 @@ impl Follower {
         let served = if self.store.desired()?.ready().next().is_some() { live.serve() } else { Ok(Default::default()) };
         live.let_go()?;
         let changed = served?.changed;
-        self.seen = Some(scene);
+        // What has changed in the meantime may be as before at the next look.
+        self.seen = self.scene().ok().filter(|after| *after == scene);
         Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
     }
 
@@ -98,14 +99,16 @@ impl Follower {
         }
     }
 
+    /// Without the containers: they come and go with commands, which look by themselves.
+    fn links(&self) -> Result<u64> {
+        Ok(Rtnl::here()?.host_view(self.cookie)?.digest())
+    }
+
     fn scene(&self) -> Result<Scene> {
-        let mut links = Rtnl::here()?.host_view(self.cookie)?.links;
-        // Containers come and go with commands, which look by themselves.
-        links.retain(|l| l.kind != LinkKind::Veth || l.master.is_none());
         let generation = match self.store.rung()? {
             Some(Rung::Iptables) => netfilter::generation().ok(),
             _ => None,
         };
-        Ok(Scene { links, filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })
+        Ok(Scene { filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })
     }
 }

@@ -57,10 +57,14 @@ impl Live {
             let Some(rung) = self.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung)?);
         }
+        // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
+        // or a command, made the datapath, and may be as before when the agent looks again.
+        self.store.keep_served(self.lock()?, None)?;
         served.changed = match self.reconcile(&desired, &view) {
             Err(e) if self.may_step_down => self.step_down(e, &desired, &view)?,
             done => done?,
         };
+        self.store.keep_served(self.lock()?, Some(view.digest()))?;
         Ok(served)
     }
 

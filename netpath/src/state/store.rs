@@ -103,6 +103,7 @@ const SYSCTLS: &str = "sysctls";
 const MEMORY: &str = "memory";
 const PASSED_OVER: &str = "passed-over";
 const SWEPT: &str = "swept";
+const SERVED: &str = "served";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -152,6 +153,22 @@ impl Store {
         {
             let _ = std::fs::write(self.dir.join(SWEPT), bytes);
         }
+    }
+
+    /// What the datapath was last made for: [`HostView::digest`](crate::model::HostView::digest). `None` also while it is
+    /// being made, and when whoever made it was killed.
+    pub fn served(&self) -> Option<u64> {
+        read(&self.dir.join(SERVED)).ok().flatten()
+    }
+
+    /// # Errors
+    /// What was written before cannot be removed; that nothing could be written makes the next look a longer one.
+    pub fn keep_served(&self, _lock: &Lock, digest: Option<u64>) -> Result<()> {
+        match digest {
+            Some(digest) => drop(std::fs::write(self.dir.join(SERVED), digest.to_string())),
+            None => drop(remove(&self.dir.join(SERVED))?),
+        }
+        Ok(())
     }
 
     /// All records in the order in which they came. A file that cannot be read is reported and left out: one damaged
@@ -324,7 +341,7 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            const FILES: [&str; 7] = [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, agent::SEAT, agent::LOG];
+            const FILES: [&str; 8] = [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, agent::SEAT, agent::LOG];
             if FILES.contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }

@@ -4,7 +4,7 @@ use super::world::{Inside, World};
 use anyhow::{Error, Result, ensure};
 use kit::dice::Dice;
 use kit::echo::Pinger;
-use kit::host::Netns;
+use kit::host::{Netns, patient};
 use kit::packet::{ACK, FIN, Frame, L4, RST, SYN};
 use kit::raw::{Probe, Raw};
 use kit::topology::Family;
@@ -252,7 +252,7 @@ impl Step {
     fn ask(&self, netns: &Netns, dial: Dial) -> Result<Outcome> {
         let any = if self.family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let source = if self.bound { self.from.address(self.family) } else { any };
-        let dial = dial.from(source, self.sport()).bytes(self.bytes).patience(PATIENCE);
+        let dial = dial.from(source, self.sport()).bytes(self.bytes).patience(patient(PATIENCE));
         let once = || -> Result<Outcome> {
             let seen = dial.ask(netns)?;
             Ok(Outcome::Answered {
@@ -274,11 +274,11 @@ impl Step {
 
     fn send_echo(&self, netns: &Netns, to: IpAddr) -> Result<Outcome> {
         let pinger = Pinger::new(netns, self.family, self.sport())?;
-        pinger.ping_within(PATIENCE, to, 1, self.bytes).map(|()| Outcome::Echoed)
+        pinger.ping_within(patient(PATIENCE), to, 1, self.bytes).map(|()| Outcome::Echoed)
     }
 
     fn send_aged(&self, netns: &Netns, to: SocketAddr) -> Result<Outcome> {
-        let told = Probe::new(netns, to)?.hops(1)?.error_within(PATIENCE, self.bytes.min(1_000))?;
+        let told = Probe::new(netns, to)?.hops(1)?.error_within(patient(PATIENCE), self.bytes.min(1_000))?;
         Ok(Outcome::Told { from: told.offender, kind: told.errno as u8, code: 0 })
     }
 
@@ -288,7 +288,7 @@ impl Step {
         let ear = Raw::new(netns, self.family, libc::IPPROTO_TCP)?;
         Raw::new(netns, self.family, libc::IPPROTO_RAW)?.send(to.ip(), &frame.quoted())?;
         let ports = [to.port().to_be_bytes(), self.sport().to_be_bytes()].concat();
-        let (from, answer) = ear.receive(PATIENCE, |b| b.len() >= 20 && b[..4] == ports[..])?;
+        let (from, answer) = ear.receive(patient(PATIENCE), |b| b.len() >= 20 && b[..4] == ports[..])?;
         Ok(Outcome::Heard { from, flags: answer[13] })
     }
 
@@ -301,7 +301,7 @@ impl Step {
         Raw::new(netns, self.family, libc::IPPROTO_RAW)?.send(to, &frame.quoted())?;
         // Behind the error's header and the network header that it quotes.
         let at = 8 + if v4 { 20 } else { 40 };
-        let (from, error) = ear.receive(PATIENCE, |b| b.len() >= at + 8 && b[at..at + 8] == mark[..])?;
+        let (from, error) = ear.receive(patient(PATIENCE), |b| b.len() >= at + 8 && b[at..at + 8] == mark[..])?;
         Ok(Outcome::Told { from, kind: error[0], code: error[1] })
     }
 }
