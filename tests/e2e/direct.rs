@@ -18,6 +18,7 @@ on_every_way!(
     with_direct_it_is,
     a_spoofed_source_does_not_leave,
     an_allow_list_lets_in_who_is_on_it,
+    a_port_can_have_a_list_of_its_own,
     without_masquerade_a_container_is_seen_as_it_is,
 );
 
@@ -132,6 +133,46 @@ fn an_allow_list_lets_in_who_is_on_it(way: Way) -> Result<()> {
             }
         }
         counted(rig, way, Reason::DropNotAllowed)?;
+        Ok(vec![web])
+    })
+}
+
+fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
+    need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let [v4, v6] = Family::BOTH.map(Family::client);
+        let [other4, other6] = Family::BOTH.map(Family::outside);
+        let net = way
+            .network(7)
+            .option("netpath.allow", &format!("{v4}/32,{v6}"))
+            .option("netpath.allow.8081/tcp", &format!("{other4},{other6}/128"))
+            .option("netpath.allow.8105-8199", "0.0.0.0/0,::/0");
+        let document = (8080..=8081).fold(Document::new().on_dual(&net, "eth0", 7, 5), |document, port| {
+            Proto::BOTH.into_iter().fold(document, |d, proto| d.publish("", port, 80, proto.name()))
+        });
+        let document = document.publish_range("", 8100, 80, 10, "tcp");
+        let web = rig.up("web", document)?;
+        let _servers = serve(&web.0, 80, "web")?;
+        let _ranged = Server::echo(&web.0, Proto::Tcp, kit::traffic::ANY, 85, "ranged")?;
+        let client = &rig.topology.client;
+        for family in Family::BOTH {
+            let (listed, other) = (family.client(), family.outside());
+            for (proto, port, who) in [
+                (Proto::Tcp, 8080, listed),
+                (Proto::Udp, 8080, listed),
+                (Proto::Tcp, 8081, other),
+                (Proto::Udp, 8081, listed),
+            ] {
+                let dial = Dial::new(proto, family.host(), port);
+                let stranger = if who == listed { other } else { listed };
+                rig.silent("not on the port's list", client, &dial.clone().from(stranger, 0));
+                rig.sees("on the port's list", client, &dial.from(who, 0), "web", who);
+            }
+            let dial = Dial::new(Proto::Tcp, family.host(), 8105);
+            rig.sees("a part of the range is open", client, &dial.from(other, 0), "ranged", other);
+            let dial = Dial::new(Proto::Tcp, family.host(), 8100);
+            rig.silent("the other part is not", client, &dial.from(other, 0));
+        }
         Ok(vec![web])
     })
 }

@@ -1,5 +1,6 @@
 //! A published port or range of ports.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -51,6 +52,9 @@ pub struct Publish {
     host_port: u16,
     container_port: u16,
     count: u16,
+    /// The clients that it answers, if they are others than those of the endpoint's other ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<IpNet>>,
 }
 
 impl Publish {
@@ -65,7 +69,21 @@ impl Publish {
                 return Err(format!("range: {count} ports from {field} {first} end beyond 65535"));
             }
         }
-        Ok(Self { bind, proto, host_port, container_port, count: count.max(1) })
+        Ok(Self { bind, proto, host_port, container_port, count: count.max(1), allow: None })
+    }
+
+    /// The `count` ports of it from the one at `offset`, as many of them as there are; `None` where there are none.
+    #[must_use]
+    pub fn part(&self, offset: u16, count: u16) -> Option<Self> {
+        let count = count.min(self.count.checked_sub(offset)?);
+        let (host_port, container_port) = (self.host_port + offset, self.container_port + offset);
+        (count > 0).then(|| Self { host_port, container_port, count, ..self.clone() })
+    }
+
+    /// SCTP on another port than in the container, which only netfilter can do: a port lies under a checksum over all of the
+    /// packet (RFC 9260 section 6.8), which can be larger than what a program sees.
+    pub fn is_moved_sctp(&self) -> bool {
+        self.proto == Proto::Sctp && self.host_port != self.container_port
     }
 
     pub fn host_port(&self) -> u16 {

@@ -64,7 +64,8 @@ pub struct Record {
     pub network: Network,
     pub endpoint: Endpoint,
     pub publishes: Vec<Publish>,
-    /// The clients that published ports answer; empty = everybody. The host itself is always answered.
+    /// The clients that published ports answer which have no list of their own; empty = everybody. The host itself is always
+    /// answered.
     #[serde(default)]
     pub allow: Vec<IpNet>,
     /// Traffic counters of the eBPF datapath.
@@ -72,6 +73,13 @@ pub struct Record {
     pub traffic: TrafficIds,
     /// `None` until the links exist; a datapath leaves such a record alone.
     pub links: Option<Links>,
+}
+
+impl Record {
+    /// The clients that this port of it answers; empty = everybody.
+    pub fn allow_of<'a>(&'a self, publish: &'a Publish) -> &'a [IpNet] {
+        publish.allow.as_ref().unwrap_or(&self.allow)
+    }
 }
 
 /// Everything that should be on this host, in the order in which it came.

@@ -4,8 +4,8 @@ use super::{gc, nobody};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
 use crate::link::{Rtnl, netns};
-use crate::model::error::Result;
 use crate::model::Rung;
+use crate::model::error::Result;
 use crate::state::Store;
 
 /// What the datapath depends on besides the records and links.

@@ -220,8 +220,7 @@ fn publishes(desired: &Desired, proto: Proto, number: u8, lists: &mut allow::Lis
     let mut offers: Vec<(bool, u64, Offer)> = Vec::new();
     for (record, links) in desired.ready() {
         let (v4, v6) = (record.endpoint.first_v4(), record.endpoint.first_v6());
-        let ours = |p: &&Publish| p.proto == proto && (proto != Proto::Sctp || p.host_port() == p.container_port());
-        let mut allow = None;
+        let ours = |p: &&Publish| p.proto == proto && !p.is_moved_sctp();
         for (at, publish) in record.publishes.iter().enumerate().filter(|(_, p)| ours(p)) {
             let bind = match publish.bind {
                 HostBind::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => HostBind::AnyV4,
@@ -245,7 +244,7 @@ fn publishes(desired: &Desired, proto: Proto, number: u8, lists: &mut allow::Lis
                 proto: number,
                 flags: if bind == HostBind::AnyV4 { layout::RULE_V4_ONLY } else { 0 },
                 bridge: links.bridge_index,
-                allow: *allow.get_or_insert_with(|| lists.number(&record.allow)),
+                allow: lists.number(record.allow_of(publish)),
                 traffic: record.traffic.publishes.get(at).map_or(0, |id| u32::from(*id)),
                 ..Rule::default()
             };

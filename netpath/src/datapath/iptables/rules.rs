@@ -170,20 +170,32 @@ pub fn serves_loopback(record: &Record, family: Family) -> bool {
         })
 }
 
-/// Who may reach published ports, as rules: for each container with a list its networks, then nobody else. A new
-/// connection is asked; the host's own are not forwarded and so never are.
+/// Who may reach published ports, as rules: for each port with a list its networks, then nobody else, and then the same for
+/// the container's other ports. A new connection is asked; the host's own are not forwarded and so never are.
 fn allowed(desired: &Desired, family: Family) -> Vec<String> {
     let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
     let mut rules = Vec::new();
-    for record in records.into_iter().filter(|r| !r.allow.is_empty() && !r.publishes.is_empty()) {
+    for record in records {
         let Some(to) = first_address(record, family) else { continue };
         let to = format!("-d {to}/{}", if to.is_ipv4() { 32 } else { 128 });
-        let clients = record.allow.iter().filter(|n| Family::of(&n.addr()) == family);
-        rules.extend(clients.map(|net| format!("-s {net} {to} -j RETURN")));
-        rules.push(format!("{to} -j DROP"));
+        let own = record.publishes.iter().filter_map(|p| Some((original_port(p), p.allow.as_deref()?)));
+        let rest =
+            record.publishes.iter().any(|p| p.allow.is_none()).then_some((String::new(), record.allow.as_slice()));
+        for (port, list) in own.chain(rest).filter(|(_, list)| !list.is_empty()) {
+            let clients = list.iter().filter(|n| Family::of(&n.addr()) == family);
+            rules.extend(clients.map(|net| format!("-s {net} {to}{port} -j RETURN")));
+            rules.push(format!("{to}{port} -j DROP"));
+        }
     }
     rules
+}
+
+/// Matches what was sent to these ports of the host, after their translation.
+fn original_port(publish: &Publish) -> String {
+    let (proto, first, more) = (publish.proto, publish.host_port(), publish.count() - 1);
+    let last = if more > 0 { format!(":{}", first + more) } else { String::new() };
+    format!(" -p {proto} -m conntrack --ctorigdstport {first}{last}")
 }
 
 fn first_address(record: &Record, family: Family) -> Option<IpAddr> {

@@ -1,7 +1,8 @@
 //! The document of setup and teardown → what is to be attached or detached.
 
+use super::network;
+use super::own::Allow;
 use super::read::{Mistakes, Node, cut};
-use super::{network, own};
 use crate::model::publish::HostBind;
 use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds};
 use crate::ops::Leaving;
@@ -103,9 +104,9 @@ fn read(root: &Node<'_>) -> Option<Attach> {
         }
         let described = info.and_then(|i| network::read(&i, &name, isolation));
         let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
-        let allow = own::allow_of_endpoint(&node);
+        let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint), Some(container)) = (described, endpoint, &container) else { continue };
-        let network = described.network;
+        let (network, allow) = (described.network, described.allow.overridden_by(own));
         routes_begin_somewhere(&node, &network, &endpoint);
         for other in &records {
             if other.network.name == network.name {
@@ -125,8 +126,8 @@ fn read(root: &Node<'_>) -> Option<Attach> {
             container: container.clone(),
             netns: PathBuf::new(),
             // A network without a way in publishes nothing.
-            publishes: if network.internal { Vec::new() } else { publishes.clone() },
-            allow: allow.unwrap_or(described.allow),
+            publishes: if network.internal { Vec::new() } else { allow.publishes(&publishes) },
+            allow: allow.all.unwrap_or_default(),
             traffic: TrafficIds::default(),
             network,
             endpoint,

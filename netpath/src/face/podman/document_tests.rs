@@ -368,3 +368,62 @@ fn a_container_can_have_an_allow_list_of_its_own() {
     document["networks"][0]["options"]["netpath.allow"] = json!("198.51.100.7");
     assert_eq!(vec!["198.51.100.7/32".parse::<IpNet>().expect("a network")], records(&document)[0].allow);
 }
+
+#[test]
+fn a_port_can_have_an_allow_list_of_its_own() {
+    let lists = |document: &Value| -> Vec<(u16, u16, u16, String)> {
+        let front = records(document).remove(0);
+        let words = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let of = |p: &Publish| (p.host_port(), p.container_port(), p.count(), words(front.allow_of(p)));
+        front.publishes.iter().map(of).collect()
+    };
+    let port = |proto: &str, host: u16, container: u16, range: u16| json!({"host_ip": "", "protocol": proto, "host_port": host, "container_port": container, "range": range});
+    let mut document = with(
+        "/port_mappings",
+        json!([port("tcp", 8080, 80, 1), port("udp", 8080, 80, 1), port("udp", 20_000, 30_000, 100)]),
+    );
+    document["network_info"]["front"]["labels"] = json!({
+        "netpath.allow": "192.0.2.0/24",
+        "netpath.allow.8080/tcp": "198.51.100.7",
+        "netpath.allow.8080": "203.0.113.0/24",
+        "netpath.allow.20010-20019/udp": "0.0.0.0/0",
+        "netpath.allow.9": "192.0.2.9",
+    });
+    let of_all = || "192.0.2.0/24".to_owned();
+    let network = vec![
+        (8080, 80, 1, "198.51.100.7/32".to_owned()),
+        (8080, 80, 1, "203.0.113.0/24".to_owned()),
+        (20_000, 30_000, 10, of_all()),
+        (20_010, 30_010, 10, "0.0.0.0/0".to_owned()),
+        (20_020, 30_020, 80, of_all()),
+    ];
+    assert_eq!(network, lists(&document));
+
+    document["networks"][0]["options"] = json!({"netpath.allow": "192.0.2.1", "netpath.allow.8080/tcp": "192.0.2.2", "netpath.allow.20099/udp": "192.0.2.3"});
+    let of_all = || "192.0.2.1/32".to_owned();
+    let container = vec![
+        (8080, 80, 1, "192.0.2.2/32".to_owned()),
+        (8080, 80, 1, "203.0.113.0/24".to_owned()),
+        (20_000, 30_000, 10, of_all()),
+        (20_010, 30_010, 10, "0.0.0.0/0".to_owned()),
+        (20_020, 30_020, 79, of_all()),
+        (20_099, 30_099, 1, "192.0.2.3/32".to_owned()),
+    ];
+    assert_eq!(container, lists(&document));
+
+    for (option, why) in [
+        ("netpath.allow.8081", "publishes no such port"),
+        ("netpath.allow.8080/sctp", "publishes no such port"),
+        ("netpath.allow.", "expected a port"),
+        ("netpath.allow.0", "expected a port"),
+        ("netpath.allow.9-8", "expected a port"),
+        ("netpath.allow.+80", "expected a port"),
+        ("netpath.allow.80/icmp", "expected a port"),
+        ("netpath.allowed", "no option of that name"),
+    ] {
+        let mut document = document.clone();
+        document["networks"][0]["options"] = json!({option: "192.0.2.1"});
+        let error = attach(&document.to_string()).err().expect(option);
+        assert!(error.contains(why), "{option}: {error}");
+    }
+}

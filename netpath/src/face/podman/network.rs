@@ -1,6 +1,6 @@
 //! One entry of `network_info` → a network.
 
-use super::own::{Own, is_own};
+use super::own::{Allow, Own, is_own};
 use super::read::Node;
 use crate::model::network::{Route, RouteKind, Subnet};
 use crate::model::{IfName, Isolation, Mtu, Network};
@@ -13,7 +13,7 @@ const METRIC: u32 = 100;
 /// A network, and who may use what its containers publish.
 pub struct Described {
     pub network: Network,
-    pub allow: Vec<IpNet>,
+    pub allow: Allow,
 }
 
 /// Everything wrong with it is noted; `None` when so much is that no network can be made of it.

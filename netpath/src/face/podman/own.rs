@@ -4,9 +4,11 @@
 //! read, and an option comes before a label of the same name.
 
 use super::read::Node;
-use crate::model::{Way, Xdp};
+use crate::model::{Proto, Publish, Way, Xdp};
 use ipnet::IpNet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 const PREFIX: &str = "netpath.";
 
@@ -17,13 +19,28 @@ pub struct Own {
     pub direct: bool,
     pub masquerade: bool,
     pub xdp: Xdp,
-    /// Of published ports; empty = everybody.
-    pub allow: Vec<IpNet>,
+    pub allow: Allow,
+}
+
+/// The clients of published ports.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Allow {
+    /// Of the ports that have no list of their own; `None` = nothing is said.
+    pub all: Option<Vec<IpNet>>,
+    own: BTreeMap<Ports, Vec<IpNet>>,
+}
+
+/// Ports of the host, of one protocol or of all.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Ports {
+    first: u16,
+    last: u16,
+    proto: Option<Proto>,
 }
 
 impl Default for Own {
     fn default() -> Self {
-        Self { path: Way::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Vec::new() }
+        Self { path: Way::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Allow::default() }
     }
 }
 
@@ -61,30 +78,126 @@ impl Own {
                 "off" => self.xdp = Xdp::Off,
                 _ => node.wrong(format!("{text:?}: expected auto, on or off")),
             },
-            "allow" => self.allow = list(node, text),
+            _ if self.allow.take(name, node, text) => {}
             _ => unknown(node),
         }
     }
 }
 
-/// The allow list of one container on one network, where it has one of its own.
-pub fn allow_of_endpoint(endpoint: &Node<'_>) -> Option<Vec<IpNet>> {
-    let mut allow = None;
-    for (key, node) in endpoint.opt("options").map(|n| n.entries()).unwrap_or_default() {
-        match key.strip_prefix(PREFIX) {
-            Some("allow") => allow = node.text().map(|text| list(&node, text)),
-            Some("path" | "direct" | "masquerade" | "xdp") => {
-                node.wrong("this is an option of the network, not of one container")
+impl Allow {
+    /// What one container says on one network.
+    pub fn of_endpoint(endpoint: &Node<'_>, publishes: &[Publish]) -> Self {
+        let mut allow = Self::default();
+        for (key, node) in endpoint.opt("options").map(|n| n.entries()).unwrap_or_default() {
+            let Some(name) = key.strip_prefix(PREFIX) else { continue };
+            match name {
+                "path" | "direct" | "masquerade" | "xdp" => {
+                    node.wrong("this is an option of the network, not of one container")
+                }
+                _ => match node.text().map(|text| allow.take(name, &node, text)) {
+                    Some(false) => unknown(&node),
+                    _ => {
+                        // A slip of the pen would leave the port open that was meant.
+                        let ports = name.strip_prefix("allow.").and_then(Ports::parse);
+                        if ports.is_some_and(|p| !p.are_in(publishes)) {
+                            node.wrong("the container publishes no such port");
+                        }
+                    }
+                },
             }
-            Some(_) => unknown(&node),
-            None => {}
         }
+        allow
     }
-    allow
+
+    /// With what `more` says instead, list by list.
+    #[must_use]
+    pub fn overridden_by(mut self, more: Self) -> Self {
+        self.own.extend(more.own);
+        Self { all: more.all.or(self.all), own: self.own }
+    }
+
+    /// The ports, each with the clients that are its own: ranges are cut where lists begin and end.
+    pub fn publishes(&self, publishes: &[Publish]) -> Vec<Publish> {
+        publishes.iter().flat_map(|publish| self.parts(publish)).collect()
+    }
+
+    fn parts(&self, publish: &Publish) -> Vec<Publish> {
+        let ports = ports_of(publish);
+        let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
+        let near: Vec<_> = self.own.iter().filter(|(p, _)| p.is_for(publish.proto) && p.meet(&ports)).collect();
+        let ends = near.iter().flat_map(|(p, _)| [u32::from(p.first), u32::from(p.last) + 1]);
+        let mut cuts: Vec<u32> = ends.filter(|port| *port > first && *port <= last).chain([first, last + 1]).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let parts = cuts.windows(2).filter_map(|w| {
+            // Both lie within a range of ports.
+            let mut part = publish.part((w[0] - first) as u16, (w[1] - w[0]) as u16)?;
+            let lists = near.iter().filter(|(p, _)| p.contain(w[0]));
+            // The fewest ports, and of as many those of one protocol, were meant for this one.
+            let list = lists.min_by_key(|(p, _)| (p.last - p.first, p.proto.is_none()));
+            part.allow = list.map(|(_, list)| (*list).clone());
+            Some(part)
+        });
+        parts.collect()
+    }
+
+    /// Whether it is an option of this kind.
+    fn take(&mut self, name: &str, node: &Node<'_>, text: &str) -> bool {
+        let Some(of) = name.strip_prefix("allow") else { return false };
+        if of.is_empty() {
+            self.all = Some(list(node, text));
+            return true;
+        }
+        let Some(of) = of.strip_prefix('.') else { return false };
+        match Ports::parse(of) {
+            Some(ports) => drop(self.own.insert(ports, list(node, text))),
+            None => node
+                .wrong(format!("{of:?}: expected a port or a range of ports, as in 8080, 8080/tcp or 20000-29999/udp")),
+        }
+        true
+    }
+}
+
+impl Ports {
+    /// `8080`, `8080/tcp`, `20000-29999/udp`
+    fn parse(text: &str) -> Option<Self> {
+        let (ports, proto) = match text.split_once('/') {
+            None => (text, None),
+            Some((ports, "tcp")) => (ports, Some(Proto::Tcp)),
+            Some((ports, "udp")) => (ports, Some(Proto::Udp)),
+            Some((ports, "sctp")) => (ports, Some(Proto::Sctp)),
+            Some(_) => return None,
+        };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port =
+            |word: &str| word.parse::<u16>().ok().filter(|p| *p != 0 && word.bytes().all(|b| b.is_ascii_digit()));
+        let (first, last) = (port(first)?, port(last)?);
+        (first <= last).then_some(Self { first, last, proto })
+    }
+
+    fn is_for(&self, proto: Proto) -> bool {
+        self.proto.is_none_or(|p| p == proto)
+    }
+
+    fn contain(&self, port: u32) -> bool {
+        (u32::from(self.first)..=u32::from(self.last)).contains(&port)
+    }
+
+    fn meet(&self, ports: &RangeInclusive<u16>) -> bool {
+        self.first <= *ports.end() && self.last >= *ports.start()
+    }
+
+    fn are_in(&self, publishes: &[Publish]) -> bool {
+        publishes.iter().any(|p| self.is_for(p.proto) && self.meet(&ports_of(p)))
+    }
+}
+
+fn ports_of(publish: &Publish) -> RangeInclusive<u16> {
+    publish.host_port()..=publish.host_port() + (publish.count() - 1)
 }
 
 fn unknown(node: &Node<'_>) {
-    node.wrong("netpath has no option of that name; it has path, direct, masquerade, xdp and allow");
+    node.wrong("netpath has no option of that name; it has path, direct, masquerade, xdp, allow and allow.PORT");
 }
 
 fn flag(node: &Node<'_>, text: &str) -> Option<bool> {

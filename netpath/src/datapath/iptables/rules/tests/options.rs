@@ -27,6 +27,30 @@ fn an_allow_list_asks_new_connections_to_published_ports() {
 }
 
 #[test]
+fn a_port_with_a_list_of_its_own_is_asked_for_by_the_port_that_was_dialled() {
+    let some = |n: &str| Some(vec![n.parse().expect("a network")]);
+    let mut web = publishes(
+        web(),
+        &[
+            (HostBind::Any, Proto::Tcp, 8080, 80, 1),
+            (HostBind::Any, Proto::Tcp, 8081, 80, 1),
+            (HostBind::Any, Proto::Udp, 20_000, 30_000, 100),
+        ],
+    );
+    web.publishes[0].allow = some("192.0.2.0/24");
+    web.publishes[2].allow = some("2001:db8::/32");
+    let own = [
+        "-s 192.0.2.0/24 -d 10.89.7.5/32 -p tcp -m conntrack --ctorigdstport 8080 -j RETURN",
+        "-d 10.89.7.5/32 -p tcp -m conntrack --ctorigdstport 8080 -j DROP",
+        "-d 10.89.7.5/32 -p udp -m conntrack --ctorigdstport 20000:20099 -j DROP",
+    ];
+    assert_eq!(own.as_slice(), rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW"), "the others are open");
+    web.allow = some("198.51.100.7/32").unwrap_or_default();
+    let all = ["-s 198.51.100.7/32 -d 10.89.7.5/32 -j RETURN", "-d 10.89.7.5/32 -j DROP"];
+    assert_eq!([own.as_slice(), &all].concat(), rules(&[web], Family::V4, "NETPATH_ALLOW"));
+}
+
+#[test]
 fn a_network_is_closed_to_the_outside_unless_it_is_opened() {
     let last = |r: &Record| rules(std::slice::from_ref(r), Family::V4, "NETPATH_FORWARD").pop().expect("a rule");
     let mut front = web();
