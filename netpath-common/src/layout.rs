@@ -110,6 +110,9 @@ pub struct AllowKey {
 /// [`Endpoint::flags`]: its network asks for XDP, and the container's end of the veth takes what XDP redirects to it: it
 /// has NAPI, which GRO switches on (5.13).
 pub const ENDPOINT_XDP: u16 = 1;
+/// [`Endpoint::flags`]: it publishes SCTP on another port than its own, which netfilter translates: what it sends of that
+/// protocol and is in no flow takes the stack.
+pub const ENDPOINT_MOVED_SCTP: u16 = 2;
 
 /// `np_ep`, HASH by container [`Addr`].
 #[repr(C)]
@@ -123,7 +126,7 @@ pub struct Endpoint {
     pub bridge_mac: Mac,
     /// Of the container's interface, bytes.
     pub mtu: u16,
-    /// [`ENDPOINT_XDP`].
+    /// [`ENDPOINT_XDP`], [`ENDPOINT_MOVED_SCTP`].
     pub flags: u16,
     /// Index into `np_traffic`; 0 = not counted apart.
     pub traffic: u32,

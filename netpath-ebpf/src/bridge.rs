@@ -89,6 +89,10 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     if flags & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
+    // The answers of what netfilter has let in; all else begins at the uplink.
+    if packet.kind == Kind::Sctp && rules::has_moved_sctp::<F>(&packet.tuple.src) {
+        return NOT_OURS.pack();
+    }
     // Who may be reached directly needs no flow; what takes the stack begins at the uplink.
     if flags & NET_EDGE != 0 || flags & (NET_MASQUERADE | NET_DIRECT) == NET_DIRECT {
         return NOT_OURS.pack();

@@ -5,8 +5,8 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Addr, Be16};
 use netpath_common::family::Tuple;
 use netpath_common::layout::{
-    AllowKey, ENDPOINT_XDP, Endpoint, FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
-    RULE_CHAIN, Rule,
+    AllowKey, ENDPOINT_MOVED_SCTP, ENDPOINT_XDP, Endpoint, FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, PROTO_SCTP,
+    PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
 use netpath_common::pair::Way;
 use netpath_common::rule::{Answer, container_port, covers};
@@ -110,6 +110,13 @@ fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
     plan.traffic = rule.traffic as u16;
     set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
     rule.bridge | must_ask
+}
+
+/// Whether netfilter translates some SCTP port of the container that has this address.
+#[inline(always)]
+pub fn has_moved_sctp<F: Wire>(address: &F::Addr) -> bool {
+    // SAFETY: the reference is not kept.
+    unsafe { maps::ENDPOINT.get(F::mapped(*address)) }.is_some_and(|e| e.flags & ENDPOINT_MOVED_SCTP != 0)
 }
 
 /// Whether the rule has a list of clients and `client` is not on it.

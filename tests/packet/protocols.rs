@@ -1,9 +1,10 @@
 //! SCTP with its own ports, and protocols without any.
 
-use crate::{DROPPED, at_host, becomes, client, host, into, outside, stays};
+use crate::{DROPPED, STACK, at_host, becomes, client, host, into, outside, stays};
 use anyhow::Result;
 use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, WEB_MAC, container};
 use netpath_common::addr::Addr;
+use netpath_common::layout::ENDPOINT_MOVED_SCTP;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
@@ -35,6 +36,31 @@ fn sctp_keeps_its_ports() -> Result<()> {
         let second = sctp((container(8, v4), 40_001), there).macs(OTHER_BRIDGE_MAC, APP_MAC).bytes();
         let none = Reason::DropPortsExhausted;
         stays(&mut lab, "the port is taken and cannot be changed", (BRIDGE_IN, other), &second, DROPPED, none)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_netfilter_has_let_in_goes_back_through_the_stack() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
+    lab.publish(1, Addr::ANY, 5_000, 7)?;
+    lab.set_endpoints(ENDPOINT_MOVED_SCTP)?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 6_000), (container(7, v4), 5_001));
+        stays(&mut lab, "in", (UPLINK_IN, uplink), &at_host(sctp(from, to)).bytes(), STACK, Reason::NotOurs)?;
+        let answer = sctp(web, from).macs(BRIDGE_MAC, WEB_MAC);
+        stays(&mut lab, "the answer", (BRIDGE_IN, bridge), &answer.bytes(), STACK, Reason::NotOurs)?;
+        // Its ports of the same number, and its other protocols, are as ever.
+        let (to, web) = ((host(v4), 5_000), (container(7, v4), 5_000));
+        let sent = at_host(sctp(from, to));
+        let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "published", (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
+        let answer = sctp(web, from).macs(BRIDGE_MAC, WEB_MAC);
+        becomes(&mut lab, "its answer", (BRIDGE_IN, bridge), &answer, &answer.becomes(to, from), Reason::Redirected)?;
+        let sent = Frame::udp((container(7, v4), 40_001), (outside(v4), 53)).macs(BRIDGE_MAC, WEB_MAC);
+        let got = sent.becomes((host(v4), 40_001), (outside(v4), 53));
+        becomes(&mut lab, "UDP", (BRIDGE_IN, bridge), &sent, &got, Reason::FlowMasqueraded)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::state::Store;
 struct Scene {
     /// As text, an error too: it has no other use than to differ.
     filters: String,
-    /// Of the rules of nf_tables, where they are netpath's datapath.
+    /// Of the rules of nf_tables, where some are netpath's.
     generation: Option<u32>,
 }
 
@@ -107,6 +107,7 @@ impl Follower {
     fn scene(&self) -> Result<Scene> {
         let generation = match self.store.rung()? {
             Some(Rung::Iptables) => netfilter::generation().ok(),
+            _ if self.store.uses_netfilter() => netfilter::generation().ok(),
             _ => None,
         };
         Ok(Scene { filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })

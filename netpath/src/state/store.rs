@@ -104,6 +104,7 @@ const MEMORY: &str = "memory";
 const PASSED_OVER: &str = "passed-over";
 const SWEPT: &str = "swept";
 const SERVED: &str = "served";
+const NETFILTER: &str = "netfilter";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -331,6 +332,24 @@ impl Store {
         }
     }
 
+    /// Whether rules of netfilter may be there beside the programs of the eBPF rung.
+    pub fn uses_netfilter(&self) -> bool {
+        self.dir.join(NETFILTER).exists()
+    }
+
+    /// For whoever holds the lock: before the first rule is written, and once the last is gone.
+    ///
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_netfilter(&self, used: bool) -> Result<()> {
+        let path = self.dir.join(NETFILTER);
+        match used {
+            true if path.exists() => Ok(()),
+            true => self.write(&path, &true),
+            false => remove(&path).map(drop),
+        }
+    }
+
     /// Removes everything but records, and with no record left the directory, which ends the lock.
     ///
     /// # Errors
@@ -341,7 +360,8 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            const FILES: [&str; 8] = [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, agent::SEAT, agent::LOG];
+            const FILES: [&str; 9] =
+                [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, NETFILTER, agent::SEAT, agent::LOG];
             if FILES.contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }

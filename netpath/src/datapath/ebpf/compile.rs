@@ -88,6 +88,10 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
             let published = record.traffic.publishes.iter().filter(|id| **id != 0).map(|id| u32::from(*id));
             tables.traffic.insert(own, std::iter::once(own).chain(published).collect());
         }
+        let mut flags = if links.takes_xdp { layout::ENDPOINT_XDP } else { 0 };
+        if record.publishes.iter().any(Publish::is_moved_sctp) {
+            flags |= layout::ENDPOINT_MOVED_SCTP;
+        }
         for address in &record.endpoint.addresses {
             tables.endpoints.insert(
                 mapped(address.addr()).0,
@@ -98,7 +102,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
                     bridge_mac: links.bridge_mac.bytes(),
                     // No interface takes more.
                     mtu: u16::try_from(links.mtu).unwrap_or(u16::MAX),
-                    flags: if links.takes_xdp { layout::ENDPOINT_XDP } else { 0 },
+                    flags,
                     traffic: own,
                 },
             );

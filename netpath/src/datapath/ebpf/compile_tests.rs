@@ -289,6 +289,14 @@ fn sctp_has_slots_of_its_own_and_keeps_its_port() {
     let t = tables(vec![record(1, &[A], vec![sctp(5000, 5000), sctp(6000, 5000)])]);
     assert_eq!(vec![Slots { proto: layout::PROTO_SCTP, first: 5000, count: 1, rule: 0 }], t.slots);
     assert_eq!((1, layout::PROTO_SCTP), (t.rules.len(), t.rules[0].proto));
+    let flags =
+        |publishes| tables(vec![record(1, &[A], publishes)]).endpoints.values().map(|e| e.flags).collect::<Vec<_>>();
+    assert_eq!(
+        vec![layout::ENDPOINT_MOVED_SCTP],
+        flags(vec![sctp(5000, 5000), sctp(6000, 5000)]),
+        "netfilter has the other"
+    );
+    assert_eq!(vec![0], flags(vec![sctp(5000, 5000), tcp(HostBind::Any, 6000, 5000, 1)]));
 }
 
 #[test]

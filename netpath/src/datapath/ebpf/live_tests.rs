@@ -39,7 +39,7 @@ impl Host {
         Some(host)
     }
 
-    fn view(&self) -> HostView {
+    pub fn view(&self) -> HostView {
         self.rtnl.host_view(self.cookie).expect("a view of the host")
     }
 

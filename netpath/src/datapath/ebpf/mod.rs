@@ -11,6 +11,7 @@ pub mod clsact;
 pub mod compile;
 pub mod control;
 pub mod hooks;
+mod moved;
 mod near;
 pub mod object;
 pub mod pins;
@@ -23,7 +24,7 @@ pub mod xdp;
 
 use super::{Datapath, Effort, Refusal, Report, Swept, Sysctl, filter};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, HostView, LinkKind, Network, Proto, Record, Rung};
+use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use pins::Pins;
 
 /// How classifiers are attached.
@@ -57,24 +58,14 @@ impl Datapath for Ebpf {
     }
 
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
-        let moved = record.publishes.iter().filter(|p| p.proto == Proto::Sctp && p.host_port() != p.container_port());
-        moved
-            .map(|p| Refusal {
-                feature: format!("publish {}/sctp as {}/sctp", p.container_port(), p.host_port()),
-                why: "eBPF cannot change an SCTP port, since the checksum is over the whole packet".into(),
-                next: format!(
-                    "publish it as {}/sctp, or set NETPATH_DATAPATH=iptables before the first container starts",
-                    p.container_port()
-                ),
-            })
-            .collect()
+        moved::refusals(record)
     }
 
     /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
-    fn sysctls(&self, _desired: &Desired) -> Vec<Sysctl> {
-        ["route_localnet", "accept_local"]
-            .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() })
-            .into()
+    fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
+        let on_lo = ["route_localnet", "accept_local"]
+            .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
+        on_lo.into_iter().chain(moved::sysctls(desired)).collect()
     }
 
     fn redirects_early(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
@@ -85,7 +76,8 @@ impl Datapath for Ebpf {
         let pins = Pins::of(host.cookie);
         // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
         if desired.ready().next().is_none() {
-            return Ok(Report { changed: remove(&pins)? + remove_other_versions(host.cookie)? });
+            let rules = moved::reconcile(desired, host)?;
+            return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
@@ -112,6 +104,7 @@ impl Datapath for Ebpf {
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(&pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
+        changed += moved::reconcile(desired, host)?;
         changed += control::forget_lists(&pins, &tables)?;
         changed += replace_other_versions(&others, &pins)?;
         Ok(Report { changed })

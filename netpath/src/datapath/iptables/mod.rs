@@ -4,6 +4,8 @@
 //! `tool.rs` finds and runs the programs, `memory.rs` saves a listing where nobody else has committed anything. `bridge.rs`
 //! sets what rules alone cannot do, `conntrack.rs` forgets connections that the new rules would decide otherwise.
 //! Every host's tables are those of its network namespace, so nothing here needs a name of its own.
+//!
+//! Beside the eBPF rung ([`Iptables::for_moved_sctp`]) the same tools keep the few rules that programs cannot replace.
 
 mod bridge;
 mod conntrack;
@@ -22,25 +24,64 @@ use conntrack::Stale;
 use memory::Memory;
 use present::Present;
 pub(super) use rules::PREFIX;
-use rules::{Family, Ruleset, compile};
+use rules::{Family, Ruleset};
+use std::borrow::Cow;
 use std::net::IpAddr;
 use tool::Tool;
 
 pub struct Iptables {
+    share: Share,
     v4: Vec<Tool>,
     /// Empty on a host without ip6tables: networks with IPv6 are refused.
     v6: Vec<Tool>,
+}
+
+/// What of the desired state these rules are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    All,
+    /// SCTP on other ports than in the container.
+    MovedSctp,
+}
+
+impl Share {
+    fn compile(self, desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+        match self {
+            Share::All => rules::compile(desired, family, loopback6),
+            Share::MovedSctp => rules::compile_moved_sctp(desired, family, loopback6),
+        }
+    }
+
+    /// The endpoints that are served, with the ports that are.
+    fn served(self, desired: &Desired) -> Cow<'_, Desired> {
+        match self {
+            Share::All => Cow::Borrowed(desired),
+            Share::MovedSctp => Cow::Owned(rules::moved_sctp(desired)),
+        }
+    }
 }
 
 impl Iptables {
     /// # Errors
     /// No iptables on this host.
     pub fn new() -> Result<Self> {
+        Self::with(Share::All)
+    }
+
+    /// The part that the eBPF rung cannot do itself: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
+    ///
+    /// # Errors
+    /// As [`Iptables::new`].
+    pub fn for_moved_sctp() -> Result<Self> {
+        Self::with(Share::MovedSctp)
+    }
+
+    fn with(share: Share) -> Result<Self> {
         let v4 = tool::find(Family::V4);
         if v4.is_empty() {
             return Err(tool::missing(Family::V4));
         }
-        Ok(Self { v4, v6: tool::find(Family::V6) })
+        Ok(Self { share, v4, v6: tool::find(Family::V6) })
     }
 
     fn tools(&self, family: Family) -> &[Tool] {
@@ -53,7 +94,7 @@ impl Iptables {
     /// What is to be written in this family; `None`: nothing is wanted and nothing is there. `memory`: what is there, where
     /// that is known without listing it.
     fn plan(&self, family: Family, desired: &Desired, memory: Option<Present>) -> Result<Option<Part<'_>>> {
-        let wanted = compile(desired, family, !bridge::filters_bridged(family));
+        let wanted = self.share.compile(desired, family, !bridge::filters_bridged(family));
         if wanted.is_empty() && !self.has_traces(family) {
             return Ok(None);
         }
@@ -128,7 +169,7 @@ impl Datapath for Iptables {
                 sysctls.push(Sysctl { path, value: "1".into() });
             }
         };
-        for (record, _) in desired.ready() {
+        for (record, _) in self.share.served(desired).ready() {
             let network = &record.network;
             if network.internal {
                 continue;
@@ -148,8 +189,9 @@ impl Datapath for Iptables {
     }
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
+        let served = self.share.served(desired);
         let mut changed =
-            bridge::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
+            bridge::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
         let store = Store::of(host.cookie);
         let before = netfilter::generation().ok();
         let mut memory = before.and_then(|now| Memory::recall(&store, now));
@@ -167,8 +209,8 @@ impl Datapath for Iptables {
         changed += commits;
         let emptied: Vec<(Tool, String)> = parts.iter().flat_map(Part::emptied).collect();
         remove_tables(&emptied)?;
-        forget(&parts, desired, host);
-        if !desired.records.is_empty() {
+        forget(&parts, &served, host);
+        if !served.records.is_empty() {
             let of_nft = parts.into_iter().filter(|p| p.tool.backend == tool::Backend::Nft && !p.wanted.is_empty());
             let before = before.filter(|_| emptied.is_empty());
             Memory::keep(&store, before, commits, of_nft.map(Part::after).collect());
@@ -242,7 +284,7 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
         if let Err(e) = netfilter::remove_tables(&named(std::slice::from_ref(one))) {
             tracing::debug!("table {} stays: {e}", one.1);
             let (tool, present) = (&one.0, one.0.save()?);
-            let nothing = compile(&Desired::default(), tool.family, false);
+            let nothing = rules::compile(&Desired::default(), tool.family, false);
             let scripts = nothing.tables.iter().filter_map(|t| present::script(t, present.tables.get(t.name), false));
             tool.restore(&scripts.collect::<String>())?;
         }

@@ -104,13 +104,55 @@ pub fn compile(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
     if bridges.iter().any(|b| !b.subnets.is_empty()) {
         forward(&mut filter, &bridges, &allowed(desired, family));
         input(&mut filter, &bridges, family);
-        publish(&mut nat, &bridges, &targets, family, loopback6);
+        publish(&mut nat, &bridges, &targets, family, loopback6, dnat_rule);
         masquerade(&mut nat, &bridges, family);
         for table in [&mut filter, &mut nat] {
             remember(table, if table.name == "nat" { addresses(desired, family) } else { BTreeSet::new() });
         }
     }
     Ruleset { tables: [filter, nat] }
+}
+
+/// What the rungs above leave to netfilter: the ports that [`moved_sctp`] names, and nothing else. An allow list is asked
+/// before the translation, so that the host's own filter stays as it is; who is on none reaches the host's port, where
+/// nobody listens.
+pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+    let moved = moved_sctp(desired);
+    let targets = targets(&moved, family);
+    let mut filter = Table { name: "filter", jumps: Vec::new(), chains: Vec::new() };
+    let mut nat = Table { name: "nat", jumps: Vec::new(), chains: Vec::new() };
+    if !targets.is_empty() {
+        let (all, serving) = (bridges(desired, family), bridges(&moved, family));
+        let guards: Vec<String> = serving.iter().flat_map(|b| guard(b, family)).collect();
+        if !guards.is_empty() {
+            lead(&mut filter, "INPUT", "", "NETPATH_INPUT", guards);
+            remember(&mut filter, BTreeSet::new());
+        }
+        let internal = all.iter().filter(|b| b.network.internal);
+        publish(&mut nat, &[], &targets, family, loopback6, asking_rules);
+        if let Some(wire) = nat.chains.iter_mut().find(|c| c.name == "NETPATH_PREROUTING") {
+            // It has no way out and none in.
+            wire.rules.splice(0..0, internal.map(|b| format!("-i {} -j RETURN", b.name)));
+        }
+        let mut rules = vec!["-o lo -j RETURN".to_owned()];
+        rules.extend(from_loopback(&serving, family));
+        rules.extend(to_hairpin(&all));
+        lead(&mut nat, "POSTROUTING", "", "NETPATH_POSTROUTING", rules);
+        nat.chains.push(hairpin(&all));
+        remember(&mut nat, addresses(&moved, family));
+    }
+    Ruleset { tables: [filter, nat] }
+}
+
+/// The endpoints that publish SCTP on other ports than their own, with these ports alone and who may use them.
+pub fn moved_sctp(desired: &Desired) -> Desired {
+    let moved = |record: &Record| {
+        let mut moved = record.clone();
+        moved.publishes.retain(Publish::is_moved_sctp);
+        moved.publishes.iter_mut().for_each(|p| p.allow = Some(record.allow_of(p).to_vec()));
+        (!moved.publishes.is_empty() && !moved.network.internal).then_some(moved)
+    };
+    Desired { records: desired.records.iter().filter_map(moved).collect() }
 }
 
 /// What is published in this family: a port bound to one address before the same port on all, the older before the younger.
@@ -272,20 +314,28 @@ fn input(filter: &mut Table, bridges: &[Bridge<'_>], family: Family) {
                 rules.push(format!("-d {gateway} -i {} -p {proto} -m {proto} --dport 53 -j ACCEPT", b.name));
             }
         }
-        if b.loopback && family == Family::V4 {
-            // route_localnet lets loopback addresses in from this bridge; only the replies of our own flows may use it.
-            for end in ["-d", "-s"] {
-                rules.push(format!(
-                    "{end} 127.0.0.0/8 -i {} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP",
-                    b.name
-                ));
-            }
-        }
+        rules.extend(guard(b, family));
     }
     lead(filter, "INPUT", "", "NETPATH_INPUT", rules);
 }
 
-fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: &[Target], family: Family, loopback6: bool) {
+/// route_localnet lets loopback addresses in from this bridge; only the replies of our own flows may use it.
+fn guard(b: &Bridge<'_>, family: Family) -> Vec<String> {
+    if !b.loopback || family == Family::V6 {
+        return Vec::new();
+    }
+    let drop = |end| format!("{end} 127.0.0.0/8 -i {} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP", b.name);
+    ["-d", "-s"].map(drop).into()
+}
+
+fn publish(
+    nat: &mut Table,
+    bridges: &[Bridge<'_>],
+    targets: &[Target],
+    family: Family,
+    loopback6: bool,
+    rules_of: fn(&Target) -> Vec<String>,
+) {
     if targets.is_empty() {
         return;
     }
@@ -300,7 +350,7 @@ fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: &[Target], family: 
     }
     let mut ports = Vec::new();
     for (proto, name) in [(Proto::Tcp, "NETPATH_TCP"), (Proto::Udp, "NETPATH_UDP"), (Proto::Sctp, "NETPATH_SCTP")] {
-        let rules: Vec<String> = targets.iter().filter(|t| t.publish.proto == proto).map(dnat_rule).collect();
+        let rules: Vec<String> = targets.iter().filter(|t| t.publish.proto == proto).flat_map(&rules_of).collect();
         if !rules.is_empty() {
             dnat.push(format!("-p {proto} -j {name}"));
             ports.push(Chain { name, rules });
@@ -322,40 +372,53 @@ fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: &[Target], family: 
 }
 
 /// One rule for any number of ports.
-fn dnat_rule(target: &Target) -> String {
+fn dnat_rule(target: &Target) -> Vec<String> {
+    vec![format!("{} -j DNAT --to-destination {}", dialled(target), translation(target))]
+}
+
+/// The same with the allow list, which nobody else asks: one rule for each of its networks, before them the host, which is
+/// always answered, and behind them nobody.
+fn asking_rules(target: &Target) -> Vec<String> {
+    let list = target.publish.allow.as_deref().filter(|list| !list.is_empty());
+    let Some(list) = list else { return dnat_rule(target) };
+    let (port, to) = (dialled(target), translation(target));
+    let own = format!("{port} -m addrtype --src-type LOCAL -j DNAT --to-destination {to}");
+    let clients = list.iter().filter(|n| n.addr().is_ipv4() == target.to.is_ipv4());
+    let allowed = clients.map(|net| format!("-s {net} {port} -j DNAT --to-destination {to}"));
+    [own].into_iter().chain(allowed).chain([format!("{port} -j RETURN")]).collect()
+}
+
+fn dialled(target: &Target) -> String {
+    let p = &target.publish;
+    let (first, more) = (p.host_port(), p.count() - 1);
+    let mut port = String::new();
+    if let Some(address) = target.address() {
+        let _ = write!(port, "-d {address}/{} ", if address.is_ipv4() { 32 } else { 128 });
+    }
+    let _ = write!(port, "-p {0} -m {0} --dport {first}", p.proto);
+    if more > 0 {
+        let _ = write!(port, ":{}", first + more);
+    }
+    port
+}
+
+fn translation(target: &Target) -> String {
     let p = &target.publish;
     let (host, container, more) = (p.host_port(), p.container_port(), p.count() - 1);
-    let mut rule = String::new();
-    if let Some(address) = target.address() {
-        let _ = write!(rule, "-d {address}/{} ", if address.is_ipv4() { 32 } else { 128 });
-    }
-    let _ = write!(rule, "-p {0} -m {0} --dport {host}", p.proto);
-    if more > 0 {
-        let _ = write!(rule, ":{}", host + more);
-    }
-    let _ = match (host == container, target.to) {
+    let to = match (host == container, target.to) {
         // Without ports in the target, each keeps its own.
-        (true, to) => write!(rule, " -j DNAT --to-destination {to}"),
-        (false, IpAddr::V4(to)) => write!(rule, " -j DNAT --to-destination {to}:{container}"),
-        (false, IpAddr::V6(to)) => write!(rule, " -j DNAT --to-destination [{to}]:{container}"),
+        (true, to) => to.to_string(),
+        (false, IpAddr::V4(to)) => format!("{to}:{container}"),
+        (false, IpAddr::V6(to)) => format!("[{to}]:{container}"),
     };
-    if host != container && more > 0 {
-        // The base makes it a shift (NF_NAT_RANGE_PROTO_OFFSET, 4.18): the third port of the host is the third there.
-        let _ = write!(rule, "-{}/{host}", container + more);
-    }
-    rule
+    // The base makes it a shift (NF_NAT_RANGE_PROTO_OFFSET, 4.18): the third port of the host is the third there.
+    if host != container && more > 0 { format!("{to}-{}/{host}", container + more) } else { to }
 }
 
 fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
     let mut rules = vec!["-o lo -j RETURN".to_owned()];
-    for b in bridges.iter().filter(|b| b.loopback) {
-        let loopback = if family == Family::V4 { "127.0.0.0/8" } else { "::1/128" };
-        rules.push(format!("-s {loopback} -o {} -j MASQUERADE", b.name));
-    }
-    // A container that reached a published port: the target may be its neighbour, or itself, and would answer past us.
-    for subnet in bridges.iter().flat_map(|b| &b.subnets) {
-        rules.push(format!("-s {subnet} -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN"));
-    }
+    rules.extend(from_loopback(bridges, family));
+    rules.extend(to_hairpin(bridges));
     rules.extend(bridges.iter().map(|b| format!("-o {} -j RETURN", b.name)));
     let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
     for b in bridges.iter().filter(|b| !b.network.internal && b.network.masquerade) {
@@ -367,8 +430,24 @@ fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
         rules.extend(b.subnets.iter().map(|s| format!("-s {s} ! -d {multicast} -j {target}")));
     }
     lead(nat, "POSTROUTING", "", "NETPATH_POSTROUTING", rules);
-    let hairpin = bridges.iter().map(|b| format!("-o {} -j MASQUERADE", b.name)).collect();
-    nat.chains.push(Chain { name: "NETPATH_HAIRPIN", rules: hairpin });
+    nat.chains.push(hairpin(bridges));
+}
+
+/// A client that is bound to a loopback address has to be answered by way of the bridge.
+fn from_loopback<'a>(bridges: &'a [Bridge<'_>], family: Family) -> impl Iterator<Item = String> + 'a {
+    let loopback = if family == Family::V4 { "127.0.0.0/8" } else { "::1/128" };
+    bridges.iter().filter(|b| b.loopback).map(move |b| format!("-s {loopback} -o {} -j MASQUERADE", b.name))
+}
+
+/// A container that reached a published port: the target may be its neighbour, or itself, and would answer past us.
+fn to_hairpin<'a>(bridges: &'a [Bridge<'_>]) -> impl Iterator<Item = String> + 'a {
+    let subnets = bridges.iter().flat_map(|b| &b.subnets);
+    subnets.map(|subnet| format!("-s {subnet} -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN"))
+}
+
+fn hairpin(bridges: &[Bridge<'_>]) -> Chain {
+    let rules = bridges.iter().map(|b| format!("-o {} -j MASQUERADE", b.name)).collect();
+    Chain { name: "NETPATH_HAIRPIN", rules }
 }
 
 fn dns_gateways<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Item = String> + 'a {

@@ -70,3 +70,61 @@ fn without_masquerade_containers_keep_their_addresses() {
     front.network.masquerade = false;
     assert!(!leaves(&front));
 }
+
+fn moved_rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
+    let compiled = compile_moved_sctp(&Desired { records: records.to_vec() }, family, true);
+    let chains = compiled.tables.into_iter().flat_map(|t| t.chains);
+    chains.filter(|c| c.name == chain).flat_map(|c| c.rules).collect()
+}
+
+#[test]
+fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
+    let mut web = publishes(
+        web(),
+        &[
+            (HostBind::Any, Proto::Tcp, 8080, 80, 1),
+            (HostBind::Any, Proto::Sctp, 5000, 5000, 1),
+            (HostBind::Any, Proto::Sctp, 6000, 5000, 10),
+        ],
+    );
+    let mut other = record(2, "other", &["10.89.8.0/24"], &["10.89.8.6/24"]);
+    other.network.internal = true;
+    let both = [web.clone(), other];
+    let of = |chain| moved_rules(&both, Family::V4, chain);
+    assert_eq!(
+        vec!["-p sctp -m sctp --dport 6000:6009 -j DNAT --to-destination 10.89.7.5:5000-5009/6000"],
+        of("NETPATH_SCTP")
+    );
+    assert_eq!(vec!["-p sctp -j NETPATH_SCTP"], of("NETPATH_DNAT"));
+    assert_eq!(
+        vec!["-i other -j RETURN", "-d 127.0.0.0/8 -j RETURN", "-j NETPATH_DNAT"],
+        of("NETPATH_PREROUTING"),
+        "an internal network has no way out"
+    );
+    assert_eq!(
+        vec![
+            "-o lo -j RETURN",
+            "-s 127.0.0.0/8 -o front -j MASQUERADE",
+            "-s 10.89.7.0/24 -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN",
+            "-s 10.89.8.0/24 -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN",
+        ],
+        of("NETPATH_POSTROUTING"),
+        "what containers begin themselves is the programs' business"
+    );
+    assert_eq!(2, of("NETPATH_INPUT").len(), "loopback addresses come from nobody");
+    assert!(of("NETPATH_FORWARD").is_empty() && of("NETPATH_ALLOW").is_empty());
+
+    web.allow = vec!["192.0.2.0/24".parse().expect("a network"), "2001:db8::/32".parse().expect("a network")];
+    let to = "-j DNAT --to-destination 10.89.7.5:5000-5009/6000";
+    assert_eq!(
+        vec![
+            format!("-p sctp -m sctp --dport 6000:6009 -m addrtype --src-type LOCAL {to}"),
+            format!("-s 192.0.2.0/24 -p sctp -m sctp --dport 6000:6009 {to}"),
+            "-p sctp -m sctp --dport 6000:6009 -j RETURN".to_owned(),
+        ],
+        moved_rules(std::slice::from_ref(&web), Family::V4, "NETPATH_SCTP")
+    );
+    web.publishes.truncate(2);
+    let nothing = compile_moved_sctp(&Desired { records: vec![web] }, Family::V4, true);
+    assert!(nothing.is_empty(), "without such a port nothing of netfilter is used");
+}

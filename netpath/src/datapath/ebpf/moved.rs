@@ -1,0 +1,61 @@
+//! SCTP on another port than in the container: the one thing that is left to netfilter. The port lies under a checksum over all
+//! of the packet (RFC 9260 section 6.8), and a program may see a part of it only.
+//!
+//! The rules translate just these ports, in and out of the host's stack; programs let their packets pass
+//! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port nothing of netfilter is used.
+
+use crate::datapath::iptables::Iptables;
+use crate::datapath::{Datapath, Refusal, Sysctl};
+use crate::model::error::Result;
+use crate::model::{Desired, HostView, Publish, Record};
+use crate::state::Store;
+
+fn is_wanted(desired: &Desired) -> bool {
+    desired.ready().any(|(record, _)| has_some(record))
+}
+
+fn has_some(record: &Record) -> bool {
+    !record.network.internal && record.publishes.iter().any(Publish::is_moved_sctp)
+}
+
+/// Where this host has no iptables to do it with.
+pub fn refusals(record: &Record) -> Vec<Refusal> {
+    let Some(publish) = record.publishes.iter().find(|p| p.is_moved_sctp()).filter(|_| has_some(record)) else {
+        return Vec::new();
+    };
+    let own = format!("publish it as {}/sctp, which eBPF can", publish.container_port());
+    match Iptables::for_moved_sctp() {
+        Ok(beside) => beside.refusals(record),
+        Err(e) => vec![Refusal {
+            feature: format!("publish {}/sctp as {}/sctp", publish.container_port(), publish.host_port()),
+            why: format!("eBPF cannot change an SCTP port, since the checksum is over the whole packet, and {e}"),
+            next: e.next_step().map_or_else(|| own.clone(), |next| format!("{next}; or {own}")),
+        }],
+    }
+}
+
+pub fn sysctls(desired: &Desired) -> Vec<Sysctl> {
+    if !is_wanted(desired) {
+        return Vec::new();
+    }
+    Iptables::for_moved_sctp().map(|beside| beside.sysctls(desired)).unwrap_or_default()
+}
+
+/// Makes the rules those that `desired` needs. Returns the number of changes.
+///
+/// # Errors
+/// They cannot be read or written.
+pub fn reconcile(desired: &Desired, host: &HostView) -> Result<usize> {
+    let store = Store::of(host.cookie);
+    let wanted = is_wanted(desired);
+    if !wanted && !store.uses_netfilter() {
+        return Ok(0);
+    }
+    // Before the first rule: whoever comes after a crash knows that there may be some.
+    store.keep_netfilter(true)?;
+    let changed = Iptables::for_moved_sctp()?.reconcile(desired, host)?.changed;
+    if !wanted {
+        store.keep_netfilter(false)?;
+    }
+    Ok(changed)
+}
