@@ -47,6 +47,8 @@ pub const DIRECT: &str = "direct";
 pub const PEER: &str = "netavark-nft";
 
 const TCX: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")];
+const CLSACT: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")];
+const EDGE: (&str, &str) = ("netpath.path", "edge");
 const XDP: (&str, &str) = ("netpath.xdp", "on");
 
 /// A new one is a line here: another path through the host is netpath with another network option.
@@ -57,15 +59,10 @@ pub const ALL: &[Variant] = &[
     backend(PEER, "netavark 2.1 nft", Program::Netavark, &[("NETAVARK_FW", "nftables")], &[]),
     backend("netavark-iptables", "netavark 1.4 iptables", Program::OldNetavark, &[("NETAVARK_FW", "iptables")], &[]),
     backend("netpath-tcx", "netpath ebpf tcx", Program::Netpath, TCX, &[]),
-    backend("netpath-edge", "netpath ebpf edge", Program::Netpath, TCX, &[("netpath.path", "edge")]),
+    backend("netpath-edge", "netpath ebpf edge", Program::Netpath, TCX, &[EDGE]),
     backend("netpath-xdp", "netpath ebpf xdp", Program::Netpath, TCX, &[XDP]),
-    backend(
-        "netpath-clsact",
-        "netpath ebpf clsact",
-        Program::Netpath,
-        &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
-        &[],
-    ),
+    backend("netpath-clsact", "netpath ebpf clsact", Program::Netpath, CLSACT, &[]),
+    backend("netpath-clsact-edge", "netpath ebpf clsact edge", Program::Netpath, CLSACT, &[EDGE]),
     backend("netpath-iptables", "netpath iptables", Program::Netpath, &[("NETPATH_DATAPATH", "iptables")], &[]),
 ];
 

@@ -32,7 +32,7 @@ Figures for `--only`: all of one kind, or one way of it, as in `conn.published`
 Ways: published, masqueraded, localhost, address, hairpin.
 
 Variants: direct, routed, hop, netavark-nft, netavark-iptables, netpath-tcx, netpath-edge, netpath-xdp, netpath-clsact,
-netpath-iptables.
+netpath-clsact-edge, netpath-iptables.
 
 Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.";
 
