@@ -170,6 +170,12 @@ pub struct Subnet {
     pub flags: u32,
 }
 
+/// [`Uplink::ethernet`]: frames have a header, and routes are the host's.
+pub const ETHERNET: u16 = 1;
+/// [`Uplink::ethernet`]: frames have a header, and the member of a VRF has the routes of that, which a program's look-up does
+/// not ask (`net/core/filter.c, bpf_ipv4_fib_lookup()`): that it finds none says nothing.
+pub const ETHERNET_IN_VRF: u16 = 2;
+
 /// `np_uplink`, HASH by ifindex.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -177,7 +183,7 @@ pub struct Uplink {
     pub mtu: u32,
     /// Its own hardware address, where there is one: frames to another are not for this host.
     pub mac: Mac,
-    /// 1 = frames have an Ethernet header.
+    /// 0 = frames have no Ethernet header; [`ETHERNET`], [`ETHERNET_IN_VRF`].
     pub ethernet: u16,
     /// Source for masquerade where the kernel's fib look-up cannot tell it (before 6.7); zero = none.
     pub source4: V4,

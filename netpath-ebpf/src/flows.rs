@@ -91,15 +91,19 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
     found
 }
 
-/// The hardware address of the next hop from the uplink `ifindex` for packets with these addresses; zero = not known.
+/// The hardware address of the next hop back to the sender of the packet on the desk, by the uplink that it came in by, and
+/// how an answer takes it; zero = not known. Where the host's own route is another, answers go to whoever has sent this: they
+/// leave as it came.
 #[inline(always)]
-pub fn next_hop_to<F: Wire>(ctx: &TcContext, to: &Tuple<F>, ifindex: u32) -> Mac {
-    let Some(hop) = desk::hop::<F>() else { return Mac::default() };
+pub fn way_back<F: Wire>(ctx: &TcContext, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
+    const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
+    let Some(hop) = desk::hop::<F>() else { return UNKNOWN };
     hop.to = *to;
-    if host::next_hop::<F>(ctx, ifindex) == 0 {
-        return Mac::default();
+    match host::next_hop::<F>(ctx, ifindex) {
+        1 => desk::fib::<F>().map_or(UNKNOWN, |fib| (fib.dmac, FORWARD_NEIGH)),
+        host::NO_ROUTE => packet::at::<[Mac; 2]>(ctx, 0).map_or(UNKNOWN, |[_, sender]| (*sender, FORWARD_LINK)),
+        _ => UNKNOWN,
     }
-    desk::fib::<F>().map_or(Mac::default(), |fib| fib.dmac)
 }
 
 // Decisions with many ways through them, for which the verifier need not go through what follows once per way.
@@ -194,17 +198,21 @@ fn ask_moved<F: Wire>(ctx: &TcContext) -> u32 {
 #[inline(always)]
 fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
     let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
-    hop.next.forward = FORWARD_NEIGH;
     let known = host::next_hop::<F>(ctx, hop.next.ifindex);
+    // [`way_back`]
+    let keeps = known == host::NO_ROUTE && hop.next.forward == FORWARD_LINK;
+    if !keeps {
+        hop.next.forward = FORWARD_NEIGH;
+    }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
     let (Some(found), Some(fib)) = (F::flows().get_ptr_mut(&key), desk::fib::<F>()) else { return 0 };
     // SAFETY: a map value. Another processor may read an address of which half is written: a frame to nobody.
     let next = unsafe { F::next_mut(&mut *found) };
-    if known == 0 {
-        next.forward = FORWARD_NEIGH;
-    } else {
+    if known == 1 {
         next.smac = fib.dmac;
         next.forward = FORWARD_LINK;
+    } else if !keeps {
+        next.forward = FORWARD_NEIGH;
     }
     next.state &= !flow::UNSURE;
     known

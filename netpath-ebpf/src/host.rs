@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Mac;
 use netpath_common::family::{Kind, Tuple};
-use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{ETHERNET, PROTO_TCP, PROTO_UDP};
 
 use crate::global::global;
 use crate::wire::Wire;
@@ -18,6 +18,9 @@ use crate::{desk, maps, packet};
 /// `netpath_common::layout::global::FIB_SRC`.
 #[unsafe(no_mangle)]
 pub static NP_FIB_SRC: Global<u8> = Global::new(0);
+
+/// Of [`next_hop`].
+pub const NO_ROUTE: u32 = 2;
 
 /// For [`has_connection`].
 pub const PACKET: u32 = 0;
@@ -36,7 +39,8 @@ global! {
     pub fn route() -> u32 as np_route4, np_route6 = ask_route;
 
     /// 1 if the kernel knows the hardware address of the next hop by which the hop on the desk, with its addresses, leaves
-    /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`.
+    /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`. [`NO_ROUTE`]: the host has no route
+    /// there by this uplink.
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
 
     /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk; [`ANSWER`]: that
@@ -85,11 +89,16 @@ fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
 fn ask_next_hop<F: Wire>(ctx: &TcContext, ifindex: u32) -> u32 {
     let (Some(hop), Some(fib)) = (desk::hop::<F>(), desk::fib::<F>()) else { return 0 };
     // SAFETY: the reference is not kept.
-    if unsafe { maps::UPLINK.get(ifindex) }.is_none_or(|u| u.ethernet == 0) {
+    let ethernet = unsafe { maps::UPLINK.get(ifindex) }.map_or(0, |u| u.ethernet);
+    if ethernet == 0 {
         return 0;
     }
     let ret = look_up::<F>(ctx, &hop.to, ifindex, BPF_FIB_LOOKUP_OUTPUT);
-    u32::from(ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == ifindex)
+    if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == ifindex {
+        return 1;
+    }
+    let leads_elsewhere = ret == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) || fib.ifindex != ifindex;
+    if ethernet == ETHERNET && leads_elsewhere { NO_ROUTE } else { 0 }
 }
 
 #[inline(always)]

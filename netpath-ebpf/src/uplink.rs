@@ -195,7 +195,7 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
         plan.there.forward = FORWARD_STACK;
         plan.back.forward = FORWARD_STACK;
     } else {
-        plan.back.smac = flows::next_hop_to::<F>(ctx, &packet.tuple.reversed(), ifindex);
+        (plan.back.smac, plan.back.forward) = flows::way_back::<F>(ctx, &packet.tuple.reversed(), ifindex);
     }
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in::<F>(ctx, bridge) == 0) {

@@ -4,7 +4,7 @@ use crate::rig::{rig, serve, web};
 use anyhow::Result;
 use kit::need;
 use kit::netavark::{Document, Network, Rung, is_incumbent};
-use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology};
+use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
 use kit::traffic::{ANY, Dial, Proto, Server};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -16,6 +16,7 @@ on_every_rung!(
     two_containers_share_a_port_on_two_addresses,
     two_networks_of_one_container_hold_the_port_in_turn,
     every_uplink_reaches_a_published_port,
+    an_answer_leaves_as_the_question_came,
     a_loopback_publish_is_never_reached_from_a_wire,
     an_unpublished_port_of_the_host_stays_the_hosts,
     a_range_of_ten_thousand_ports,
@@ -196,6 +197,31 @@ fn every_uplink_reaches_a_published_port(rung: Rung) -> Result<()> {
                 let far = Dial::new(proto, family.host_far(), 8080);
                 rig.sees("near", &rig.topology.client, &near, "web", family.client());
                 rig.sees("far", rig.topology.far(), &far, "web", family.far());
+            }
+        }
+        Ok(vec![web])
+    })
+}
+
+/// The host's own route to the client is by the other uplink. (Through the stack the host's route decides.)
+fn an_answer_leaves_as_the_question_came(rung: Rung) -> Result<()> {
+    if !rung.is_ebpf() {
+        kit::need::say("skip: netfilter's answers take the host's route");
+        return Ok(());
+    }
+    rig(Topology::with_far(), rung, |rig| {
+        let network = Network::dual(7).option("netpath.path", "offload");
+        let document = one(&network).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+        let (web, _servers) = web(rig, document)?;
+        let far = rig.topology.far();
+        // As a router between would, it has no word for who asks who on the link has the client's address.
+        far.set_sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
+        for (family, len) in [(Family::V4, "/32"), (Family::V6, "/128 nodad")] {
+            far.ip(&format!("addr add {}{len} dev lo\n", family.outside()))?;
+            answers_for(far, family.outside())?;
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.host_far(), 8080).from(family.outside(), 0).bytes(3_000);
+                rig.sees("from behind the other uplink", far, &dial, "web", family.outside());
             }
         }
         Ok(vec![web])

@@ -16,13 +16,27 @@ use std::time::Instant;
 
 #[test]
 fn host_and_containers_against_one_port_on_tcx() -> Result<()> {
-    soak(Rung::Tcx)
+    soak(Rung::Tcx, "auto")
+}
+
+#[test]
+fn host_and_containers_against_one_port_on_clsact() -> Result<()> {
+    soak_in_full(Rung::Clsact, "auto")
+}
+
+#[test]
+fn host_and_containers_against_one_port_on_the_edge_path() -> Result<()> {
+    soak_in_full(Rung::Tcx, "edge")
 }
 
 #[test]
 fn host_and_containers_against_one_port_on_iptables() -> Result<()> {
+    soak_in_full(Rung::Iptables, "auto")
+}
+
+fn soak_in_full(rung: Rung, path: &str) -> Result<()> {
     need!(if need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) });
-    soak(Rung::Iptables)
+    soak(rung, path)
 }
 
 /// Of all senders, protocols and families together.
@@ -33,15 +47,15 @@ fn connections() -> u64 {
 /// Sockets of each sender that are open at the same time, on the same ports.
 const OPEN: u16 = 150;
 
-fn soak(rung: Rung) -> Result<()> {
+fn soak(rung: Rung, path: &str) -> Result<()> {
     need!(need::rung(rung));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;
     let mut up = Vec::new();
     for (name, n, host) in [("one", 7, 5), ("two", 7, 6), ("three", 8, 5)] {
-        let (container, document) =
-            (topology.container(name)?, Document::new().on_dual(&Network::dual(n), "eth0", n, host));
+        let network = Network::dual(n).option("netpath.path", path);
+        let (container, document) = (topology.container(name)?, Document::new().on_dual(&network, "eth0", n, host));
         netavark.setup(&container, &document)?;
         up.push((container, document));
     }
@@ -55,7 +69,7 @@ fn soak(rung: Rung) -> Result<()> {
     let senders: Vec<&Netns> = std::iter::once(&topology.host).chain(up.iter().map(|(c, _)| &c.netns)).collect();
     for family in Family::BOTH {
         for proto in Proto::BOTH {
-            let what = format!("{rung:?} {family:?} {}", proto.name());
+            let what = format!("{rung:?} {path} {family:?} {}", proto.name());
             seen_apart(&senders, proto, family).with_context(|| what.clone())?;
             nothing_is_lost(&what, &senders, proto, SocketAddr::new(family.client(), 9001))?;
         }

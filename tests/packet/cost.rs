@@ -8,8 +8,11 @@ use kit::frames::deepest;
 use kit::need::say;
 use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT, XDP_IN};
-use netpath_common::layout::{FORWARD_NEIGH, FORWARD_XDP, SIDE_BRIDGE, SIDE_UPLINK};
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
+use netpath_common::layout::{
+    FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK,
+};
+use netpath_common::reason::Reason;
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
@@ -43,9 +46,9 @@ fn no_chain_of_calls_needs_more_stack_than_the_oldest_kernel_has() -> Result<()>
 
 #[test]
 fn time_per_packet() -> Result<()> {
-    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, XDP_IN])?;
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, XDP_IN, VETH_IN, LO_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
-    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    let (uplink, bridge, veth, lo) = (lab.uplink, lab.bridge, lab.web, 1);
     // `r0 = 0; exit`: what a run costs that does nothing, which is in all the others.
     let nothing = [bpf::instruction(0xb7, 0, 0, 0), bpf::instruction(0x95, 0, 0, 0)];
     let nothing = bpf::load(bpf::PROG_TYPE_SCHED_CLS, &nothing, "nothing")?;
@@ -57,21 +60,26 @@ fn time_per_packet() -> Result<()> {
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
         let asked = Frame { ttl: 255, ..Frame::udp(from, to) };
         let answer = Frame { ttl: 255, ..Frame::udp(web, from).macs(BRIDGE_MAC, WEB_MAC) };
+        let own = Frame { ttl: 255, ..Frame::udp((host(v4), 40_000), to).macs([0; 6], [0; 6]) };
         lab.add_flow_to_itself(&asked, SIDE_UPLINK, FORWARD_XDP)?;
         lab.add_flow_to_itself(&answer, SIDE_BRIDGE, FORWARD_NEIGH)?;
+        lab.add_flow_to_itself(&answer, SIDE_EGRESS, FORWARD_STACK)?;
+        lab.add_flow_to_itself(&own, SIDE_LO, FORWARD_PEER)?;
+        let gateway = Frame::udp(web, (crate::gateway(7, v4), 53)).macs(BRIDGE_MAC, WEB_MAC);
         for (what, program, indices, frame) in [
             ("not ours", UPLINK_IN, [0, uplink], Frame::tcp(from, (host(v4), 22), 0x10)),
             ("not ours", XDP_IN, [0, uplink], Frame::tcp(from, (host(v4), 22), 0x10)),
             ("not ours", UPLINK_OUT, [0, uplink], Frame::tcp((host(v4), 22), from, 0x10)),
-            (
-                "to its gateway",
-                BRIDGE_IN,
-                [0, bridge],
-                Frame::udp(web, (crate::gateway(7, v4), 53)).macs(BRIDGE_MAC, WEB_MAC),
-            ),
+            ("not ours", LO_IN, [0, lo], Frame::udp((host(v4), 40_000), (host(v4), 22)).macs([0; 6], [0; 6])),
+            ("to its gateway", BRIDGE_IN, [0, bridge], gateway.clone()),
+            ("to its gateway", VETH_IN, [0, veth], gateway),
             ("established", UPLINK_IN, [0, uplink], asked.clone()),
             ("established", XDP_IN, [0, uplink], asked),
-            ("established", BRIDGE_IN, [0, bridge], answer),
+            ("established", BRIDGE_IN, [0, bridge], answer.clone()),
+            ("established", VETH_IN, [0, veth], answer.clone()),
+            // A host's packet by the edge path, at the device that its flow leaves by.
+            ("established", UPLINK_OUT, [bridge, veth], answer),
+            ("established", LO_IN, [0, lo], own),
         ] {
             // A repeated run hands the changed packet to the next one, so an established flow is one that translates to
             // itself and has hops enough.
@@ -82,6 +90,10 @@ fn time_per_packet() -> Result<()> {
                 ("established", _) => (200, 1_000),
                 _ => (100_000, 20),
             };
+            // Before it is measured: that it is what it is called.
+            let found = lab.run_repeated(program, indices, &frame.bytes(), 1)?;
+            let is_found = found.counted.iter().any(|(r, _)| matches!(r, Reason::Redirected | Reason::Translated));
+            ensure!(is_found == (what == "established"), "{program} {family} {what}: {found:?}");
             for _ in 0..rounds {
                 samples.push(lab.run_repeated(program, indices, &frame.bytes(), repeat)?.took_ns);
             }

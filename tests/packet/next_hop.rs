@@ -151,3 +151,23 @@ fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()>
     }
     Ok(())
 }
+
+/// The host's route to the client is another's, or none: answers leave as the question came, now and later.
+#[test]
+fn an_answer_without_a_route_by_its_uplink_goes_to_who_has_asked() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
+    // This host has no route to link-local addresses; as which the container sees them is the bridge's address.
+    let (asker, seen) = (("fe80::2".parse::<IpAddr>()?, 40_000), (crate::gateway(7, false), 40_000));
+    let asked = Frame::udp(asker, (host(false), 8080)).macs(HOST_MAC, NEXT);
+    let answer = Frame::udp((container(7, false), 80), seen).macs(BRIDGE_MAC, WEB_MAC);
+    lab.run(UPLINK_IN, uplink, &asked.bytes())?;
+    for (what, seconds, at) in [("at once", 0, (BRIDGE_IN, bridge)), ("later", 5, (BRIDGE_IN, bridge))] {
+        lab.age_flows(false, seconds)?;
+        assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, at, &answer)?, "{what}");
+    }
+    assert_eq!((NEXT, HOST_MAC), sent_to(&mut lab, (VETH_IN, veth), &answer)?, "before the bridge");
+    assert_eq!(vec![FORWARD_LINK], lab.ways(false, SIDE_BRIDGE)?);
+    Ok(())
+}

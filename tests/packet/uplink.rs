@@ -4,11 +4,12 @@ use crate::{
     DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, gateway, host, into, ip, shapes, stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
+use kit::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, FIN, Frame, HOST_MAC, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
+use std::net::IpAddr;
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -143,7 +144,8 @@ fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
             becomes(&mut lab, "in", at, &sent, &got, Reason::FlowPublished)?;
             becomes(&mut lab, "in again", at, &sent, &got, Reason::Redirected)?;
             let answer = answer.macs(BRIDGE_MAC, WEB_MAC);
-            let back = answer.becomes(to, neighbour);
+            // To whom it came from: this host has no route to link-local addresses.
+            let back = answer.becomes(to, neighbour).macs(CLIENT_MAC, HOST_MAC);
             becomes(&mut lab, "back", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
         }
     }
@@ -246,4 +248,22 @@ fn a_private_source_does_not_leave() -> Result<()> {
     let routed = Frame::udp((container(7, true), 53), (client(true), 53)).bytes();
     assert_eq!(STACK, lab.run_repeated(UPLINK_OUT, [bridge, uplink], &routed, 1)?.action, "a routed network");
     Ok(())
+}
+
+/// Tunnels may send it (RFC 6935); a sum made of nothing would be a wrong one.
+#[test]
+fn a_datagram_of_ipv6_without_a_checksum_stays_without_one() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    let without = |from: (IpAddr, u16), to: (IpAddr, u16)| Frame {
+        l4: L4::Udp { sport: from.1, dport: to.1, zero_sum: true },
+        ..Frame::udp(from, to)
+    };
+    let (from, to, web) = ((client(false), 40_000), (host(false), 8080), (container(7, false), 80));
+    let sent = at_host(without(from, to));
+    let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+    becomes(&mut lab, "in", (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
+    becomes(&mut lab, "again", (UPLINK_IN, uplink), &sent, &got, Reason::Redirected)?;
+    let answer = without(web, from).macs(BRIDGE_MAC, WEB_MAC);
+    becomes(&mut lab, "back", (BRIDGE_IN, bridge), &answer, &answer.becomes(to, from), Reason::Redirected)
 }

@@ -69,7 +69,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
         ..Tables::default()
     };
     for link in uplinks(desired, host) {
-        tables.uplinks.insert(link.index, uplink(link));
+        tables.uplinks.insert(link.index, uplink(link, link.master.is_some()));
         if link.mac.is_some()
             && let Some(asked) = xdp::asked(desired.ready().map(|(r, _)| &r.network), link)
         {
@@ -151,7 +151,8 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-fn uplink(link: &HostLink) -> Uplink {
+/// `in_vrf`: nothing else that is a master has members that are uplinks.
+fn uplink(link: &HostLink, in_vrf: bool) -> Uplink {
     let source = |v4: bool| {
         link.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv4() == v4 && !is_link_local(*a) && !a.is_loopback())
     };
@@ -162,7 +163,8 @@ fn uplink(link: &HostLink) -> Uplink {
     if let Some(IpAddr::V6(a)) = source(false) {
         source6 = a.octets();
     }
-    let (mac, ethernet) = link.mac.map_or(([0; 6], 0), |m| (m.bytes(), 1));
+    let kind = if in_vrf { layout::ETHERNET_IN_VRF } else { layout::ETHERNET };
+    let (mac, ethernet) = link.mac.map_or(([0; 6], 0), |m| (m.bytes(), kind));
     Uplink { mtu: link.mtu, mac, ethernet, source4, source6 }
 }
 
