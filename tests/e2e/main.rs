@@ -69,6 +69,7 @@ mod protocols;
 mod publish;
 mod restart;
 mod rig;
+mod segments;
 mod tun;
 mod upgrade;
 mod xdp;

@@ -16,6 +16,7 @@ pub mod maps;
 pub mod need;
 pub mod netavark;
 pub mod object;
+pub mod offload;
 pub mod packet;
 pub mod podman;
 pub mod raw;

@@ -1,0 +1,83 @@
+//! Datagrams that the host's GRO has joined to a list (`rx-gro-list`): a program sees the first one's headers, and each
+//! must come as if it had been alone.
+
+use crate::rig::{Way, rig_on};
+use anyhow::{Context, Result, ensure};
+use kit::host::{Netns, SOON};
+use kit::netavark::Document;
+use kit::offload::{Lengths, send_segments, switch};
+use kit::topology::{Family, Topology};
+use kit::traffic::again;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+on_every_way!(a_list_of_datagrams_arrives_whole);
+
+const EACH: u16 = 700;
+const MANY: usize = 20;
+
+fn any(family: Family) -> IpAddr {
+    if family == Family::V4 { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) }
+}
+
+fn bound(netns: &Netns, family: Family, port: u16) -> Result<UdpSocket> {
+    let socket = netns.run(|| UdpSocket::bind((any(family), port)))?;
+    socket.set_read_timeout(Some(SOON))?;
+    Ok(socket)
+}
+
+/// `from` sends so many datagrams in one go; each has to come once, from one sender, whose address is given.
+fn burst(from: &UdpSocket, to: &UdpSocket) -> Result<SocketAddr> {
+    let data: Vec<u8> = (0..MANY).flat_map(|n| [n as u8; EACH as usize]).collect();
+    send_segments(from, &data, EACH)?;
+    let (mut came, mut senders) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..MANY {
+        let mut datagram = [0; 2 * EACH as usize];
+        let (len, sender) = again(|| to.recv_from(&mut datagram)).with_context(|| format!("{came:?} came"))?;
+        let n = datagram[0];
+        ensure!(datagram[..len] == [n; EACH as usize], "{len} bytes from {sender}: not a datagram that was sent");
+        ensure!(came.insert(n), "{n} came twice");
+        senders.insert(sender);
+    }
+    ensure!(senders.len() == 1, "from {senders:?}");
+    senders.pop_first().context("nobody")
+}
+
+fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let Topology { client, host, .. } = rig.topology;
+        // The client's device sends one by one, in one go, and the host's joins what comes so.
+        switch(client, "eth0", "tx-udp-segmentation", false)?;
+        for feature in ["rx-gro", "rx-gro-list"] {
+            switch(host, "eth0", feature, true)?;
+        }
+        let document = Document::new().on_dual(&way.network(7), "eth0", 7, 5).publish("", 8080, 80, "udp");
+        let web = rig.up("web", document)?;
+        for family in Family::BOTH {
+            let (inside, outside) = (bound(&web.0, family, 80)?, bound(client, family, 9001)?);
+            let asks = bound(client, family, 40_000)?;
+            asks.connect((family.host(), 8080))?;
+            let app = bound(&web.0, family, 40_001)?;
+            app.connect((family.client(), 9001))?;
+            let lengths = Lengths::of(host)?;
+            // Twice: the first begins the flow.
+            for _ in 0..2 {
+                let seen = burst(&asks, &inside).with_context(|| format!("{family:?}, published"));
+                if let Some(seen) = rig.met("in", seen) {
+                    rig.note(seen == SocketAddr::new(family.client(), 40_000), || format!("seen as {seen}"));
+                }
+                // And answers to what a container has begun.
+                app.send(b"begin")?;
+                let (_, seen) = again(|| outside.recv_from(&mut [0; 10])).context("a datagram out")?;
+                outside.connect(seen)?;
+                let by = burst(&outside, &app).with_context(|| format!("{family:?}, answers"));
+                if let Some(by) = rig.met("back", by) {
+                    rig.note(by == SocketAddr::new(family.client(), 9001), || format!("answered by {by}"));
+                }
+            }
+            let longest = lengths.longest();
+            rig.note(longest > 2 * usize::from(EACH), || format!("{family:?}: nothing was joined: {longest} bytes"));
+        }
+        Ok(vec![web])
+    })
+}
