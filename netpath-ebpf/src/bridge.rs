@@ -23,12 +23,16 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+        if is_closed(ctx) {
+            return None;
+        }
         fast::follow(ctx, plain)
     }
 
     #[inline(always)]
     fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
         let followed = match packet.kind {
+            _ if is_closed(ctx) => 0,
             Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
                 flows::follow::<F>(ctx)
             }
@@ -43,6 +47,15 @@ impl Walk for Ingress {
         }
         Verdict::unpack(stranger::<F>(ctx))
     }
+}
+
+/// Whether the packet comes from an internal network. No flow begins or ends there, so one that seems to belong to a flow
+/// pretends to be another's. (Of other networks that cannot be told: a container answers by its default route, whichever of
+/// its networks it was asked on.)
+#[inline(always)]
+fn is_closed(ctx: &TcContext) -> bool {
+    // SAFETY: the reference is not kept.
+    unsafe { maps::NETWORK.get(packet::ifindex(ctx)) }.is_some_and(|n| n.flags & NET_INTERNAL != 0)
 }
 
 global! {

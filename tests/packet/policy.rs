@@ -152,3 +152,33 @@ fn packets_are_counted_for_their_publish_or_endpoint_by_direction() -> Result<()
     }
     Ok(())
 }
+
+/// Who may send whatever it likes on an internal network cannot send in the flow of somebody else.
+#[test]
+fn an_internal_network_has_no_part_in_flows() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge, other) = (lab.uplink, lab.bridge, lab.other_bridge);
+    for v4 in [true, false] {
+        let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
+        let sent = at_host(Frame::udp(from, to));
+        let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
+        becomes(&mut lab, "published", (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
+        let answer = Frame::udp(web, from).macs(BRIDGE_MAC, WEB_MAC);
+        becomes(&mut lab, "answered", (BRIDGE_IN, bridge), &answer, &answer.becomes(to, from), Reason::Redirected)?;
+        let forged = [
+            Frame::udp(web, from),
+            Frame { options: 1, ..Frame::udp(web, from) },
+            Frame { fragment: Some(Piece::FIRST), ..Frame::udp(web, from) },
+        ];
+        for (flags, action) in [(NET_MASQUERADE, REDIRECTED), (NET_INTERNAL, DROPPED)] {
+            lab.set_network(8, other, flags)?;
+            for frame in &forged {
+                let frame = frame.clone().macs(OTHER_BRIDGE_MAC, APP_MAC);
+                let out = lab.run(BRIDGE_IN, other, &frame.bytes())?;
+                // A container answers by its default route, on whichever of its networks it was asked.
+                assert_eq!(action, out.action, "flags {flags}: {frame:?}: {out:?}");
+            }
+        }
+    }
+    Ok(())
+}

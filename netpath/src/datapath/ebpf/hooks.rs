@@ -6,7 +6,7 @@ use super::compile::Tables;
 use super::pins::Pins;
 use super::{TcMode, cgroup, object, sys, xdp};
 use crate::model::error::{Context, Error, Result};
-use netpath_common::layout::program;
+use netpath_common::layout::{self, program};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -71,7 +71,9 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     for &ifindex in tables.networks.keys() {
         hooks.insert(TcHook { ifindex, egress: false, program: program::BRIDGE_IN });
     }
-    for endpoint in tables.endpoints.values() {
+    // Nothing of an internal network belongs to a flow.
+    let is_internal = |bridge| tables.networks.get(bridge).is_some_and(|n| n.flags & layout::NET_INTERNAL != 0);
+    for endpoint in tables.endpoints.values().filter(|e| !is_internal(&e.bridge)) {
         hooks.insert(TcHook { ifindex: endpoint.veth, egress: false, program: program::VETH_IN });
     }
     hooks.insert(TcHook { ifindex: tables.config.lo_ifindex, egress: false, program: program::LO_IN });
