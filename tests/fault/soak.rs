@@ -71,7 +71,12 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
         for proto in Proto::BOTH {
             let what = format!("{rung:?} {path} {family:?} {}", proto.name());
             seen_apart(&senders, proto, family).with_context(|| what.clone())?;
-            nothing_is_lost(&what, &senders, proto, SocketAddr::new(family.client(), 9001))?;
+            let before = dropped_in_backlogs();
+            let lost = nothing_is_lost(&what, &senders, proto, SocketAddr::new(family.client(), 9001));
+            lost.with_context(|| {
+                let backlogs = dropped_in_backlogs() - before;
+                format!("{backlogs} packets of this machine were dropped in full backlogs\n{}", counted(&topology.host))
+            })?;
         }
     }
     drop(servers);
@@ -80,6 +85,23 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
     }
     let containers: Vec<_> = up.iter().map(|(c, _)| c).collect();
     residue.nothing_left(&topology, &containers)
+}
+
+/// What `netpath status` has counted.
+fn counted(host: &Netns) -> String {
+    let status = kit::netavark::binary().and_then(|binary| {
+        let mut command = std::process::Command::new(binary);
+        command.arg("status");
+        host.output(command, b"")
+    });
+    status.map_or_else(|e| e.to_string(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Packets that all processors of this machine have dropped ahead of any stack since it began: it is too busy
+/// (`net/core/net-procfs.c, softnet_seq_show()`, the second column).
+fn dropped_in_backlogs() -> u64 {
+    let table = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    table.lines().filter_map(|l| u64::from_str_radix(l.split(' ').nth(1)?, 16).ok()).sum()
 }
 
 /// Short ones from all senders at once, each with a request that names who sent it.

@@ -210,7 +210,8 @@ fn request(proto: Proto, to: SocketAddr, n: u64) -> Result<()> {
             socket.connect(to)?;
             socket.send(&request).context("send")?;
             answer.resize(1_024, 0);
-            let len = again(|| socket.recv(&mut answer)).context("receive")?;
+            let own = socket.local_addr()?;
+            let len = again(|| socket.recv(&mut answer)).with_context(|| format!("receive at {own}"))?;
             answer.truncate(len);
             // Behind the line that tells who was seen.
             answer.drain(..=answer.iter().position(|b| *b == b'\n').context("an answer of one line")?);
