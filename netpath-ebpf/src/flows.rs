@@ -260,6 +260,12 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     making.twin_key = F::key(&hop.to.reversed(), packet.ip.proto, next.twin_side);
     making.twin = F::flow(&packet.tuple.reversed(), twin);
     let _ = F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST));
+    // As when a flow begins: so that a full table keeps it (`reserve_twin`), and that answers are looked for. A sweep that saw
+    // neither half has cleared the mark.
+    if next.twin_side == SIDE_UPLINK {
+        let _ = F::flows().get_ptr(&making.twin_key);
+        mark_port(packet.ip.proto, hop.to.sport.value());
+    }
     1
 }
 

@@ -65,7 +65,9 @@ const TAG: u32 = 0x0102_0304;
 fn is_between(packet: &[u8], sent: &[u8], sport: u16, dport: u16) -> bool {
     let ports = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     let mut unsummed = packet.to_vec();
-    unsummed.get_mut(8..12).map(|sum| sum.fill(0));
+    if let Some(sum) = unsummed.get_mut(8..12) {
+        sum.fill(0);
+    }
     packet.starts_with(&ports)
         && packet.get(12..) == sent.get(12..)
         && packet.get(8..12) == Some(crc32c(&unsummed).as_slice())

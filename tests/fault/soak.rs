@@ -60,12 +60,15 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
         up.push((container, document));
     }
     let client = &topology.client;
-    let servers = [
-        hammer_server(client, ANY, 9001)?,
-        Server::echo(client, Proto::Udp, ANY, 9001, "near")?,
-        Server::echo_for(client, 4 * usize::from(OPEN), ANY, 9002, "near")?,
-        Server::echo(client, Proto::Udp, ANY, 9002, "near")?,
-    ];
+    let mut servers =
+        vec![hammer_server(client, ANY, 9001)?, Server::echo_for(client, 4 * usize::from(OPEN), ANY, 9002, "near")?];
+    for family in Family::BOTH {
+        // Not on all addresses: the kernel has all sockets of a port that are on one chain, which a socket leaves when it is
+        // connected, and who searches that very chain meanwhile finds no server (`net/ipv4/udp.c, udp_lib_rehash()`).
+        for port in [9001, 9002] {
+            servers.push(Server::echo(client, Proto::Udp, family.client(), port, "near")?);
+        }
+    }
     let senders: Vec<&Netns> = std::iter::once(&topology.host).chain(up.iter().map(|(c, _)| &c.netns)).collect();
     for family in Family::BOTH {
         for proto in Proto::BOTH {

@@ -567,6 +567,16 @@ impl Lab {
         self.each_flow(v4, |at, _, _| at != side)
     }
 
+    /// Clears the mark of a host port, as a sweep does that has seen no flow of it.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn lose_mark(&mut self, port: u16) -> Result<()> {
+        let map = self.ebpf.map_mut(layout::name::NAT_PORT).context("no marks")?;
+        let mut marks: aya::maps::Array<_, layout::NatPort> = map.try_into()?;
+        Ok(marks.set(port.into(), layout::NatPort::default(), 0)?)
+    }
+
     /// How packets of the halves that are seen at `side` go on: `layout::FORWARD_*`.
     ///
     /// # Errors
