@@ -22,6 +22,19 @@ impl std::fmt::Display for Proto {
     }
 }
 
+impl std::str::FromStr for Proto {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tcp" => Ok(Proto::Tcp),
+            "udp" => Ok(Proto::Udp),
+            "sctp" => Ok(Proto::Sctp),
+            other => Err(format!("{other:?}: expected tcp, udp or sctp")),
+        }
+    }
+}
+
 /// The host addresses that a port is published on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

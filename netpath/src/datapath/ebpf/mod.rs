@@ -22,6 +22,7 @@ pub mod sys;
 pub mod traffic;
 pub mod xdp;
 
+use super::iptables::sysctls_for_moved_sctp;
 use super::{Datapath, Effort, Refusal, Report, Swept, Sysctl, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
@@ -65,7 +66,7 @@ impl Datapath for Ebpf {
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         let on_lo = ["route_localnet", "accept_local"]
             .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
-        on_lo.into_iter().chain(moved::sysctls(desired)).collect()
+        on_lo.into_iter().chain(sysctls_for_moved_sctp(desired)).collect()
     }
 
     fn redirects_early(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {

@@ -5,7 +5,7 @@
 //! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port nothing of netfilter is used.
 
 use crate::datapath::iptables::Iptables;
-use crate::datapath::{Datapath, Refusal, Sysctl};
+use crate::datapath::{Datapath, Refusal};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Publish, Record};
 use crate::state::Store;
@@ -32,13 +32,6 @@ pub fn refusals(record: &Record) -> Vec<Refusal> {
             next: e.next_step().map_or_else(|| own.clone(), |next| format!("{next}; or {own}")),
         }],
     }
-}
-
-pub fn sysctls(desired: &Desired) -> Vec<Sysctl> {
-    if !is_wanted(desired) {
-        return Vec::new();
-    }
-    Iptables::for_moved_sctp().map(|beside| beside.sysctls(desired)).unwrap_or_default()
 }
 
 /// Makes the rules those that `desired` needs. Returns the number of changes.

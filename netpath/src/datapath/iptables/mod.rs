@@ -163,29 +163,7 @@ impl Datapath for Iptables {
     }
 
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
-        let mut sysctls = Vec::new();
-        let mut set = |path: String| {
-            if !sysctls.iter().any(|s: &Sysctl| s.path == path) {
-                sysctls.push(Sysctl { path, value: "1".into() });
-            }
-        };
-        for (record, _) in self.share.served(desired).ready() {
-            let network = &record.network;
-            if network.internal {
-                continue;
-            }
-            if network.has_v4() {
-                set("net/ipv4/ip_forward".into());
-            }
-            if network.has_v6() {
-                set("net/ipv6/conf/all/forwarding".into());
-            }
-            if rules::serves_loopback(record, Family::V4) {
-                // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
-                set(format!("net/ipv4/conf/{}/route_localnet", network.bridge));
-            }
-        }
-        sysctls
+        sysctls(&self.share.served(desired))
     }
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
@@ -217,6 +195,38 @@ impl Datapath for Iptables {
         }
         Ok(Report { changed })
     }
+}
+
+/// The settings that [`Iptables::for_moved_sctp`] needs, which can be told without its tools.
+pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
+    sysctls(&Share::MovedSctp.served(desired))
+}
+
+/// What forwarding and clients on loopback addresses need for these endpoints.
+fn sysctls(served: &Desired) -> Vec<Sysctl> {
+    let mut sysctls = Vec::new();
+    let mut set = |path: String| {
+        if !sysctls.iter().any(|s: &Sysctl| s.path == path) {
+            sysctls.push(Sysctl { path, value: "1".into() });
+        }
+    };
+    for (record, _) in served.ready() {
+        let network = &record.network;
+        if network.internal {
+            continue;
+        }
+        if network.has_v4() {
+            set("net/ipv4/ip_forward".into());
+        }
+        if network.has_v6() {
+            set("net/ipv6/conf/all/forwarding".into());
+        }
+        if rules::serves_loopback(record, Family::V4) {
+            // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
+            set(format!("net/ipv4/conf/{}/route_localnet", network.bridge));
+        }
+    }
+    sysctls
 }
 
 /// One family's tables, as they are and as they should be.

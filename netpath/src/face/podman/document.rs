@@ -224,15 +224,7 @@ fn publish(node: &Node<'_>) -> Option<Publish> {
             address => HostBind::Address(address),
         }),
     });
-    let proto = node.req("protocol").and_then(|n| match n.text()? {
-        "tcp" => Some(Proto::Tcp),
-        "udp" => Some(Proto::Udp),
-        "sctp" => Some(Proto::Sctp),
-        other => {
-            n.wrong(format!("{other:?}: expected tcp, udp or sctp"));
-            None
-        }
-    });
+    let proto = node.req("protocol").and_then(|n| n.text()?.parse::<Proto>().map_err(|e| n.wrong(e)).ok());
     let port = |key| node.req(key).and_then(|n| n.number(u16::MAX));
     let (host_port, container_port, range) = (port("host_port"), port("container_port"), port("range"));
     Publish::new(bind?, proto?, host_port?, container_port?, range?)

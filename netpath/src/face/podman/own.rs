@@ -163,10 +163,7 @@ impl Ports {
     fn parse(text: &str) -> Option<Self> {
         let (ports, proto) = match text.split_once('/') {
             None => (text, None),
-            Some((ports, "tcp")) => (ports, Some(Proto::Tcp)),
-            Some((ports, "udp")) => (ports, Some(Proto::Udp)),
-            Some((ports, "sctp")) => (ports, Some(Proto::Sctp)),
-            Some(_) => return None,
+            Some((ports, proto)) => (ports, Some(proto.parse().ok()?)),
         };
         let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
         let port =
