@@ -4,6 +4,7 @@
 //! never waits for a lock, so that a command that ends it under the lock does not wait for long.
 
 mod events;
+mod pace;
 mod report;
 
 use crate::datapath::filter;
@@ -14,6 +15,7 @@ use crate::ops::follow::{Followed, Follower, Look};
 use crate::state::agent::{Holder, LogFile, Seat, holder};
 use crate::state::store::Writer;
 use events::Events;
+use pace::Pace;
 use report::Drops;
 use std::io::IsTerminal;
 use std::sync::Mutex;
@@ -26,10 +28,6 @@ use tracing_subscriber::EnvFilter;
 const SETTLE: Duration = Duration::from_millis(100);
 /// While a command is at work.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Of each processor, so much at most goes into looking, however the host flaps: one part in …
-const SHARE: u32 = 20;
-/// Whatever a look costs, the next change is followed within a second.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two thorough looks, each with a sweep.
 const ROUND: Duration = Duration::from_secs(30);
 /// Between two lines about drops, in rounds.
@@ -104,6 +102,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut due = Some((Instant::now(), Look::Glance));
+    let mut pace = Pace::new(Instant::now());
     let mut not_before = Instant::now();
     tracing::info!(pid = std::process::id(), "watching this host");
     loop {
@@ -127,7 +126,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                     Ok(Followed::Same) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
-                not_before = Instant::now() + (begun.elapsed() * SHARE).min(LONGEST_PAUSE);
+                not_before = pace.looked(begun.elapsed(), Instant::now());
             }
             // Once a look is due, further changes wait for it in the sockets.
             () = changed(&links, filters.as_ref().ok()), if due.is_none() => {

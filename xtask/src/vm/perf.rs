@@ -11,7 +11,7 @@ use super::kernel::Kernel;
 use super::machine::Machine;
 use super::qemu::{Acceleration, Qemu};
 use super::trio::{CLIENT, HOST, HOST_FAR, Kit, Trio};
-use super::variants::{PEER, Variant, built, chosen};
+use super::variants::{PEER, Variant, built, chosen, released};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
@@ -89,11 +89,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Part::Toolchain, Part::Tests])?;
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
-    let mut release = workspace::cargo();
-    run_cargo(release.args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
+    let binary = released()?;
     // The tests' own package is optimized in every profile.
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
-    let binary = workspace::target().join("release/netpath");
     let variants = chosen(&binary, true, &args.variants)?;
     let more = vec![
         ("netavark", peers.join("netavark")),

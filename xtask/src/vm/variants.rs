@@ -1,5 +1,6 @@
 //! What is set up on the host of three machines.
 
+use crate::test::run_cargo;
 use crate::workspace;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,15 @@ pub fn chosen(binary: &Path, peer: bool, names: &[String]) -> Result<Vec<&'stati
 /// Where a build puts a program.
 pub fn built(name: &str) -> PathBuf {
     workspace::target().join("debug").join(name)
+}
+
+/// Builds netpath as users have it, for what is measured. Gives the binary.
+///
+/// # Errors
+/// It does not build.
+pub fn released() -> Result<PathBuf> {
+    run_cargo(workspace::cargo().args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
+    Ok(workspace::target().join("release/netpath"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,83 @@
+//! How soon the host is looked at again: at once after a quiet time, seldom while it flaps.
+
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Of each processor, so much at most goes into looking for as long as the host flaps: one part in …
+const SHARE: u32 = 20;
+/// Looks after a quiet time that wait for nothing. An uplink that comes is one change as a link, another with its
+/// addresses, one more with its routes.
+const AT_ONCE: u32 = 3;
+/// Whatever a look costs, the next change is followed within a second.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// What looks have cost is paid back by time that passes.
+pub struct Pace {
+    owed: Duration,
+    since: Instant,
+}
+
+impl Pace {
+    pub fn new(now: Instant) -> Self {
+        Self { owed: Duration::ZERO, since: now }
+    }
+
+    /// A look that took `cost` has ended at `now`. Returns when the next one may begin.
+    pub fn looked(&mut self, cost: Duration, now: Instant) -> Instant {
+        let price = cost * SHARE;
+        let free = price * AT_ONCE;
+        let paid = now.saturating_duration_since(self.since);
+        // What is above the longest pause is let off, or a slow host would pay for it in its next quiet time.
+        self.owed = (self.owed.saturating_sub(paid) + price).min(free + LONGEST_PAUSE);
+        self.since = now;
+        now + self.owed.saturating_sub(free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COST: Duration = Duration::from_millis(10);
+
+    /// The pauses of `looks` looks, each `between` after it was allowed.
+    fn pauses(cost: Duration, between: Duration, looks: usize) -> Vec<Duration> {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut pauses = Vec::new();
+        for _ in 0..looks {
+            now += cost;
+            let next = pace.looked(cost, now);
+            pauses.push(next - now);
+            now = next + between;
+        }
+        pauses
+    }
+
+    #[test]
+    fn the_first_looks_wait_for_nothing_and_then_each_is_paid_for() {
+        let pauses = pauses(COST, Duration::ZERO, 50);
+        assert!(pauses[..3].iter().all(Duration::is_zero), "{pauses:?}");
+        assert!(pauses[5..].iter().all(|p| *p + COST == COST * SHARE), "{pauses:?}");
+    }
+
+    #[test]
+    fn a_quiet_time_pays_for_looks() {
+        let pauses = pauses(COST, COST * SHARE, 50);
+        assert!(pauses.iter().all(Duration::is_zero), "{pauses:?}");
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_the_longest_and_none_outlasts_a_quiet_time() {
+        let cost = Duration::from_secs(1);
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        for _ in 0..100 {
+            let next = pace.looked(cost, now);
+            assert!(next - now <= LONGEST_PAUSE, "{:?}", next - now);
+            now = next + cost;
+        }
+        now += LONGEST_PAUSE + cost * SHARE;
+        assert_eq!(now, pace.looked(cost, now));
+    }
+}
