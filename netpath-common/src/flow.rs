@@ -24,8 +24,14 @@ pub const TCP_SYN: u8 = 0x02;
 pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
-/// Seconds between two writes of `last_seen_s`: a busy flow must not dirty a cache line for each packet.
-pub const REFRESH_S: u32 = 1;
+/// Bits of CLOCK_MONOTONIC's nanoseconds that a tick has.
+pub const TICK_BITS: u32 = 27;
+/// A tick, in nanoseconds: 0.134 s. A half that has seen a packet within the tick is not written again, since a busy flow
+/// must not dirty a cache line for each packet; nor is it asked whether the table still has the other half. That one may be
+/// dropped within a second where a full table passes in two.
+pub const TICK_NS: u64 = 1 << TICK_BITS;
+/// Ticks after which the next hop is asked for again, as a power of two: 1.07 s.
+const HOP_BITS: u32 = 3;
 
 /// RFC 5382 §5 REQ-5: 2 h 4 min at least.
 pub const TCP_ESTABLISHED_S: u32 = 7_440;
@@ -41,8 +47,8 @@ pub const UDP_S: u32 = 180;
 pub const UDP_UNREPLIED_S: u32 = 30;
 /// RFC 5508 §3.2 REQ-2: 60 s at least.
 pub const ECHO_S: u32 = 60;
-/// No flow expires sooner than this.
-pub const SHORTEST_S: u32 = TCP_RESET_S;
+/// No flow expires sooner than this, in ticks.
+pub const SHORTEST: u32 = ticks(TCP_RESET_S);
 /// Where no free port is found, that of a closed connection may be taken after so long, as netfilter does
 /// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and that of a flow whose first half is gone: its last
 /// acknowledgements, or answers, have arrived.
@@ -91,33 +97,57 @@ pub const fn timeout_s(proto: u8, state: u8) -> u32 {
     }
 }
 
-/// Seconds since the last packet; 0 when another processor's clock was read a moment later.
+/// In ticks, rounded down.
 #[inline(always)]
-pub const fn idle_s(next: &Next, now_s: u32) -> u32 {
-    let idle = now_s.wrapping_sub(next.last_seen_s);
+pub const fn ticks(seconds: u32) -> u32 {
+    (seconds as u64 * 1_000_000_000 >> TICK_BITS) as u32
+}
+
+/// In seconds, rounded down.
+#[inline(always)]
+pub const fn seconds(ticks: u32) -> u32 {
+    ((ticks as u64) * TICK_NS / 1_000_000_000) as u32
+}
+
+/// Ticks since the last packet; 0 when another processor's clock was read a moment later.
+#[inline(always)]
+pub const fn idle(next: &Next, now: u32) -> u32 {
+    let idle = now.wrapping_sub(next.last_seen);
     if idle > u32::MAX / 2 { 0 } else { idle }
+}
+
+/// Whether nothing need be written for another packet now.
+#[inline(always)]
+pub const fn is_fresh(next: &Next, now: u32) -> bool {
+    idle(next, now) == 0
+}
+
+/// Whether a packet, of a flow that is not fresh, is the first for a while: about once a second in a busy flow.
+#[inline(always)]
+pub const fn is_late(next: &Next, now: u32) -> bool {
+    next.last_seen >> HOP_BITS != now >> HOP_BITS
 }
 
 /// An expired flow counts as absent, whoever finds it.
 #[inline(always)]
-pub const fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
-    let idle = idle_s(next, now_s);
-    idle > SHORTEST_S && idle > timeout_s(proto, next.state)
+pub const fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
+    let idle = idle(next, now);
+    idle > SHORTEST && idle > ticks(timeout_s(proto, next.state))
 }
 
 /// Whether nothing of a flow is left to come, though its answers still have a place for latecomers.
 #[inline(always)]
-pub const fn is_spent(proto: u8, next: &Next, now_s: u32) -> bool {
+pub const fn is_spent(proto: u8, next: &Next, now: u32) -> bool {
     let is_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
-    proto == PROTO_TCP && is_closed && idle_s(next, now_s) >= SPENT_S
+    proto == PROTO_TCP && is_closed && idle(next, now) >= ticks(SPENT_S)
 }
 
 /// Whether a flow that is not TCP's has been quiet for so long that its port may be given away, should the half that was
 /// sent by be gone: the table drops that half first, since answers come by the other, and what is left would keep the
 /// ports of one more flow out of two.
 #[inline(always)]
-pub const fn may_be_adrift(proto: u8, next: &Next, now_s: u32) -> bool {
-    proto != PROTO_TCP && idle_s(next, now_s) >= SPENT_S
+pub const fn may_be_adrift(proto: u8, next: &Next, now: u32) -> bool {
+    proto != PROTO_TCP && idle(next, now) >= ticks(SPENT_S)
 }
 
 /// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
@@ -136,8 +166,8 @@ pub const fn is_syn(tcp_flags: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn next(state: u8, last_seen_s: u32) -> Next {
-        Next { state, last_seen_s, ..Next::default() }
+    fn next(state: u8, last_seen: u32) -> Next {
+        Next { state, last_seen, ..Next::default() }
     }
 
     #[test]
@@ -152,21 +182,24 @@ mod tests {
             ("a conversation", PROTO_UDP, REPLIED, UDP_S),
             ("an echo", crate::layout::PROTO_ICMP, REPLIED, ECHO_S),
         ] {
-            assert!(!has_expired(proto, &next(state, 1_000), 1_000 + timeout_s), "{what} lives");
-            assert!(has_expired(proto, &next(state, 1_000), 1_001 + timeout_s), "{what} ends");
-            assert!(has_expired(proto, &next(state | REPLY_HALF, 1_000), 1_001 + timeout_s), "{what}, other half");
+            assert!(!has_expired(proto, &next(state, 1_000), 1_000 + ticks(timeout_s)), "{what} lives");
+            assert!(has_expired(proto, &next(state, 1_000), 1_001 + ticks(timeout_s)), "{what} ends");
+            assert!(
+                has_expired(proto, &next(state | REPLY_HALF, 1_000), 1_001 + ticks(timeout_s)),
+                "{what}, other half"
+            );
         }
     }
 
     #[test]
     fn a_clock_that_is_behind_expires_nothing() {
         assert!(!has_expired(PROTO_UDP, &next(0, 1_001), 1_000));
-        assert_eq!(0, idle_s(&next(0, 1_001), 1_000));
+        assert_eq!(0, idle(&next(0, 1_001), 1_000));
     }
 
     #[test]
     fn the_clock_may_wrap() {
-        assert_eq!(6, idle_s(&next(0, u32::MAX - 1), 4));
+        assert_eq!(6, idle(&next(0, u32::MAX - 1), 4));
     }
 
     #[test]
@@ -181,15 +214,30 @@ mod tests {
             ("established", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S, false),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S, false),
         ] {
-            assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + idle_s), "{what}");
+            assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
         }
     }
 
     #[test]
     fn only_what_is_no_connection_drifts_and_only_when_it_is_quiet() {
-        assert!(may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + SPENT_S));
-        assert!(!may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + SPENT_S));
-        assert!(!may_be_adrift(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + TCP_TRANSITORY_S));
+        assert!(may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(SPENT_S)));
+        assert!(!may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(SPENT_S)));
+        assert!(!may_be_adrift(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
+    }
+
+    #[test]
+    fn ticks_are_about_an_eighth_of_a_second() {
+        assert_eq!((7, 55_432), (ticks(1), ticks(TCP_ESTABLISHED_S)));
+        assert_eq!((0, 1, 7_439), (seconds(7), seconds(8), seconds(ticks(TCP_ESTABLISHED_S))));
+    }
+
+    #[test]
+    fn a_flow_is_fresh_for_a_tick_and_its_hop_is_asked_for_about_once_a_second() {
+        let at = |last_seen| next(REPLIED, last_seen);
+        assert!(is_fresh(&at(1_000), 1_000) && is_fresh(&at(1_001), 1_000) && !is_fresh(&at(1_000), 1_001));
+        let busy = (8_000..8_100).filter(|now| is_late(&at(now - 1), *now)).count();
+        assert_eq!(100 / 8 + 1, busy, "a packet in each tick");
+        assert!((8_000..8_100).all(|now| is_late(&at(now - 8), now)), "a packet each second");
     }
 
     #[test]

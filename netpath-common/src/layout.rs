@@ -8,7 +8,7 @@
 use crate::addr::{Addr, Be16, Mac, V4, V6, difference};
 
 /// Moves with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
 pub const RULES: u32 = 65_536;
@@ -290,8 +290,8 @@ pub const fn is_inward(forward: u8) -> bool {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Next {
     pub ifindex: u32,
-    /// Seconds of CLOCK_MONOTONIC (it stands still while the machine sleeps), written at most once a second.
-    pub last_seen_s: u32,
+    /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; it stands still while the machine sleeps), written once in each at most.
+    pub last_seen: u32,
     /// Of the frame that goes on. Outward ([`is_outward`]) `dmac` is that of the frame that comes, the bridge's own, and
     /// `smac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
     pub dmac: Mac,
@@ -492,8 +492,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_4() {
-        assert_eq!(4, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_5() {
+        assert_eq!(5, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());

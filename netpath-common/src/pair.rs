@@ -41,8 +41,8 @@ impl<F: Family> Plan<F> {
     }
 
     #[inline(always)]
-    pub fn flow(&self, now_s: u32) -> F::Flow {
-        F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now_s))
+    pub fn flow(&self, now: u32) -> F::Flow {
+        F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now))
     }
 
     /// Whether the other end is to see a container as it is, port and all.
@@ -59,8 +59,8 @@ impl<F: Family> Plan<F> {
     }
 
     #[inline(always)]
-    pub fn twin(&self, now_s: u32) -> F::Flow {
-        F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now_s))
+    pub fn twin(&self, now: u32) -> F::Flow {
+        F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now))
     }
 
     /// Whether `twin`, found under [`Self::twin_key`], is this very flow's: left by a half that was evicted.
@@ -76,10 +76,10 @@ impl<F: Family> Plan<F> {
     }
 
     #[inline(always)]
-    fn next(&self, way: &Way, twin_side: u8, state: u8, now_s: u32) -> Next {
+    fn next(&self, way: &Way, twin_side: u8, state: u8, now: u32) -> Next {
         Next {
             ifindex: way.ifindex,
-            last_seen_s: now_s,
+            last_seen: now,
             dmac: way.dmac,
             smac: way.smac,
             mtu: way.mtu,

@@ -40,7 +40,7 @@ pub struct Making<F: Wire> {
     /// How often a source port is looked for, and what is drawn from.
     pub tries: u32,
     pub random: u32,
-    pub now_s: u32,
+    pub now: u32,
     pub key: F::Key,
     pub flow: F::Flow,
     pub twin_key: F::Key,

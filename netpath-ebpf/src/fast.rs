@@ -9,7 +9,7 @@ use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, P
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::flows::{self, now_s};
+use crate::flows::{self, now};
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
@@ -123,19 +123,17 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
 /// next hop again.
 #[inline(always)]
 pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool {
-    let now_s = now_s();
+    let now = now();
     let state = flow::seen(next.state, plain.tcp_flags);
-    let is_fresh = flow::idle_s(next, now_s) < flow::REFRESH_S;
-    if OUTWARD && is_outward(next.forward) && (!is_fresh || state & flow::UNSURE != 0) {
+    let is_fresh = flow::is_fresh(next, now);
+    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0) {
         return false;
     }
     if state == next.state && is_fresh {
         return true;
     }
-    let late = if is_fresh { 0 } else { flows::LATE };
     let known = if OUTWARD { flows::KNOWN } else { 0 };
-    !flows::has_expired(plain.proto, next, now_s)
-        && flows::refresh::<F>(&plain.key, u32::from(state) | late | known, now_s) != 0
+    !flows::has_expired(plain.proto, next, now) && flows::refresh::<F>(&plain.key, u32::from(state) | known, now) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.

@@ -21,11 +21,11 @@ use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
 use crate::{host, maps, packet, rules};
 
-/// Seconds of CLOCK_MONOTONIC, a tick old at most.
+/// Of CLOCK_MONOTONIC, in [`flow::TICK_NS`]; the kernel's own tick old at most.
 #[inline(always)]
-pub fn now_s() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: no arguments.
-    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+    (unsafe { bpf_ktime_get_coarse_ns() } >> flow::TICK_BITS) as u32
 }
 
 global! {
@@ -34,6 +34,7 @@ global! {
     /// next hop was last asked for a while ago.
     fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
 
+    /// 0: the place of the other half is another flow's.
     fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
 
     /// 1 if the flow of the packet on the desk has been given its address for another device than the kernel would have the
@@ -79,7 +80,9 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
         if host::has_connection::<F>(ctx, host::ANSWER) != 0 {
             return forget::<F>(ctx);
         }
-        mend::<F>(ctx);
+        if mend::<F>(ctx) == 0 {
+            return forget::<F>(ctx);
+        }
     } else if found == UNSURE {
         if has_moved::<F>(ctx) != 0 {
             return forget::<F>(ctx);
@@ -111,7 +114,7 @@ pub fn way_back<F: Wire>(ctx: &TcContext, to: &Tuple<F>, ifindex: u32) -> (Mac, 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn np_timeout(proto: u32, state: u32) -> u32 {
-    flow::timeout_s(proto as u8, state as u8)
+    flow::ticks(flow::timeout_s(proto as u8, state as u8))
 }
 
 #[unsafe(no_mangle)]
@@ -129,9 +132,9 @@ pub extern "C" fn np_candidate(own: u32, random: u32, i: u32) -> u32 {
 
 /// [`flow::has_expired`].
 #[inline(always)]
-pub fn has_expired(proto: u8, next: &Next, now_s: u32) -> bool {
-    let idle_s = flow::idle_s(next, now_s);
-    idle_s > flow::SHORTEST_S && idle_s > np_timeout(u32::from(proto), u32::from(next.state))
+pub fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
+    let idle = flow::idle(next, now);
+    idle > flow::SHORTEST && idle > np_timeout(u32::from(proto), u32::from(next.state))
 }
 
 #[inline(always)]
@@ -145,13 +148,13 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
     let flow = unsafe { &*found };
     hop.to = F::translated(flow);
     hop.next = *F::next(flow);
-    let now_s = now_s();
+    let now = now();
     let next = &hop.next;
     let is_reply = next.state & flow::REPLY_HALF != 0;
     // Request and reply have one identifier, and a flow has a direction.
     let is_other =
         matches!(packet.kind, Kind::EchoRequest) && is_reply || matches!(packet.kind, Kind::EchoReply) && !is_reply;
-    if is_other || has_expired(proto, next, now_s) {
+    if is_other || has_expired(proto, next, now) {
         return 0;
     }
     if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
@@ -160,22 +163,27 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
     let anew = flow::begins_anew(next.state, packet.tcp_flags);
     let is_sure = state & flow::UNSURE == 0 || !is_outward(next.forward);
-    if !anew && is_sure && state == next.state && flow::idle_s(next, now_s) < flow::REFRESH_S {
+    let is_fresh = flow::is_fresh(next, now);
+    if !anew && is_sure && state == next.state && is_fresh {
         return 1;
     }
     if anew {
         return 0;
     }
-    let is_late = flow::idle_s(next, now_s) >= flow::REFRESH_S;
-    let is_unsure = is_outward(next.forward) && (is_late || state & flow::UNSURE != 0);
-    if refresh::<F>(&key, u32::from(state) | if is_late { LATE } else { 0 }, now_s) == 0 {
+    let is_unsure = is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0);
+    if refresh::<F>(&key, u32::from(state), now) == 0 {
         let twin_key = F::key(&hop.to.reversed(), proto, next.twin_side);
-        if F::flows().get_ptr(&twin_key).is_some() {
-            // The table had dropped the other half, and its place is another flow's by now.
-            let _ = F::flows().remove(&key);
-            return 0;
+        if let Some(twin) = F::flows().get_ptr(&twin_key) {
+            // SAFETY: a map value.
+            if !pair::leads_back::<F>(unsafe { &*twin }, &key) {
+                // The table had dropped the other half, and its place is another flow's by now.
+                let _ = F::flows().remove(&key);
+                return 0;
+            }
+            // Another processor has just made it anew.
+            return 1;
         }
-        touch::<F>(found, state, now_s);
+        touch::<F>(found, state, now);
         return HALF;
     }
     if is_unsure { UNSURE } else { 1 }
@@ -248,7 +256,7 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     }
     let twin = Next {
         ifindex: way.ifindex,
-        last_seen_s: now_s(),
+        last_seen: now(),
         dmac: way.dmac,
         smac: way.smac,
         mtu: way.mtu,
@@ -259,7 +267,15 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     };
     making.twin_key = F::key(&hop.to.reversed(), packet.ip.proto, next.twin_side);
     making.twin = F::flow(&packet.tuple.reversed(), twin);
-    let _ = F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST));
+    making.key = F::key(&packet.tuple, packet.ip.proto, packet.side);
+    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err()
+        && let Some(there) = F::flows().get_ptr(&making.twin_key)
+        // SAFETY: a map value.
+        && !pair::leads_back::<F>(unsafe { &*there }, &making.key)
+    {
+        // Another flow was faster.
+        return 0;
+    }
     // As when a flow begins: so that a full table keeps it (`reserve_twin`), and that answers are looked for. A sweep that saw
     // neither half has cleared the mark.
     if next.twin_side == SIDE_UPLINK {
@@ -269,36 +285,33 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     1
 }
 
-/// For [`refresh`], beside a state: the other half has to ask for its next hop again. A half may see no packet for long, but
-/// both live as long as one does.
-pub const LATE: u32 = 0x100;
-/// For [`refresh`]: a flow whose next hop is known goes on to it from now on.
-pub const KNOWN: u32 = 0x200;
+/// For [`refresh`], beside a state: a flow whose next hop is known goes on to it from now on.
+pub const KNOWN: u32 = 0x100;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn np_refresh4(state: u32, now_s: u32) -> u32 {
-    refresh_noted::<Ipv4>(state, now_s)
+pub extern "C" fn np_refresh4(state: u32, now: u32) -> u32 {
+    refresh_noted::<Ipv4>(state, now)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn np_refresh6(state: u32, now_s: u32) -> u32 {
-    refresh_noted::<Ipv6>(state, now_s)
+pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
+    refresh_noted::<Ipv6>(state, now)
 }
 
 /// Writes down what a packet has added to its flow, in the half at `key` and in the other; 0: there is no other that leads
 /// back there, and nothing was written. A global function, which looks for the half again: most of what the verifier had
 /// to do with a packet's short way was to walk through this in each of its states.
 #[inline(always)]
-pub fn refresh<F: Wire>(key: &F::Key, state: u32, now_s: u32) -> u32 {
+pub fn refresh<F: Wire>(key: &F::Key, state: u32, now: u32) -> u32 {
     let Some(noted) = desk::noted::<F>() else { return 0 };
     *noted = *key;
-    if F::IS_V4 { np_refresh4(state, now_s) } else { np_refresh6(state, now_s) }
+    if F::IS_V4 { np_refresh4(state, now) } else { np_refresh6(state, now) }
 }
 
 #[inline(always)]
-fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
+fn refresh_noted<F: Wire>(state: u32, now: u32) -> u32 {
     let Some(key) = desk::noted::<F>() else { return 0 };
     let Some(found) = F::flows().get_ptr_mut(&*key) else { return 0 };
     // SAFETY: a map value.
@@ -308,7 +321,10 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     if !pair::leads_back::<F>(unsafe { &*twin }, key) {
         return 0;
     }
-    touch::<F>(found, state as u8, now_s);
+    // The other half, too, has to ask for its next hop again: it may see no packet for long, and lives as long as this one.
+    // SAFETY: a map value.
+    let late = if flow::is_late(unsafe { F::next(&*found) }, now) { flow::UNSURE } else { 0 };
+    touch::<F>(found, state as u8, now);
     if state & KNOWN != 0 {
         // SAFETY: a map value; one byte is written.
         let next = unsafe { F::next_mut(&mut *found) };
@@ -318,17 +334,16 @@ fn refresh_noted<F: Wire>(state: u32, now_s: u32) -> u32 {
     }
     // SAFETY: a map value.
     let old = unsafe { F::next(&*twin).state };
-    let late = if state & LATE != 0 { flow::UNSURE } else { 0 };
-    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE | flow::CLAIMED)) | late, now_s);
+    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE | flow::CLAIMED)) | late, now);
     1
 }
 
 #[inline(always)]
-fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now_s: u32) {
+fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now: u32) {
     // SAFETY: a map value; both writes are of one word, so that no reader sees half of one.
     unsafe {
         let next = F::next_mut(&mut *flow);
-        next.last_seen_s = now_s;
+        next.last_seen = now;
         next.state = state;
     }
 }
@@ -362,7 +377,7 @@ pub fn is_taken<F: Wire>(packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
     // SAFETY: the reference is not kept.
     let Some(flow) = (unsafe { F::flows().get(&key) }) else { return false };
-    !has_expired(packet.ip.proto, F::next(flow), now_s())
+    !has_expired(packet.ip.proto, F::next(flow), now())
 }
 
 /// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the
@@ -372,8 +387,8 @@ pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> V
     const FULL: Verdict = verdict::drop(Reason::DropPortsExhausted);
     let Some(making) = desk::making::<F>() else { return FULL };
     making.spare_sockets = spare_sockets;
-    making.now_s = now_s();
-    making.twin = making.plan.twin(making.now_s);
+    making.now = now();
+    making.twin = making.plan.twin(making.now);
     // SAFETY: no arguments.
     making.random = unsafe { bpf_get_prandom_u32() };
     making.tries = if has_free_port::<F>(making.plan.proto) && !making.plan.keeps_source() { PORT_TRIES } else { 1 };
@@ -427,7 +442,7 @@ fn plan_port<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
 fn take_planned<F: Wire>(_ctx: &TcContext) -> u32 {
     let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
     making.key = making.plan.key();
-    making.flow = making.plan.flow(making.now_s);
+    making.flow = making.plan.flow(making.now);
     let fresh = F::next(&making.flow);
     let is_there = match F::flows().get_ptr_mut(&making.key) {
         // SAFETY: a map value.
@@ -456,7 +471,7 @@ fn find_twin<F: Wire>(_ctx: &TcContext) -> u32 {
     let Some(found) = F::flows().get_ptr(&making.twin_key) else { return 0 };
     // SAFETY: a map value.
     let there = unsafe { &*found };
-    u32::from(making.plan.owns(there) && !has_expired(making.plan.proto, F::next(there), now_s()))
+    u32::from(making.plan.owns(there) && !has_expired(making.plan.proto, F::next(there), now()))
 }
 
 #[inline(always)]
@@ -494,13 +509,15 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
 fn start_over<F: Wire>(found: *mut F::Flow, fresh: &Next) -> bool {
     // SAFETY: a map value.
     let next = unsafe { F::next_mut(&mut *found) };
-    if next.state & flow::CLAIMED != 0 || !next.goes_as(fresh) {
+    let seen = *next;
+    // At once, for another processor may be about to give this place to another flow ([`claim`]).
+    if !seen.goes_as(fresh) || !exchange::<F>(found, &seen, fresh.state) {
         return false;
     }
-    if next.forward != fresh.forward {
+    if seen.forward != fresh.forward {
         next.forward = fresh.forward;
     }
-    touch::<F>(found, fresh.state, fresh.last_seen_s);
+    next.last_seen = fresh.last_seen;
     true
 }
 
@@ -512,9 +529,8 @@ fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
     // SAFETY: a map value; what is decided on is claimed as it was seen.
     let there = unsafe { &*found };
     let seen = *F::next(there);
-    let is_over =
-        has_expired(proto, &seen, making.now_s) || (making.harder && flow::is_spent(proto, &seen, making.now_s));
-    if !is_over && !(making.harder && flow::may_be_adrift(proto, &seen, making.now_s)) {
+    let is_over = has_expired(proto, &seen, making.now) || (making.harder && flow::is_spent(proto, &seen, making.now));
+    if !is_over && !(making.harder && flow::may_be_adrift(proto, &seen, making.now)) {
         return false;
     }
     making.key = pair::other_key::<F>(there, proto);
@@ -532,9 +548,15 @@ fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
     true
 }
 
-/// Marks a half of a flow as given away, if it is still as it was `seen`. 5.12.
+/// Marks a half of a flow as given away, if it is still as it was `seen`.
 #[inline(always)]
 fn claim<F: Wire>(found: *mut F::Flow, seen: &Next) -> bool {
+    exchange::<F>(found, seen, seen.state | flow::CLAIMED)
+}
+
+/// Gives a half of a flow another state, if it is still as it was `seen` and nobody has claimed it. 5.12.
+#[inline(always)]
+fn exchange<F: Wire>(found: *mut F::Flow, seen: &Next, state: u8) -> bool {
     const WORD: usize = core::mem::offset_of!(Next, state);
     const { assert!(WORD.is_multiple_of(4) && WORD + 4 == size_of::<Next>()) };
     let [traffic_0, traffic_1] = seen.traffic.to_ne_bytes();
@@ -547,7 +569,7 @@ fn claim<F: Wire>(found: *mut F::Flow, seen: &Next) -> bool {
         core::arch::asm!(
             "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
             in("r1") at,
-            in("r2") u64::from(word(seen.state | flow::CLAIMED)),
+            in("r2") u64::from(word(state)),
             inlateout("r0") at_once,
             options(nostack)
         );

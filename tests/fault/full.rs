@@ -29,12 +29,12 @@ fn status(topology: &Topology) -> Result<(Value, Duration)> {
 }
 
 /// Number `n` of flows that a container has begun to as many ends outside.
-fn halves(n: u32, now_s: u32) -> [(FlowKey4, Flow4); 2] {
+fn halves(n: u32, now: u32) -> [(FlowKey4, Flow4); 2] {
     let [_, a, b, c] = n.to_be_bytes();
     let (web, outside, host) = ([10, 89, 7, 5], [100, a, b, c], [192, 0, 2, 1]);
     let (port, service) = (Be16::new(40_000), Be16::new(53));
     let next = Next {
-        last_seen_s: now_s,
+        last_seen: now,
         state: REPLIED,
         twin_side: SIDE_UPLINK,
         origin: Reason::FlowMasqueraded as u8,
@@ -77,9 +77,9 @@ fn a_million_flows_take_no_more_memory_and_are_told_at_once() -> Result<()> {
 
     let mut map = flows(&topology)?;
     let wanted = scaled(1_000_000) as u32;
-    let now_s = kit::maps::now_s();
+    let now = kit::maps::now();
     for n in 0..wanted {
-        for (key, flow) in halves(n, now_s) {
+        for (key, flow) in halves(n, now) {
             map.insert(key, flow, 0)?;
         }
     }

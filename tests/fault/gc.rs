@@ -54,7 +54,7 @@ pub fn flows(topology: &Topology) -> Result<Flows4> {
 pub fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
     let all: Vec<(FlowKey4, Flow4)> = flows.iter().flatten().filter(|(k, _)| which(k)).collect();
     for (key, mut flow) in all.iter().copied() {
-        flow.next.last_seen_s = flow.next.last_seen_s.wrapping_sub(seconds);
+        flow.next.last_seen = flow.next.last_seen.wrapping_sub(netpath_common::flow::ticks(seconds));
         flows.insert(key, flow, 0)?;
     }
     Ok(all.len())

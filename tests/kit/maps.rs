@@ -83,12 +83,12 @@ pub fn flows(pins: &Path) -> Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Seconds of CLOCK_MONOTONIC, as programs count them.
-pub fn now_s() -> u32 {
+/// Ticks of CLOCK_MONOTONIC, as programs count them.
+pub fn now() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u32
+    ((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> netpath_common::flow::TICK_BITS) as u32
 }
 
 /// Until the next command writes them: the source ports that flows get which cannot keep their own.
@@ -112,7 +112,7 @@ pub fn take_ports(
     host: IpAddr,
     ports: impl Iterator<Item = u16>,
 ) -> Result<()> {
-    let next = Next { last_seen_s: now_s(), state: REPLIED | REPLY_HALF, twin_side: SIDE_BRIDGE, ..Next::default() };
+    let next = Next { last_seen: now(), state: REPLIED | REPLY_HALF, twin_side: SIDE_BRIDGE, ..Next::default() };
     let (sport, side, pad) = (Be16::new(peer.port()), SIDE_UPLINK, [0; 2]);
     match (peer.ip(), host) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {

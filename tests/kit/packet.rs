@@ -8,6 +8,7 @@ use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::{Program, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, Pod, VerifierLogLevel};
 use netpath_common::addr::{Addr, Be16};
+use netpath_common::flow::ticks;
 use netpath_common::layout::{self, Config, Count, Endpoint, Network, Rule, SIDE_UPLINK, Subnet, Uplink};
 use netpath_common::reason::Reason;
 use std::io::Write;
@@ -616,21 +617,29 @@ impl Lab {
     /// # Errors
     /// The map cannot be written.
     pub fn age_flows(&mut self, v4: bool, seconds: u32) -> Result<()> {
+        self.age_by_ticks(v4, ticks(seconds))
+    }
+
+    /// Makes every flow `ticks` older: of `netpath_common::flow::TICK_NS` each.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn age_by_ticks(&mut self, v4: bool, ticks: u32) -> Result<()> {
         self.each_flow(v4, |_, _, next| {
             // As the programs reckon: a virtual machine may have run for less.
-            next.last_seen_s = next.last_seen_s.wrapping_sub(seconds);
+            next.last_seen = next.last_seen.wrapping_sub(ticks);
             true
         })
     }
 
-    /// Makes every flow be of a moment to come, so that a slow machine does not let a second pass between two packets of a test
+    /// Makes every flow be of a moment to come, so that a slow machine does not let a tick pass between two packets of a test
     /// that are to follow each other at once.
     ///
     /// # Errors
     /// The map cannot be written.
     pub fn keep_young(&mut self, v4: bool) -> Result<()> {
         self.each_flow(v4, |_, _, next| {
-            next.last_seen_s += 10;
+            next.last_seen += ticks(10);
             true
         })
     }
@@ -644,7 +653,7 @@ impl Lab {
         let (sport, dport) = (Be16::new(sport), Be16::new(dport));
         let next = layout::Next {
             ifindex: self.web,
-            last_seen_s: crate::maps::now_s() + 3,
+            last_seen: crate::maps::now() + ticks(3),
             // A repeated run looks at what it has made of the frame.
             dmac: frame.dmac,
             smac: frame.smac,

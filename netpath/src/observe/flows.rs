@@ -1,7 +1,7 @@
 //! The flow maps, both halves of a flow folded to one line.
 
 use super::Host;
-use crate::datapath::ebpf::{control, sys};
+use crate::datapath::ebpf::{control, sweep, sys};
 use crate::model::error::{Context, Result};
 use netpath_common::flow;
 use netpath_common::layout::{
@@ -69,16 +69,14 @@ pub fn flows(host: &Host) -> Result<Vec<FlowLine>> {
             next: flow.next,
         });
     }
-    let uptime = std::fs::read_to_string("/proc/uptime").context(|| "cannot read /proc/uptime".to_owned())?;
-    let now_s = uptime.split('.').next().and_then(|s| s.parse().ok()).unwrap_or(0);
-    Ok(fold(halves, now_s))
+    Ok(fold(halves, sweep::now()?))
 }
 
 fn dump<K: aya::Pod, V: aya::Pod>(host: &Host, name: &str) -> Result<Vec<(K, V)>> {
     sys::dump(control::open(&host.pins, name)?, 4_096).context(|| format!("cannot read {name}"))
 }
 
-fn fold(halves: Vec<Half>, now_s: u32) -> Vec<FlowLine> {
+fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {
     // The reverse of a half: what it sends out comes back with its ends exchanged, on the side that `next` names.
     let twin_of = |h: &Half| (h.proto, h.next.twin_side, h.to.1, h.to.0);
     let keys: std::collections::HashSet<_> = halves.iter().map(|h| (h.proto, h.side, h.from.0, h.from.1)).collect();
@@ -86,13 +84,13 @@ fn fold(halves: Vec<Half>, now_s: u32) -> Vec<FlowLine> {
     for half in &halves {
         let whole = keys.contains(&twin_of(half));
         let reply = half.next.state & flow::REPLY_HALF != 0;
-        if flow::has_expired(half.proto, &half.next, now_s) || reply && whole {
+        if flow::has_expired(half.proto, &half.next, now) || reply && whole {
             continue;
         }
         // A reply that is left alone still tells who spoke to whom.
         let (from, to) =
             if reply { ((half.to.1, half.to.0), (half.from.1, half.from.0)) } else { (half.from, half.to) };
-        let idle_s = flow::idle_s(&half.next, now_s);
+        let idle_s = flow::seconds(flow::idle(&half.next, now));
         lines.push(FlowLine {
             protocol: protocol(half.proto),
             origin: origin(half.next.origin),
@@ -149,7 +147,7 @@ mod tests {
             side: sides.0,
             from: (at(from.0), at(from.1)),
             to: (at(to.0), at(to.1)),
-            next: Next { last_seen_s: 90, twin_side: sides.1, state, origin: 1, ..Next::default() },
+            next: Next { last_seen: flow::ticks(90), twin_side: sides.1, state, origin: 1, ..Next::default() },
         }
     }
 
@@ -161,7 +159,7 @@ mod tests {
     fn both_halves_are_one_line_in_the_direction_of_the_first_packet() {
         let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::REPLIED);
         let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
-        let lines = fold(vec![back, there], 100);
+        let lines = fold(vec![back, there], flow::ticks(100) + 1);
         assert_eq!(1, lines.len(), "{lines:?}");
         let line = &lines[0];
         assert_eq!((CLIENT.parse(), WEB.parse()), (Ok(line.source), Ok(line.translated_destination)));
@@ -171,7 +169,7 @@ mod tests {
     #[test]
     fn a_reply_whose_twin_is_gone_is_shown_the_right_way_round() {
         let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
-        let lines = fold(vec![back], 100);
+        let lines = fold(vec![back], flow::ticks(100) + 1);
         assert_eq!((CLIENT.parse(), PUBLISHED.parse()), (Ok(lines[0].source), Ok(lines[0].destination)));
         assert_eq!(Ok(lines[0].translated_destination), WEB.parse());
         assert!(!lines[0].whole);
@@ -180,6 +178,6 @@ mod tests {
     #[test]
     fn an_expired_flow_is_none() {
         let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::RESET);
-        assert!(fold(vec![there], 90 + flow::TCP_RESET_S + 1).is_empty());
+        assert!(fold(vec![there], flow::ticks(90) + flow::ticks(flow::TCP_RESET_S) + 1).is_empty());
     }
 }

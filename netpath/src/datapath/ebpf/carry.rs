@@ -1,7 +1,7 @@
 //! Flows of another layout's maps, brought into this one's, so that connections outlive an upgrade.
 
 use super::pins::Pins;
-use super::sweep::{Seen, now_s};
+use super::sweep::{Seen, now};
 use super::{control, sys};
 use crate::model::error::{Context, Result};
 use aya::Pod;
@@ -13,8 +13,10 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 /// Layouts whose flows and sockets mean what they mean here. 1: what is the traffic counter now was zero. 2: no flow
-/// could be redirected by XDP. 3: none knew its next hop.
-const KNOWN: [u32; 3] = [1, 2, 3];
+/// could be redirected by XDP. 3: none knew its next hop. 4: flows were stamped with seconds.
+const KNOWN: [u32; 4] = [1, 2, 3, 4];
+/// The last layout of which `last_seen` is in seconds.
+const IN_SECONDS: u32 = 4;
 
 const CHUNK: usize = 4_096;
 
@@ -28,11 +30,12 @@ pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
         return Ok(0);
     }
     let mut ports = BTreeSet::new();
-    let mut copied = halves::<Ipv4>(from, to, name::FLOW4, &mut ports)?;
-    copied += halves::<Ipv6>(from, to, name::FLOW6, &mut ports)?;
+    let in_seconds = version <= IN_SECONDS;
+    let mut copied = halves::<Ipv4>(from, to, name::FLOW4, in_seconds, &mut ports)?;
+    copied += halves::<Ipv6>(from, to, name::FLOW6, in_seconds, &mut ports)?;
     mark(to, &ports)?;
     if let Some(old) = same::<SockKey, SockOrigin>(from, name::SOCK)? {
-        copied += copy(&old, to, name::SOCK, |_: &SockKey, _: &SockOrigin| true)?;
+        copied += copy(&old, to, name::SOCK, |_: &SockKey, origin: SockOrigin| Some(origin))?;
     }
     if copied > 0 {
         tracing::info!(layout = version, copied, "flows are carried over");
@@ -40,19 +43,23 @@ pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     Ok(copied)
 }
 
-fn halves<F: Family>(from: &Pins, to: &Pins, name: &str, ports: &mut BTreeSet<u32>) -> Result<usize>
+fn halves<F: Family>(from: &Pins, to: &Pins, name: &str, in_seconds: bool, ports: &mut BTreeSet<u32>) -> Result<usize>
 where
     F::Key: Seen,
     F::Flow: Pod,
 {
     let Some(old) = same::<F::Key, F::Flow>(from, name)? else { return Ok(0) };
-    let now_s = now_s()?;
-    copy(&old, to, name, |key: &F::Key, half: &F::Flow| {
-        let lives = !flow::has_expired(key.proto(), F::next(half), now_s);
+    let now = now()?;
+    copy(&old, to, name, |key: &F::Key, mut half: F::Flow| {
+        let next = F::next_mut(&mut half);
+        if in_seconds {
+            next.last_seen = flow::ticks(next.last_seen);
+        }
+        let lives = !flow::has_expired(key.proto(), next, now);
         if lives && key.side() == SIDE_UPLINK {
             ports.insert(u32::from(key.port()));
         }
-        lives
+        lives.then_some(half)
     })
 }
 
@@ -64,11 +71,18 @@ fn mark(to: &Pins, ports: &BTreeSet<u32>) -> Result<()> {
         .context(|| format!("cannot write {}", name::NAT_PORT))
 }
 
-fn copy<K: Pod, V: Pod>(old: &OwnedFd, to: &Pins, name: &str, mut wanted: impl FnMut(&K, &V) -> bool) -> Result<usize> {
+fn copy<K: Pod, V: Pod>(
+    old: &OwnedFd,
+    to: &Pins,
+    name: &str,
+    mut kept: impl FnMut(&K, V) -> Option<V>,
+) -> Result<usize> {
     let new = control::open(to, name)?;
     let mut copied = 0;
     for (key, value) in sys::dump::<K, V>(old, CHUNK).context(|| format!("cannot read {name}"))? {
-        if wanted(&key, &value) && sys::add(&new, &key, &value).context(|| format!("cannot write {name}"))? {
+        if let Some(value) = kept(&key, value)
+            && sys::add(&new, &key, &value).context(|| format!("cannot write {name}"))?
+        {
             copied += 1;
         }
     }

@@ -85,12 +85,12 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
     Ok(swept)
 }
 
-/// Seconds of CLOCK_MONOTONIC, as the programs count them.
-pub(super) fn now_s() -> Result<u32> {
+/// Ticks of CLOCK_MONOTONIC, as the programs count them.
+pub(crate) fn now() -> Result<u32> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is writable for the length of the call.
     match unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } {
-        0 => Ok(now.tv_sec as u32),
+        0 => Ok(((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> flow::TICK_BITS) as u32),
         _ => Err(Error::new("cannot read the clock").because(std::io::Error::last_os_error())),
     }
 }
@@ -112,9 +112,9 @@ where
     loop {
         let (halves, after) =
             sys::part::<F::Key, F::Flow>(&map, next, chunk).context(|| format!("cannot read {name}"))?;
-        let now_s = now_s()?;
-        for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(k.proto(), F::next(f), now_s)) {
-            removed += expire::<F>(&map, key, half, now_s).context(|| format!("cannot write {name}"))?;
+        let now = now()?;
+        for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(k.proto(), F::next(f), now)) {
+            removed += expire::<F>(&map, key, half, now).context(|| format!("cannot write {name}"))?;
         }
         next = after;
         if next.is_none() || until.is_some_and(|until| Instant::now() >= until) {
@@ -124,13 +124,13 @@ where
 }
 
 /// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
-fn expire<F: Family>(map: &OwnedFd, key: &F::Key, half: &F::Flow, now_s: u32) -> std::io::Result<usize>
+fn expire<F: Family>(map: &OwnedFd, key: &F::Key, half: &F::Flow, now: u32) -> std::io::Result<usize>
 where
     F::Key: Seen,
     F::Flow: Pod,
 {
     let twin_key = pair::other_key::<F>(half, key.proto());
-    let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now_s);
+    let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now);
     let twin = sys::get::<F::Key, F::Flow>(map, &twin_key)?;
     // Whoever lies there may be of another flow, which has taken the port over.
     let twin = twin.filter(|t| F::next(t).twin_side == key.side() && pair::leads_back::<F>(t, key));
