@@ -97,10 +97,10 @@ pub const fn timeout_s(proto: u8, state: u8) -> u32 {
     }
 }
 
-/// In ticks, rounded down.
+/// In ticks, rounded up: what is to live so long at least, does.
 #[inline(always)]
 pub const fn ticks(seconds: u32) -> u32 {
-    (seconds as u64 * 1_000_000_000 >> TICK_BITS) as u32
+    (seconds as u64 * 1_000_000_000).div_ceil(TICK_NS) as u32
 }
 
 /// In seconds, rounded down.
@@ -122,10 +122,13 @@ pub const fn is_fresh(next: &Next, now: u32) -> bool {
     idle(next, now) == 0
 }
 
-/// Whether a packet, of a flow that is not fresh, is the first for a while: about once a second in a busy flow.
+/// Whether a packet is the first for a while: about once a second in a busy flow.
 #[inline(always)]
 pub const fn is_late(next: &Next, now: u32) -> bool {
-    next.last_seen >> HOP_BITS != now >> HOP_BITS
+    const WINDOW: u32 = 1 << HOP_BITS;
+    // Since the window began in which the last packet came; less than nothing if another processor's clock was later.
+    let passed = now.wrapping_sub(next.last_seen & !(WINDOW - 1)) as i32;
+    passed >= WINDOW as i32
 }
 
 /// An expired flow counts as absent, whoever finds it.
@@ -227,8 +230,8 @@ mod tests {
 
     #[test]
     fn ticks_are_about_an_eighth_of_a_second() {
-        assert_eq!((7, 55_432), (ticks(1), ticks(TCP_ESTABLISHED_S)));
-        assert_eq!((0, 1, 7_439), (seconds(7), seconds(8), seconds(ticks(TCP_ESTABLISHED_S))));
+        assert_eq!((8, 55_433), (ticks(1), ticks(TCP_ESTABLISHED_S)));
+        assert_eq!((0, 1, 7_440), (seconds(7), seconds(8), seconds(ticks(TCP_ESTABLISHED_S))));
     }
 
     #[test]
@@ -238,6 +241,8 @@ mod tests {
         let busy = (8_000..8_100).filter(|now| is_late(&at(now - 1), *now)).count();
         assert_eq!(100 / 8 + 1, busy, "a packet in each tick");
         assert!((8_000..8_100).all(|now| is_late(&at(now - 8), now)), "a packet each second");
+        assert!((8_000..8_100).all(|now| !is_late(&at(now + 100), now)), "another processor's clock is later");
+        assert!(is_late(&at(u32::MAX), 0) && !is_late(&at(u32::MAX), u32::MAX - 7), "the clock may wrap");
     }
 
     #[test]

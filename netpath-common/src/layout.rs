@@ -13,7 +13,7 @@ pub const LAYOUT_VERSION: u32 = 5;
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
 pub const RULES: u32 = 65_536;
 /// Rules looked at for one packet: the longest chain of overlapping publishes on one port.
-pub const RULE_CHAIN: u32 = 8;
+pub const RULE_CHAIN: u32 = 16;
 pub const ENDPOINTS: u32 = 8_192;
 pub const NETWORKS: u32 = 1_024;
 pub const SUBNETS: u32 = 2_048;

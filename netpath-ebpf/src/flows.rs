@@ -6,8 +6,8 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, Mac, is_known};
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
-    PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_UNFILTERED, Next, PROTO_ICMP,
+    PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::pair::Way;
 use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
@@ -41,7 +41,8 @@ global! {
     /// packet leave by now.
     fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
 
-    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink.
+    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink. 1: the packet is to be
+    /// [`LEFT`].
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the answering half of the flow in the making; 1 if its place was free.
@@ -70,6 +71,10 @@ const UNSURE: u32 = 3;
 /// The packet leaves by another device than its flow, with whose address the answers would not come back.
 const ASTRAY: u32 = 4;
 
+/// Of [`follow`]: the kernel does not know the next hop any more. A packet that comes from a bridge is left to the stack as it
+/// is, which asks for the address and tells the container if nobody has it; translated, the host would be told.
+pub const LEFT: u32 = 5;
+
 /// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
 #[inline(always)]
@@ -87,7 +92,9 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
         if has_moved::<F>(ctx) != 0 {
             return forget::<F>(ctx);
         }
-        renew::<F>(ctx);
+        if renew::<F>(ctx) != 0 {
+            return LEFT;
+        }
     } else if found == ASTRAY {
         return forget::<F>(ctx);
     }
@@ -181,9 +188,11 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
                 return 0;
             }
             // Another processor has just made it anew.
-            return 1;
+            return refresh::<F>(&key, u32::from(state), now);
         }
-        touch::<F>(found, state, now);
+        // The next packet asks, as this one would have.
+        let unsure = if is_unsure { flow::UNSURE } else { 0 };
+        touch::<F>(found, state | unsure, now);
         return HALF;
     }
     if is_unsure { UNSURE } else { 1 }
@@ -213,6 +222,8 @@ fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
         hop.next.forward = FORWARD_NEIGH;
     }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
+    // SAFETY: the reference is not kept.
+    let flags = unsafe { maps::NETWORK.get(packet::ifindex(ctx)) }.map_or(0, |n| n.flags);
     let (Some(found), Some(fib)) = (F::flows().get_ptr_mut(&key), desk::fib::<F>()) else { return 0 };
     // SAFETY: a map value. Another processor may read an address of which half is written: a frame to nobody.
     let next = unsafe { F::next_mut(&mut *found) };
@@ -221,9 +232,16 @@ fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
         next.forward = FORWARD_LINK;
     } else if !keeps {
         next.forward = FORWARD_NEIGH;
+        // Or the next packet would go there ([`KNOWN`]).
+        next.smac = [0; 6];
+    }
+    // As with the first packet of a flow (`outward.rs`), and so with the next one.
+    if known == host::NO_NEIGHBOUR && flags & NET_UNFILTERED != 0 {
+        next.state |= flow::UNSURE;
+        return 1;
     }
     next.state &= !flow::UNSURE;
-    known
+    0
 }
 
 /// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
@@ -324,7 +342,8 @@ fn refresh_noted<F: Wire>(state: u32, now: u32) -> u32 {
     // The other half, too, has to ask for its next hop again: it may see no packet for long, and lives as long as this one.
     // SAFETY: a map value.
     let late = if flow::is_late(unsafe { F::next(&*found) }, now) { flow::UNSURE } else { 0 };
-    touch::<F>(found, state as u8, now);
+    // A claim ends with it: who made it looks at the time again.
+    touch::<F>(found, state as u8 & !flow::CLAIMED, now);
     if state & KNOWN != 0 {
         // SAFETY: a map value; one byte is written.
         let next = unsafe { F::next_mut(&mut *found) };
@@ -334,7 +353,8 @@ fn refresh_noted<F: Wire>(state: u32, now: u32) -> u32 {
     }
     // SAFETY: a map value.
     let old = unsafe { F::next(&*twin).state };
-    touch::<F>(twin, old | (state as u8 & !(flow::REPLY_HALF | flow::UNSURE | flow::CLAIMED)) | late, now);
+    let news = state as u8 & !(flow::REPLY_HALF | flow::UNSURE);
+    touch::<F>(twin, (old | news | late) & !flow::CLAIMED, now);
     1
 }
 
@@ -497,10 +517,17 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
         if start_over::<F>(found, F::next(&making.twin)) {
             return 1;
         }
+        if F::next(there).state & flow::CLAIMED != 0 {
+            return 0;
+        }
     } else if !take_over::<F>(making, found) {
         return 0;
     }
-    u32::from(F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_ok())
+    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_err() {
+        release::<F>(found);
+        return 0;
+    }
+    1
 }
 
 /// Makes a half of an ended flow one of a flow that begins, if it goes the same way as that, `fresh`. It stays where it is in
@@ -510,14 +537,19 @@ fn start_over<F: Wire>(found: *mut F::Flow, fresh: &Next) -> bool {
     // SAFETY: a map value.
     let next = unsafe { F::next_mut(&mut *found) };
     let seen = *next;
-    // At once, for another processor may be about to give this place to another flow ([`claim`]).
-    if !seen.goes_as(fresh) || !exchange::<F>(found, &seen, fresh.state) {
+    if seen.state & flow::CLAIMED != 0 || !seen.goes_as(fresh) {
+        return false;
+    }
+    // First, and then the state at once: another processor may be about to give this place to another flow, and looks at
+    // the time again when it has it ([`take_over`]).
+    // SAFETY: a word of a map value.
+    unsafe { (&raw mut next.last_seen).write_volatile(fresh.last_seen) };
+    if !exchange::<F>(found, &seen, fresh.state) {
         return false;
     }
     if seen.forward != fresh.forward {
         next.forward = fresh.forward;
     }
-    next.last_seen = fresh.last_seen;
     true
 }
 
@@ -539,7 +571,13 @@ fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
         Some(first) => making.plan.displaces(unsafe { &*first }),
         None => false,
     };
-    if (is_whole && !is_over) || !claim::<F>(found, &seen) {
+    if (is_whole && !is_over) || !exchange::<F>(found, &seen, seen.state | flow::CLAIMED) {
+        return false;
+    }
+    // SAFETY: a word of a map value.
+    if unsafe { (&raw const (*F::next_mut(&mut *found)).last_seen).read_volatile() } != seen.last_seen {
+        // It has begun anew.
+        release::<F>(found);
         return false;
     }
     if is_whole {
@@ -548,10 +586,11 @@ fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
     true
 }
 
-/// Marks a half of a flow as given away, if it is still as it was `seen`.
+/// Takes a claim back.
 #[inline(always)]
-fn claim<F: Wire>(found: *mut F::Flow, seen: &Next) -> bool {
-    exchange::<F>(found, seen, seen.state | flow::CLAIMED)
+fn release<F: Wire>(found: *mut F::Flow) {
+    // SAFETY: a map value; one byte is written.
+    unsafe { F::next_mut(&mut *found).state &= !flow::CLAIMED };
 }
 
 /// Gives a half of a flow another state, if it is still as it was `seen` and nobody has claimed it. 5.12.

@@ -3,9 +3,11 @@
 use anyhow::Result;
 use kit::example::worked_example;
 use kit::need;
-use kit::netavark::{Netavark, Shape};
-use kit::residue::Residue;
+use kit::netavark::{Document, Netavark, Network, Rung, Shape};
+use kit::residue::{Residue, Snapshot};
 use kit::topology::Topology;
+use kit::traffic::{ANY, Dial, Proto, Server};
+use netpath_common::layout::RULE_CHAIN;
 use serde_json::{Value, json};
 
 /// A pointer into the worked example (array shape), its new value (`REMOVE` = the key goes), and what the error names.
@@ -168,4 +170,33 @@ fn unknown_fields_are_ignored() -> Result<()> {
     netavark.try_setup(&shop, &document)?.json()?;
     netavark.try_teardown(&shop, &document)?.done()?;
     residue.nothing_left(&topology, &[&shop])
+}
+
+/// The programs walk so many rules of a port and no more: one that would never be found is refused.
+#[test]
+fn a_port_on_more_addresses_than_the_programs_look_at_is_refused() -> Result<()> {
+    need!(need::root(), need::netpath(), need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, Rung::best_hooks())?;
+    let (web, late) = (topology.container("web")?, topology.container("late")?);
+    let on = |host: u8| Document::new().on_dual(&Network::dual(7), "eth0", 7, host);
+    let publish = |document: Document, n: u32| document.publish(&format!("127.0.0.{n}"), 8000, 80, "tcp");
+    let many = (1..RULE_CHAIN).fold(on(5), publish);
+    netavark.setup(&web, &many)?;
+    let last = publish(on(6), RULE_CHAIN);
+    let one_more = publish(publish(on(6), RULE_CHAIN), RULE_CHAIN + 1);
+    let before = Snapshot::take(&topology, &[&web, &late])?;
+    let error = netavark.try_setup(&late, &one_more.json(&late))?.error()?;
+    for word in ["8000/tcp", "16 addresses", "nothing was changed"] {
+        assert!(error.contains(word), "{word} is not in {error}");
+    }
+    assert_eq!(Vec::<String>::new(), before.difference(&Snapshot::take(&topology, &[&web, &late])?));
+    netavark.setup(&late, &last)?;
+    let _server = Server::echo(&late, Proto::Tcp, ANY, 80, "late")?;
+    let address = format!("127.0.0.{RULE_CHAIN}").parse()?;
+    assert_eq!("late", Dial::new(Proto::Tcp, address, 8000).ask(&topology.host)?.server, "the last in the walk");
+    netavark.teardown(&late, &last)?;
+    netavark.teardown(&web, &many)?;
+    residue.nothing_left(&topology, &[&web, &late])
 }

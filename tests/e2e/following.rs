@@ -1,19 +1,23 @@
 //! Flows that go on while the host's addresses and routes change, and what a container hears of a neighbour that is not there.
 
-use crate::rig::{Rig, Way, rig_on};
+use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result};
-use kit::host::{Netns, patience};
-
+use kit::host::{Netns, SOON, patience, wait_for};
+use kit::netavark::{Document, Netavark};
 use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
 use kit::traffic::{ANY, Proto, Server, again};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 on_every_way!(
     a_sender_that_never_stops_gets_the_hosts_new_address,
+    without_an_agent_any_command_brings_a_sender_the_hosts_new_address,
     a_sender_that_never_stops_follows_the_route,
     nobody_at_an_address_is_told_to_who_dials_it,
+    who_talks_to_somebody_who_goes_is_told,
 );
 
 /// Between two datagrams; no flow would end of itself.
@@ -68,32 +72,99 @@ impl Sender {
     }
 }
 
+/// On the host's uplink to the client.
+fn change(host: &Netns, family: Family, gone: &[IpAddr], come: &[IpAddr]) -> Result<()> {
+    let (len, nodad, gateway) = if family == Family::V4 { (24, "", CLIENT4) } else { (64, " nodad", CLIENT6) };
+    let gone = gone.iter().map(|a| format!("addr del {a}/{len} dev eth0\n"));
+    let come_lines = come.iter().map(|a| format!("addr add {a}/{len} dev eth0{nodad}\n"));
+    host.ip(&gone.chain(come_lines).collect::<String>())?;
+    come.iter().try_for_each(|a| answers_for(host, *a))?;
+    // In IPv4 the kernel takes the routes by an address with it.
+    host.ip(&format!("route replace default via {gateway} dev eth0\n"))
+}
+
+/// The second address of IPv4 went with the first.
+fn change_back(host: &Netns, family: Family, gone: IpAddr) -> Result<()> {
+    let both = [family.host(), family.host_second()];
+    change(host, family, &[gone], if family == Family::V4 { &both } else { &both[..1] })
+}
+
 fn a_sender_that_never_stops_gets_the_hosts_new_address(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
         let _near = Server::echo(client, Proto::Udp, ANY, 9001, "near")?;
-        let change = |family: Family, gone: &[IpAddr], come: &[IpAddr]| -> Result<()> {
-            let (len, nodad, gateway) = if family == Family::V4 { (24, "", CLIENT4) } else { (64, " nodad", CLIENT6) };
-            let gone = gone.iter().map(|a| format!("addr del {a}/{len} dev eth0\n"));
-            let come_lines = come.iter().map(|a| format!("addr add {a}/{len} dev eth0{nodad}\n"));
-            host.ip(&gone.chain(come_lines).collect::<String>())?;
-            come.iter().try_for_each(|a| answers_for(host, *a))?;
-            // In IPv4 the kernel takes the routes by an address with it.
-            host.ip(&format!("route replace default via {gateway} dev eth0\n"))
-        };
         for (family, old, new) in [(Family::V4, HOST4, "192.0.2.77"), (Family::V6, HOST6, "2001:db8:1::77")] {
             let new: IpAddr = new.parse()?;
             let sender = Sender::new(&app.0, SocketAddr::new(family.client(), 9001))?;
             sender.is_seen(rig, "before", "near", old);
-            change(family, &[old], &[new])?;
+            change(host, family, &[old], &[new])?;
             sender.is_seen(rig, &format!("{family:?}, another address"), "near", new);
-            // The second address went with the first.
-            let both = [old, family.host_second()];
-            change(family, &[new], if family == Family::V4 { &both } else { &both[..1] })?;
+            change_back(host, family, new)?;
             sender.is_seen(rig, &format!("{family:?}, the first again"), "near", old);
         }
         Ok(vec![app])
+    })
+}
+
+/// Numbers that are sent one by one while `work` goes on, which is given the next one.
+fn numbered<T>(socket: &UdpSocket, work: impl FnOnce(&AtomicU64) -> Result<T>) -> Result<T> {
+    let (next, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                // It may be told that there is no way just now.
+                let _ = socket.send(&next.fetch_add(1, Ordering::SeqCst).to_be_bytes());
+                std::thread::sleep(BEAT / 10);
+            }
+        });
+        let result = work(&next);
+        done.store(true, Ordering::SeqCst);
+        result
+    })
+}
+
+/// Nobody watches over the host: what its next command finds is true for flows that are there, from its end on.
+fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) -> Result<()> {
+    kit::need!(kit::need::netpath());
+    rig_on(Topology::new(), way, |rig| {
+        let Topology { client, host, .. } = rig.topology;
+        let environment = [way.rung.environment(), vec![("NETPATH_AGENT", "off")]].concat();
+        let netavark = Netavark::with(rig.topology, &environment)?;
+        let (app, document) = (rig.topology.container("app")?, way.published(7, 5));
+        netavark.setup(&app, &document)?;
+        let mut up = vec![(app, document)];
+        for (family, old, new, n) in [(Family::V4, HOST4, "192.0.2.77", 6), (Family::V6, HOST6, "2001:db8:1::77", 7)] {
+            let new: IpAddr = new.parse()?;
+            let server = client.run(|| UdpSocket::bind(SocketAddr::new(family.client(), 9001)))?;
+            server.set_read_timeout(Some(BEAT))?;
+            // The first that came of those from `number` on: who sent it.
+            let source_since = |number: u64| {
+                let mut data = [0; 8];
+                wait_for("a datagram", SOON, || {
+                    let (_, from) = again(|| server.recv_from(&mut data)).ok()?;
+                    (u64::from_be_bytes(data) >= number).then_some(from.ip())
+                })
+            };
+            let sender = Sender::new(&up[0].0, SocketAddr::new(family.client(), 9001))?;
+            let done = numbered(&sender.0, |next| {
+                let before = source_since(0)?;
+                rig.note(before == old, || format!("before: seen as {before}"));
+                change(host, family, &[old], &[new])?;
+                let other = rig.topology.container("other")?;
+                let document = Document::new().on_dual(&way.wide_network(7), "eth0", 7, n);
+                netavark.setup(&other, &document)?;
+                up.push((other, document));
+                let after = source_since(next.load(Ordering::SeqCst))?;
+                rig.note(after == new, || format!("after the command: seen as {after}, expected {new}"));
+                Ok(())
+            });
+            rig.met(&format!("{family:?}"), done);
+            change_back(host, family, new)?;
+        }
+        let agents = host.processes().into_iter().filter(|(_, name)| name == "netpath-agent").count();
+        rig.note(agents == 0, || format!("{agents} agents are running"));
+        Ok(up)
     })
 }
 
@@ -118,8 +189,57 @@ fn a_sender_that_never_stops_follows_the_route(way: Way) -> Result<()> {
     })
 }
 
+/// As above, in the middle of a conversation.
+fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
+    if is_forced_past_a_filter(way) {
+        return Ok(());
+    }
+    rig_on(Topology::new(), way, |rig| {
+        let app = rig.up("app", way.published(7, 5))?;
+        let Topology { client, host, .. } = rig.topology;
+        for (family, gone, len) in [(Family::V4, "192.0.2.201", 24), (Family::V6, "2001:db8:1::201", 64)] {
+            let nodad = if family == Family::V6 { " nodad" } else { "" };
+            client.ip(&format!("addr add {gone}/{len} dev eth0{nodad}\n"))?;
+            let address: IpAddr = gone.parse()?;
+            answers_for(client, address)?;
+            let server = Server::echo(client, Proto::Udp, address, 9001, "near")?;
+            let sender = Sender::new(&app.0, SocketAddr::new(address, 9001))?;
+            sender.is_seen(rig, "before", "near", family.host());
+            // Or only errors of ports are told (net/ipv4/icmp.c, icmp_err_convert).
+            match family {
+                Family::V4 => setsockopt(&sender.0, sockopt::Ipv4RecvErr, &true)?,
+                Family::V6 => setsockopt(&sender.0, sockopt::Ipv6RecvErr, &true)?,
+            }
+            drop(server);
+            client.ip(&format!("addr del {gone}/{len} dev eth0\n"))?;
+            // As after a while without an answer.
+            host.ip(&format!("neigh del {gone} dev eth0\n"))?;
+            let begun = Instant::now();
+            let limit = Duration::from_secs(10) * patience();
+            let told = loop {
+                let failed = sender.0.send(b"beat").and_then(|_| sender.0.recv(&mut [0; 200])).err();
+                let is_told = failed.is_some_and(|e| e.kind() == ErrorKind::HostUnreachable);
+                if is_told || begun.elapsed() > limit {
+                    break is_told;
+                }
+            };
+            rig.note(told, || format!("{family:?}: not told within {limit:?}"));
+        }
+        Ok(vec![app])
+    })
+}
+
+/// Left to the stack, the packet would meet the filter, which may drop it; so it is translated, and the host is told that
+/// nobody is there.
+fn is_forced_past_a_filter(way: Way) -> bool {
+    way.tracked && way.path == Path::Offload
+}
+
 /// After three seconds in which the kernel asks for its hardware address (RFC 1122 §2.3.2.2, RFC 4861 §7.2.2).
 fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
+    if is_forced_past_a_filter(way) {
+        return Ok(());
+    }
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         for nobody in ["192.0.2.200", "2001:db8:1::200"] {

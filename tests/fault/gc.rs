@@ -162,7 +162,8 @@ fn connections_outlive_a_new_layout_of_the_maps() -> Result<()> {
     Ok(())
 }
 
-/// What layout 1 kept of flows has the sizes and the meaning of today's: a tree of today under its name is one of its.
+/// What layout 1 kept of flows has the sizes of today's and, but for the unit of their stamps, its meaning: a tree of today
+/// under its name, with seconds in it, is one of its.
 fn relayout(rung: Rung) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -182,12 +183,22 @@ fn relayout(rung: Rung) -> Result<()> {
         kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
     }
 
+    let mut stamped = flows(&topology)?;
+    for (key, mut flow) in stamped.iter().collect::<Result<Vec<_>, _>>()? {
+        flow.next.last_seen = netpath_common::flow::seconds(flow.next.last_seen);
+        stamped.insert(key, flow, 0)?;
+    }
     let old = pins(&topology, 1);
     std::fs::create_dir_all(old.parent().context("no parent")?)?;
     std::fs::rename(pins(&topology, LAYOUT_VERSION), &old).context("renaming a tree")?;
     talk(&mut connections).context("before the change")?;
     netavark.setup(&other, &document(6))?;
     ensure!(!old.exists(), "the old tree stays");
+    let now = kit::maps::now();
+    let idle = |flow: &Flow4| flow.next.last_seen.max(now) - flow.next.last_seen.min(now);
+    let ages = flows(&topology)?.iter().map(|f| f.map(|(_, flow)| idle(&flow))).collect::<Result<Vec<_>, _>>()?;
+    let oldest = netpath_common::flow::ticks(60);
+    ensure!(ages.len() >= 4 && ages.iter().all(|age| *age < oldest), "ticks since their last packet: {ages:?}");
     talk(&mut connections).context("after the change")?;
     let new = topology.client.run(|| TcpStream::connect(SocketAddr::from((HOST4, 8005))))?;
     talk(&mut [new]).context("a new one")?;

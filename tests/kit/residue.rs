@@ -36,9 +36,10 @@ impl Snapshot {
         put("netfilter", netfilter(host)?);
         put("sysctl", sysctls(host));
         let cookie = format!("{:x}", host.cookie());
-        // The agent begins its log when it has time to.
+        // The agent begins its log when it has time to, and writes what it has served anew with its first look.
+        const ITS_OWN: [&str; 2] = ["/agent.log", "/served"];
         let state = state_dirs(&cookie).into_iter().flat_map(|dir| files(&dir));
-        put("state", state.filter(|f| !f.ends_with("/agent.log")).collect());
+        put("state", state.filter(|f| !ITS_OWN.iter().any(|own| f.ends_with(own))).collect());
         // Netavark keeps this one for ever too: a file that is locked cannot be removed without a race.
         let kept = topology.config_dir().join("aardvark.lock").display().to_string();
         put("config", files(&topology.config_dir()).into_iter().filter(|f| *f != kept).collect());

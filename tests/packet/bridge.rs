@@ -256,10 +256,16 @@ fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
         stays(&mut lab, "last hop, of a flow", at, &dying.bytes(), STACK, Reason::StackTtl)?;
     }
     assert!(std::process::Command::new("ip").args(["route", "del", "default"]).status()?.success());
-    let lost = from_web(Frame::udp((container(7, true), 1), (outside(true), 1)));
-    // Without a route the kernel says "not forwarded" as it does of its own addresses.
-    let out = lab.run(at.0, at.1, &lost.bytes())?;
-    assert_eq!((STACK, lost.bytes()), (out.action, out.packet));
+    assert!(std::process::Command::new("ip").args(["-6", "route", "del", "default"]).status()?.success());
+    // Without a route the kernel says "not forwarded" as it does of its own addresses, and 8080 is published on those.
+    for v4 in [true, false] {
+        for port in [1, 8080] {
+            let lost = from_web(Frame::udp((container(7, v4), 1), (outside(v4), port)));
+            stays(&mut lab, "nowhere", at, &lost.bytes(), STACK, Reason::StackNoRoute)?;
+            let syn = from_web(Frame::tcp((container(7, v4), 1), (outside(v4), port), SYN));
+            stays(&mut lab, "nowhere", at, &syn.bytes(), STACK, Reason::StackNoRoute)?;
+        }
+    }
     Ok(())
 }
 

@@ -119,6 +119,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 let begun = Instant::now();
                 let (back, followed) = look_once(follower, look).await?;
                 follower = back;
+                let was_busy = matches!(followed, Ok(Followed::Busy));
                 match followed {
                     Ok(Followed::Nobody) => return Ok("the last container is gone"),
                     Ok(Followed::Busy) => due = Some((Instant::now() + AGAIN, look)),
@@ -126,7 +127,9 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                     Ok(Followed::Same) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
-                not_before = pace.looked(begun.elapsed(), Instant::now());
+                if !was_busy {
+                    not_before = pace.looked(begun.elapsed(), Instant::now());
+                }
             }
             // Once a look is due, further changes wait for it in the sockets.
             () = changed(&links, filters.as_ref().ok()), if due.is_none() => {

@@ -5,11 +5,11 @@ use tokio::time::Instant;
 
 /// Of each processor, so much at most goes into looking for as long as the host flaps: one part in …
 const SHARE: u32 = 20;
-/// Looks after a quiet time that wait for nothing. An uplink that comes is one change as a link, another with its
-/// addresses, one more with its routes.
-const AT_ONCE: u32 = 3;
 /// Whatever a look costs, the next change is followed within a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// What may be owed without a wait: three looks at least. An uplink that comes is one change as a link, another with its
+/// addresses, one more with its routes.
+const CREDIT: Duration = LONGEST_PAUSE.saturating_mul(3);
 
 /// What looks have cost is paid back by time that passes.
 pub struct Pace {
@@ -24,13 +24,11 @@ impl Pace {
 
     /// A look that took `cost` has ended at `now`. Returns when the next one may begin.
     pub fn looked(&mut self, cost: Duration, now: Instant) -> Instant {
-        let price = cost * SHARE;
-        let free = price * AT_ONCE;
+        let price = (cost * SHARE).min(LONGEST_PAUSE);
         let paid = now.saturating_duration_since(self.since);
-        // What is above the longest pause is let off, or a slow host would pay for it in its next quiet time.
-        self.owed = (self.owed.saturating_sub(paid) + price).min(free + LONGEST_PAUSE);
+        self.owed = (self.owed.saturating_sub(paid) + price).min(CREDIT + LONGEST_PAUSE);
         self.since = now;
-        now + self.owed.saturating_sub(free)
+        now + self.owed.saturating_sub(CREDIT)
     }
 }
 
@@ -40,12 +38,12 @@ mod tests {
 
     const COST: Duration = Duration::from_millis(10);
 
-    /// The pauses of `looks` looks, each `between` after it was allowed.
-    fn pauses(cost: Duration, between: Duration, looks: usize) -> Vec<Duration> {
+    /// The pauses after looks of these costs, each `between` after it was allowed.
+    fn pauses(costs: impl IntoIterator<Item = Duration>, between: Duration) -> Vec<Duration> {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
         let mut pauses = Vec::new();
-        for _ in 0..looks {
+        for cost in costs {
             now += cost;
             let next = pace.looked(cost, now);
             pauses.push(next - now);
@@ -56,14 +54,22 @@ mod tests {
 
     #[test]
     fn the_first_looks_wait_for_nothing_and_then_each_is_paid_for() {
-        let pauses = pauses(COST, Duration::ZERO, 50);
+        let pauses = pauses([COST; 50], Duration::ZERO);
         assert!(pauses[..3].iter().all(Duration::is_zero), "{pauses:?}");
-        assert!(pauses[5..].iter().all(|p| *p + COST == COST * SHARE), "{pauses:?}");
+        assert!(pauses[10..].iter().all(|p| *p + COST == COST * SHARE), "{pauses:?}");
+    }
+
+    #[test]
+    fn a_look_that_attaches_programs_does_not_make_the_next_wait() {
+        for costs in [[200, 60, 60], [2_000, 30, 30], [30, 2_000, 30]] {
+            let pauses = pauses(costs.map(Duration::from_millis), Duration::ZERO);
+            assert!(pauses.iter().all(Duration::is_zero), "{costs:?}: {pauses:?}");
+        }
     }
 
     #[test]
     fn a_quiet_time_pays_for_looks() {
-        let pauses = pauses(COST, COST * SHARE, 50);
+        let pauses = pauses([COST; 50], COST * SHARE);
         assert!(pauses.iter().all(Duration::is_zero), "{pauses:?}");
     }
 

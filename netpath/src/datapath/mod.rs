@@ -72,6 +72,11 @@ pub trait Datapath {
     /// What this rung cannot do for `record`; empty = everything it asks for. Changes nothing.
     fn refusals(&self, record: &Record) -> Vec<Refusal>;
 
+    /// On so many addresses of the host one port can be published; every address counts as two, one of each family.
+    fn places_of_a_port(&self) -> usize {
+        usize::MAX
+    }
+
     /// Settings of the host's namespace that must hold while this rung serves `desired`.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl>;
 

@@ -4,7 +4,7 @@
 //! The same port from two networks of one container has two owners, of which the older is served.
 
 use super::{HostBind, Proto, Record};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -52,6 +52,55 @@ pub fn meetings<'a>(coming: &[Record], others: impl Iterator<Item = &'a Record>)
     let wanted = Wanted::of(coming);
     let strangers = others.filter(|o| coming.iter().all(|c| c.container.id != o.container.id));
     strangers.filter_map(|owner| wanted.first_of(owner)).collect()
+}
+
+/// A range of ports begins or ends.
+struct Edge {
+    place: Place,
+    /// Of a record that is coming.
+    comes: bool,
+    /// 1 or −1
+    by: i32,
+}
+
+/// The first port that one of `coming` publishes and that would be published, with `there`, in more than `most` places.
+pub fn crowded(coming: &[Record], there: &[Record], most: usize) -> Option<(Proto, u16)> {
+    let each = |r: &Record| r.publishes.iter().flat_map(|p| places(r, p.bind)).collect::<HashSet<_>>();
+    // As good as always.
+    if coming.iter().chain(there).flat_map(each).collect::<HashSet<_>>().len() <= most {
+        return None;
+    }
+    let mut edges: BTreeMap<(Proto, u32), Vec<Edge>> = BTreeMap::new();
+    for (records, comes) in [(there, false), (coming, true)] {
+        for record in records {
+            for publish in &record.publishes {
+                let first = u32::from(publish.host_port());
+                for place in places(record, publish.bind) {
+                    let mut edge = |port, by| {
+                        edges.entry((publish.proto, port)).or_default().push(Edge { place, comes, by });
+                    };
+                    edge(first, 1);
+                    edge(first + u32::from(publish.count()), -1);
+                }
+            }
+        }
+    }
+    let mut open: HashMap<(Proto, Place), i32> = HashMap::new();
+    let mut coming = 0;
+    for ((proto, port), changes) in edges {
+        for Edge { place, comes, by } in changes {
+            let publishes = open.entry((proto, place)).or_default();
+            *publishes += by;
+            if *publishes == 0 {
+                open.remove(&(proto, place));
+            }
+            coming += if comes { by } else { 0 };
+        }
+        if coming > 0 && open.keys().filter(|(of, _)| *of == proto).count() > most {
+            return u16::try_from(port).ok().map(|port| (proto, port));
+        }
+    }
+    None
 }
 
 /// Ranges by place, in the order of their first ports.

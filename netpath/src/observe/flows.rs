@@ -23,7 +23,7 @@ pub struct FlowLine {
     pub translated_source: SocketAddr,
     pub translated_destination: SocketAddr,
     pub state: &'static str,
-    /// Since its last packet; flows write it down every few seconds.
+    /// Since its last packet; flows write it down every 0.134 s.
     pub idle_s: u32,
     /// Until it ends if no packet comes.
     pub expires_s: u32,

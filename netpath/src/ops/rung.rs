@@ -4,7 +4,7 @@ use crate::datapath::ladder::{self, Choice};
 use crate::datapath::{Datapath, Refusal};
 use crate::link::Rtnl;
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Record, Rung};
+use crate::model::{Desired, Record, Rung, owners};
 use crate::state::{Lock, Store};
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
@@ -49,6 +49,12 @@ pub fn decide(
     let mut datapath = ladder::open(rung)?;
     for record in coming {
         refuse(datapath.as_ref(), record)?;
+    }
+    let most = datapath.places_of_a_port();
+    if let Some((proto, port)) = owners::crowded(coming, &there.records, most) {
+        return Err(Error::new(format!("cannot publish port {port}/{proto} on one more address of the host"))
+            .because(format!("the {rung} datapath serves a port on {most} addresses, and so many are in use"))
+            .next("publish it on every address, or use NETPATH_DATAPATH=iptables"));
     }
     if let Some(old) = kept.filter(|old| *old != rung) {
         for record in &there.records {

@@ -62,6 +62,10 @@ impl Datapath for Ebpf {
         moved::refusals(record)
     }
 
+    fn places_of_a_port(&self) -> usize {
+        netpath_common::layout::RULE_CHAIN as usize
+    }
+
     /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         let on_lo = ["route_localnet", "accept_local"]
