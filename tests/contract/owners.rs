@@ -58,10 +58,16 @@ fn other_places_are_no_conflict() -> Result<()> {
         .publish("", 8001, 80, "tcp");
     netavark.setup(&late, &wanted)?;
     let _servers = [Server::echo(&web, Proto::Tcp, ANY, 80, "web")?, Server::echo(&late, Proto::Tcp, ANY, 80, "late")?];
-    assert_eq!("late", Dial::new(Proto::Tcp, HOST4, 8000).ask(&topology.client)?.server, "one address before all");
-    assert_eq!("web", Dial::new(Proto::Tcp, Family::V6.host(), 8000).ask(&topology.client)?.server);
+    let (shared, other) = (Dial::new(Proto::Tcp, HOST4, 8000), Dial::new(Proto::Tcp, Family::V6.host(), 8000));
+    assert_eq!("late", shared.ask(&topology.client)?.server, "one address before all");
+    assert_eq!("web", other.ask(&topology.client)?.server);
     netavark.teardown(&late, &wanted)?;
+    assert_eq!("web", shared.ask(&topology.client)?.server, "who has all addresses has it again");
+    netavark.setup(&late, &wanted)?;
     netavark.teardown(&web, &owner)?;
+    assert_eq!("late", shared.ask(&topology.client)?.server, "it stays where it was");
+    other.must_fail(&topology.client)?;
+    netavark.teardown(&late, &wanted)?;
     residue.nothing_left(&topology, &[&web, &late])
 }
 

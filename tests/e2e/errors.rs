@@ -1,11 +1,13 @@
 //! ICMP errors through translations, and path MTU discovery, which lives from them.
 
+use crate::protocols::{INIT, PORT, sctp};
 use crate::rig::{Way, rig_on, serve};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kit::host::{SOON, wait_for};
 use kit::load::{bulk, bulk_server};
 use kit::netavark::Document;
-use kit::raw::{Probe, connect_within};
+use kit::packet::{Frame, L4};
+use kit::raw::{Probe, Raw, connect_within};
 use kit::topology::{Family, Topology};
 use kit::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 use nix::errno::Errno;
@@ -23,6 +25,7 @@ on_every_way!(
     a_datagram_too_large_for_a_link_beyond_is_refused_with_its_mtu,
     a_servers_answer_passes_a_small_link_of_the_client,
     a_flow_follows_the_uplink_whose_mtu_shrinks,
+    an_error_about_sctp_quotes_what_was_sent,
 );
 
 /// Datagrams of one flow, which was there before: the first answer that is too large now brings its server the new MTU.
@@ -210,6 +213,64 @@ fn a_servers_answer_passes_a_small_link_of_the_client(way: Way) -> Result<()> {
         for family in Family::BOTH {
             let dial = Dial::new(Proto::Udp, family.host(), 8080).bytes(1_380);
             rig.met("a large answer", wait_until_answered(rig.topology.far(), &dial));
+        }
+        Ok(vec![web])
+    })
+}
+
+/// What a socket for ICMP hears if it is an error of this type that quotes `sent`: addresses, ports, and what else eight
+/// bytes hold (RFC 792, RFC 4443 section 3).
+fn quotes(heard: &[u8], kind: u8, sent: &Frame) -> bool {
+    let (addresses, header) = if sent.src.is_ipv4() { (12, 20) } else { (8, 40) };
+    let sent = sent.quoted();
+    let quoted = heard.get(8..).unwrap_or_default();
+    heard.first() == Some(&kind) && quoted.get(addresses..header + 8) == sent.get(addresses..header + 8)
+}
+
+/// SCTP keeps its ports, and nobody can put its checksum right in what is quoted.
+fn an_error_about_sctp_quotes_what_was_sent(way: Way) -> Result<()> {
+    rig_on(Topology::with_router(None), way, |rig| {
+        let document = Document::new().on_dual(&way.network(7), "eth0", 7, 5).publish("", PORT, PORT, "sctp");
+        let web = rig.up("web", document)?;
+        let far = rig.topology.far();
+        let begins = |src, dst, hops, packet: &[u8]| Frame {
+            ttl: hops,
+            payload: packet.to_vec(),
+            ..Frame::new(src, dst, L4::Raw(libc::IPPROTO_SCTP as u8))
+        };
+        for family in Family::BOTH {
+            let (icmp, aged, refused) = match family {
+                Family::V4 => (libc::IPPROTO_ICMP, 11, (3, 2)),
+                // A parameter problem: the next header is not known.
+                Family::V6 => (libc::IPPROTO_ICMPV6, 3, (4, 1)),
+            };
+            let (inside, outside) = (Raw::new(&web.0, family, icmp)?, Raw::new(far, family, icmp)?);
+            let sends = [&*web.0, far].map(|netns| Raw::new(netns, family, libc::IPPROTO_RAW));
+            let [from_inside, from_outside] = sends;
+            let (from_inside, from_outside) = (from_inside?, from_outside?);
+
+            let sent = begins(family.container(7, 5), family.far(), 2, &sctp(INIT, 24_000, 24_001, 0));
+            from_inside.send(family.far(), &sent.quoted())?;
+            let heard = inside.receive(SOON, |b| quotes(b, aged, &sent)).context("of a router");
+            if let Some((by, _)) = rig.met(&format!("{family:?}, masqueraded"), heard) {
+                rig.note(by == family.client(), || format!("{family:?}, masqueraded: told by {by}"));
+            }
+
+            let hears = Raw::new(&web.0, family, libc::IPPROTO_SCTP)?;
+            let question = sctp(INIT, 24_002, PORT, 0);
+            let sent = begins(family.far(), family.host(), 64, &question);
+            from_outside.send(family.host(), &sent.quoted())?;
+            let came = hears.receive(SOON, |b| b == question).context("the question");
+            rig.met(&format!("{family:?}, published"), came);
+            // As the container's kernel says it where nobody has a socket.
+            let seen = begins(family.far(), family.container(7, 5), 62, &question);
+            let error = Frame::new(seen.dst, seen.src, L4::Error { kind: refused.0, code: refused.1 });
+            let error = Frame { payload: seen.quoted(), ..error };
+            from_inside.send(family.far(), &error.quoted())?;
+            let heard = outside.receive(SOON, |b| quotes(b, refused.0, &sent)).context("of the container");
+            if let Some((by, _)) = rig.met(&format!("{family:?}, published"), heard) {
+                rig.note(by == family.host(), || format!("{family:?}, published: told by {by}"));
+            }
         }
         Ok(vec![web])
     })

@@ -1,6 +1,6 @@
 //! Other users of the hooks at which netpath's programs are: they see their packets, and stay when netpath goes.
 
-use crate::rig::{Rig, Way, rig_on, serve};
+use crate::rig::{Path, Rig, Way, rig_on, serve};
 use anyhow::Result;
 use kit::foreign::{Counter, Place, Side};
 use kit::need;
@@ -129,6 +129,47 @@ fn filters_of_others_in_the_same_clsact_qdisc_see_their_packets(way: Way) -> Res
             let so = shown.contains("pref 1 ") && shown.contains("pref 60000 ") && !shown.contains("np_");
             rig.note(so, || format!("left at the uplink's {}: {shown}", side.name()));
         }
+        host.command("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
+        Ok(Vec::new())
+    })
+}
+
+/// Filters of others in the qdisc that netpath has made for its own: with them the qdisc is no longer netpath's to remove.
+#[test]
+fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()> {
+    need!(need::rung(Rung::Clsact));
+    need!(need::program("tc"));
+    // Translated at the uplink, netpath has filters on both sides of it.
+    let way = Way { rung: Rung::Clsact, path: Path::Edge, tracked: false };
+    rig_on(Topology::new(), way, |rig| {
+        let host = &rig.topology.host;
+        let made = || Ok::<_, anyhow::Error>(host.command("tc", &["qdisc", "show", "dev", "eth0"])?.contains("clsact"));
+        rig.note(!made()?, || "clsact is at the uplink before netpath".to_owned());
+        let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
+        rig.note(made()?, || "netpath has made no clsact at the uplink".to_owned());
+        let foreign = Side::BOTH.map(|side| {
+            let name = format!("in netpath's qdisc, {}", side.name());
+            Foreign::new(name, Counter::clsact(host, "eth0", side, 60_000))
+        });
+        let foreign = foreign.into_iter().collect::<Result<Vec<_>>>()?;
+        let filters = |what: &str, ours: bool| -> Result<()> {
+            for side in Side::BOTH {
+                let shown = host.command("tc", &["filter", "show", "dev", "eth0", side.name()])?;
+                let so = shown.contains("pref 60000 ") && shown.contains("np_") == ours;
+                rig.note(so, || format!("{what}, at the uplink's {}: {shown}", side.name()));
+            }
+            Ok(())
+        };
+        filters("beside netpath", true)?;
+        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
+        rig.netavark.teardown(&keeper.0, &keeper.1)?;
+        filters("after netpath", false)?;
+        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        // The next time it is somebody else's from the beginning.
+        rig.netavark.setup(&keeper.0, &keeper.1)?;
+        filters("beside netpath again", true)?;
+        rig.netavark.teardown(&keeper.0, &keeper.1)?;
+        filters("after netpath again", false)?;
         host.command("tc", &["qdisc", "del", "dev", "eth0", "clsact"])?;
         Ok(Vec::new())
     })

@@ -5,15 +5,16 @@ use anyhow::Result;
 use kit::host::Netns;
 use kit::need;
 use kit::netavark::Document;
-use kit::topology::{Family, Topology};
+use kit::topology::{Family, HOST4, Topology};
 use kit::traffic::{Dial, Proto};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 on_every_way!(
     external,
     external_on_the_second_address,
     localhost,
     own_address,
+    ipv4_addresses_dialled_by_ipv6_sockets,
     hairpin_same_container,
     hairpin_same_network,
     hairpin_other_network,
@@ -77,6 +78,27 @@ fn own_address(way: Way) -> Result<()> {
         let (web, _servers) = web(rig, way.published(7, 5))?;
         let source = if way.rung.is_ebpf() { |f: Family| f.gateway(7) } else { Family::host };
         all(rig, &rig.topology.host, Family::host, source);
+        Ok(vec![web])
+    })
+}
+
+/// A socket for both families has IPv4 addresses mapped into IPv6 (RFC 4291 section 2.5.5.2), as Java's have: the kernel asks
+/// the programs for IPv6, or for sendto() those for IPv4, and goes on as IPv4.
+fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let (web, _servers) = web(rig, way.published(7, 5))?;
+        let gateway = Family::V4.gateway(7);
+        let own = if way.rung.is_ebpf() { gateway } else { HOST4 };
+        for (ip, source) in [(Family::V4.localhost(), gateway), (HOST4, own)] {
+            let IpAddr::V4(v4) = ip else { continue };
+            for dial in dials(v4.to_ipv6_mapped().into(), 8080) {
+                let seen = dial.ask(&rig.topology.host);
+                let got = seen.as_ref().map(|s| (s.server.as_str(), s.client.ip(), s.peer)).ok();
+                // What the socket names is told without the mapping.
+                let expected = Some(("web", source, SocketAddr::new(ip, 8080)));
+                rig.note(got == expected, || format!("{dial}: expected {expected:?}, got {seen:?}"));
+            }
+        }
         Ok(vec![web])
     })
 }

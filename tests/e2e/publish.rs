@@ -14,6 +14,7 @@ on_every_rung!(
     the_v4_wildcard_serves_v4_only,
     the_v6_wildcard_serves_v6_only,
     two_containers_share_a_port_on_two_addresses,
+    an_address_of_a_shared_port_falls_back_to_who_has_all,
     two_networks_of_one_container_hold_the_port_in_turn,
     every_uplink_reaches_a_published_port,
     an_answer_leaves_as_the_question_came,
@@ -140,17 +141,68 @@ fn two_containers_share_a_port_on_two_addresses(rung: Rung) -> Result<()> {
             up.push(rig.up(name, document)?);
             servers.extend(serve(&up[up.len() - 1].0, 80, name)?);
         }
-        for (name, _, address) in shares {
-            for family in Family::BOTH {
-                for proto in Proto::BOTH {
-                    let dial = Dial::new(proto, address(family), 8080);
-                    rig.sees(name, &rig.topology.client, &dial, name, family.client());
-                    let seen = dial.ask(&rig.topology.host);
-                    rig.note(seen.as_ref().is_ok_and(|s| s.server == name), || format!("{name} locally: {seen:?}"));
-                }
+        let dials = |address: Pick| Family::BOTH.map(|f| Proto::BOTH.map(|p| (f, Dial::new(p, address(f), 8080))));
+        let answers = |name: &str, address: Pick| {
+            for (family, dial) in dials(address).as_flattened() {
+                rig.sees(name, &rig.topology.client, dial, name, family.client());
+                let seen = dial.ask(&rig.topology.host);
+                rig.note(seen.as_ref().is_ok_and(|s| s.server == name), || format!("{name} locally: {seen:?}"));
             }
+        };
+        for (name, _, address) in shares {
+            answers(name, address);
+        }
+        let (first, document) = up.remove(0);
+        rig.netavark.teardown(&first, &document)?;
+        answers("second", Family::host_second);
+        for (_, dial) in dials(Family::host).as_flattened() {
+            rig.silent("of the one that is gone", &rig.topology.client, dial);
+            rig.silent("of the one that is gone, from the host", &rig.topology.host, dial);
         }
         Ok(up)
+    })
+}
+
+/// Whoever has one address goes before who has all of them, for as long as it is there; who came first does not matter.
+fn an_address_of_a_shared_port_falls_back_to_who_has_all(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let on = |host: u8, addresses: &[String]| {
+            let ports = addresses.iter().flat_map(|a| Proto::BOTH.map(|p| (a, p)));
+            let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, host);
+            ports.fold(document, |d, (address, proto)| d.publish(address, 8080, 80, proto.name()))
+        };
+        let every = on(5, &[String::new()]);
+        let one = on(6, &Family::BOTH.map(|f| f.host_second().to_string()));
+        let (all, some) = (rig.topology.container("all")?, rig.topology.container("some")?);
+        let asked = |first: Option<&str>, second: Option<&str>| {
+            let addresses = [(first, Family::host as fn(Family) -> IpAddr), (second, Family::host_second)];
+            for ((name, address), family) in addresses.iter().flat_map(|a| Family::BOTH.map(|f| (a, f))) {
+                for dial in Proto::BOTH.map(|p| Dial::new(p, address(family), 8080)) {
+                    match name {
+                        Some(name) => drop(rig.sees(name, &rig.topology.client, &dial, name, family.client())),
+                        None => rig.silent("nobody's", &rig.topology.client, &dial),
+                    }
+                }
+            }
+        };
+        rig.netavark.setup(&all, &every)?;
+        rig.netavark.setup(&some, &one)?;
+        // At every address of theirs: they outlast a teardown.
+        let mut servers = vec![serve(&all, 80, "all")?, serve(&some, 80, "some")?];
+        asked(Some("all"), Some("some"));
+        rig.netavark.teardown(&some, &one)?;
+        asked(Some("all"), Some("all"));
+        rig.netavark.setup(&some, &one)?;
+        asked(Some("all"), Some("some"));
+        servers.remove(0);
+        rig.netavark.teardown(&all, &every)?;
+        asked(None, Some("some"));
+        // The younger one has all addresses now.
+        rig.netavark.setup(&all, &every)?;
+        servers.push(serve(&all, 80, "all")?);
+        asked(Some("all"), Some("some"));
+        Ok(vec![(all, every), (some, one)])
     })
 }
 

@@ -1,17 +1,20 @@
-//! Datagrams that the host's GRO has joined to a list (`rx-gro-list`): a program sees the first one's headers, and each
-//! must come as if it had been alone.
+//! Packets that stand for many. Datagrams that the host's GRO has joined to a list (`rx-gro-list`): a program sees the first
+//! one's headers, and each must come as if it had been alone. What TCP leaves to the network card to cut: it must come through
+//! in one piece.
 
-use crate::rig::{Way, rig_on};
+use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result, ensure};
 use kit::host::{Netns, SOON};
+use kit::load::{bulk, bulk_server};
 use kit::netavark::Document;
 use kit::offload::{Lengths, send_segments, switch};
 use kit::topology::{Family, Topology};
-use kit::traffic::again;
+use kit::traffic::{ANY, again};
+use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-on_every_way!(a_list_of_datagrams_arrives_whole);
+on_every_way!(a_list_of_datagrams_arrives_whole, bulk_traffic_stays_in_large_packets);
 
 const EACH: u16 = 700;
 const MANY: usize = 20;
@@ -77,6 +80,48 @@ fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
             }
             let longest = lengths.longest();
             rig.note(longest > 2 * usize::from(EACH), || format!("{family:?}: nothing was joined: {longest} bytes"));
+        }
+        Ok(vec![web])
+    })
+}
+
+/// Of each transfer; TCP's packets have grown to their largest long before.
+const BULK: u64 = 16 << 20;
+/// Of a packet of TCP, 64 KiB is the most: whole segments, and their headers.
+const LARGE: u32 = 60_000;
+
+/// A transfer there and back; at both ends packets have to come that are as large as they were sent.
+fn large_both_ways(rig: &Rig<'_>, what: &str, from: &Netns, to: &Netns, dial: SocketAddr) -> Result<()> {
+    let (there, back) = (Lengths::arriving_above(to, LARGE)?, Lengths::arriving_above(from, LARGE)?);
+    let mut came = [false; 2];
+    // Again where a busy machine let no packet grow.
+    for _ in 0..5 {
+        bulk(from, dial, BULK).with_context(|| format!("{what}, {dial}"))?;
+        came = [came[0] || there.longest() > 0, came[1] || back.longest() > 0];
+        if came == [true; 2] {
+            break;
+        }
+    }
+    rig.note(came == [true; 2], || format!("{what}, {dial}: packets above {LARGE} bytes, there and back: {came:?}"));
+    Ok(())
+}
+
+fn bulk_traffic_stays_in_large_packets(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let web = rig.up("web", way.published(7, 5))?;
+        let client = &rig.topology.client;
+        let _servers = (bulk_server(&web.0, ANY, 80)?, bulk_server(client, ANY, 9000)?);
+        let counts = || -> Result<[u64; 2]> { Ok([rig.counted(Reason::StackMtu)?, rig.counted(Reason::Redirected)?]) };
+        let before = if way.rung.is_ebpf() { counts()? } else { [0; 2] };
+        for family in Family::BOTH {
+            large_both_ways(rig, "published", client, &web.0, SocketAddr::new(family.host(), 8080))?;
+            large_both_ways(rig, "masqueraded", &web.0, client, SocketAddr::new(family.client(), 9000))?;
+        }
+        if way.rung.is_ebpf() {
+            let after = counts()?;
+            rig.note(after[0] == before[0], || format!("{} packets were too large for the way", after[0] - before[0]));
+            let past = after[1] - before[1];
+            rig.note((past > 0) == (way.path != Path::Edge), || format!("{past} packets went past the stack"));
         }
         Ok(vec![web])
     })

@@ -2,22 +2,25 @@
 
 use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, anyhow};
-use kit::host::{SOON, wait_for};
+use kit::generator::bulk::{Iperf, Stream, server};
+use kit::host::{SOON, patience, wait_for};
 use kit::netavark::{Document, Netavark, binary};
 use kit::steady::{Steady, all_answer, idle};
-use kit::topology::{Family, Topology, state_dirs};
+use kit::topology::{Family, HOST4, Topology, state_dirs};
 use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::program::XDP_IN;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 on_every_way!(nothing_breaks_when_the_programs_are_replaced);
 
 /// Of each way, in each family: together a hundred.
 const IDLE: usize = 25;
+/// Of iperf3.
+const BULK: u16 = 5_201;
 
 struct Traffic {
     steady: Vec<Steady>,
@@ -39,6 +42,7 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
         // With every program that there is.
         let network = way.wide_network(7).option("netpath.xdp", "on");
         let document = Document::new().on_dual(&network, "eth0", 7, 5).publish("", 8080, 80, "tcp");
+        let document = document.publish("", BULK, BULK, "tcp");
         let web = rig.up("web", document)?;
         let _servers = (
             Server::echo_for(&web.0, 2 * IDLE + 10, ANY, 80, "web")?,
@@ -53,13 +57,35 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
                 traffic.idle.extend(idle(netns, &dial, IDLE)?);
             }
         }
+        let bulk = bulk(rig, &web.0)?;
         monitored(rig, &mut traffic)?;
         let app = upgraded(rig, way, &mut traffic)?;
         for steady in traffic.steady {
             rig.met("a steady connection", steady.finish());
         }
+        if let Some((stream, _server)) = bulk {
+            no_pause(rig, stream);
+        }
         Ok(vec![app, web])
     })
+}
+
+/// A stream to the container, for as long as everything else takes.
+fn bulk(rig: &Rig<'_>, web: &kit::topology::Container) -> Result<Option<(Stream, Iperf)>> {
+    if let Err(what) = kit::need::program("iperf3") {
+        kit::need::say(&format!("skip: the stream needs {what}"));
+        return Ok(None);
+    }
+    let server = server(web, BULK)?;
+    Ok(Some((Stream::start(&rig.topology.client, SocketAddr::new(HOST4, BULK))?, server)))
+}
+
+/// Not a second without a byte but on a slow machine.
+fn no_pause(rig: &Rig<'_>, stream: Stream) {
+    let Some(seconds) = rig.met("a stream", stream.finish()) else { return };
+    let pause = seconds.split(|bytes| *bytes > 0.0).map(<[f64]>::len).max().unwrap_or(0);
+    let so = pause <= patience() as usize && seconds.iter().any(|bytes| *bytes > 0.0);
+    rig.note(so, || format!("the bytes of a stream, second by second: {seconds:?}"));
 }
 
 /// Waits until all programs in place are those of a monitor, or none is. `unless`: why that cannot come any more.

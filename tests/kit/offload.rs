@@ -87,6 +87,35 @@ impl Lengths {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a packet socket")?) }))
     }
 
+    /// As [`Lengths::of`], but only of packets that come into the namespace and are longer than `bytes`: however many
+    /// others go by, there is room for the first of these.
+    ///
+    /// # Errors
+    /// As [`Lengths::of`], or the kernel refuses the filter.
+    pub fn arriving_above(netns: &Netns, bytes: u32) -> Result<Self> {
+        // include/uapi/linux/filter.h: BPF_LD | BPF_W | BPF_ABS, BPF_LD | BPF_W | BPF_LEN, BPF_JMP | BPF_JEQ,
+        // BPF_JMP | BPF_JGT, BPF_RET; SKF_AD_OFF + SKF_AD_PKTTYPE; include/uapi/linux/if_packet.h, PACKET_OUTGOING.
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut steps = [
+            step(0x20, 0, 0, (-0x1000_i32 + 4) as u32),
+            step(0x15, 2, 0, 4),
+            step(0x80, 0, 0, 0),
+            step(0x25, 1, 0, bytes),
+            step(0x06, 0, 0, 0),
+            step(0x06, 0, 0, u32::MAX),
+        ];
+        let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+        let lengths = Self::of(netns)?;
+        let (fd, size) = (lengths.0.as_raw_fd(), size_of_val(&filter) as libc::socklen_t);
+        // SAFETY: the kernel reads the filter and its steps, which outlive the call.
+        let set =
+            unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size) };
+        ensure!(set == 0, "cannot attach a filter: {}", io::Error::last_os_error());
+        // What came before it was there.
+        lengths.longest();
+        Ok(lengths)
+    }
+
     /// The longest that came so far.
     pub fn longest(&self) -> usize {
         let mut longest = 0;

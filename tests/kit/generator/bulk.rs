@@ -4,9 +4,11 @@ use crate::host::{Netns, SOON, wait_for};
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -27,9 +29,17 @@ impl Drop for Iperf {
 /// # Errors
 /// It does not start, or does not listen soon.
 pub fn server(netns: &Netns, port: u16) -> Result<Iperf> {
+    let server = Iperf(start(netns, &["-s", "-p", &port.to_string()], Stdio::null())?);
+    // Without a connection, which it would take for a client.
+    let listens = || ["tcp", "tcp6"].iter().any(|table| listening(&netns.run(|| sockets(table)), port));
+    wait_for("iperf3 -s that listens", SOON, || listens().then_some(()))?;
+    Ok(server)
+}
+
+/// Ends with the calling thread.
+fn start(netns: &Netns, args: &[&str], stdout: Stdio) -> Result<Child> {
     let mut command = Command::new("iperf3");
-    command.args(["-s", "-p", &port.to_string()]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());
     let namespace = File::open(netns.path()).with_context(|| format!("cannot open {}", netns.path().display()))?;
     let prepare = move || {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
@@ -37,12 +47,53 @@ pub fn server(netns: &Netns, port: u16) -> Result<Iperf> {
     };
     // SAFETY: between fork and exec two bare system calls are made, and no memory is taken.
     unsafe { command.pre_exec(prepare) };
-    let child = command.spawn().context("cannot start iperf3")?;
-    let server = Iperf(child);
-    // Without a connection, which it would take for a client.
-    let listens = || ["tcp", "tcp6"].iter().any(|table| listening(&netns.run(|| sockets(table)), port));
-    wait_for("iperf3 -s that listens", SOON, || listens().then_some(()))?;
-    Ok(server)
+    command.spawn().context("cannot start iperf3")
+}
+
+/// One connection that sends, without taking all of a processor, until it is asked how it went; as with [`server`], the
+/// thread that starts it has to stay.
+pub struct Stream {
+    name: String,
+    client: Iperf,
+}
+
+impl Stream {
+    /// # Errors
+    /// iperf3 does not start, or is not connected soon.
+    pub fn start(netns: &Netns, to: SocketAddr) -> Result<Self> {
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        let args = ["-J", "-c", &ip, "-p", &port, "--connect-timeout", "3000", "-t", "0", "-i", "1", "-b", "100M"];
+        let stream = Self { name: format!("iperf3 to {to}"), client: Iperf(start(netns, &args, Stdio::piped())?) };
+        // One to speak about the test, and the one that is the test.
+        let connected = || ["tcp", "tcp6"].iter().any(|t| connections(&netns.run(|| sockets(t)), to.port()) >= 2);
+        wait_for(&format!("two connections of {}", stream.name), SOON, || connected().then_some(()))?;
+        Ok(stream)
+    }
+
+    /// Ends it, and gives the bytes of each second.
+    ///
+    /// # Errors
+    /// It had ended by itself, or has nothing to tell.
+    pub fn finish(mut self) -> Result<Vec<f64>> {
+        let ended = self.client.0.try_wait()?;
+        if ended.is_none() {
+            kill(Pid::from_raw(self.client.0.id() as i32), Signal::SIGINT)?;
+        }
+        let mut text = String::new();
+        self.client.0.stdout.take().context("no output")?.read_to_string(&mut text)?;
+        read_stream(&text, ended.is_some()).with_context(|| self.name.clone())
+    }
+}
+
+/// The bytes of each interval. A client that was interrupted says so as an error.
+fn read_stream(text: &str, ended: bool) -> Result<Vec<f64>> {
+    let report: Value = serde_json::from_str(text).context("no JSON")?;
+    let error = report["error"].as_str().unwrap_or("no error");
+    if ended || !error.contains("interrupt") {
+        bail!("it has ended by itself: {error}");
+    }
+    let intervals = report["intervals"].as_array().context("no intervals")?;
+    intervals.iter().map(|i| i["sum"]["bytes"].as_f64().context("no intervals.sum.bytes")).collect()
 }
 
 fn sockets(table: &str) -> String {
@@ -129,6 +180,16 @@ fn read_datagrams(report: &Value) -> Result<Datagrams> {
     Ok(Datagrams { gbit_per_second: bits * arrived / 1e9, lost_percent: 100.0 * (1.0 - arrived) })
 }
 
+/// How many sockets of a table of the kernel are in state ESTABLISHED with `port` at the other end?
+fn connections(table: &str, port: u16) -> usize {
+    let end = format!(":{port:04X}");
+    let is_one = |line: &&str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next().is_some_and(|peer| peer.ends_with(&end)) && words.next() == Some("01")
+    };
+    table.lines().filter(is_one).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,9 +209,20 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_was_interrupted_has_intervals_and_one_that_broke_has_not() {
+        let interrupted = r#"{"intervals":[{"sum":{"bytes":7}},{"sum":{"bytes":0}}],"error":"interrupt - the client has terminated"}"#;
+        assert_eq!(vec![7.0, 0.0], read_stream(interrupted, false).expect("intervals"));
+        let broke = r#"{"intervals":[{"sum":{"bytes":7}}],"error":"unable to write to stream socket"}"#;
+        let error = read_stream(broke, false).expect_err("an error").to_string();
+        assert!(error.contains("stream socket"), "{error}");
+        read_stream(interrupted, true).expect_err("it was not interrupted by us");
+    }
+
+    #[test]
     fn a_listening_socket_is_found_by_its_port() {
         let table = "sl local_address rem_address st\n 0: 00000000:1451 00000000:0000 0A 0 0\n 1: 0100007F:0050 0100007F:9C40 01";
         assert!(listening(table, 5201) && !listening(table, 80) && !listening(table, 22));
+        assert_eq!([0, 1], [5201, 40_000].map(|port| connections(table, port)));
     }
 
     #[test]
