@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS,
+    FORWARD_LINK, FORWARD_STACK, NET_DIRECT, NET_MASQUERADE, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS,
 };
 use netpath_common::reason::Reason;
 
@@ -139,7 +139,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
         known && (flows::follow::<F>(ctx) != 0 || follow_offloaded::<F>(ctx) != 0)
     };
     if followed {
-        return go_on::<F>(verdict::FOLLOWED);
+        return go_on::<F>(ctx, verdict::FOLLOWED);
     }
     let from = bridge_of::<F>(ctx, packet);
     if from == 0 {
@@ -166,7 +166,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
             && packet.may_begin()
             && outward::belongs::<F>(&packet.tuple.src, from)
         {
-            return go_on::<F>(Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx))));
+            return go_on::<F>(ctx, Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx))));
         }
         return NOT_OURS.pack();
     }
@@ -177,7 +177,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
     if translatable && packet.ip.fragment != Fragment::Later && outward::belongs::<F>(&packet.tuple.src, from) {
         let verdict = Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx)));
         if verdict.reason as u32 != Reason::StackNoRoute as u32 && verdict.reason as u32 != Reason::NotOurs as u32 {
-            return go_on::<F>(verdict);
+            return go_on::<F>(ctx, verdict);
         }
     }
     verdict::drop(Reason::DropUntranslatable).pack()
@@ -201,11 +201,19 @@ fn follow_offloaded<F: Wire>(ctx: &TcContext) -> u32 {
     followed
 }
 
-/// Whatever the flow's own way is, this packet has taken the stack's.
+/// Whatever the flow's own way is, this packet has taken the stack's; but an answer that the stack would let out by another
+/// uplink than it was asked by leaves as the question came, if it can ([`flows::way_back`]).
 #[inline(always)]
-fn go_on<F: Wire>(verdict: Verdict) -> u64 {
-    if let Some(hop) = desk::hop::<F>() {
-        hop.next.forward = FORWARD_STACK;
+fn go_on<F: Wire>(ctx: &TcContext, verdict: Verdict) -> u64 {
+    if let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) {
+        let next = &mut hop.next;
+        let turns_round = next.state & flow::REPLY_HALF != 0
+            && next.forward == FORWARD_LINK
+            && next.ifindex != packet::ifindex(ctx)
+            && verdict::obstacle(ctx, packet, FORWARD_LINK, next.mtu).is_none();
+        if !turns_round {
+            next.forward = FORWARD_STACK;
+        }
     }
     verdict.pack()
 }

@@ -5,7 +5,7 @@ use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, near,
+    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, near,
 };
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
@@ -190,12 +190,14 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = reason as u8;
     plan.back = Way { ifindex, dmac: plan.there.smac, forward: FORWARD_NEIGH, mtu, ..Way::default() };
+    (plan.back.smac, plan.back.forward) = flows::way_back::<F>(ctx, &packet.tuple.reversed(), ifindex);
     if flags & NET_EDGE != 0 {
         plan.twin_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
-        plan.back.forward = FORWARD_STACK;
-    } else {
-        (plan.back.smac, plan.back.forward) = flows::way_back::<F>(ctx, &packet.tuple.reversed(), ifindex);
+        // Where the stack's way is another, the answers are turned round at the uplink that it leads to (`egress.rs`).
+        if plan.back.forward != FORWARD_LINK {
+            plan.back = Way { ifindex, dmac: plan.back.dmac, forward: FORWARD_STACK, mtu, ..Way::default() };
+        }
     }
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in::<F>(ctx, bridge) == 0) {

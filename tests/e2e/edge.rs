@@ -16,6 +16,7 @@ on_every_rung!(
     auto_goes_through_a_filter_that_was_there_before,
     auto_goes_by_where_there_is_no_filter,
     running_flows_outlive_a_filter_that_comes_and_goes,
+    a_block_list_before_routing_is_obeyed,
 );
 
 /// What a host's filter sees of a packet to the container.
@@ -102,6 +103,26 @@ fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
         drop(filter);
         let _other = Filter::forward(&rig.topology.host, &["tcp dport 81 drop"])?;
         took(rig, rung, true)?;
+        Ok(vec![web])
+    })
+}
+
+/// What the programs redirect would pass it by as well.
+fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::program("nft"));
+    rig(Topology::new(), rung, |rig| {
+        let list = |sets: &str| {
+            let table = "table inet guard";
+            let chain = format!("chain blocked {{\ntype filter hook prerouting priority -300;\n{sets}\n}}");
+            rig.topology.host.feed("nft", &["-f", "-"], &format!("{table}\ndelete {table}\n{table} {{\n{chain}\n}}\n"))
+        };
+        list(&format!("ip saddr {} drop\nip6 saddr {} drop", Family::V4.client(), Family::V6.client()))?;
+        let (web, _servers) = web(rig, published(None, 5))?;
+        silent(rig, "on the list");
+        list("ip saddr 203.0.113.1 drop")?;
+        took(rig, rung, true)?;
+        rig.topology.host.command("nft", &["delete", "table", "inet", "guard"])?;
         Ok(vec![web])
     })
 }

@@ -3,6 +3,7 @@
 use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result};
 use kit::host::{Netns, SOON, patience, wait_for};
+use kit::need;
 use kit::netavark::{Document, Netavark};
 use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
 use kit::traffic::{ANY, Proto, Server, again};
@@ -191,9 +192,7 @@ fn a_sender_that_never_stops_follows_the_route(way: Way) -> Result<()> {
 
 /// As above, in the middle of a conversation.
 fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
-    if is_forced_past_a_filter(way) {
-        return Ok(());
-    }
+    need!(meets_filters(way));
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
@@ -231,15 +230,14 @@ fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
 
 /// Left to the stack, the packet would meet the filter, which may drop it; so it is translated, and the host is told that
 /// nobody is there.
-fn is_forced_past_a_filter(way: Way) -> bool {
-    way.tracked && way.path == Path::Offload
+fn meets_filters(way: Way) -> need::Need {
+    let is_forced_past = way.tracked && way.path == Path::Offload;
+    if is_forced_past { Err("a path that meets the host's filter".to_owned()) } else { Ok(()) }
 }
 
 /// After three seconds in which the kernel asks for its hardware address (RFC 1122 §2.3.2.2, RFC 4861 §7.2.2).
 fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
-    if is_forced_past_a_filter(way) {
-        return Ok(());
-    }
+    need!(meets_filters(way));
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         for nobody in ["192.0.2.200", "2001:db8:1::200"] {

@@ -1,7 +1,7 @@
 //! Which host addresses and ports lead where.
 
 use crate::rig::{rig, serve, web};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kit::need;
 use kit::netavark::{Document, Network, Rung, is_incumbent};
 use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
@@ -261,8 +261,15 @@ fn an_answer_leaves_as_the_question_came(rung: Rung) -> Result<()> {
         kit::need::say("skip: netfilter's answers take the host's route");
         return Ok(());
     }
+    for path in ["offload", "edge"] {
+        answers_leave_as_questions_came(rung, path).with_context(|| path.to_owned())?;
+    }
+    Ok(())
+}
+
+fn answers_leave_as_questions_came(rung: Rung, path: &str) -> Result<()> {
     rig(Topology::with_far(), rung, |rig| {
-        let network = Network::dual(7).option("netpath.path", "offload");
+        let network = Network::dual(7).option("netpath.path", path);
         let document = one(&network).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
         let far = rig.topology.far();

@@ -1,6 +1,6 @@
 //! What the programs cost: instructions as the verifier counts them, and time per packet. Printed, not judged.
 
-use crate::{REDIRECTED, at_host, client, host, outside};
+use crate::{REDIRECTED, STACK, at_host, client, host, outside};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
 use kit::bpf;
@@ -10,6 +10,7 @@ use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, expla
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
+    NET_EDGE, NET_MASQUERADE,
     FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK,
 };
 use netpath_common::reason::Reason;
@@ -101,15 +102,27 @@ fn time_per_packet() -> Result<()> {
         }
         // Each has to be another packet: one run at a time, which has the clock's own time in it.
         lab.forget()?;
-        let (mut published, mut masqueraded) = (Vec::new(), Vec::new());
+        let (mut published, mut masqueraded, mut local) = (Vec::new(), Vec::new(), Vec::new());
         for port in 10_000..12_000 {
             let syn = at_host(Frame::tcp((client(v4), port), to, SYN)).bytes();
             published.push(lab.time_once(UPLINK_IN, uplink, &syn, REDIRECTED)?);
             let syn = Frame::tcp((container(7, v4), port), (outside(v4), 80), SYN).macs(BRIDGE_MAC, WEB_MAC).bytes();
             masqueraded.push(lab.time_once(BRIDGE_IN, bridge, &syn, REDIRECTED)?);
+            let syn = Frame::tcp((host(v4), port), to, SYN).macs([0; 6], [0; 6]).bytes();
+            local.push(lab.time_once(LO_IN, lo, &syn, REDIRECTED)?);
         }
         tell(&format!("{UPLINK_IN} {family} new flow"), published);
         tell(&format!("{BRIDGE_IN} {family} new flow"), masqueraded);
+        tell(&format!("{LO_IN} {family} new flow"), local);
+        lab.forget()?;
+        lab.set_network(7, bridge, NET_MASQUERADE | NET_EDGE)?;
+        let mut by_the_stack = Vec::new();
+        for port in 10_000..12_000 {
+            let syn = Frame::tcp((container(7, v4), port), (outside(v4), 80), SYN).macs(BRIDGE_MAC, WEB_MAC).bytes();
+            by_the_stack.push(lab.time_once_from(UPLINK_OUT, [bridge, uplink], &syn, STACK)?);
+        }
+        tell(&format!("{UPLINK_OUT} {family} new flow"), by_the_stack);
+        lab.set_network(7, bridge, NET_MASQUERADE)?;
     }
     Ok(())
 }

@@ -41,6 +41,7 @@ struct Case {
 fn cases(v4: bool) -> Vec<Case> {
     let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
     let (app, there, seen) = ((container(7, v4), 40_001), (outside(v4), 53), (host(v4), 40_001));
+    let sctp = |a: (IpAddr, u16), b: (IpAddr, u16)| Frame::new(a.0, b.0, L4::Sctp { sport: a.1, dport: b.1 });
     let echo = |src, dst, request| Frame::new(src, dst, L4::Echo { request, id: 40_002 });
     vec![
         Case {
@@ -66,6 +67,18 @@ fn cases(v4: bool) -> Vec<Case> {
             begin: (BRIDGE_IN, Frame::udp(app, there).macs(BRIDGE_MAC, WEB_MAC)),
             out: (Frame::udp(app, there), Frame::udp(seen, there)),
             back: (Frame::udp(there, seen), Frame::udp(there, app)),
+        },
+        Case {
+            what: "published sctp",
+            begin: (UPLINK_IN, at_host(sctp(from, to))),
+            out: (sctp((web.0, to.1), from), sctp(to, from)),
+            back: (sctp(from, to), sctp(from, (web.0, to.1))),
+        },
+        Case {
+            what: "masqueraded sctp",
+            begin: (BRIDGE_IN, sctp(app, there).macs(BRIDGE_MAC, WEB_MAC)),
+            out: (sctp(app, there), sctp(seen, there)),
+            back: (sctp(there, seen), sctp(there, app)),
         },
         Case {
             what: "masqueraded echo",

@@ -6,7 +6,9 @@ use anyhow::Result;
 use kit::dice::Dice;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
-use netpath_common::layout::ENDPOINT_XDP;
+use netpath_common::layout::{
+    ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, NET_UNFILTERED,
+};
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::reason::Reason;
 
@@ -35,6 +37,18 @@ fn faults(frame: &[u8]) -> [Option<u16>; 2] {
     [header.map(kit::packet::checksum), sum].map(|s| s.map(|s| if s == 0xffff { 0 } else { s }))
 }
 
+/// Ways of networks, the usual one half of the time.
+const NETWORKS: [u32; 8] = [
+    NET_MASQUERADE,
+    NET_MASQUERADE | NET_EDGE,
+    NET_MASQUERADE,
+    NET_DIRECT | NET_ISOLATED,
+    NET_MASQUERADE | NET_UNFILTERED,
+    NET_INTERNAL | NET_STRICT,
+    NET_MASQUERADE,
+    NET_DIRECT | NET_MASQUERADE | NET_EDGE,
+];
+
 #[test]
 fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
     let dice = Dice::new();
@@ -45,8 +59,12 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
     let (mut rewritten, mut redirected) = (0, 0);
-    for round in 0..20_000 {
+    for round in 0..20_000_usize {
         let v4 = round % 2 == 0;
+        if round % 500 == 0 {
+            let networks = [(7, bridge), (8, lab.other_bridge)];
+            networks.into_iter().try_for_each(|(n, index)| lab.set_network(n, index, NETWORKS[round / 500 % 8]))?;
+        }
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 40_000));
         let base = match dice.below(6) {
             0 => at_host(Frame::tcp(from, to, SYN)),

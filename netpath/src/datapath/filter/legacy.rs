@@ -2,7 +2,7 @@
 //!
 //! Source: `include/uapi/linux/netfilter_ipv4/ip_tables.h`, `netfilter_ipv6/ip6_tables.h`, v6.12.
 
-use super::Filter;
+use super::{At, Filter};
 use crate::datapath::iptables::PREFIX;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -38,8 +38,8 @@ const FAMILIES: [Family; 2] = [
 /// IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES, the same for both families.
 const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
-/// NF_INET_FORWARD
-const FORWARD: usize = 2;
+/// NF_INET_PRE_ROUTING, NF_INET_FORWARD
+const HOOKS: [(usize, &str, At); 2] = [(0, "PREROUTING", At::Before), (2, "FORWARD", At::Forward)];
 /// Offset of `entrytable` in `struct ipt_get_entries`.
 const ENTRIES: usize = 40;
 /// `struct xt_entry_target`: size, name and revision; the verdict of a standard target follows.
@@ -66,9 +66,9 @@ pub fn foreign() -> io::Result<Vec<Filter>> {
         // The file is there exactly where the module is.
         let names = std::fs::read_to_string(family.names).unwrap_or_default();
         // The others have no chain there that filters.
-        for table in names.lines().filter(|n| matches!(*n, "filter" | "mangle" | "security")) {
+        for table in names.lines().filter(|n| matches!(*n, "raw" | "mangle" | "filter" | "security")) {
             match look(family, table) {
-                Ok(filter) => found.extend(filter),
+                Ok(filters) => found.extend(filters),
                 // It went at this moment.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
@@ -78,15 +78,16 @@ pub fn foreign() -> io::Result<Vec<Filter>> {
     Ok(found)
 }
 
-fn look(family: &Family, table: &str) -> io::Result<Option<Filter>> {
+fn look(family: &Family, table: &str) -> io::Result<Vec<Filter>> {
     let socket = socket(family)?;
     let mut info = [0; size_of::<Info>()];
     info[..table.len()].copy_from_slice(table.as_bytes());
     get(&socket, family, GET_INFO, &mut info)?;
     // SAFETY: as long as the struct, whose fields take any bytes.
     let info: Info = unsafe { info.as_ptr().cast::<Info>().read_unaligned() };
-    if info.valid_hooks & 1 << FORWARD == 0 {
-        return Ok(None);
+    let hooks: Vec<_> = HOOKS.into_iter().filter(|(hook, ..)| info.valid_hooks & 1 << hook != 0).collect();
+    if hooks.is_empty() {
+        return Ok(Vec::new());
     }
     let mut entries = vec![0; ENTRIES + info.size as usize];
     entries[..table.len()].copy_from_slice(table.as_bytes());
@@ -98,14 +99,14 @@ fn look(family: &Family, table: &str) -> io::Result<Option<Filter>> {
         Err(e) => return Err(e),
     }
     let rules = &entries[ENTRIES..];
-    let (first, policy) = (info.hook_entry[FORWARD] as usize, info.underflow[FORWARD] as usize);
-    let drops = verdict(rules, policy, family) == Some(DROP);
-    let has_rules = first != policy && !is_own_jump(rules, first, policy, family);
-    Ok((drops || has_rules).then(|| Filter {
-        table: format!("legacy {} table {table}", family.tool),
-        chain: "FORWARD".into(),
-        drops,
-    }))
+    let filter = |(hook, chain, at): (usize, &str, At)| {
+        let (first, policy) = (info.hook_entry[hook] as usize, info.underflow[hook] as usize);
+        let drops = verdict(rules, policy, family) == Some(DROP);
+        let has_rules = first != policy && !is_own_jump(rules, first, policy, chain, family);
+        let table = format!("legacy {} table {table}", family.tool);
+        (drops || has_rules).then(|| Filter { table, chain: chain.into(), at, drops })
+    };
+    Ok(hooks.into_iter().filter_map(filter).collect())
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<usize> {
@@ -121,10 +122,10 @@ fn verdict(rules: &[u8], entry: usize, family: &Family) -> Option<i32> {
 }
 
 /// Whether the only rule of the chain is the jump that the iptables rung puts there.
-fn is_own_jump(rules: &[u8], first: usize, policy: usize, family: &Family) -> bool {
+fn is_own_jump(rules: &[u8], first: usize, policy: usize, chain: &str, family: &Family) -> bool {
     let alone = u16_at(rules, first + family.target_offset + 2).is_some_and(|length| first + length == policy);
     let jumps = verdict(rules, first, family).is_some_and(|v| v >= 0);
-    let own = format!("{PREFIX}FORWARD");
+    let own = format!("{PREFIX}{chain}");
     // A chain has its name in the entry before its first rule.
     alone && jumps && rules.windows(own.len()).any(|w| w == own.as_bytes())
 }

@@ -13,12 +13,22 @@ pub use watch::watch;
 use std::fmt;
 use std::io;
 
-/// A base chain at the forward hook that is not netpath's, and that does something.
+/// Where a chain sees packets that are forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum At {
+    /// The forward hook.
+    Forward,
+    /// A chain that filters at the prerouting hook (raw, mangle), or at a device's ingress.
+    Before,
+}
+
+/// A base chain that filters what is forwarded, is not netpath's, and does something.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Filter {
     /// `table inet firewalld`, or `legacy iptables table filter`.
     pub table: String,
     pub chain: String,
+    pub at: At,
     /// It drops what no rule of it takes.
     pub drops: bool,
 }
@@ -26,8 +36,12 @@ pub struct Filter {
 /// `table inet firewalld chain filter_FORWARD filters forwarded packets`
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let does =
-            if self.drops { "drops forwarded packets unless told otherwise" } else { "filters forwarded packets" };
+        let does = match (self.at, self.drops) {
+            (At::Forward, false) => "filters forwarded packets",
+            (At::Forward, true) => "drops forwarded packets unless told otherwise",
+            (At::Before, false) => "filters packets before they are forwarded",
+            (At::Before, true) => "drops packets before they are forwarded unless told otherwise",
+        };
         write!(f, "{} chain {} {does}", self.table, self.chain)
     }
 }

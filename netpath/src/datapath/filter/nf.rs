@@ -1,11 +1,11 @@
 //! Base chains in nf_tables, which is also where today's iptables puts its own.
 
-use super::Filter;
+use super::{At, Filter};
 use crate::datapath::iptables::netlink::Netlink;
 use crate::datapath::iptables::{PREFIX, netfilter};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage, TableAttribute, TableFlags,
-    TableMessage,
+    ChainAttribute, ChainMessage, DevHookNumber, Hook, HookNumber, InetHookNumber, NfTablesMessage, TableAttribute,
+    TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use std::collections::BTreeSet;
@@ -29,21 +29,25 @@ pub fn foreign() -> io::Result<Vec<Filter>> {
 fn ask() -> io::Result<Vec<Filter>> {
     let mut netlink = netfilter::open()?;
     let chains = chains(&mut netlink)?;
-    let acting = |c: &&Chain| c.at_forward && (c.rules > own_jumps(c, &chains) || c.drops);
+    let acting = |c: &&Chain| c.filters && c.at.is_some() && (c.rules > own_jumps(c, &chains) || c.drops);
     if !chains.iter().any(|c| acting(&c)) {
         return Ok(Vec::new());
     }
     let asleep = dormant(&mut netlink)?;
     let awake = chains.iter().filter(acting).filter(|c| !asleep.contains(&c.table));
-    Ok(awake
-        .map(|c| Filter { table: format!("table {} {}", c.table.0, c.table.1), chain: c.name.clone(), drops: c.drops })
-        .collect())
+    let filter = |c: &Chain| {
+        let table = format!("table {} {}", c.table.0, c.table.1);
+        c.at.map(|at| Filter { table, chain: c.name.clone(), at, drops: c.drops })
+    };
+    Ok(awake.filter_map(filter).collect())
 }
 
 struct Chain {
     table: Place,
     name: String,
-    at_forward: bool,
+    at: Option<At>,
+    /// Others translate, or choose a route.
+    filters: bool,
     drops: bool,
     /// In a base chain, to which nothing can jump, every use is a rule of its own.
     rules: u32,
@@ -55,30 +59,39 @@ fn own_jumps(chain: &Chain, all: &[Chain]) -> u32 {
     u32::from(all.iter().any(|c| c.table == chain.table && c.name == own))
 }
 
-/// Of the families that forward IP packets.
+/// Of the families that forward IP packets, and of devices.
 fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Chain>> {
     let mut chains = Vec::new();
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     for (family, answer) in dump(netlink, all)? {
         let NfTablesMessage::NewChain(message) = answer else { continue };
         let mut chain =
-            Chain { table: (family, String::new()), name: String::new(), at_forward: false, drops: false, rules: 0 };
+            Chain { table: (family, String::new()), name: String::new(), at: None, filters: true, drops: false, rules: 0 };
         for attribute in message.attributes {
             match attribute {
                 ChainAttribute::Table(name) => chain.table.1 = name,
                 ChainAttribute::Name(name) => chain.name = name,
                 ChainAttribute::Policy(policy) => chain.drops = policy == NF_DROP,
                 ChainAttribute::Use(uses) => chain.rules = uses,
-                ChainAttribute::Hook(hook) => {
-                    let forward = Hook::Number(HookNumber::Inet(InetHookNumber::Forward));
-                    chain.at_forward = hook.contains(&forward);
-                }
+                ChainAttribute::Type(name) => chain.filters = name == "filter",
+                ChainAttribute::Hook(hook) => chain.at = hook.iter().find_map(place),
                 _ => {}
             }
         }
         chains.push(chain);
     }
     Ok(chains)
+}
+
+fn place(hook: &Hook) -> Option<At> {
+    match hook {
+        Hook::Number(HookNumber::Inet(InetHookNumber::Forward)) => Some(At::Forward),
+        Hook::Number(
+            HookNumber::Inet(InetHookNumber::PreRouting | InetHookNumber::Ingress)
+            | HookNumber::Dev(DevHookNumber::Ingress),
+        ) => Some(At::Before),
+        _ => None,
+    }
 }
 
 /// Tables that are switched off as a whole.
@@ -107,6 +120,7 @@ fn dump(
             NetfilterProtoFamily::IPv4 => "ip",
             NetfilterProtoFamily::IPv6 => "ip6",
             NetfilterProtoFamily::Inet => "inet",
+            NetfilterProtoFamily::NetDev => "netdev",
             _ => return None,
         };
         match answer.inner {

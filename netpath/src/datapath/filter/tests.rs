@@ -66,6 +66,38 @@ fn nftables_chains_at_forward_are_found_when_they_do_something() {
     assert_eq!(Vec::<String>::new(), found(), "the table is switched off");
 }
 
+/// What the programs redirect would pass these by as well.
+#[test]
+fn nftables_chains_before_forward_are_found_when_they_filter() {
+    let name = "nftables_chains_before_forward_are_found_when_they_filter";
+    if !alone(name) {
+        return;
+    }
+    if !run("nft add table inet guard") {
+        println!("skip {name}: needs nft");
+        return;
+    }
+    assert!(run("nft add table netdev edge"));
+    for chain in [
+        "inet guard blocked { type filter hook prerouting priority -300 ; }",
+        "inet guard to_containers { type nat hook prerouting priority -100 ; }",
+        "inet guard from_containers { type nat hook postrouting priority 100 ; }",
+        "inet guard out { type route hook output priority 0 ; }",
+        "netdev edge early { type filter hook ingress device lo priority 0 ; }",
+    ] {
+        assert!(run(&format!("nft add chain {chain}")), "{chain}");
+    }
+    assert!(run("nft add rule inet guard to_containers tcp dport 1 redirect to :2"));
+    assert!(run("nft add rule inet guard from_containers masquerade"));
+    assert!(run("nft add rule inet guard out meta mark set 1"));
+    assert_eq!(Vec::<String>::new(), found(), "none of them filters");
+    assert!(run("nft add rule inet guard blocked ip saddr 203.0.113.0/24 drop"));
+    assert_eq!(vec!["table inet guard chain blocked filters packets before they are forwarded"], found());
+    assert!(run("nft flush chain inet guard blocked"));
+    assert!(run("nft add rule netdev edge early ip saddr 203.0.113.0/24 drop"));
+    assert_eq!(vec!["table netdev edge chain early filters packets before they are forwarded"], found());
+}
+
 /// The same for each of the two iptables, as far as this kernel has them.
 fn tool(test: &str, tool: &str, called: &str) {
     if !alone(test) {
@@ -88,6 +120,12 @@ fn tool(test: &str, tool: &str, called: &str) {
     assert_eq!(nothing, found(), "netpath's own jump");
     assert!(run(&format!("{tool} -A FORWARD -p tcp --dport 25 -j DROP")));
     assert_eq!(vec![format!("{called} chain FORWARD filters forwarded packets")], found());
+    assert!(run(&format!("{tool} -F FORWARD")));
+    assert!(run(&format!("{tool} -t nat -A PREROUTING -p tcp --dport 1 -j REDIRECT --to-ports 2")));
+    assert_eq!(nothing, found(), "a translation");
+    assert!(run(&format!("{tool} -t raw -A PREROUTING -p tcp --dport 25 -j DROP")));
+    let raw = called.replace("filter", "raw");
+    assert_eq!(vec![format!("{raw} chain PREROUTING filters packets before they are forwarded")], found());
 }
 
 #[test]
