@@ -10,8 +10,8 @@ use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, expla
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
-    NET_EDGE, NET_MASQUERADE,
-    FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK,
+    FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS,
+    SIDE_LO, SIDE_UPLINK,
 };
 use netpath_common::reason::Reason;
 

@@ -6,10 +6,10 @@ use anyhow::Result;
 use kit::dice::Dice;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
     ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, NET_UNFILTERED,
 };
-use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::reason::Reason;
 
 /// What is wrong with the checksums of a frame: 0 for a sum that is right. A translation neither makes a sum right that was

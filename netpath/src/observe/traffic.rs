@@ -181,7 +181,12 @@ mod tests {
 
     #[test]
     fn the_way_is_told_with_its_reason() {
-        let mine = [Filter { table: "table inet firewalld".into(), chain: "filter_FORWARD".into(), at: At::Forward, drops: false }];
+        let mine = [Filter {
+            table: "table inet firewalld".into(),
+            chain: "filter_FORWARD".into(),
+            at: filter::At::Forward,
+            drops: false,
+        }];
         let told = |wish, edge, filters: &[Filter]| {
             let (path, why) = path(wish, edge, filters);
             format!("{path}, {why}")

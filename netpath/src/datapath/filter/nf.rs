@@ -65,8 +65,14 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Chain>> {
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     for (family, answer) in dump(netlink, all)? {
         let NfTablesMessage::NewChain(message) = answer else { continue };
-        let mut chain =
-            Chain { table: (family, String::new()), name: String::new(), at: None, filters: true, drops: false, rules: 0 };
+        let mut chain = Chain {
+            table: (family, String::new()),
+            name: String::new(),
+            at: None,
+            filters: true,
+            drops: false,
+            rules: 0,
+        };
         for attribute in message.attributes {
             match attribute {
                 ChainAttribute::Table(name) => chain.table.1 = name,
