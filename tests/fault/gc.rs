@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 pub const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
 
@@ -46,7 +47,11 @@ fn pins(topology: &Topology, version: u32) -> PathBuf {
 pub type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
 
 pub fn flows(topology: &Topology) -> Result<Flows4> {
-    let data = aya::maps::MapData::from_pin(pins(topology, LAYOUT_VERSION).join("map").join(name::FLOW4))?;
+    flows_of(&pins(topology, LAYOUT_VERSION))
+}
+
+fn flows_of(tree: &Path) -> Result<Flows4> {
+    let data = aya::maps::MapData::from_pin(tree.join("map").join(name::FLOW4))?;
     Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
 }
 
@@ -183,15 +188,18 @@ fn relayout(rung: Rung) -> Result<()> {
         kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
     }
 
-    let mut stamped = flows(&topology)?;
-    for (key, mut flow) in stamped.iter().collect::<Result<Vec<_>, _>>()? {
-        flow.next.last_seen = netpath_common::flow::seconds(flow.next.last_seen);
-        stamped.insert(key, flow, 0)?;
-    }
     let old = pins(&topology, 1);
     std::fs::create_dir_all(old.parent().context("no parent")?)?;
     std::fs::rename(pins(&topology, LAYOUT_VERSION), &old).context("renaming a tree")?;
     talk(&mut connections).context("before the change")?;
+    // The programs that run are today's: to them a stamp in seconds is hours old on a host that is up for hours. The last
+    // acknowledgements have come before the stamps change, and nobody speaks until the map is another.
+    std::thread::sleep(Duration::from_millis(500));
+    let mut stamped = flows_of(&old)?;
+    for (key, mut flow) in stamped.iter().collect::<Result<Vec<_>, _>>()? {
+        flow.next.last_seen = netpath_common::flow::seconds(flow.next.last_seen);
+        stamped.insert(key, flow, 0)?;
+    }
     netavark.setup(&other, &document(6))?;
     ensure!(!old.exists(), "the old tree stays");
     let now = kit::maps::now();
