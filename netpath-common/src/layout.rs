@@ -144,8 +144,6 @@ pub const NET_STRICT: u32 = 8;
 pub const NET_DIRECT: u32 = 16;
 /// Packets take the host's stack once they are translated, past its forward filter (`netpath.path=edge`).
 pub const NET_EDGE: u32 = 32;
-/// Nothing on the host filters what it forwards: the stack sends on what it is left.
-pub const NET_UNFILTERED: u32 = 64;
 
 /// `np_net`, HASH by ifindex of the bridge.
 #[repr(C)]

@@ -70,9 +70,6 @@ reasons! {
     FlowHost = 20, "flow_host";
     /// A flow began to a container's own address, on a network that is open (`netpath.direct`).
     FlowDirect = 21, "flow_direct";
-    /// Left to the stack unchanged because the kernel does not know the hardware address of the next hop: it asks for that,
-    /// and tells the sender if nobody answers.
-    StackNoNeighbour = 22, "stack_no_neighbour";
 }
 
 /// Slots of the counter map; spare ones so that a new reason does not change the layout.

@@ -39,9 +39,6 @@ impl Walk for Ingress {
             Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)),
             Kind::Fragment | Kind::Odd => 0,
         };
-        if followed == flows::LEFT {
-            return verdict::stack(Reason::StackNoNeighbour);
-        }
         if followed != 0 {
             return verdict::FOLLOWED;
         }

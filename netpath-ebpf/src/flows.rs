@@ -6,8 +6,8 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, Mac, is_known};
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_UNFILTERED, Next, PROTO_ICMP,
-    PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
+    PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::pair::Way;
 use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
@@ -41,8 +41,7 @@ global! {
     /// packet leave by now.
     fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
 
-    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink. 1: the packet is to be
-    /// [`LEFT`].
+    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the answering half of the flow in the making; 1 if its place was free.
@@ -71,10 +70,6 @@ const UNSURE: u32 = 3;
 /// The packet leaves by another device than its flow, with whose address the answers would not come back.
 const ASTRAY: u32 = 4;
 
-/// Of [`follow`]: the kernel does not know the next hop any more. A packet that comes from a bridge is left to the stack as it
-/// is, which asks for the address and tells the container if nobody has it; translated, the host would be told.
-pub const LEFT: u32 = 5;
-
 /// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
 #[inline(always)]
@@ -92,9 +87,7 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
         if has_moved::<F>(ctx) != 0 {
             return forget::<F>(ctx);
         }
-        if renew::<F>(ctx) != 0 {
-            return LEFT;
-        }
+        renew::<F>(ctx);
     } else if found == ASTRAY {
         return forget::<F>(ctx);
     }
@@ -222,8 +215,6 @@ fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
         hop.next.forward = FORWARD_NEIGH;
     }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
-    // SAFETY: the reference is not kept.
-    let flags = unsafe { maps::NETWORK.get(packet::ifindex(ctx)) }.map_or(0, |n| n.flags);
     let (Some(found), Some(fib)) = (F::flows().get_ptr_mut(&key), desk::fib::<F>()) else { return 0 };
     // SAFETY: a map value. Another processor may read an address of which half is written: a frame to nobody.
     let next = unsafe { F::next_mut(&mut *found) };
@@ -235,13 +226,8 @@ fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
         // Or the next packet would go there ([`KNOWN`]).
         next.smac = [0; 6];
     }
-    // As with the first packet of a flow (`outward.rs`), and so with the next one.
-    if known == host::NO_NEIGHBOUR && flags & NET_UNFILTERED != 0 {
-        next.state |= flow::UNSURE;
-        return 1;
-    }
     next.state &= !flow::UNSURE;
-    0
+    known
 }
 
 /// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to

@@ -21,7 +21,6 @@ pub static NP_FIB_SRC: Global<u8> = Global::new(0);
 
 /// Of [`next_hop`].
 pub const NO_ROUTE: u32 = 2;
-pub const NO_NEIGHBOUR: u32 = 3;
 
 /// For [`has_connection`].
 pub const PACKET: u32 = 0;
@@ -41,7 +40,7 @@ global! {
 
     /// 1 if the kernel knows the hardware address of the next hop by which the hop on the desk, with its addresses, leaves
     /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`. [`NO_ROUTE`]: the host has no route
-    /// there by this uplink. [`NO_NEIGHBOUR`]: it has one, and the kernel would have to ask for the hardware address.
+    /// there by this uplink.
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
 
     /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk; [`ANSWER`]: that
@@ -98,9 +97,6 @@ fn ask_next_hop<F: Wire>(ctx: &TcContext, ifindex: u32) -> u32 {
     let ret = look_up::<F>(ctx, &hop.to, ifindex, BPF_FIB_LOOKUP_OUTPUT);
     if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == ifindex {
         return 1;
-    }
-    if ret == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) && fib.ifindex == ifindex {
-        return NO_NEIGHBOUR;
     }
     let leads_elsewhere = ret == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED) || fib.ifindex != ifindex;
     if ethernet == ETHERNET && leads_elsewhere { NO_ROUTE } else { 0 }

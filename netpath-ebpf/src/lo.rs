@@ -1,4 +1,5 @@
-//! Ingress of `lo`: clients on the host that bound a source address themselves, which the sock_addr programs leave alone.
+//! Ingress of `lo`: clients on the host that bound a source address themselves, which the sock_addr programs leave alone,
+//! and the host's errors about what was sent with its address.
 //!
 //! Their packets get the bridge's address as source, so that the container can answer; the answers go back into `lo`
 //! (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
@@ -6,7 +7,7 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
-use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, is_inward};
+use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK, is_inward};
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
@@ -17,7 +18,7 @@ use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
-use crate::{flows, host, maps, packet, rules};
+use crate::{flows, host, icmp, maps, packet, rules};
 
 pub struct Ingress;
 
@@ -34,6 +35,9 @@ impl Walk for Ingress {
 
     #[inline(always)]
     fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+        if packet.kind == Kind::Error {
+            return told::<F>(ctx);
+        }
         if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
             return NOT_OURS;
         }
@@ -49,6 +53,21 @@ impl Walk for Ingress {
         }
         Verdict::unpack(dial::<F>(ctx, slot))
     }
+}
+
+/// What the host tells the sender of a translated packet, whom it takes for itself: that nobody has the address it is for.
+#[inline(always)]
+fn told<F: Wire>(ctx: &TcContext) -> Verdict {
+    if icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)) == 0 {
+        return NOT_OURS;
+    }
+    if let Some(hop) = desk::hop::<F>()
+        && is_inward(hop.next.forward)
+    {
+        // It carries the host's route.
+        hop.next.forward = FORWARD_EGRESS;
+    }
+    verdict::FOLLOWED
 }
 
 global! {

@@ -4,8 +4,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Mac, is_known};
 use netpath_common::layout::{
-    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, NET_UNFILTERED, SIDE_BRIDGE, SIDE_EGRESS,
-    SIDE_UPLINK, Subnet,
+    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
 };
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
@@ -59,10 +58,6 @@ fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
     let edge = net.flags & NET_EDGE != 0;
     // The first packet goes by the kernel's neighbour table, those behind it straight to the next hop if that is known.
     let is_known = way_out.ethernet != 0 && is_known(&plan.there.smac);
-    // Translated, the stack's error would go to the host.
-    if uplink == 0 && !edge && way_out.ethernet != 0 && !is_known && net.flags & NET_UNFILTERED != 0 {
-        return verdict::stack(Reason::StackNoNeighbour).pack();
-    }
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,
         (false, true) => FORWARD_LINK,

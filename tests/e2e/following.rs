@@ -4,9 +4,9 @@ use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result};
 use kit::host::{Netns, SOON, patience, wait_for};
 use kit::need;
-use kit::netavark::{Document, Netavark};
-use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
-use kit::traffic::{ANY, Proto, Server, again};
+use kit::netavark::{Document, Netavark, Rung};
+use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for};
+use kit::traffic::{ANY, Dial, Proto, Server, again};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -19,6 +19,7 @@ on_every_way!(
     a_sender_that_never_stops_follows_the_route,
     nobody_at_an_address_is_told_to_who_dials_it,
     who_talks_to_somebody_who_goes_is_told,
+    an_uplink_serves_ipv6_before_its_link_local_address_is_sure,
 );
 
 /// Between two datagrams; no flow would end of itself.
@@ -192,7 +193,6 @@ fn a_sender_that_never_stops_follows_the_route(way: Way) -> Result<()> {
 
 /// As above, in the middle of a conversation.
 fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
-    need!(meets_filters(way));
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
@@ -228,16 +228,8 @@ fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
     })
 }
 
-/// Left to the stack, the packet would meet the filter, which may drop it; so it is translated, and the host is told that
-/// nobody is there.
-fn meets_filters(way: Way) -> need::Need {
-    let is_forced_past = way.tracked && way.path == Path::Offload;
-    if is_forced_past { Err("a path that meets the host's filter".to_owned()) } else { Ok(()) }
-}
-
 /// After three seconds in which the kernel asks for its hardware address (RFC 1122 §2.3.2.2, RFC 4861 §7.2.2).
 fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
-    need!(meets_filters(way));
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         for nobody in ["192.0.2.200", "2001:db8:1::200"] {
@@ -247,6 +239,44 @@ fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
             let told = dialled.as_ref().is_err_and(|e| e.kind() == ErrorKind::HostUnreachable);
             rig.note(told, || format!("{to}: {dialled:?} after {:?}", begun.elapsed()));
         }
+        Ok(vec![app])
+    })
+}
+
+/// A neighbour is asked for with the source of the packet that waits for it if the uplink has that, else with the uplink's
+/// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which may not be used for a second or two after the link came up.
+fn translates_before_it_asks(way: Way) -> need::Need {
+    let is_so = way.path != Path::Edge && !(way.tracked && way.path == Path::Auto) || way.rung == Rung::Iptables;
+    if is_so {
+        Ok(())
+    } else {
+        Err("a path that has the host's address before the stack asks for a neighbour".to_owned())
+    }
+}
+
+fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Result<()> {
+    need!(translates_before_it_asks(way));
+    rig_on(Topology::new(), way, |rig| {
+        let app = rig.up("app", way.published(7, 5))?;
+        let Topology { client, host, .. } = rig.topology;
+        let _near = Server::echo(client, Proto::Tcp, ANY, 9001, "near")?;
+        for (key, value) in [("accept_dad", "1"), ("dad_transmits", "100")] {
+            host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
+        }
+        host.ip("link set eth0 down\n")?;
+        host.ip(&format!("link set eth0 up\naddr replace {HOST6}/64 dev eth0 nodad\n"))?;
+        let dial = Dial::new(Proto::Tcp, CLIENT6, 9001).patience(Duration::from_millis(400));
+        rig.met("outwards", wait_for("an answer", SOON, || dial.ask(&app.0).ok()).map(drop));
+        let links = host.ip_json(&["-6", "addr", "show", "dev", "eth0", "tentative"])?;
+        rig.note(links.to_string().contains("fe80"), || format!("its address is sure already: {links}"));
+        // What went with the link; the others may be there again.
+        for (key, value) in [("accept_dad", "0"), ("dad_transmits", "1")] {
+            host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
+        }
+        host.ip(&format!("addr replace {HOST6_SECOND}/64 dev eth0 nodad preferred_lft 0\n"))?;
+        host.ip(&format!(
+            "route replace default via {CLIENT4} dev eth0\nroute replace default via {CLIENT6} dev eth0\n"
+        ))?;
         Ok(vec![app])
     })
 }

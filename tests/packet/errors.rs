@@ -4,12 +4,15 @@ use crate::{STACK, at_host, becomes, client, cut_everywhere, goes_on_as, host, i
 use anyhow::Result;
 use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
+use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
 
+const LO: u32 = 1;
+const NO_MAC: kit::packet::Mac = [0; 6];
+
 fn lab() -> Result<Lab> {
-    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     Ok(lab)
 }
@@ -120,6 +123,28 @@ fn an_error_from_outside_quotes_what_the_container_sent() -> Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Nobody has the address: the kernel asks for it with the host's, and tells that.
+#[test]
+fn what_the_host_tells_itself_about_a_translated_packet_the_container_reads() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        let unreachable = if v4 { (3, 1) } else { (1, 3) };
+        for Case { what, begin, out: (sent, wire), .. } in cases(v4) {
+            lab.run(begin.0, if begin.0 == UPLINK_IN { uplink } else { bridge }, &begin.1.bytes())?;
+            for (quoted, restored) in quotes(&wire, &sent) {
+                let what = format!("{what}, {} bytes quoted", quoted.len());
+                let told = error(host(v4), host(v4), unreachable, quoted).macs(NO_MAC, NO_MAC);
+                let reads = into(&error(host(v4), sent.src, unreachable, restored), WEB_MAC, BRIDGE_MAC);
+                becomes(&mut lab, &what, (LO_IN, LO), &told, &Frame { ttl: 63, ..reads }, Reason::Redirected)?;
+            }
+        }
+        let own = error(host(v4), host(v4), unreachable, Frame::udp((host(v4), 5_000), (client(v4), 5_001)).quoted());
+        stays(&mut lab, "its own", (LO_IN, LO), &own.macs(NO_MAC, NO_MAC).bytes(), STACK, Reason::NotOurs)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, containe
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
-    ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, NET_UNFILTERED,
+    ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT,
 };
 use netpath_common::reason::Reason;
 
@@ -43,7 +43,7 @@ const NETWORKS: [u32; 8] = [
     NET_MASQUERADE | NET_EDGE,
     NET_MASQUERADE,
     NET_DIRECT | NET_ISOLATED,
-    NET_MASQUERADE | NET_UNFILTERED,
+    NET_MASQUERADE,
     NET_INTERNAL | NET_STRICT,
     NET_MASQUERADE,
     NET_DIRECT | NET_MASQUERADE | NET_EDGE,

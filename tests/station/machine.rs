@@ -9,6 +9,7 @@ use kit::backend::Backend;
 use kit::host::{Netns, SOON, wait_for};
 use kit::netavark::{Document, Network};
 use kit::steady::Steady;
+use kit::topology::sends;
 use kit::traffic::{ANY, Proto, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -150,7 +151,10 @@ impl Machine {
         let what = format!("{link} {} a carrier", if up { "with" } else { "without" });
         wait_for(&what, Duration::from_millis(within_ms), || {
             (fs::read_to_string(&carrier).ok()?.trim() == wanted).then_some(())
-        })
+        })?;
+        // A carrier alone is not enough: until the kernel has seen to it, it drops all that is sent, and a lost question for a
+        // hardware address is repeated after a second, whatever translates packets.
+        if up { sends(&self.own, link) } else { Ok(()) }
     }
 
     pub fn has(&self, link: &str, address: IpAddr, within_ms: u64) -> Result<()> {

@@ -185,7 +185,6 @@ fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
         (net.masquerade && !net.internal, layout::NET_MASQUERADE),
         (net.direct && !net.internal, layout::NET_DIRECT),
         (edge, layout::NET_EDGE),
-        (!filtered, layout::NET_UNFILTERED),
     ] {
         flags |= if is_so { flag } else { 0 };
     }

@@ -230,7 +230,7 @@ fn an_ipv4_subnet_lies_96_bits_deep_and_carries_its_networks_flags() {
     r.network.isolation = Isolation::Strict;
     r.network.internal = true;
     let t = tables(vec![r]);
-    let flags = layout::NET_STRICT | layout::NET_INTERNAL | layout::NET_UNFILTERED;
+    let flags = layout::NET_STRICT | layout::NET_INTERNAL;
     assert_eq!(Some(&Subnet { bridge: 10, flags }), t.subnets.get(&(112, Addr::v4([10, 88, 0, 0]).0)));
     assert_eq!(flags, t.networks[&10].flags);
     assert_eq!([10, 88, 0, 1], t.networks[&10].gateway4);
@@ -239,10 +239,10 @@ fn an_ipv4_subnet_lies_96_bits_deep_and_carries_its_networks_flags() {
 
 #[test]
 fn a_chain_ends_where_the_programs_stop_looking() {
-    let chain = u8::try_from(layout::RULE_CHAIN).unwrap();
+    let chain = layout::RULE_CHAIN;
     let many = (1..=chain + 1).map(|i| tcp(at(&format!("192.0.2.{i}")), 80, 80, 1)).collect();
     let t = tables(vec![record(1, &[A], many)]);
-    assert_eq!(usize::from(chain), seen(&t, 80).len());
+    assert_eq!(chain as usize, seen(&t, 80).len());
     assert_eq!(1, t.left_out);
 }
 
@@ -255,15 +255,15 @@ fn a_network_has_the_flags_of_its_options() {
         assert!(t.subnets.values().all(|s| s.flags == t.networks[&10].flags));
         t.networks[&10].flags
     };
-    let (masq, edge, free) = (layout::NET_MASQUERADE, layout::NET_EDGE, layout::NET_UNFILTERED);
-    assert_eq!(masq | free, flags(&|_| {}, false));
+    let (masq, edge) = (layout::NET_MASQUERADE, layout::NET_EDGE);
+    assert_eq!(masq, flags(&|_| {}, false));
     assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside somebody's filter");
-    assert_eq!(masq | edge | free, flags(&|n| n.path = Way::Edge, false));
+    assert_eq!(masq | edge, flags(&|n| n.path = Way::Edge, false));
     assert_eq!(masq, flags(&|n| n.path = Way::Offload, true));
-    assert_eq!(free, flags(&|n| n.masquerade = false, false));
-    assert_eq!(masq | layout::NET_DIRECT | free, flags(&|n| n.direct = true, false));
+    assert_eq!(0, flags(&|n| n.masquerade = false, false));
+    assert_eq!(masq | layout::NET_DIRECT, flags(&|n| n.direct = true, false));
     let closed = |n: &mut ModelNetwork| (n.internal, n.direct, n.masquerade) = (true, true, true);
-    assert_eq!(layout::NET_INTERNAL | free, flags(&closed, false), "an internal network has no way in or out");
+    assert_eq!(layout::NET_INTERNAL, flags(&closed, false), "an internal network has no way in or out");
 }
 
 #[test]
