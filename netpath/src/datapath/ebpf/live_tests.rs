@@ -73,7 +73,7 @@ impl Host {
         let array = |n: &str, e: u32, s: usize| {
             sys::Mapped::new(control::open(&self.pins(), n).expect("the map"), e, s).expect("mapped")
         };
-        let slot = array(name::PORT_TCP, 65_536, 4).snapshot()[port] as usize;
+        let slot = array(name::PORT_TCP, 65_536, 4).element(port) as usize;
         (slot != 0).then(|| array(name::RULE, layout::RULES, 64).read(slot))
     }
 

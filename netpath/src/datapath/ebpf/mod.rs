@@ -15,6 +15,7 @@ mod moved;
 mod near;
 pub mod object;
 pub mod pins;
+mod ports;
 mod purge;
 mod resize;
 pub mod sweep;
@@ -97,7 +98,7 @@ impl Datapath for Ebpf {
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
         // First what ends, last what begins; in between nothing leads to what is only half there.
-        let mut ports = control::Ports::open(&pins)?;
+        let mut ports = ports::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
         changed += control::sync(&pins, &tables)?;
         if !others.is_empty() {

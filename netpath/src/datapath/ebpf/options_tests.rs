@@ -88,7 +88,7 @@ fn sctp_is_published_on_its_own_port_alone() {
     let sctp = |to| Publish::new(HostBind::Any, Proto::Sctp, 5000, to, 1).expect("a publish");
     let slot = || {
         let map = control::open(&host.pins(), name::PORT_SCTP).expect("the map");
-        sys::Mapped::new(map, 65_536, 4).expect("mapped").snapshot()[5000]
+        sys::Mapped::new(map, 65_536, 4).expect("mapped").element(5000)
     };
     let mut desired = host.desired(vec![vec![sctp(5000)]]);
     assert!(Ebpf.refusals(&desired.records[0]).is_empty());

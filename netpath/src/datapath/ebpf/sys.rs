@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -288,7 +288,14 @@ pub struct Mapped {
 
 impl Mapped {
     pub fn new(map: impl AsFd, elements: u32, value_size: usize) -> io::Result<Self> {
-        let len = (elements as usize * value_size.next_multiple_of(8)).next_multiple_of(4096);
+        Self::part(map, 0, elements, value_size)
+    }
+
+    /// Only the `elements` from `first` on, which are whole pages.
+    pub fn part(map: impl AsFd, first: u32, elements: u32, value_size: usize) -> io::Result<Self> {
+        let bytes = |n: u32| n as usize * value_size.next_multiple_of(8);
+        let len = bytes(elements).next_multiple_of(4096);
+        let offset = libc::off_t::try_from(bytes(first)).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice; it fails for a map that is smaller or not mmapable.
         let base = unsafe {
             libc::mmap(
@@ -297,7 +304,7 @@ impl Mapped {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_fd().as_raw_fd(),
-                0,
+                offset,
             )
         };
         if base == libc::MAP_FAILED {
@@ -306,12 +313,21 @@ impl Mapped {
         NonNull::new(base.cast::<u8>()).map(|base| Self { base, len }).ok_or_else(io::Error::last_os_error)
     }
 
-    /// All of it as it is now. Programs only read these arrays and the caller holds the only writer's lock.
-    pub fn snapshot(&self) -> Vec<u64> {
-        let mut copy = vec![0_u64; self.len / 8];
-        // SAFETY: both are `len` bytes, a multiple of 8; nobody writes meanwhile.
-        unsafe { std::ptr::copy_nonoverlapping(self.base.as_ptr(), copy.as_mut_ptr().cast(), copy.len() * 8) };
-        copy
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `len` bytes, a multiple of 8, from a page on; they outlive the borrow.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
+    }
+
+    /// Whether nothing is in the `count` elements, of 4 or 8 bytes, from `first` on.
+    pub fn is_zero(&self, first: usize, count: usize) -> bool {
+        self.words()[first..first + count].iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
+    }
+
+    /// The 4-byte element `index`.
+    pub fn element(&self, index: usize) -> u32 {
+        // The other half of its place is never written.
+        let [a, b, c, d, ..] = self.words()[index].load(Ordering::Relaxed).to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
     }
 
     /// Stores the 4-byte element `index` so that a program sees either the old or the new one, and everything that was

@@ -1,0 +1,232 @@
+//! The port arrays and the rules behind them, made equal to the tables.
+//!
+//! A rule that a program can reach is never changed: a new one is written where none is reachable, and then the slot
+//! of the port is stored, which is the one moment at which a publish begins, changes or ends. What no slot leads to any
+//! more stays in the array until its place is needed.
+//!
+//! Most of these arrays is empty in most hosts, and every setup and teardown looks at them: nothing here copies or maps
+//! what nobody uses.
+
+use super::compile::Tables;
+use super::control::open;
+use super::pins::Pins;
+use super::sys::{self, Mapped};
+use crate::model::error::{Context, Error, Result};
+use netpath_common::layout::{self, RULES, Rule, name};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+
+const PORTS: usize = 65_536;
+/// Ports that are looked at in one go, and kept together.
+const BLOCK: usize = 512;
+/// Rules that are mapped into memory together.
+const PART: u32 = 4_096;
+
+pub struct Ports {
+    rules: Rules,
+    slots: [Slots; 3],
+}
+
+impl Ports {
+    /// # Errors
+    /// An array is gone, or cannot be mapped into memory.
+    pub fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self {
+            rules: Rules::open(pins)?,
+            slots: [
+                Slots::open(pins, layout::PROTO_TCP, name::PORT_TCP)?,
+                Slots::open(pins, layout::PROTO_UDP, name::PORT_UDP)?,
+                Slots::open(pins, layout::PROTO_SCTP, name::PORT_SCTP)?,
+            ],
+        })
+    }
+
+    /// Takes back every port that nothing in `tables` publishes.
+    pub fn withdraw(&self, tables: &Tables) -> usize {
+        let mut changed = 0;
+        for slots in &self.slots {
+            let mut stays = vec![false; PORTS];
+            for run in tables.slots.iter().filter(|r| r.proto == slots.proto) {
+                stays[usize::from(run.first)..usize::from(run.first) + run.count as usize].fill(true);
+            }
+            // What was there is kept: a packet may just have read it, so its rules count as reachable in this run.
+            for (port, _) in slots.occupied().filter(|(port, _)| !stays[*port]) {
+                slots.map.publish(port, 0);
+                changed += 1;
+            }
+        }
+        changed
+    }
+
+    /// Writes the rules that are missing and leads the ports to them.
+    ///
+    /// # Errors
+    /// There are more rules than the array has places, or a part of it cannot be mapped into memory.
+    pub fn publish(&mut self, tables: &Tables) -> Result<usize> {
+        let (places, mut changed) = match self.place(tables)? {
+            Some(done) => done,
+            None => {
+                // Old and new rules together are too many. The ports are closed for an instant, so that the places of
+                // the old ones are free.
+                tracing::warn!("the rule map is full, all ports are published anew");
+                self.slots.iter_mut().for_each(Slots::close);
+                self.place(tables)?.ok_or_else(|| {
+                    Error::new("cannot publish all ports")
+                        .because(format!("the published ports need more than {} rules", RULES - 1))
+                        .next("publish ranges instead of single ports")
+                })?
+            }
+        };
+        for slots in &mut self.slots {
+            let proto = slots.proto;
+            for run in tables.slots.iter().filter(|r| r.proto == proto) {
+                let (rule, first) = (places[run.rule], usize::from(run.first));
+                for port in first..first + run.count as usize {
+                    if slots.leads_to(port) != rule {
+                        slots.lead(port, rule);
+                        changed += 1;
+                    }
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The index of each rule of `tables` in the array, written there if it was in none. `None`: there is no free place.
+    fn place(&self, tables: &Tables) -> Result<Option<(Vec<u32>, usize)>> {
+        let mut taken = vec![false; RULES as usize];
+        taken[0] = true;
+        let mut known: HashMap<[u8; 64], u32> = HashMap::new();
+        for slots in &self.slots {
+            let mut last = 0;
+            for (_, slot) in slots.occupied() {
+                if slot != last {
+                    self.walk(slot, &mut taken, &mut known)?;
+                    last = slot;
+                }
+            }
+        }
+        let (mut free, mut changed) = (1, 0);
+        let mut places: Vec<u32> = Vec::with_capacity(tables.rules.len());
+        for rule in &tables.rules {
+            let mut rule = *rule;
+            if rule.next != 0 {
+                rule.next = places[rule.next as usize - 1];
+            }
+            let content = content(&rule);
+            let place = match known.get(&content) {
+                Some(place) => *place,
+                None => {
+                    loop {
+                        match taken.get(free as usize) {
+                            None => return Ok(None),
+                            Some(false) => break,
+                            Some(true) => free += 1,
+                        }
+                    }
+                    taken[free as usize] = true;
+                    self.rules.write(free, &rule)?;
+                    changed += 1;
+                    known.insert(content, free);
+                    free
+                }
+            };
+            places.push(place);
+        }
+        Ok(Some((places, changed)))
+    }
+
+    /// All rules that a program reaches from `index`. The end is certain: a rule is visited once.
+    fn walk(&self, mut index: u32, taken: &mut [bool], known: &mut HashMap<[u8; 64], u32>) -> Result<()> {
+        while let Some(seen) = taken.get_mut(index as usize)
+            && !*seen
+        {
+            *seen = true;
+            let rule = self.rules.read(index)?;
+            known.insert(content(&rule), index);
+            index = rule.next;
+        }
+        Ok(())
+    }
+}
+
+fn content(rule: &Rule) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes.copy_from_slice(sys::bytes_of(rule));
+    bytes
+}
+
+/// The array of one protocol.
+struct Slots {
+    proto: u8,
+    map: Mapped,
+    /// What was in it when it was opened, or has been published since: the blocks that are not empty, by number.
+    blocks: BTreeMap<usize, Vec<u32>>,
+}
+
+impl Slots {
+    fn open(pins: &Pins, proto: u8, name: &str) -> Result<Self> {
+        let map = Mapped::new(open(pins, name)?, PORTS as u32, size_of::<u32>()).context(|| unmapped(name))?;
+        let used = (0..PORTS / BLOCK).filter(|block| !map.is_zero(block * BLOCK, BLOCK));
+        let blocks = used.map(|block| (block, (0..BLOCK).map(|i| map.element(block * BLOCK + i)).collect())).collect();
+        Ok(Self { proto, map, blocks })
+    }
+
+    /// The ports that have a rule, with its index.
+    fn occupied(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let all =
+            self.blocks.iter().flat_map(|(block, slots)| slots.iter().enumerate().map(move |s| (block * BLOCK, s)));
+        all.filter(|(_, (_, rule))| **rule != 0).map(|(first, (i, rule))| (first + i, *rule))
+    }
+
+    fn leads_to(&self, port: usize) -> u32 {
+        self.blocks.get(&(port / BLOCK)).map_or(0, |block| block[port % BLOCK])
+    }
+
+    fn lead(&mut self, port: usize, rule: u32) {
+        self.map.publish(port, rule);
+        self.blocks.entry(port / BLOCK).or_insert_with(|| vec![0; BLOCK])[port % BLOCK] = rule;
+    }
+
+    fn close(&mut self) {
+        self.occupied().for_each(|(port, _)| self.map.publish(port, 0));
+        self.blocks.clear();
+    }
+}
+
+/// The array of rules, of which those with the lowest numbers are in use.
+struct Rules {
+    map: OwnedFd,
+    parts: Vec<OnceCell<Mapped>>,
+}
+
+impl Rules {
+    fn open(pins: &Pins) -> Result<Self> {
+        let parts = (0..RULES.div_ceil(PART)).map(|_| OnceCell::new()).collect();
+        Ok(Self { map: open(pins, name::RULE)?, parts })
+    }
+
+    /// Where `index`, which is less than [`RULES`], is: a part of the array, and the place there.
+    fn part(&self, index: u32) -> Result<(&Mapped, usize)> {
+        let (part, place) = (index / PART, (index % PART) as usize);
+        let cell = &self.parts[part as usize];
+        if let Some(mapped) = cell.get() {
+            return Ok((mapped, place));
+        }
+        let mapped = Mapped::part(&self.map, part * PART, PART, size_of::<Rule>()).context(|| unmapped(name::RULE))?;
+        Ok((cell.get_or_init(|| mapped), place))
+    }
+
+    fn read(&self, index: u32) -> Result<Rule> {
+        self.part(index).map(|(mapped, place)| mapped.read(place))
+    }
+
+    fn write(&self, index: u32, rule: &Rule) -> Result<()> {
+        self.part(index).map(|(mapped, place)| mapped.write(place, rule))
+    }
+}
+
+fn unmapped(name: &str) -> String {
+    format!("cannot map {name} into memory")
+}
