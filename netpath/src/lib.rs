@@ -7,6 +7,7 @@ pub mod dns;
 pub mod face;
 pub mod link;
 pub mod model;
+pub mod netlink;
 pub mod observe;
 pub mod ops;
 pub mod plan;

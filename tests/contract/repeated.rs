@@ -1,12 +1,14 @@
 //! Calls that come twice, too late, in the wrong order, or together; and setups that fail half-way.
 
 use anyhow::{Context, Result};
-use kit::host::at_once;
+use kit::host::{Netns, at_once};
 use kit::need;
 use kit::netavark::{Document, Netavark, Network};
 use kit::residue::{Residue, Snapshot};
 use kit::topology::{CLIENT4, Family, HOST4, Topology};
 use kit::traffic::{ANY, Dial, Proto, Server};
+use nix::net::if_::if_nametoindex;
+use serde_json::json;
 
 fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
@@ -39,6 +41,36 @@ fn teardown_without_the_namespace_clears_the_host() -> Result<()> {
     drop(web);
     netavark.call(&["teardown", &path], input.as_bytes())?.done()?;
     residue.nothing_left(&topology, &[])
+}
+
+/// The kernel frees the memory of links later, and nobody waits for that; their names are free at once.
+#[test]
+fn the_links_are_gone_when_teardown_returns() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    let [v4, v6] = Family::BOTH.map(|f| f.container(7, 5).to_string());
+    let options = json!({"interface_name": "eth0", "static_ips": [v4, v6], "options": {"host_interface_name": "vweb"}});
+    let named = Document::new().attach(&Network::dual(7), options).publish("", 8005, 80, "tcp");
+    let there = |netns: &Netns, name: &str| netns.run(|| if_nametoindex(name)).is_ok();
+    for n in 0..10 {
+        // Every other time the bridge stays.
+        let beside = n % 2 == 1;
+        if beside {
+            netavark.setup(&other, &document(6))?;
+        }
+        netavark.setup(&web, &named).with_context(|| format!("setup {n}"))?;
+        netavark.teardown(&web, &named)?;
+        let left: Vec<&str> = ["vweb", "podman7"].into_iter().filter(|name| there(&topology.host, name)).collect();
+        assert_eq!(if beside { vec!["podman7"] } else { vec![] }, left, "{n}");
+        assert!(!there(&web, "eth0"), "{n}");
+        if beside {
+            netavark.teardown(&other, &document(6))?;
+        }
+    }
+    residue.nothing_left(&topology, &[&web, &other])
 }
 
 /// An interface of that name is there already: what was there stays, and works.

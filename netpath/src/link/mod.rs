@@ -1,7 +1,8 @@
-//! The kernel's links, addresses, routes and sysctls behind typed calls. Netlink words stay in here, no child process
-//! is ever started, and every call may be repeated.
+//! The kernel's links, addresses, routes and sysctls behind typed calls. Netlink words stay in here, no program is ever
+//! started, and every call may be repeated.
 
 pub mod bridge;
+mod delete;
 pub mod netns;
 pub mod offload;
 pub mod route;
@@ -11,7 +12,18 @@ pub mod veth;
 pub mod view;
 mod watch;
 
+use crate::model::error::{Context, Result};
+use std::io::Read;
+
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
 pub use veth::VethSpec;
 pub use watch::watch;
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .context(|| "cannot read /dev/urandom".to_owned())?;
+    Ok(bytes)
+}

@@ -58,8 +58,8 @@ impl Netns {
         let what = || format!("cannot enter network namespace {}", self.path.display());
         let file = self.file.try_clone().context(what)?;
         // A socket stays in the namespace in which it was made, whoever uses it.
-        let socket = in_thread(&file, Rtnl::socket).map_err(|e| e.within(what()))?;
-        Ok(Inside { rtnl: Rtnl::over(socket)?, file })
+        let rtnl = in_thread(&file, Rtnl::here).map_err(|e| e.within(what()))?;
+        Ok(Inside { rtnl, file })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::model::error::{Error, Result};
 use crate::model::network::{Route, RouteKind};
 use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
@@ -99,9 +99,8 @@ impl Rtnl {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             message.header.table = MAIN;
-            let routes = self
-                .ask(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)
-                .map_err(failed("cannot list routes".into()))?;
+            let routes =
+                self.dump(RouteNetlinkMessage::GetRoute(message)).map_err(failed("cannot list routes".into()))?;
             let way_out = routes.iter().find_map(|r| match r {
                 RouteNetlinkMessage::NewRoute(r)
                     if r.header.destination_prefix_length == 0

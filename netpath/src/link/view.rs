@@ -4,10 +4,11 @@ use super::rtnl::{Answer, Rtnl, failed};
 use crate::model::error::Result;
 use crate::model::{HostLink, HostView, IfName, LinkKind, Mac};
 use ipnet::IpNet;
-use rtnetlink::packet_core::NLM_F_DUMP;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -98,7 +99,7 @@ impl Rtnl {
         let links = self.links()?;
         let mut addresses: HashMap<u32, Vec<IpNet>> = HashMap::new();
         for message in self
-            .ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)
+            .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
             .map_err(failed("cannot list addresses".into()))?
         {
             if let RouteNetlinkMessage::NewAddress(message) = message
@@ -131,29 +132,34 @@ impl Rtnl {
     /// # Errors
     /// The kernel's.
     pub fn links(&self) -> Result<Vec<Link>> {
-        let answer = self
-            .ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)
-            .map_err(failed("cannot list links".into()))?;
+        let answer = self.dump(RouteNetlinkMessage::GetLink(question())).map_err(failed("cannot list links".into()))?;
         Ok(answer.iter().filter_map(as_link).collect())
     }
 
     /// # Errors
     /// The kernel's; that there is none of that name is `None`.
     pub fn link_named(&self, name: &IfName) -> Result<Option<Link>> {
-        let mut message = LinkMessage::default();
+        let mut message = question();
         message.attributes.push(LinkAttribute::IfName(name.to_string()));
-        one(self.ask(RouteNetlinkMessage::GetLink(message), 0))
+        one(self.read(RouteNetlinkMessage::GetLink(message)))
             .map_err(failed(format!("cannot look at interface {name}")))
     }
 
     /// # Errors
     /// The kernel's; that there is none of that index is `None`.
     pub fn link_at(&self, index: u32) -> Result<Option<Link>> {
-        let mut message = LinkMessage::default();
+        let mut message = question();
         message.header.index = index;
-        one(self.ask(RouteNetlinkMessage::GetLink(message), 0))
+        one(self.read(RouteNetlinkMessage::GetLink(message)))
             .map_err(failed(format!("cannot look at interface {index}")))
     }
+}
+
+/// About links, without the counters, which are most of what the kernel would tell.
+fn question() -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
 }
 
 fn as_link(message: &RouteNetlinkMessage) -> Option<Link> {

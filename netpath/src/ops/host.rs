@@ -6,7 +6,7 @@ use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Inside, Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{IfName, Links, Record, TrafficIds};
+use crate::model::{Desired, IfName, Links, Record, TrafficIds};
 use crate::plan::{Done, Host, Step, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Lock, Phase, Store};
@@ -151,7 +151,9 @@ impl Live {
             (record.traffic, record.order) = (traffic, last + 1 + at as u64);
         }
         self.may_step_down = choice == Choice::Auto && there.is_empty();
-        self.datapath = Some(rung::decide(choice, &self.store, self.lock()?, &self.rtnl, self.cookie, &self.records)?);
+        let there = Desired { records: there.into_iter().map(|k| k.record).collect() };
+        let (lock, coming) = (self.lock()?, &self.records);
+        self.datapath = Some(rung::decide(choice, &self.store, lock, &self.rtnl, self.cookie, &there, coming)?);
         Ok(())
     }
 

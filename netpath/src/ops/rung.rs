@@ -27,7 +27,7 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
     }
 }
 
-/// The datapath for `coming` beside what is there already, which changes over to it if it must.
+/// The datapath for `coming` beside what is `there` already, which changes over to it if it must.
 ///
 /// # Errors
 /// It cannot be used, or it cannot do what a record asks for. Nothing was changed then, except that a change-over that
@@ -38,9 +38,9 @@ pub fn decide(
     lock: &Lock,
     rtnl: &Rtnl,
     cookie: u64,
+    there: &Desired,
     coming: &[Record],
 ) -> Result<Box<dyn Datapath>> {
-    let there = store.desired()?;
     let kept = if there.records.is_empty() { None } else { store.rung()? };
     let rung = match (choice, kept) {
         (Choice::Only(asked), Some(kept)) if asked != kept => ladder::choose(choice, None)?.rung,
@@ -60,7 +60,7 @@ pub fn decide(
         for record in &there.records {
             refuse(datapath.as_ref(), record)?;
         }
-        change_over(old, datapath.as_mut(), &there, store, lock, rtnl, cookie)?;
+        change_over(old, datapath.as_mut(), there, store, lock, rtnl, cookie)?;
     }
     Ok(datapath)
 }

@@ -179,7 +179,7 @@ impl Live {
     /// Deletes the veths, and if asked the bridges that nobody needs any more. One failure keeps the records.
     pub(super) fn unlink(&mut self, bridges: bool) -> Result<()> {
         let routes = self.records.iter().try_for_each(|r| self.remove_routes(r));
-        let links = self.links_to_delete(bridges).and_then(|going| self.rtnl.delete(&going));
+        let links = self.links_to_delete(bridges).and_then(|going| self.rtnl.delete_and_leave(&going));
         let deleted = routes.and(links);
         self.failed |= deleted.is_err();
         deleted

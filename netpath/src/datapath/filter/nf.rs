@@ -1,8 +1,8 @@
 //! Base chains in nf_tables, which is also where today's iptables puts its own.
 
 use super::{At, Filter};
-use crate::datapath::iptables::netlink::Netlink;
 use crate::datapath::iptables::{PREFIX, netfilter};
+use crate::netlink::Netlink;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DevHookNumber, Hook, HookNumber, InetHookNumber, NfTablesMessage, TableAttribute,
     TableFlags, TableMessage,

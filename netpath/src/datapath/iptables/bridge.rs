@@ -7,9 +7,9 @@
 //! refused loopback addresses from wires, and a route says that `::1` may come in by the bridge. (With br_netfilter the
 //! destination is changed before that check, net/ipv6/ip6_input.c, ip6_rcv_core(), v6.12, and the answer is dropped.)
 
-use super::netlink::Netlink;
 use super::rules::{Family, serves_loopback};
 use crate::model::{Desired, Record};
+use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::packet_route::link::{InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};

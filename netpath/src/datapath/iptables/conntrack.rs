@@ -3,9 +3,9 @@
 //! before it was published (netavark #1045).
 
 use super::netfilter::{message, open};
-use super::netlink::Netlink;
 use super::rules::{Family, Target};
 use crate::model::{HostBind, HostView, Proto};
+use crate::netlink::Netlink;
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};

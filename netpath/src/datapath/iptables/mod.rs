@@ -11,7 +11,6 @@ mod bridge;
 mod conntrack;
 mod memory;
 pub mod netfilter;
-pub(super) mod netlink;
 mod present;
 mod rules;
 mod tool;

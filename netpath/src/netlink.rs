@@ -3,16 +3,25 @@
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// Longer than any answer takes; only so that a lost one is an error and not a hang.
 const ANSWER_LIMIT_S: i64 = 10;
+/// A dump comes in pieces of 32 KiB at most (`net/netlink/af_netlink.c, netlink_dump()`); what is said of one object is less.
+const ANSWER_BYTES: usize = 32 * 1024;
+/// Set in every message of a dump that a change has cut across (`include/uapi/linux/netlink.h`).
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// A dump takes microseconds, a change of a link milliseconds: a few tries are plenty.
+const DUMP_TRIES: usize = 100;
 
 pub struct Netlink<M> {
     socket: Socket,
     sequence: u32,
+    buffer: Vec<u8>,
     protocol: PhantomData<M>,
 }
 
@@ -29,15 +38,24 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
         nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &limit.into())?;
-        Ok(Self { socket, sequence: 0, protocol: PhantomData })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], protocol: PhantomData })
     }
 
-    /// Everything that answers a dump. Messages that cannot be read are left out.
+    /// Everything that answers a dump, of one moment. Messages that cannot be read are left out.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn dump(&mut self, question: M) -> io::Result<Vec<M>> {
-        self.ask(question, NLM_F_REQUEST | NLM_F_DUMP)
+    /// What the kernel answers, or that the list kept changing while it was read.
+    pub fn dump(&mut self, question: M) -> io::Result<Vec<M>>
+    where
+        M: Clone,
+    {
+        for _ in 0..DUMP_TRIES {
+            let (answers, is_whole) = self.ask(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if is_whole {
+                return Ok(answers);
+            }
+        }
+        Err(io::Error::other("the list kept changing while it was read"))
     }
 
     /// The answer to a question about one object.
@@ -45,7 +63,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// # Errors
     /// What the kernel answers.
     pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
-        self.ask(question, NLM_F_REQUEST | NLM_F_ACK)
+        self.ask(question, NLM_F_REQUEST | NLM_F_ACK).map(|(answers, _)| answers)
     }
 
     /// One change, acknowledged. `flags` come on top of REQUEST and ACK.
@@ -63,24 +81,28 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     pub fn batch(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
         let mut answers = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
         self.send(messages)?;
-        self.receive(|payload| {
+        self.receive(|_, payload| {
             answers -= usize::from(matches!(payload, NetlinkPayload::Error(_)));
             answers == 0
         })
     }
 
-    fn ask(&mut self, question: M, flags: u16) -> io::Result<Vec<M>> {
+    /// All answers, and whether they are of one moment.
+    fn ask(&mut self, question: M, flags: u16) -> io::Result<(Vec<M>, bool)> {
         self.send(vec![(question, flags)])?;
-        let mut answers = Vec::new();
-        self.receive(|payload| match payload {
-            NetlinkPayload::InnerMessage(m) => {
-                answers.push(m);
-                false
+        let (mut answers, mut is_whole) = (Vec::new(), true);
+        self.receive(|flags, payload| {
+            is_whole &= flags & NLM_F_DUMP_INTR == 0;
+            match payload {
+                NetlinkPayload::InnerMessage(m) => {
+                    answers.push(m);
+                    false
+                }
+                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => true,
+                _ => false,
             }
-            NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => true,
-            _ => false,
         })?;
-        Ok(answers)
+        Ok((answers, is_whole))
     }
 
     fn send(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
@@ -99,11 +121,16 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         self.socket.send(&bytes, 0).map(drop)
     }
 
-    /// Hands the answers to `take` until it says that this was the last; an error of the kernel ends it.
-    fn receive(&mut self, mut take: impl FnMut(NetlinkPayload<M>) -> bool) -> io::Result<()> {
+    /// Hands the answers with their flags to `take` until it says that this was the last; an error of the kernel ends it.
+    fn receive(&mut self, mut take: impl FnMut(u16, NetlinkPayload<M>) -> bool) -> io::Result<()> {
         loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            let mut rest = bytes.as_slice();
+            let len = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(len) => len,
+                // Half an answer helps nobody: whoever has to end asks between two questions.
+                Err(Errno::EINTR) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let mut rest = self.buffer.get(..len).ok_or_else(|| io::Error::other("the kernel's answer is too long"))?;
             while let Some(length) = message_length(rest) {
                 let message = NetlinkMessage::<M>::deserialize(&rest[..length]);
                 rest = rest.get(align(length)..).unwrap_or_default();
@@ -116,7 +143,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
                     NetlinkPayload::Done(d) if d.code != 0 => return Err(io::Error::from_raw_os_error(-d.code)),
                     _ => {}
                 }
-                if take(message.payload) {
+                if take(message.header.flags, message.payload) {
                     return Ok(());
                 }
             }

@@ -1,0 +1,148 @@
+//! Deleting links, and who waits for the end of it.
+//!
+//! The kernel takes a link out of everything, its peer with it, while it holds the lock of all network configuration: about
+//! a millisecond. Then, still in the call but without the lock, it waits until nobody can be reading what belonged to it,
+//! so that it may free the memory: 15 to 45 ms (`net/core/dev.c, netdev_run_todo()`, `rcu_barrier()`). By then name, index,
+//! addresses and hooks are gone for everybody.
+
+use super::rtnl::Rtnl;
+use crate::model::error::{Context, Error, Result};
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use std::time::Duration;
+
+/// Between two looks whether links are gone.
+const PAUSE: Duration = Duration::from_micros(100);
+/// The child could not make sense of the kernel's answer.
+const NO_ANSWER: i32 = 255;
+
+impl Rtnl {
+    /// Deletes links together. The kernel waits for all readers of a link that it deletes, several times; in one
+    /// request it waits once for all of them (`net/core/rtnetlink.c, rtnl_group_dellink()`). Missing ones are no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete(&self, indexes: &[u32]) -> Result<()> {
+        let Some(message) = self.deletion(indexes)? else { return Ok(()) };
+        match self.change(message, 0) {
+            Err(e) if !e.is_missing() => Err(Error::new(what(indexes)).because(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, in the namespace of the calling thread, and back as soon as the links are gone: a child process has the
+    /// kernel free their memory, and ends after that. For commands that end soon too; nobody collects the child.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_and_leave(&self, indexes: &[u32]) -> Result<()> {
+        let Some(message) = self.deletion(indexes)? else { return Ok(()) };
+        let child = match in_child(message) {
+            Ok(child) => child,
+            Err(e) => {
+                tracing::debug!(error = %e, "no child process, so this one waits");
+                return self.delete(indexes);
+            }
+        };
+        while self.is_one_there(indexes)? {
+            match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
+                Ok(WaitStatus::Exited(_, code)) if code != 0 && code != NO_ANSWER => {
+                    let refusal = Errno::from_raw(code);
+                    if refusal == Errno::ENODEV {
+                        break;
+                    }
+                    return Err(Error::new(what(indexes)).because(refusal));
+                }
+                _ => break,
+            }
+        }
+        // What the child has left, if it came to grief. Else each is missing, and the lock that this takes was the child's
+        // until it had taken the links out of everything.
+        indexes.iter().try_for_each(|index| self.delete(&[*index]))
+    }
+
+    fn is_one_there(&self, indexes: &[u32]) -> Result<bool> {
+        for index in indexes {
+            if self.link_at(*index)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// One request for all; `None`: there are none.
+    fn deletion(&self, indexes: &[u32]) -> Result<Option<RouteNetlinkMessage>> {
+        let mut message = LinkMessage::default();
+        match indexes {
+            [] => return Ok(None),
+            [index] => message.header.index = *index,
+            _ => message.attributes.push(LinkAttribute::Group(self.gather(indexes)?)),
+        }
+        Ok(Some(RouteNetlinkMessage::DelLink(message)))
+    }
+
+    /// Puts links into a group that nobody else has; 0 is everybody's.
+    fn gather(&self, indexes: &[u32]) -> Result<u32> {
+        let group = u32::from_ne_bytes(super::random()?) | 1;
+        for &index in indexes {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            message.attributes.push(LinkAttribute::Group(group));
+            match self.change(RouteNetlinkMessage::SetLink(message), 0) {
+                Err(e) if !e.is_missing() => return Err(Error::new(what(&[index])).because(e)),
+                _ => {}
+            }
+        }
+        Ok(group)
+    }
+}
+
+fn what(indexes: &[u32]) -> String {
+    match indexes {
+        [index] => format!("cannot delete interface {index}"),
+        _ => format!("cannot delete interfaces {indexes:?}"),
+    }
+}
+
+/// Has a child process ask the kernel; it ends with the errno of the answer.
+fn in_child(message: RouteNetlinkMessage) -> Result<Pid> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    // SAFETY: the child only makes system calls, on memory that is there already.
+    match Errno::result(unsafe { libc::fork() }).context(|| "cannot make a child process".to_owned())? {
+        // SAFETY: this is the child.
+        0 => unsafe { libc::_exit(ask(&bytes)) },
+        child => Ok(Pid::from_raw(child)),
+    }
+}
+
+/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own.
+///
+/// # Safety
+/// Every descriptor of the process is closed.
+unsafe fn ask(request: &[u8]) -> i32 {
+    const ERROR: usize = 16;
+    let mut answer = [0_u8; 512];
+    // SAFETY: numbers, and buffers with their lengths.
+    let got = unsafe {
+        libc::syscall(libc::SYS_close_range, 0_u32, u32::MAX, 0);
+        let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
+        if socket < 0 || libc::send(socket, request.as_ptr().cast(), request.len(), 0) < 0 {
+            return Errno::last_raw();
+        }
+        libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0)
+    };
+    // A `struct nlmsghdr` and the `error` of a `struct nlmsgerr` (`include/uapi/linux/netlink.h`).
+    match (usize::try_from(got), answer[ERROR..].first_chunk()) {
+        (Ok(len), Some(error)) if len >= ERROR + size_of::<i32>() => i32::from_ne_bytes(*error).saturating_neg(),
+        _ => NO_ANSWER,
+    }
+}
