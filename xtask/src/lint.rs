@@ -14,7 +14,7 @@ const GROUPS: [&[&str]; 6] = [
     &["ops", "observe"],
     &["plan", "datapath", "link", "dns", "dhcp"],
     &["state"],
-    &["model"],
+    &["model", "netlink"],
 ];
 
 /// Foreign words that stop at a room: crate, and the only paths below `netpath/src` that may name it.
