@@ -6,10 +6,10 @@ use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
-use crate::desk;
 use crate::global::global;
 use crate::packet::{self, ETHERNET, Echo, Udp};
 use crate::wire::{Fragment, Ip, Wire};
+use crate::{desk, flows};
 
 /// The packet that an error quotes, and what it was before it was translated.
 pub struct Quoted<F: Family> {
@@ -87,6 +87,10 @@ fn follow_quoted<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
     let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
     // SAFETY: the reference is not kept.
     let Some(flow) = (unsafe { F::flows().get(&key) }) else { return 0 };
+    // The port may be somebody else's by now.
+    if flows::has_expired(quoted.ip.proto, F::next(flow), flows::now()) {
+        return 0;
+    }
     let answer = F::translated(flow);
     hop.next = *F::next(flow);
     quoted.to = answer.reversed();

@@ -61,11 +61,13 @@ fn told<F: Wire>(ctx: &TcContext) -> Verdict {
     if icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)) == 0 {
         return NOT_OURS;
     }
-    if let Some(hop) = desk::hop::<F>()
-        && is_inward(hop.next.forward)
-    {
-        // It carries the host's route.
+    let Some(hop) = desk::hop::<F>() else { return NOT_OURS };
+    // It carries the host's route: the stack would deliver it to the host. That is right for what the host has sent itself;
+    // who takes the stack through an uplink is told by it before anything is translated.
+    if is_inward(hop.next.forward) {
         hop.next.forward = FORWARD_EGRESS;
+    } else if hop.next.origin != Reason::FlowHost as u8 {
+        return NOT_OURS;
     }
     verdict::FOLLOWED
 }

@@ -22,6 +22,8 @@ pub struct Netlink<M> {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Messages that could not be read.
+    unread: u64,
     protocol: PhantomData<M>,
 }
 
@@ -38,7 +40,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
         nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &limit.into())?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], protocol: PhantomData })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], unread: 0, protocol: PhantomData })
     }
 
     /// Everything that answers a dump, of one moment. Messages that cannot be read are left out.
@@ -61,9 +63,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// The answer to a question about one object.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// What the kernel answers, or that nobody here can read it: that is not the same as that there is no such object.
     pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
-        self.ask(question, NLM_F_REQUEST | NLM_F_ACK).map(|(answers, _)| answers)
+        let before = self.unread;
+        let (answers, _) = self.ask(question, NLM_F_REQUEST | NLM_F_ACK)?;
+        if self.unread == before { Ok(answers) } else { Err(io::Error::other("the kernel's answer cannot be read")) }
     }
 
     /// One change, acknowledged. `flags` come on top of REQUEST and ACK.
@@ -133,8 +137,17 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
             let mut rest = self.buffer.get(..len).ok_or_else(|| io::Error::other("the kernel's answer is too long"))?;
             while let Some(length) = message_length(rest) {
                 let message = NetlinkMessage::<M>::deserialize(&rest[..length]);
+                let sequence = sequence_number(rest);
                 rest = rest.get(align(length)..).unwrap_or_default();
-                let Ok(message) = message else { continue };
+                let message = match message {
+                    Ok(message) => message,
+                    Err(e) if sequence == Some(self.sequence) => {
+                        tracing::debug!(error = %e, "a message of the kernel cannot be read");
+                        self.unread += 1;
+                        continue;
+                    }
+                    Err(_) => continue,
+                };
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
@@ -155,6 +168,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
     usize::try_from(length).ok().filter(|&l| l >= 16 && l <= bytes.len())
+}
+
+/// Of the message that begins here (`struct nlmsghdr`).
+fn sequence_number(bytes: &[u8]) -> Option<u32> {
+    bytes.get(8..)?.first_chunk().map(|number| u32::from_ne_bytes(*number))
 }
 
 /// Messages begin at multiples of four (NLMSG_ALIGN).

@@ -207,6 +207,26 @@ fn an_error_about_a_flow_of_nobody_is_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// The port may be a socket's of the host by now.
+#[test]
+fn an_error_about_a_flow_that_has_expired_is_left_alone() -> Result<()> {
+    let mut lab = lab()?;
+    let (uplink, bridge) = (lab.uplink, lab.bridge);
+    for v4 in [true, false] {
+        for Case { what, begin, out: (_, wire), .. } in cases(v4) {
+            lab.forget()?;
+            lab.run(begin.0, if begin.0 == UPLINK_IN { uplink } else { bridge }, &begin.1.bytes())?;
+            lab.age_flows(v4, 100_000)?;
+            let told = |by| error(by, host(v4), kinds(v4)[1], wire.quoted());
+            let at_uplink = at_host(told(wire.dst)).bytes();
+            stays(&mut lab, what, (UPLINK_IN, uplink), &at_uplink, STACK, Reason::NotOurs)?;
+            let on_lo = told(host(v4)).macs(NO_MAC, NO_MAC).bytes();
+            stays(&mut lab, what, (LO_IN, LO), &on_lo, STACK, Reason::NotOurs)?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn an_error_cut_anywhere_is_left_alone() -> Result<()> {
     let mut lab = lab()?;

@@ -10,15 +10,13 @@ use crate::model::error::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use std::time::Duration;
 
 /// Between two looks whether links are gone.
 const PAUSE: Duration = Duration::from_micros(100);
-/// The child could not make sense of the kernel's answer.
-const NO_ANSWER: i32 = 255;
 
 impl Rtnl {
     /// Deletes links together. The kernel waits for all readers of a link that it deletes, several times; in one
@@ -51,18 +49,11 @@ impl Rtnl {
         while self.is_one_there(indexes)? {
             match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
-                Ok(WaitStatus::Exited(_, code)) if code != 0 && code != NO_ANSWER => {
-                    let refusal = Errno::from_raw(code);
-                    if refusal == Errno::ENODEV {
-                        break;
-                    }
-                    return Err(Error::new(what(indexes)).because(refusal));
-                }
                 _ => break,
             }
         }
-        // What the child has left, if it came to grief. Else each is missing, and the lock that this takes was the child's
-        // until it had taken the links out of everything.
+        // What the child has left, if it came to grief, and why it cannot be deleted. Else each is missing, and the lock that
+        // this takes was the child's until it had taken the links out of everything.
         indexes.iter().try_for_each(|index| self.delete(&[*index]))
     }
 
@@ -109,40 +100,35 @@ fn what(indexes: &[u32]) -> String {
     }
 }
 
-/// Has a child process ask the kernel; it ends with the errno of the answer.
+/// Has a child process ask the kernel, and wait for it.
 fn in_child(message: RouteNetlinkMessage) -> Result<Pid> {
     let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.header.flags = NLM_F_REQUEST;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     // SAFETY: the child only makes system calls, on memory that is there already.
     match Errno::result(unsafe { libc::fork() }).context(|| "cannot make a child process".to_owned())? {
         // SAFETY: this is the child.
-        0 => unsafe { libc::_exit(ask(&bytes)) },
+        0 => unsafe {
+            ask(&bytes);
+            libc::_exit(0)
+        },
         child => Ok(Pid::from_raw(child)),
     }
 }
 
-/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own.
+/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own. Whoever has made the
+/// child sees what comes of it.
 ///
 /// # Safety
 /// Every descriptor of the process is closed.
-unsafe fn ask(request: &[u8]) -> i32 {
-    const ERROR: usize = 16;
-    let mut answer = [0_u8; 512];
-    // SAFETY: numbers, and buffers with their lengths.
-    let got = unsafe {
+unsafe fn ask(request: &[u8]) {
+    // SAFETY: numbers, and a buffer with its length.
+    unsafe {
         libc::syscall(libc::SYS_close_range, 0_u32, u32::MAX, 0);
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
-        if socket < 0 || libc::send(socket, request.as_ptr().cast(), request.len(), 0) < 0 {
-            return Errno::last_raw();
-        }
-        libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0)
-    };
-    // A `struct nlmsghdr` and the `error` of a `struct nlmsgerr` (`include/uapi/linux/netlink.h`).
-    match (usize::try_from(got), answer[ERROR..].first_chunk()) {
-        (Ok(len), Some(error)) if len >= ERROR + size_of::<i32>() => i32::from_ne_bytes(*error).saturating_neg(),
-        _ => NO_ANSWER,
+        // The call lasts for as long as the kernel needs (`net/core/rtnetlink.c, rtnetlink_rcv()`).
+        libc::send(socket, request.as_ptr().cast(), request.len(), 0);
     }
 }
