@@ -9,7 +9,7 @@ use kit::load::{bulk, bulk_server};
 use kit::netavark::Document;
 use kit::offload::{Lengths, send_segments, switch};
 use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, again};
+use kit::traffic::{ANY, again, free};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -24,7 +24,7 @@ fn any(family: Family) -> IpAddr {
 }
 
 fn bound(netns: &Netns, family: Family, port: u16) -> Result<UdpSocket> {
-    let socket = netns.run(|| UdpSocket::bind((any(family), port)))?;
+    let socket = netns.run(|| free(|| UdpSocket::bind((any(family), port))))?;
     socket.set_read_timeout(Some(SOON))?;
     Ok(socket)
 }

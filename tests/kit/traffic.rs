@@ -225,7 +225,10 @@ pub fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 
 /// `bind` until the port is free: a socket that was closed lives on for a moment in the children that another thread of
 /// this process is starting just then, until they run their program.
-fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+///
+/// # Errors
+/// Of `bind`; that the port is taken when it still is after a while.
+pub fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
         match bind() {
