@@ -1,7 +1,7 @@
 //! Ingress of `lo`: clients on the host that bound a source address themselves, which the sock_addr programs leave alone,
 //! and the host's errors about what was sent with its address.
 //!
-//! Their packets get the bridge's address as source, so that the container can answer; the answers go back into `lo`
+//! The clients' packets get the bridge's address as source, so that the container can answer; the answers go back into `lo`
 //! (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
 
 use aya_ebpf::programs::TcContext;

@@ -22,9 +22,15 @@ pub struct Netlink<M> {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
-    /// Messages that could not be read.
-    unread: u64,
     protocol: PhantomData<M>,
+}
+
+/// What has come for one question.
+struct Answers<M> {
+    messages: Vec<M>,
+    are_of_one_moment: bool,
+    /// Further messages, that could not be read.
+    unread: usize,
 }
 
 impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
@@ -40,7 +46,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
         nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &limit.into())?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], unread: 0, protocol: PhantomData })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], protocol: PhantomData })
     }
 
     /// Everything that answers a dump, of one moment. Messages that cannot be read are left out.
@@ -52,9 +58,9 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         M: Clone,
     {
         for _ in 0..DUMP_TRIES {
-            let (answers, is_whole) = self.ask(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
-            if is_whole {
-                return Ok(answers);
+            let answers = self.ask(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if answers.are_of_one_moment {
+                return Ok(answers.messages);
             }
         }
         Err(io::Error::other("the list kept changing while it was read"))
@@ -65,9 +71,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// # Errors
     /// What the kernel answers, or that nobody here can read it: that is not the same as that there is no such object.
     pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
-        let before = self.unread;
-        let (answers, _) = self.ask(question, NLM_F_REQUEST | NLM_F_ACK)?;
-        if self.unread == before { Ok(answers) } else { Err(io::Error::other("the kernel's answer cannot be read")) }
+        let answers = self.ask(question, NLM_F_REQUEST | NLM_F_ACK)?;
+        if answers.unread > 0 {
+            return Err(io::Error::other("the kernel's answer cannot be read"));
+        }
+        Ok(answers.messages)
     }
 
     /// One change, acknowledged. `flags` come on top of REQUEST and ACK.
@@ -85,28 +93,28 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     pub fn batch(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
         let mut answers = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
         self.send(messages)?;
-        self.receive(|_, payload| {
+        let acknowledged = |_, payload| {
             answers -= usize::from(matches!(payload, NetlinkPayload::Error(_)));
             answers == 0
-        })
+        };
+        self.receive(acknowledged).map(drop)
     }
 
-    /// All answers, and whether they are of one moment.
-    fn ask(&mut self, question: M, flags: u16) -> io::Result<(Vec<M>, bool)> {
+    fn ask(&mut self, question: M, flags: u16) -> io::Result<Answers<M>> {
         self.send(vec![(question, flags)])?;
-        let (mut answers, mut is_whole) = (Vec::new(), true);
-        self.receive(|flags, payload| {
-            is_whole &= flags & NLM_F_DUMP_INTR == 0;
+        let (mut messages, mut are_of_one_moment) = (Vec::new(), true);
+        let unread = self.receive(|flags, payload| {
+            are_of_one_moment &= flags & NLM_F_DUMP_INTR == 0;
             match payload {
                 NetlinkPayload::InnerMessage(m) => {
-                    answers.push(m);
+                    messages.push(m);
                     false
                 }
                 NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => true,
                 _ => false,
             }
         })?;
-        Ok((answers, is_whole))
+        Ok(Answers { messages, are_of_one_moment, unread })
     }
 
     fn send(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
@@ -126,7 +134,9 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     }
 
     /// Hands the answers with their flags to `take` until it says that this was the last; an error of the kernel ends it.
-    fn receive(&mut self, mut take: impl FnMut(u16, NetlinkPayload<M>) -> bool) -> io::Result<()> {
+    /// Gives how many could not be read.
+    fn receive(&mut self, mut take: impl FnMut(u16, NetlinkPayload<M>) -> bool) -> io::Result<usize> {
+        let mut unread = 0;
         loop {
             let len = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(len) => len,
@@ -136,28 +146,26 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
             };
             let mut rest = self.buffer.get(..len).ok_or_else(|| io::Error::other("the kernel's answer is too long"))?;
             while let Some(length) = message_length(rest) {
-                let message = NetlinkMessage::<M>::deserialize(&rest[..length]);
-                let sequence = sequence_number(rest);
+                let this = &rest[..length];
                 rest = rest.get(align(length)..).unwrap_or_default();
-                let message = match message {
-                    Ok(message) => message,
-                    Err(e) if sequence == Some(self.sequence) => {
-                        tracing::debug!(error = %e, "a message of the kernel cannot be read");
-                        self.unread += 1;
-                        continue;
-                    }
-                    Err(_) => continue,
-                };
-                if message.header.sequence_number != self.sequence {
+                if sequence_number(this) != Some(self.sequence) {
                     continue;
                 }
+                let message = match NetlinkMessage::<M>::deserialize(this) {
+                    Ok(message) => message,
+                    Err(e) => {
+                        tracing::debug!(error = %e, "a message of the kernel cannot be read");
+                        unread += 1;
+                        continue;
+                    }
+                };
                 match &message.payload {
                     NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
                     NetlinkPayload::Done(d) if d.code != 0 => return Err(io::Error::from_raw_os_error(-d.code)),
                     _ => {}
                 }
                 if take(message.header.flags, message.payload) {
-                    return Ok(());
+                    return Ok(unread);
                 }
             }
         }

@@ -47,28 +47,40 @@ fn goes_on_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac
     sent_to(lab, at, frame)
 }
 
+/// Begins a flow by [`NEXT`], published or masqueraded. What begins it, or the first answer, is sent at `first` and tells the
+/// neighbour table. Gives the flow's packets outward, by their flags.
+fn begin(
+    lab: &mut Lab,
+    what: &str,
+    v4: bool,
+    published: bool,
+    first: (&str, u32),
+) -> Result<impl Fn(u8) -> Frame + use<>> {
+    lab.forget()?;
+    neighbour(v4, "replace", NEXT)?;
+    let there = if published { client(v4) } else { outside(v4) };
+    let out = move |flags| outward(published, v4, there, flags);
+    if published {
+        ensure!(lab.run(UPLINK_IN, lab.uplink, &arriving(v4, SYN))?.action == REDIRECTED, "{what}");
+    }
+    let flags = if published { SYN | ACK } else { SYN };
+    assert_eq!(BY_THE_KERNEL, sent_to(lab, first, &out(flags))?, "{what}: the first");
+    Ok(out)
+}
+
 const BY_THE_KERNEL: (Mac, Mac) = (BRIDGE_MAC, WEB_MAC);
 
 #[test]
 fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
-    let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
+    let (bridge, veth) = (lab.bridge, lab.web);
     for v4 in [true, false] {
         for published in [true, false] {
             for (program, index) in [(BRIDGE_IN, bridge), (VETH_IN, veth)] {
                 let what = format!("v4 {v4}, published {published}, {program}");
-                lab.forget()?;
-                neighbour(v4, "replace", NEXT)?;
-                let there = if published { client(v4) } else { outside(v4) };
-                let out = |flags| outward(published, v4, there, flags);
-                if published {
-                    ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, SYN))?.action == REDIRECTED, "{what}");
-                }
-                // What begins it, or the first answer, tells the neighbour table.
                 let first = if published { (program, index) } else { (BRIDGE_IN, bridge) };
-                let flags = if published { SYN | ACK } else { SYN };
-                assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, first, &out(flags))?, "{what}: the first");
+                let out = begin(&mut lab, &what, v4, published, first)?;
                 assert_eq!(
                     (NEXT, HOST_MAC),
                     goes_on_to(&mut lab, (program, index), &out(ACK))?,
@@ -101,18 +113,10 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
 fn a_next_hop_that_is_gone_is_asked_for_by_the_kernel() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
-    let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
+    let (bridge, veth) = (lab.bridge, lab.web);
     for (v4, published) in [(true, true), (true, false), (false, true), (false, false)] {
         let what = format!("v4 {v4}, published {published}");
-        lab.forget()?;
-        neighbour(v4, "replace", NEXT)?;
-        let there = if published { client(v4) } else { outside(v4) };
-        let out = |flags| outward(published, v4, there, flags);
-        if published {
-            ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, SYN))?.action == REDIRECTED, "{what}");
-        }
-        let flags = if published { SYN | ACK } else { SYN };
-        assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(flags))?, "{what}: the first");
+        let out = begin(&mut lab, &what, v4, published, (BRIDGE_IN, bridge))?;
         assert_eq!((NEXT, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "{what}: known");
         neighbour(v4, "del", NEXT)?;
         lab.age_flows(v4, 2)?;
