@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use kit::host::{Netns, SOON, patience, wait_for};
 use kit::need;
 use kit::netavark::{Document, Netavark, Rung};
-use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for};
+use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
 use kit::traffic::{ANY, Dial, Proto, Server, again};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::ErrorKind;
@@ -20,6 +20,7 @@ on_every_way!(
     nobody_at_an_address_is_told_to_who_dials_it,
     who_talks_to_somebody_who_goes_is_told,
     an_uplink_serves_ipv6_before_its_link_local_address_is_sure,
+    what_was_asked_without_a_carrier_is_asked_again_with_it,
 );
 
 /// Between two datagrams; no flow would end of itself.
@@ -285,6 +286,35 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
         host.ip(&format!(
             "route replace default via {CLIENT4} dev eth0\nroute replace default via {CLIENT6} dev eth0\n"
         ))?;
+        Ok(vec![app])
+    })
+}
+
+/// The kernel's own repetition is put off beyond the end of the test.
+fn what_was_asked_without_a_carrier_is_asked_again_with_it(way: Way) -> Result<()> {
+    rig_on(Topology::new(), way, |rig| {
+        let app = rig.up("app", way.published(7, 5))?;
+        let Topology { client, host, .. } = rig.topology;
+        let _near = Server::echo(client, Proto::Udp, ANY, 9001, "near")?;
+        client.set_sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1")?;
+        for (family, ip) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
+            let repeat = format!("net/{ip}/neigh/eth0/retrans_time_ms");
+            host.set_sysctl(&repeat, "600000")?;
+            let sender = Sender::new(&app.0, SocketAddr::new(family.client(), 9001))?;
+            client.ip("link set eth0 down\n")?;
+            let asked = wait_for("a question that is lost", SOON, || {
+                let _ = sender.ask();
+                let address = family.client().to_string();
+                let neighbours = host.ip_json(&["neigh", "show", "to", &address, "dev", "eth0"]).ok()?;
+                neighbours.to_string().contains("INCOMPLETE").then_some(())
+            });
+            client.ip("link set eth0 up\n")?;
+            sends(client, "eth0")?;
+            answers_for(client, family.client())?;
+            rig.met(&format!("{family:?}, without a carrier"), asked);
+            sender.is_seen(rig, &format!("{family:?}, with a carrier again"), "near", family.host());
+            host.set_sysctl(&repeat, "1000")?;
+        }
         Ok(vec![app])
     })
 }

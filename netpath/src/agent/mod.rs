@@ -28,6 +28,8 @@ use tracing_subscriber::EnvFilter;
 const SETTLE: Duration = Duration::from_millis(100);
 /// While a command is at work.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Between two questions to those at the other end of a link that has got a carrier.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Between two thorough looks, each with a sweep.
 const ROUND: Duration = Duration::from_secs(30);
 /// Between two lines about drops, in rounds.
@@ -129,6 +131,9 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 }
                 if !was_busy {
                     not_before = pace.looked(begun.elapsed(), Instant::now());
+                    if follower.has_new_carrier() {
+                        due = Some(((Instant::now() + ASK_AGAIN).max(not_before), Look::Glance));
+                    }
                 }
             }
             // Once a look is due, further changes wait for it in the sockets.

@@ -2,7 +2,9 @@
 //! started, and every call may be repeated.
 
 pub mod bridge;
+mod carrier;
 mod delete;
+mod neighbour;
 pub mod netns;
 pub mod offload;
 pub mod route;
@@ -15,6 +17,7 @@ mod watch;
 use crate::model::error::{Context, Result};
 use std::io::Read;
 
+pub use carrier::Carriers;
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
 pub use veth::VethSpec;

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,22 +46,6 @@ impl Rtnl {
                 let error = Error::new(format!("cannot add address {address}")).because(e);
                 Err(if v6_off { error.next("enable IPv6 in the kernel, or use networks without it") } else { error })
             }
-        }
-    }
-
-    /// Forgets which hardware address a neighbour had: a new container may have the IP address of an old one, which the
-    /// host would go on sending to for seconds.
-    ///
-    /// # Errors
-    /// The kernel's; one that it does not know is none.
-    pub fn forget_neighbour(&self, index: u32, address: IpAddr) -> Result<()> {
-        let mut message = NeighbourMessage::default();
-        message.header.ifindex = index;
-        message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        message.attributes.push(NeighbourAttribute::Destination(address.into()));
-        match self.change(RouteNetlinkMessage::DelNeighbour(message), 0) {
-            Err(e) if e.is_missing() => Ok(()),
-            other => other.map_err(failed(format!("cannot forget neighbour {address}"))),
         }
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
 };
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,6 +24,10 @@ pub struct Link {
     /// As [`HostLink::driver`].
     pub driver: Option<String>,
     pub up: bool,
+    /// It is up and has a carrier, and the kernel has its queues running (IF_OPER_UP).
+    pub sends: bool,
+    /// How many times it has got a carrier.
+    pub carriers: u32,
     pub group: u32,
     /// The other end of a veth, by its ifindex in its own namespace.
     pub peer: Option<u32>,
@@ -44,6 +48,8 @@ impl Link {
             mac: None,
             driver: None,
             up: message.header.flags.contains(LinkFlags::Up),
+            sends: false,
+            carriers: 0,
             group: 0,
             peer: None,
         };
@@ -55,6 +61,8 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Controller(index) => link.master = Some(*index),
                 LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::OperState(state) => link.sends = *state == State::Up,
+                LinkAttribute::CarrierUpCount(times) => link.carriers = *times,
                 LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::ParentDevBusName(name) => bus = Some(name),
                 LinkAttribute::ParentDevName(name) => device = Some(name),
@@ -96,7 +104,14 @@ impl Rtnl {
     /// # Errors
     /// The kernel's.
     pub fn host_view(&self, cookie: u64) -> Result<HostView> {
-        let links = self.links()?;
+        self.view_of(self.links()?, cookie)
+    }
+
+    /// These links with their addresses.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn view_of(&self, links: Vec<Link>, cookie: u64) -> Result<HostView> {
         let mut addresses: HashMap<u32, Vec<IpNet>> = HashMap::new();
         for message in self
             .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))

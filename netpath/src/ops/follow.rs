@@ -3,7 +3,7 @@
 use super::{gc, nobody};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
-use crate::link::{Rtnl, netns};
+use crate::link::{Carriers, Rtnl, netns};
 use crate::model::Rung;
 use crate::model::error::Result;
 use crate::state::Store;
@@ -42,6 +42,7 @@ pub struct Follower {
     cookie: u64,
     pub store: Store,
     seen: Option<Scene>,
+    carriers: Carriers,
 }
 
 impl Follower {
@@ -49,7 +50,7 @@ impl Follower {
     /// The namespace cannot be told from others.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
-        Ok(Self { cookie, store: Store::of(cookie), seen: None })
+        Ok(Self { cookie, store: Store::of(cookie), seen: None, carriers: Carriers::default() })
     }
 
     /// Never waits for a lock.
@@ -60,8 +61,9 @@ impl Follower {
         if self.store.is_empty()? {
             return self.leave();
         }
+        let links = self.links()?;
         let scene = self.scene()?;
-        let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(self.links()?);
+        let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(links);
         if look == Look::Glance && is_same {
             return Ok(Followed::Same);
         }
@@ -75,6 +77,11 @@ impl Follower {
         // What has changed in the meantime may be as before at the next look.
         self.seen = self.scene().ok().filter(|after| *after == scene);
         Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
+    }
+
+    /// Whether to look again soon: a link has got a carrier, and who is at its other end may not have answered yet.
+    pub fn has_new_carrier(&self) -> bool {
+        self.carriers.are_new()
     }
 
     /// Sweeps the flows.
@@ -100,8 +107,20 @@ impl Follower {
     }
 
     /// Without the containers: they come and go with commands, which look by themselves.
-    fn links(&self) -> Result<u64> {
-        Ok(Rtnl::here()?.host_view(self.cookie)?.digest())
+    fn links(&mut self) -> Result<u64> {
+        let rtnl = Rtnl::here()?;
+        let links = rtnl.links()?;
+        for index in self.carriers.came(&links) {
+            // Questions that were sent while there was no carrier are lost.
+            match rtnl.ask_again(index) {
+                Ok(0) => {}
+                Ok(neighbours) => {
+                    tracing::debug!(index, neighbours, "a link has got a carrier: its neighbours are asked again")
+                }
+                Err(e) => tracing::debug!("{e}"),
+            }
+        }
+        Ok(rtnl.view_of(links, self.cookie)?.digest())
     }
 
     fn scene(&self) -> Result<Scene> {
