@@ -1,6 +1,7 @@
 //! Which links have got a carrier since the last look.
 
 use super::view::Link;
+use crate::model::LinkKind;
 use std::collections::HashMap;
 
 /// How often a link is told after it has got a carrier. The other end may need a moment more before it sends and forwards.
@@ -10,7 +11,7 @@ const TIMES: u32 = 3;
 #[derive(Default)]
 pub struct Carriers(Option<HashMap<u32, Seen>>);
 
-/// A link that answers for itself, when it was last seen to send.
+/// A link, when it was last seen to send.
 #[derive(Clone, Copy)]
 struct Seen {
     /// How many times it had got a carrier.
@@ -21,11 +22,12 @@ struct Seen {
 
 impl Carriers {
     /// The links that have got a carrier lately, also where they had lost it and got it back between two calls; by ifindex.
-    /// Each is told in [`TIMES`] calls. Ports of a bridge or bond have no neighbours of their own.
+    /// Each is told in [`TIMES`] calls. Ports of a bridge or bond have no neighbours of their own; members of a VRF have.
     pub fn came(&mut self, links: &[Link]) -> Vec<u32> {
         let before = self.0.take();
         let mut now = HashMap::new();
-        for link in links.iter().filter(|l| l.master.is_none()) {
+        let is_vrf = |index| links.iter().any(|l| l.index == index && l.kind == LinkKind::Vrf);
+        for link in links.iter().filter(|l| l.master.is_none_or(is_vrf)) {
             let seen = before.as_ref().and_then(|b| b.get(&link.index)).copied();
             if !link.sends {
                 now.extend(seen.map(|s| (link.index, Seen { left: 0, ..s })));
@@ -52,7 +54,6 @@ impl Carriers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::LinkKind;
 
     fn link(index: u32, sends: bool, carriers: u32) -> Link {
         Link {
@@ -100,8 +101,10 @@ mod tests {
     fn a_link_that_is_new_is_told_and_a_port_is_not() {
         let mut carriers = Carriers::default();
         assert!(carriers.came(&[link(1, true, 1)]).is_empty());
-        let port = Link { master: Some(9), ..link(2, true, 1) };
-        assert_eq!(vec![3], carriers.came(&[link(1, true, 1), port, link(3, true, 1)]));
+        let bridge = Link { kind: LinkKind::Bridge, ..link(8, false, 1) };
+        let vrf = Link { kind: LinkKind::Vrf, ..link(9, false, 1) };
+        let [port, member] = [(2, 8), (3, 9)].map(|(index, of)| Link { master: Some(of), ..link(index, true, 1) });
+        assert_eq!(vec![3], carriers.came(&[link(1, true, 1), port, member, bridge, vrf]));
         // An ifindex that is used again.
         assert!(carriers.came(&[link(1, true, 1)]).is_empty());
         assert_eq!(vec![3], carriers.came(&[link(1, true, 1), link(3, true, 1)]));
