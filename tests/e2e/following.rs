@@ -292,6 +292,7 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
 
 /// The kernel's own repetition is put off beyond the end of the test.
 fn what_was_asked_without_a_carrier_is_asked_again_with_it(way: Way) -> Result<()> {
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
@@ -302,6 +303,10 @@ fn what_was_asked_without_a_carrier_is_asked_again_with_it(way: Way) -> Result<(
             host.set_sysctl(&repeat, "600000")?;
             let sender = Sender::new(&app.0, SocketAddr::new(family.client(), 9001))?;
             client.ip("link set eth0 down\n")?;
+            // What is asked before the host has seen it is forgotten, and asked for again with the next packet.
+            wait_for("the loss of the carrier", SOON, || {
+                (host.ip_json(&["link", "show", "dev", "eth0"]).ok()?[0]["operstate"] != "UP").then_some(())
+            })?;
             let asked = wait_for("a question that is lost", SOON, || {
                 let _ = sender.ask();
                 let address = family.client().to_string();

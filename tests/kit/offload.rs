@@ -1,4 +1,4 @@
-//! An interface as `ethtool` has it: its offloads, with a look at what they make of packets, and its carrier.
+//! Offloads of an interface, as `ethtool -K` switches them, and a look at what they make of packets.
 
 use crate::host::Netns;
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 /// `include/uapi/linux/sockios.h`, `include/uapi/linux/ethtool.h`.
 const SIOCETHTOOL: u64 = 0x8946;
-const GET_LINK: u32 = 0x0a;
 const GET_STRINGS: u32 = 0x1b;
 const GET_SET_INFO: u32 = 0x37;
 const SET_FEATURES: u32 = 0x3b;
@@ -66,19 +65,6 @@ pub fn switch(netns: &Netns, interface: &str, feature: &str, on: bool) -> Result
         let at = 2 + 2 * (n / 32);
         (words[at], words[at + 1]) = (1 << (n % 32), u32::from(on) << (n % 32));
         call(interface, &mut words).with_context(|| format!("switch {feature} of {interface}"))
-    })
-}
-
-/// Whether an interface has a carrier. Who asks has the kernel act on it now, not when its work queue comes to it
-/// (`net/ethtool/ioctl.c, ethtool_op_get_link()`), which may be a second later.
-///
-/// # Errors
-/// There is no such interface.
-pub fn has_carrier(netns: &Netns, interface: &str) -> Result<bool> {
-    netns.run(|| {
-        let mut words = [GET_LINK, 0];
-        call(interface, &mut words).with_context(|| format!("the carrier of {interface}"))?;
-        Ok(words[1] != 0)
     })
 }
 

@@ -11,7 +11,6 @@
 //! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
 
 use crate::host::{Netns, SOON, wait_for};
-use crate::offload::has_carrier;
 use crate::tun::Wire;
 use anyhow::{Context, Result};
 use std::fs;
@@ -347,14 +346,12 @@ fn at_once(netns: &Netns, link: &str) -> Result<()> {
 
 /// Waits until a link does not only say that it is up but sends. Where its peer came up after it, the kernel tells it from
 /// a work queue that looks once a second (net/core/link_watch.c), later where namespaces are being destroyed; until then
-/// it drops what it is given, and three unanswered ARP requests are enough for "No route to host". Being asked for the
-/// carrier it looks at once.
+/// it drops what it is given, and three unanswered ARP requests are enough for "No route to host".
 ///
 /// # Errors
 /// It does not within [`SOON`] times four, or there is no such link.
 pub fn sends(netns: &Netns, link: &str) -> Result<()> {
     wait_for(&format!("{link} to send"), SOON * 4, || {
-        has_carrier(netns, link).ok()?;
         let links = netns.ip_json(&["link", "show", "dev", link]).ok()?;
         (links[0]["operstate"] == "UP" && links[0]["qdisc"] != "noop").then_some(())
     })

@@ -28,8 +28,6 @@ use tracing_subscriber::EnvFilter;
 const SETTLE: Duration = Duration::from_millis(100);
 /// While a command is at work.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Between two questions to those at the other end of a link that has got a carrier.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Between two thorough looks, each with a sweep.
 const ROUND: Duration = Duration::from_secs(30);
 /// Between two lines about drops, in rounds.
@@ -106,6 +104,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     let mut due = Some((Instant::now(), Look::Glance));
     let mut pace = Pace::new(Instant::now());
     let mut not_before = Instant::now();
+    let mut again = None;
     tracing::info!(pid = std::process::id(), "watching this host");
     loop {
         let when = due.map_or_else(Instant::now, |(when, _)| when);
@@ -122,6 +121,8 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 let (back, followed) = look_once(follower, look).await?;
                 follower = back;
                 let was_busy = matches!(followed, Ok(Followed::Busy));
+                // After an error a change or the next round is waited for.
+                again = followed.is_ok().then(|| follower.next_look()).flatten().map(Instant::from_std);
                 match followed {
                     Ok(Followed::Nobody) => return Ok("the last container is gone"),
                     Ok(Followed::Busy) => due = Some((Instant::now() + AGAIN, look)),
@@ -131,14 +132,15 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 }
                 if !was_busy {
                     not_before = pace.looked(begun.elapsed(), Instant::now());
-                    if follower.has_new_carrier() {
-                        due = Some(((Instant::now() + ASK_AGAIN).max(not_before), Look::Glance));
-                    }
                 }
             }
             // Once a look is due, further changes wait for it in the sockets.
             () = changed(&links, filters.as_ref().ok()), if due.is_none() => {
                 due = Some(((Instant::now() + SETTLE).max(not_before), Look::Glance));
+            }
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() && due.is_none() => {
+                again = None;
+                due = Some((Instant::now().max(not_before), Look::Glance));
             }
             _ = rounds.tick() => {
                 round = round.wrapping_add(1);

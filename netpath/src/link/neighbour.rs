@@ -1,12 +1,16 @@
 //! Neighbours: which hardware address an IP address has on a link.
 
-use super::rtnl::{Answer, Rtnl, failed};
+use super::rtnl::{Rtnl, failed};
 use crate::model::error::Result;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
+
+/// Neighbours that are asked for in one request.
+const MOST: usize = 256;
 
 impl Rtnl {
     /// Forgets which hardware address a neighbour had: a new container may have the IP address of an old one, which the
@@ -22,11 +26,15 @@ impl Rtnl {
         }
     }
 
-    /// Has the kernel ask at once for all hardware addresses of a link that it waits for, instead of when its time comes
-    /// (`retrans_time_ms`, a second). The packets that wait go on waiting. Returns for how many.
+    /// Has the kernel ask at once for the hardware addresses of a link that it waits for, [`MOST`] at most, instead of when
+    /// its time comes (`retrans_time_ms`, a second). The packets that wait go on waiting. Returns for how many.
+    ///
+    /// `net/core/neighbour.c`: `__neigh_update()` stops the timer and keeps the queue of a neighbour that is made NUD_NONE;
+    /// `__neigh_event_send()`, which NTF_USE calls, sends the first question of a neighbour in that state. All of it is one
+    /// request, so that no neighbour is left without a timer, whoever ends this process.
     ///
     /// # Errors
-    /// The kernel's. A neighbour that has answered or is gone in the meantime is none.
+    /// The kernel's first, after it has been asked for all. A neighbour that is gone in the meantime is none.
     pub fn ask_again(&self, index: u32) -> Result<usize> {
         let mut question = NeighbourMessage::default();
         // A kernel that does not know this filter lists those of every link.
@@ -34,24 +42,22 @@ impl Rtnl {
         let neighbours = self
             .dump(RouteNetlinkMessage::GetNeighbour(question))
             .map_err(failed(format!("cannot list the neighbours of interface {index}")))?;
-        let mut asked = 0;
-        for address in neighbours.iter().filter_map(|n| unanswered(n, index)) {
-            match self.begin_anew(index, address) {
-                Ok(()) => asked += 1,
-                Err(e) if e.is_missing() => {}
-                Err(e) => return Err(failed(format!("cannot ask again for neighbour {address}"))(e)),
-            }
+        let unanswered: Vec<_> = neighbours.iter().filter_map(|n| unanswered(n, index)).take(MOST).collect();
+        if unanswered.is_empty() {
+            return Ok(0);
         }
-        Ok(asked)
-    }
-
-    /// `net/core/neighbour.c`: `__neigh_update()` stops the timer and keeps the queue of a neighbour that is made NUD_NONE;
-    /// `__neigh_event_send()`, which NTF_USE calls, sends the first question of a neighbour in that state.
-    fn begin_anew(&self, index: u32, address: IpAddr) -> Answer<()> {
-        self.change(RouteNetlinkMessage::NewNeighbour(message(index, address)), 0)?;
-        let mut used = message(index, address);
-        used.header.flags = NeighbourFlags::Use;
-        self.change(RouteNetlinkMessage::NewNeighbour(used), 0)
+        let both = unanswered.iter().flat_map(|&address| {
+            let mut used = message(index, address);
+            used.header.flags = NeighbourFlags::Use;
+            let (first, second) = (message(index, address), used);
+            [(first, NLM_F_REQUEST), (second, NLM_F_REQUEST | NLM_F_ACK)]
+        });
+        match self.batch(both.map(|(message, flags)| (RouteNetlinkMessage::NewNeighbour(message), flags)).collect()) {
+            Err(e) if !e.is_missing() => {
+                Err(failed(format!("cannot ask again for neighbours of interface {index}"))(e))
+            }
+            _ => Ok(unanswered.len()),
+        }
     }
 }
 
@@ -66,7 +72,11 @@ fn message(index: u32, address: IpAddr) -> NeighbourMessage {
 
 fn unanswered(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
     let RouteNetlinkMessage::NewNeighbour(n) = message else { return None };
-    if n.header.ifindex != index || n.header.state != NeighbourState::Incomplete {
+    let is_waited_for = n.header.ifindex == index && n.header.state == NeighbourState::Incomplete;
+    // A request without these flags would take them away from somebody else's neighbour (`neigh_update_flags()`).
+    let is_kept = n.header.flags.contains(NeighbourFlags::ExtLearned)
+        || n.attributes.iter().any(|a| matches!(a, NeighbourAttribute::ExtFlags(flags) if !flags.is_empty()));
+    if !is_waited_for || is_kept {
         return None;
     }
     n.attributes.iter().find_map(|attribute| match attribute {

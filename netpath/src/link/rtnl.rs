@@ -57,6 +57,15 @@ impl Rtnl {
         self.0.borrow_mut().change(message, flags).map_err(Refused)
     }
 
+    /// Asks for several changes in one request, each with its flags; the kernel goes on after one that it refuses.
+    ///
+    /// # Errors
+    /// The first that the kernel refuses.
+    pub(super) fn batch(&self, messages: Vec<(RouteNetlinkMessage, u16)>) -> Answer<()> {
+        tracing::trace!(?messages, "netlink");
+        self.0.borrow_mut().batch(messages).map_err(Refused)
+    }
+
     /// Asks about one object.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::link::{Carriers, Rtnl, netns};
 use crate::model::Rung;
 use crate::model::error::Result;
 use crate::state::Store;
+use std::time::Instant;
 
 /// What the datapath depends on besides the records and links.
 #[derive(PartialEq)]
@@ -79,9 +80,9 @@ impl Follower {
         Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
     }
 
-    /// Whether to look again soon: a link has got a carrier, and who is at its other end may not have answered yet.
-    pub fn has_new_carrier(&self) -> bool {
-        self.carriers.are_new()
+    /// When to look even if nothing changes: a link has got a carrier, and who is at its other end may not have answered yet.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.carriers.due()
     }
 
     /// Sweeps the flows.
@@ -110,7 +111,9 @@ impl Follower {
     fn links(&mut self) -> Result<u64> {
         let rtnl = Rtnl::here()?;
         let links = rtnl.links()?;
-        for index in self.carriers.came(&links) {
+        let came = self.carriers.came(&links, Instant::now());
+        let digest = rtnl.view_of(links, self.cookie)?.digest();
+        for index in came {
             // Questions that were sent while there was no carrier are lost.
             match rtnl.ask_again(index) {
                 Ok(0) => {}
@@ -120,7 +123,7 @@ impl Follower {
                 Err(e) => tracing::debug!("{e}"),
             }
         }
-        Ok(rtnl.view_of(links, self.cookie)?.digest())
+        Ok(digest)
     }
 
     fn scene(&self) -> Result<Scene> {
