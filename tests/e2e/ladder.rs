@@ -59,7 +59,7 @@ fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Resul
     }
     let above = report["ladder"].as_array().and_then(|l| l.first()).context("doctor shows no ladder")?;
     let why_not = above["why_not"].as_str().unwrap_or_default();
-    let reasons = hooks != Hooks::None || ["tcx", "clsact"].iter().all(|hook| why_not.contains(hook));
+    let reasons = hooks != Hooks::None || ["tcx", "clsact", "sch_ingress"].iter().all(|hook| why_not.contains(hook));
     ensure!(reasons, "iptables is taken, and for the reason {above}");
     need::say(&format!("this kernel has {hooks:?}; netpath takes {rung}; not the first rung: {why_not}"));
 

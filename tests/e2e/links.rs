@@ -2,10 +2,11 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result, ensure};
+use kit::host::Netns;
 use kit::need;
 use kit::netavark::{Document, Network, Rung};
-use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
-use kit::traffic::{Dial, Proto, exchange};
+use kit::topology::{CARDS, CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
+use kit::traffic::{Dial, Proto, exchange, wait_until_answered};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,10 @@ on_every_rung!(
     a_bond,
     a_member_of_a_vrf,
     an_address_on_a_dummy,
+    a_network_card,
+    a_vlan_on_a_network_card,
+    a_macvlan_on_a_network_card,
+    an_ipvlan_on_a_network_card,
     a_wire_that_delays_and_reorders,
     a_client_whose_hardware_address_changes,
 );
@@ -37,7 +42,15 @@ fn published() -> Document {
 
 /// The host's and the client's addresses move from `eth0` to a device that these lines of `ip` make of it.
 fn moved(host: (&str, &str), client: Option<(&str, &str)>) -> Result<Topology> {
-    let topology = Topology::new()?;
+    moved_in(Topology::new()?, host, client)
+}
+
+/// The same to a device that they make of a network card, or to the card; the client has its addresses on `client`.
+fn moved_to_card(host: (&str, &str), client: (&str, &str)) -> Result<Topology> {
+    moved_in(Topology::with_cards()?, host, Some(client))
+}
+
+fn moved_in(topology: Topology, host: (&str, &str), client: Option<(&str, &str)>) -> Result<Topology> {
     let leave = format!("route del default via {CLIENT4}\nroute del default via {CLIENT6} dev eth0\n");
     let (lines, device) = host;
     topology.host.ip(&format!(
@@ -58,6 +71,11 @@ fn moved(host: (&str, &str), client: Option<(&str, &str)>) -> Result<Topology> {
 
 /// In by a published port, and out with the host's address.
 fn serves(topology: Result<Topology>, rung: Rung) -> Result<()> {
+    serves_and(topology, rung, |_| Ok(()))
+}
+
+/// The same, and then `more`.
+fn serves_and(topology: Result<Topology>, rung: Rung, more: impl FnOnce(&Rig<'_>) -> Result<()>) -> Result<()> {
     rig(topology, rung, |rig| {
         let (web, _servers) = web(rig, published())?;
         let _near = serve(&rig.topology.client, 9000, "near")?;
@@ -67,6 +85,7 @@ fn serves(topology: Result<Topology>, rung: Rung) -> Result<()> {
                 rig.sees("out", &web.0, &dial, "near", family.host());
             }
         }
+        more(rig)?;
         Ok(vec![web])
     })
 }
@@ -77,8 +96,13 @@ fn reached(rig: &Rig<'_>, family: Family, address: IpAddr) {
     }
 }
 
+/// What `ip` does to make a VLAN, in [`need::accepted`].
+const VLAN: &str = "link add link v0 name v0.5 type vlan id 5";
+const MACVLAN: &str = "link add link v0 name mv0 type macvlan mode bridge";
+const IPVLAN: &str = "link add link v0 name iv0 type ipvlan mode l2";
+
 fn a_vlan(rung: Rung) -> Result<()> {
-    need!(need::accepted("ip", "link add link v0 name v0.5 type vlan id 5"));
+    need!(need::accepted("ip", VLAN));
     let tagged = ("link add link eth0 name eth0.5 type vlan id 5", "eth0.5");
     serves(moved(tagged, Some(tagged)), rung)
 }
@@ -88,22 +112,65 @@ fn a_bridge_that_holds_the_address(rung: Rung) -> Result<()> {
     serves(moved(("link add br0 type bridge\nlink set eth0 master br0", "br0"), None), rung)
 }
 
+/// The host's addresses are in VLAN 5, which the port takes tagged, and nothing untagged. Those in VLAN 6 nobody reaches
+/// until the port takes that too.
 fn a_bridge_that_filters_vlans(rung: Rung) -> Result<()> {
-    need!(need::accepted("ip", "link add br0 type bridge vlan_filtering 1"));
-    serves(moved(("link add br0 type bridge vlan_filtering 1\nlink set eth0 master br0", "br0"), None), rung)
+    need!(
+        need::program("bridge"),
+        need::accepted("ip", VLAN),
+        need::accepted("ip", "link add br0 type bridge vlan_filtering 1"),
+    );
+    let lines = "link add br0 type bridge vlan_filtering 1\nlink set eth0 master br0\nlink set br0 up\n\
+                 link add link br0 name br0.5 type vlan id 5\nlink add link br0 name br0.6 type vlan id 6";
+    let tagged = "link add link eth0 name eth0.5 type vlan id 5\nlink add link eth0 name eth0.6 type vlan id 6";
+    let topology = moved((lines, "br0.5"), Some((tagged, "eth0.5")))?;
+    for words in ["add dev eth0 vid 5", "del dev eth0 vid 1", "add dev br0 vid 5 self", "add dev br0 vid 6 self"] {
+        bridge_vlan(&topology.host, words)?;
+    }
+    let Topology { host, client, .. } = &topology;
+    for (netns, device, of) in [(host, "br0.6", Family::host_far as fn(_) -> _), (client, "eth0.6", Family::far)] {
+        let [v4, v6] = Family::BOTH.map(of);
+        netns.ip(&format!(
+            "addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad\nlink set {device} up\n"
+        ))?;
+        answers_for(netns, v6)?;
+    }
+    serves_and(Ok(topology), rung, |rig| {
+        let Topology { host, client, .. } = rig.topology;
+        let each = || Family::BOTH.into_iter().flat_map(|f| Proto::BOTH.map(|p| (f, Dial::new(p, f.host_far(), 8080))));
+        for (_, dial) in each() {
+            rig.silent("a VLAN that the port has not", client, &dial);
+        }
+        bridge_vlan(host, "add dev eth0 vid 6")?;
+        for (family, dial) in each() {
+            // The client asks for the hardware address again, once it has given up.
+            rig.met("a VLAN that the port has", wait_until_answered(client, &dial));
+            rig.sees("a VLAN that the port has", client, &dial, "web", family.far());
+        }
+        Ok(())
+    })
+}
+
+fn bridge_vlan(netns: &Netns, words: &str) -> Result<()> {
+    let args: Vec<&str> = ["vlan"].into_iter().chain(words.split(' ')).collect();
+    netns.command("bridge", &args).map(drop)
 }
 
 fn a_macvlan(rung: Rung) -> Result<()> {
-    need!(need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
+    need!(need::accepted("ip", MACVLAN));
     let topology = moved(("link add link eth0 name mv0 type macvlan mode bridge", "mv0"), None)?;
-    // Or the device below answers for the address too, and packets come in where no address is.
-    topology.host.set_sysctl("net/ipv4/conf/eth0/arp_ignore", "1")?;
-    topology.client.ip("neigh flush dev eth0\n")?;
-    serves(Ok(topology), rung)
+    serves(alone(topology, "eth0", "eth0"), rung)
+}
+
+/// Or the device below a macvlan answers for the address too, and packets come in where no address is.
+fn alone(topology: Topology, below: &str, client: &str) -> Result<Topology> {
+    topology.host.set_sysctl(&format!("net/ipv4/conf/{below}/arp_ignore"), "1")?;
+    topology.client.ip(&format!("neigh flush dev {client}\n"))?;
+    Ok(topology)
 }
 
 fn an_ipvlan(rung: Rung) -> Result<()> {
-    need!(need::accepted("ip", "link add link v0 name iv0 type ipvlan mode l2"));
+    need!(need::accepted("ip", IPVLAN));
     serves(moved(("link add link eth0 name iv0 type ipvlan mode l2", "iv0"), None), rung)
 }
 
@@ -152,6 +219,32 @@ fn an_address_on_a_dummy(rung: Rung) -> Result<()> {
         }
         Ok(vec![web])
     })
+}
+
+/// The client's card as it is.
+const CARD: (&str, &str) = ("", CARDS[1]);
+
+fn a_network_card(rung: Rung) -> Result<()> {
+    need!(need::cards());
+    serves(moved_to_card(("", CARDS[0]), CARD), rung)
+}
+
+fn a_vlan_on_a_network_card(rung: Rung) -> Result<()> {
+    need!(need::cards(), need::accepted("ip", VLAN));
+    let host = ("link add link card0 name card0.5 type vlan id 5", "card0.5");
+    serves(moved_to_card(host, ("link add link card1 name card1.5 type vlan id 5", "card1.5")), rung)
+}
+
+/// The card has to be told to take frames for a second hardware address.
+fn a_macvlan_on_a_network_card(rung: Rung) -> Result<()> {
+    need!(need::cards(), need::accepted("ip", MACVLAN));
+    let topology = moved_to_card(("link add link card0 name mv0 type macvlan mode bridge", "mv0"), CARD)?;
+    serves(alone(topology, CARDS[0], CARDS[1]), rung)
+}
+
+fn an_ipvlan_on_a_network_card(rung: Rung) -> Result<()> {
+    need!(need::cards(), need::accepted("ip", IPVLAN));
+    serves(moved_to_card(("link add link card0 name iv0 type ipvlan mode l2", "iv0"), CARD), rung)
 }
 
 /// Neither loses a byte, nor takes two directions of a flow for two flows.

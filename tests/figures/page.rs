@@ -12,7 +12,9 @@ use std::path::Path;
 pub fn write(page: &Path, name: &str, markdown: &str, charts: &[(&str, String)]) -> Result<()> {
     let old = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
     let images = page.with_file_name("img");
-    fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
+    if !charts.is_empty() {
+        fs::create_dir_all(&images).with_context(|| format!("cannot create {}", images.display()))?;
+    }
     let mut text = markdown.to_owned();
     for (chart, svg) in charts {
         let file = images.join(chart);

@@ -18,12 +18,18 @@ const RIGHT: f64 = 50.0;
 const TOP: f64 = 64.0;
 const BAR: f64 = 11.0;
 const GAP: f64 = 12.0;
+/// Where a bar is cut; its number alone says then how long it is. One of 65 would leave nothing of the others to see.
+const CAP: f64 = 3.0;
+/// The end of a bar that was cut, and the gap before it.
+const END: f64 = 8.0;
+const CUT: f64 = 4.0;
 
 impl Ratios<'_> {
     pub fn svg(&self) -> String {
         let row = BAR * self.variants.len() as f64 + GAP;
         let height = TOP + row * self.rows.len() as f64 + 30.0;
-        let longest = self.rows.iter().flat_map(|(_, ratios)| ratios).flatten().copied().fold(1.0, f64::max);
+        let highest = self.rows.iter().flat_map(|(_, ratios)| ratios).flatten().copied().fold(1.0, f64::max);
+        let longest = highest.min(CAP);
         let x = |value: f64| LEFT + value / longest * (WIDTH - LEFT - RIGHT);
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
@@ -42,14 +48,21 @@ impl Ratios<'_> {
             text(&mut out, (LEFT - 8.0, top + (row - GAP) / 2.0 + 4.0), "end", figure);
             for (n, ratio) in ratios.iter().enumerate() {
                 let Some(ratio) = ratio.filter(|r| r.is_finite() && *r > 0.0) else { continue };
-                let (y, wide, colour) = (top + BAR * n as f64, x(ratio) - LEFT, COLOURS[n % COLOURS.len()]);
-                let _ = writeln!(
-                    out,
-                    "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
-                    BAR - 2.0
-                );
-                text(&mut out, (x(ratio) + 4.0, y + BAR - 2.0), "start", &format!("{ratio:.2}"));
+                let (y, to, colour) = (top + BAR * n as f64, x(ratio.min(CAP)), COLOURS[n % COLOURS.len()]);
+                let (whole, cut) = ([(LEFT, to)], [(LEFT, to - END - CUT), (to - END, to)]);
+                for (from, to) in if ratio > CAP { &cut[..] } else { &whole } {
+                    let _ = writeln!(
+                        out,
+                        "<rect x=\"{from}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
+                        to - from,
+                        BAR - 2.0
+                    );
+                }
+                text(&mut out, (to + 4.0, y + BAR - 2.0), "start", &format!("{ratio:.2}"));
             }
+        }
+        if highest > CAP {
+            text(&mut out, (WIDTH - 12.0, height - 10.0), "end", &format!("longer bars are cut at {CAP}"));
         }
         line(&mut out, (x(1.0), TOP - 6.0), (x(1.0), height - 24.0));
         text(&mut out, (x(1.0), height - 10.0), "middle", &format!("1 = {}", self.base));
@@ -69,5 +82,16 @@ mod tests {
         assert_eq!(2, bars.len(), "{svg}");
         assert!(bars[0].contains("width=\"205.0\"") && bars[1].contains("width=\"410.0\""), "{bars:?}");
         assert!(svg.contains("UDP &amp; co") && svg.contains("1 = b") && !svg.contains("NaN"));
+        assert!(!svg.contains("cut"), "{svg}");
+    }
+
+    #[test]
+    fn a_bar_that_is_too_long_is_cut_and_has_its_number() {
+        let rows = vec![("UDP", vec![Some(1.5), Some(65.22), Some(3.0)])];
+        let svg = Ratios { title: "t", base: "b", variants: vec!["b", "c", "d"], rows }.svg();
+        let bars: Vec<&str> = svg.lines().filter(|l| l.contains("height=\"9.0\"")).collect();
+        let wide: Vec<&str> = bars.iter().filter_map(|l| l.split("width=\"").nth(1)?.split('"').next()).collect();
+        assert_eq!(vec!["205.0", "398.0", "8.0", "410.0"], wide, "one of three is in two parts");
+        assert!(svg.contains(">65.22<") && svg.contains("cut at 3"), "{svg}");
     }
 }

@@ -15,8 +15,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const RESULTS: &str = "/dev/ttyS1";
-/// How many times as long as elsewhere the tests wait (tests/kit/host.rs).
-const PATIENCE: &str = "NETPATH_PATIENCE";
+/// What the tests are told of the machine: how many times as long as elsewhere they wait (tests/kit/host.rs), and which
+/// network cards they may take (tests/kit/topology.rs).
+const TOLD: [&str; 2] = ["NETPATH_PATIENCE", "NETPATH_CARDS"];
 /// Kind and place.
 const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
@@ -77,6 +78,12 @@ fn run() -> Result<()> {
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     writeln!(results, "::ready {}", release.trim())?;
+    let is_conducted = |suite: &Value| suite["conducted"].as_bool().unwrap_or_default();
+    if !plan["suites"].as_array().into_iter().flatten().any(is_conducted)
+        && let Some(report) = doctor()
+    {
+        writeln!(results, "::doctor {report}")?;
+    }
     for suite in plan["suites"].as_array().into_iter().flatten() {
         run_suite(suite, &plan, &mut results)?;
     }
@@ -84,6 +91,12 @@ fn run() -> Result<()> {
     // SAFETY: the file is open. Until the last byte has left the port; without it some are lost.
     unsafe { libc::tcdrain(results.as_raw_fd()) };
     Ok(())
+}
+
+/// What netpath finds on this kernel, in one line.
+fn doctor() -> Option<Value> {
+    let out = Command::new("/usr/bin/netpath").args(["doctor", "--json"]).env_clear().env("PATH", "/usr/bin").output();
+    serde_json::from_slice(&out.ok()?.stdout).ok()
 }
 
 fn strings(list: &Value) -> impl Iterator<Item = &str> {
@@ -123,9 +136,11 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
         ("NETPATH_BIN", "/usr/bin/netpath"),
         ("RUST_BACKTRACE", "0"),
     ]);
+    // What the one who started all this has set for the tests.
+    command.envs(plan["environment"].as_object().into_iter().flatten().filter_map(|(k, v)| Some((k, v.as_str()?))));
     // From the kernel's command line. Who conducts a suite brings its own patience.
-    if let Some(patience) = std::env::var_os(PATIENCE).filter(|_| !is_conducted) {
-        command.env(PATIENCE, patience);
+    if !is_conducted {
+        command.envs(TOLD.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     }
     command.current_dir(plan["directory"].as_str().unwrap_or("/"));
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;

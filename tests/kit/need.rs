@@ -120,6 +120,13 @@ pub fn tun() -> Need {
     opened.map(drop).map_err(|e| format!("tun: {}: {e}", crate::tun::DEVICE))
 }
 
+/// # Errors
+/// No network cards are given to the tests.
+pub fn cards() -> Need {
+    let given = crate::topology::cards();
+    given.map(drop).ok_or_else(|| "two network cards that tests may take: cargo xtask vm test gives them".to_owned())
+}
+
 /// That `ip` or `tc` can do this in a namespace with nothing but a pair of veths, `v0` and `v1`.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 //!   203.0.113.5 (lo)           198.51.100.1 ───eth1─eth0─── far 198.51.100.2   (with `far`)
 //!                              198.51.100.1 ───tun0─tun0─── far 198.51.100.2   (with `tun` instead)
 //!   198.51.100.1 ───eth1─eth0─── far 198.51.100.2                              (with `router`: the client is one)
+//!              ──card1─card0──                                                 (with `cards`: without addresses)
 //! ```
 //! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
 //! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
@@ -13,7 +14,8 @@
 use crate::host::{Netns, SOON, wait_for};
 use crate::tun::Wire;
 use anyhow::{Context, Result};
-use std::fs;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +39,11 @@ pub const FAR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 
 
 /// The uplink of [`Topology::with_tun`].
 pub const TUN: &str = "tun0";
+
+/// The host's and the client's end of the wire of [`Topology::with_cards`].
+pub const CARDS: [&str; 2] = ["card0", "card1"];
+/// Locked by the one topology that has the cards. It stays: who waits for it has it open.
+const CARDS_LOCK: &str = "/run/netpath-test.cards";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
@@ -114,6 +121,8 @@ pub struct Topology {
     /// Before the namespaces that it leads through.
     wire: Option<Wire>,
     far: Option<Netns>,
+    /// Let go of after the cards are back.
+    cards: Option<Flock<File>>,
     containers: AtomicU32,
     dir: Arc<Dir>,
 }
@@ -183,7 +192,7 @@ impl Topology {
         for netns in [&host, &client] {
             sends(netns, "eth0")?;
         }
-        Ok(Self { client, host, wire: None, far: None, containers: AtomicU32::new(0), dir })
+        Ok(Self { client, host, wire: None, far: None, cards: None, containers: AtomicU32::new(0), dir })
     }
 
     /// With a second uplink of the host to a namespace of its own.
@@ -289,6 +298,40 @@ impl Topology {
         Ok(topology)
     }
 
+    /// With the two network cards of the machine that tests may take, [`CARDS`], up and without addresses, beside the veths.
+    /// Tests run side by side, and each waits until it has both for itself.
+    ///
+    /// # Errors
+    /// As [`Topology::new`], or there are no such cards.
+    pub fn with_cards() -> Result<Self> {
+        let macs = cards().context("NETPATH_CARDS does not name two network cards")?;
+        let lock = File::create(CARDS_LOCK).with_context(|| format!("cannot create {CARDS_LOCK}"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e);
+        let lock = lock.with_context(|| format!("cannot lock {CARDS_LOCK}"))?;
+        let mut topology = Self::new()?;
+        topology.cards = Some(lock);
+        let own = Netns::own()?;
+        let found = |mac: &String| wait_for(&format!("the network card {mac}"), SOON * 4, || with_mac(&own, mac));
+        let names = [found(&macs[0])?, found(&macs[1])?];
+        for ((netns, card), name) in topology.ends().into_iter().zip(names) {
+            // Renamed before it moves: where it goes, its name may be taken.
+            let there = netns.path().display();
+            own.ip(&format!("link set {name} down\nlink set {name} name {card}\nlink set {card} netns {there}\n"))?;
+            at_once(netns, card)?;
+            netns.ip(&format!("link set {card} up\n"))?;
+        }
+        for (netns, card) in topology.ends() {
+            sends(netns, card)?;
+        }
+        Ok(topology)
+    }
+
+    /// Of the wire between the cards. The host's goes back first, so that the client's takes nothing of this test's host
+    /// with it.
+    fn ends(&self) -> [(&Netns, &'static str); 2] {
+        [(&self.host, CARDS[0]), (&self.client, CARDS[1])]
+    }
+
     /// The namespace at the other end of the second uplink, or behind the router.
     ///
     /// # Panics
@@ -357,9 +400,40 @@ pub fn sends(netns: &Netns, link: &str) -> Result<()> {
     })
 }
 
+/// The hardware addresses of the two network cards that tests may take, which are joined to each other: `NETPATH_CARDS`,
+/// set in guests alone (xtask/src/vm/qemu.rs).
+pub fn cards() -> Option<[String; 2]> {
+    let text = std::env::var("NETPATH_CARDS").ok()?;
+    let (first, second) = text.split_once(',')?;
+    Some([first, second].map(str::to_owned))
+}
+
+/// The link's name, which is whatever the last test or the kernel has left.
+fn with_mac(netns: &Netns, mac: &str) -> Option<String> {
+    let links = netns.ip_json(&["link", "show"]).ok()?;
+    let link = links.as_array()?.iter().find(|l| l["address"] == mac)?;
+    link["ifname"].as_str().map(str::to_owned)
+}
+
+/// A card goes back to where the tests are run. The kernel does that too when it destroys the namespace, but later, and
+/// until then devices that stand on the card would be in the way of the next test's.
+fn give_back(netns: &Netns, card: &str) -> Result<()> {
+    let links = netns.ip_json(&["link", "show"])?;
+    let above = links.as_array().into_iter().flatten().filter(|l| l["link"] == card);
+    for name in above.filter_map(|l| l["ifname"].as_str()) {
+        netns.ip(&format!("link del {name}\n"))?;
+    }
+    netns.ip(&format!("link set {card} down\nlink set {card} netns {}\n", Netns::own()?.path().display()))
+}
+
 impl Drop for Topology {
     fn drop(&mut self) {
         remove_traces(&format!("{:x}", self.host.cookie()));
+        if self.cards.is_some() {
+            for (netns, card) in self.ends() {
+                let _ = give_back(netns, card);
+            }
+        }
     }
 }
 

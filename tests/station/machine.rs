@@ -112,9 +112,16 @@ impl Machine {
         self.served.remove(&key);
         self.echoes.remove(&key);
         let placed = self.containers.remove(name).with_context(|| format!("there is no container {name}"))?;
-        let took = placed.backend.call("teardown", &self.own, placed.netns.path(), &placed.document)?;
-        placed.end()?;
-        Ok(took)
+        let took = placed.backend.call("teardown", &self.own, placed.netns.path(), &placed.document);
+        // Whatever came of it: the next container takes the name again.
+        let ended = placed.end();
+        took.and_then(|took| ended.map(|()| took))
+    }
+
+    /// Of netpath on this machine.
+    pub fn status(&self) -> Result<Value> {
+        let said = self.own.command("netpath", &["status", "--json"])?;
+        serde_json::from_str(&said).context("netpath status --json: no JSON")
     }
 
     pub fn echo(&mut self, container: Option<&str>, port: u16, name: &str) -> Result<()> {

@@ -43,14 +43,20 @@ fn run() -> Result<()> {
         if line.trim().is_empty() {
             continue;
         }
-        let done = serde_json::from_str(&line).context("no order").and_then(|order| follow(&mut machine, order));
-        let answer = match done {
-            Ok(value) => json!({"ok": value}),
-            Err(error) => json!({"error": format!("{error:#}")}),
-        };
-        say(&mut output, &answer)?;
+        say(&mut output, &answer(&mut machine, &line))?;
     }
     Ok(())
+}
+
+/// It has the order's number: who has given up waiting does not take it for the answer to what was asked next.
+fn answer(machine: &mut Machine, line: &str) -> Value {
+    let order = serde_json::from_str::<Value>(line);
+    let number = order.as_ref().map_or(Value::Null, |order| order["n"].clone());
+    let done = order.and_then(serde_json::from_value).context("no order").and_then(|order| follow(machine, order));
+    match done {
+        Ok(value) => json!({"n": number, "ok": value}),
+        Err(error) => json!({"n": number, "error": format!("{error:#}")}),
+    }
 }
 
 fn say(output: &mut impl Write, answer: &Value) -> Result<()> {
@@ -81,6 +87,7 @@ fn follow(machine: &mut Machine, order: Order) -> Result<Value> {
         Order::Dhcp { link } => dhcp::begin(machine, &link).map(|()| Value::Null),
         Order::Renew => dhcp::renew(machine).map(|()| Value::Null),
         Order::Has { link, address, within_ms } => machine.has(&link, address, within_ms).map(|()| Value::Null),
+        Order::Status => machine.status(),
         Order::Left => Ok(machine::left().into()),
         Order::End { name } => machine.end(&name).map(|()| Value::Null),
         Order::Serve { container } => machine.serve(container.as_deref()).map(|()| Value::Null),

@@ -1,4 +1,5 @@
-//! What can be asked of a station, as it is written on the control port: `{"do": "down", "name": "web"}`.
+//! What can be asked of a station, as it is written on the control port: `{"n": 7, "do": "down", "name": "web"}`. The answer
+//! has the number of its order.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -92,6 +93,8 @@ pub enum Order {
         address: IpAddr,
         within_ms: u64,
     },
+    /// What `netpath status --json` says.
+    Status,
     /// What netpath has left on a machine without containers; empty: nothing.
     Left,
     /// Ends what runs in the background under this name.

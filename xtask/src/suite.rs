@@ -19,9 +19,11 @@ pub struct Suite {
     pub command: Command,
 }
 
-#[derive(Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub passed: usize,
+    /// Of those that passed, where a suite tells them.
+    pub names: Vec<String>,
     pub failed: Vec<String>,
     /// Test and reason.
     pub skipped: Vec<(String, String)>,
@@ -30,6 +32,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn add(&mut self, other: Outcome) {
         self.passed += other.passed;
+        self.names.extend(other.names);
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
     }
@@ -134,6 +137,7 @@ pub fn read(text: &str) -> Outcome {
     };
     passed.retain(|test| !outcome.skipped.iter().any(|(label, _)| whole(test, label)));
     outcome.passed = passed.len();
+    outcome.names = passed.into_iter().map(str::to_owned).collect();
     outcome
 }
 

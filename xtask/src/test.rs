@@ -4,9 +4,11 @@
 use crate::setup::{self, Part};
 use crate::steps::{self, seconds, tail};
 use crate::suite::{Outcome, Suite, harness, summary};
+use crate::toolchain::numbers;
 use crate::{apt, build_ebpf, lint, reproducible, vm, workspace};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -16,6 +18,9 @@ pub struct Args {
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
+    /// If all pass, put this kernel's row into the table of this page, as `cargo xtask vm test --write` does
+    #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "quick"])]
+    write: Option<PathBuf>,
     /// Leave out the second build of the object and the suites that take longest (fault, engine, vm)
     #[arg(long)]
     quick: bool,
@@ -44,6 +49,9 @@ impl Args {
 
     fn check(&self) -> Result<()> {
         let known: Vec<&str> = CHECKS.into_iter().chain(["unit"]).chain(SUITES.map(|(n, _)| n)).chain([VM]).collect();
+        if let Some(part) = self.only.iter().find(|o| o.starts_with("vm::")) {
+            bail!("--only {part}: {VM} is taken as a whole\n  next: cargo xtask vm test --only …");
+        }
         match self.only.iter().find(|o| !known.contains(&o.split("::").next().unwrap_or_default())) {
             Some(other) => bail!("--only {other}: there is {}", known.join(", ")),
             None => Ok(()),
@@ -55,17 +63,35 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     args.check()?;
     let begun = Instant::now();
     let mut total = Outcome::default();
-    if let Err(error) = all(args, &mut total) {
+    let mut outcomes = BTreeMap::new();
+    if let Err(error) = all(args, &mut outcomes, &mut total) {
         eprintln!("error: {error:#}");
         total.failed.push(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
     }
     report(&total);
+    if let Some(page) = args.write.as_ref().filter(|_| total.failed.is_empty()) {
+        write(page, &outcomes)?;
+    }
     println!("\nin {}", seconds(begun.elapsed()));
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed.len(), total.skipped.len());
     Ok(if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn all(args: &Args, total: &mut Outcome) -> Result<()> {
+/// The row of the kernel that this machine runs.
+fn write(page: &Path, outcomes: &BTreeMap<String, Outcome>) -> Result<()> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+    let (major, minor) = numbers(&release);
+    let out = Command::new(workspace::target().join("debug/netpath")).args(["doctor", "--json"]).output();
+    let doctor = serde_json::from_slice(&out.context("cannot start netpath doctor")?.stdout).ok();
+    let empty = Outcome::default();
+    let of = |suite: &str| outcomes.get(suite).unwrap_or(&empty);
+    // Behind the numbers stands who has built it.
+    let release = release.split('-').next().unwrap_or_default().trim();
+    let row = vm::page::value(release, "`cargo xtask test`", of, doctor.as_ref());
+    vm::page::write(page, &[(format!("{major}.{minor}"), row)])
+}
+
+fn all(args: &Args, outcomes: &mut BTreeMap<String, Outcome>, total: &mut Outcome) -> Result<()> {
     setup::ensure(&[Part::Toolchain, Part::Tests, Part::Engine])?;
     let begun = Instant::now();
     build_ebpf::build()?;
@@ -83,7 +109,9 @@ fn all(args: &Args, total: &mut Outcome) -> Result<()> {
         total.add(outcome);
     }
     for (name, command) in suites(args, &executables) {
-        total.add(Suite { name, command }.run()?);
+        let outcome = Suite { name: name.clone(), command }.run()?;
+        outcomes.insert(name, outcome.clone());
+        total.add(outcome);
     }
     if args.wants(VM)
         && let Err(why) = vm::run_core(total)?
@@ -233,7 +261,7 @@ mod tests {
     use super::*;
 
     fn args(only: &[&str], quick: bool) -> Args {
-        Args { only: only.iter().map(|&o| o.to_owned()).collect(), quick }
+        Args { only: only.iter().map(|&o| o.to_owned()).collect(), write: None, quick }
     }
 
     #[test]
@@ -242,7 +270,7 @@ mod tests {
         assert!(a.wants("e2e") && a.wants("lint") && !a.wants("packet") && !a.wants("fmt"));
         assert_eq!(vec!["hairpin".to_owned()], a.filters("e2e"));
         assert!(a.check().is_ok());
-        assert!(args(&["e3e"], false).check().is_err());
+        assert!(args(&["e3e"], false).check().is_err() && args(&["vm::packet"], false).check().is_err());
     }
 
     #[test]

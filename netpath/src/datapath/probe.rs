@@ -202,6 +202,7 @@ const LO: u32 = 1;
 fn tcx() -> Answer {
     match apart(|| sys::link_create(sys::load_classifier(&PASS)?, LO, sys::TCX_INGRESS).map(drop)) {
         Ok(()) => Answer::Yes,
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Answer::No("BPF_LINK_CREATE does not know the hook".into()),
         Err(e) => Answer::No(format!("{e} from BPF_LINK_CREATE")),
     }
 }

@@ -5,13 +5,13 @@ use super::kernel::Kernel;
 use super::modules::{self, Module};
 use crate::{need, workspace};
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs that the tests call. iptables by all its names: the tests look at both its forms where there are both.
-const CALLED: [&str; 5] = ["ip", "tc", "nft", "conntrack", "busybox"];
+const CALLED: [&str; 6] = ["ip", "tc", "bridge", "nft", "conntrack", "busybox"];
 const APPLETS: [&str; 11] =
     ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true", "udhcpc"];
 /// Podman's helper for names, which netpath starts from its place.
@@ -20,11 +20,17 @@ const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
 const FILES: [&str; 4] = ["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
 const BIN: &str = "/usr/bin";
 
+/// Of the environment, what tests look at in a guest too.
+const HANDED_ON: [&str; 3] = ["NETPATH_SOAK", "NETPATH_SEED", "NETPATH_VERIFIER"];
+
 /// A suite to run in the guest; arguments are those of libtest.
+#[derive(Clone)]
 pub struct Suite {
     pub name: String,
     pub executable: PathBuf,
     pub arguments: Vec<String>,
+    /// All of it runs, if perhaps in several guests.
+    pub is_whole: bool,
     /// It is told by the second serial port what to do.
     pub conducted: bool,
 }
@@ -48,7 +54,7 @@ enum Entry {
 impl Base {
     /// # Errors
     /// A program or a library is missing.
-    pub fn gather(programs: &Programs, suites: &[Suite]) -> Result<Self> {
+    pub fn gather<'s>(programs: &Programs, suites: impl IntoIterator<Item = &'s Suite>) -> Result<Self> {
         let mut base = Self(Vec::new());
         let mut libraries = BTreeSet::new();
         for (from, to) in
@@ -56,7 +62,7 @@ impl Base {
         {
             base.program(&to, from, true, &mut libraries)?;
         }
-        let executables: BTreeSet<&PathBuf> = suites.iter().map(|s| &s.executable).collect();
+        let executables: BTreeSet<&PathBuf> = suites.into_iter().map(|s| &s.executable).collect();
         for executable in executables {
             base.program(&in_guest(executable), executable, true, &mut libraries)?;
         }
@@ -161,7 +167,10 @@ fn plan(modules: &[Module], suites: &[Suite]) -> String {
         .iter()
         .map(|s| serde_json::json!({"name": s.name, "program": in_guest(&s.executable), "arguments": s.arguments, "conducted": s.conducted}))
         .collect();
-    serde_json::json!({"modules": names, "suites": suites, "directory": workspace::root()}).to_string()
+    let environment: BTreeMap<&str, String> =
+        HANDED_ON.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
+    serde_json::json!({"modules": names, "suites": suites, "directory": workspace::root(), "environment": environment})
+        .to_string()
 }
 
 fn in_guest(executable: &Path) -> PathBuf {
@@ -192,7 +201,9 @@ fn libraries_in(ldd: &str) -> Vec<PathBuf> {
 fn stripped(program: &Path) -> Result<Vec<u8>> {
     let directory = workspace::target().join("vm/stripped");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let to = directory.join(program.file_name().unwrap_or_default());
+    // Another run may be at it.
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let to = directory.join(format!("{}-{name}", std::process::id()));
     let out = Command::new("strip").arg("--strip-debug").arg("-o").args([&to, program]).output();
     let out = out.context("cannot start strip, which comes with the C compiler")?;
     if !out.status.success() {

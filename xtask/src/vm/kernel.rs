@@ -11,6 +11,17 @@ use std::path::{Path, PathBuf};
 /// A kernel's series and the release of Debian that brings it.
 pub const SERIES: [(&str, &str); 3] = [("6.1", "bookworm"), ("6.12", "trixie"), ("7.2", "forky")];
 
+/// The names with `all` as what it means.
+pub fn expanded(names: &[String]) -> Vec<String> {
+    let all = || SERIES.iter().map(|(series, _)| (*series).to_owned());
+    let mut kernels: Vec<String> = Vec::new();
+    for name in names {
+        let meant: Vec<String> = if name == "all" { all().collect() } else { vec![name.clone()] };
+        kernels.extend(meant.into_iter().filter(|k| !kernels.contains(k)).collect::<Vec<_>>());
+    }
+    kernels
+}
+
 pub struct Kernel {
     /// As it was asked for.
     pub label: String,
@@ -38,7 +49,7 @@ impl Kernel {
             return find(name, directory);
         }
         let known: Vec<&str> = SERIES.iter().map(|(series, _)| *series).collect();
-        bail!("--kernel {name}: there is {}, all, or a directory with an unpacked kernel package", known.join(", "))
+        bail!("--kernel {name}: there is {}, or a directory with an unpacked kernel package", known.join(", "))
     }
 }
 
@@ -57,7 +68,11 @@ fn find(label: &str, directory: &Path) -> Result<Kernel> {
     }
     found.sort_by_key(|k| numbers(&k.release));
     found.pop().with_context(|| {
-        format!("{} holds no kernel with its modules (boot/vmlinuz-…, lib/modules/…)", directory.display())
+        format!(
+            "{0} holds no kernel with its modules (boot/vmlinuz-…, lib/modules/…)\n  next: unpack a kernel package into a \
+             directory, dpkg-deb -x linux-image-….deb DIRECTORY, and name that",
+            directory.display()
+        )
     })
 }
 
@@ -81,6 +96,13 @@ fn fetch(series: &str, suite: &str, to: &Path, steps: &mut Steps) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_is_every_series_once() {
+        let names = |n: &[&str]| expanded(&n.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        assert_eq!(vec!["6.1", "6.12", "7.2"], names(&["all"]));
+        assert_eq!(vec!["7.2", "6.1", "6.12", "/k"], names(&["7.2", "all", "/k"]));
+    }
 
     #[test]
     fn a_directory_without_a_kernel_is_an_error_that_names_it() {

@@ -37,6 +37,8 @@ pub struct Machine {
     name: &'static str,
     qemu: Running,
     control: UnixStream,
+    /// Of the last order.
+    number: u64,
     /// Of the line that is not complete yet.
     read: Vec<u8>,
     monitor: UnixStream,
@@ -82,7 +84,7 @@ impl Machine {
         let words = log("qemu");
         command.stdin(ends.next().unwrap_or_else(Stdio::null)).stdout(ends.next().unwrap_or_else(Stdio::null));
         command.stderr(File::create(&words).with_context(|| format!("cannot write {}", words.display()))?);
-        let mut qemu = Running(command.spawn().context("cannot start QEMU")?);
+        let mut qemu = Running::new(command.spawn().context("cannot start QEMU")?);
         let mut accept = |listener: UnixListener| -> Result<UnixStream> {
             let begun = Instant::now();
             loop {
@@ -106,6 +108,7 @@ impl Machine {
             name: part.name,
             qemu,
             control,
+            number: 0,
             read: Vec::new(),
             monitor,
             log: File::create(&log).with_context(|| format!("cannot write {}", log.display()))?,
@@ -146,10 +149,15 @@ impl Machine {
     /// # Errors
     /// The machine is gone.
     pub fn send(&mut self, order: &Value) -> Result<()> {
+        self.number += 1;
+        let mut order = order.clone();
+        order["n"] = self.number.into();
         let _ = writeln!(self.log, "> {order}");
         self.control.write_all(format!("{order}\n").as_bytes()).with_context(|| format!("{}: {order}", self.name))
     }
 
+    /// To the last order. What comes too late to those before it is passed over.
+    ///
     /// # Errors
     /// It could not do it, or does not answer.
     pub fn answer(&mut self) -> Result<Value> {
@@ -157,12 +165,11 @@ impl Machine {
             let Some(line) = self.line(PATIENCE)? else {
                 bail!("{} does not answer within {}\n{}", self.name, seconds(PATIENCE), self.last_words());
             };
-            // Not JSON: what init says when the station has ended.
-            let Ok(answer) = serde_json::from_str::<Value>(&line) else { continue };
-            if let Some(error) = answer["error"].as_str() {
-                bail!("{}: {error}", self.name);
+            match said(&line, self.number) {
+                None => {}
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) => bail!("{}: {error}", self.name),
             }
-            return Ok(answer["ok"].clone());
         }
     }
 
@@ -211,5 +218,30 @@ impl Machine {
     pub fn cut(&mut self) -> Result<()> {
         self.qemu.0.kill().context("cannot end QEMU")?;
         self.qemu.0.wait().map(drop).context("cannot wait for QEMU")
+    }
+}
+
+/// What a line of the station answers to the order `number`, or the error that it had. `None`: it answers an older one, or is
+/// no JSON, as what init says when the station has ended. An answer without a number is to what was not read as an order.
+fn said(line: &str, number: u64) -> Option<Result<Value, String>> {
+    let answer: Value = serde_json::from_str(line).ok()?;
+    if answer["n"].as_u64().is_some_and(|n| n < number) {
+        return None;
+    }
+    Some(answer["error"].as_str().map_or_else(|| Ok(answer["ok"].clone()), |error| Err(error.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_late_is_not_that_to_the_next_order() {
+        assert_eq!(None, said(r#"{"n":6,"ok":1}"#, 7));
+        assert_eq!(None, said(r#"{"n":6,"error":"late"}"#, 7));
+        assert_eq!(None, said("::end station 0 12", 7));
+        assert_eq!(Some(Ok(json!(2))), said(r#"{"n":7,"ok":2}"#, 7));
+        assert_eq!(Some(Err("why".to_owned())), said(r#"{"n":7,"error":"why"}"#, 7));
+        assert_eq!(Some(Err("no order".to_owned())), said(r#"{"n":null,"error":"no order"}"#, 7));
     }
 }

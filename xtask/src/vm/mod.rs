@@ -7,6 +7,7 @@ mod image;
 mod kernel;
 mod machine;
 mod modules;
+pub mod page;
 mod perf;
 mod qemu;
 mod results;

@@ -11,7 +11,7 @@ use super::kernel::Kernel;
 use super::machine::Machine;
 use super::qemu::{Acceleration, Qemu};
 use super::trio::{CLIENT, HOST, HOST_FAR, Kit, Trio};
-use super::variants::{PEER, Variant, built, chosen, released};
+use super::variants::{PEER, Variant, built, chosen, released, version};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
@@ -34,20 +34,28 @@ pub struct Args {
     #[arg(long, default_value = "7.2", value_name = "KERNEL")]
     kernel: String,
     /// Only these figures
-    #[arg(long, value_name = "FIGURE[,…]", value_delimiter = ',')]
+    #[arg(long, value_name = "FIGURE", num_args = 1.., value_delimiter = ',')]
     only: Vec<String>,
     /// Only these variants: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables, netavark
-    #[arg(long, value_name = "VARIANT[,…]", value_delimiter = ',')]
+    #[arg(long, value_name = "VARIANT", num_args = 1.., value_delimiter = ',')]
     variants: Vec<String>,
     /// How often each variant has its turn; medians are shown
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Also put the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, the chart beside it
+    /// Also put the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, chart and JSON beside
+    /// it; all figures and variants, two rounds or more
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
     #[arg(long, value_enum)]
     acceleration: Option<Acceleration>,
+}
+
+impl Args {
+    /// Not of all figures and variants, or not of medians.
+    fn is_partial(&self) -> bool {
+        !self.only.is_empty() || !self.variants.is_empty() || self.rounds < 2
+    }
 }
 
 /// Of each sample of traffic. iperf3 takes whole seconds.
@@ -56,6 +64,8 @@ const SAMPLE: Duration = Duration::from_secs(2);
 /// emulation its clock alone takes some.
 const SETTLING: usize = 20;
 const IDLE: f64 = 0.15;
+/// Of the host.
+const UPLINKS: [&str; 2] = ["eth0", "eth1"];
 /// Of the container's servers (tests/station/measure.rs); the published ports are greater by [`SHIFT`].
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
@@ -67,6 +77,7 @@ const LARGE: u16 = 1_400;
 type Sample = Vec<(Figure, f64)>;
 type Job = fn(&mut Trio<'_>) -> Result<Sample>;
 
+/// Each under the name of its first figure.
 const JOBS: [(&str, Job); 10] = [
     ("tcp", tcp),
     ("tcp-back", tcp_back),
@@ -85,11 +96,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(unknown) = args.only.iter().find(|o| !names.contains(&o.as_str())) {
         bail!("--only {unknown}: there is {}", names.join(", "));
     }
+    if args.write.is_some() && args.is_partial() {
+        bail!(
+            "--write: the table of a page is of all figures and variants, and of medians\n  \
+             next: leave out --only and --variants, and take two --rounds or more"
+        );
+    }
+    let jobs: Vec<_> =
+        JOBS.into_iter().filter(|(n, _)| args.only.is_empty() || args.only.iter().any(|o| o == n)).collect();
     let begun = Instant::now();
     setup::ensure(&[Part::Toolchain, Part::Tests])?;
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
-    let binary = released()?;
+    let (binary, netpath) = (released()?, version());
     // The tests' own package is optimized in every profile.
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(&binary, true, &args.variants)?;
@@ -104,25 +123,36 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
     let mut trio = Trio::boot(&kit, args.acceleration)?;
     prepare(&mut trio)?;
-    let mut results = Results::default();
+    let (mut results, mut failed) = (Results::default(), Vec::new());
     let rounds = args.rounds.max(1);
     for round in 0..rounds {
         for turn in 0..variants.len() {
             let variant = variants[(turn + round) % variants.len()];
             let since = Instant::now();
-            match measure(&mut trio, variant, &args.only, round, &mut results) {
-                Ok(()) => {}
-                Err(error) => results.note(format!("{}, round {}: {error:#}", variant.title, round + 1)),
+            if let Err(error) = measure(&mut trio, variant, &jobs, round, &mut results) {
+                let wrong = format!("{}, round {}: {error:#}", variant.title, round + 1);
+                results.note(wrong.clone());
+                failed.push(wrong);
             }
             let done = round * variants.len() + turn + 1;
             println!("[{done}/{}] {} … {}", rounds * variants.len(), variant.title, seconds(since.elapsed()));
         }
     }
-    let run = report::Run { variants: &variants, results: &results, rounds, trio: &trio };
+    let run = report::Run { netpath, variants: &variants, results: &results, rounds, trio: &trio };
     run.keep(&workspace::target().join("vm/perf"), args.write.as_deref())?;
     println!("measured in {}", seconds(begun.elapsed()));
-    let has_any = variants.iter().any(|v| results.figures.iter().any(|f| results.median((&f.key, v.key)).is_some()));
-    Ok(if has_any { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    failed.extend(missing(&variants, &jobs, &results));
+    failed.iter().for_each(|wrong| println!("FAILED {wrong}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was to be measured and was not in any round.
+fn missing(variants: &[&Variant], jobs: &[(&str, Job)], results: &Results) -> Vec<String> {
+    let of = |variant: &&Variant| -> Vec<String> {
+        let without = jobs.iter().filter(|(job, _)| results.median((job, variant.key)).is_none());
+        without.map(|(job, _)| format!("{}: no round has a figure of {job}", variant.title)).collect()
+    };
+    variants.iter().flat_map(of).collect()
 }
 
 /// Both uplinks, and bridged packets past netfilter, as on a host where nobody has loaded br_netfilter.
@@ -138,23 +168,37 @@ fn prepare(trio: &mut Trio<'_>) -> Result<()> {
 /// One turn of one variant. A figure that cannot be had is a note; a variant that cannot be set up is an error.
 fn measure(
     trio: &mut Trio<'_>,
-    variant: &'static Variant,
-    only: &[String],
+    variant: &Variant,
+    jobs: &[(&str, Job)],
+    round: usize,
+    results: &mut Results,
+) -> Result<()> {
+    let measured = figures_of(trio, variant, jobs, round, results);
+    // Whatever came of it, also where the answer to its setup came too late: the next variant takes the same names and ports.
+    let down = trio.down();
+    measured.and(down.map(drop))
+}
+
+fn figures_of(
+    trio: &mut Trio<'_>,
+    variant: &Variant,
+    jobs: &[(&str, Job)],
     round: usize,
     results: &mut Results,
 ) -> Result<()> {
     trio.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
+    variant.is_in_use(&trio.host.ask(&json!({"do": "status"}))?, &UPLINKS)?;
     trio.host.ask(&json!({"do": "serve", "container": "web"}))?;
     if !settles(trio)? {
         results.note(format!("{}, round {}: the host was not idle when it began", variant.title, round + 1));
     }
-    for (name, job) in JOBS.iter().filter(|(n, _)| only.is_empty() || only.iter().any(|o| o == n)) {
+    for (name, job) in jobs {
         match job(trio) {
             Ok(sample) => sample.iter().for_each(|(figure, value)| results.add(figure, variant.key, round, *value)),
             Err(error) => results.note(format!("{}: {name}: {error:#}", variant.title)),
         }
     }
-    trio.down().map(drop)
+    Ok(())
 }
 
 /// Waits until the host has nothing to do: what a setup leaves to be done, an agent that starts for one, is not the path's.
@@ -234,7 +278,7 @@ fn udp(trio: &mut Trio<'_>) -> Result<Sample> {
     let done = of(&mut trio.client, what)?;
     Ok(vec![
         (Figure::more("udp", "UDP 1,400 B, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
-        (Figure::less("udp-lost", "lost of it", "%"), field(&done, "lost_percent")?),
+        (Figure::less(report::LOST, "lost of it", "%"), field(&done, "lost_percent")?),
     ])
 }
 
@@ -303,5 +347,53 @@ fn round_trips(trio: &mut Trio<'_>, udp: bool) -> Result<Sample> {
     let what = json!({"round_trips": {"to": to(HOST, ECHO), "udp": udp, "ms": SAMPLE.as_millis() as u64}});
     let done = of(&mut trio.client, what)?;
     let (key, name) = if udp { ("udp-rr", "UDP") } else { ("tcp-rr", "TCP") };
-    Ok(vec![(Figure::less(key, format!("{name} request and answer"), "µs"), field(&done, "median_us")?)])
+    Ok(vec![
+        (Figure::less(key, format!("{name} request and answer"), "µs"), field(&done, "median_us")?),
+        (Figure::less(format!("{key}-p99"), format!("{name} request and answer, p99"), "µs"), field(&done, "p99_us")?),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::variants::ALL;
+    use super::*;
+    use clap::{Args as _, Command, FromArgMatches};
+
+    fn parsed(arguments: &[&str]) -> Args {
+        let command = Args::augment_args(Command::new("perf").no_binary_name(true));
+        let matches = command.try_get_matches_from(arguments).expect("arguments");
+        Args::from_arg_matches(&matches).expect("arguments")
+    }
+
+    #[test]
+    fn a_list_has_commas_or_blanks() {
+        for list in [["--only", "tcp,udp", "conn"], ["--only", "tcp", "udp,conn"]] {
+            assert_eq!(["tcp", "udp", "conn"], *parsed(&list).only);
+        }
+        assert_eq!(["netavark", "netpath-edge"], *parsed(&["--variants", "netavark", "netpath-edge"]).variants);
+    }
+
+    #[test]
+    fn a_part_of_the_run_does_not_replace_the_table_of_a_page() {
+        assert!(!parsed(&[]).is_partial() && !parsed(&["--rounds", "2"]).is_partial());
+        for part in [["--only", "tcp"], ["--variants", "netavark"], ["--rounds", "1"]] {
+            let error = run(&parsed(&[&part[..], &["--write", "page"]].concat())).expect_err("refused").to_string();
+            assert!(error.contains("--write") && error.contains("next: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variant_without_a_figure_in_any_round_is_named() {
+        let (one, two) = (&ALL[0], &ALL[1]);
+        let jobs: Vec<_> = JOBS.into_iter().filter(|(name, _)| ["tcp", "conn"].contains(name)).collect();
+        let mut results = Results::default();
+        let mut add = |name: &str, variant: &str, round| results.add(&Figure::more(name, "", ""), variant, round, 1.0);
+        add("tcp", one.key, 0);
+        add("conn", one.key, 2);
+        add("tcp", two.key, 1);
+        assert_eq!(
+            vec![format!("{}: no round has a figure of conn", two.title)],
+            missing(&[one, two], &jobs, &results)
+        );
+    }
 }

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -25,6 +26,9 @@ const COMMAND_LINE: &str =
 /// many times as long.
 const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good cgroup_disable=memory NETPATH_PATIENCE=6";
 const MEMORY_MIB: u32 = 2048;
+/// The hardware addresses of the network cards of a guest that runs suites. As with the patience, init has them from the
+/// kernel (tests/guest/main.rs), and the tests from init (tests/kit/topology.rs).
+const CARDS: [&str; 2] = ["52:54:00:6e:70:01", "52:54:00:6e:70:02"];
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -110,7 +114,10 @@ fn unpack(root: &Path, steps: &mut Steps) -> Result<()> {
     fetch.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
     steps.one_more();
     let what = format!("fetch {PACKAGE} and its libraries");
-    if steps.run(&what, &mut fetch).is_err() && apt::is_root() {
+    if let Err(error) = steps.run(&what, &mut fetch) {
+        if !apt::is_root() {
+            return Err(error.context("next: as root, apt-get update; or install QEMU for x86"));
+        }
         // No list of packages yet, or one that names versions that the mirror no longer has.
         apt::update(steps)?;
         steps.one_more();
@@ -145,28 +152,47 @@ impl Acceleration {
 }
 
 /// Boots under KVM and, where that does not come up, under TCG; what it was is kept until this machine boots again.
-/// `boot` gives nothing if its guest is not up within the patience that it is given.
+/// `boot` says inside why its guest is not up within the patience that it is given.
 ///
 /// # Errors
-/// Those of `boot`.
+/// Those of `boot`, or that no guest comes up under KVM where nothing else is wanted.
 pub fn accelerated<T>(
     name: &str,
     wanted: Option<Acceleration>,
-    mut boot: impl FnMut(Acceleration, Option<Duration>) -> Result<Option<T>>,
+    mut boot: impl FnMut(Acceleration, Option<Duration>) -> Result<Result<T, String>>,
 ) -> Result<T> {
-    let first = wanted.unwrap_or_else(|| remembered().unwrap_or(Acceleration::Kvm));
-    if wanted.is_some() || first == Acceleration::Tcg {
-        return boot(first, None)?.context("a guest without an end");
+    let mut under_tcg = || boot(Acceleration::Tcg, None)?.map_err(anyhow::Error::msg);
+    if wanted.or(remembered()) == Some(Acceleration::Tcg) {
+        return under_tcg();
     }
-    if Path::new("/dev/kvm").exists() {
-        if let Some(up) = boot(Acceleration::Kvm, Some(KVM_PATIENCE))? {
+    let is_there = Path::new("/dev/kvm").exists();
+    let up =
+        if is_there { boot(Acceleration::Kvm, Some(KVM_PATIENCE))? } else { Err("there is no /dev/kvm".to_owned()) };
+    match up {
+        Ok(up) => {
             remember(Acceleration::Kvm);
-            return Ok(up);
+            Ok(up)
         }
-        println!("{name:<14} no guest comes up under KVM within {}: TCG", seconds(KVM_PATIENCE));
+        Err(why) if wanted.is_some() => bail!("no guest comes up under KVM: {why}\n  next: --acceleration tcg"),
+        Err(why) => {
+            println!(
+                "{name}: under KVM {why}\n{name}: TCG from now on, until this machine boots; --acceleration kvm tries again"
+            );
+            remember(Acceleration::Tcg);
+            boot(Acceleration::Tcg, None)?.map_err(anyhow::Error::msg)
+        }
     }
-    remember(Acceleration::Tcg);
-    boot(Acceleration::Tcg, None)?.context("a guest without an end")
+}
+
+/// How many guests may run side by side: a processor for each of theirs, and memory.
+pub fn room(acceleration: Option<Acceleration>) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = if acceleration == Some(Acceleration::Tcg) { 1 } else { 2 };
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = memory.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
+    // A guest takes what it has and QEMU some more.
+    let fit = free.map_or(1, |kib: usize| kib / 1024 / (MEMORY_MIB as usize * 5 / 4));
+    (processors / each).min(fit).max(1)
 }
 
 /// A guest to be booted.
@@ -196,7 +222,8 @@ impl Guest<'_> {
     pub fn run(&self, qemu: &Qemu, wanted: Option<Acceleration>) -> Result<Ran> {
         accelerated(&self.name, wanted, |acceleration, patience| {
             let ran = self.boot(qemu, acceleration, patience)?;
-            Ok((patience.is_none() || ran.results.contains(READY)).then_some(ran))
+            let is_up = patience.is_none() || ran.results.contains(READY);
+            Ok(if is_up { Ok(ran) } else { Err(ran.broken.unwrap_or_else(|| "it ended".to_owned())) })
         })
     }
 
@@ -211,12 +238,19 @@ impl Guest<'_> {
         for file in [&console, &results] {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs).args(acceleration.append());
+        // Joined to each other and to nothing else.
+        for (n, mac) in CARDS.iter().enumerate() {
+            command.arg("-netdev").arg(format!("hubport,id=card{n},hubid=0"));
+            command.arg("-device").arg(format!("virtio-net-pci,netdev=card{n},mac={mac},romfile="));
+        }
+        let [append, line] = acceleration.append();
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        command.arg(append).arg(format!("{line} NETPATH_CARDS={}", CARDS.join(",")));
         let words = File::create(log("qemu"))?;
         command.stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words);
         let begun = Instant::now();
         let child = command.spawn().with_context(|| format!("cannot start {}", qemu.program.display()))?;
-        let broken = self.wait(Running(child), &results, patience, begun)?;
+        let broken = self.wait(Running::new(child), &results, patience, begun)?;
         let text = read(&results);
         let broken = broken.or_else(|| {
             (!text.contains("::done")).then(|| {
@@ -241,12 +275,14 @@ impl Guest<'_> {
             }
             let so_far = read(results);
             if patience.is_some_and(|p| begun.elapsed() > p) && !so_far.contains(READY) {
-                return Ok(Some(format!("not up after {}", seconds(begun.elapsed()))));
+                let said = tail(read(&workspace::logs().join(format!("{}-console.log", self.name))).trim_end(), 3);
+                return Ok(Some(format!("it was not up after {}: {said}", seconds(begun.elapsed()))));
             }
             if begun.elapsed() > self.longest {
                 return Ok(Some(format!("stopped after {}, in:\n{}", seconds(self.longest), tail(&so_far, 3))));
             }
-            if terminal {
+            // Several would write over each other.
+            if terminal && UP.load(Relaxed) == 1 {
                 let doing = so_far.lines().rev().find_map(|l| l.strip_prefix("::begin ")).unwrap_or("booting");
                 print!("\r{:<14} {doing:<12} … {} s ", self.name, begun.elapsed().as_secs());
                 std::io::stdout().flush()?;
@@ -256,11 +292,22 @@ impl Guest<'_> {
     }
 }
 
+/// How many there are.
+static UP: AtomicUsize = AtomicUsize::new(0);
+
 /// Ends the guest whatever becomes of us, short of SIGKILL.
 pub struct Running(pub Child);
 
+impl Running {
+    pub fn new(child: Child) -> Self {
+        UP.fetch_add(1, Relaxed);
+        Self(child)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
+        UP.fetch_sub(1, Relaxed);
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -272,7 +319,7 @@ fn read(file: &Path) -> String {
 }
 
 /// How the last guest came up, for as long as this machine is not booted again.
-fn remembered() -> Option<Acceleration> {
+pub fn remembered() -> Option<Acceleration> {
     let text = fs::read_to_string(memory()).ok()?;
     let (boot, name) = text.trim().split_once(' ')?;
     let known = [Acceleration::Kvm, Acceleration::Tcg].into_iter().find(|a| a.name() == name);

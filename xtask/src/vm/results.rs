@@ -1,8 +1,10 @@
 //! What a guest has written (tests/guest/main.rs), as outcomes of suites; and the table over all kernels.
 
+use super::kernel::SERIES;
 use super::qemu::READY;
 use crate::steps::seconds;
 use crate::suite::{self, Outcome};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ pub struct Report {
     pub refused: Vec<String>,
     /// Why init gave up.
     pub broken: Option<String>,
+    /// What `netpath doctor --json` says there.
+    pub doctor: Option<Value>,
     pub sections: Vec<Section>,
 }
 
@@ -34,6 +38,8 @@ pub fn read(text: &str) -> Report {
             report.release = release.to_owned();
         } else if let Some(module) = line.strip_prefix("::module ") {
             report.refused.push(module.to_owned());
+        } else if let Some(doctor) = line.strip_prefix("::doctor ") {
+            report.doctor = serde_json::from_str(doctor).ok();
         } else if let Some(why) = line.strip_prefix("::broken ") {
             report.broken = Some(why.to_owned());
         } else if let Some(name) = line.strip_prefix("::begin ") {
@@ -70,9 +76,35 @@ pub struct Row {
     pub label: String,
     pub release: String,
     pub acceleration: &'static str,
+    pub guests: usize,
+    /// The longest of them.
     pub took: Duration,
+    /// As [`Report::doctor`].
+    pub doctor: Option<Value>,
+    /// The verifier's counts were told.
+    pub has_counts: bool,
     /// By suite.
     pub outcomes: BTreeMap<String, Outcome>,
+}
+
+impl Row {
+    /// Before any of its guests has come up.
+    pub fn of(label: String, release: String) -> Self {
+        Self {
+            label,
+            release,
+            acceleration: "–",
+            guests: 0,
+            took: Duration::ZERO,
+            doctor: None,
+            has_counts: false,
+            outcomes: BTreeMap::new(),
+        }
+    }
+
+    pub fn is_of_series(&self) -> bool {
+        SERIES.iter().any(|(series, _)| *series == self.label)
+    }
 }
 
 /// kernel × suite → passed/failed/skipped.
@@ -139,13 +171,7 @@ thread panicked";
         assert_eq!(Duration::from_millis(1500), packet.took);
         assert_eq!(vec!["did not come to its end".to_owned()], e2e.outcome.failed);
         let outcomes = report.sections.into_iter().map(|s| (s.name, s.outcome)).collect();
-        let row = Row {
-            label: "6.1".into(),
-            release: report.release,
-            acceleration: "TCG",
-            took: Duration::from_secs(60),
-            outcomes,
-        };
+        let row = Row { outcomes, ..Row::of("6.1".into(), report.release) };
         assert_eq!(vec!["1 × needs tcx: no: b"], reasons(&row));
         let table = table(&[row]);
         assert!(table.contains("1/0/1") && table.contains("1/1/0"), "{table}");

@@ -58,7 +58,13 @@ impl Kit {
     /// # Errors
     /// Something is missing on this machine.
     pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, station: PathBuf) -> Result<Self> {
-        let suite = Suite { name: "station".to_owned(), executable: station, arguments: Vec::new(), conducted: true };
+        let suite = Suite {
+            name: "station".to_owned(),
+            executable: station,
+            arguments: Vec::new(),
+            is_whole: true,
+            conducted: true,
+        };
         let suites = [suite];
         // Sockets have short paths.
         let directory = std::env::temp_dir().join(format!("netpath-wire-{}", std::process::id()));
@@ -103,7 +109,7 @@ impl<'k> Trio<'k> {
             if !is_up && patience.is_none() {
                 bail!("the client is not up after {} s", LONGEST_BOOT.as_secs());
             }
-            Ok(is_up.then_some((machine, acceleration)))
+            Ok(if is_up { Ok((machine, acceleration)) } else { Err("the first one does not come up".to_owned()) })
         })?;
         let host = Machine::start(&kit.boot(), host, vec![end(&wires[0].1)?, end(&wires[1].1)?], acceleration)?;
         let second = Machine::start(&kit.boot(), second, vec![end(&wires[1].0)?], acceleration)?;

@@ -3,7 +3,9 @@
 use crate::test::run_cargo;
 use crate::workspace;
 use anyhow::{Result, bail};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Program {
@@ -33,20 +35,82 @@ pub struct Variant {
     since: Option<&'static str>,
 }
 
+/// The environment's word for the rung, and the network's for the path and for the program ahead of it.
+const RUNG: &str = "NETPATH_DATAPATH";
+const PATH: &str = "netpath.path";
+const XDP: &str = "netpath.xdp";
+
+impl Variant {
+    /// Holds what `netpath status --json` says while the container is up against what was asked for: where a kernel refuses
+    /// something, the container comes up another way, and that would be measured under this name.
+    ///
+    /// # Errors
+    /// Another rung, another path, or programs that are not where they should be.
+    pub fn is_in_use(&self, status: &Value, uplinks: &[&str]) -> Result<()> {
+        if let Some(wrong) = self.wrong(status, uplinks) {
+            bail!(
+                "{} is not what is set up: {wrong}\n  next: leave it out by --variants, or take another --kernel",
+                self.title
+            );
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, status: &Value, uplinks: &[&str]) -> Option<String> {
+        let asked = |of: &[(&str, &'static str)], name| of.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+        let hooks = || list(status, "hooks");
+        let (rung, wanted) = (status["rung"].as_str(), asked(self.environment, RUNG));
+        if rung != wanted {
+            let shown = |rung: Option<&str>| rung.map_or("none of netpath's".to_owned(), |r| format!("netpath's {r}"));
+            return Some(format!(
+                "the datapath is {}, not {}{}",
+                shown(rung),
+                shown(wanted),
+                why(status, "passed_over")
+            ));
+        }
+        if wanted != Some("ebpf") {
+            // They would have their part in each packet.
+            let hook = hooks().next()?;
+            return Some(format!("{} is still attached, side {}", hook["program"], hook["side"]));
+        }
+        let path = asked(self.options, PATH);
+        let paths: Vec<Option<&str>> = list(status, "networks").map(|n| n["path"].as_str()).collect();
+        if paths.is_empty() || paths.iter().any(|p| *p != path) {
+            return Some(format!("the path of its network is {paths:?}, not {path:?}"));
+        }
+        let is_early = asked(self.options, XDP) == Some("on");
+        for uplink in uplinks {
+            let has = |program: &str| hooks().any(|h| h["program"] == program && h["interface"] == *uplink);
+            if !has("np_uplink_in") {
+                return Some(format!("np_uplink_in is not at {uplink}"));
+            }
+            if has("np_xdp_in") != is_early {
+                let is = if is_early { "is not" } else { "is" };
+                return Some(format!("np_xdp_in {is} at {uplink}{}", why(status, "xdp_refused")));
+            }
+        }
+        None
+    }
+}
+
+fn list<'a>(status: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    status[name].as_array().into_iter().flatten()
+}
+
+/// The reasons in a list of what netpath has not taken, if there are any.
+fn why(status: &Value, name: &str) -> String {
+    list(status, name).filter_map(|r| r["why"].as_str()).map(|why| format!(": {why}")).collect()
+}
+
 /// What netpath is compared with.
 pub const PEER: &str = "netavark";
 
-const ALL: &[Variant] = &[
-    netpath("netpath-offload", "netpath offload", EBPF, &[("netpath.path", "offload")], None),
-    netpath("netpath-edge", "netpath edge", EBPF, &[("netpath.path", "edge")], None),
-    netpath(
-        "netpath-xdp",
-        "netpath XDP",
-        EBPF,
-        &[("netpath.path", "offload"), ("netpath.xdp", "on")],
-        Some("netpath.xdp"),
-    ),
-    netpath("netpath-iptables", "netpath iptables", &[("NETPATH_DATAPATH", "iptables")], &[], None),
+pub const ALL: &[Variant] = &[
+    netpath("netpath-offload", "netpath offload", EBPF, &[(PATH, "offload")], None),
+    netpath("netpath-edge", "netpath edge", EBPF, &[(PATH, "edge")], None),
+    netpath("netpath-xdp", "netpath XDP", EBPF, &[(PATH, "offload"), (XDP, "on")], Some(XDP)),
+    netpath("netpath-iptables", "netpath iptables", &[(RUNG, "iptables")], &[], None),
     Variant {
         key: PEER,
         title: "netavark 2.1",
@@ -57,7 +121,7 @@ const ALL: &[Variant] = &[
     },
 ];
 
-const EBPF: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf")];
+const EBPF: &[(&str, &str)] = &[(RUNG, "ebpf")];
 
 const fn netpath(
     key: &'static str,
@@ -99,9 +163,64 @@ pub fn released() -> Result<PathBuf> {
     Ok(workspace::target().join("release/netpath"))
 }
 
+/// Of the netpath that this checkout builds: its number and, where git knows it, the commit. What git does not follow is not
+/// looked at.
+pub fn version() -> String {
+    let git = |arguments: &[&str]| {
+        let out = Command::new("git").current_dir(workspace::root()).args(arguments).output().ok()?;
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let number = env!("CARGO_PKG_VERSION");
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return format!("netpath {number}") };
+    let is_clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
+    format!("netpath {number} ({commit}{})", if is_clean { "" } else { "-dirty" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    /// What netpath says on the eBPF rung: a path, and the uplinks that have the program of XDP.
+    fn status(path: &str, early: &[&str]) -> Value {
+        let hook = |program: &str, uplink: &str| json!({"program": program, "interface": uplink, "side": "ingress"});
+        let uplinks = ["eth0", "eth1"].iter().map(|u| hook("np_uplink_in", u));
+        let hooks: Vec<Value> = uplinks.chain(early.iter().map(|u| hook("np_xdp_in", u))).collect();
+        json!({"rung": "ebpf", "networks": [{"path": path}], "hooks": hooks})
+    }
+
+    #[test]
+    fn a_variant_that_came_up_another_way_is_not_measured() {
+        let wrong = |key: &str, status: &Value| {
+            let variant = ALL.iter().find(|v| v.key == key).expect("a variant");
+            variant.is_in_use(status, &["eth0", "eth1"]).err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        let (offload, edge) = (status("offload", &[]), status("edge", &[]));
+        let iptables = json!({"rung": "iptables", "hooks": [], "passed_over": [{"rung": "ebpf", "why": "no BPF"}]});
+        let nothing = json!({"rung": null, "hooks": [], "networks": []});
+        assert_eq!("", wrong("netpath-offload", &offload));
+        assert_eq!("", wrong("netpath-edge", &edge));
+        assert_eq!("", wrong("netpath-xdp", &status("offload", &["eth0", "eth1"])));
+        assert_eq!("", wrong("netpath-iptables", &iptables));
+        assert_eq!("", wrong(PEER, &nothing));
+
+        assert!(wrong("netpath-offload", &iptables).contains("netpath's iptables, not netpath's ebpf: no BPF"));
+        assert!(wrong("netpath-offload", &edge).contains("the path of its network"));
+        assert!(wrong("netpath-edge", &nothing).contains("none of netpath's"));
+        assert!(wrong("netpath-offload", &status("offload", &["eth1"])).contains("np_xdp_in is at eth1"));
+        assert!(wrong("netpath-xdp", &offload).contains("np_xdp_in is not at eth0"));
+        assert!(wrong("netpath-xdp", &status("offload", &["eth0"])).contains("np_xdp_in is not at eth1"));
+        assert!(wrong(PEER, &offload).contains("not none of netpath's"));
+        let mut left = nothing.clone();
+        left["hooks"] = offload["hooks"].clone();
+        assert!(wrong(PEER, &left).contains("np_uplink_in"), "{}", wrong(PEER, &left));
+        let mut refused = offload.clone();
+        refused["xdp_refused"] = json!([{"interface": "eth0", "why": "its driver has none"}]);
+        assert!(wrong("netpath-xdp", &refused).contains("its driver has none"));
+        let mut no_uplink = offload.clone();
+        no_uplink["hooks"] = json!([]);
+        assert!(wrong("netpath-offload", &no_uplink).contains("np_uplink_in is not at eth0"));
+    }
 
     #[test]
     fn a_variant_whose_option_the_binary_does_not_know_is_not_there() {

@@ -26,7 +26,7 @@ pub fn read(text: &str) -> Counts {
     text.lines().filter_map(line).collect()
 }
 
-/// The programs that have grown by more than they may, or are new, in words.
+/// The programs that have grown by more than they may, are new, or are gone, in words.
 ///
 /// # Errors
 /// The page cannot be read.
@@ -45,15 +45,26 @@ fn grown(kernel: &str, committed: &Map<String, Value>, counts: &Counts) -> Vec<S
             None => found.push(format!("{program} on {kernel}: {count} verified instructions, not in {PAGE} yet")),
         }
     }
+    let gone = committed.get(kernel).and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    found.extend(
+        gone.filter(|p| !counts.contains_key(*p)).map(|p| format!("{p} on {kernel}: in {PAGE}, but not loaded")),
+    );
     found
 }
 
-/// Writes the counts of `kernel` into the page.
+/// Writes the counts of `kernel` into the page, and says what has changed.
 ///
 /// # Errors
 /// The page cannot be read or written.
 pub fn accept(kernel: &str, counts: &Counts) -> Result<()> {
     let mut all = committed()?;
+    for (program, count) in counts {
+        match all.get(kernel).and_then(|k| k[program].as_u64()) {
+            Some(before) if before == *count => {}
+            Some(before) => println!("{program} on {kernel}: {before} → {count} verified instructions"),
+            None => println!("{program} on {kernel}: {count} verified instructions, new"),
+        }
+    }
     all.insert(kernel.to_owned(), json!(counts));
     let text = serde_json::to_string_pretty(&Value::Object(all))? + "\n";
     fs::write(page(), text).with_context(|| format!("cannot write {PAGE}"))
@@ -77,13 +88,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_over_the_slack_and_new_programs_are_found() {
+    fn growth_over_the_slack_and_programs_that_are_new_or_gone_are_found() {
         let text = "test cost::every ... np_lo_in: 111 verified instructions\nnp_bridge_in: 110 verified instructions\nnp_new: 5 verified instructions\nok\n";
         let counts = read(text);
         assert_eq!(3, counts.len());
         let before: Value = json!({"6.1": {"np_lo_in": 100, "np_bridge_in": 100, "np_gone": 7}});
         let found = grown("6.1", before.as_object().expect("an object"), &counts);
-        assert_eq!(2, found.len(), "{found:?}");
+        assert_eq!(3, found.len(), "{found:?}");
         assert!(found[0].starts_with("np_lo_in on 6.1: 111") && found[1].starts_with("np_new"), "{found:?}");
+        assert!(found[2].starts_with("np_gone"), "{found:?}");
     }
 }

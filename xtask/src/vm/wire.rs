@@ -6,7 +6,7 @@
 mod cases;
 
 use super::image::Programs;
-use super::kernel::Kernel;
+use super::kernel::{self, Kernel};
 use super::qemu::{Acceleration, Qemu};
 use super::trio::{CLIENT, HOST, Kit, Trio, ip};
 use super::variants::{Variant, built, chosen, released};
@@ -17,12 +17,14 @@ use crate::{build_ebpf, need, workspace};
 use anyhow::{Context, Result, bail};
 use cases::{CASES, Moment};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// 6.1, 6.12, 7.2, or a directory with an unpacked kernel package (`/`: this machine's own)
+    /// 6.1, 6.12, 7.2, all (these three), or a directory with an unpacked kernel package (`/`: this machine's own)
     #[arg(long, default_value = "7.2", value_name = "KERNEL", num_args = 1..)]
     kernel: Vec<String>,
     /// Only these cases: flap, down, dhcp, mtu, uplink, reboot
@@ -31,6 +33,9 @@ pub struct Args {
     /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
     #[arg(long, value_name = "VARIANT", num_args = 1..)]
     variants: Vec<String>,
+    /// If all is right, put the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
+    #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "variants"])]
+    write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
     #[arg(long, value_enum)]
     acceleration: Option<Acceleration>,
@@ -60,7 +65,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is gone")?)];
     let programs = Programs { init: built("guest"), netpath: binary, more };
     let (mut passed, mut failed) = (0, Vec::new());
-    for name in &args.kernel {
+    let mut times = Times::default();
+    for name in &kernel::expanded(&args.kernel) {
         let mut steps = Steps::of(0);
         let kernel = Kernel::get(name, &mut steps)?;
         let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
@@ -78,6 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 String::new()
             }
         );
+        let trio_name = trio.acceleration.name();
         for (machine, name) in [(&mut trio.client, "client"), (&mut trio.second, "second")] {
             machine.ask(&json!({"do": "echo", "port": OUTSIDE, "name": name}))?;
         }
@@ -91,23 +98,74 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 match done {
                     Ok(moments) => {
                         passed += 1;
+                        times.add(&kit.kernel.release, trio_name, variant.key, case, &moments);
                         println!("{:<17} {case:<7} ok    {what}: {}", variant.key, told(&moments));
                     }
                     Err(error) => {
                         println!("{:<17} {case:<7} FAILED {what}: {error:#}", variant.key);
+                        println!(
+                            "what was ordered and answered: {}",
+                            workspace::logs().join("vm-wire-*.log").display()
+                        );
                         failed.push(format!("{} {} {case}", kit.kernel.label, variant.key));
                     }
                 }
             }
-            if is_fresh && let Err(error) = wire.end() {
-                println!("{:<17} teardown FAILED: {error:#}", variant.key);
-                failed.push(format!("{} {} teardown", kit.kernel.label, variant.key));
+            if is_fresh {
+                match wire.end() {
+                    Ok(()) => passed += 1,
+                    Err(error) => {
+                        println!("{:<17} teardown FAILED: {error:#}", variant.key);
+                        failed.push(format!("{} {} teardown", kit.kernel.label, variant.key));
+                    }
+                }
             }
         }
     }
-    println!("\nin {}", seconds(begun.elapsed()));
+    let (late, all) = times.later_than(LIMIT);
+    println!("\n{late} of {all} times are above {}", seconds(LIMIT));
+    if let Some(page) = args.write.as_ref().filter(|_| failed.is_empty()) {
+        times.write(page)?;
+    }
+    println!("in {}", seconds(begun.elapsed()));
+    // Nothing is left out but by --only and --variants.
     println!("{passed} passed, {} failed, 0 skipped", failed.len());
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What was measured, by kernel and moment: a row of the page's table, with a column for each variant.
+#[derive(Default)]
+struct Times(BTreeMap<(String, String, String), BTreeMap<&'static str, f64>>);
+
+impl Times {
+    fn add(&mut self, release: &str, how: &str, variant: &'static str, case: &str, moments: &[Moment]) {
+        for (what, ms) in moments {
+            let row = (format!("{release} ({how})"), case.to_owned(), (*what).to_owned());
+            self.0.entry(row).or_default().insert(variant, *ms);
+        }
+    }
+
+    fn later_than(&self, limit: Duration) -> (usize, usize) {
+        let all: Vec<&f64> = self.0.values().flat_map(BTreeMap::values).collect();
+        (all.iter().filter(|ms| ***ms > limit.as_secs_f64() * 1e3).count(), all.len())
+    }
+
+    fn write(&self, page: &Path) -> Result<()> {
+        figures::page::write(page, "vm wire", &self.table(), &[])
+    }
+
+    fn table(&self) -> String {
+        let variants: BTreeSet<&str> = self.0.values().flat_map(BTreeMap::keys).copied().collect();
+        let titles: Vec<&str> = variants.iter().copied().collect();
+        let mut text = format!("| Linux | case | ms until all is right after | {} |\n", titles.join(" | "));
+        text += &format!("|{}\n", " --- |".repeat(titles.len() + 3));
+        for ((kernel, case, what), row) in &self.0 {
+            let cell = |variant: &&str| row.get(*variant).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0}"));
+            let cells: Vec<String> = variants.iter().map(cell).collect();
+            text += &format!("| {kernel} | {case} | {what} | {} |\n", cells.join(" | "));
+        }
+        text
+    }
 }
 
 fn told(moments: &[Moment]) -> String {
@@ -233,6 +291,17 @@ fn slowest(answers: [Result<Value>; 2]) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_a_row_for_each_moment_and_a_column_for_each_variant() {
+        let mut times = Times::default();
+        times.add("7.2.12", "TCG", "edge", "flap", &[("once", 60.4), ("five times", 1_200.0)]);
+        times.add("7.2.12", "TCG", "xdp", "flap", &[("once", 70.0)]);
+        assert_eq!((1, 3), times.later_than(LIMIT));
+        let table = times.table();
+        assert!(table.contains("| 7.2.12 (TCG) | flap | five times | 1200 | – |"), "{table}");
+        assert!(table.contains("| 7.2.12 (TCG) | flap | once | 60 | 70 |"), "{table}");
+    }
 
     #[test]
     fn of_two_answers_the_slowest_counts_and_each_error_is_said() {

@@ -153,8 +153,16 @@ impl Tc {
 /// Whether a classifier can be had at this interface by clsact; for an interface of a namespace made for the question.
 pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
     let mut tc = Tc::connect()?;
-    tc.add_qdisc(ifindex)?;
-    tc.set_filter(ifindex, false, prog, "np_probe")
+    tc.add_qdisc(ifindex).map_err(|e| without_module(e, "queue clsact", "sch_ingress (CONFIG_NET_SCH_INGRESS)"))?;
+    let filter = tc.set_filter(ifindex, false, prog, "np_probe");
+    filter.map_err(|e| without_module(e, "classifier bpf", "cls_bpf (CONFIG_NET_CLS_BPF)"))
+}
+
+/// The kernel says ENOENT where it knows a kind of queue or classifier neither by itself nor by a module that it could load.
+fn without_module(error: io::Error, what: &str, module: &str) -> io::Error {
+    let is_unknown = error.raw_os_error() == Some(libc::ENOENT);
+    let why = if is_unknown { format!("the module {module} is not there") } else { error.to_string() };
+    io::Error::new(error.kind(), format!("no {what}: {why}"))
 }
 
 fn program(message: &TcMessage) -> Filter {

@@ -12,6 +12,8 @@ use std::fs;
 use std::path::Path;
 
 pub struct Run<'a> {
+    /// Its version and commit.
+    pub netpath: String,
     pub variants: &'a [&'static Variant],
     pub results: &'a Results,
     pub rounds: usize,
@@ -19,6 +21,9 @@ pub struct Run<'a> {
 }
 
 const CHART: &str = "vm-perf.svg";
+/// Beside a page.
+const DATA: &str = "vm-perf.json";
+pub const LOST: &str = "udp-lost";
 
 impl Run<'_> {
     /// Prints them, and writes them into `directory` and, if there is one, into a page.
@@ -27,17 +32,17 @@ impl Run<'_> {
     /// A file cannot be written.
     pub fn keep(&self, directory: &Path, into: Option<&Path>) -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let write = |name: &str, text: &str| {
-            let file = directory.join(name);
-            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
-        };
-        let (markdown, chart) = (self.markdown(), self.chart());
-        write("perf.json", &format!("{:#}\n", self.json()))?;
-        write("perf.md", &markdown)?;
-        write(CHART, &chart)?;
+        let write =
+            |file: &Path, text: &str| fs::write(file, text).with_context(|| format!("cannot write {}", file.display()));
+        let (markdown, chart, data) = (self.markdown(), self.chart(), format!("{:#}\n", self.json()));
+        for (name, text) in [("perf.json", &data), ("perf.md", &markdown), (CHART, &chart)] {
+            write(&directory.join(name), text)?;
+        }
         println!("\n{markdown}");
         if let Some(into) = into {
+            let markdown = format!("{markdown}\nEvery sample: [{DATA}]({DATA}).\n");
             page::write(into, "vm perf", &markdown, &[(CHART, chart)])?;
+            write(&into.with_file_name(DATA), &data)?;
             println!("written into {}", into.display());
         }
         println!("perf.json, perf.md and {CHART} are in {}", directory.display());
@@ -58,18 +63,19 @@ impl Run<'_> {
             ""
         };
         format!(
-            "Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; {rounds}, {} s per \
+            "{}, Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; {rounds}, {} s per \
              sample, IPv4.{caution}\n\n",
+            self.netpath,
             self.trio.host.release,
             self.trio.acceleration.name(),
             SAMPLE.as_secs()
         )
     }
 
-    fn table(&self, cell: impl Fn(&str, &str) -> String) -> String {
+    fn table(&self, is_shown: impl Fn(&str) -> bool, cell: impl Fn(&str, &str) -> String) -> String {
         let head: Vec<String> =
             ["", ""].into_iter().chain(self.variants.iter().map(|v| v.title)).map(str::to_owned).collect();
-        let rows = self.results.figures.iter().map(|figure| {
+        let rows = self.results.figures.iter().filter(|f| is_shown(&f.key)).map(|figure| {
             let less = if figure.better == Better::Less { ", less is better" } else { "" };
             let first = vec![figure.title.clone(), format!("{}{less}", figure.unit)];
             [first, self.variants.iter().map(|v| cell(&figure.key, v.key)).collect()].concat()
@@ -77,17 +83,17 @@ impl Run<'_> {
         render(&head, &rows.collect::<Vec<_>>())
     }
 
-    /// Losses are not shown as multiples: none of nothing.
     fn ratio(&self, figure: &str, variant: &str) -> Option<f64> {
-        self.results.ratio((figure, variant), (figure, PEER)).filter(|_| variant != PEER && figure != "udp-lost")
+        self.results.ratio((figure, variant), (figure, PEER)).filter(|_| variant != PEER && is_compared(figure))
     }
 
     fn markdown(&self) -> String {
         let mut text = self.machine();
-        text += &self.table(|figure, variant| optional(self.results.median((figure, variant)), number));
+        text += &self.table(|_| true, |figure, variant| optional(self.results.median((figure, variant)), number));
         if self.has_peer() {
             text += "\nAs multiples of *netavark 2.1*, the median of the ratios of each round:\n\n";
-            text += &self.table(|figure, variant| optional(self.ratio(figure, variant), |r| format!("{r:.2}")));
+            text += &self
+                .table(is_compared, |figure, variant| optional(self.ratio(figure, variant), |r| format!("{r:.2}")));
         }
         if !self.results.notes.is_empty() {
             text += "\nNotes of the run:\n\n";
@@ -103,7 +109,7 @@ impl Run<'_> {
     /// How many times as good: where less is better, the inverse of the ratio.
     fn chart(&self) -> String {
         let judged: Vec<_> = self.variants.iter().filter(|v| v.key != PEER).collect();
-        let rows = self.results.figures.iter().filter(|f| f.key != "udp-lost").map(|figure| {
+        let rows = self.results.figures.iter().filter(|f| is_compared(&f.key)).map(|figure| {
             let good = |v: &&&Variant| {
                 let ratio = self.ratio(&figure.key, v.key)?;
                 Some(if figure.better == Better::Less { 1.0 / ratio } else { ratio })
@@ -140,9 +146,14 @@ impl Run<'_> {
             })
         });
         json!({
-            "kernel": self.trio.host.release, "acceleration": self.trio.acceleration.name(),
+            "netpath": self.netpath, "kernel": self.trio.host.release, "acceleration": self.trio.acceleration.name(),
             "instruction_bound": self.is_emulated(), "rounds": self.rounds, "sample_ms": SAMPLE.as_millis() as u64,
             "figures": figures.collect::<Vec<_>>(), "notes": self.results.notes,
         })
     }
+}
+
+/// As multiples. Losses are not: none of nothing; and the rare worst case of one round is no measure for that of another.
+fn is_compared(figure: &str) -> bool {
+    figure != LOST && !figure.ends_with("-p99")
 }
