@@ -16,7 +16,8 @@ pub fn bytes() -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))
 }
 
-/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons.
+/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons. A `level` of
+/// nothing would have aya hide what the kernel said behind an error of its own second try.
 ///
 /// # Errors
 /// It is missing, or not what aya takes.
@@ -34,16 +35,25 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
         .context("cannot load the object's maps")
 }
 
-/// Brings a program into the kernel.
+/// Brings a program into the kernel. A few times: the verifier stops with EAGAIN where a signal is pending, as of another
+/// test's child that has ended.
 ///
 /// # Errors
 /// The verifier's, or that it is of a kind that netpath does not have.
 pub fn accept(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
+    let mut once = || match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
         Program::Xdp(p) => p.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    let is_interrupted = |e: &ProgramError| matches!(e, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN));
+    let mut tries = 5;
+    loop {
+        match once() {
+            Err(e) if tries > 1 && is_interrupted(&e) => tries -= 1,
+            other => return other,
+        }
     }
 }
 

@@ -365,7 +365,7 @@ impl Lab {
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
         let index = |name: &str| nix::net::if_::if_nametoindex(name).with_context(|| format!("no link {name}"));
         let mut lab = Self {
-            ebpf: load(VerifierLogLevel::DISABLE)?,
+            ebpf: load(VerifierLogLevel::STATS)?,
             uplink: index("eth0")?,
             bridge: index("np7")?,
             other_bridge: index("np8")?,

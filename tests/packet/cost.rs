@@ -17,7 +17,7 @@ use netpath_common::reason::Reason;
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
-    let mut ebpf = load(VerifierLogLevel::DISABLE)?;
+    let mut ebpf = load(VerifierLogLevel::STATS)?;
     let (mut lines, mut refused) = (Vec::new(), Vec::new());
     for (name, program) in ebpf.programs_mut() {
         match accept(program).and_then(|()| program.info()) {

@@ -118,14 +118,14 @@ pub fn load_programs(programs: &mut [(&str, &mut Program)]) -> Result<()> {
 }
 
 fn load_program(name: &str, program: &mut Program) -> Result<()> {
-    let loaded: std::result::Result<(), ProgramError> = match program {
+    let once = || match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
         Program::Xdp(p) => p.load(),
-        other => {
-            return Err(Error::new(format!("cannot load program {name}")).because(format!("{:?}", other.prog_type())));
-        }
+        _ => Err(ProgramError::UnexpectedProgramType),
     };
+    let is_interrupted = |e: &ProgramError| matches!(e, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN));
+    let loaded = sys::again_while(is_interrupted, once);
     loaded.map_err(|e| match e {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();

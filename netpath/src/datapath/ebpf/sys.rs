@@ -369,6 +369,25 @@ impl Drop for Mapped {
     }
 }
 
+/// How often a program is given to the kernel that says EAGAIN, as libbpf does: its verifier stops where a signal is pending, be
+/// it one that this process ignores (`kernel/bpf/verifier.c, do_check()`).
+const TRIES: u32 = 5;
+
+/// Asks [`TRIES`] times at most.
+///
+/// # Errors
+/// The last one.
+pub fn again_while<T, E>(is_interrupted: impl Fn(&E) -> bool, mut once: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        match once() {
+            Err(e) if left > 0 && is_interrupted(&e) => {}
+            other => return other,
+        }
+    }
+}
+
 /// `BPF_PROG_TYPE_SCHED_CLS`
 const SCHED_CLS: u32 = 3;
 
@@ -400,7 +419,10 @@ pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
         prog_flags: 0,
     };
     // SAFETY: `insn_cnt` instructions and a licence string lie behind the pointers and are only read.
-    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attr) }?;
+    let fd = again_while(
+        |e: &io::Error| e.raw_os_error() == Some(libc::EAGAIN),
+        || unsafe { bpf(BPF_PROG_LOAD, &mut attr) },
+    )?;
     // SAFETY: a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -440,4 +462,27 @@ pub fn run_once(prog: impl AsFd) -> io::Result<u32> {
     // SAFETY: `frame` is only read; nothing is written but `attr`.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.retval)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_was_interrupted_is_asked_again_and_one_that_refuses_is_not() {
+        let ask = |interruptions: u32| {
+            let mut asked = 0;
+            let answer = again_while(
+                |e: &&str| *e == "interrupted",
+                || {
+                    asked += 1;
+                    if asked > interruptions { Err("refused") } else { Err::<(), _>("interrupted") }
+                },
+            );
+            (answer.err(), asked)
+        };
+        assert_eq!((Some("refused"), 1), ask(0));
+        assert_eq!((Some("refused"), 3), ask(2));
+        assert_eq!((Some("interrupted"), TRIES), ask(u32::MAX));
+    }
 }
