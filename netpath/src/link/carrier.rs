@@ -31,8 +31,7 @@ impl Carriers {
     /// which has the neighbours, and may have kept its own carrier.
     pub fn came(&mut self, links: &[Link], now: Instant) -> BTreeSet<u32> {
         let before = self.0.take();
-        let of = |kind| links.iter().filter(move |l| l.kind == kind).map(|l| l.index).collect::<HashSet<_>>();
-        let vrfs = of(LinkKind::Vrf);
+        let vrfs: HashSet<u32> = links.iter().filter(|l| l.kind == LinkKind::Vrf).map(|l| l.index).collect();
         let (mut came, mut after) = (BTreeSet::new(), HashMap::new());
         for link in links {
             let master = link.master.filter(|index| !vrfs.contains(index));
