@@ -4,6 +4,9 @@ use anyhow::Result;
 use kit::need;
 use kit::residue::Snapshot;
 use kit::topology::{Topology, state_dirs};
+use std::fs;
+use std::thread;
+use std::time::Duration;
 
 #[test]
 fn a_leftover_of_each_kind_is_seen() -> Result<()> {
@@ -21,9 +24,9 @@ fn a_leftover_of_each_kind_is_seen() -> Result<()> {
     host.command("nft", &["add", "table", "inet", "netavark"])?;
     host.set_sysctl("net/ipv4/conf/lo/route_localnet", "1")?;
     web.ip("link add eth0 type veth peer name other\n")?;
-    std::fs::write(topology.config_dir().join("left"), "")?;
+    fs::write(topology.config_dir().join("left"), "")?;
     let state = &state_dirs(&format!("{:x}", host.cookie()))[0];
-    std::fs::create_dir_all(state)?;
+    fs::create_dir_all(state)?;
     let mut sleeper = host.run(|| std::process::Command::new("sleep").arg("60").spawn())?;
 
     let left = before.difference(&Snapshot::take(&topology, &[&web])?);
@@ -34,5 +37,32 @@ fn a_leftover_of_each_kind_is_seen() -> Result<()> {
     {
         assert!(left.iter().any(|l| l.starts_with(&format!("+ {kind} "))), "no {kind} in {left:#?}");
     }
+    Ok(())
+}
+
+/// The agent writes its files when it looks, which may be in the middle of a snapshot.
+#[test]
+fn a_file_that_is_being_written_is_no_leftover_and_one_that_stays_so_is() -> Result<()> {
+    need!(need::root());
+    let topology = Topology::new()?;
+    let state = state_dirs(&format!("{:x}", topology.host.cookie())).swap_remove(0);
+    fs::create_dir_all(&state)?;
+    let [whole, half] = ["memory", "memory.new"].map(|name| state.join(name));
+    fs::write(&whole, "")?;
+    let before = Snapshot::take(&topology, &[])?;
+    fs::write(&half, "")?;
+    let writer = thread::spawn({
+        let half = half.clone();
+        move || {
+            thread::sleep(Duration::from_millis(300));
+            fs::rename(half, whole)
+        }
+    });
+    let meanwhile = Snapshot::take(&topology, &[])?;
+    writer.join().expect("it does not panic")?;
+    assert_eq!(Vec::<String>::new(), before.difference(&meanwhile));
+    fs::write(&half, "")?;
+    let left = before.difference(&Snapshot::take(&topology, &[])?);
+    assert_eq!(vec![format!("+ state {}", half.display())], left);
     Ok(())
 }

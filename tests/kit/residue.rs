@@ -38,7 +38,7 @@ impl Snapshot {
         let cookie = format!("{:x}", host.cookie());
         // The agent begins its log when it has time to, and writes what it has served anew with its first look.
         const ITS_OWN: [&str; 2] = ["/agent.log", "/served"];
-        let state = state_dirs(&cookie).into_iter().flat_map(|dir| files(&dir));
+        let state = whole_files(&cookie).into_iter();
         put("state", state.filter(|f| !ITS_OWN.iter().any(|own| f.ends_with(own))).collect());
         // Netavark keeps this one for ever too: a file that is locked cannot be removed without a race.
         let kept = topology.config_dir().join("aardvark.lock").display().to_string();
@@ -259,6 +259,19 @@ fn files(dir: &Path) -> BTreeSet<String> {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         found.extend(files(&entry.path()));
     }
+    found
+}
+
+/// What the state directories of a host hold. The agent writes there when it looks, and each file first under another name:
+/// one that is half-written is given time to become whole, and was left behind only if it does not.
+fn whole_files(cookie: &str) -> BTreeSet<String> {
+    const HALF: &str = ".new";
+    let mut found = BTreeSet::new();
+    // Without an answer in time, what was found last is the answer.
+    let _ = wait_for("files that are whole", SOON / 2, || {
+        found = state_dirs(cookie).iter().flat_map(|dir| files(dir)).collect();
+        (!found.iter().any(|f| f.ends_with(HALF))).then_some(())
+    });
     found
 }
 
