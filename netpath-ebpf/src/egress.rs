@@ -147,7 +147,7 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
             fragment::learn::<F>(ctx);
         }
         let begins = translatable && packet.may_begin();
-        if begins && flows::is_taken::<F>(packet) {
+        if begins && flows::is_taken::<F>(ctx, packet) {
             return outward::begin_own::<F>(ctx);
         }
         // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.

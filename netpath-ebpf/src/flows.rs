@@ -377,13 +377,17 @@ fn forget_flow<F: Wire>(_ctx: &TcContext) -> u32 {
     0
 }
 
-/// Whether the answers to a packet that the host is sending would be led elsewhere.
+/// Whether the answers to a packet that the host is sending would be led elsewhere. Not where the port is one that the host
+/// was given at another device, for then this is the packet that was given it: of a VLAN or macvlan on an uplink it passes
+/// both devices.
 #[inline(always)]
-pub fn is_taken<F: Wire>(packet: &Packet<F>) -> bool {
+pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
     // SAFETY: the reference is not kept.
     let Some(flow) = (unsafe { F::flows().get(&key) }) else { return false };
-    !has_expired(packet.ip.proto, F::next(flow), now())
+    let next = F::next(flow);
+    let passes_again = next.origin == Reason::FlowHost as u8 && next.ifindex != packet::ifindex(ctx);
+    !passes_again && !has_expired(packet.ip.proto, next, now())
 }
 
 /// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the

@@ -245,6 +245,9 @@ fn the_host_gets_another_port_where_a_container_has_its() -> Result<()> {
             let other = (host(v4), 61_000);
             let same = |f: &Frame| Frame { ttl: 64, ..f.becomes(other, there) };
             goes_on_as(&mut lab, "taken", out, &ours, &same(&ours), Reason::FlowHost)?;
+            // A VLAN or macvlan on an uplink: the device below has the program too. (Any other will do for it here.)
+            let below = lab.run_repeated(UPLINK_OUT, [0, bridge], &same(&ours).bytes(), 1)?;
+            assert_eq!((STACK, same(&ours).bytes(), vec![]), (below.action, below.packet, below.counted), "below it");
             let more = make(own, there, ACK);
             goes_on_as(&mut lab, "and so on", out, &more, &same(&more), Reason::Translated)?;
             let answer = at_host(make(there, other, ACK));
