@@ -1,6 +1,7 @@
 //! What was measured: one sample per figure, variant and round.
 
 use crate::stats::{median, paired_ratio};
+use crate::table::{number, optional};
 use std::collections::BTreeMap;
 
 /// One row of the tables.
@@ -64,6 +65,20 @@ impl Results {
         self.samples.get(&(figure.to_owned(), variant.to_owned())).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// With a hole for each of `rounds` that has none.
+    pub fn padded(&self, cell: Cell<'_>, rounds: usize) -> Vec<Option<f64>> {
+        let mut samples = self.samples(cell).to_vec();
+        samples.resize(samples.len().max(rounds), None);
+        samples
+    }
+
+    /// The median, and of how many samples it is where that is not all rounds.
+    pub fn shown(&self, cell: Cell<'_>, rounds: usize) -> String {
+        let count = self.samples(cell).iter().flatten().count();
+        let of = if count < rounds && count > 0 { format!(" ({count} of {rounds})") } else { String::new() };
+        optional(self.median(cell), number) + &of
+    }
+
     pub fn median(&self, cell: Cell<'_>) -> Option<f64> {
         median(&self.samples(cell).iter().flatten().copied().collect::<Vec<_>>())
     }
@@ -91,5 +106,11 @@ mod tests {
         assert_eq!(Some(2.0), results.median(("conn.published", "a")));
         assert_eq!(None, results.median(("conn.published", "b")));
         assert_eq!(1, results.figures.len());
+        let shown = |variant, rounds| results.shown(("conn.published", variant), rounds);
+        assert_eq!(
+            (number(2.0) + " (2 of 3)", number(2.0), optional(None, number)),
+            (shown("a", 3), shown("a", 2), shown("b", 3))
+        );
+        assert_eq!(vec![Some(1.0), None, Some(3.0), None], results.padded(("conn.published", "a"), 4));
     }
 }

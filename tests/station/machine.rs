@@ -5,6 +5,7 @@ use crate::ethtool;
 use crate::measure::Served;
 use crate::orders::{Ask, Container};
 use anyhow::{Context, Result, bail, ensure};
+use aya::programs::loaded_programs;
 use kit::backend::Backend;
 use kit::host::{Netns, SOON, wait_for};
 use kit::netavark::{Document, Network};
@@ -227,21 +228,33 @@ impl Machine {
         child.kill().with_context(|| format!("cannot end {name}"))?;
         child.wait().map(drop).with_context(|| format!("cannot wait for {name}"))
     }
-}
 
-/// Files of its state, pins, and links of containers.
-pub fn left() -> String {
-    let mut found = Vec::new();
-    for place in ["/run/netpath", "/sys/fs/bpf/netpath"] {
-        files(Path::new(place), &mut found);
-    }
-    for link in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let name = link.file_name().to_string_lossy().into_owned();
-        if ["podman", "veth"].iter().any(|kind| name.starts_with(kind)) {
-            found.push(format!("link {name}"));
+    /// Of all that a backend may leave behind, what is on this machine: files of state and pins, links, queues and programs at
+    /// them, programs of netpath in the kernel, rules, and processes. A line each.
+    pub fn left(&self) -> Result<Vec<String>> {
+        const BACKENDS: [&str; 3] = ["netpath", "netavark", "aardvark-dns"];
+        let mut found = Vec::new();
+        for place in ["/run/netpath", "/sys/fs/bpf/netpath"] {
+            files(Path::new(place), &mut found);
         }
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            if BACKENDS.contains(&name.trim()) {
+                found.push(format!("process {} {}", entry.file_name().to_string_lossy(), name.trim()));
+            }
+        }
+        let programs = loaded_programs().flatten().filter_map(|p| p.name_as_str().map(str::to_owned));
+        found.extend(programs.filter(|name| name.starts_with("np_")).map(|name| format!("program {name}")));
+        for link in self.own.ip_json(&["-details", "link", "show"])?.as_array().into_iter().flatten() {
+            found.push(format!("link {} xdp {}", link["ifname"], link["xdp"]));
+        }
+        // Without counters.
+        for (program, words) in [("tc", ["qdisc", "show"].as_slice()), ("nft", &["--stateless", "list", "ruleset"])] {
+            let said = self.own.command(program, words)?;
+            found.extend(said.lines().map(|line| format!("{program} {}", line.trim())));
+        }
+        Ok(found)
     }
-    found.join(", ")
 }
 
 fn files(place: &Path, found: &mut Vec<String>) {

@@ -88,7 +88,7 @@ fn follow(machine: &mut Machine, order: Order) -> Result<Value> {
         Order::Renew => dhcp::renew(machine).map(|()| Value::Null),
         Order::Has { link, address, within_ms } => machine.has(&link, address, within_ms).map(|()| Value::Null),
         Order::Status => machine.status(),
-        Order::Left => Ok(machine::left().into()),
+        Order::Left => machine.left().map(Value::from),
         Order::End { name } => machine.end(&name).map(|()| Value::Null),
         Order::Serve { container } => machine.serve(container.as_deref()).map(|()| Value::Null),
         Order::Measure { what, container } => measure::measure(machine, container.as_deref(), what),

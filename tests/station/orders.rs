@@ -95,7 +95,7 @@ pub enum Order {
     },
     /// What `netpath status --json` says.
     Status,
-    /// What netpath has left on a machine without containers; empty: nothing.
+    /// Lines of what backends may leave behind on this machine.
     Left,
     /// Ends what runs in the background under this name.
     End {

@@ -23,7 +23,7 @@ pub fn expanded(names: &[String]) -> Vec<String> {
 }
 
 pub struct Kernel {
-    /// As it was asked for.
+    /// As it was asked for; of a series that Debian no longer has, the one that came instead.
     pub label: String,
     /// As `uname -r` says it.
     pub release: String,
@@ -42,7 +42,7 @@ impl Kernel {
             if !directory.exists() {
                 fetch(series, suite, &directory, steps)?;
             }
-            return find(series, &directory);
+            return find(series, &directory).map(Kernel::named_as_it_is);
         }
         let directory = Path::new(name);
         if directory.is_dir() {
@@ -51,6 +51,21 @@ impl Kernel {
         let known: Vec<&str> = SERIES.iter().map(|(series, _)| *series).collect();
         bail!("--kernel {name}: there is {}, or a directory with an unpacked kernel package", known.join(", "))
     }
+}
+
+impl Kernel {
+    /// Counts and rows of one series are not those of another.
+    fn named_as_it_is(mut self) -> Self {
+        if !is_of(&self.release, &self.label) {
+            println!("Linux {} is here where {} was asked for", self.release, self.label);
+            self.label = self.release.split('.').take(2).collect::<Vec<_>>().join(".");
+        }
+        self
+    }
+}
+
+fn is_of(release: &str, series: &str) -> bool {
+    release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The newest kernel in a directory laid out as a root file system.
@@ -85,9 +100,8 @@ fn fetch(series: &str, suite: &str, to: &Path, steps: &mut Steps) -> Result<()> 
         bail!("Debian {suite} names no kernel: linux-image-amd64 depends on none");
     };
     let version = image.trim_start_matches("linux-image-");
-    if !version.starts_with(&format!("{series}.")) {
-        // Say so and go on: the table shows the release.
-        println!("Debian {suite} has moved on: {version} is taken where {series} was asked for");
+    if !is_of(version, series) {
+        println!("Debian {suite} has moved on from {series} to {version}");
     }
     packages.extend(release.depends(&image)?.into_iter().filter(is_kernel));
     release.unpack(&packages, to, steps)
@@ -102,6 +116,16 @@ mod tests {
         let names = |n: &[&str]| expanded(&n.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
         assert_eq!(vec!["6.1", "6.12", "7.2"], names(&["all"]));
         assert_eq!(vec!["7.2", "6.1", "6.12", "/k"], names(&["7.2", "all", "/k"]));
+    }
+
+    #[test]
+    fn a_kernel_of_another_series_has_that_ones_name() {
+        let label = |release: &str| {
+            let kernel =
+                Kernel { label: "7.2".into(), release: release.into(), image: PathBuf::new(), modules: PathBuf::new() };
+            kernel.named_as_it_is().label
+        };
+        assert_eq!(["7.2", "7.3", "7.21"], ["7.2.12+deb14-amd64", "7.3.1+deb14-amd64", "7.21.0-1"].map(label));
     }
 
     #[test]

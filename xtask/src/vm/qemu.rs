@@ -31,6 +31,8 @@ const MEMORY_MIB: u32 = 2048;
 const CARDS: [&str; 2] = ["52:54:00:6e:70:01", "52:54:00:6e:70:02"];
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
+/// Nor does one under TCG come up any more, not even beside others on a busy machine.
+const TCG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The program, and what it needs where it was not installed but unpacked.
 pub struct Qemu {
@@ -269,12 +271,13 @@ impl Guest<'_> {
         begun: Instant,
     ) -> Result<Option<String>> {
         let terminal = std::io::stdout().is_terminal();
+        let patience = patience.unwrap_or(TCG_PATIENCE);
         loop {
             if running.0.try_wait()?.is_some() {
                 return Ok(None);
             }
             let so_far = read(results);
-            if patience.is_some_and(|p| begun.elapsed() > p) && !so_far.contains(READY) {
+            if begun.elapsed() > patience && !so_far.contains(READY) {
                 let said = tail(read(&workspace::logs().join(format!("{}-console.log", self.name))).trim_end(), 3);
                 return Ok(Some(format!("it was not up after {}: {said}", seconds(begun.elapsed()))));
             }

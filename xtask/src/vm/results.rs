@@ -77,6 +77,8 @@ pub struct Row {
     pub release: String,
     pub acceleration: &'static str,
     pub guests: usize,
+    /// How many of them did not come to their end.
+    pub broken: usize,
     /// The longest of them.
     pub took: Duration,
     /// As [`Report::doctor`].
@@ -95,6 +97,7 @@ impl Row {
             release,
             acceleration: "–",
             guests: 0,
+            broken: 0,
             took: Duration::ZERO,
             doctor: None,
             has_counts: false,
@@ -126,7 +129,11 @@ pub fn table(rows: &[Row]) -> String {
                 .map_or("–".to_owned(), |o| format!("{}/{}/{}", o.passed, o.failed.len(), o.skipped.len()));
             text += &format!(" {cell:>14}");
         }
-        text += &format!(" {:>10}\n", format!("{} {}", row.acceleration, seconds(row.took)));
+        text += &format!(" {:>10}", format!("{} {}", row.acceleration, seconds(row.took)));
+        if row.broken > 0 {
+            text += &format!(" ({} of {} guests did not come to their end)", row.broken, row.guests);
+        }
+        text.push('\n');
     }
     text + "(passed/failed/skipped)"
 }
@@ -173,8 +180,10 @@ thread panicked";
         let outcomes = report.sections.into_iter().map(|s| (s.name, s.outcome)).collect();
         let row = Row { outcomes, ..Row::of("6.1".into(), report.release) };
         assert_eq!(vec!["1 × needs tcx: no: b"], reasons(&row));
-        let table = table(&[row]);
-        assert!(table.contains("1/0/1") && table.contains("1/1/0"), "{table}");
+        let whole = table(std::slice::from_ref(&row));
+        assert!(whole.contains("1/0/1") && whole.contains("1/1/0") && !whole.contains("their end"), "{whole}");
+        let broken = table(&[Row { guests: 2, broken: 1, ..row }]);
+        assert!(broken.contains("(1 of 2 guests did not come to their end)"), "{broken}");
     }
 
     #[test]

@@ -104,12 +104,12 @@ impl<'k> Trio<'k> {
         let wires = [UnixDatagram::pair()?, UnixDatagram::pair()?];
         let [client, host, second] = &PARTS;
         let (client, acceleration) = accelerated("client", wanted, |acceleration, patience| {
-            let mut machine = Machine::start(&kit.boot(), client, vec![end(&wires[0].0)?], acceleration)?;
-            let is_up = machine.is_up(patience.unwrap_or(LONGEST_BOOT))?;
-            if !is_up && patience.is_none() {
-                bail!("the client is not up after {} s", LONGEST_BOOT.as_secs());
-            }
-            Ok(if is_up { Ok((machine, acceleration)) } else { Err("the first one does not come up".to_owned()) })
+            let wire = end(&wires[0].0)?;
+            let up = Machine::start(&kit.boot(), client, vec![wire], acceleration).and_then(|mut machine| {
+                let patience = patience.unwrap_or(LONGEST_BOOT);
+                machine.is_up(patience)?.then_some(machine).with_context(|| not_up("the client", patience))
+            });
+            Ok(up.map(|machine| (machine, acceleration)).map_err(|why| format!("{why:#}")))
         })?;
         let host = Machine::start(&kit.boot(), host, vec![end(&wires[0].1)?, end(&wires[1].1)?], acceleration)?;
         let second = Machine::start(&kit.boot(), second, vec![end(&wires[1].0)?], acceleration)?;
@@ -181,7 +181,11 @@ fn come_up(machine: &mut Machine) -> Result<()> {
     if machine.is_up(LONGEST_BOOT)? {
         return Ok(());
     }
-    bail!("a machine is not up after {} s", LONGEST_BOOT.as_secs())
+    bail!("{}", not_up("a machine", LONGEST_BOOT))
+}
+
+fn not_up(who: &str, patience: Duration) -> String {
+    format!("{who} is not up after {} s", patience.as_secs())
 }
 
 fn end(socket: &UnixDatagram) -> Result<OwnedFd> {

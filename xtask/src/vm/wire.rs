@@ -27,7 +27,7 @@ pub struct Args {
     /// 6.1, 6.12, 7.2, all (these three), or a directory with an unpacked kernel package (`/`: this machine's own)
     #[arg(long, default_value = "7.2", value_name = "KERNEL", num_args = 1..)]
     kernel: Vec<String>,
-    /// Only these cases: flap, down, dhcp, mtu, uplink, reboot
+    /// Only these cases: reboot, flap, down, dhcp, mtu, uplink
     #[arg(long, value_name = "CASE", num_args = 1..)]
     only: Vec<String>,
     /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
@@ -50,6 +50,9 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Emulation makes each step of it up to thirty times longer, also that of the guests' kernels: so much is let pass on a machine
 /// that does other work too. On one that does not, all but what waits for another's timer is right within [`LIMIT`] even so.
 const TCG_FACTOR: u32 = 5;
+/// How often it is looked whether all is gone, five times a second: the agent ends by itself, and the kernel frees programs
+/// after the call that took them away.
+const LEAVING: u32 = 25;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let names = CASES.map(|(name, ..)| name);
@@ -90,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         for variant in &variants {
             let wanted = CASES.iter().filter(|(n, ..)| args.only.is_empty() || args.only.iter().any(|o| o == n));
-            let mut wire = Wire { trio: &mut trio, variant, within, far: Value::Null };
+            let mut wire = Wire { trio: &mut trio, variant, within, far: Value::Null, found: Vec::new() };
             let mut is_fresh = false;
             for (case, what, act) in wanted {
                 let done = (if is_fresh { Ok(()) } else { wire.begin() }).and_then(|()| act(&mut wire));
@@ -179,6 +182,8 @@ struct Wire<'t, 'k> {
     within: Duration,
     /// The device of the second uplink, while it has no driver.
     far: Value,
+    /// What was on the host before its container.
+    found: Vec<String>,
 }
 
 impl Wire<'_, '_> {
@@ -190,6 +195,7 @@ impl Wire<'_, '_> {
             self.trio.restart_host()?;
         }
         self.unplug()?;
+        self.found = self.is_there()?;
         self.container()?;
         self.right(HOST[0]).map(drop).context("before anything has happened")
     }
@@ -207,11 +213,22 @@ impl Wire<'_, '_> {
     /// Takes the container down; what is left of netpath then is an error.
     fn end(&mut self) -> Result<()> {
         self.trio.down()?;
-        let left = self.trio.host.ask(&json!({"do": "left"}))?;
-        match left.as_str() {
-            Some("") | None => Ok(()),
-            Some(left) => bail!("left behind: {left}"),
+        let mut left = Vec::new();
+        for _ in 0..LEAVING {
+            left = self.is_there()?;
+            left.retain(|line| !self.found.contains(line));
+            if left.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
+        bail!("left behind: {}", left.join(", "))
+    }
+
+    /// What backends leave on hosts.
+    fn is_there(&mut self) -> Result<Vec<String>> {
+        let lines = self.trio.host.ask(&json!({"do": "left"}))?;
+        serde_json::from_value(lines).context("what is on the host: not lines of text")
     }
 
     /// Milliseconds until traffic of the first uplink is right, where the host has the IPv4 address `host4`.

@@ -1,6 +1,6 @@
 //! The results for people and for programs: Markdown, JSON, SVG.
 
-use super::{PEER, Results, SAMPLE, Trio, Value, Variant, number};
+use super::{PEER, Results, SAMPLE, Trio, Value, Variant};
 use crate::vm::qemu::Acceleration;
 use anyhow::{Context, Result};
 use figures::page;
@@ -89,7 +89,7 @@ impl Run<'_> {
 
     fn markdown(&self) -> String {
         let mut text = self.machine();
-        text += &self.table(|_| true, |figure, variant| optional(self.results.median((figure, variant)), number));
+        text += &self.table(|_| true, |figure, variant| self.results.shown((figure, variant), self.rounds));
         if self.has_peer() {
             text += "\nAs multiples of *netavark 2.1*, the median of the ratios of each round:\n\n";
             text += &self
@@ -134,7 +134,7 @@ impl Run<'_> {
             let of = |v: &&Variant| {
                 let cell = (figure.key.as_str(), v.key);
                 let value = json!({
-                    "median": self.results.median(cell), "samples": self.results.samples(cell),
+                    "median": self.results.median(cell), "samples": self.results.padded(cell, self.rounds),
                     "of_netavark": self.results.ratio(cell, (&figure.key, PEER)),
                 });
                 (v.key.to_owned(), value)

@@ -13,12 +13,13 @@ const NARROW: u32 = 1280;
 pub type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
 
 pub const CASES: [(&str, &str, Case); 6] = [
+    // First, so that all others happen to the container that is taken down in the end.
+    ("reboot", "the host loses its power, and containers are made anew", reboot),
     ("flap", "the uplink loses its carrier and gets it back", flap),
     ("down", "the uplink is taken down and up again", down_and_up),
     ("dhcp", "DHCP gives the uplink another address", dhcp),
     ("mtu", "the uplink's MTU shrinks and grows", mtu),
     ("uplink", "a second uplink comes and goes", second_uplink),
-    ("reboot", "the host loses its power, and containers are made anew", reboot),
 ];
 
 /// What happened, and how long until all was right, in milliseconds.
