@@ -1,10 +1,10 @@
 //! Flows that go on while the host's addresses and routes change, and what a container hears of a neighbour that is not there.
 
-use crate::rig::{Path, Rig, Way, rig_on};
+use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result};
 use kit::host::{Netns, SOON, patience, wait_for};
 use kit::need;
-use kit::netavark::{Document, Netavark, Rung};
+use kit::netavark::{Document, Netavark};
 use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
 use kit::traffic::{ANY, Dial, Proto, Server, again};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -246,17 +246,8 @@ fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
 
 /// A neighbour is asked for with the source of the packet that waits for it if the uplink has that, else with the uplink's
 /// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which may not be used for a second or two after the link came up.
-fn translates_before_it_asks(way: Way) -> need::Need {
-    let is_so = way.path != Path::Edge && !(way.tracked && way.path == Path::Auto) || way.rung == Rung::Iptables;
-    if is_so {
-        Ok(())
-    } else {
-        Err("a path that has the host's address before the stack asks for a neighbour".to_owned())
-    }
-}
-
+/// Where packets are translated after that, on the edge path, the agent asks.
 fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Result<()> {
-    need!(translates_before_it_asks(way));
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;

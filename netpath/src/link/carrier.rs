@@ -6,8 +6,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// How often a link is told after it has got a carrier, and how far apart. The other end may need up to a second before it
-/// answers and forwards (`net/core/link_watch.c` of another Linux, a switch).
-const TIMES: u32 = 6;
+/// answers and forwards (`net/core/link_watch.c` of another Linux, a switch), and an IPv6 address two until it can be used
+/// (RFC 4862 §5.4: up to one at random, and one for answers).
+const TIMES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// `None` before the first call.

@@ -9,6 +9,7 @@ pub mod netns;
 pub mod offload;
 pub mod route;
 pub mod rtnl;
+mod solicit;
 pub mod sysctl;
 pub mod veth;
 pub mod view;
@@ -20,6 +21,7 @@ use std::io::Read;
 pub use carrier::Carriers;
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
+pub use solicit::solicit;
 pub use veth::VethSpec;
 pub use watch::watch;
 

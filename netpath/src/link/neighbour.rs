@@ -27,7 +27,7 @@ impl Rtnl {
     }
 
     /// Has the kernel ask at once for the hardware addresses of a link that it waits for, [`MOST`] at most, instead of when
-    /// its time comes (`retrans_time_ms`, a second). The packets that wait go on waiting. Returns for how many.
+    /// its time comes (`retrans_time_ms`, a second). The packets that wait go on waiting. Returns for whom.
     ///
     /// `net/core/neighbour.c`: `__neigh_update()` stops the timer and keeps the queue of a neighbour that is made NUD_NONE;
     /// `__neigh_event_send()`, which NTF_USE calls, sends the first question of a neighbour in that state. All of it is one
@@ -35,7 +35,7 @@ impl Rtnl {
     ///
     /// # Errors
     /// The kernel's first, after it has been asked for all. A neighbour that is gone in the meantime is none.
-    pub fn ask_again(&self, index: u32) -> Result<usize> {
+    pub fn ask_again(&self, index: u32) -> Result<Vec<IpAddr>> {
         let mut question = NeighbourMessage::default();
         // A kernel that does not know this filter lists those of every link.
         question.attributes.push(NeighbourAttribute::IfIndex(index));
@@ -44,7 +44,7 @@ impl Rtnl {
             .map_err(failed(format!("cannot list the neighbours of interface {index}")))?;
         let unanswered: Vec<_> = neighbours.iter().filter_map(|n| unanswered(n, index)).take(MOST).collect();
         if unanswered.is_empty() {
-            return Ok(0);
+            return Ok(unanswered);
         }
         let both = unanswered.iter().flat_map(|&address| {
             let mut used = message(index, address);
@@ -56,7 +56,7 @@ impl Rtnl {
             Err(e) if !e.is_missing() => {
                 Err(failed(format!("cannot ask again for neighbours of interface {index}"))(e))
             }
-            _ => Ok(unanswered.len()),
+            _ => Ok(unanswered),
         }
     }
 }

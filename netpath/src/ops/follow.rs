@@ -3,10 +3,11 @@
 use super::{gc, nobody};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
-use crate::link::{Carriers, Rtnl, netns};
-use crate::model::Rung;
+use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
+use crate::model::{HostLink, Rung};
 use crate::state::Store;
+use std::net::IpAddr;
 use std::time::Instant;
 
 /// What the datapath depends on besides the records and links.
@@ -112,18 +113,13 @@ impl Follower {
         let rtnl = Rtnl::here()?;
         let links = rtnl.links()?;
         let came = self.carriers.came(&links, Instant::now());
-        let digest = rtnl.view_of(links, self.cookie)?.digest();
-        for index in came {
-            // Questions that were sent while there was no carrier are lost.
-            match rtnl.ask_again(index) {
-                Ok(0) => {}
-                Ok(neighbours) => {
-                    tracing::debug!(index, neighbours, "a link has got a carrier: its neighbours are asked again")
-                }
-                Err(e) => tracing::debug!("{e}"),
+        let view = rtnl.view_of(links, self.cookie)?;
+        for link in view.links.iter().filter(|l| came.contains(&l.index)) {
+            if let Err(e) = ask_again(&rtnl, link) {
+                tracing::debug!("{e}");
             }
         }
-        Ok(digest)
+        Ok(view.digest())
     }
 
     fn scene(&self) -> Result<Scene> {
@@ -134,4 +130,17 @@ impl Follower {
         };
         Ok(Scene { filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })
     }
+}
+
+/// Of a link that has got a carrier: questions that were sent before are lost, and some the kernel cannot ask yet.
+fn ask_again(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
+    let waited_for = rtnl.ask_again(link.index)?;
+    let v6: Vec<_> =
+        waited_for.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
+    let in_its_place = if v6.is_empty() { 0 } else { link::solicit(link, &v6)? };
+    if !waited_for.is_empty() {
+        let (name, neighbours) = (&link.name, waited_for.len());
+        tracing::debug!(%name, neighbours, in_its_place, "a link has got a carrier: its neighbours are asked again");
+    }
+    Ok(())
 }
