@@ -2,6 +2,7 @@
 
 use crate::rig::{rig, serve};
 use anyhow::{Context, Result};
+use kit::agent::{kill_all, the_agent};
 use kit::echo::{Pinger, Watcher};
 use kit::host::SOON;
 use kit::need;
@@ -10,8 +11,6 @@ use kit::topology::{Family, Topology};
 use kit::traffic::{Dial, Proto, again};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -168,10 +167,9 @@ fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
         let _servers = (serve(&rig.topology.client, 9000, "near")?, serve(&rig.topology.client, 9001, "beside")?);
         let pins = kit::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
         let own = 23_459;
-        // It would write its own range again.
-        for (pid, _) in rig.topology.host.processes().iter().filter(|(_, name)| name == "netpath-agent") {
-            kill(Pid::from_raw(*pid), Signal::SIGKILL)?;
-        }
+        // It would write its own range again; one that is still being started too.
+        the_agent(rig.topology)?;
+        kill_all(rig.topology)?;
         kit::maps::set_ports(&pins, 61_000..=62_000)?;
         for family in Family::BOTH {
             for (proto, number) in [(Proto::Tcp, PROTO_TCP), (Proto::Udp, PROTO_UDP)] {

@@ -1,6 +1,7 @@
 //! The agent: it comes with the first container, follows the host, goes with the last one, and nobody needs it.
 
 use anyhow::{Context, Result, ensure};
+use kit::agent::{agents, kill_all, the_agent as agent};
 use kit::host::{SOON, wait_for};
 use kit::need;
 use kit::netavark::{Document, Netavark, Network, Rung, binary};
@@ -29,18 +30,6 @@ fn json(topology: &Topology, args: &[&str]) -> Result<Value> {
     serde_json::from_slice(&out.stdout).with_context(|| format!("{args:?}: no JSON"))
 }
 
-/// The agents of the host, by what the kernel shows.
-fn agents(topology: &Topology) -> Vec<i32> {
-    topology.host.processes().into_iter().filter(|(_, name)| name == "netpath-agent").map(|(pid, _)| pid).collect()
-}
-
-fn agent(topology: &Topology) -> Result<i32> {
-    wait_for("one agent", SOON, || match agents(topology)[..] {
-        [one] => Some(one),
-        _ => None,
-    })
-}
-
 /// It has said who it is, and watches.
 fn watching(topology: &Topology) -> Result<i32> {
     let pid = agent(topology)?;
@@ -51,13 +40,6 @@ fn watching(topology: &Topology) -> Result<i32> {
     // What it looks at first.
     std::thread::sleep(std::time::Duration::from_millis(200));
     Ok(pid)
-}
-
-fn kill_all(topology: &Topology) -> Result<()> {
-    for pid in agents(topology) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    wait_for("no agent", SOON, || agents(topology).is_empty().then_some(()))
 }
 
 fn answers(topology: &Topology, address: &str, port: u16) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
 
+pub mod agent;
 pub mod backend;
 pub mod bpf;
 pub mod dice;

@@ -232,14 +232,14 @@ impl Machine {
     /// Of all that a backend may leave behind, what is on this machine: files of state and pins, links, queues and programs at
     /// them, programs of netpath in the kernel, rules, and processes. A line each.
     pub fn left(&self) -> Result<Vec<String>> {
-        const BACKENDS: [&str; 3] = ["netpath", "netavark", "aardvark-dns"];
+        const BACKENDS: [&str; 3] = ["netpath", "netavark", "aardvark"];
         let mut found = Vec::new();
         for place in ["/run/netpath", "/sys/fs/bpf/netpath"] {
             files(Path::new(place), &mut found);
         }
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            if BACKENDS.contains(&name.trim()) {
+            if BACKENDS.iter().any(|backend| name.starts_with(backend)) {
                 found.push(format!("process {} {}", entry.file_name().to_string_lossy(), name.trim()));
             }
         }

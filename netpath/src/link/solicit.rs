@@ -7,61 +7,57 @@
 
 use crate::model::HostLink;
 use crate::model::error::{Context, Result};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, sendto, setsockopt, socket, sockopt,
-};
-use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
-use std::os::fd::{AsRawFd, OwnedFd};
+use ipnet::Ipv6Net;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{Ipv6Addr, SocketAddrV6};
 
 /// Whoever receives one with less has it from a router, and drops it (RFC 4861 §7.1.1).
-const HOP_LIMIT: i32 = 255;
+const HOP_LIMIT: u32 = 255;
 /// RFC 4861 §4.3, §4.6.1.
 const NEIGHBOR_SOLICITATION: u8 = 135;
 const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 
-/// Asks who has `targets` on a link whose kernel cannot ask yet, with an address of its own that can be used. Returns for how many.
+/// Asks who has `targets` on a link whose kernel cannot ask yet, with addresses of its own that can be used, which are among
+/// `sure` ([`super::Rtnl::sure_addresses`]). Returns for how many. Needs CAP_NET_RAW.
 ///
 /// # Errors
 /// The kernel's first, after all have been asked for.
-pub fn solicit(link: &HostLink, targets: &[Ipv6Addr]) -> Result<usize> {
+pub fn solicit(link: &HostLink, sure: &[Ipv6Net], targets: &[Ipv6Addr]) -> Result<usize> {
     let Some(mac) = link.mac else { return Ok(0) };
-    let own = |net: &ipnet::IpNet| if let IpAddr::V6(ip) = net.addr() { Some(ip) } else { None };
-    let (local, global): (Vec<_>, Vec<_>) =
-        link.addresses.iter().filter_map(own).partition(Ipv6Addr::is_unicast_link_local);
-    let is_sure = |ip: Ipv6Addr| socket_of(ip, link.index).map(|socket| socket.is_some());
-    for ip in local {
-        if is_sure(ip)? {
-            return Ok(0);
+    // With its link-local address the kernel asks by itself.
+    if sure.iter().any(|net| net.addr().is_unicast_link_local()) {
+        return Ok(0);
+    }
+    let (mut asked, mut result) = (0, Ok(()));
+    for target in targets {
+        let Some(source) = source(sure, *target) else { continue };
+        match ask(link, source, *target, mac.bytes()) {
+            Ok(()) => asked += 1,
+            Err(e) => {
+                let what = || format!("cannot ask for neighbour {target} on {} with {source}", link.name);
+                result = result.and(Err(e).context(what));
+            }
         }
     }
-    let mut asked = 0;
-    for ip in global {
-        let Some(socket) = socket_of(ip, link.index)? else { continue };
-        for target in targets {
-            let to = SockaddrIn6::from(SocketAddrV6::new(solicited_node(*target), 0, 0, link.index));
-            sendto(socket.as_raw_fd(), &message(*target, mac.bytes()), &to, MsgFlags::empty())
-                .context(|| format!("cannot ask for neighbour {target} on {} with {ip}", link.name))?;
-            asked += 1;
-        }
-        break;
-    }
-    Ok(asked)
+    result.map(|()| asked)
 }
 
-/// That sends with `source`; `None` while this cannot be used (tentative, RFC 4862 §5.4), or is gone.
-fn socket_of(source: Ipv6Addr, index: u32) -> Result<Option<OwnedFd>> {
-    let what = || format!("cannot make a socket for neighbour questions with {source}");
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+/// Some only listen to who is in one network with them; an address without one is the last choice.
+fn source(sure: &[Ipv6Net], target: Ipv6Addr) -> Option<Ipv6Addr> {
+    sure.iter().max_by_key(|net| (net.contains(&target), net.prefix_len() < 128)).map(Ipv6Net::addr)
+}
+
+fn ask(link: &HostLink, source: Ipv6Addr, target: Ipv6Addr, mac: [u8; 6]) -> std::io::Result<()> {
     // The kernel fills in the checksum (`net/ipv6/raw.c, rawv6_push_pending_frames()`).
-    let socket = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6).context(what)?;
-    setsockopt(&socket, sockopt::Ipv6MulticastHops, &HOP_LIMIT).context(what)?;
-    let scope = if source.is_unicast_link_local() { index } else { 0 };
-    match bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(source, 0, 0, scope))) {
-        Ok(()) => Ok(Some(socket)),
-        Err(Errno::EADDRNOTAVAIL) => Ok(None),
-        Err(e) => Err(e).context(what),
-    }
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
+    socket.set_nonblocking(true)?;
+    // The address may be on another link as well, and a member of a VRF has it there only.
+    socket.bind_device(Some(link.name.as_str().as_bytes()))?;
+    socket.bind(&SocketAddrV6::new(source, 0, 0, 0).into())?;
+    socket.set_multicast_hops_v6(HOP_LIMIT)?;
+    // As the kernel's own.
+    socket.set_multicast_loop_v6(false)?;
+    socket.send_to(&message(target, mac), &SocketAddrV6::new(solicited_node(target), 0, 0, link.index).into()).map(drop)
 }
 
 /// RFC 4291 §2.7.1.
@@ -79,6 +75,18 @@ fn message(target: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_in_one_network_with_the_target_asks() {
+        let sure = ["2001:db8:1::1/64", "2001:db8:2::1/64", "2001:db8:3::1/128"].map(|n| n.parse().expect("a network"));
+        let of =
+            |sure: &[Ipv6Net], target: &str| source(sure, target.parse().expect("an address")).map(|ip| ip.to_string());
+        assert_eq!(Some("2001:db8:1::1".to_owned()), of(&sure, "2001:db8:1::7"));
+        assert_eq!(Some("2001:db8:2::1".to_owned()), of(&sure, "2001:db8:2::7"));
+        assert_ne!(Some("2001:db8:3::1".to_owned()), of(&sure, "fe80::1"));
+        assert_eq!(Some("2001:db8:3::1".to_owned()), of(&sure[2..], "fe80::1"));
+        assert_eq!(None, of(&[], "fe80::1"));
+    }
 
     #[test]
     fn a_question_goes_to_the_nodes_that_may_have_the_address() {

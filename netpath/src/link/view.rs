@@ -3,9 +3,9 @@
 use super::rtnl::{Answer, Rtnl, failed};
 use crate::model::error::Result;
 use crate::model::{HostLink, HostView, IfName, LinkKind, Mac};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
 };
@@ -144,6 +144,25 @@ impl Rtnl {
         Ok(HostView { cookie, links })
     }
 
+    /// IPv6 addresses of a link that the kernel uses as a source without reserve: not those that duplicate address detection
+    /// is not through with, or has found with others.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sure_addresses(&self, index: u32) -> Result<Vec<Ipv6Net>> {
+        let answer = self
+            .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
+            .map_err(failed("cannot list addresses".into()))?;
+        let of = |message: &RouteNetlinkMessage| match message {
+            RouteNetlinkMessage::NewAddress(m) if m.header.index == index && is_sure(m) => match address_of(m) {
+                Some(IpNet::V6(net)) => Some(net),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(answer.iter().filter_map(of).collect())
+    }
+
     /// # Errors
     /// The kernel's.
     pub fn links(&self) -> Result<Vec<Link>> {
@@ -187,6 +206,13 @@ fn one(answer: Answer<Vec<RouteNetlinkMessage>>) -> Answer<Option<Link>> {
         Err(e) if e.is_missing() => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn is_sure(message: &AddressMessage) -> bool {
+    let unsure = AddressFlags::Tentative | AddressFlags::Optimistic | AddressFlags::Dadfailed;
+    let flags =
+        message.attributes.iter().find_map(|a| if let AddressAttribute::Flags(f) = a { Some(*f) } else { None });
+    !flags.unwrap_or(AddressFlags::empty()).intersects(unsure)
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpNet> {

@@ -137,7 +137,7 @@ fn ask_again(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
     let waited_for = rtnl.ask_again(link.index)?;
     let v6: Vec<_> =
         waited_for.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
-    let in_its_place = if v6.is_empty() { 0 } else { link::solicit(link, &v6)? };
+    let in_its_place = if v6.is_empty() { 0 } else { link::solicit(link, &rtnl.sure_addresses(link.index)?, &v6)? };
     if !waited_for.is_empty() {
         let (name, neighbours) = (&link.name, waited_for.len());
         tracing::debug!(%name, neighbours, in_its_place, "a link has got a carrier: its neighbours are asked again");

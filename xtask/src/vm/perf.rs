@@ -65,9 +65,9 @@ const SETTLING: usize = 20;
 const IDLE: f64 = 0.15;
 /// How often it is looked whether a flood has ended, ten times a second.
 const DRAINING: usize = 100;
-/// Connections that the host's table of them has room for. By a guest's memory it would have 8,192: one is there for two minutes
-/// after its end, those of a few turns fill it, and then whatever is new is dropped.
-const TRACKED: &str = "262144";
+/// The size of the host's table of connections, and how many it has room for. By a guest's memory both would be 8,192: one is
+/// there for two minutes after its end, those of a few turns fill it, and then whatever is new is dropped.
+const TRACKED: [(&str, &str); 2] = [("buckets", "65536"), ("max", "262144")];
 /// Of the host.
 const UPLINKS: [&str; 2] = ["eth0", "eth1"];
 /// Of the container's servers (tests/station/measure.rs); the published ports are greater by [`SHIFT`].
@@ -156,7 +156,10 @@ fn prepare(trio: &mut Trio<'_>) -> Result<()> {
         let name = format!("net/bridge/bridge-nf-call-{family}");
         trio.host.ask(&json!({"do": "sysctl", "name": name, "value": "0"}))?;
     }
-    trio.host.ask(&json!({"do": "sysctl", "name": "net/netfilter/nf_conntrack_max", "value": TRACKED}))?;
+    for (name, value) in TRACKED {
+        trio.host
+            .ask(&json!({"do": "sysctl", "name": format!("net/netfilter/nf_conntrack_{name}"), "value": value}))?;
+    }
     trio.client.ask(&json!({"do": "serve"})).map(drop)
 }
 
@@ -189,8 +192,9 @@ fn measure(
 ) -> Result<()> {
     let measured = figures_of(trio, variant, jobs, round, results);
     // Whatever came of it, also where the answer to its setup came too late: the next variant takes the same names and ports.
-    let down = trio.down().and_then(|_| tidied(trio));
-    measured.and(down)
+    let down = trio.down();
+    let tidy = tidied(trio);
+    measured.and(down.map(drop)).and(tidy)
 }
 
 fn figures_of(

@@ -14,7 +14,7 @@ use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
 use crate::{build_ebpf, need, workspace};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cases::{CASES, Moment};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -207,6 +207,11 @@ impl Wire<'_, '_> {
 
     fn container(&mut self) -> Result<()> {
         self.trio.up(self.variant, &[(PUBLISHED, SERVED)])?;
+        // Else that nothing of this is there in the end would say nothing.
+        for mark in [" /run/netpath/", " netpath-agent"] {
+            let is_marked = |line: &String| format!(" {line}").contains(mark);
+            ensure!(self.is_there()?.iter().any(is_marked), "nothing like{mark} is on the host of a container");
+        }
         self.trio.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
     }
 
@@ -215,14 +220,16 @@ impl Wire<'_, '_> {
         self.trio.down()?;
         let mut left = Vec::new();
         for _ in 0..LEAVING {
-            left = self.is_there()?;
-            left.retain(|line| !self.found.contains(line));
+            let now = self.is_there()?;
+            let more = now.iter().filter(|line| !self.found.contains(line)).map(|line| format!("+ {line}"));
+            let less = self.found.iter().filter(|line| !now.contains(line)).map(|line| format!("- {line}"));
+            left = more.chain(less).collect();
             if left.is_empty() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        bail!("left behind: {}", left.join(", "))
+        bail!("left behind or missing: {}", left.join(", "))
     }
 
     /// What backends leave on hosts.

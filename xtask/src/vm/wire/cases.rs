@@ -2,7 +2,7 @@
 
 use super::{PUBLISHED, Wire, at, slowest, ways};
 use crate::vm::trio::{CLIENT, HOST, HOST_FAR, HOST_MAC, SECOND};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::time::Instant;
 
@@ -113,6 +113,8 @@ fn second_uplink(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     wire.trio.host.send(&host)?;
     let answers = [wire.trio.second.answer(), wire.trio.host.answer()];
     let came = sends + slowest(answers)?;
+    let limit = wire.within.as_secs_f64() * 1e3;
+    ensure!(came <= limit, "right after {came:.0} ms, {sends:.0} of them until the link sent");
     wire.right(HOST[0]).context("the first uplink beside it")?;
     wire.unplug()?;
     let went = wire.right(HOST[0])?;
