@@ -80,7 +80,11 @@ fn change(host: &Netns, family: Family, gone: &[IpAddr], come: &[IpAddr]) -> Res
     let (len, nodad, gateway) = if family == Family::V4 { (24, "", CLIENT4) } else { (64, " nodad", CLIENT6) };
     let gone = gone.iter().map(|a| format!("addr del {a}/{len} dev eth0\n"));
     let come_lines = come.iter().map(|a| format!("addr add {a}/{len} dev eth0{nodad}\n"));
-    host.ip(&gone.chain(come_lines).collect::<String>())?;
+    // A packet of the moment without an address is what netfilter masquerades as any other of the host's, which is there
+    // for as long as its connection is (`nf_nat_masquerade_ipv6()`). In IPv4 its route has gone with the address.
+    let lines: String =
+        if family == Family::V4 { gone.chain(come_lines).collect() } else { come_lines.chain(gone).collect() };
+    host.ip(&lines)?;
     come.iter().try_for_each(|a| answers_for(host, *a))?;
     // In IPv4 the kernel takes the routes by an address with it.
     host.ip(&format!("route replace default via {gateway} dev eth0\n"))
