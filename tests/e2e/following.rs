@@ -260,16 +260,19 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
             host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
         }
         host.ip("link set eth0 down\n")?;
-        let is_unsure = || -> Result<bool> {
-            let links = host.ip_json(&["-6", "addr", "show", "dev", "eth0", "tentative"])?;
+        let has_local = |words: &[&str]| -> Result<bool> {
+            let links = host.ip_json(&[&["-6", "addr", "show", "dev", "eth0", "scope", "link"], words].concat())?;
             Ok(links.to_string().contains("fe80"))
         };
+        let is_unsure = || has_local(&["tentative"]);
         let dial = Dial::new(Proto::Tcp, CLIENT6, 9001).patience(Duration::from_millis(400));
         // Asked from the beginning: later on the agent leaves it to the kernel, which takes longer here than anywhere.
         let (before, answer) = std::thread::scope(|scope| -> Result<_> {
             let asking = scope.spawn(|| wait_for("an answer", SOON * 2, || dial.ask(&app.0).ok()).map(drop));
             let come = host.ip(&format!("link set eth0 up\naddr replace {HOST6}/64 dev eth0 nodad\n"));
-            let before = come.and_then(|()| is_unsure());
+            // It comes with the carrier, which a slow kernel sees later.
+            let is_there = || has_local(&[]).ok().filter(|there| *there);
+            let before = come.and_then(|()| wait_for("a link-local address", SOON, is_there)).and_then(|_| is_unsure());
             let answer = asking.join().unwrap_or_else(|_| Err(anyhow!("the thread panicked")));
             Ok((before?, answer))
         })?;
