@@ -1,7 +1,7 @@
 //! The agent: it comes with the first container, follows the host, goes with the last one, and nobody needs it.
 
 use anyhow::{Context, Result, ensure};
-use kit::agent::{agents, kill_all, the_agent as agent};
+use kit::agent::{agents, kill_all, the_agent as agent, watching};
 use kit::host::{SOON, wait_for};
 use kit::need;
 use kit::netavark::{Document, Netavark, Network, Rung, binary};
@@ -28,18 +28,6 @@ fn json(topology: &Topology, args: &[&str]) -> Result<Value> {
     let out = call(topology, args)?;
     ensure!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).with_context(|| format!("{args:?}: no JSON"))
-}
-
-/// It has said who it is, and watches.
-fn watching(topology: &Topology) -> Result<i32> {
-    let pid = agent(topology)?;
-    wait_for("an agent that watches", SOON, || {
-        let log = std::fs::read_to_string(format!("/run/netpath/{:x}/agent.log", topology.host.cookie())).ok()?;
-        log.contains(&format!("pid={pid}")).then_some(())
-    })?;
-    // What it looks at first.
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    Ok(pid)
 }
 
 fn answers(topology: &Topology, address: &str, port: u16) -> Result<()> {
