@@ -9,6 +9,7 @@ mod clean;
 mod demo;
 mod lint;
 mod need;
+mod neighbours;
 mod reproducible;
 mod rustc;
 mod setup;

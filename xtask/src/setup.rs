@@ -1,12 +1,12 @@
 //! Makes a machine ready to build and to test. Idempotent: what is there is not touched.
 //!
-//! Installs Debian's packages and, below `target/tools`, a bpf-linker; nothing else. On other distributions it names
-//! what is missing and stops.
+//! Installs Debian's packages and, below `target/tools`, a bpf-linker, and unpacks neighbours below `target/neighbours`; nothing
+//! else. On other distributions it names what is missing and stops.
 
 use crate::need::{BUILD, ENGINE, Need, TEST, WIRE};
 use crate::steps::{Steps, seconds};
 use crate::toolchain::{self, Compiler, OLDEST_RUST, Toolchain};
-use crate::{apt, workspace};
+use crate::{apt, neighbours, workspace};
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,13 +25,15 @@ pub enum Part {
     Tests,
     /// A real Podman.
     Engine,
+    /// Other users of a host's netfilter: firewalld, Docker, ufw.
+    Neighbours,
     /// What virtual machines on a wire need besides.
     Wire,
 }
 
 pub fn run() -> Result<ExitCode> {
     let begun = Instant::now();
-    let parts = [Part::Toolchain, Part::Tests, Part::Engine];
+    let parts = [Part::Toolchain, Part::Tests, Part::Engine, Part::Neighbours];
     let found = Toolchain::find();
     let did = ensure_with(&parts, found.as_ref())?;
     if let Some(t) = if did { Toolchain::find() } else { found } {
@@ -39,6 +41,7 @@ pub fn run() -> Result<ExitCode> {
         println!("bpf-linker     LLVM {} ({})", t.linker.llvm, t.linker.path.display());
     }
     println!("test programs  {} of {0} there", TEST.len() + ENGINE.len());
+    println!("neighbours     {}", neighbours::state());
     let state = if did { "ready now" } else { "everything was there already" };
     println!("setup: {state}, {}\n  next: cargo xtask test, or cargo xtask demo", seconds(begun.elapsed()));
     Ok(ExitCode::SUCCESS)
@@ -65,7 +68,8 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     }
     let missing: Vec<&Need> = needs.into_iter().filter(|n| !n.is_met()).collect();
     let no_toolchain = parts.contains(&Part::Toolchain) && toolchain.is_none();
-    if missing.is_empty() && !no_toolchain {
+    let next_neighbours = || neighbours::missing().filter(|_| parts.contains(&Part::Neighbours));
+    if missing.is_empty() && !no_toolchain && next_neighbours().is_none() {
         return Ok(false);
     }
     let present = if no_toolchain { toolchain::compilers() } else { Vec::new() };
@@ -80,6 +84,10 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     }
     if no_toolchain {
         install_toolchain(&mut steps, &present)?;
+    }
+    // Asked again each time: the first may have brought the lists of packages that the next is found by.
+    while let Some(tree) = next_neighbours() {
+        neighbours::unpack(tree, &mut steps)?;
     }
     Ok(true)
 }

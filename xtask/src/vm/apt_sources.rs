@@ -113,6 +113,33 @@ impl Release {
     }
 }
 
+/// Fetches what this machine lacks of `packages` and all that they depend on, in the versions that its own apt would install,
+/// and unpacks it into `to`. Installed, a package may push out others, or start a service.
+///
+/// # Errors
+/// What apt-get or dpkg say.
+pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result<()> {
+    let debs = to.with_extension("debs");
+    fs::create_dir_all(debs.join("partial")).with_context(|| format!("cannot create {}", debs.display()))?;
+    let mut fetch = Command::new("apt-get");
+    fetch.args(["install", "--download-only", "--yes", "--no-install-recommends", "-o", "Debug::NoLocking=true", "-o"]);
+    fetch.arg(format!("Dir::Cache::archives={}", debs.display())).args(["-o", "APT::Sandbox::User="]).args(packages);
+    fetch.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    steps.one_more();
+    let what = format!("fetch {} with what they need", packages.join(" "));
+    if let Err(error) = steps.run(&what, &mut fetch) {
+        if !apt::is_root() {
+            return Err(error.context("next: apt-get update as root, or install the packages"));
+        }
+        // No list of packages yet, or one that names versions that the mirror no longer has.
+        apt::update(steps)?;
+        steps.one_more();
+        steps.run(&what, &mut fetch)?;
+    }
+    unpack(&debs, to)?;
+    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))
+}
+
 /// Unpacks all packages in `debs` into `to`.
 ///
 /// # Errors

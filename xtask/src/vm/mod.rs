@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: virtual machines that are booted for it. One after the other with the test suites on other kernels
 //! (`suites`), or three on a wire (`trio`), whose failures are tried (`wire`) and on which is measured (`perf`).
 
-mod apt_sources;
+pub mod apt_sources;
 mod cpio;
 mod image;
 mod kernel;

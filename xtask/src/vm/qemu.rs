@@ -108,25 +108,7 @@ fn unpack(root: &Path, steps: &mut Steps) -> Result<()> {
     if !apt::is_here() {
         bail!("this machine lacks {PROGRAM}\n  next: install QEMU for x86 with your distribution's package manager");
     }
-    let debs = workspace::target().join("vm/debs");
-    fs::create_dir_all(debs.join("partial")).with_context(|| format!("cannot create {}", debs.display()))?;
-    let mut fetch = Command::new("apt-get");
-    fetch.args(["install", "--download-only", "--yes", "--no-install-recommends", "-o", "Debug::NoLocking=true", "-o"]);
-    fetch.arg(format!("Dir::Cache::archives={}", debs.display())).args(["-o", "APT::Sandbox::User="]).arg(PACKAGE);
-    fetch.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
-    steps.one_more();
-    let what = format!("fetch {PACKAGE} and its libraries");
-    if let Err(error) = steps.run(&what, &mut fetch) {
-        if !apt::is_root() {
-            return Err(error.context("next: as root, apt-get update; or install QEMU for x86"));
-        }
-        // No list of packages yet, or one that names versions that the mirror no longer has.
-        apt::update(steps)?;
-        steps.one_more();
-        steps.run(&what, &mut fetch)?;
-    }
-    apt_sources::unpack(&debs, root)?;
-    fs::remove_dir_all(&debs).with_context(|| format!("cannot remove {}", debs.display()))
+    apt_sources::unpack_missing(&[PACKAGE], root, steps)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
