@@ -2,22 +2,23 @@
 //! all are tried before the test fails.
 
 use anyhow::{Context, Result, ensure};
+use kit::expect::Expect;
 use kit::filter::Filter;
 use kit::host::Netns;
 use kit::netavark::{Document, Netavark, Network, Rung};
 use kit::residue::{Residue, netfilter};
 use kit::topology::{Container, Topology};
-use kit::traffic::{ANY, Dial, Proto, Seen, Server};
+use kit::traffic::{ANY, Proto, Server};
 use netpath_common::reason::Reason;
 use serde_json::Value;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::IpAddr;
 
 /// A host on one rung.
 pub struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
-    failed: RefCell<Vec<String>>,
+    expect: Expect,
     /// SCTP ports that programs cannot translate: rules of netfilter are there for them, on the eBPF rung too.
     pub moves_sctp: Cell<bool>,
 }
@@ -105,7 +106,7 @@ pub fn rig(
     let rig = Rig {
         topology: &topology,
         netavark: Netavark::on(&topology, rung)?,
-        failed: RefCell::default(),
+        expect: Expect::default(),
         moves_sctp: Cell::default(),
     };
     let up = test(&rig)?;
@@ -115,7 +116,7 @@ pub fn rig(
         let expected = rules.is_empty() || rig.moves_sctp.get() && !forwards;
         rig.note(expected, || format!("netfilter rules on the ebpf rung: {rules:?}"));
     }
-    let mut failed = rig.failed.take();
+    let mut failed = rig.expect.take();
     if !failed.is_empty() {
         failed.extend(rig.state());
     }
@@ -130,6 +131,13 @@ pub fn rig(
     }
     ensure!(failed.is_empty(), "{} of the expectations on {rung:?}:\n  {}", failed.len(), failed.join("\n  "));
     Ok(())
+}
+
+impl std::ops::Deref for Rig<'_> {
+    type Target = Expect;
+    fn deref(&self) -> &Expect {
+        &self.expect
+    }
 }
 
 impl Rig<'_> {
@@ -171,38 +179,6 @@ impl Rig<'_> {
         let counters = status["counters"].as_array().context("no counters")?;
         let ours = counters.iter().find(|c| c["reason"] == reason.word());
         Ok(ours.and_then(|c| c["packets"].as_u64()).unwrap_or(0))
-    }
-
-    /// An expectation that gives an error when it is not met.
-    pub fn met<T>(&self, what: &str, expectation: Result<T>) -> Option<T> {
-        expectation.map_err(|e| self.note(false, || format!("{what}: {e:#}"))).ok()
-    }
-
-    pub fn note(&self, so: bool, otherwise: impl FnOnce() -> String) {
-        if !so {
-            self.failed.borrow_mut().push(otherwise());
-        }
-    }
-
-    /// `dial` from `netns` is answered by `server`, who saw `source`; the client's socket names the address it dialled.
-    pub fn sees(&self, what: &str, netns: &Netns, dial: &Dial, server: &str, source: IpAddr) -> Option<Seen> {
-        match dial.ask(netns) {
-            Err(e) => self.failed.borrow_mut().push(format!("{what}: {e:#}")),
-            Ok(seen) => {
-                let got = (seen.server.as_str(), seen.client.ip(), seen.peer);
-                let expected = (server, source, dial.to);
-                self.note(expected == got, || format!("{what}: {dial}: expected {expected:?}, got {got:?}"));
-                return Some(seen);
-            }
-        }
-        None
-    }
-
-    /// `dial` from `netns` gets no answer.
-    pub fn silent(&self, what: &str, netns: &Netns, dial: &Dial) {
-        if let Err(e) = dial.must_fail(netns) {
-            self.failed.borrow_mut().push(format!("{what}: {e:#}"));
-        }
     }
 }
 

@@ -73,7 +73,7 @@ pub fn at_once<T: Sync>(width: usize, items: &[T], work: impl Fn(&T) -> Result<(
 
 /// A network namespace of the test's own.
 pub struct Netns {
-    /// False: the process was in it before, and it outlives this value.
+    /// False: it was there before, and it outlives this value.
     made: bool,
     path: PathBuf,
     file: File,
@@ -115,10 +115,19 @@ impl Netns {
     /// # Errors
     /// There is no /proc.
     pub fn own() -> Result<Self> {
-        let path = PathBuf::from(format!("/proc/{}/ns/net", std::process::id()));
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Self::at(Path::new(&format!("/proc/{}/ns/net", std::process::id())))
+    }
+
+    /// One that another program has made; it outlives this value.
+    ///
+    /// # Errors
+    /// There is none at `path`.
+    pub fn at(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let inode = file.metadata()?.ino();
-        Ok(Self { made: false, path, file, inode, cookie: own_cookie()? })
+        let mut found = Self { made: false, path: path.to_owned(), file, inode, cookie: 0 };
+        found.cookie = found.run(own_cookie)?;
+        Ok(found)
     }
 
     /// What `netavark setup` is given.

@@ -14,14 +14,15 @@ pub mod image;
 pub mod reach;
 pub mod traces;
 
+use crate::holder::Holder;
 use crate::need::{self, Need};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -52,12 +53,6 @@ pub struct Machine {
     client: Holder,
     before: traces::Traces,
     kernel_objects: RefCell<traces::KernelObjects>,
-}
-
-/// A process that keeps namespaces alive, and ends when its standard input is closed: also when this process is killed.
-struct Holder {
-    child: Child,
-    stdin: Option<ChildStdin>,
 }
 
 /// What a command printed, and how it ended.
@@ -151,7 +146,7 @@ impl Machine {
     }
 
     fn ip(&self, on_host: bool, args: &[&str]) -> Result<()> {
-        let mut ip = enter(if on_host { &self.host } else { &self.client }, &["net"]);
+        let mut ip = if on_host { &self.host } else { &self.client }.enter(&["net"]);
         ip.arg("ip").args(args);
         success(ip).map(drop)
     }
@@ -188,7 +183,7 @@ impl Machine {
 
     /// `program` with `args`, ready to be started in the host's namespaces, in an environment as at boot.
     pub fn on_host(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = enter(&self.host, &["mnt", "net", "pid"]);
+        let mut command = self.host.enter(&["mnt", "net", "pid"]);
         command.env_clear().env("PATH", PATH).env("HOME", self.dir.join("home"));
         if let Backend::Netpath(Some(rung)) = self.backend {
             command.env("NETPATH_DATAPATH", rung);
@@ -234,14 +229,7 @@ impl Machine {
 
     /// A command that opens a shell on the host.
     pub fn shell(&self) -> String {
-        format!("nsenter -a -t {} sh", self.init().unwrap_or(self.host.pid()))
-    }
-
-    /// The first process of the host, as seen from here.
-    fn init(&self) -> Option<u32> {
-        let pid = self.host.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
+        format!("nsenter -a -t {} sh", self.host.init().unwrap_or(self.host.pid()))
     }
 
     /// The address of `container` on `network`.
@@ -272,69 +260,15 @@ fn find_program(name: &str) -> Option<PathBuf> {
     PATH.split(':').map(|d| Path::new(d).join(name)).find(|f| f.is_file())
 }
 
-impl Holder {
-    fn start(mut command: Command) -> Result<Self> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let mut line = String::new();
-        if let Some(stdout) = stdout {
-            BufReader::new(stdout).read_line(&mut line)?;
-        }
-        if line.trim() == "ready" {
-            return Ok(Self { child, stdin });
-        }
-        drop(stdin);
-        bail!("{}", String::from_utf8_lossy(&child.wait_with_output()?.stderr).trim_end());
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn namespace(&self, kind: &str) -> Result<File> {
-        let path = self.namespace_path(kind);
-        File::open(&path).with_context(|| path)
-    }
-
-    fn namespace_path(&self, kind: &str) -> String {
-        let file = if kind == "pid" { "pid_for_children" } else { kind };
-        format!("/proc/{}/ns/{file}", self.pid())
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        drop(self.stdin.take());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // `--kill-child`: the namespaces' first process goes with it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Drop for Machine {
     fn drop(&mut self) {
         // The host's mounts go with its last process, and then the directory is empty.
-        drop(self.host.stdin.take());
-        let _ = self.host.child.wait();
+        self.host.end();
         let _ = std::fs::remove_dir(&self.dir);
     }
 }
 
-/// nsenter into `kinds` of the holder's namespaces, without the program to run.
-fn enter(holder: &Holder, kinds: &[&str]) -> Command {
-    let mut command = Command::new("nsenter");
-    for kind in kinds {
-        let option = if *kind == "mnt" { "mount" } else { kind };
-        command.arg(format!("--{option}={}", holder.namespace_path(kind)));
-    }
-    command
-}
-
-fn success(command: Command) -> Result<String> {
+pub(crate) fn success(command: Command) -> Result<String> {
     let shown = format!("{command:?}");
     let output = finish(command, None).with_context(|| shown.clone())?;
     ensure!(output.code == Some(0), "{shown}: {}{}", output.err, output.out);
