@@ -14,7 +14,7 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, fault, engine, vm.
+    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, neighbours, fault, engine, vm.
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
@@ -27,7 +27,8 @@ pub struct Args {
 }
 
 /// Suites of the `tests` package, and how many of their tests may run side by side: most of their time they wait.
-const SUITES: [(&str, usize); 5] = [("packet", 2), ("contract", 4), ("e2e", 4), ("fault", 2), ("engine", 2)];
+const SUITES: [(&str, usize); 6] =
+    [("packet", 2), ("contract", 4), ("e2e", 4), ("neighbours", 4), ("fault", 2), ("engine", 2)];
 /// Packets and the core of e2e on other kernels, in virtual machines (`vm/`).
 const VM: &str = "vm";
 const SLOW: [&str; 3] = ["fault", "engine", VM];
@@ -93,6 +94,9 @@ fn write(page: &Path, outcomes: &BTreeMap<String, Outcome>) -> Result<()> {
 
 fn all(args: &Args, outcomes: &mut BTreeMap<String, Outcome>, total: &mut Outcome) -> Result<()> {
     setup::ensure(&[Part::Toolchain, Part::Tests, Part::Engine])?;
+    if args.wants("neighbours") {
+        setup::ensure(&[Part::Neighbours])?;
+    }
     let begun = Instant::now();
     build_ebpf::build()?;
     println!("{:<14} {}", "eBPF object", seconds(begun.elapsed()));

@@ -1,0 +1,42 @@
+//! ufw: what comes in and what is routed is dropped by policy, after all rules.
+
+use crate::rig::{Rig, beside, dial, possible, published};
+use anyhow::Result;
+use kit::need;
+use kit::neighbour::Ufw;
+use kit::topology::{Family, Topology};
+use kit::traffic::Proto;
+
+#[test]
+fn beside_ufw_with_its_defaults_all_is_served_and_its_rules_hold() -> Result<()> {
+    // Where a chain of iptables drops by policy, Netavark's table of nftables accepts in vain.
+    need!(possible(), need::netpath(), Ufw::need());
+    let topology = Topology::new()?;
+    let ufw = Ufw::start(&topology.host, &topology.dir().join("ufw"))?;
+    beside(&topology, &[], |rig| {
+        let web = rig.up("web", published())?;
+        let _servers = rig.serve(&web.0)?;
+        rig.served("with its defaults", &web.0);
+        rig.unreached("by its own address")?;
+        rig.own_port("what is denied to come in", false);
+
+        rig.others_change.set(true);
+        for family in Family::BOTH {
+            ufw.command(&format!("route allow proto tcp from {} to any port 80", family.outside()))?;
+        }
+        ufw.command("route deny proto tcp from any to any port 80")?;
+        for family in Family::BOTH {
+            rig.closed_but_to_one("a denied route", family, Proto::Tcp);
+            udp_is_open(rig, family);
+        }
+        ufw.command("route delete deny proto tcp from any to any port 80")?;
+        rig.served("allowed again", &web.0);
+        Ok(vec![web])
+    })
+}
+
+/// The rule is about TCP.
+fn udp_is_open(rig: &Rig<'_>, family: Family) {
+    let to = dial(Proto::Udp, family.host(), 8080);
+    rig.sees("the other protocol", &rig.topology.client, &to, "web", family.client());
+}
