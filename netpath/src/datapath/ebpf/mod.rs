@@ -122,14 +122,16 @@ impl Datapath for Ebpf {
     }
 }
 
-/// Whether packets have to pass somebody's filter. Not knowing counts as yes: nobody's firewall is passed by.
+/// Whether packets have to pass filters of others. Not knowing counts as yes: no firewall is bypassed.
 fn is_filtered() -> bool {
     match filter::foreign() {
         Ok(found) => {
-            if let Some(first) = found.first() {
-                tracing::debug!(filters = found.len(), "translated packets take the host's stack: {first}");
+            let filters = found.iter().filter(|c| c.filters_forwarding());
+            if let Some(first) = filters.clone().next() {
+                tracing::debug!(filters = filters.count(), "translated packets take the host's stack: {first}");
+                return true;
             }
-            !found.is_empty()
+            false
         }
         Err(e) => {
             tracing::warn!("cannot tell what filters forwarded packets: {e}; translated packets take the host's stack");
