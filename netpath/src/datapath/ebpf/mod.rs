@@ -85,6 +85,13 @@ impl Datapath for Ebpf {
             let rules = moved::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }
+        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
+            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
+            tracing::warn!(
+                next,
+                "no bpffs is mounted here: programs that serve other containers may be attached twice"
+            );
+        }
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
         let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
