@@ -191,6 +191,15 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
         let attached = hooks::attached(&host.pins)?;
         let view = host.view()?;
         let tables = compile::compile(&records, &view, false);
+        if let Some(first) = tables.unserved.first() {
+            findings.push(Finding {
+                what: format!(
+                    "published ports do not answer on {} interfaces, of which {first} is one",
+                    tables.unserved.len()
+                ),
+                next: "remove addresses from interfaces that need none, or set NETPATH_DATAPATH=iptables".into(),
+            });
+        }
         let tc = hooks::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
         let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
         let refused = xdp::refused(&host.pins);

@@ -60,6 +60,12 @@ pub fn decide(
             .because(format!("the {rung} datapath serves a port on {most} addresses, and so many are in use"))
             .next("publish it on every address, or use NETPATH_DATAPATH=iptables"));
     }
+    let all: Vec<&Record> = there.records.iter().chain(coming).collect();
+    if let Some((what, limit)) = datapath.exceeded(&all) {
+        return Err(Error::new("cannot attach one more container")
+            .because(format!("the {rung} datapath has room for {limit} {what} of one host"))
+            .next("use fewer of them, publish ranges instead of single ports, or set NETPATH_DATAPATH=iptables"));
+    }
     if let Some(old) = kept.filter(|old| *old != rung) {
         for record in &there.records {
             refuse(datapath.as_ref(), record)?;

@@ -63,6 +63,10 @@ impl Datapath for Ebpf {
         moved::refusals(record)
     }
 
+    fn exceeded(&self, records: &[&Record]) -> Option<(&'static str, u32)> {
+        compile::exceeded(records)
+    }
+
     fn places_of_a_port(&self) -> usize {
         netpath_common::layout::RULE_CHAIN as usize
     }
@@ -95,6 +99,10 @@ impl Datapath for Ebpf {
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
         let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
+        if let Some(first) = tables.unserved.first() {
+            let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
+            tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
+        }
         if tables.left_out > 0 {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
