@@ -1,4 +1,4 @@
-//! The rung that netpath takes by itself where the kernel refuses bpf(2).
+//! The rung that netpath takes by itself: where the kernel refuses bpf(2), and beside rules of others.
 
 use crate::rig::serve;
 use anyhow::{Result, ensure};
@@ -95,4 +95,219 @@ fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() ->
     let error = netavark.try_setup(&container, &document().json(&container))?.error()?;
     ensure!(error.contains("ebpf") && error.contains("nothing was changed"), "{error}");
     residue.nothing_left(&topology, &[&container])
+}
+
+/// What netpath says of this host.
+fn says(topology: &Topology, verb: &str) -> Result<serde_json::Value> {
+    let mut command = std::process::Command::new(kit::netavark::binary()?);
+    command.args([verb, "--json"]);
+    Ok(serde_json::from_slice(&topology.host.output(command, b"")?.stdout)?)
+}
+
+fn served(topology: &Topology, container: &kit::host::Netns, what: &str) -> Result<()> {
+    let _servers = serve(container, 80, "web")?;
+    for family in Family::BOTH {
+        for proto in Proto::BOTH {
+            let seen = Dial::new(proto, family.host(), 8080).ask(&topology.client)?;
+            ensure!(
+                ("web", family.client()) == (seen.server.as_str(), seen.client.ip()),
+                "{what}: {family:?} {proto:?}: {seen:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// One rule each that lets everything pass, wherever forwarded packets can meet it: how to make it, the chain as netpath
+/// names it, and how to remove it.
+const RULES: [(&str, &str, &str); 8] = [
+    (
+        "nft add table inet a; nft add chain inet a f { type filter hook forward priority 0 ; }; nft add rule inet a f counter",
+        "table inet a chain f filters forwarded packets",
+        "nft delete table inet a",
+    ),
+    (
+        "nft add table ip a; nft add chain ip a p { type filter hook prerouting priority -300 ; }; nft add rule ip a p tcp dport 1 drop",
+        "table ip a chain p filters packets before they are forwarded",
+        "nft delete table ip a",
+    ),
+    (
+        "nft add table inet a; nft add chain inet a n { type nat hook postrouting priority 100 ; }; nft add rule inet a n ip saddr 192.168.55.0/24 masquerade",
+        "table inet a chain n translates packets after they are forwarded",
+        "nft delete table inet a",
+    ),
+    (
+        "nft add table netdev a; nft add chain netdev a i { type filter hook ingress device eth0 priority 0 ; }; nft add rule netdev a i tcp dport 1 drop",
+        "table netdev a chain i filters packets before they are forwarded",
+        "nft delete table netdev a",
+    ),
+    (
+        "iptables -t raw -A PREROUTING -p tcp --dport 1 -j DROP",
+        "table ip raw chain PREROUTING filters packets before they are forwarded",
+        "iptables -t raw -F; nft delete table ip raw",
+    ),
+    (
+        "ip6tables -t mangle -A POSTROUTING -p tcp --dport 1 -j DROP",
+        "table ip6 mangle chain POSTROUTING filters packets after they are forwarded",
+        "ip6tables -t mangle -F; nft delete table ip6 mangle",
+    ),
+    (
+        "iptables -P FORWARD DROP",
+        "table ip filter chain FORWARD drops forwarded packets unless a rule accepts them",
+        "iptables -P FORWARD ACCEPT; nft delete table ip filter",
+    ),
+    (
+        "iptables-legacy -t nat -A PREROUTING -p tcp --dport 1 -j REDIRECT --to-ports 2",
+        "legacy iptables table nat chain PREROUTING translates packets before they are forwarded",
+        "iptables-legacy -t nat -F",
+    ),
+];
+
+#[test]
+fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::best_hooks()));
+    need!(kit::need::rung(Rung::Iptables));
+    need!(kit::need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document())?;
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "without rules of others: {}", says(&topology, "status")?);
+    netavark.teardown(&container, &document())?;
+    for (make, chain, remove) in RULES {
+        if make.starts_with("iptables-legacy") && topology.host.command("sh", &["-c", make]).is_err() {
+            kit::need::say(&format!("without {chain}: this kernel has no legacy iptables"));
+            continue;
+        }
+        topology.host.command("sh", &["-ec", &make.replace('{', "'{").replace('}', "}'")])?;
+        let before = says(&topology, "doctor")?;
+        ensure!(before["rung"] == "iptables", "{chain}: doctor foretells {}", before["rung"]);
+        netavark.setup(&container, &document())?;
+        let status = says(&topology, "status")?;
+        ensure!(status["rung"] == "iptables", "{chain}: {status}");
+        let why = status["passed_over"][0]["why"].as_str().unwrap_or_default();
+        ensure!(why.contains(chain), "{chain}: {why}");
+        served(&topology, &container, chain)?;
+        netavark.teardown(&container, &document())?;
+        topology.host.command("sh", &["-ec", remove])?;
+    }
+    netavark.setup(&container, &document())?;
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "the rules are gone");
+    netavark.teardown(&container, &document())?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+const FOREIGN: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
+                       nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
+const NAMED: &str = "table inet a chain n translates packets after they are forwarded";
+
+/// What a network asks for counts, and what it bypasses is said.
+#[test]
+fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::best_hooks()));
+    need!(kit::need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    topology.host.command("sh", &["-ec", FOREIGN])?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    let net = Network::dual(7).option("netpath.path", "offload");
+    let document =
+        Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+    netavark.setup(&container, &document)?;
+    let status = says(&topology, "status")?;
+    ensure!(status["rung"] == "ebpf" && status["networks"][0]["path"] == "offload", "{status}");
+    ensure!(status["bypassed"][0] == NAMED, "{status}");
+    served(&topology, &container, "offload")?;
+    netavark.teardown(&container, &document)?;
+    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+#[test]
+fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_says_so() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::best_hooks()));
+    need!(kit::need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let container = topology.container("web")?;
+    // The first one mounts a bpffs where there is none yet: the others have mount namespaces of their own.
+    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
+    let quiet = netavark.try_setup(&container, &document().json(&container))?;
+    ensure!(!quiet.stderr.contains("bypass"), "nothing is bypassed: {}", quiet.stderr);
+    netavark.teardown(&container, &document())?;
+    topology.host.command("sh", &["-ec", FOREIGN])?;
+    let hidden = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?.without_iptables();
+    let second = topology.container("second")?;
+    let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
+    for (container, document) in [(&container, &document()), (&second, &beside)] {
+        let answer = hidden.try_setup(container, &document.json(container))?;
+        ensure!(answer.stderr.contains("bypass") && answer.stderr.contains(NAMED), "no warning: {}", answer.stderr);
+        answer.json()?;
+    }
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "{}", says(&topology, "status")?);
+    served(&topology, &container, "without iptables")?;
+    hidden.teardown(&second, &beside)?;
+    hidden.teardown(&container, &document())?;
+    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+    residue.nothing_left(&topology, &[&container, &second])
+}
+
+/// Until the last container is gone: flows belong to one datapath.
+#[test]
+fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_iptables() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::best_hooks()));
+    need!(kit::need::rung(Rung::Iptables));
+    need!(kit::need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document())?;
+    topology.host.command("sh", &["-ec", FOREIGN])?;
+    let (status, doctor) = (says(&topology, "status")?, says(&topology, "doctor")?);
+    ensure!(status["rung"] == "ebpf" && status["bypassed"][0] == NAMED, "{status}");
+    let finding = doctor["findings"][0]["what"].as_str().unwrap_or_default();
+    ensure!(finding.contains("bypass") && finding.contains(NAMED), "{doctor}");
+    let second = topology.container("second")?;
+    let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
+    let answer = netavark.try_setup(&second, &beside.json(&second))?;
+    ensure!(answer.stderr.contains(NAMED), "no warning: {}", answer.stderr);
+    answer.json()?;
+    netavark.teardown(&second, &beside)?;
+    netavark.teardown(&container, &document())?;
+    netavark.setup(&container, &document())?;
+    ensure!(says(&topology, "status")?["rung"] == "iptables", "{}", says(&topology, "status")?);
+    netavark.teardown(&container, &document())?;
+    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+    residue.nothing_left(&topology, &[&container, &second])
+}
+
+/// Another service finds forwarding on, and relies on it.
+#[test]
+fn forwarding_stays_on_and_doctor_says_who_switched_it_on() -> Result<()> {
+    need!(kit::need::netpath());
+    need!(kit::need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let netavark = Netavark::on(&topology, Rung::best_hooks())?;
+    let container = topology.container("web")?;
+    let forwarding = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+    for (round, noted) in [("off before", true), ("on before", false)] {
+        netavark.setup(&container, &document())?;
+        let notes = says(&topology, "doctor")?["notes"].to_string();
+        for path in forwarding {
+            ensure!(topology.host.sysctl(path)? == "1", "{round}: {path} is off beside a container");
+            ensure!(notes.contains(&path.replace('/', ".")) == noted, "{round}: {notes}");
+        }
+        netavark.teardown(&container, &document())?;
+        for path in forwarding {
+            ensure!(topology.host.sysctl(path)? == "1", "{round}: {path} is off after the last container");
+        }
+    }
+    Ok(())
 }

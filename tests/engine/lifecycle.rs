@@ -110,3 +110,47 @@ fn all_at_once(commands: Vec<std::process::Command>) -> Result<()> {
     }
     Ok(())
 }
+
+/// As services with mounts of their own and `ip netns exec` have it: each sees another bpffs, or none.
+pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine) -> Result<()> {
+    // What Podman mounts for a container is seen by all, as on a host with systemd.
+    m.run_on_host("mount", &["--make-rshared", "/run"])?;
+    let apart = |args: &[&str]| {
+        let hidden = "umount /sys/fs/bpf 2>/dev/null; exec \"$@\"";
+        let all = [&["--mount", "--propagation", "unchanged", "sh", "-c", hidden, "sh"][..], args].concat();
+        m.run_on_host("unshare", &all)
+    };
+    for (name, port) in [("one", "8080:80"), ("two", "8081:80"), ("three", "8082:80")] {
+        let httpd = ["bb", "httpd", "-f", "-p", "80", "-h", "/www"];
+        apart(&[&["podman", "run", "-d", "--name", name, "-p", port][..], &httpd].concat())?;
+    }
+    for port in [8080, 8081, 8082] {
+        assert_eq!(PAGE, page_outside(m, HOST, port)?);
+    }
+    if m.backend() == Backend::Netpath(None) {
+        let netpath = kit::netavark::binary()?.display().to_string();
+        let status: serde_json::Value = serde_json::from_str(&apart(&[&netpath, "status", "--json"])?)?;
+        let uplinks = |s: &serde_json::Value| {
+            let hooks = s["hooks"].as_array().into_iter().flatten();
+            hooks.filter(|h| h["program"] == "np_uplink_in" && h["interface"] == "eth0").count()
+        };
+        ensure!(status["endpoints"] == 3 && uplinks(&status) == 1, "{status}");
+        let attached = m.host(|| {
+            use aya::programs::{SchedClassifier, TcAttachType};
+            SchedClassifier::query_tcx("eth0", TcAttachType::Ingress).map(|(_, programs)| programs.len())
+        })?;
+        ensure!(!matches!(attached, Ok(more) if more > 1), "{attached:?} programs at the uplink");
+    }
+    apart(&["podman", "rm", "-f", "-t", "0", "one"])?;
+    m.podman(&["rm", "-f", "-t", "0", "two"])?;
+    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    assert_eq!(PAGE, page_outside(m, HOST, 8082)?);
+    apart(&["podman", "rm", "-f", "-t", "0", "three"])?;
+    // A server of the host's own has its port back.
+    let server = m.host(|| std::net::TcpListener::bind(SocketAddr::new(HOST, 8082)))??;
+    let client =
+        m.client(|| std::net::TcpStream::connect_timeout(&SocketAddr::new(HOST, 8082), Duration::from_secs(3)))?;
+    ensure!(client.is_ok(), "the port is dead after its container: {client:?}");
+    drop(server);
+    Ok(())
+}

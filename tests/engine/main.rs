@@ -56,7 +56,8 @@ cases! {
         a_container_that_ends_by_itself_leaves_nothing
         a_pod_shares_one_network
         reload_keeps_a_container_reachable
-        many_containers_start_and_go_at_once;
+        many_containers_start_and_go_at_once
+        commands_in_mount_namespaces_of_their_own_share_the_programs;
     networks:
         a_container_is_reached_on_both_of_its_networks
         a_network_is_connected_and_disconnected_while_running

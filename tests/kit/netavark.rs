@@ -120,6 +120,7 @@ pub struct Netavark<'t> {
     link: PathBuf,
     environment: Vec<(String, String)>,
     bpf_refused: bool,
+    iptables_hidden: bool,
 }
 
 impl<'t> Netavark<'t> {
@@ -159,7 +160,7 @@ impl<'t> Netavark<'t> {
             std::os::unix::fs::symlink(binary()?, &link)?;
         }
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Ok(Self { topology, link, environment, bpf_refused: false })
+        Ok(Self { topology, link, environment, bpf_refused: false, iptables_hidden: false })
     }
 
     /// On `rung`.
@@ -174,6 +175,13 @@ impl<'t> Netavark<'t> {
     #[must_use]
     pub fn without_bpf(mut self) -> Self {
         self.bpf_refused = true;
+        self
+    }
+
+    /// From now on it finds no iptables: system programs are hidden from it, in a mount namespace of its own.
+    #[must_use]
+    pub fn without_iptables(mut self) -> Self {
+        self.iptables_hidden = true;
         self
     }
 
@@ -192,6 +200,9 @@ impl<'t> Netavark<'t> {
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         if self.bpf_refused {
             command.refuse_bpf();
+        }
+        if self.iptables_hidden {
+            hide_system_programs(&mut command);
         }
         command
     }
@@ -239,6 +250,24 @@ impl<'t> Netavark<'t> {
     pub fn try_teardown(&self, container: &Netns, document: &Value) -> Result<Answer> {
         self.call(&["teardown", &container.path().to_string_lossy()], document.to_string().as_bytes())
     }
+}
+
+/// Where netpath looks for iptables besides PATH.
+fn hide_system_programs(command: &mut Command) {
+    use nix::mount::{MsFlags, mount};
+    use std::os::unix::process::CommandExt;
+    let hide = || {
+        let nothing: Option<&str> = None;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+        for dir in ["/usr/local/sbin", "/usr/sbin"] {
+            mount(Some("netpath-test"), dir, Some("tmpfs"), MsFlags::empty(), nothing)?;
+        }
+        Ok(())
+    };
+    command.env("PATH", "/usr/bin:/bin");
+    // SAFETY: between fork and exec only bare system calls are made, on strings that the program holds.
+    unsafe { command.pre_exec(hide) };
 }
 
 /// `networks` as Podman 5 sends them, or as Podman 6 does.

@@ -98,6 +98,7 @@ impl Residue {
         let settled = wait_for("an empty host", SOON / 2, || match Snapshot::take(topology, containers) {
             Ok(now) => {
                 last = self.before.difference(&now);
+                last.retain(|l| !follows_forwarding(l));
                 if is_incumbent() {
                     // Netavark leaves its empty chains, its sysctls and its directories behind.
                     last.retain(|l| !["netfilter", "sysctl", "config"].iter().any(|kind| l[2..].starts_with(kind)));
@@ -224,6 +225,13 @@ pub fn netfilter(netns: &Netns) -> Result<BTreeSet<String>> {
         }
     }
     Ok(lines)
+}
+
+/// Forwarding, which stays on once a container ran, and what the kernel changes with it: redirects are not accepted any more,
+/// and a router has anycast addresses.
+fn follows_forwarding(line: &str) -> bool {
+    let sysctl = line[2..].starts_with("sysctl");
+    sysctl && (line.contains("forward") || line.contains("/all/accept_redirects")) || line.contains("anycast")
 }
 
 /// All of net/ipv4 and net/ipv6 that concern forwarding or a link.

@@ -76,6 +76,9 @@ pub fn status(status: &Status) -> String {
     for network in &status.networks {
         let _ = writeln!(out, "PATH      {} of {}: {}", network.path, network.network, network.why);
     }
+    for rule in &status.bypassed {
+        let _ = writeln!(out, "BYPASSED  {rule}");
+    }
     if !status.networks.is_empty() {
         let _ = write!(out, "\n{}", traffic(&status.networks));
     }
@@ -188,15 +191,18 @@ pub fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "  {:<10}  {why}", step.rung.to_string());
     }
     if let Some(path) = &report.path {
-        let why = match (&path.error, path.filters.first()) {
-            (Some(e), _) => format!("because what filters forwarded packets cannot be told: {e}"),
-            (None, None) => "since nothing on this host filters forwarded packets".into(),
-            (None, Some(first)) => format!("because {first}"),
-        };
-        let _ = writeln!(out, "PATH      {}, {why}", path.path);
-        for more in path.filters.iter().skip(1) {
-            let _ = writeln!(out, "  and {more}");
-        }
+        let _ = writeln!(out, "PATH      {}, {}", path.path, path.why);
+    }
+    match (&report.foreign_error, report.foreign.len()) {
+        (Some(e), _) => drop(writeln!(out, "RULES     of others cannot be listed: {e}")),
+        (None, 0) => out.push_str("RULES     no others filter or translate forwarded packets\n"),
+        (None, n) => drop(writeln!(out, "RULES     {n} chains of others")),
+    }
+    for rule in &report.foreign {
+        let _ = writeln!(out, "  {rule}");
+    }
+    for note in &report.notes {
+        let _ = writeln!(out, "NOTE      {note}");
     }
     let yes = report.probes.iter().filter(|p| p.answer == "yes").count();
     let _ = writeln!(out, "PROBES    {yes} of {} answered yes", report.probes.len());

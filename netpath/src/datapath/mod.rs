@@ -72,6 +72,11 @@ pub trait Datapath {
     /// What this rung cannot do for `record`; empty = everything it asks for. Changes nothing.
     fn refusals(&self, record: &Record) -> Vec<Refusal>;
 
+    /// What of `records` is more than this rung holds, and how much that is; `None` = it holds all. Changes nothing.
+    fn exceeded(&self, _records: &[&Record]) -> Option<(&'static str, u32)> {
+        None
+    }
+
     /// On so many addresses of the host one port can be published; every address counts as two, one of each family.
     fn places_of_a_port(&self) -> usize {
         usize::MAX

@@ -4,6 +4,9 @@ use crate::model::error::{Error, Result};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+/// Forwarding of the whole host, IPv4 and IPv6.
+pub const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+
 /// A place below /proc/sys, with slashes: `net/ipv4/ip_forward`. Built here alone for names of interfaces, so that a
 /// dot in a name stays a dot.
 pub fn of_interface(family: &str, interface: &str, key: &str) -> String {

@@ -90,7 +90,7 @@ pub struct Desired {
 
 impl Desired {
     /// The records that have links, so that a datapath can serve them.
-    pub fn ready(&self) -> impl Iterator<Item = (&Record, &Links)> {
+    pub fn ready(&self) -> impl Iterator<Item = (&Record, &Links)> + Clone {
         self.records.iter().filter_map(|r| r.links.as_ref().map(|l| (r, l)))
     }
 }

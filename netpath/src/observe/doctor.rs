@@ -2,13 +2,15 @@
 
 use super::Host;
 use crate::datapath::ebpf::{TcMode, compile, hooks, xdp};
-use crate::datapath::filter;
+use crate::datapath::filter::{self, At, Chain};
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
+use crate::link::sysctl;
 use crate::model::Rung;
 use crate::model::error::Result;
 use netpath_common::layout::program;
 use serde::Serialize;
+use std::io;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -20,6 +22,12 @@ pub struct Report {
     pub probes: Vec<Probed>,
     /// The way of networks that do not choose one, on the eBPF rung.
     pub path: Option<PathReport>,
+    /// Chains of others that forwarded packets meet, each in a sentence.
+    pub foreign: Vec<String>,
+    /// Why they cannot be listed.
+    pub foreign_error: Option<String>,
+    /// What an administrator should know, and need not change.
+    pub notes: Vec<String>,
     /// Empty = all is well.
     pub findings: Vec<Finding>,
 }
@@ -45,10 +53,7 @@ pub struct Probed {
 pub struct PathReport {
     /// `offload` or `edge`.
     pub path: &'static str,
-    /// What filters forwarded packets on this host, each in a sentence.
-    pub filters: Vec<String>,
-    /// Why that could not be found out.
-    pub error: Option<String>,
+    pub why: String,
 }
 
 #[derive(Serialize)]
@@ -61,33 +66,97 @@ pub struct Finding {
 /// The state cannot be read.
 pub fn examine(host: &Host) -> Result<Report> {
     let tried = host.store.passed_over()?;
+    let used = host.store.rung()?;
+    let foreign = filter::foreign();
+    let iptables = ladder::usable(Rung::Iptables);
     let ladder: Vec<Step> = LADDER
         .iter()
         .map(|rung| {
             let tried = tried.iter().find(|(r, _)| r == rung).map(|(_, why)| why.clone());
-            let why_not = tried.or_else(|| ladder::usable(*rung).err());
+            let bypasses = || {
+                let none_in_use = *rung == Rung::Ebpf && used.is_none() && iptables.is_ok();
+                none_in_use.then(|| filter::bypassed(&foreign)).flatten().map(|rule| filter::passes_over(&rule))
+            };
+            let why_not = tried.or_else(|| ladder::usable(*rung).err()).or_else(bypasses);
             Step { rung: *rung, usable: why_not.is_none(), why_not }
         })
         .collect();
-    let used = host.store.rung()?;
     let rung = used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung));
+    let (chains, foreign_error) = match &foreign {
+        Ok(chains) => (chains.as_slice(), None),
+        Err(e) => (&[][..], Some(e.to_string())),
+    };
+    let mut findings = findings(host)?;
+    findings.extend(rules_of_others(used, filter::bypassed(&foreign), chains, iptables.err()));
     Ok(Report {
         version: 1,
         rung,
-        path: (rung == Some(Rung::Ebpf)).then(way_through),
+        path: (rung == Some(Rung::Ebpf)).then(|| way_through(&foreign)),
+        foreign: chains.iter().map(ToString::to_string).collect(),
+        foreign_error,
+        notes: notes(host, rung)?,
         in_use: used.is_some(),
         ladder,
         probes: probe::ALL.iter().map(ask).collect(),
-        findings: findings(host)?,
+        findings,
     })
 }
 
-fn way_through() -> PathReport {
-    let (filters, error) = match filter::foreign() {
-        Ok(found) => (found.iter().map(ToString::to_string).collect(), None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
+fn way_through(foreign: &io::Result<Vec<Chain>>) -> PathReport {
+    let (path, why) = match foreign {
+        Err(e) => ("edge", format!("because what filters forwarded packets cannot be told: {e}")),
+        Ok(chains) => match chains.iter().find(|c| c.filters_forwarding()) {
+            Some(chain) => ("edge", format!("because {chain}")),
+            None => ("offload", "since nothing on this host filters forwarded packets".to_owned()),
+        },
     };
-    PathReport { path: if filters.is_empty() && error.is_none() { "offload" } else { "edge" }, filters, error }
+    PathReport { path, why }
+}
+
+/// What rules of others lose, and what they take from containers.
+fn rules_of_others(
+    used: Option<Rung>,
+    bypassed: Option<String>,
+    chains: &[Chain],
+    no_iptables: Option<String>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let (Some(Rung::Ebpf), Some(rule)) = (used, bypassed) {
+        let next = match no_iptables {
+            Some(why) => format!("{why}; then stop all containers of this host"),
+            None => "stop all containers of this host; the next one that starts takes iptables".to_owned(),
+        };
+        findings.push(Finding { what: format!("packets of containers bypass rules of this host: {rule}"), next });
+    }
+    // An accept in one table of nf_tables does not keep another from dropping.
+    for chain in chains.iter().filter(|c| c.drops && c.at == At::Forward && !c.is_of_iptables()) {
+        findings.push(Finding {
+            what: format!("{chain}; no other table can accept for it"),
+            next: format!(
+                "let it accept what containers need, for each bridge: nft add rule {} {} iifname BRIDGE accept; \
+                 nft add rule {0} {1} oifname BRIDGE ct state established,related accept; \
+                 nft add rule {0} {1} oifname BRIDGE ct status dnat accept",
+                chain.table.trim_start_matches("table "),
+                chain.name
+            ),
+        });
+    }
+    findings
+}
+
+fn notes(host: &Host, rung: Option<Rung>) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for path in host.store.sysctls()?.keys().filter(|p| sysctl::FORWARDING.contains(&p.as_str())) {
+        notes.push(format!("netpath switched on {}, and leaves it on", path.replace('/', ".")));
+    }
+    if rung == Some(Rung::Iptables) {
+        notes.push(
+            "on iptables, ::1 of this host reaches published ports of containers with IPv6 only, and none while \
+             bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
+                .to_owned(),
+        );
+    }
+    Ok(notes)
 }
 
 fn ask(probe: &probe::Probe) -> Probed {
@@ -122,6 +191,15 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
         let attached = hooks::attached(&host.pins)?;
         let view = host.view()?;
         let tables = compile::compile(&records, &view, false);
+        if let Some(first) = tables.unserved.first() {
+            findings.push(Finding {
+                what: format!(
+                    "published ports do not answer on {} interfaces, of which {first} is one",
+                    tables.unserved.len()
+                ),
+                next: "remove addresses from interfaces that need none, or set NETPATH_DATAPATH=iptables".into(),
+            });
+        }
         let tc = hooks::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
         let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
         let refused = xdp::refused(&host.pins);

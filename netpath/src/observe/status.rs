@@ -4,6 +4,7 @@ use super::traffic::{self, NetworkLine};
 use super::{Host, interface};
 use crate::datapath::ebpf::hooks::{self, By};
 use crate::datapath::ebpf::{control, sys, xdp};
+use crate::datapath::filter;
 use crate::datapath::ladder::{self, LADDER};
 use crate::model::Rung;
 use crate::model::error::{Context, Result};
@@ -33,6 +34,8 @@ pub struct Status {
     pub xdp_refused: Vec<XdpRefused>,
     pub counters: Vec<Counter>,
     pub networks: Vec<NetworkLine>,
+    /// On the eBPF rung: rules of others that packets of containers bypass, in whole or in part.
+    pub bypassed: Vec<String>,
     /// `None` on other rungs.
     pub flows: Option<FlowUse>,
     pub maps: Vec<MapUse>,
@@ -116,6 +119,7 @@ pub fn status(host: &Host) -> Result<Status> {
         xdp_refused: Vec::new(),
         counters: Vec::new(),
         networks: Vec::new(),
+        bypassed: Vec::new(),
         flows: None,
         maps: Vec::new(),
         memory_bytes: 0,
@@ -144,7 +148,9 @@ pub fn status(host: &Host) -> Result<Status> {
         let refused = refused.map(|r| XdpRefused { interface: interface(&view, r.ifindex), why: r.why() });
         status.xdp_refused = refused.collect();
         status.counters = counters(host)?;
-        status.networks = traffic::networks(host)?;
+        let foreign = filter::foreign().context(|| "cannot tell which rules of others this host has".to_owned())?;
+        status.bypassed = foreign.iter().map(ToString::to_string).collect();
+        status.networks = traffic::networks(host, &foreign)?;
         status.memory_bytes = all_memory(host)?;
         status.maps = vec![
             used::<FlowKey4, Flow4>(host, name::FLOW4)?,

@@ -4,7 +4,7 @@ use super::Host;
 use super::ports::shown;
 use crate::datapath::ebpf::traffic::{Counters, add};
 use crate::datapath::ebpf::{control, sys};
-use crate::datapath::filter::{self, Filter};
+use crate::datapath::filter::Chain;
 use crate::model::error::{Context, Result};
 use crate::model::{Record, Way};
 use netpath_common::layout::{self, Traffic, name};
@@ -63,11 +63,11 @@ pub struct PublishLine {
     pub volume: Volume,
 }
 
-/// All networks of the eBPF rung, by name.
+/// All networks of the eBPF rung, by name. `foreign`: the rules of others on this host.
 ///
 /// # Errors
 /// State or maps cannot be read.
-pub fn networks(host: &Host) -> Result<Vec<NetworkLine>> {
+pub fn networks(host: &Host, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
     let desired = host.store.desired()?;
     let map = control::open(&host.pins, name::NETWORK)?;
     let known: HashMap<u32, layout::Network> = sys::dump::<u32, layout::Network>(map, 256)
@@ -79,7 +79,7 @@ pub fn networks(host: &Host) -> Result<Vec<NetworkLine>> {
         known.get(&links.bridge_index).map(|n| n.flags)
     };
     let counters = Counters::open(&host.pins)?;
-    let filters = filter::foreign().unwrap_or_default();
+    let filters: Vec<Chain> = foreign.iter().filter(|c| c.filters_forwarding()).cloned().collect();
     lines(&desired.records, flags, |id| counters.read(u32::from(id)), &filters)
 }
 
@@ -87,7 +87,7 @@ fn lines(
     records: &[Record],
     flags: impl Fn(&Record) -> Option<u32>,
     read: impl Fn(u16) -> Result<Traffic>,
-    filters: &[Filter],
+    filters: &[Chain],
 ) -> Result<Vec<NetworkLine>> {
     let mut networks: BTreeMap<&str, (NetworkLine, Traffic)> = BTreeMap::new();
     for record in records {
@@ -137,7 +137,7 @@ fn endpoint(record: &Record, read: &impl Fn(u16) -> Result<Traffic>) -> Result<(
 }
 
 /// Which way packets of a network take, and why: what the programs were told (`edge`) may be older than the filters.
-fn path(wish: Way, edge: bool, filters: &[Filter]) -> (&'static str, String) {
+fn path(wish: Way, edge: bool, filters: &[Chain]) -> (&'static str, String) {
     let way = if edge { "edge" } else { "offload" };
     let why = match (wish, edge, filters.first()) {
         (Way::Offload, _, None) | (Way::Edge, _, _) => format!("as the network asks: netpath.path={wish}"),
@@ -156,6 +156,7 @@ fn path(wish: Way, edge: bool, filters: &[Filter]) -> (&'static str, String) {
 mod tests {
     use super::*;
     use crate::datapath::ebpf::compile::tests::{record, tcp};
+    use crate::datapath::filter::At;
     use crate::model::{HostBind, TrafficIds};
 
     #[test]
@@ -181,13 +182,14 @@ mod tests {
 
     #[test]
     fn the_way_is_told_with_its_reason() {
-        let mine = [Filter {
+        let mine = [Chain {
             table: "table inet firewalld".into(),
-            chain: "filter_FORWARD".into(),
-            at: filter::At::Forward,
+            name: "filter_FORWARD".into(),
+            at: At::Forward,
+            translates: false,
             drops: false,
         }];
-        let told = |wish, edge, filters: &[Filter]| {
+        let told = |wish, edge, filters: &[Chain]| {
             let (path, why) = path(wish, edge, filters);
             format!("{path}, {why}")
         };

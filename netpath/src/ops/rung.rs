@@ -1,10 +1,10 @@
 //! Which datapath serves this host: what was asked for, what is in use, and the change from one to another.
 
 use crate::datapath::ladder::{self, Choice};
-use crate::datapath::{Datapath, Refusal};
+use crate::datapath::{Datapath, Refusal, filter};
 use crate::link::Rtnl;
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Record, Rung, owners};
+use crate::model::{Desired, Record, Rung, Way, owners};
 use crate::state::{Lock, Store};
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
@@ -46,6 +46,10 @@ pub fn decide(
         (Choice::Only(asked), Some(kept)) if asked != kept => ladder::choose(choice, None)?.rung,
         _ => ladder::choose(choice, kept)?.rung,
     };
+    let rung = match choice {
+        Choice::Auto => beside_foreign_rules(rung, kept.is_some(), store, lock, coming)?,
+        Choice::Only(_) => rung,
+    };
     let mut datapath = ladder::open(rung)?;
     for record in coming {
         refuse(datapath.as_ref(), record)?;
@@ -56,6 +60,12 @@ pub fn decide(
             .because(format!("the {rung} datapath serves a port on {most} addresses, and so many are in use"))
             .next("publish it on every address, or use NETPATH_DATAPATH=iptables"));
     }
+    let all: Vec<&Record> = there.records.iter().chain(coming).collect();
+    if let Some((what, limit)) = datapath.exceeded(&all) {
+        return Err(Error::new("cannot attach one more container")
+            .because(format!("the {rung} datapath has room for {limit} {what} of one host"))
+            .next("use fewer of them, publish ranges instead of single ports, or set NETPATH_DATAPATH=iptables"));
+    }
     if let Some(old) = kept.filter(|old| *old != rung) {
         for record in &there.records {
             refuse(datapath.as_ref(), record)?;
@@ -63,6 +73,40 @@ pub fn decide(
         change_over(old, datapath.as_mut(), there, store, lock, rtnl, cookie)?;
     }
     Ok(datapath)
+}
+
+/// Where forwarded packets can meet rules of others, netfilter translates: eBPF would bypass them. Without an iptables
+/// that can serve, eBPF does all the same, and each container that starts says what is bypassed.
+fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, coming: &[Record]) -> Result<Rung> {
+    let asks = coming.iter().find(|r| r.network.path == Way::Offload);
+    if rung == Rung::Iptables
+        && let Some(record) = asks
+    {
+        let (network, next) = (&record.network.name, "stop all containers of this host and start this one first");
+        tracing::warn!(next, "netpath.path=offload of network {network} has no effect on the {rung} datapath");
+    }
+    if rung != Rung::Ebpf || asks.is_some() {
+        return Ok(rung);
+    }
+    let Some(rule) = filter::bypassed(&filter::foreign()) else { return Ok(rung) };
+    if is_kept {
+        let next = "stop all containers of this host; the next one that starts takes iptables";
+        tracing::warn!(next, "packets of containers bypass rules of this host: {rule}");
+        return Ok(rung);
+    }
+    let lower = Rung::Iptables;
+    match ladder::open(lower).and_then(|d| coming.iter().try_for_each(|r| refuse(d.as_ref(), r))) {
+        Ok(()) => {
+            tracing::info!("the datapath of this host is {lower}: {rule}");
+            store.pass_over(lock, rung, filter::passes_over(&rule))?;
+            Ok(lower)
+        }
+        Err(e) => {
+            let next = e.next_step().unwrap_or("netpath doctor").to_owned();
+            tracing::warn!(next, "packets of containers bypass rules of this host: {rule}; {e}");
+            Ok(rung)
+        }
+    }
 }
 
 pub fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {

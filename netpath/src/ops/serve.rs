@@ -5,7 +5,7 @@ use super::{agent, sysctls, unlink};
 use crate::datapath::ladder;
 use crate::link::Netns;
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, HostView, IfName, LinkKind};
+use crate::model::{Desired, HostView, IfName, LinkKind, Rung};
 use crate::plan::{Done, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Phase};
@@ -68,11 +68,13 @@ impl Live {
         Ok(served)
     }
 
-    /// The kernel has refused what its answers had promised: the first container of a host takes the next rung.
+    /// The kernel has refused what its answers had promised: the first container of a host takes the next rung. From
+    /// iptables that is eBPF, which foreign rules had put behind it.
     fn step_down(&mut self, refused: Error, desired: &Desired, view: &HostView) -> Result<usize> {
         let Some(failed) = self.datapath.as_mut() else { return Err(refused) };
         let from = failed.rung();
-        let Ok(rung) = ladder::below(from) else { return Err(refused) };
+        let above = (from == Rung::Iptables && ladder::usable(Rung::Ebpf).is_ok()).then_some(Rung::Ebpf);
+        let Some(rung) = above.or_else(|| ladder::below(from).ok()) else { return Err(refused) };
         let lower = ladder::open(rung)?;
         if self.records.iter().any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
             return Err(refused);

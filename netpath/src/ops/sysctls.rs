@@ -1,6 +1,7 @@
-//! Sysctls of the host's namespace: set while containers need them, put back with the last.
+//! Sysctls of the host's namespace: set while containers need them, put back with the last. Forwarding stays on: other
+//! software may have found it on meanwhile and rely on it.
 
-use crate::link::sysctl;
+use crate::link::sysctl::{self, FORWARDING};
 use crate::model::Desired;
 use crate::model::error::Result;
 use crate::state::store::SavedSysctl;
@@ -13,10 +14,10 @@ pub fn forwarding(desired: &Desired) -> Vec<(String, String)> {
     let mut wanted = Vec::new();
     let mut outside = desired.ready().map(|(r, _)| &r.network).filter(|n| !n.internal).peekable();
     if outside.peek().is_some() {
-        wanted.push(("net/ipv4/ip_forward".to_owned(), "1".to_owned()));
+        wanted.push((FORWARDING[0].to_owned(), "1".to_owned()));
     }
     if outside.any(|n| n.has_v6()) {
-        wanted.push(("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned()));
+        wanted.push((FORWARDING[1].to_owned(), "1".to_owned()));
     }
     wanted
 }
@@ -67,12 +68,12 @@ pub fn close_bridge(bridge: &str, v6: bool) -> Result<()> {
     Ok(())
 }
 
-/// Puts the host's own values back, except where somebody else has set another one since.
+/// Puts the host's own values back, except forwarding and where other software has set another one since.
 ///
 /// # Errors
 /// The saved values cannot be read. One that cannot be written is reported and passed over.
 pub fn put_back(store: &Store) -> Result<()> {
-    for (path, saved) in store.sysctls()? {
+    for (path, saved) in store.sysctls()?.into_iter().filter(|(path, _)| !FORWARDING.contains(&path.as_str())) {
         match sysctl::read(&path) {
             Ok(Some(now)) if now == saved.written => {
                 if let Err(e) = sysctl::write(&path, &saved.before) {

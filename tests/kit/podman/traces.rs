@@ -157,14 +157,15 @@ impl Machine {
         Ok(processes)
     }
 
-    /// Settings of the network, without those that are meant to stay: forwarding is the host's once a container ran.
+    /// Settings of the network, without those that are meant to stay: forwarding is the host's once a container ran, and a
+    /// router accepts no redirects.
     fn sysctls(&self) -> Result<Vec<String>> {
         let script = "cd /proc/sys/net && grep -r . ipv4/conf/all ipv4/conf/default ipv4/conf/lo ipv4/conf/eth0 \
                       ipv6/conf/all ipv6/conf/default ipv6/conf/lo ipv6/conf/eth0 2>/dev/null";
         let text = finish_any(self, script)?;
         Ok(text
             .lines()
-            .filter(|l| !l.contains("forwarding") && !l.contains("stable_secret"))
+            .filter(|l| !["forwarding", "/all/accept_redirects", "stable_secret"].iter().any(|n| l.contains(n)))
             .map(str::to_owned)
             .collect())
     }

@@ -6,7 +6,9 @@
 //! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
 
 use super::{allow, near, xdp};
-use crate::model::{Desired, HostBind, HostLink, HostView, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp};
+use crate::model::{
+    Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp,
+};
 use ipnet::IpNet;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
@@ -44,6 +46,8 @@ pub struct Tables {
     pub traffic: BTreeMap<u32, Vec<u32>>,
     /// Publishes that a full chain left out, of [`layout::RULE_CHAIN`] rules for one port.
     pub left_out: usize,
+    /// Interfaces with addresses beyond [`layout::UPLINKS`]: published ports do not answer there.
+    pub unserved: Vec<IfName>,
 }
 
 /// `count` ports from `first` begin their chain at the rule of this index in [`Tables::rules`].
@@ -68,7 +72,10 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
         locals: host.links.iter().flat_map(|l| &l.addresses).map(|a| mapped(a.addr()).0).collect(),
         ..Tables::default()
     };
-    for link in uplinks(desired, host) {
+    // The older ones, where the map does not hold all: every other part of the host is served all the same.
+    let all: BTreeMap<u32, &HostLink> = uplinks(desired, host).map(|l| (l.index, l)).collect();
+    tables.unserved = all.values().skip(layout::UPLINKS as usize).map(|l| l.name.clone()).collect();
+    for link in all.into_values().take(layout::UPLINKS as usize) {
         tables.uplinks.insert(link.index, uplink(link, link.master.is_some()));
         if link.mac.is_some()
             && let Some(asked) = xdp::asked(desired.ready().map(|(r, _)| &r.network), link)
@@ -108,11 +115,36 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
             );
         }
     }
-    for (proto, number) in PROTOCOLS {
-        let offers = publishes(desired, proto, number, &mut tables.allow);
-        chain(&offers, number, &mut tables);
-    }
+    publish_all(desired.ready().map(|(r, links)| (r, links.bridge_index)), &mut tables);
     tables
+}
+
+/// The first limit of the maps that `records` exceed, whether their links are there yet or not: what of them are too many, and how
+/// many there may be.
+pub fn exceeded(records: &[&Record]) -> Option<(&'static str, u32)> {
+    let mut tables = Tables::default();
+    publish_all(records.iter().map(|r| (*r, 0)), &mut tables);
+    let distinct = |all: &mut dyn Iterator<Item = IpNet>| all.collect::<BTreeSet<_>>().len();
+    let bridges = records.iter().map(|r| r.network.bridge.as_str()).collect::<BTreeSet<_>>().len();
+    let subnets = distinct(&mut records.iter().flat_map(|r| r.network.subnets.iter().map(|s| s.net.trunc())));
+    let addresses = distinct(&mut records.iter().flat_map(|r| &r.endpoint.addresses).map(|a| IpNet::from(a.addr())));
+    let limits = [
+        ("addresses of containers", addresses, layout::ENDPOINTS),
+        ("networks", bridges, layout::NETWORKS),
+        ("subnets", subnets, layout::SUBNETS),
+        // Rule 0 is none.
+        ("rules for published ports", tables.rules.len(), layout::RULES - 1),
+        ("networks in allow lists", tables.allow.entries.len(), layout::ALLOWS),
+    ];
+    limits.into_iter().find(|(_, count, most)| *count > *most as usize).map(|(what, _, most)| (what, most))
+}
+
+/// `endpoints`: each with the ifindex of its bridge.
+fn publish_all<'a>(endpoints: impl Iterator<Item = (&'a Record, u32)> + Clone, tables: &mut Tables) {
+    for (proto, number) in PROTOCOLS {
+        let offers = publishes(endpoints.clone(), proto, number, &mut tables.allow);
+        chain(&offers, number, tables);
+    }
 }
 
 pub fn mapped(address: IpAddr) -> Addr {
@@ -221,9 +253,14 @@ impl Offer {
 }
 
 /// All publishes of a protocol, in the order in which they answer: one address before every address, older before younger.
-fn publishes(desired: &Desired, proto: Proto, number: u8, lists: &mut allow::Lists) -> Vec<Offer> {
+fn publishes<'a>(
+    endpoints: impl Iterator<Item = (&'a Record, u32)>,
+    proto: Proto,
+    number: u8,
+    lists: &mut allow::Lists,
+) -> Vec<Offer> {
     let mut offers: Vec<(bool, u64, Offer)> = Vec::new();
-    for (record, links) in desired.ready() {
+    for (record, bridge) in endpoints {
         let (v4, v6) = (record.endpoint.first_v4(), record.endpoint.first_v6());
         let ours = |p: &&Publish| p.proto == proto && !p.is_moved_sctp();
         for (at, publish) in record.publishes.iter().enumerate().filter(|(_, p)| ours(p)) {
@@ -248,7 +285,7 @@ fn publishes(desired: &Desired, proto: Proto, number: u8, lists: &mut allow::Lis
                 count: publish.count(),
                 proto: number,
                 flags: if bind == HostBind::AnyV4 { layout::RULE_V4_ONLY } else { 0 },
-                bridge: links.bridge_index,
+                bridge,
                 allow: lists.number(record.allow_of(publish)),
                 traffic: record.traffic.publishes.get(at).map_or(0, |id| u32::from(*id)),
                 ..Rule::default()

@@ -338,3 +338,50 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
     assert_eq!((vec![], vec![0, 0]), asked(Xdp::Off, false, false));
     assert_eq!((vec![], vec![0, 0]), asked(Xdp::Auto, false, false));
 }
+
+/// A host with more of them than the map holds is served by the older ones, and goes on to be looked after.
+#[test]
+fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
+    let link = |index: u32| HostLink {
+        index,
+        name: name(&format!("up{index}")),
+        kind: LinkKind::Other,
+        master: None,
+        mtu: 1500,
+        mac: None,
+        driver: None,
+        up: true,
+        addresses: vec!["192.0.2.1/24".parse().expect("an address")],
+    };
+    // In no order.
+    let host = HostView { links: (101..=layout::UPLINKS + 102).rev().map(link).collect(), ..HostView::default() };
+    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
+    assert_eq!((101..=layout::UPLINKS + 100).collect::<Vec<_>>(), t.uplinks.keys().copied().collect::<Vec<_>>());
+    assert_eq!(vec![name("up357"), name("up358")], t.unserved);
+    assert!(tables(vec![record(1, &[A], vec![])]).unserved.is_empty());
+}
+
+#[test]
+fn each_limit_of_the_maps_is_known_before_anything_is_written() {
+    let exceeded = |records: &[Record]| super::exceeded(&records.iter().collect::<Vec<_>>());
+    let on = |n: u32, mut r: Record| {
+        r.network.bridge = name(&format!("br{n}"));
+        r.links = None;
+        r
+    };
+    let address = |n: u32| format!("10.{}.{}.2/24", n / 256, n % 256);
+    let networks: Vec<Record> =
+        (0..=layout::NETWORKS).map(|n| on(n, record(u64::from(n), &[&address(n)], vec![]))).collect();
+    assert_eq!(None, exceeded(&networks[..layout::NETWORKS as usize]));
+    assert_eq!(Some(("networks", layout::NETWORKS)), exceeded(&networks));
+    let many = (0..layout::ENDPOINTS + 1).map(|n| format!("10.{}.{}.2/8", n / 256, n % 256)).collect::<Vec<_>>();
+    let many = record(1, &many.iter().map(String::as_str).collect::<Vec<_>>(), vec![]);
+    assert_eq!(Some(("addresses of containers", layout::ENDPOINTS)), exceeded(&[many]));
+    let ports = |proto| (1..=40_000).map(move |p| Publish::new(HostBind::Any, proto, p, 80, 1).expect("a publish"));
+    let single = record(1, &[A], ports(Proto::Tcp).chain(ports(Proto::Udp)).collect());
+    assert_eq!(Some(("rules for published ports", layout::RULES - 1)), exceeded(&[single]));
+    let mut lists = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
+    let net = |n: u32| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n).into(), 32).expect("a network");
+    lists.allow = (0..=layout::ALLOWS).map(net).collect();
+    assert_eq!(Some(("networks in allow lists", layout::ALLOWS)), exceeded(&[lists]));
+}

@@ -145,6 +145,26 @@ fn many_ports_cost_about_as_much_as_one() {
     host.reconcile(&Desired::default());
 }
 
+/// No port may be closed for rules that have no room.
+#[test]
+fn more_rules_than_there_is_room_for_leave_every_port_as_it_is() {
+    let Some(host) = Host::new("more_rules_than_there_is_room_for_leave_every_port_as_it_is") else { return };
+    let one = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
+    host.reconcile(&one);
+    let single = |proto, port| crate::model::Publish::new(HostBind::Any, proto, port, 80, 1).expect("a publish");
+    let many = [crate::model::Proto::Tcp, crate::model::Proto::Udp]
+        .into_iter()
+        .flat_map(|proto| (20_000..60_000).map(move |port| single(proto, port)));
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)], many.collect()]);
+    let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("80,001 rules");
+    assert!(refused.to_string().contains("65535 rules"), "{refused}");
+    assert_eq!(80, host.rule(80).expect("still published").host_port);
+    assert!(Ebpf.exceeded(&desired.records.iter().collect::<Vec<_>>()).is_some(), "refused before anything is changed");
+    host.reconcile(&one);
+    assert_eq!(80, host.rule(80).expect("still published").host_port);
+    host.reconcile(&Desired::default());
+}
+
 #[test]
 fn what_is_half_there_is_put_right() {
     let Some(host) = Host::new("what_is_half_there_is_put_right") else { return };

@@ -63,6 +63,10 @@ impl Datapath for Ebpf {
         moved::refusals(record)
     }
 
+    fn exceeded(&self, records: &[&Record]) -> Option<(&'static str, u32)> {
+        compile::exceeded(records)
+    }
+
     fn places_of_a_port(&self) -> usize {
         netpath_common::layout::RULE_CHAIN as usize
     }
@@ -85,9 +89,20 @@ impl Datapath for Ebpf {
             let rules = moved::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }
+        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
+            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
+            tracing::warn!(
+                next,
+                "no bpffs is mounted here: programs that serve other containers may be attached twice"
+            );
+        }
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
         let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
+        if let Some(first) = tables.unserved.first() {
+            let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
+            tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
+        }
         if tables.left_out > 0 {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
@@ -122,14 +137,16 @@ impl Datapath for Ebpf {
     }
 }
 
-/// Whether packets have to pass somebody's filter. Not knowing counts as yes: nobody's firewall is passed by.
+/// Whether packets have to pass filters of others. Not knowing counts as yes: no firewall is bypassed.
 fn is_filtered() -> bool {
     match filter::foreign() {
         Ok(found) => {
-            if let Some(first) = found.first() {
-                tracing::debug!(filters = found.len(), "translated packets take the host's stack: {first}");
+            let filters = found.iter().filter(|c| c.filters_forwarding());
+            if let Some(first) = filters.clone().next() {
+                tracing::debug!(filters = filters.count(), "translated packets take the host's stack: {first}");
+                return true;
             }
-            !found.is_empty()
+            false
         }
         Err(e) => {
             tracing::warn!("cannot tell what filters forwarded packets: {e}; translated packets take the host's stack");

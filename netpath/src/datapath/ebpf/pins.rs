@@ -3,20 +3,44 @@
 //! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, directories only root can enter. bpffs takes neither
 //! dots in names nor files of ours, so marks are directories: `object-<digest>` says that every map is there, and that
 //! maps and programs are of that object, `qdisc-<ifindex>` that the clsact of that interface is ours.
+//!
+//! Each mount of bpffs is a file system of its own, so all commands of a host use the one of its first process, whatever
+//! mount namespace they are started in (`ip netns exec`, a service with mounts of its own).
 
 use crate::model::error::{Context, Result};
 use netpath_common::layout::LAYOUT_VERSION;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Mark: all maps are there, and they and the programs are of the object with the digest that follows.
 pub const OBJECT: &str = "object-";
+
+/// The mount namespace of the host's first process, and its root as others see it.
+const FIRST_MOUNTS: &str = "/proc/1/ns/mnt";
+const FIRST_ROOT: &str = "/proc/1/root";
+
+/// Whether this process has other mounts than the first one, which it may reach.
+fn is_apart() -> bool {
+    let of = |namespace: &str| fs::metadata(namespace).map(|m| (m.dev(), m.ino()));
+    match (of("/proc/self/ns/mnt"), of(FIRST_MOUNTS)) {
+        (Ok(own), Ok(first)) => own != first && Path::new(FIRST_ROOT).join(&BPFFS[1..]).is_dir(),
+        _ => false,
+    }
+}
+
+/// Where this process reaches the bpffs of the host.
+fn bpffs() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    PLACE.get_or_init(|| if is_apart() { Path::new(FIRST_ROOT).join(&BPFFS[1..]) } else { PathBuf::from(BPFFS) })
+}
 
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -29,12 +53,12 @@ impl Pins {
     }
 
     fn of_version(cookie: u64, version: u32) -> Self {
-        Self { root: PathBuf::from(format!("{BPFFS}/netpath/v{version}/{cookie:x}")) }
+        Self { root: bpffs().join(format!("netpath/v{version}/{cookie:x}")) }
     }
 
     /// The trees of all host namespaces, with their cookies.
     pub fn of_this_version() -> Vec<(u64, Self)> {
-        list(Path::new(BPFFS).join(format!("netpath/v{LAYOUT_VERSION}")).as_path())
+        list(&bpffs().join(format!("netpath/v{LAYOUT_VERSION}")))
             .into_iter()
             .filter_map(|n| u64::from_str_radix(&n, 16).ok())
             .map(|cookie| (cookie, Self::of(cookie)))
@@ -43,7 +67,7 @@ impl Pins {
 
     /// The trees that other layout versions keep for the same namespace, with their versions.
     pub fn of_other_versions(cookie: u64) -> Vec<(u32, Self)> {
-        list(Path::new(BPFFS).join("netpath").as_path())
+        list(&bpffs().join("netpath"))
             .into_iter()
             .filter_map(|n| n.strip_prefix('v')?.parse::<u32>().ok())
             .filter(|v| *v != LAYOUT_VERSION)
@@ -150,7 +174,7 @@ impl Pins {
 
 /// Whether a bpffs is mounted where pins go.
 pub fn bpffs_is_mounted() -> bool {
-    statfs(BPFFS).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
+    statfs(bpffs()).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
 }
 
 fn ensure_bpffs() -> Result<()> {
@@ -158,21 +182,30 @@ fn ensure_bpffs() -> Result<()> {
         return Ok(());
     }
     let what = || format!("cannot mount bpffs on {BPFFS}");
-    // Two that mount at once would hide each other's pins: whoever comes second has waited at the same bare directory.
-    let bare = fs::File::open(BPFFS).context(what)?;
-    let _turn = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e).context(what)?;
-    if bpffs_is_mounted() {
+    let mounted = if bpffs() == Path::new(BPFFS) { mount_bpffs() } else { among_first_mounts(mount_bpffs) };
+    mounted.context(what).map_err(|e| e.next("mount it at boot, or use another datapath with NETPATH_DATAPATH"))
+}
+
+fn mount_bpffs() -> io::Result<()> {
+    // Two that mount at once would hide each other's pins: the second one has waited at the same bare directory.
+    let bare = fs::File::open(BPFFS)?;
+    let _turn = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    if statfs(BPFFS)?.filesystem_type() == BPF_FS_MAGIC {
         return Ok(());
     }
-    mount(
-        Some("bpf"),
-        BPFFS,
-        Some("bpf"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        Some("mode=0700"),
-    )
-    .context(what)
-    .map_err(|e| e.next("mount it at boot, or use another datapath with NETPATH_DATAPATH"))
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(Some("bpf"), BPFFS, Some("bpf"), flags, Some("mode=0700"))?)
+}
+
+/// Does `work` among the mounts of the host's first process, on a thread of its own.
+fn among_first_mounts(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let inside = || {
+        // A thread that shares its working directory with others may not change the mount namespace (setns(2)).
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(fs::File::open(FIRST_MOUNTS)?, CloneFlags::CLONE_NEWNS)?;
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 fn make(dir: &Path) -> io::Result<()> {

@@ -68,14 +68,13 @@ impl Ports {
             Some(done) => done,
             None => {
                 // Old and new rules together are too many. The ports are closed for an instant, so that the places of
-                // the old ones are free.
+                // the old ones are free; never for rules that have no room even then.
+                if tables.rules.len() >= RULES as usize {
+                    return Err(too_many());
+                }
                 tracing::warn!("the rule map is full, all ports are published anew");
                 self.slots.iter_mut().for_each(Slots::close);
-                self.place(tables)?.ok_or_else(|| {
-                    Error::new("cannot publish all ports")
-                        .because(format!("the published ports need more than {} rules", RULES - 1))
-                        .next("publish ranges instead of single ports")
-                })?
+                self.place(tables)?.ok_or_else(too_many)?
             }
         };
         for slots in &mut self.slots {
@@ -225,6 +224,12 @@ impl Rules {
     fn write(&self, index: u32, rule: &Rule) -> Result<()> {
         self.part(index).map(|(mapped, place)| mapped.write(place, rule))
     }
+}
+
+fn too_many() -> Error {
+    Error::new("cannot publish all ports")
+        .because(format!("the published ports need more than {} rules", RULES - 1))
+        .next("publish ranges instead of single ports")
 }
 
 fn unmapped(name: &str) -> String {

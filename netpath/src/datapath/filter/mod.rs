@@ -1,5 +1,5 @@
-//! What else on this host filters forwarded packets: nftables, iptables in nf_tables, legacy iptables. An administrator's
-//! filter is never passed by without a word, so that packets of networks without another wish take the way through it.
+//! Foreign rules that forwarded packets meet: nftables, iptables in nf_tables, legacy iptables. They decide which rung serves
+//! a host and which path packets take, so that no rule of an administrator or of other software is bypassed silently.
 
 mod legacy;
 mod nf;
@@ -13,36 +13,59 @@ pub use watch::watch;
 use std::fmt;
 use std::io;
 
-/// Where a chain sees packets that are forwarded.
+/// Where a chain sees packets that the host forwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum At {
-    /// The forward hook.
-    Forward,
-    /// A chain that filters at the prerouting hook (raw, mangle), or at a device's ingress.
+    /// Before routing, or at a device's ingress.
     Before,
+    Forward,
+    /// After routing, or at a device's egress.
+    After,
+    /// A hook of the bridge family: frames of bridge ports.
+    Bridge,
 }
 
-/// A base chain that filters what is forwarded, is not netpath's, and does something.
+/// A base chain that forwarded packets meet, is not netpath's, and has a rule or drops by policy.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Filter {
+pub struct Chain {
     /// `table inet firewalld`, or `legacy iptables table filter`.
     pub table: String,
-    pub chain: String,
+    pub name: String,
     pub at: At,
-    /// It drops what no rule of it takes.
+    /// It is of type nat.
+    pub translates: bool,
+    /// It drops by policy.
     pub drops: bool,
 }
 
+impl Chain {
+    /// Whether it filters packets that take the edge path: those are translated at the uplink, and forwarded by the stack.
+    pub fn filters_forwarding(&self) -> bool {
+        !self.translates && matches!(self.at, At::Before | At::Forward)
+    }
+
+    /// Whether it is a built-in chain of iptables, at whose end netpath's iptables rung can accept.
+    pub fn is_of_iptables(&self) -> bool {
+        self.table.starts_with("legacy ")
+            || (matches!(self.table.as_str(), "table ip filter" | "table ip6 filter") && self.name == "FORWARD")
+    }
+}
+
 /// `table inet firewalld chain filter_FORWARD filters forwarded packets`
-impl fmt::Display for Filter {
+impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let does = match (self.at, self.drops) {
-            (At::Forward, false) => "filters forwarded packets",
-            (At::Forward, true) => "drops forwarded packets unless told otherwise",
-            (At::Before, false) => "filters packets before they are forwarded",
-            (At::Before, true) => "drops packets before they are forwarded unless told otherwise",
+        let (verb, unless) = match (self.translates, self.drops) {
+            (true, _) => ("translates", ""),
+            (false, false) => ("filters", ""),
+            (false, true) => ("drops", " unless a rule accepts them"),
         };
-        write!(f, "{} chain {} {does}", self.table, self.chain)
+        let packets = match self.at {
+            At::Before => "packets before they are forwarded",
+            At::Forward => "forwarded packets",
+            At::After => "packets after they are forwarded",
+            At::Bridge => "frames of bridges",
+        };
+        write!(f, "{} chain {} {verb} {packets}{unless}", self.table, self.name)
     }
 }
 
@@ -51,8 +74,21 @@ impl fmt::Display for Filter {
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub fn foreign() -> io::Result<Vec<Filter>> {
+pub fn foreign() -> io::Result<Vec<Chain>> {
     let mut found = nf::foreign()?;
     found.extend(legacy::foreign()?);
     Ok(found)
+}
+
+/// What a datapath bypasses that does not send packets through netfilter: the first rule, or that rules cannot be listed.
+pub fn bypassed(found: &io::Result<Vec<Chain>>) -> Option<String> {
+    match found {
+        Ok(chains) => chains.first().map(ToString::to_string),
+        Err(e) => Some(format!("rules of others cannot be listed: {e}")),
+    }
+}
+
+/// Why eBPF is not taken beside such a rule.
+pub fn passes_over(rule: &str) -> String {
+    format!("{rule}, which it would bypass; NETPATH_DATAPATH=ebpf takes it all the same")
 }

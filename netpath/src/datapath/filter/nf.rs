@@ -1,11 +1,10 @@
 //! Base chains in nf_tables, which is also where today's iptables puts its own.
 
-use super::{At, Filter};
+use super::{At, Chain};
 use crate::datapath::iptables::{PREFIX, netfilter};
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DevHookNumber, Hook, HookNumber, InetHookNumber, NfTablesMessage, TableAttribute,
-    TableFlags, TableMessage,
+    ChainAttribute, ChainMessage, Hook, NfTablesMessage, TableAttribute, TableFlags, TableMessage,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use std::collections::BTreeSet;
@@ -16,7 +15,7 @@ const NF_DROP: u32 = 0;
 
 type Place = (&'static str, String);
 
-pub fn foreign() -> io::Result<Vec<Filter>> {
+pub fn foreign() -> io::Result<Vec<Chain>> {
     match ask() {
         // No nfnetlink, or nobody behind it (`net/netfilter/nfnetlink.c, nfnetlink_rcv_msg()`).
         Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
@@ -26,61 +25,55 @@ pub fn foreign() -> io::Result<Vec<Filter>> {
     }
 }
 
-fn ask() -> io::Result<Vec<Filter>> {
+fn ask() -> io::Result<Vec<Chain>> {
     let mut netlink = netfilter::open()?;
     let chains = chains(&mut netlink)?;
-    let acting = |c: &&Chain| c.filters && c.at.is_some() && (c.rules > own_jumps(c, &chains) || c.drops);
-    if !chains.iter().any(|c| acting(&c)) {
+    let acts = |c: &&Listed| c.rules > own_jumps(c, &chains) || c.drops;
+    if !chains.iter().any(|c| c.at.is_some() && acts(&c)) {
         return Ok(Vec::new());
     }
-    let asleep = dormant(&mut netlink)?;
-    let awake = chains.iter().filter(acting).filter(|c| !asleep.contains(&c.table));
-    let filter = |c: &Chain| {
+    let dormant = dormant(&mut netlink)?;
+    let chain = |c: &Listed| {
         let table = format!("table {} {}", c.table.0, c.table.1);
-        c.at.map(|at| Filter { table, chain: c.name.clone(), at, drops: c.drops })
+        c.at.map(|at| Chain { table, name: c.name.clone(), at, translates: c.translates, drops: c.drops })
     };
-    Ok(awake.filter_map(filter).collect())
+    Ok(chains.iter().filter(acts).filter(|c| !dormant.contains(&c.table)).filter_map(chain).collect())
 }
 
-struct Chain {
+/// A chain as the kernel lists it.
+#[derive(Default)]
+struct Listed {
     table: Place,
     name: String,
+    /// Of base chains that forwarded packets meet.
     at: Option<At>,
-    /// Others translate, or choose a route.
-    filters: bool,
+    translates: bool,
     drops: bool,
-    /// In a base chain, to which nothing can jump, every use is a rule of its own.
+    /// Uses: in a base chain, to which no rule can jump, each is a rule of its own.
     rules: u32,
 }
 
-/// netpath's own jump: the iptables rung has one, as the first rule of the chain.
-fn own_jumps(chain: &Chain, all: &[Chain]) -> u32 {
-    let own = format!("{PREFIX}{}", chain.name);
-    u32::from(all.iter().any(|c| c.table == chain.table && c.name == own))
+/// Jumps of netpath's own: those of the iptables rung, each into a chain that is named after the one it comes from.
+fn own_jumps(chain: &Listed, all: &[Listed]) -> u32 {
+    let own = [format!("{PREFIX}{}", chain.name), format!("{PREFIX}{}_ACCEPT", chain.name)];
+    all.iter().filter(|c| c.table == chain.table && own.contains(&c.name)).count() as u32
 }
 
-/// Of the families that forward IP packets, and of devices.
-fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Chain>> {
+/// Of the families that forward IP packets or frames, and of devices.
+fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Listed>> {
     let mut chains = Vec::new();
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     for (family, answer) in dump(netlink, all)? {
         let NfTablesMessage::NewChain(message) = answer else { continue };
-        let mut chain = Chain {
-            table: (family, String::new()),
-            name: String::new(),
-            at: None,
-            filters: true,
-            drops: false,
-            rules: 0,
-        };
+        let mut chain = Listed { table: (family, String::new()), ..Listed::default() };
         for attribute in message.attributes {
             match attribute {
                 ChainAttribute::Table(name) => chain.table.1 = name,
                 ChainAttribute::Name(name) => chain.name = name,
                 ChainAttribute::Policy(policy) => chain.drops = policy == NF_DROP,
                 ChainAttribute::Use(uses) => chain.rules = uses,
-                ChainAttribute::Type(name) => chain.filters = name == "filter",
-                ChainAttribute::Hook(hook) => chain.at = hook.iter().find_map(place),
+                ChainAttribute::Type(name) => chain.translates = name == "nat",
+                ChainAttribute::Hook(hook) => chain.at = hook.iter().find_map(|h| place(h, family)),
                 _ => {}
             }
         }
@@ -89,13 +82,17 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Chain>> {
     Ok(chains)
 }
 
-fn place(hook: &Hook) -> Option<At> {
-    match hook {
-        Hook::Number(HookNumber::Inet(InetHookNumber::Forward)) => Some(At::Forward),
-        Hook::Number(
-            HookNumber::Inet(InetHookNumber::PreRouting | InetHookNumber::Ingress)
-            | HookNumber::Dev(DevHookNumber::Ingress),
-        ) => Some(At::Before),
+/// By the number alone: the kernel names the device behind it (`include/uapi/linux/netfilter.h`, `netfilter_bridge.h`).
+fn place(hook: &Hook, family: &str) -> Option<At> {
+    let Hook::Number(number) = hook else { return None };
+    match (family, u32::from(*number)) {
+        ("bridge", _) => Some(At::Bridge),
+        ("netdev", 0) => Some(At::Before),
+        ("netdev", 1) => Some(At::After),
+        ("netdev", _) => None,
+        (_, 0 | 5) => Some(At::Before),
+        (_, 2) => Some(At::Forward),
+        (_, 4) => Some(At::After),
         _ => None,
     }
 }
@@ -127,6 +124,7 @@ fn dump(
             NetfilterProtoFamily::IPv6 => "ip6",
             NetfilterProtoFamily::Inet => "inet",
             NetfilterProtoFamily::NetDev => "netdev",
+            NetfilterProtoFamily::Bridge => "bridge",
             _ => return None,
         };
         match answer.inner {

@@ -41,13 +41,10 @@ fn nftables_chains_at_forward_are_found_when_they_do_something() {
         println!("skip {name}: needs nft");
         return;
     }
-    for other in ["ip other", "bridge other"] {
-        assert!(run(&format!("nft add table {other}")));
-    }
+    assert!(run("nft add table ip other"));
     for chain in [
         "inet firewalld filter_INPUT { type filter hook input priority 0 ; }",
         "inet firewalld filter_FORWARD { type filter hook forward priority 10 ; }",
-        "bridge other forward { type filter hook forward priority 0 ; policy drop ; }",
         "ip other called",
     ] {
         assert!(run(&format!("nft add chain {chain}")), "{chain}");
@@ -61,15 +58,15 @@ fn nftables_chains_at_forward_are_found_when_they_do_something() {
     assert!(run("nft flush chain inet firewalld filter_FORWARD"));
     assert_eq!(Vec::<String>::new(), found(), "its rules are gone");
     assert!(run("nft add chain ip other closed { type filter hook forward priority 0 ; policy drop ; }"));
-    assert_eq!(vec!["table ip other chain closed drops forwarded packets unless told otherwise"], found());
+    assert_eq!(vec!["table ip other chain closed drops forwarded packets unless a rule accepts them"], found());
     assert!(run("nft add table ip other { flags dormant ; }"));
     assert_eq!(Vec::<String>::new(), found(), "the table is switched off");
 }
 
-/// What the programs redirect would pass these by as well.
+/// Redirects bypass these too, those that translate included.
 #[test]
-fn nftables_chains_before_forward_are_found_when_they_filter() {
-    let name = "nftables_chains_before_forward_are_found_when_they_filter";
+fn nftables_chains_at_every_hook_of_forwarding_are_found() {
+    let name = "nftables_chains_at_every_hook_of_forwarding_are_found";
     if !alone(name) {
         return;
     }
@@ -77,25 +74,48 @@ fn nftables_chains_before_forward_are_found_when_they_filter() {
         println!("skip {name}: needs nft");
         return;
     }
-    assert!(run("nft add table netdev edge"));
-    for chain in [
-        "inet guard blocked { type filter hook prerouting priority -300 ; }",
-        "inet guard to_containers { type nat hook prerouting priority -100 ; }",
-        "inet guard from_containers { type nat hook postrouting priority 100 ; }",
-        "inet guard out { type route hook output priority 0 ; }",
-        "netdev edge early { type filter hook ingress device lo priority 0 ; }",
-    ] {
-        assert!(run(&format!("nft add chain {chain}")), "{chain}");
+    assert!(run("nft add table netdev edge") && run("nft add table bridge ports"));
+    let chains = [
+        ("inet guard", "blocked", "filter hook prerouting priority -300", "filters packets before they are forwarded"),
+        (
+            "inet guard",
+            "to_containers",
+            "nat hook prerouting priority -100",
+            "translates packets before they are forwarded",
+        ),
+        ("inet guard", "marks", "filter hook postrouting priority -150", "filters packets after they are forwarded"),
+        ("inet guard", "outward", "nat hook postrouting priority 100", "translates packets after they are forwarded"),
+        (
+            "inet guard",
+            "early",
+            "filter hook ingress device lo priority 0",
+            "filters packets before they are forwarded",
+        ),
+        (
+            "netdev edge",
+            "first",
+            "filter hook ingress device lo priority 0",
+            "filters packets before they are forwarded",
+        ),
+        ("netdev edge", "last", "filter hook egress device lo priority 0", "filters packets after they are forwarded"),
+        ("bridge ports", "forward", "filter hook forward priority 0", "filters frames of bridges"),
+    ];
+    for (table, chain, hook, does) in chains {
+        // Not every kernel has each hook for devices.
+        if !run(&format!("nft add chain {table} {chain} {{ type {hook} ; }}")) {
+            println!("{table} {chain}: {hook} is not known here");
+            continue;
+        }
+        assert_eq!(Vec::<String>::new(), found(), "{chain} is empty");
+        assert!(run(&format!("nft add rule {table} {chain} counter")));
+        assert_eq!(vec![format!("table {table} chain {chain} {does}")], found());
+        assert!(run(&format!("nft delete chain {table} {chain}")) || run(&format!("nft flush chain {table} {chain}")));
     }
-    assert!(run("nft add rule inet guard to_containers tcp dport 1 redirect to :2"));
-    assert!(run("nft add rule inet guard from_containers masquerade"));
-    assert!(run("nft add rule inet guard out meta mark set 1"));
-    assert_eq!(Vec::<String>::new(), found(), "none of them filters");
-    assert!(run("nft add rule inet guard blocked ip saddr 203.0.113.0/24 drop"));
-    assert_eq!(vec!["table inet guard chain blocked filters packets before they are forwarded"], found());
-    assert!(run("nft flush chain inet guard blocked"));
-    assert!(run("nft add rule netdev edge early ip saddr 203.0.113.0/24 drop"));
-    assert_eq!(vec!["table netdev edge chain early filters packets before they are forwarded"], found());
+    for chain in ["in { type filter hook input priority 0 ; }", "out { type route hook output priority 0 ; }"] {
+        assert!(run(&format!("nft add chain inet guard {chain}")), "{chain}");
+    }
+    assert!(run("nft add rule inet guard in drop") && run("nft add rule inet guard out meta mark set 1"));
+    assert_eq!(Vec::<String>::new(), found(), "forwarded packets do not meet them");
 }
 
 /// The same for each of the two iptables, as far as this kernel has them.
@@ -112,17 +132,25 @@ fn tool(test: &str, tool: &str, called: &str) {
     assert!(run(&format!("{tool} -A INPUT -j DROP")) && run(&format!("{tool} -P INPUT DROP")));
     assert_eq!(nothing, found(), "input is not forward");
     assert!(run(&format!("{tool} -P FORWARD DROP")));
-    assert_eq!(vec![format!("{called} chain FORWARD drops forwarded packets unless told otherwise")], found());
+    assert_eq!(vec![format!("{called} chain FORWARD drops forwarded packets unless a rule accepts them")], found());
     assert!(run(&format!("{tool} -P FORWARD ACCEPT")));
     assert_eq!(nothing, found(), "the policy is back");
     assert!(run(&format!("{tool} -N NETPATH_FORWARD")) && run(&format!("{tool} -A NETPATH_FORWARD -j ACCEPT")));
     assert!(run(&format!("{tool} -I FORWARD -j NETPATH_FORWARD")));
     assert_eq!(nothing, found(), "netpath's own jump");
+    assert!(
+        run(&format!("{tool} -N NETPATH_FORWARD_ACCEPT"))
+            && run(&format!("{tool} -A NETPATH_FORWARD_ACCEPT -j ACCEPT"))
+    );
+    assert!(run(&format!("{tool} -A FORWARD -j NETPATH_FORWARD_ACCEPT")));
+    assert_eq!(nothing, found(), "both of its jumps");
     assert!(run(&format!("{tool} -A FORWARD -p tcp --dport 25 -j DROP")));
     assert_eq!(vec![format!("{called} chain FORWARD filters forwarded packets")], found());
     assert!(run(&format!("{tool} -F FORWARD")));
     assert!(run(&format!("{tool} -t nat -A PREROUTING -p tcp --dport 1 -j REDIRECT --to-ports 2")));
-    assert_eq!(nothing, found(), "a translation");
+    let nat = called.replace("filter", "nat");
+    assert_eq!(vec![format!("{nat} chain PREROUTING translates packets before they are forwarded")], found());
+    assert!(run(&format!("{tool} -t nat -F PREROUTING")));
     assert!(run(&format!("{tool} -t raw -A PREROUTING -p tcp --dport 25 -j DROP")));
     let raw = called.replace("filter", "raw");
     assert_eq!(vec![format!("{raw} chain PREROUTING filters packets before they are forwarded")], found());

@@ -196,6 +196,25 @@ impl Datapath for Iptables {
     }
 }
 
+/// The tables of legacy iptables, with the name of the tool of their family; none of a family that has no table. An
+/// iptables that is not installed is an error where the kernel has tables that it alone can list.
+///
+/// # Errors
+/// They cannot be listed.
+pub(super) fn legacy_tables() -> Result<Vec<(&'static str, Present)>> {
+    let mut all = Vec::new();
+    for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+        if !tool::has_legacy_tables(family) {
+            continue;
+        }
+        let tools = tool::find(family);
+        let legacy = tools.iter().find(|t| t.backend == tool::Backend::Legacy);
+        let legacy = legacy.ok_or_else(|| tool::missing(family).because("legacy iptables has tables on this host"))?;
+        all.push((name, legacy.save()?));
+    }
+    Ok(all)
+}
+
 /// The settings that [`Iptables::for_moved_sctp`] needs, which can be told without its tools.
 pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
     sysctls(&Share::MovedSctp.served(desired))

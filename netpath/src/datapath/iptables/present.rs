@@ -3,7 +3,7 @@
 //! Rules are never compared one by one: every version prints them differently. Our own digest, the number of rules in
 //! each of our chains and the place of our jumps say whether anything has to be written.
 
-use super::rules::{Chain, PREFIX, STATE, Table, digest};
+use super::rules::{Chain, Jump, PREFIX, Place, STATE, Table, digest};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -104,6 +104,9 @@ impl PresentTable {
         let Some((verb, rest)) = line.split_once(' ') else { return };
         let (chain, rule) = rest.split_once(' ').unwrap_or((rest, ""));
         match verb {
+            "-A" if !chain.starts_with(PREFIX) => {
+                self.rules.entry(chain.to_owned()).or_default().push(rule.to_owned());
+            }
             "-A" => {
                 self.rule(rest);
                 if let Some(written) = self.written.get_mut(chain) {
@@ -168,6 +171,16 @@ impl PresentTable {
         !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_ours(r))
     }
 
+    /// Whether the built-in chain has rules that are not netpath's.
+    pub fn has_foreign_rules(&self, chain: &str) -> bool {
+        self.rules.get(chain).is_some_and(|rules| rules.iter().any(|r| !self.is_ours(r)))
+    }
+
+    /// Whether the built-in chain drops by policy.
+    pub fn drops(&self, chain: &str) -> bool {
+        self.policies.get(chain).is_some_and(|p| p == "DROP")
+    }
+
     fn has_only_state(&self) -> bool {
         self.own.keys().all(|c| c == STATE) && !self.rules.values().flatten().any(|r| self.is_ours(r))
     }
@@ -207,6 +220,7 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
     let made = present.is_none_or(|p| p.made);
     let nothing = PresentTable::default();
     let present = present.unwrap_or(&nothing);
+    let table = &fitted(table, present);
     let digest = digest(table);
     if is_so(table, present, digest, keep_state) {
         return None;
@@ -221,19 +235,18 @@ pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -
         let _ = writeln!(text, ":{} - [0:0]", chain.name);
     }
     for (from, rules) in &present.rules {
-        let wanted = table.jumps.iter().find(|j| j.from == from.as_str());
-        let ours: Vec<&String> = rules.iter().filter(|r| present.is_ours(r)).collect();
-        if wanted.is_some_and(|j| in_place(j.to, rules, ours.len())) {
-            continue;
-        }
-        for rule in ours {
-            let _ = writeln!(text, "-D {from} {rule}");
+        if !are_in_place(table, from, rules, present) {
+            for rule in rules.iter().filter(|r| present.is_ours(r)) {
+                let _ = writeln!(text, "-D {from} {rule}");
+            }
         }
     }
     for jump in &table.jumps {
         let rules = present.rules.get(jump.from).map(Vec::as_slice).unwrap_or_default();
-        if !in_place(jump.to, rules, rules.iter().filter(|r| present.is_ours(r)).count()) {
-            let _ = writeln!(text, "-I {} 1 {}-j {}", jump.from, jump.matches, jump.to);
+        if !are_in_place(table, jump.from, rules, present) {
+            let place =
+                if jump.place == Place::First { format!("-I {} 1", jump.from) } else { format!("-A {}", jump.from) };
+            let _ = writeln!(text, "{place} {}-j {}", jump.matches, jump.to);
         }
     }
     for chain in &table.chains {
@@ -290,18 +303,27 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
                 there => there == Some(&c.rules.len()),
             }
         });
-    let jumps = present.rules.iter().all(|(from, rules)| {
-        let ours = rules.iter().filter(|r| present.is_ours(r)).count();
-        match table.jumps.iter().find(|j| j.from == from.as_str()) {
-            Some(jump) => in_place(jump.to, rules, ours),
-            None => ours == 0,
-        }
-    });
+    let jumps = present.rules.iter().all(|(from, rules)| are_in_place(table, from, rules, present));
     let all_led = table.jumps.iter().all(|j| present.rules.contains_key(j.from));
     present.digest == Some(digest) && chains && jumps && all_led
 }
 
-/// The jump is there once and before everything else: what stands before it could take its packets.
-fn in_place(to: &str, rules: &[String], ours: usize) -> bool {
-    ours == 1 && rules.first().and_then(|r| jump_target(r)) == Some(to)
+/// The table as the policies there want it: without accepts at the end of chains that accept by themselves.
+fn fitted(table: &Table, present: &PresentTable) -> Table {
+    let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
+        table.jumps.iter().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
+    let chains = table.chains.iter().filter(|c| needless.iter().all(|j| j.to != c.name)).cloned().collect();
+    Table { name: table.name, jumps, chains }
+}
+
+/// Every jump of ours from the built-in chain `from` is there once, and where it belongs.
+fn are_in_place(table: &Table, from: &str, rules: &[String], present: &PresentTable) -> bool {
+    let wanted: Vec<&Jump> = table.jumps.iter().filter(|j| j.from == from).collect();
+    let ours = rules.iter().filter(|r| present.is_ours(r)).count();
+    let leads = |rule: Option<&String>, jump: &Jump| rule.and_then(|r| jump_target(r)) == Some(jump.to);
+    ours == wanted.len()
+        && wanted.iter().all(|jump| match jump.place {
+            Place::First => leads(rules.first(), jump),
+            Place::Last | Place::LastIfDropping => leads(rules.last(), jump),
+        })
 }

@@ -1,12 +1,18 @@
 //! Desired state → rules, as a pure function: what each chain holds, and which built-in chain leads there.
 //!
 //! ```text
-//! nat     PREROUTING  ─ to the host ─→ NETPATH_PREROUTING ─┐
-//!         OUTPUT      ─ to the host ─→ NETPATH_OUTPUT ─────┴→ NETPATH_DNAT ─→ NETPATH_TCP, _UDP, _SCTP: first match wins
-//!         POSTROUTING ─→ NETPATH_POSTROUTING: hairpin, masquerade
-//! filter  FORWARD     ─→ NETPATH_FORWARD: internal networks, allow lists, published flows, isolation, accept, the rest
-//!         INPUT       ─→ NETPATH_INPUT: DNS of the bridges; loopback addresses never come from one
+//! nat     PREROUTING  last, to the host ─→ NETPATH_PREROUTING ─┐
+//!         OUTPUT      last, to the host ─→ NETPATH_OUTPUT ─────┴→ NETPATH_DNAT ─→ NETPATH_TCP, _UDP, _SCTP: first match wins
+//!         POSTROUTING last              ─→ NETPATH_POSTROUTING: hairpin, masquerade
+//! filter  FORWARD     first             ─→ NETPATH_FORWARD: drops for internal networks, allow lists, isolation, unpublished
+//!                     last              ─→ NETPATH_FORWARD_ACCEPT: only where the chain drops by policy
+//!         INPUT       first             ─→ NETPATH_INPUT: drops loopback addresses from bridges
+//!                     last              ─→ NETPATH_INPUT_ACCEPT: DNS of the bridges; only where the chain drops by policy
 //! ```
+//! A rule of the administrator's is a decision and holds; a policy is a default, and a published port is more explicit than
+//! that. So drops come first, and what accepts or translates comes behind every rule of others. The chains that drop are
+//! entered by packets that belong to no known connection: an established one costs one match.
+//!
 //! NETPATH_STATE is never jumped to: it keeps a digest of the table, and the container addresses that it serves.
 //! Nothing is read or run here; `present.rs` compares with what the kernel holds. Semantics: docs/architecture.md.
 
@@ -34,10 +40,20 @@ impl Family {
     }
 }
 
+/// Where in a built-in chain a jump stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    First,
+    Last,
+    /// Last, and only where the chain drops by policy: elsewhere an accept at its end decides nothing.
+    LastIfDropping,
+}
+
 /// A rule of a built-in chain that leads into one of ours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Jump {
     pub from: &'static str,
+    pub place: Place,
     /// Ends with a blank unless empty.
     pub matches: &'static str,
     pub to: &'static str,
@@ -125,7 +141,7 @@ pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) ->
         let (all, serving) = (bridges(desired, family), bridges(&moved, family));
         let guards: Vec<String> = serving.iter().flat_map(|b| guard(b, family)).collect();
         if !guards.is_empty() {
-            lead(&mut filter, "INPUT", "", "NETPATH_INPUT", guards);
+            lead(&mut filter, "INPUT", Place::First, UNKNOWN, "NETPATH_INPUT", guards);
             remember(&mut filter, BTreeSet::new());
         }
         let internal = all.iter().filter(|b| b.network.internal);
@@ -137,7 +153,7 @@ pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) ->
         let mut rules = vec!["-o lo -j RETURN".to_owned()];
         rules.extend(from_loopback(&serving, family));
         rules.extend(to_hairpin(&all));
-        lead(&mut nat, "POSTROUTING", "", "NETPATH_POSTROUTING", rules);
+        lead(&mut nat, "POSTROUTING", Place::Last, "", "NETPATH_POSTROUTING", rules);
         nat.chains.push(hairpin(&all));
         remember(&mut nat, addresses(&moved, family));
     }
@@ -247,26 +263,24 @@ fn first_address(record: &Record, family: Family) -> Option<IpAddr> {
     }
 }
 
+/// Matches packets of no known connection, for jumps into the chains that drop.
+const UNKNOWN: &str = "-m conntrack ! --ctstate RELATED,ESTABLISHED ";
+
 fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[String]) {
-    let mut rules = Vec::new();
-    for b in bridges.iter().filter(|b| b.network.internal) {
-        let b = b.name;
-        // Also frames between ports of the bridge come here where br_netfilter is on.
-        rules.push(format!("-i {b} -o {b} -j ACCEPT"));
-        rules.push(format!("-i {b} -j DROP"));
-        rules.push(format!("-o {b} -j DROP"));
-    }
-    let open: Vec<&Bridge<'_>> = bridges.iter().filter(|b| !b.network.internal).collect();
-    if !allowed.is_empty() {
-        rules.push("-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW".into());
-    }
-    for b in &open {
-        let b = b.name;
-        // Published ports cross isolation.
-        rules.push(format!("-o {b} -m conntrack --ctstate DNAT -j ACCEPT"));
-        rules.push(format!("-i {b} -m conntrack --ctstate DNAT -j ACCEPT"));
-    }
+    let (internal, open): (Vec<&Bridge<'_>>, Vec<_>) = bridges.iter().partition(|b| b.network.internal);
     let mut drops = Vec::new();
+    for b in internal.iter().map(|b| b.name) {
+        // Frames between ports of the bridge come here too where br_netfilter is on.
+        drops.push(format!("-i {b} -o {b} -j RETURN"));
+        drops.push(format!("-i {b} -j DROP"));
+        drops.push(format!("-o {b} -j DROP"));
+    }
+    if !allowed.is_empty() {
+        drops.push("-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW".into());
+    }
+    // Published ports cross isolation.
+    drops.push("-m conntrack --ctstate DNAT -j RETURN".into());
+    let mut isolation_chains = Vec::new();
     for (isolation, chain) in [
         (Isolation::Open, "NETPATH_FROM_OPEN"),
         (Isolation::Isolated, "NETPATH_FROM_ISOL"),
@@ -277,23 +291,28 @@ fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[String]) {
         if from.is_empty() || to.is_empty() {
             continue;
         }
-        rules.extend(from.iter().map(|b| format!("-i {0} ! -o {0} -j {chain}", b.name)));
-        drops.push(Chain { name: chain, rules: to.iter().map(|b| format!("-o {} -j DROP", b.name)).collect() });
+        drops.extend(from.iter().map(|b| format!("-i {0} ! -o {0} -j {chain}", b.name)));
+        let rules = to.iter().map(|b| format!("-o {} -j DROP", b.name)).collect();
+        isolation_chains.push(Chain { name: chain, rules });
     }
-    for b in &open {
-        rules.push(format!("-o {} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", b.name));
-        rules.extend(b.subnets.iter().map(|s| format!("-s {s} -i {} -j ACCEPT", b.name)));
-    }
-    // Nothing is reached that was not published. (Frames between ports of the bridge come here where br_netfilter is on.)
-    rules.extend(open.iter().map(|b| match b.network.direct {
-        true => format!("-o {} -j ACCEPT", b.name),
-        false => format!("! -i {0} -o {0} -j DROP", b.name),
-    }));
-    lead(filter, "FORWARD", "", "NETPATH_FORWARD", rules);
+    drops.extend(open.iter().flat_map(|b| b.subnets.iter().map(|s| format!("-s {s} -i {} -j RETURN", b.name))));
+    // Only published ports are reached from outside.
+    let closed = open.iter().filter(|b| !b.network.direct);
+    drops.extend(closed.map(|b| format!("! -i {0} -o {0} -j DROP", b.name)));
+    lead(filter, "FORWARD", Place::First, UNKNOWN, "NETPATH_FORWARD", drops);
     if !allowed.is_empty() {
         filter.chains.push(Chain { name: "NETPATH_ALLOW", rules: allowed.to_vec() });
     }
-    filter.chains.extend(drops);
+    filter.chains.extend(isolation_chains);
+
+    let mut accepts: Vec<String> = internal.iter().map(|b| format!("-i {0} -o {0} -j ACCEPT", b.name)).collect();
+    for b in &open {
+        let known = "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT";
+        accepts.extend(["-o", "-i"].map(|side| format!("{side} {} {known}", b.name)));
+        accepts.extend(b.subnets.iter().map(|s| format!("-s {s} -i {} -j ACCEPT", b.name)));
+        accepts.extend(b.network.direct.then(|| format!("-o {} -j ACCEPT", b.name)));
+    }
+    lead(filter, "FORWARD", Place::LastIfDropping, "", "NETPATH_FORWARD_ACCEPT", accepts);
 }
 
 /// Whether packets between two networks of these kinds are dropped, in either direction.
@@ -307,24 +326,26 @@ fn apart(a: Isolation, b: Isolation) -> bool {
 }
 
 fn input(filter: &mut Table, bridges: &[Bridge<'_>], family: Family) {
-    let mut rules = Vec::new();
+    let guards = bridges.iter().flat_map(|b| guard(b, family)).collect();
+    lead(filter, "INPUT", Place::First, UNKNOWN, "NETPATH_INPUT", guards);
+    let mut accepts = Vec::new();
     for b in bridges {
         for gateway in dns_gateways(b, family) {
             for proto in ["udp", "tcp"] {
-                rules.push(format!("-d {gateway} -i {} -p {proto} -m {proto} --dport 53 -j ACCEPT", b.name));
+                accepts.push(format!("-d {gateway} -i {} -p {proto} -m {proto} --dport 53 -j ACCEPT", b.name));
             }
         }
-        rules.extend(guard(b, family));
     }
-    lead(filter, "INPUT", "", "NETPATH_INPUT", rules);
+    lead(filter, "INPUT", Place::LastIfDropping, "", "NETPATH_INPUT_ACCEPT", accepts);
 }
 
-/// route_localnet lets loopback addresses in from this bridge; only the replies of our own flows may use it.
+/// route_localnet lets loopback addresses in from this bridge; only replies of known connections may use it, and those do
+/// not come here.
 fn guard(b: &Bridge<'_>, family: Family) -> Vec<String> {
     if !b.loopback || family == Family::V6 {
         return Vec::new();
     }
-    let drop = |end| format!("{end} 127.0.0.0/8 -i {} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP", b.name);
+    let drop = |end| format!("{end} 127.0.0.0/8 -i {} -j DROP", b.name);
     ["-d", "-s"].map(drop).into()
 }
 
@@ -365,7 +386,7 @@ fn publish(
     for (from, to, not) in [("PREROUTING", "NETPATH_PREROUTING", wire), ("OUTPUT", "NETPATH_OUTPUT", own)] {
         let mut rules: Vec<String> = not.iter().map(|n| format!("-d {n} -j RETURN")).collect();
         rules.push("-j NETPATH_DNAT".into());
-        lead(nat, from, "-m addrtype --dst-type LOCAL ", to, rules);
+        lead(nat, from, Place::Last, "-m addrtype --dst-type LOCAL ", to, rules);
     }
     nat.chains.push(Chain { name: "NETPATH_DNAT", rules: dnat });
     nat.chains.extend(ports);
@@ -429,7 +450,7 @@ fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
         let target = outbound.map_or_else(|| "MASQUERADE".to_owned(), |a| format!("SNAT --to-source {a}"));
         rules.extend(b.subnets.iter().map(|s| format!("-s {s} ! -d {multicast} -j {target}")));
     }
-    lead(nat, "POSTROUTING", "", "NETPATH_POSTROUTING", rules);
+    lead(nat, "POSTROUTING", Place::Last, "", "NETPATH_POSTROUTING", rules);
     nat.chains.push(hairpin(bridges));
 }
 
@@ -456,9 +477,16 @@ fn dns_gateways<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Ite
 }
 
 /// A chain and the jump that leads to it, unless it would hold nothing.
-fn lead(table: &mut Table, from: &'static str, matches: &'static str, to: &'static str, rules: Vec<String>) {
+fn lead(
+    table: &mut Table,
+    from: &'static str,
+    place: Place,
+    matches: &'static str,
+    to: &'static str,
+    rules: Vec<String>,
+) {
     if !rules.is_empty() {
-        table.jumps.push(Jump { from, matches, to });
+        table.jumps.push(Jump { from, place, matches, to });
         table.chains.push(Chain { name: to, rules });
     }
 }
@@ -480,7 +508,8 @@ pub fn digest(table: &Table) -> u64 {
         }
     };
     for jump in &table.jumps {
-        [jump.from, jump.matches, jump.to].into_iter().for_each(&mut feed);
+        let place = if jump.place == Place::First { "first" } else { "last" };
+        [jump.from, place, jump.matches, jump.to].into_iter().for_each(&mut feed);
     }
     for chain in &table.chains {
         feed(chain.name);

@@ -65,7 +65,16 @@ fn backend(program: &Path) -> Backend {
     }
 }
 
-/// What to tell somebody whose host has none.
+/// Whether the kernel has tables of legacy iptables in this namespace.
+pub fn has_legacy_tables(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    std::fs::read_to_string(names).is_ok_and(|n| !n.trim().is_empty())
+}
+
+/// The error of a host without the tools.
 pub fn missing(family: Family) -> Error {
     let name = match family {
         Family::V4 => "iptables",
@@ -101,13 +110,7 @@ impl Tool {
     pub fn may_be_used(&self) -> bool {
         match self.backend {
             Backend::Nft => true,
-            Backend::Legacy => {
-                let names = match self.family {
-                    Family::V4 => "/proc/thread-self/net/ip_tables_names",
-                    Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-                };
-                std::fs::read_to_string(names).is_ok_and(|n| !n.trim().is_empty())
-            }
+            Backend::Legacy => has_legacy_tables(self.family),
         }
     }
 

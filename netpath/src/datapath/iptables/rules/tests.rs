@@ -100,15 +100,13 @@ fn one_container_with_one_port_is_this_whole_script() {
 :NETPATH_FORWARD - [0:0]
 :NETPATH_INPUT - [0:0]
 :NETPATH_STATE - [0:0]
--I FORWARD 1 -j NETPATH_FORWARD
--I INPUT 1 -j NETPATH_INPUT
--A NETPATH_FORWARD -o front -m conntrack --ctstate DNAT -j ACCEPT
--A NETPATH_FORWARD -i front -m conntrack --ctstate DNAT -j ACCEPT
--A NETPATH_FORWARD -o front -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A NETPATH_FORWARD -s 10.89.7.0/24 -i front -j ACCEPT
+-I FORWARD 1 -m conntrack ! --ctstate RELATED,ESTABLISHED -j NETPATH_FORWARD
+-I INPUT 1 -m conntrack ! --ctstate RELATED,ESTABLISHED -j NETPATH_INPUT
+-A NETPATH_FORWARD -m conntrack --ctstate DNAT -j RETURN
+-A NETPATH_FORWARD -s 10.89.7.0/24 -i front -j RETURN
 -A NETPATH_FORWARD ! -i front -o front -j DROP
--A NETPATH_INPUT -d 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
--A NETPATH_INPUT -s 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+-A NETPATH_INPUT -d 127.0.0.0/8 -i front -j DROP
+-A NETPATH_INPUT -s 127.0.0.0/8 -i front -j DROP
 COMMIT
 *nat
 :NETPATH_PREROUTING - [0:0]
@@ -118,9 +116,9 @@ COMMIT
 :NETPATH_POSTROUTING - [0:0]
 :NETPATH_HAIRPIN - [0:0]
 :NETPATH_STATE - [0:0]
--I PREROUTING 1 -m addrtype --dst-type LOCAL -j NETPATH_PREROUTING
--I OUTPUT 1 -m addrtype --dst-type LOCAL -j NETPATH_OUTPUT
--I POSTROUTING 1 -j NETPATH_POSTROUTING
+-A PREROUTING -m addrtype --dst-type LOCAL -j NETPATH_PREROUTING
+-A OUTPUT -m addrtype --dst-type LOCAL -j NETPATH_OUTPUT
+-A POSTROUTING -j NETPATH_POSTROUTING
 -A NETPATH_PREROUTING -d 127.0.0.0/8 -j RETURN
 -A NETPATH_PREROUTING -j NETPATH_DNAT
 -A NETPATH_OUTPUT -j NETPATH_DNAT
@@ -252,8 +250,9 @@ fn an_internal_network_is_cut_off_both_ways_and_publishes_nothing() {
     let mut r = publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]);
     r.network.internal = true;
     let one = std::slice::from_ref(&r);
-    let expected = ["-i front -o front -j ACCEPT", "-i front -j DROP", "-o front -j DROP"];
-    assert_eq!(expected.as_slice(), rules(one, Family::V4, "NETPATH_FORWARD"));
+    let expected = ["-i front -o front -j RETURN", "-i front -j DROP", "-o front -j DROP"];
+    assert_eq!(expected.as_slice(), &rules(one, Family::V4, "NETPATH_FORWARD")[..3]);
+    assert_eq!(["-i front -o front -j ACCEPT"].as_slice(), rules(one, Family::V4, "NETPATH_FORWARD_ACCEPT"));
     assert!(rules(one, Family::V4, "NETPATH_TCP").is_empty());
     assert!(!rules(one, Family::V4, "NETPATH_POSTROUTING").iter().any(|r| r.contains("! -d")));
 }
@@ -277,8 +276,8 @@ fn isolation_drops_what_the_policy_says_and_nothing_else() {
     assert_eq!(["-o isol -j DROP", "-o open -j DROP", "-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_STRICT"));
     let forward = rules(&records, Family::V4, "NETPATH_FORWARD");
     let at = |part: &str| forward.iter().position(|r| r.contains(part)).expect("a rule");
-    assert!(at("-o strict -m conntrack --ctstate DNAT") < at("NETPATH_FROM_OPEN"), "published ports cross isolation");
-    assert!(at("NETPATH_FROM_STRICT") < at("RELATED,ESTABLISHED"), "isolation is decided before anything is accepted");
+    assert!(at("--ctstate DNAT -j RETURN") < at("NETPATH_FROM_OPEN"), "published ports cross isolation");
+    assert!(at("NETPATH_FROM_STRICT") < at("-s 10.0.3.0/24"), "isolation is decided before sources are let pass");
 }
 
 #[test]
@@ -295,7 +294,7 @@ fn a_published_port_53_leaves_the_names_of_the_network_alone() {
     let dnat = rules(one, Family::V4, "NETPATH_DNAT");
     assert_eq!("-d 10.89.7.1/32 -p udp -m udp --dport 53 -j RETURN", dnat[0]);
     assert_eq!(Some("-p udp -j NETPATH_UDP"), dnat.last().map(String::as_str));
-    let input = rules(one, Family::V4, "NETPATH_INPUT");
+    let input = rules(one, Family::V4, "NETPATH_INPUT_ACCEPT");
     assert_eq!("-d 10.89.7.1/32 -i front -p udp -m udp --dport 53 -j ACCEPT", input[0]);
 }
 
@@ -337,10 +336,6 @@ fn nat_after(records: &[Record]) -> (Table, String) {
     let text = script(&table, None, false).expect("something to write");
     let body: String =
         text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
-    let body = body
-        .replace("-I PREROUTING 1", "-A PREROUTING")
-        .replace("-I OUTPUT 1", "-A OUTPUT")
-        .replace("-I POSTROUTING 1", "-A POSTROUTING");
     (table, body)
 }
 
@@ -361,15 +356,15 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
     let (table, body) = nat_after(&[published()]);
     let lost = body.replace("-A NETPATH_DNAT -p tcp -j NETPATH_TCP\n", "");
     let twice = body.clone() + "-A POSTROUTING -j NETPATH_POSTROUTING\n";
-    let late = body.replacen("-A POSTROUTING", "-A POSTROUTING -s 1.2.3.4/32 -j MASQUERADE\n-A POSTROUTING", 1);
-    for (what, text) in [("lost", &lost), ("twice", &twice), ("late", &late)] {
+    let early = body.clone() + "-A POSTROUTING -s 1.2.3.4/32 -j MASQUERADE\n";
+    for (what, text) in [("lost", &lost), ("twice", &twice), ("early", &early)] {
         assert_ne!(&body, text, "{what}: the case is none");
         let present = Present::parse(&saved(text, ""));
         let again =
             script(&table, present.tables.get("nat"), false).unwrap_or_else(|| panic!("{what}: nothing is done"));
         assert!(again.contains(":NETPATH_DNAT - [0:0]\n"), "{what}");
         assert_eq!(what != "lost", again.contains("-D POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}:\n{again}");
-        assert_eq!(what != "lost", again.contains("-I POSTROUTING 1 -j NETPATH_POSTROUTING\n"), "{what}");
+        assert_eq!(what != "lost", again.contains("-A POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}");
         assert!(!again.contains("-s 1.2.3.4"), "{what}: rules of others are left alone");
     }
 }
@@ -489,4 +484,37 @@ fn a_container_that_comes_only_adds_rules() {
         "COMMIT",
     ];
     assert_eq!(removed.as_slice(), write(&[&two]));
+}
+
+/// A rule of the administrator's is a decision, a policy a default.
+#[test]
+fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
+    let mut dns = published();
+    dns.network.dns = true;
+    let table = compile(&Desired { records: vec![dns] }, Family::V4, false).tables[0].clone();
+    let listing = |forward: &str, input: &str, rules: &str| {
+        format!("*filter\n:INPUT {input} [0:0]\n:FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
+    };
+    let written = |forward, input, rules: &str| {
+        let present = Present::parse(&listing(forward, input, rules));
+        script(&table, present.tables.get("filter"), false).expect("something to write")
+    };
+    let open = written("ACCEPT", "ACCEPT", "");
+    assert!(!open.contains("_ACCEPT"), "{open}");
+    let closed = written("DROP", "DROP", "-A FORWARD -s 198.51.100.0/24 -j REJECT\n");
+    assert!(closed.contains("-A FORWARD -j NETPATH_FORWARD_ACCEPT\n"), "{closed}");
+    assert!(closed.contains("-A INPUT -j NETPATH_INPUT_ACCEPT\n"), "{closed}");
+    assert!(closed.contains("-A NETPATH_INPUT_ACCEPT -d 10.89.7.1/32 -i front -p udp -m udp --dport 53 -j ACCEPT\n"));
+    let one = written("ACCEPT", "DROP", "");
+    assert!(one.contains("NETPATH_INPUT_ACCEPT") && !one.contains("NETPATH_FORWARD_ACCEPT"), "{one}");
+
+    // An administrator appends a rule: the accept moves behind it. The policy changes: it goes.
+    let mut present = Present::parse(&listing("DROP", "ACCEPT", ""));
+    present.apply(&script(&table, present.tables.get("filter"), false).expect("something to write"));
+    assert_eq!(None, script(&table, present.tables.get("filter"), false));
+    present.apply("*filter\n-A FORWARD -s 198.51.100.0/24 -j REJECT\nCOMMIT\n");
+    let moved = script(&table, present.tables.get("filter"), false).expect("something to write");
+    assert!(moved.contains("-D FORWARD -j NETPATH_FORWARD_ACCEPT\n"), "{moved}");
+    present.apply(&moved);
+    assert_eq!(None, script(&table, present.tables.get("filter"), false));
 }

@@ -52,11 +52,13 @@ fn a_port_with_a_list_of_its_own_is_asked_for_by_the_port_that_was_dialled() {
 
 #[test]
 fn a_network_is_closed_to_the_outside_unless_it_is_opened() {
-    let last = |r: &Record| rules(std::slice::from_ref(r), Family::V4, "NETPATH_FORWARD").pop().expect("a rule");
+    let last = |r: &Record, chain| rules(std::slice::from_ref(r), Family::V4, chain).pop().expect("a rule");
     let mut front = web();
-    assert_eq!("! -i front -o front -j DROP", last(&front));
+    assert_eq!("! -i front -o front -j DROP", last(&front, "NETPATH_FORWARD"));
+    assert_eq!("-s 10.89.7.0/24 -i front -j ACCEPT", last(&front, "NETPATH_FORWARD_ACCEPT"));
     front.network.direct = true;
-    assert_eq!("-o front -j ACCEPT", last(&front));
+    assert_eq!("-s 10.89.7.0/24 -i front -j RETURN", last(&front, "NETPATH_FORWARD"));
+    assert_eq!("-o front -j ACCEPT", last(&front, "NETPATH_FORWARD_ACCEPT"));
 }
 
 #[test]
