@@ -237,14 +237,6 @@ impl Store {
         self.write(&self.file(&kept.key()), kept)
     }
 
-    /// As [`Store::put`] without the lock, for a record that nobody but the caller writes.
-    ///
-    /// # Errors
-    /// As [`Store::put`].
-    pub fn put_own(&self, kept: &Kept) -> Result<()> {
-        self.write(&self.file(&kept.key()), kept)
-    }
-
     /// Whether there is no record at all.
     ///
     /// # Errors
