@@ -3,10 +3,11 @@
 use super::Host;
 use crate::datapath::ebpf::{TcMode, compile, hooks, xdp};
 use crate::datapath::filter;
+use crate::datapath::firewalld;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
-use crate::model::Rung;
 use crate::model::error::Result;
+use crate::model::{Desired, Rung};
 use netpath_common::layout::program;
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub struct Report {
     pub probes: Vec<Probed>,
     /// The way of networks that do not choose one, on the eBPF rung.
     pub path: Option<PathReport>,
+    /// Where it runs.
+    pub firewalld: Option<firewalld::Report>,
     /// Empty = all is well.
     pub findings: Vec<Finding>,
 }
@@ -71,6 +74,8 @@ pub fn examine(host: &Host) -> Result<Report> {
         .collect();
     let used = host.store.rung()?;
     let rung = used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung));
+    let mut findings = findings(host)?;
+    let firewalld = look_at_firewalld(&host.store.desired()?, used, &mut findings);
     Ok(Report {
         version: 1,
         rung,
@@ -78,8 +83,43 @@ pub fn examine(host: &Host) -> Result<Report> {
         in_use: used.is_some(),
         ladder,
         probes: probe::ALL.iter().map(ask).collect(),
-        findings: findings(host)?,
+        firewalld,
+        findings,
     })
+}
+
+fn look_at_firewalld(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Finding>) -> Option<firewalld::Report> {
+    let report = firewalld::report(records).unwrap_or_else(|e| {
+        findings.push(Finding { what: e.to_string(), next: "look at systemctl status firewalld".into() });
+        None
+    })?;
+    if rung == Some(Rung::None) {
+        return Some(report);
+    }
+    for (subnet, zone) in report.astray() {
+        findings.push(match zone {
+            Some(zone) => Finding {
+                what: format!("firewalld treats container subnet {subnet} by zone {zone}, in which others have put it"),
+                next: format!(
+                    "firewall-cmd --zone={zone} --remove-source={subnet}, if its rules are not meant for containers"
+                ),
+            },
+            None => Finding {
+                what: format!(
+                    "container subnet {subnet} is in no zone of firewalld, which rejects what its containers send"
+                ),
+                next: "start any container: every command puts it into zone trusted".into(),
+            },
+        });
+    }
+    if report.strict_forward_ports {
+        findings.push(Finding {
+            what: "firewalld accepts no published ports (StrictForwardPorts=yes): containers with such do not start"
+                .into(),
+            next: "forward ports by firewall-cmd, or set StrictForwardPorts=no in /etc/firewalld/firewalld.conf".into(),
+        });
+    }
+    Some(report)
 }
 
 fn way_through() -> PathReport {
