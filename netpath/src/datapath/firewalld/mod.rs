@@ -87,7 +87,7 @@ impl Firewall {
     /// said and no error: containers are served, only firewalld's own rules may stop them.
     pub fn hold(&mut self, store: &Store, lock: &Lock, wanted: &BTreeSet<IpNet>) -> usize {
         let kept = store.trusted();
-        if wanted.is_empty() && kept.added.is_empty() {
+        if wanted.is_empty() && kept == Trusted::default() {
             return 0;
         }
         let held = match self.found() {
@@ -126,7 +126,8 @@ impl Firewall {
 fn ask() -> State {
     let begun = Instant::now();
     let found = Firewalld::here();
-    tracing::debug!(runs = ?found.as_ref().ok().map(Option::is_some), took_us = begun.elapsed().as_micros(), "firewalld looked for");
+    let (runs, took_us) = (found.as_ref().ok().map(Option::is_some), begun.elapsed().as_micros());
+    tracing::debug!(?runs, took_us, "firewalld looked for");
     match found {
         Ok(Some(firewalld)) => State::Running(firewalld),
         Ok(None) => State::Absent,

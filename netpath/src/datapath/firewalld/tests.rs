@@ -210,6 +210,7 @@ fn a_subnet_that_was_moved_to_another_zone_is_no_longer_netpaths() {
     scene.bind(FRONT, "trusted");
     scene.hold(&[]);
     assert_eq!(bound(&[(FRONT, "trusted")]), scene.sources());
+    assert_eq!(Trusted::default(), scene.store.trusted());
 }
 
 /// The command has heard nothing of its call when it ends.
