@@ -2,7 +2,7 @@
 
 use super::host::Live;
 use super::{agent, sysctls, unlink};
-use crate::datapath::ladder;
+use crate::datapath::{firewalld, ladder};
 use crate::link::Netns;
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, IfName, LinkKind, Rung};
@@ -94,9 +94,11 @@ impl Live {
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
         sysctls::ensure(&self.store, lock, &wanted)?;
         sysctls::keep_internal(desired)?;
+        let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
+        let sources = self.firewall.hold(&self.store, lock, &trusted);
         let report = datapath.reconcile(desired, view)?;
-        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
-        Ok(report.changed)
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sources, "reconciled");
+        Ok(report.changed + sources)
     }
 
     /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
