@@ -57,10 +57,21 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     where
         M: Clone,
     {
+        self.dump_counted(question).map(|(messages, _)| messages)
+    }
+
+    /// As [`Netlink::dump`], with the number of messages that were left out.
+    ///
+    /// # Errors
+    /// As [`Netlink::dump`].
+    pub fn dump_counted(&mut self, question: M) -> io::Result<(Vec<M>, usize)>
+    where
+        M: Clone,
+    {
         for _ in 0..DUMP_TRIES {
             let answers = self.ask(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
             if answers.are_of_one_moment {
-                return Ok(answers.messages);
+                return Ok((answers.messages, answers.unread));
             }
         }
         Err(io::Error::other("the list kept changing while it was read"))
@@ -140,7 +151,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         loop {
             let len = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(len) => len,
-                // Half an answer helps nobody: whoever has to end asks between two questions.
+                // Half an answer is of no use; a command that is to end looks at signals between two questions.
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(e.into()),
             };

@@ -204,6 +204,13 @@ pub fn doctor(report: &Report) -> String {
     for note in &report.notes {
         let _ = writeln!(out, "NOTE      {note}");
     }
+    if let Some(firewalld) = &report.firewalld {
+        let zone = |zone: &Option<String>| zone.clone().unwrap_or_else(|| "none".into());
+        let zones: Vec<String> = firewalld.zones.iter().map(|(s, z)| format!("{s} in zone {}", zone(z))).collect();
+        let zones = if zones.is_empty() { "runs".into() } else { zones.join(", ") };
+        let strict = if firewalld.strict_forward_ports { "yes" } else { "no" };
+        let _ = writeln!(out, "FIREWALLD {zones}; StrictForwardPorts={strict}");
+    }
     let yes = report.probes.iter().filter(|p| p.answer == "yes").count();
     let _ = writeln!(out, "PROBES    {yes} of {} answered yes", report.probes.len());
     for probe in &report.probes {

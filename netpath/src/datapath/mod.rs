@@ -2,6 +2,7 @@
 
 pub mod ebpf;
 pub mod filter;
+pub mod firewalld;
 pub mod iptables;
 pub mod ladder;
 pub mod none;

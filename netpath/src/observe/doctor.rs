@@ -3,11 +3,12 @@
 use super::Host;
 use crate::datapath::ebpf::{TcMode, compile, hooks, xdp};
 use crate::datapath::filter::{self, At, Chain};
+use crate::datapath::firewalld;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
 use crate::link::sysctl;
-use crate::model::Rung;
 use crate::model::error::Result;
+use crate::model::{Desired, Rung};
 use netpath_common::layout::program;
 use serde::Serialize;
 use std::io;
@@ -28,6 +29,8 @@ pub struct Report {
     pub foreign_error: Option<String>,
     /// What an administrator should know, and need not change.
     pub notes: Vec<String>,
+    /// Where it runs.
+    pub firewalld: Option<firewalld::Report>,
     /// Empty = all is well.
     pub findings: Vec<Finding>,
 }
@@ -88,6 +91,7 @@ pub fn examine(host: &Host) -> Result<Report> {
     };
     let mut findings = findings(host)?;
     findings.extend(rules_of_others(used, filter::bypassed(&foreign), chains, iptables.err()));
+    let firewalld = look_at_firewalld(&host.store.desired()?, used, &mut findings);
     Ok(Report {
         version: 1,
         rung,
@@ -98,6 +102,7 @@ pub fn examine(host: &Host) -> Result<Report> {
         in_use: used.is_some(),
         ladder,
         probes: probe::ALL.iter().map(ask).collect(),
+        firewalld,
         findings,
     })
 }
@@ -111,6 +116,40 @@ fn way_through(foreign: &io::Result<Vec<Chain>>) -> PathReport {
         },
     };
     PathReport { path, why }
+}
+
+fn look_at_firewalld(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Finding>) -> Option<firewalld::Report> {
+    let report = firewalld::report(records).unwrap_or_else(|e| {
+        findings.push(Finding { what: e.to_string(), next: "look at systemctl status firewalld".into() });
+        None
+    })?;
+    if rung == Some(Rung::None) {
+        return Some(report);
+    }
+    for (subnet, zone) in report.astray() {
+        findings.push(match zone {
+            Some(zone) => Finding {
+                what: format!("firewalld treats container subnet {subnet} by zone {zone}, in which others have put it"),
+                next: format!(
+                    "firewall-cmd --zone={zone} --remove-source={subnet}, if its rules are not meant for containers"
+                ),
+            },
+            None => Finding {
+                what: format!(
+                    "container subnet {subnet} is in no zone of firewalld, which rejects what its containers send"
+                ),
+                next: "start any container: every command puts it into zone trusted".into(),
+            },
+        });
+    }
+    if report.strict_forward_ports {
+        findings.push(Finding {
+            what: "firewalld accepts no published ports (StrictForwardPorts=yes): containers with such do not start"
+                .into(),
+            next: "forward ports by firewall-cmd, or set StrictForwardPorts=no in /etc/firewalld/firewalld.conf".into(),
+        });
+    }
+    Some(report)
 }
 
 /// What rules of others lose, and what they take from containers.

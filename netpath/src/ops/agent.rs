@@ -53,16 +53,7 @@ fn start(store: &Store) -> Result<()> {
 /// close it. The seat is its standard input.
 fn command(seat: &Seat) -> Result<Command> {
     let own = std::env::current_exe().ok().filter(|p| p.is_file());
-    let own = own.as_deref().unwrap_or(Path::new("/proc/self/exe"));
-    let mut command = match scope_runner() {
-        // Otherwise it would live in, and die with, the scope of the first container.
-        Some(runner) => {
-            let mut command = Command::new(runner);
-            command.args(["-q", "--scope", "--"]).arg(own);
-            command
-        }
-        None => Command::new(own),
-    };
+    let mut command = program(own.as_deref(), scope_runner().as_deref());
     let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
     command
         .arg("agent")
@@ -86,6 +77,21 @@ fn command(seat: &Seat) -> Result<Command> {
         });
     }
     Ok(command)
+}
+
+/// `own`: this binary, where it is still at its path; `runner`: systemd-run.
+fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
+    match (own, runner) {
+        // Otherwise it would live in, and die with, the scope of the first container.
+        (Some(own), Some(runner)) => {
+            let mut command = Command::new(runner);
+            command.args(["-q", "--scope", "--"]).arg(own);
+            command
+        }
+        (Some(own), None) => Command::new(own),
+        // A binary that was replaced meanwhile. The runner would take this name for its own.
+        (None, _) => Command::new("/proc/self/exe"),
+    }
 }
 
 /// Ends the agent if it is of another build, for whoever is about to write what that one would write otherwise.
@@ -144,4 +150,21 @@ fn end(process: Writer) -> Result<()> {
         }
     }
     Err(Error::new(what()).because("it does not end"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_binary_starts_itself_and_not_its_runner() {
+        let runner = Path::new("/usr/bin/systemd-run");
+        let all = |command: Command| {
+            std::iter::once(command.get_program().to_owned()).chain(command.get_args().map(ToOwned::to_owned)).collect()
+        };
+        let words: Vec<_> = all(program(Some(Path::new("/bin/netpath")), Some(runner)));
+        assert_eq!(vec!["/usr/bin/systemd-run", "-q", "--scope", "--", "/bin/netpath"], words);
+        let words: Vec<_> = all(program(None, Some(runner)));
+        assert_eq!(vec!["/proc/self/exe"], words);
+    }
 }

@@ -17,6 +17,8 @@ struct Scene {
     filters: String,
     /// Of the rules of nf_tables, where some are netpath's.
     generation: Option<u32>,
+    /// The handle of firewalld's table, which it makes anew when it reloads, without the sources that were netpath's.
+    firewalld: Option<u64>,
 }
 
 /// How often to look with a thought for nothing but the change.
@@ -69,15 +71,17 @@ impl Follower {
         if look == Look::Glance && is_same {
             return Ok(Followed::Same);
         }
-        let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
         let mut live = nobody(self.cookie)?;
+        // It reloads for a second or two, in which commands are not to wait for this look.
+        let firewall_answers = live.firewall.wait();
+        let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
         live.lock = Some(lock);
         // A first container may be on its way: the datapath would be emptied before it.
         let served = if self.store.desired()?.ready().next().is_some() { live.serve() } else { Ok(Default::default()) };
         live.let_go()?;
         let changed = served?.changed;
         // What has changed in the meantime may be as before at the next look.
-        self.seen = self.scene().ok().filter(|after| *after == scene);
+        self.seen = self.scene().ok().filter(|after| *after == scene && firewall_answers);
         Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
     }
 
@@ -128,7 +132,8 @@ impl Follower {
             _ if self.store.uses_netfilter() => netfilter::generation().ok(),
             _ => None,
         };
-        Ok(Scene { filters: format!("{:?}", filter::foreign().map_err(|e| e.to_string())), generation })
+        let filters = format!("{:?}", filter::foreign().map_err(|e| e.to_string()));
+        Ok(Scene { filters, generation, firewalld: netfilter::table_handle("firewalld").ok().flatten() })
     }
 }
 

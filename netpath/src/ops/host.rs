@@ -2,11 +2,12 @@
 
 use super::{Leaving, agent, gc, key, rung, signal, sysctls};
 use crate::datapath::Datapath;
+use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Inside, Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, IfName, Links, Record, TrafficIds};
+use crate::model::{Desired, IfName, Links, Record, Rung, TrafficIds};
 use crate::plan::{Done, Host, Step, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Lock, Phase, Store};
@@ -29,6 +30,7 @@ pub(super) struct Live {
     pub lock: Option<Lock>,
     pub names: Aardvark,
     pub datapath: Option<Box<dyn Datapath>>,
+    pub firewall: Firewall,
     /// Whether another rung may be taken should this one fail: nobody asked for it, and no container uses it yet.
     pub may_step_down: bool,
     /// Of setup, with their final order; of teardown, what the store and the engine know of them.
@@ -61,6 +63,7 @@ impl Live {
             lock: None,
             names,
             datapath: None,
+            firewall: Firewall::default(),
             may_step_down: false,
             keys: records.iter().map(Key::of).collect(),
             made: vec![Made::default(); records.len()],
@@ -138,6 +141,10 @@ impl Live {
     fn admit_locked(&mut self, choice: Choice) -> Result<()> {
         let there = self.store.all()?;
         self.refuse_taken_ports(&there)?;
+        let kept = if there.is_empty() { None } else { self.store.rung()? };
+        if choice != Choice::Only(Rung::None) && kept != Some(Rung::None) {
+            self.firewall.admit(&self.records)?;
+        }
         for at in 0..self.records.len() {
             if let Some(old) = there.iter().find(|k| k.key() == self.keys[at]) {
                 self.clear(at, old)?;
@@ -185,6 +192,7 @@ impl Live {
             if let Err(e) = agent::stop(&self.store) {
                 tracing::warn!("{e}");
             }
+            self.firewall.hold(&self.store, &lock, &BTreeSet::new());
             sysctls::put_back(&self.store)?;
             self.store.close(lock)?;
         } else {

@@ -2,13 +2,13 @@
 
 use super::host::Live;
 use super::{agent, sysctls, unlink};
-use crate::datapath::ladder;
+use crate::datapath::{firewalld, ladder};
 use crate::link::Netns;
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, IfName, LinkKind, Rung};
 use crate::plan::{Done, Undo};
 use crate::state::store::Writer;
-use crate::state::{Kept, Phase};
+use crate::state::{Kept, Key, Phase};
 use std::collections::BTreeSet;
 
 /// What [`Live::serve`] did.
@@ -23,9 +23,7 @@ pub(super) struct Served {
 impl Live {
     /// Writes a record with its links. A teardown of the same endpoint may have been here in the meantime.
     pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
-        self.store.get(&self.keys[at])?.filter(|k| k.writer == Writer::this_process()).ok_or_else(|| {
-            Error::new(format!("the endpoint on network {} was torn down at this moment", self.keys[at].network))
-        })?;
+        self.refuse_torn_down(&self.keys[at])?;
         let links = self.made[at].links.clone();
         self.records[at].links = links;
         self.put(&self.records[at], Phase::Coming)?;
@@ -96,9 +94,11 @@ impl Live {
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
         sysctls::ensure(&self.store, lock, &wanted)?;
         sysctls::keep_internal(desired)?;
+        let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
+        let sources = self.firewall.hold(&self.store, lock, &trusted);
         let report = datapath.reconcile(desired, view)?;
-        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
-        Ok(report.changed)
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sources, "reconciled");
+        Ok(report.changed + sources)
     }
 
     /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
@@ -136,13 +136,24 @@ impl Live {
         Ok(seen || unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some())
     }
 
-    /// Writes that setup has ended well. Nobody but this process writes these records now, so it needs no lock.
+    /// Writes that setup has ended well, unless a teardown has come in the meantime.
     pub(super) fn settle(&self) -> Result<Done> {
         self.announce();
-        for record in &self.records {
-            self.store.put_own(&Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
+        let lock = self.store.lock(&|| false)?;
+        for (record, key) in self.records.iter().zip(&self.keys) {
+            self.refuse_torn_down(key)?;
+            self.store
+                .put(&lock, &Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
         }
         Ok(Done::Within)
+    }
+
+    /// # Errors
+    /// The record of this command is gone, or another command works on it.
+    fn refuse_torn_down(&self, key: &Key) -> Result<()> {
+        let own = self.store.get(key)?.is_some_and(|k| k.writer == Writer::this_process());
+        let gone = || Error::new(format!("the endpoint on network {} was torn down at this moment", key.network));
+        if own { Ok(()) } else { Err(gone()) }
     }
 
     pub(super) fn unname(&self) -> Result<()> {
@@ -210,5 +221,42 @@ impl Live {
             return Ok(());
         }
         self.keys.iter().try_for_each(|key| self.store.forget(self.lock()?, key).map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::ebpf::compile::tests::record;
+    use crate::dns::aardvark::Aardvark;
+    use crate::link::netns;
+    use nix::sched::{CloneFlags, unshare};
+    use std::path::Path;
+
+    /// Its engine tears a container down while the setup of it is still announcing names.
+    #[test]
+    fn a_setup_that_was_torn_down_meanwhile_leaves_no_record() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skip a_setup_that_was_torn_down_meanwhile_leaves_no_record: needs root");
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).expect("own network namespace");
+        let cookie = netns::cookie().expect("a cookie");
+        let names = Aardvark::new(Path::new(""), Path::new(""), 0, false);
+        let record = record(1, &["10.88.0.2/16"], vec![]);
+        let live = Live::coming(cookie, None, vec![record.clone()], names).expect("a host");
+        let gone = live.settle().map(drop).expect_err("there is no record");
+        assert!(gone.to_string().contains("torn down"), "{gone}");
+        assert!(live.store.all().expect("records").is_empty());
+
+        let lock = live.store.lock(&|| false).expect("the lock");
+        let coming = Kept { record, phase: Phase::Coming, writer: Writer::this_process() };
+        live.store.put(&lock, &coming).expect("written");
+        drop(lock);
+        live.settle().expect("its own record");
+        assert_eq!(Phase::Up, live.store.all().expect("records")[0].phase);
+        let lock = live.store.lock(&|| false).expect("the lock");
+        live.store.forget(&lock, &coming.key()).expect("removed");
+        live.store.close(lock).expect("closed");
     }
 }

@@ -5,9 +5,10 @@ use super::lock::Lock;
 use super::names::file_name;
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Desired, Record, Rung};
+use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -98,6 +99,15 @@ pub struct SavedSysctl {
     pub written: String,
 }
 
+/// Sources of firewalld's zone `trusted`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Trusted {
+    /// Those that netpath has put there and takes out again.
+    pub added: BTreeSet<IpNet>,
+    /// Subnets that are in another zone, which was said.
+    pub elsewhere: BTreeMap<IpNet, String>,
+}
+
 const RUNG: &str = "rung";
 const SYSCTLS: &str = "sysctls";
 const MEMORY: &str = "memory";
@@ -105,6 +115,7 @@ const PASSED_OVER: &str = "passed-over";
 const SWEPT: &str = "swept";
 const SERVED: &str = "served";
 const NETFILTER: &str = "netfilter";
+const FIREWALLD: &str = "firewalld";
 const ENDPOINT: &str = ".json";
 const HALF: &str = ".new";
 
@@ -237,14 +248,6 @@ impl Store {
         self.write(&self.file(&kept.key()), kept)
     }
 
-    /// As [`Store::put`] without the lock, for a record that nobody but the caller writes.
-    ///
-    /// # Errors
-    /// As [`Store::put`].
-    pub fn put_own(&self, kept: &Kept) -> Result<()> {
-        self.write(&self.file(&kept.key()), kept)
-    }
-
     /// Whether there is no record at all.
     ///
     /// # Errors
@@ -350,6 +353,18 @@ impl Store {
         }
     }
 
+    /// What is known of firewalld's zone. A file that cannot be read is as none: the worst is a source that stays.
+    pub fn trusted(&self) -> Trusted {
+        read(&self.dir.join(FIREWALLD)).ok().flatten().unwrap_or_default()
+    }
+
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_trusted(&self, _lock: &Lock, trusted: &Trusted) -> Result<()> {
+        let path = self.dir.join(FIREWALLD);
+        if *trusted == Trusted::default() { remove(&path).map(drop) } else { self.write(&path, trusted) }
+    }
+
     /// Removes everything but records, and with no record left the directory, which ends the lock.
     ///
     /// # Errors
@@ -360,8 +375,8 @@ impl Store {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // A half-written file has lost its writer: whoever writes holds the lock.
-            const FILES: [&str; 9] =
-                [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, NETFILTER, agent::SEAT, agent::LOG];
+            const FILES: [&str; 10] =
+                [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, NETFILTER, FIREWALLD, agent::SEAT, agent::LOG];
             if FILES.contains(&name.as_str()) || name.ends_with(HALF) {
                 remove(&entry.path())?;
             }

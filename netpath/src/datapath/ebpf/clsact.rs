@@ -5,12 +5,11 @@
 //! removed if netpath made it and nothing is left in it.
 
 use crate::model::error::{Context, Result};
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
-};
+use crate::netlink::Netlink;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcBpfFlags, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -28,10 +27,7 @@ pub struct Filter {
 }
 
 /// A netlink socket in the namespace of the calling thread.
-pub struct Tc {
-    socket: Socket,
-    sequence: u32,
-}
+pub struct Tc(Netlink<RouteNetlinkMessage>);
 
 impl Tc {
     pub fn open() -> Result<Self> {
@@ -39,17 +35,14 @@ impl Tc {
     }
 
     fn connect() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Netlink::open(NETLINK_ROUTE).map(Self)
     }
 
     /// Makes the qdisc; false if there is one already.
     pub fn add_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
         let mut message = qdisc(ifindex);
         message.attributes.push(TcAttribute::Kind("clsact".into()));
-        match self.change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
+        match self.0.change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             other => other.map(|()| true),
         }
@@ -57,24 +50,24 @@ impl Tc {
 
     /// Whether the interface has a clsact qdisc.
     pub fn has_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
-        let dump =
-            self.ask(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(ifindex as i32)), NLM_F_DUMP)?;
-        Ok(dump
-            .into_iter()
-            .flatten()
-            .any(|m| m.header.index == ifindex as i32 && m.attributes.contains(&TcAttribute::Kind("clsact".into()))))
+        let all = self.0.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(ifindex as i32)))?;
+        let is_it = |m: &TcMessage| {
+            m.header.index == ifindex as i32 && m.attributes.contains(&TcAttribute::Kind("clsact".into()))
+        };
+        Ok(all.iter().any(|m| matches!(m, RouteNetlinkMessage::NewQueueDiscipline(m) if is_it(m))))
     }
 
     /// Takes the qdisc away if no filter is in it.
     pub fn remove_qdisc_if_empty(&mut self, ifindex: u32) -> io::Result<bool> {
         for egress in [false, true] {
-            if !self.dump(ifindex, egress)?.is_empty() {
+            let (filters, unread) = self.filters(ifindex, egress)?;
+            if !filters.is_empty() || unread > 0 {
                 return Ok(false);
             }
         }
         let mut message = qdisc(ifindex);
         message.attributes.push(TcAttribute::Kind("clsact".into()));
-        absent(self.change(RouteNetlinkMessage::DelQueueDiscipline(message), 0)).map(|()| true)
+        absent(self.0.change(RouteNetlinkMessage::DelQueueDiscipline(message), 0)).map(|()| true)
     }
 
     /// Puts a program in place, in one step if another one of ours is there.
@@ -86,67 +79,32 @@ impl Tc {
             TcOption::Bpf(TcFilterBpfOption::ProgName(name.into())),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]));
-        self.change(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
+        self.0.change(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
     }
 
     /// Our program there, if any.
     pub fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
-        Ok(self.dump(ifindex, egress)?.into_iter().flatten().find_map(|m| {
-            let ours = m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
-            ours.then(|| program(&m))
-        }))
+        let is_ours =
+            |m: &&TcMessage| m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
+        Ok(self.filters(ifindex, egress)?.0.iter().find(is_ours).map(program))
     }
 
     pub fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
         let mut message = filter(ifindex, egress);
         message.attributes.push(TcAttribute::Kind("bpf".into()));
-        absent(self.change(RouteNetlinkMessage::DelTrafficFilter(message), 0))
+        absent(self.0.change(RouteNetlinkMessage::DelTrafficFilter(message), 0))
     }
 
-    /// All filters of one direction; `None` = one that could not be read, so not one of ours.
-    fn dump(&mut self, ifindex: u32, egress: bool) -> io::Result<Vec<Option<TcMessage>>> {
+    /// All filters of one direction, and how many more there are that cannot be read and so are not netpath's.
+    fn filters(&mut self, ifindex: u32, egress: bool) -> io::Result<(Vec<TcMessage>, usize)> {
         let mut message = TcMessage::with_index(ifindex as i32);
         message.header.parent = parent(egress);
-        match self.ask(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP) {
-            Err(e) if is_absent(&e) => Ok(Vec::new()),
-            other => other,
-        }
-    }
-
-    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.ask(message, flags | NLM_F_ACK).map(drop)
-    }
-
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<Option<TcMessage>>> {
-        self.sequence += 1;
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut answer = Vec::new();
-        loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                let head = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
-                let len = (head.length() as usize).next_multiple_of(4).min(rest.len());
-                let ours = head.sequence_number() == self.sequence;
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|m| m.payload) {
-                    _ if !ours => {}
-                    Ok(NetlinkPayload::Done(_)) => return Ok(answer),
-                    Ok(NetlinkPayload::Error(e)) if e.raw_code() == 0 => return Ok(answer),
-                    Ok(NetlinkPayload::Error(e)) => return Err(e.to_io()),
-                    Ok(NetlinkPayload::InnerMessage(
-                        RouteNetlinkMessage::NewTrafficFilter(m) | RouteNetlinkMessage::NewQueueDiscipline(m),
-                    )) => answer.push(Some(m)),
-                    _ => answer.push(None),
-                }
-                rest = &rest[len..];
-            }
-        }
+        let (all, unread) = match self.0.dump_counted(RouteNetlinkMessage::GetTrafficFilter(message)) {
+            Err(e) if is_absent(&e) => return Ok((Vec::new(), 0)),
+            other => other?,
+        };
+        let filter = |m| if let RouteNetlinkMessage::NewTrafficFilter(m) = m { Some(m) } else { None };
+        Ok((all.into_iter().filter_map(filter).collect(), unread))
     }
 }
 

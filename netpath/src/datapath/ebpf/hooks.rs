@@ -468,6 +468,9 @@ pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
     }
 }
 
+const TAKE_TRIES: usize = 20;
+const TAKE_PAUSE: Duration = Duration::from_millis(2);
+
 /// `netpath monitor` holds this as long as its own programs are in place of the pinned ones.
 pub struct MonitorLock {
     dir: Flock<File>,
@@ -481,16 +484,21 @@ impl MonitorLock {
     /// The pins cannot be opened or locked.
     pub fn take(pins: &Pins) -> Result<Option<Self>> {
         let path = pins.root().join("prog");
-        let dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
-        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-            Ok(dir) => {
-                // Should it be killed, whoever comes next looks at every hook.
-                doubt_shortcuts(pins)?;
-                Ok(Some(Self { dir, path }))
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, e)) => Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
+        let mut dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
+        // A command that asks whether a monitor is alive holds the lock for microseconds.
+        for _ in 0..TAKE_TRIES {
+            dir = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+                Ok(dir) => {
+                    // Should it be killed, the next command looks at every hook.
+                    doubt_shortcuts(pins)?;
+                    return Ok(Some(Self { dir, path }));
+                }
+                Err((dir, nix::errno::Errno::EWOULDBLOCK)) => dir,
+                Err((_, e)) => return Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
+            };
+            std::thread::sleep(TAKE_PAUSE);
         }
+        Ok(None)
     }
 
     /// The pins are still those that were locked. Others, with other maps, may have come after the last container went.
@@ -503,7 +511,7 @@ impl MonitorLock {
     }
 }
 
-fn monitor_is_alive(pins: &Pins) -> bool {
+pub(super) fn monitor_is_alive(pins: &Pins) -> bool {
     let Ok(dir) = File::open(pins.root().join("prog")) else { return false };
     matches!(Flock::lock(dir, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }

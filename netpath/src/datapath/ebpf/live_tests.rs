@@ -359,3 +359,49 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     assert!(!monitor.holds(), "a lock of pins that are gone passes for one of those that came after");
     host.reconcile(&Desired::default());
 }
+
+/// A command that only asks whether a monitor is alive holds the same lock for a moment.
+#[test]
+fn a_monitor_starts_while_commands_ask_for_one() {
+    let Some(host) = Host::new("a_monitor_starts_while_commands_ask_for_one") else { return };
+    host.reconcile(&host.desired(vec![vec![]]));
+    let (pins, stop) = (host.pins(), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    hooks::monitor_is_alive(&pins);
+                }
+            });
+        }
+        let failed = (0..200).filter(|_| hooks::MonitorLock::take(&pins).expect("a lock").is_none()).count();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(0, failed, "of 200");
+    });
+    host.reconcile(&Desired::default());
+}
+
+/// The place of its other half may be another flow's by now.
+#[test]
+fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
+    use netpath_common::family::Ipv4;
+    use netpath_common::layout::{Flow4, FlowKey4, Next, SIDE_BRIDGE, SIDE_UPLINK};
+    let Some(host) = Host::new("a_purged_flow_takes_no_half_of_another_flow_with_it") else { return };
+    host.reconcile(&host.desired(vec![vec![]]));
+    let pins = host.pins();
+    let map = control::open(&pins, name::FLOW4).expect("the map of flows");
+    let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, twin_side: u8| {
+        let mut flow = Flow4 { src: to.0, dst: to.1, ..Flow4::default() };
+        flow.next = Next { ifindex, twin_side, ..Next::default() };
+        (FlowKey4 { src, dst, proto: layout::PROTO_UDP, side, ..FlowKey4::default() }, flow)
+    };
+    let (container, uplink, server, other) = ([10, 88, 0, 2], [192, 0, 2, 1], [203, 0, 113, 7], [10, 88, 0, 3]);
+    let (key, flow) = half(SIDE_BRIDGE, container, server, (uplink, server), 99, SIDE_UPLINK);
+    let place = netpath_common::pair::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
+    let (_, stranger) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
+    sys::update(&map, &[key, place], &[flow, stranger]).expect("written");
+    assert_eq!(1, purge::flows_by(&pins, &[99].into()).expect("purged"));
+    assert!(sys::get::<FlowKey4, Flow4>(&map, &key).expect("read").is_none());
+    assert!(sys::get::<FlowKey4, Flow4>(&map, &place).expect("read").is_some(), "a half of another flow is gone");
+    host.reconcile(&Desired::default());
+}

@@ -3,7 +3,7 @@
 
 use super::control::{dump, open};
 use super::pins::Pins;
-use super::sweep::Seen;
+use super::sweep::{Seen, reverse};
 use super::sys;
 use crate::model::error::{Context, Result};
 use aya::Pod;
@@ -13,7 +13,6 @@ use netpath_common::flow::REPLY_HALF;
 use netpath_common::layout::{
     Flow4, Flow6, FlowKey4, FlowKey6, LOCALS, Local, Network, Next, SockKey, SockOrigin, name,
 };
-use netpath_common::pair;
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 
@@ -82,8 +81,9 @@ where
     let mut removed = 0;
     for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
         if is_so(&key, &half) {
-            let other = pair::other_key::<F>(&half, key.proto());
-            removed += usize::from(sys::delete(&map, &other).context(what)?);
+            if let (other, Some(_)) = reverse::<F>(&map, &key, &half).context(what)? {
+                removed += usize::from(sys::delete(&map, &other).context(what)?);
+            }
             removed += usize::from(sys::delete(&map, &key).context(what)?);
         }
     }

@@ -123,17 +123,30 @@ where
     }
 }
 
+/// The key of the other half of a flow, and that half if it is there: its place may be another flow's, which has taken the
+/// port over.
+pub(super) fn reverse<F: Family>(
+    map: &OwnedFd,
+    key: &F::Key,
+    half: &F::Flow,
+) -> std::io::Result<(F::Key, Option<F::Flow>)>
+where
+    F::Key: Seen,
+    F::Flow: Pod,
+{
+    let other = pair::other_key::<F>(half, key.proto());
+    let found = sys::get::<F::Key, F::Flow>(map, &other)?;
+    Ok((other, found.filter(|f| F::next(f).twin_side == key.side() && pair::leads_back::<F>(f, key))))
+}
+
 /// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
 fn expire<F: Family>(map: &OwnedFd, key: &F::Key, half: &F::Flow, now: u32) -> std::io::Result<usize>
 where
     F::Key: Seen,
     F::Flow: Pod,
 {
-    let twin_key = pair::other_key::<F>(half, key.proto());
     let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now);
-    let twin = sys::get::<F::Key, F::Flow>(map, &twin_key)?;
-    // Whoever lies there may be of another flow, which has taken the port over.
-    let twin = twin.filter(|t| F::next(t).twin_side == key.side() && pair::leads_back::<F>(t, key));
+    let (twin_key, twin) = reverse::<F>(map, key, half)?;
     if twin.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
     }

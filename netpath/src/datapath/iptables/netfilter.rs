@@ -52,6 +52,24 @@ pub fn generation() -> io::Result<u32> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer holds no generation"))
 }
 
+/// Which of all tables of this name (family inet) this one is: a table that is made anew has another handle.
+///
+/// # Errors
+/// A kernel without nf_tables.
+pub fn table_handle(name: &str) -> io::Result<Option<u64>> {
+    let question = NfTablesMessage::GetTable(TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] });
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
+    let answers = match open()?.read(NetfilterMessage::new(header, question)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        answers => answers?,
+    };
+    let handle = |a: &TableAttribute| if let TableAttribute::Handle(handle) = a { Some(*handle) } else { None };
+    Ok(answers.into_iter().find_map(|answer| match answer.inner {
+        NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) => table.attributes.iter().find_map(handle),
+        _ => None,
+    }))
+}
+
 /// Removes tables with their base chains and NETPATH_STATE. All or nothing, and nothing if anybody put a rule or a chain
 /// into one of them.
 ///

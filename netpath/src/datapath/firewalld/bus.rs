@@ -1,0 +1,188 @@
+//! The few methods of firewalld that netpath calls.
+//!
+//! Source: firewalld.dbus(5); netavark, src/firewall/firewalld.rs.
+
+use super::ZONE;
+use crate::model::error::{Error, Result};
+use ipnet::IpNet;
+use serde::{Serialize, de::DeserializeOwned};
+use std::cell::Cell;
+use std::future::Future;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use zbus::zvariant::{DynamicType, OwnedValue, Type};
+use zbus::{Connection, connection};
+
+const NAME: &str = "org.fedoraproject.FirewallD1";
+const PATH: &str = "/org/fedoraproject/FirewallD1";
+const ZONES: &str = "org.fedoraproject.FirewallD1.zone";
+const CONFIG: &str = "org.fedoraproject.FirewallD1.config";
+/// What a command waits for firewalld altogether: longer than most reloads, in which it answers nothing.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// D-Bus specification, "Well-known Message Bus Instances".
+const ADDRESS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
+const DEFAULT: &str = "unix:path=/var/run/dbus/system_bus_socket";
+
+/// Whether there may be a system bus.
+pub fn exists() -> bool {
+    let address = std::env::var(ADDRESS).unwrap_or_else(|_| DEFAULT.to_owned());
+    let path = |a: &str| a.strip_prefix("unix:path=").map(|p| p.split(',').next().unwrap_or(p).to_owned());
+    address.split(';').any(|a| path(a).is_none_or(|p| Path::new(&p).exists()))
+}
+
+pub struct Firewalld {
+    runtime: Runtime,
+    bus: Connection,
+    /// Of the bus, so that a call never starts a firewalld that has ended.
+    owner: String,
+    left: Cell<Duration>,
+}
+
+impl Firewalld {
+    /// The one that filters in the network namespace of the calling thread, if it runs.
+    ///
+    /// # Errors
+    /// The bus cannot be asked.
+    pub fn here() -> Result<Option<Self>> {
+        let what = || "cannot ask the system bus for firewalld".to_owned();
+        let runtime = runtime().map_err(|e| Error::new(what()).because(e))?;
+        let left = Cell::new(PATIENCE);
+        let asked = within(&runtime, &left, async {
+            let bus = connection::Builder::system()?.build().await?;
+            let dbus =
+                zbus::fdo::DBusProxy::builder(&bus).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+            let owner = match dbus.get_name_owner(NAME.try_into()?).await {
+                Err(zbus::fdo::Error::NameHasNoOwner(_)) => return Ok(None),
+                owner => owner?.to_string(),
+            };
+            let pid = dbus.get_connection_unix_process_id(owner.as_str().try_into()?).await?;
+            Ok(Some((bus, owner, pid)))
+        });
+        let Some((bus, owner, pid)) = asked.map_err(|e| e.within(what()))? else { return Ok(None) };
+        if !is_here(pid) {
+            tracing::debug!(pid, "firewalld runs in another network namespace");
+            return Ok(None);
+        }
+        Ok(Some(Self { runtime, bus, owner, left }))
+    }
+
+    /// At the other end of a socket, without a bus.
+    #[cfg(test)]
+    pub fn over(stream: std::os::unix::net::UnixStream, patience: Duration) -> Self {
+        let runtime = runtime().expect("a runtime");
+        let bus = runtime.block_on(async {
+            stream.set_nonblocking(true)?;
+            let stream = tokio::net::UnixStream::from_std(stream)?;
+            connection::Builder::unix_stream(stream).p2p().build().await
+        });
+        Self { runtime, bus: bus.expect("a connection"), owner: ":1.1".into(), left: Cell::new(patience) }
+    }
+
+    /// # Errors
+    /// It does not answer in time.
+    pub fn ping(&self) -> Result<()> {
+        self.call("reach firewalld", PATH, "org.freedesktop.DBus.Peer", "Ping", &())
+    }
+
+    /// The zone that a source is bound to.
+    ///
+    /// # Errors
+    /// What it answers, or that it does not in time.
+    pub fn zone_of(&self, subnet: IpNet) -> Result<Option<String>> {
+        let what = format!("ask firewalld for the zone of {subnet}");
+        let zone: String = self.call(&what, PATH, ZONES, "getZoneOfSource", &subnet.to_string())?;
+        Ok(Some(zone).filter(|z| !z.is_empty()))
+    }
+
+    /// # Errors
+    /// As [`Firewalld::zone_of`].
+    pub fn add(&self, subnet: IpNet) -> Result<()> {
+        let what = format!("put {subnet} into zone {ZONE} of firewalld");
+        self.call::<String>(&what, PATH, ZONES, "addSource", &(ZONE, subnet.to_string())).map(drop)
+    }
+
+    /// # Errors
+    /// As [`Firewalld::zone_of`].
+    pub fn remove(&self, subnet: IpNet) -> Result<()> {
+        let what = format!("take {subnet} out of zone {ZONE} of firewalld");
+        self.call::<String>(&what, PATH, ZONES, "removeSource", &(ZONE, subnet.to_string())).map(drop)
+    }
+
+    /// Whether it accepts no ports but those that it forwards itself. Versions before 2.3 always do.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub fn is_strict(&self) -> Result<bool> {
+        let (path, properties) = (format!("{PATH}/config"), "org.freedesktop.DBus.Properties");
+        let what = "ask firewalld for StrictForwardPorts";
+        match self.call::<OwnedValue>(what, &path, properties, "Get", &(CONFIG, "StrictForwardPorts")) {
+            Ok(value) => Ok(String::try_from(value).is_ok_and(|v| v.eq_ignore_ascii_case("yes"))),
+            Err(e) if self.is_hung() => Err(e),
+            Err(e) => {
+                tracing::debug!("{e}");
+                Ok(false)
+            }
+        }
+    }
+
+    /// It has used up what it may be waited for.
+    pub fn is_hung(&self) -> bool {
+        self.left.get().is_zero()
+    }
+
+    /// Its process has left the bus.
+    pub fn has_ended(&self) -> bool {
+        let owned = within(&self.runtime, &self.left, async {
+            let (path, dbus) = ("/org/freedesktop/DBus", Some("org.freedesktop.DBus"));
+            let answer = self.bus.call_method(dbus, path, dbus, "NameHasOwner", &self.owner).await?;
+            answer.body().deserialize::<bool>()
+        });
+        owned.is_ok_and(|owned| !owned)
+    }
+
+    fn call<A: DeserializeOwned + Type>(
+        &self,
+        what: &str,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &(impl Serialize + DynamicType),
+    ) -> Result<A> {
+        let answer = within(&self.runtime, &self.left, async {
+            let answer = self.bus.call_method(Some(self.owner.as_str()), path, Some(interface), method, body).await?;
+            answer.body().deserialize::<A>()
+        });
+        answer.map_err(|e| e.within(format!("cannot {what}")).next("look at systemctl status firewalld"))
+    }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Runs a job on this thread for no longer than what is left of the time, which it uses up.
+fn within<T>(runtime: &Runtime, left: &Cell<Duration>, job: impl Future<Output = zbus::Result<T>>) -> Result<T> {
+    let (begun, limit) = (Instant::now(), left.get());
+    let done = match limit.is_zero() {
+        true => None,
+        false => runtime.block_on(async { tokio::time::timeout(limit, job).await.ok() }),
+    };
+    match done {
+        Some(done) => {
+            left.set(limit.saturating_sub(begun.elapsed()).max(Duration::from_millis(1)));
+            done.map_err(|e| Error::new("D-Bus").because(e))
+        }
+        None => {
+            left.set(Duration::ZERO);
+            Err(Error::new(format!("no answer within {} s", PATIENCE.as_secs())))
+        }
+    }
+}
+
+/// Whether a process is in the network namespace of this thread; one that cannot be looked at is.
+fn is_here(pid: u32) -> bool {
+    let theirs = std::fs::read_link(format!("/proc/{pid}/ns/net"));
+    let ours = std::fs::read_link("/proc/thread-self/ns/net");
+    theirs.ok().zip(ours.ok()).is_none_or(|(theirs, ours)| theirs == ours)
+}

@@ -1,0 +1,204 @@
+//! firewalld: the subnets of networks are sources of its zone `trusted`, as with Netavark, so that its own rules accept
+//! what containers send. Runtime configuration only, by D-Bus; a host without firewalld pays for a look at a path.
+
+mod bus;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use report::{Report, report};
+
+use crate::model::error::{Error, Result};
+use crate::model::{Desired, Record};
+use crate::state::store::Trusted;
+use crate::state::{Lock, Store};
+use bus::Firewalld;
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// Its sources may send whatever they like, to the host and through it.
+const ZONE: &str = "trusted";
+
+/// The subnets that belong into the zone: as with Netavark, those of internal networks do not.
+pub fn subnets(desired: &Desired) -> BTreeSet<IpNet> {
+    let outside = desired.ready().map(|(r, _)| &r.network).filter(|n| !n.internal);
+    outside.flat_map(|n| n.subnets.iter().map(|s| s.net.trunc())).collect()
+}
+
+/// firewalld as one command sees it: looked for when it is first needed, and never again after it did not answer.
+#[derive(Default)]
+pub struct Firewall(State);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    NotAsked,
+    /// There is no bus, or none that talks to this process: firewalld may run all the same.
+    Unknown,
+    Absent,
+    Running(Firewalld),
+    /// It did not answer in time, which was said.
+    Hung,
+}
+
+impl Firewall {
+    /// Refuses published ports if firewalld is set to accept only its own.
+    ///
+    /// # Errors
+    /// The refusal. A firewalld that cannot say is taken for one that does not refuse, as versions before 2.3.
+    pub fn admit(&mut self, coming: &[Record]) -> Result<()> {
+        let Some(record) = coming.iter().find(|r| !r.publishes.is_empty() && !r.network.internal) else {
+            return Ok(());
+        };
+        let State::Running(firewalld) = self.found() else { return Ok(()) };
+        match firewalld.is_strict() {
+            Ok(false) => Ok(()),
+            // Podman's users know the phrase from Netavark.
+            Ok(true) => Err(Error::new(format!(
+                "cannot publish ports of {} on network {}",
+                record.container.label(),
+                record.network.name
+            ))
+            .because("Port forwarding not possible as firewalld StrictForwardPorts enabled")
+            .next(
+                "start it without published ports and forward them by firewall-cmd, or set StrictForwardPorts=no in \
+                 /etc/firewalld/firewalld.conf and reload firewalld",
+            )),
+            Err(e) => {
+                self.failed(&e);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until firewalld answers, which it does not while it reloads: for a caller that does not hold the lock yet.
+    /// Whether it does, or is not there.
+    pub fn wait(&mut self) -> bool {
+        if let State::Running(firewalld) = self.found()
+            && let Err(e) = firewalld.ping()
+        {
+            self.failed(&e);
+        }
+        !matches!(self.0, State::Hung)
+    }
+
+    /// Makes `wanted` the sources of the zone that are netpath's, and gives how many have come or gone. What is wrong is
+    /// said and no error: containers are served, only firewalld's own rules may stop them.
+    pub fn hold(&mut self, store: &Store, lock: &Lock, wanted: &BTreeSet<IpNet>) -> usize {
+        let kept = store.trusted();
+        if wanted.is_empty() && kept == Trusted::default() {
+            return 0;
+        }
+        let held = match self.found() {
+            State::Running(firewalld) => hold(firewalld, store, lock, kept, wanted),
+            // Its runtime configuration has ended with it.
+            State::Absent if kept != Trusted::default() => store.keep_trusted(lock, &Trusted::default()).map(|()| 0),
+            _ => Ok(0),
+        };
+        held.unwrap_or_else(|e| {
+            self.failed(&e);
+            0
+        })
+    }
+
+    fn found(&mut self) -> &State {
+        if matches!(self.0, State::NotAsked) {
+            self.0 = if bus::exists() { ask() } else { State::Unknown };
+        }
+        &self.0
+    }
+
+    fn failed(&mut self, e: &Error) {
+        match &self.0 {
+            State::Running(firewalld) if firewalld.has_ended() => {
+                tracing::debug!("firewalld has ended: {e}");
+                self.0 = State::Absent;
+                return;
+            }
+            State::Running(firewalld) if firewalld.is_hung() => self.0 = State::Hung,
+            _ => {}
+        }
+        tracing::warn!("{e}");
+    }
+}
+
+fn ask() -> State {
+    let begun = Instant::now();
+    let found = Firewalld::here();
+    let (runs, took_us) = (found.as_ref().ok().map(Option::is_some), begun.elapsed().as_micros());
+    tracing::debug!(?runs, took_us, "firewalld looked for");
+    match found {
+        Ok(Some(firewalld)) => State::Running(firewalld),
+        Ok(None) => State::Absent,
+        Err(e) if begun.elapsed() >= bus::PATIENCE => {
+            tracing::warn!("{e}");
+            State::Hung
+        }
+        // A socket that is left over, or a rootless engine, to whom it does not talk.
+        Err(e) => {
+            tracing::debug!("{e}");
+            State::Unknown
+        }
+    }
+}
+
+/// What has been added is on disk before firewalld hears of it, so that a command that is killed in between leaves nothing
+/// in the zone that no later command takes out.
+fn hold(firewalld: &Firewalld, store: &Store, lock: &Lock, before: Trusted, wanted: &BTreeSet<IpNet>) -> Result<usize> {
+    let mut now = before.clone();
+    now.elsewhere.retain(|subnet, _| wanted.contains(subnet));
+    let (mut missing, mut surplus) = (Vec::new(), Vec::new());
+    for subnet in wanted.union(&before.added) {
+        let zone = firewalld.zone_of(*subnet)?;
+        match (zone.as_deref(), wanted.contains(subnet)) {
+            (None, true) => {
+                now.added.insert(*subnet);
+                now.elsewhere.remove(subnet);
+                missing.push(*subnet);
+            }
+            (Some(ZONE), true) => {
+                now.elsewhere.remove(subnet);
+                if !now.added.contains(subnet) {
+                    tracing::debug!(%subnet, zone = ZONE, "the subnet is in the zone without netpath, and stays there");
+                }
+            }
+            (Some(ZONE), false) => surplus.push(*subnet),
+            (None, false) => drop(now.added.remove(subnet)),
+            (Some(other), is_wanted) => {
+                now.added.remove(subnet);
+                let told = now.elsewhere.get(subnet).is_some_and(|zone| zone == other);
+                if is_wanted && !told {
+                    tracing::warn!(
+                        "firewalld has container subnet {subnet} in zone {other}: it is left there, and the rules of that \
+                         zone hold for its containers"
+                    );
+                    now.elsewhere.insert(*subnet, other.to_owned());
+                }
+            }
+        }
+    }
+    if now != before {
+        store.keep_trusted(lock, &now)?;
+    }
+    // One that is refused does not keep the others out.
+    let mut failures = Vec::new();
+    for subnet in &missing {
+        failures.extend(firewalld.add(*subnet).err());
+    }
+    let mut gone = 0;
+    for subnet in &surplus {
+        match firewalld.remove(*subnet) {
+            Ok(()) => gone += usize::from(now.added.remove(subnet)),
+            Err(e) => failures.push(e),
+        }
+    }
+    if gone > 0 {
+        store.keep_trusted(lock, &now)?;
+    }
+    let changed = missing.len() + surplus.len() - failures.len();
+    match failures.into_iter().next() {
+        Some(e) => Err(e),
+        None => Ok(changed),
+    }
+}
