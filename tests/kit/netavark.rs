@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+/// The resolver that backends start where a network has names.
+pub const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
+
 /// The program under test.
 ///
 /// # Errors
@@ -189,7 +192,7 @@ impl<'t> Netavark<'t> {
     pub fn command(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(&self.link);
         command.args(["--config".as_ref(), self.topology.config_dir().as_os_str()]);
-        command.args(["--rootless=false", "--aardvark-binary=/usr/lib/podman/aardvark-dns"]);
+        command.args(["--rootless=false", &format!("--aardvark-binary={AARDVARK}")]);
         command.args(verb);
         for name in ["NETPATH_DATAPATH", "NETPATH_TC", "NETAVARK_FW", "NETPATH_BIN", "RUST_LOG"] {
             command.env_remove(name);

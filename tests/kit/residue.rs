@@ -94,11 +94,24 @@ impl Residue {
     /// # Errors
     /// What was left or is missing, line by line.
     pub fn nothing_left(&self, topology: &Topology, containers: &[&Container]) -> Result<()> {
+        self.nothing_left_of(topology, containers, |_| true)
+    }
+
+    /// The same of the lines for which `counts` says so: others may have changed the host meanwhile.
+    ///
+    /// # Errors
+    /// As [`Residue::nothing_left`].
+    pub fn nothing_left_of(
+        &self,
+        topology: &Topology,
+        containers: &[&Container],
+        counts: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let mut last = Vec::new();
         let settled = wait_for("an empty host", SOON / 2, || match Snapshot::take(topology, containers) {
             Ok(now) => {
                 last = self.before.difference(&now);
-                last.retain(|l| !follows_forwarding(l));
+                last.retain(|l| counts(l) && !follows_forwarding(l));
                 if is_incumbent() {
                     // Netavark leaves its empty chains, its sysctls and its directories behind.
                     last.retain(|l| !["netfilter", "sysctl", "config"].iter().any(|kind| l[2..].starts_with(kind)));

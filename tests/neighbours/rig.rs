@@ -1,16 +1,20 @@
 //! A host beside whose neighbours netpath runs, and what must be so on each of them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kit::expect::Expect;
-use kit::host::{Netns, SOON, patient, wait_for};
+use kit::host::{Netns, patient};
 use kit::need::{self, Need};
-use kit::netavark::{Document, Netavark, Network, Rung, is_incumbent};
-use kit::residue::Snapshot;
+use kit::netavark::{AARDVARK, Document, Netavark, Network, Rung, is_incumbent};
+use kit::residue::Residue;
 use kit::topology::{Container, Family, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
+use kit::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 use std::cell::Cell;
-use std::net::IpAddr;
-use std::time::Duration;
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Longer than an answer takes where IPv6 addresses of a bridge are still tentative, as with Netavark.
+const QUICK: Duration = Duration::from_secs(3);
 
 pub struct Rig<'t> {
     pub topology: &'t Topology,
@@ -29,19 +33,19 @@ impl std::ops::Deref for Rig<'_> {
 
 pub type Up = (Container, Document);
 
-/// netpath has a datapath for hosts with rules.
+/// netpath has a datapath for hosts with rules, and a resolver.
 pub fn possible() -> Need {
-    need::rung(Rung::Iptables)
+    need::rung(Rung::Iptables)?;
+    if Path::new(AARDVARK).exists() { Ok(()) } else { Err(AARDVARK.to_owned()) }
 }
 
-/// Runs `test` on a host that is as it should be left: but for forwarding, on which others may rely by then. `test` gives back
-/// what it has not torn down.
+/// Runs `test` on a host that is left as it was found. `test` gives back what it has not torn down.
 pub fn beside(
     topology: &Topology,
     environment: &[(&str, &str)],
     test: impl FnOnce(&Rig<'_>) -> Result<Vec<Up>>,
 ) -> Result<()> {
-    let before = Snapshot::take(topology, &[])?;
+    let residue = Residue::watch(topology)?;
     let rig = Rig {
         topology,
         netavark: Netavark::with(topology, environment)?,
@@ -52,13 +56,7 @@ pub fn beside(
     for (container, document) in &up {
         rig.met("teardown", rig.netavark.teardown(container, document));
     }
-    let mut left = Vec::new();
-    let _ = wait_for("an empty host", SOON / 2, || {
-        left = before.difference(&Snapshot::take(topology, &[]).ok()?);
-        left.retain(|line| rig.is_to_be_gone(line));
-        left.is_empty().then_some(())
-    });
-    rig.note(left.is_empty(), || format!("left behind or missing: {}", left.join(", ")));
+    rig.met("the host afterwards", residue.nothing_left_of(topology, &[], |line| rig.is_to_be_gone(line)));
     rig.all_met("beside neighbours")
 }
 
@@ -69,19 +67,14 @@ pub fn published() -> Document {
 
 /// The same container without ports.
 pub fn plain() -> Document {
-    Document::new().on_dual(&Network::dual(7), "eth0", 7, 5)
+    Document::new().on_dual(&Network::dual(7).set("dns_enabled", true), "eth0", 7, 5)
 }
 
 impl Rig<'_> {
     /// Of the differences between the host before and after.
     fn is_to_be_gone(&self, line: &str) -> bool {
         const OURS: [&str; 7] = ["podman7", "10.89.7.", "fd41:7:", "NETAVARK", "NETPATH", "netpath", "bpf"];
-        const KEPT_BY_NETAVARK: [&str; 3] = ["netfilter", "sysctl", "config"];
-        let forwarding =
-            line[2..].starts_with("sysctl") && ["ip_forward =", "/forwarding ="].iter().any(|s| line.contains(s));
-        let kept = is_incumbent() && KEPT_BY_NETAVARK.iter().any(|kind| line[2..].starts_with(kind));
-        let another = self.others_change.get() && !OURS.iter().any(|name| line.contains(name));
-        !(forwarding || kept || another)
+        !self.others_change.get() || OURS.iter().any(|name| line.contains(name))
     }
 
     pub fn up(&self, name: &str, document: Document) -> Result<Up> {
@@ -90,8 +83,8 @@ impl Rig<'_> {
         Ok((container, document))
     }
 
-    /// Servers that answer for the container, for the world outside, and for the host: one of its ports that the neighbour may
-    /// have closed, and the resolver at the gateways.
+    /// Servers that answer for the container, for the world outside, and on a port of the host that the neighbour may have
+    /// closed.
     pub fn serve(&self, container: &Netns) -> Result<Vec<Server>> {
         let Topology { client, host, .. } = self.topology;
         let mut servers = Vec::new();
@@ -99,9 +92,6 @@ impl Rig<'_> {
             servers.push(Server::echo(container, proto, ANY, 80, "web")?);
             servers.push(Server::echo(client, proto, ANY, 9000, "outside")?);
             servers.push(Server::echo(host, proto, ANY, 9100, "host")?);
-        }
-        for family in Family::BOTH {
-            servers.push(Server::echo(host, Proto::Udp, family.gateway(7), 53, "resolver")?);
         }
         Ok(servers)
     }
@@ -111,9 +101,38 @@ impl Rig<'_> {
         self.reached(what, 8080, "web");
         for family in Family::BOTH {
             self.leaves(what, container, family);
-            let ask = dial(Proto::Udp, family.gateway(7), 53);
-            self.sees(&format!("{what}: a name"), container, &ask, "resolver", family.container(7, 5));
+            // The resolver has a moment to come up.
+            let begun = Instant::now();
+            let mut named = self.named(container, family);
+            while named.is_err() && begun.elapsed() < patient(QUICK) {
+                named = self.named(container, family);
+            }
+            self.met(&format!("{what}: a name, asked {family:?}"), named);
         }
+    }
+
+    /// The resolver at the gateway knows the container's own name.
+    fn named(&self, container: &Netns, family: Family) -> Result<()> {
+        let own = family.container(7, 5);
+        let (kind, address) = match own {
+            IpAddr::V4(ip) => (1, ip.octets().to_vec()),
+            IpAddr::V6(ip) => (28, ip.octets().to_vec()),
+        };
+        // RFC 1035 section 4.1: one question, of class IN.
+        let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let question = [&header[..], b"\x03web\x03dns\x06podman\0", &[0, kind, 0, 1]].concat();
+        container.run(|| {
+            let socket = UdpSocket::bind((if own.is_ipv4() { ANY4 } else { ANY }, 0))?;
+            socket.set_read_timeout(Some(patient(QUICK)))?;
+            socket.connect((family.gateway(7), 53))?;
+            socket.send(&question)?;
+            let mut answer = [0; 512];
+            let len = again(|| socket.recv(&mut answer)).context("receive")?;
+            let answer = &answer[..len];
+            let known = answer[3] & 15 == 0 && answer.windows(address.len()).any(|w| w == address);
+            ensure!(known, "{own} is not in the answer {answer:02x?}");
+            Ok(())
+        })
     }
 
     /// A client outside reaches `server` by this port of the host.
@@ -169,9 +188,9 @@ impl Rig<'_> {
     }
 }
 
-/// Not as patient as others: of a host where nothing is served, a test tells in a minute.
+/// Not as patient as elsewhere: on a host where nothing is served, there are many to wait for.
 pub fn dial(proto: Proto, ip: IpAddr, port: u16) -> Dial {
-    Dial::new(proto, ip, port).patience(patient(Duration::from_secs(1)))
+    Dial::new(proto, ip, port).patience(patient(QUICK))
 }
 
 /// Both families and both protocols.

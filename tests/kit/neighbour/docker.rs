@@ -1,6 +1,6 @@
 //! Docker: a dockerd with an image that holds busybox alone.
 
-use super::{OWN, Place, unpacked};
+use super::{OWN, Pids, Place, unpacked};
 use crate::host::{Netns, SOON, wait_for};
 use crate::need::{self, Need};
 use crate::podman::image;
@@ -23,7 +23,7 @@ impl Docker {
     /// # Errors
     /// It does not run; its log is in the text.
     pub fn start(host: &Netns, dir: &Path) -> Result<Self> {
-        let docker = Self { place: Place::new(host, dir, &[OWN])? };
+        let docker = Self { place: Place::new(host, dir, &[OWN], Pids::Own)? };
         let line = format!(
             "dockerd --storage-driver=vfs --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent=/{}",
             docker.place.cgroup

@@ -1,6 +1,6 @@
 //! firewalld with a D-Bus of its own.
 
-use super::{OWN, Place, unpacked};
+use super::{OWN, Pids, Place, unpacked};
 use crate::host::{Netns, SOON, wait_for};
 use crate::need::Need;
 use anyhow::{Context, Result};
@@ -66,7 +66,7 @@ impl Firewalld {
     }
 
     fn with(host: &Netns, dir: &Path, trees: &[&str], settings: &[(&str, &str)]) -> Result<Self> {
-        let place = Place::new(host, dir, trees)?;
+        let place = Place::new(host, dir, trees, Pids::Shared)?;
         let socket = dir.join("bus");
         let config = dir.join("bus.conf");
         std::fs::write(&config, BUS.replace("SOCKET", &socket.display().to_string()))?;

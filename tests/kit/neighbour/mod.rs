@@ -1,5 +1,5 @@
 //! Real software that filters or translates on a host beside netpath: firewalld, ufw, Docker, libvirt's rules. Each runs in a
-//! host namespace of a test, in mount and process namespaces of its own, and ends when its value is dropped; what it did to
+//! host namespace of a test, in a mount namespace of its own, and ends when its value is dropped; what it did to
 //! netfilter stays with the host namespace.
 //!
 //! The packages are those that `cargo xtask setup` has unpacked below `target/neighbours` (xtask/src/neighbours.rs).
@@ -41,6 +41,15 @@ fn unpacked(program: &str, trees: &[&str]) -> Need {
     if there { Ok(()) } else { Err(format!("{name}, which cargo xtask setup unpacks where there is Debian's apt")) }
 }
 
+/// The numbers of a neighbour's processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pids {
+    /// Those of the machine: others ask the bus for them.
+    Shared,
+    /// A namespace of its own: containers end with it.
+    Own,
+}
+
 /// The namespaces of one neighbour.
 pub struct Place {
     holder: Holder,
@@ -52,13 +61,16 @@ pub struct Place {
 
 impl Place {
     /// In the network namespace `host`; `dir` is an empty directory, or one that is made.
-    fn new(host: &Netns, dir: &Path, trees: &[&str]) -> Result<Self> {
+    fn new(host: &Netns, dir: &Path, trees: &[&str], pids: Pids) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let trees: Vec<String> =
             trees.iter().map(|t| tree(t)).filter(|t| t.exists()).map(|t| t.display().to_string()).collect();
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", host.path().display()));
-        command.args(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+        command.args(["unshare", "--mount"]);
+        if pids == Pids::Own {
+            command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+        }
         command.args(["sh", "-c", include_str!("place.sh")]).env("BASE", dir).env("TREES", trees.join(" "));
         let cgroup = format!("netpath-test-{:x}", host.cookie());
         command.env("CGROUP", &cgroup);

@@ -1,5 +1,5 @@
-# Lays unpacked packages over the machine's own directories, for the processes of these namespaces alone, then stays as the
-# first of them: all end with it, and it ends when its standard input is closed.
+# Lays unpacked packages over the machine's own directories, for the processes of this mount namespace alone, then stays
+# until its standard input is closed, and ends all of them.
 #
 # BASE: a directory that is seen here and outside, for sockets and logs. TREES: the packages, the first one uppermost.
 # CGROUP: the name below which what runs here may have made groups.
@@ -41,7 +41,13 @@ echo ready
 exec 3<&0
 cat <&3 >/dev/null &
 wait
-kill -KILL -1 2>/dev/null || :
+if [ $$ = 1 ]; then
+    kill -KILL -1 2>/dev/null || :
+else
+    for process in /proc/[0-9]*; do
+        [ "$process" = /proc/$$ ] || [ ! "$process/ns/mnt" -ef /proc/$$/ns/mnt ] || kill -KILL "${process#/proc/}" || :
+    done
+fi
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     [ -d "/sys/fs/cgroup/$CGROUP" ] || break
     find "/sys/fs/cgroup/$CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1

@@ -1,6 +1,6 @@
 //! ufw, on, with its defaults: what comes in and what is routed is denied.
 
-use super::{OWN, Place, unpacked};
+use super::{OWN, Pids, Place, unpacked};
 use crate::host::Netns;
 use crate::need::Need;
 use anyhow::Result;
@@ -26,7 +26,7 @@ impl Ufw {
     /// # Errors
     /// It cannot be switched on.
     pub fn start(host: &Netns, dir: &Path) -> Result<Self> {
-        let ufw = Self { place: Place::new(host, dir, &[OWN])? };
+        let ufw = Self { place: Place::new(host, dir, &[OWN], Pids::Shared)? };
         ufw.place.run("sh", &["-ec", INSTALL])?;
         ufw.command("--force enable")?;
         Ok(ufw)
