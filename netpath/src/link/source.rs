@@ -37,48 +37,59 @@ impl Rtnl {
     /// The kernel's.
     pub fn sources(&self, view: &HostView, desired: &Desired) -> Result<(Vec<RouteSource>, Vec<String>)> {
         let (mut sources, mut left_out) = (Vec::new(), Vec::new());
-        let bridges = masqueraded(view, desired);
-        for v4 in [true, false] {
-            let bridges: Vec<_> = bridges.iter().filter(|(_, net)| net.addr().is_ipv4() == v4).collect();
-            if bridges.is_empty() {
-                continue;
-            }
-            let Some(routes) = routes(v4)? else {
-                let family = if v4 { "IPv4" } else { "IPv6" };
-                left_out.push(format!("the host has more than {ROUTES} routes of {family}"));
-                continue;
-            };
-            let own: BTreeSet<IpNet> = routes.iter().filter(|r| !r.leads_on).map(|r| r.to).chain(never(v4)).collect();
-            let named: BTreeSet<IpNet> =
-                routes.iter().filter(|r| r.source(view, r.to).is_some()).map(|r| r.to).collect();
-            let rules = if named.is_empty() { Rules::default() } else { self.rules(v4)? };
-            let all: BTreeSet<IpNet> =
-                routes.iter().filter(|r| r.leads_on).map(|r| r.to).chain(rules.to).chain([everything(v4)]).collect();
-            let parts: Vec<(u32, IpNet, IpNet)> = bridges
-                .iter()
-                .flat_map(|(bridge, net)| parts(*net, &rules.from).map(|from| (*bridge, *net, from)))
-                .collect();
-            let mut wanted: Vec<IpNet> = all.iter().copied().filter(|to| is_wanted(*to, &named)).collect();
-            wanted.sort_by_key(IpNet::prefix_len);
-            let most = QUESTIONS / parts.len().max(1);
-            if wanted.len() > most {
-                left_out.push(format!("{} prefixes beyond the first {most}", wanted.len() - most));
-                wanted.truncate(most.max(1));
-            }
-            let taken: BTreeSet<IpNet> = all.union(&own).copied().collect();
-            let wanted: Vec<(IpNet, IpAddr)> =
-                wanted.into_iter().filter_map(|to| Some((to, free(to, &taken)?))).collect();
-            let taken: BTreeSet<IpNet> = own.iter().copied().chain(parts.iter().map(|(.., from)| *from)).collect();
-            for (bridge, net, from) in parts {
-                let Some(container) = free(from, &taken) else { continue };
-                sources.extend(self.ways(view, bridge, from, container, &wanted));
-                if from != net {
-                    let rest = RouteSource { from, to: everything(v4), by: Vec::new(), source: None };
-                    sources.extend((sources.last().is_none_or(|s| s.from != from || s.to != rest.to)).then_some(rest));
-                }
-            }
+        let (v4, v6): (Vec<_>, Vec<_>) =
+            masqueraded(view, desired).into_iter().partition(|(_, net)| net.addr().is_ipv4());
+        for bridges in [v4, v6].iter().filter(|b| !b.is_empty()) {
+            sources.extend(self.sources_of(view, desired, bridges, &mut left_out)?);
         }
         Ok((sources, left_out))
+    }
+
+    /// Of the subnets of one family, each with the index of its bridge.
+    fn sources_of(
+        &self,
+        view: &HostView,
+        desired: &Desired,
+        bridges: &[(u32, IpNet)],
+        left_out: &mut Vec<String>,
+    ) -> Result<Vec<RouteSource>> {
+        let v4 = bridges.iter().all(|(_, net)| net.addr().is_ipv4());
+        let Some(routes) = routes(v4)? else {
+            left_out.push(format!("the host has more than {ROUTES} routes of {}", if v4 { "IPv4" } else { "IPv6" }));
+            return Ok(Vec::new());
+        };
+        let named: BTreeSet<IpNet> = routes.iter().filter(|r| r.source(view, r.to).is_some()).map(|r| r.to).collect();
+        let rules = if named.is_empty() { Rules::default() } else { self.rules(v4)? };
+        let own = routes.iter().filter(|r| !r.leads_on).map(|r| r.to).chain(containers(desired));
+        let own: BTreeSet<IpNet> = own.chain(never(v4)).filter(|n| n.addr().is_ipv4() == v4).collect();
+        let leading = routes.iter().filter(|r| r.leads_on).map(|r| r.to);
+        let all: BTreeSet<IpNet> = leading.chain(rules.to).chain([everything(v4)]).collect();
+        let of_bridge = |&(bridge, net)| parts(net, &rules.from).map(move |from| (bridge, net, from));
+        let parts: Vec<(u32, IpNet, IpNet)> = bridges.iter().flat_map(of_bridge).collect();
+
+        let mut wanted: Vec<IpNet> =
+            all.iter().copied().filter(|to| is_wanted(*to, &named) && !own.contains(to)).collect();
+        wanted.sort_by_key(IpNet::prefix_len);
+        let most = (QUESTIONS / parts.len().max(1)).max(1);
+        if wanted.len() > most {
+            left_out.push(format!("{} prefixes beyond the widest {most}", wanted.len() - most));
+            wanted.truncate(most);
+        }
+        let taken: BTreeSet<IpNet> = all.union(&own).copied().collect();
+        let wanted: Vec<(IpNet, IpAddr)> = wanted.into_iter().filter_map(|to| Some((to, free(to, &taken)?))).collect();
+
+        let taken: BTreeSet<IpNet> = own.iter().copied().chain(parts.iter().map(|(.., from)| *from)).collect();
+        let mut sources = Vec::new();
+        for (bridge, net, from) in parts {
+            let Some(container) = free(from, &taken) else { continue };
+            sources.extend(self.ways(view, bridge, from, container, &wanted));
+            if from != net {
+                // What is said of the whole subnet is not for this part.
+                let rest = RouteSource { from, to: everything(v4), by: Vec::new(), source: None };
+                sources.extend(sources.last().is_none_or(|s| s.from != from || s.to != rest.to).then_some(rest));
+            }
+        }
+        Ok(sources)
     }
 
     /// Of one bridge and source, the most specific destination first. `wanted`: the widest first, each with an address in it.
@@ -243,6 +254,11 @@ fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
         bridges.extend(subnets.map(|net| (bridge.index, net)));
     }
     bridges
+}
+
+/// Packets to other containers are not masqueraded.
+fn containers(desired: &Desired) -> impl Iterator<Item = IpNet> {
+    desired.ready().flat_map(|(r, _)| &r.network.subnets).map(|s| s.net.trunc())
 }
 
 /// All routes of all tables, unless there are too many.

@@ -112,7 +112,7 @@ impl Live {
         sysctls::keep_internal(desired)?;
         // After the switch for forwarding: without it no route leads anywhere.
         if let Some(left_out) = see_sources(datapath.rung(), &self.rtnl, desired, view) {
-            tracing::warn!("masquerade takes addresses of the way out, whatever source its route has: {left_out}");
+            tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
         }
         let report = datapath.reconcile(desired, view)?;
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, "reconciled");
