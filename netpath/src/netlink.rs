@@ -77,6 +77,26 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         Err(io::Error::other("the list kept changing while it was read"))
     }
 
+    /// What answers a dump, unless that is more than `limit` messages. A change may have cut across it: for lists that change
+    /// all the time, whose reader is told of the next change. The socket ends with it, as a dump that is broken off would
+    /// keep it busy.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn dump_at_most(mut self, question: M, limit: usize) -> io::Result<Option<Vec<M>>> {
+        self.send(vec![(question, NLM_F_REQUEST | NLM_F_DUMP)])?;
+        let mut messages = Vec::new();
+        self.receive(|_, payload| match payload {
+            NetlinkPayload::InnerMessage(m) => {
+                messages.push(m);
+                messages.len() > limit
+            }
+            NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => true,
+            _ => false,
+        })?;
+        Ok((messages.len() <= limit).then_some(messages))
+    }
+
     /// The answer to a question about one object.
     ///
     /// # Errors

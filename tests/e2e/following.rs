@@ -17,6 +17,8 @@ on_every_way!(
     a_sender_that_never_stops_gets_the_hosts_new_address,
     without_an_agent_any_command_brings_a_sender_the_hosts_new_address,
     a_sender_that_never_stops_follows_the_route,
+    a_sender_with_the_source_of_a_route_follows_that_route,
+    a_sender_with_the_source_of_a_route_gets_another_when_that_goes,
     nobody_at_an_address_is_told_to_who_dials_it,
     who_talks_to_somebody_who_goes_is_told,
     an_uplink_serves_ipv6_before_its_link_local_address_is_sure,
@@ -191,6 +193,73 @@ fn a_sender_that_never_stops_follows_the_route(way: Way) -> Result<()> {
             sender.is_seen(rig, &format!("{family:?}, by the other"), "far", family.host_far());
             rig.topology.host.ip(&format!("route del {address} via {by} dev eth1\n"))?;
             sender.is_seen(rig, &format!("{family:?}, by the first again"), "outside", family.host());
+        }
+        Ok(vec![app])
+    })
+}
+
+/// The default route, with a source or without.
+fn default_route(host: &Netns, family: Family, source: Option<IpAddr>) -> Result<()> {
+    let gateway = if family == Family::V4 { CLIENT4 } else { CLIENT6 };
+    let source = source.map_or_else(String::new, |s| format!(" src {s}"));
+    host.ip(&format!("route replace default via {gateway} dev eth0{source}\n"))
+}
+
+fn a_sender_with_the_source_of_a_route_follows_that_route(way: Way) -> Result<()> {
+    need!(need::netpath(), need::route_source(way.rung));
+    rig_on(Topology::with_far(), way, |rig| {
+        let app = rig.up("app", way.published(7, 5))?;
+        let (host, far) = (&rig.topology.host, rig.topology.far());
+        for (family, len) in [(Family::V4, "/32"), (Family::V6, "/128 nodad")] {
+            let address = family.outside();
+            far.ip(&format!("addr add {address}{len} dev lo\n"))?;
+            answers_for(far, address)?;
+            let _outside = Server::echo(&rig.topology.client, Proto::Udp, address, 9001, "outside")?;
+            let _far = Server::echo(far, Proto::Udp, address, 9001, "far")?;
+            default_route(host, family, Some(family.host_second()))?;
+            // The first packet may be before the host is followed, and what has begun keeps its address.
+            let begun = wait_for("the route's source", SOON, || {
+                let sender = Sender::new(&app.0, SocketAddr::new(address, 9001)).ok()?;
+                sender.ask().ok().filter(|(_, ip)| *ip == family.host_second()).map(|_| sender)
+            });
+            let Some(sender) = rig.met(&format!("{family:?}"), begun) else { continue };
+            let by = family.far();
+            host.ip(&format!("route add {address} via {by} dev eth1\n"))?;
+            sender.is_seen(rig, &format!("{family:?}, by the other"), "far", family.host_far());
+            host.ip(&format!("route del {address} via {by} dev eth1\n"))?;
+            sender.is_seen(rig, &format!("{family:?}, by the first again"), "outside", family.host_second());
+            default_route(host, family, None)?;
+        }
+        Ok(vec![app])
+    })
+}
+
+fn a_sender_with_the_source_of_a_route_gets_another_when_that_goes(way: Way) -> Result<()> {
+    need!(need::netpath(), need::route_source(way.rung));
+    rig_on(Topology::new(), way, |rig| {
+        let Topology { client, host, .. } = rig.topology;
+        for family in Family::BOTH {
+            default_route(host, family, Some(family.host_second()))?;
+        }
+        let app = rig.up("app", way.published(7, 5))?;
+        for (family, back) in [(Family::V4, "/24"), (Family::V6, "/64 nodad preferred_lft 0")] {
+            let second = family.host_second();
+            let _outside = Server::echo(client, Proto::Udp, family.outside(), 9001, "outside")?;
+            let sender = Sender::new(&app.0, SocketAddr::new(family.outside(), 9001))?;
+            sender.is_seen(rig, &format!("{family:?}, before"), "outside", second);
+            // A route by another source, and then that the first is gone.
+            default_route(host, family, None)?;
+            let began = wait_for("another source", SOON, || {
+                let other = Sender::new(&app.0, SocketAddr::new(family.outside(), 9001)).ok()?;
+                other.ask().ok().filter(|(_, ip)| *ip == family.host())
+            });
+            rig.met(&format!("{family:?}, a new sender"), began);
+            sender.is_seen(rig, &format!("{family:?}, what has begun"), "outside", second);
+            let len = if family == Family::V4 { 24 } else { 64 };
+            host.ip(&format!("addr del {second}/{len} dev eth0\n"))?;
+            sender.is_seen(rig, &format!("{family:?}, its address is gone"), "outside", family.host());
+            host.ip(&format!("addr add {second}{back} dev eth0\n"))?;
+            answers_for(host, second)?;
         }
         Ok(vec![app])
     })

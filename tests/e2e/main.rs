@@ -69,6 +69,7 @@ mod protocols;
 mod publish;
 mod restart;
 mod rig;
+mod route_source;
 mod segments;
 mod tun;
 mod upgrade;

@@ -1,12 +1,19 @@
-//! 60 containers up, 8 at a time, and down again: no failure, nothing left.
+//! Containers that come and go side by side: no failure, nothing left, and all of them as if each had come alone.
 
 use anyhow::{Context, Result, ensure};
 use kit::host::at_once;
 use kit::need;
 use kit::netavark::{Document, Netavark, Network, Rung};
 use kit::residue::Residue;
-use kit::topology::{CLIENT4, HOST4, Topology};
+use kit::topology::{CLIENT4, Container, HOST4, Topology};
 use kit::traffic::{ANY, Dial, Proto, Server};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Instant;
 
 const CONTAINERS: u8 = 60;
@@ -62,4 +69,85 @@ fn sixty(rung: Rung) -> Result<()> {
         down.as_millis()
     ));
     residue.nothing_left(&topology, &containers.iter().map(|(_, c, _)| c).collect::<Vec<_>>())
+}
+
+/// The second one joins a bridge that has no port yet, and so the MTU of a new bridge: the first is stopped just there.
+#[test]
+fn a_container_that_joins_a_bridge_without_a_port_has_the_mtu_of_the_way_out() -> Result<()> {
+    need!(need::rung(Rung::Iptables));
+    let topology = Topology::new()?.narrow_uplink(1400)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "iptables"), ("NETPATH_AGENT", "off")])?;
+    let containers = [topology.container("first")?, topology.container("second")?];
+    let documents = [10, 11].map(|n| Document::new().on_dual(&Network::dual(7), "eth0", 7, n));
+    let mut met = 0;
+    for round in 0..40 {
+        let mut first = Stopped::at_bridge(&topology, &netavark, &containers[0], &documents[0])?;
+        let ports = topology.host.command("ip", &["-o", "link", "show", "master", "podman7"]).unwrap_or_default();
+        if ports.is_empty() && !is_locked(&topology) {
+            netavark.setup(&containers[1], &documents[1])?;
+            let link = containers[1].ip_json(&["link", "show", "dev", "eth0"])?;
+            ensure!(link[0]["mtu"] == 1400, "round {round}: MTU {}", link[0]["mtu"]);
+            met += 1;
+        }
+        first.goes_on()?;
+        for (container, document) in containers.iter().zip(&documents).rev() {
+            netavark.teardown(container, document)?;
+        }
+        if met == 3 {
+            return Ok(());
+        }
+    }
+    ensure!(met > 0, "no setup was stopped between its bridge and its veth");
+    Ok(())
+}
+
+/// A setup that is stopped as soon as its bridge is there and it has let go of the lock.
+struct Stopped(std::process::Child);
+
+impl Stopped {
+    fn at_bridge(
+        topology: &Topology,
+        netavark: &Netavark<'_>,
+        container: &Container,
+        document: &Document,
+    ) -> Result<Self> {
+        let mut command = netavark.command(&["setup", &container.path().to_string_lossy()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let json = document.json(container).to_string();
+        topology.host.run(|| {
+            let mut child = command.spawn().context("cannot start setup")?;
+            child.stdin.take().context("its input")?.write_all(json.as_bytes())?;
+            while nix::net::if_::if_nametoindex("podman7").is_err() && child.try_wait()?.is_none() {}
+            // Others would wait for it.
+            while is_locked(topology) {}
+            let stopped = Self(child);
+            stopped.signal(Signal::SIGSTOP)?;
+            Ok(stopped)
+        })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.0.id() as i32), signal)?)
+    }
+
+    fn goes_on(&mut self) -> Result<()> {
+        self.signal(Signal::SIGCONT)?;
+        let ended = self.0.wait()?;
+        ensure!(ended.success(), "the first setup: {ended}");
+        Ok(())
+    }
+}
+
+/// Whether a command holds the lock of the host's state.
+fn is_locked(topology: &Topology) -> bool {
+    let lock = Path::new("/run/netpath").join(format!("{:x}", topology.host.cookie())).join("lock");
+    let Ok(file) = File::open(lock) else { return false };
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -88,6 +88,15 @@ pub fn rung(rung: Rung) -> Need {
 }
 
 /// # Errors
+/// Programs that cannot be told a route's source: BPF_FIB_LOOKUP_SRC came with 6.7.
+pub fn route_source(rung: Rung) -> Need {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
+    let known = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 7);
+    if known || !rung.is_ebpf() { Ok(()) } else { Err("BPF_FIB_LOOKUP_SRC (since 6.7)".to_owned()) }
+}
+
+/// # Errors
 /// bpf() is refused.
 pub fn bpf() -> Need {
     const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;

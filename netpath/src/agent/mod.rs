@@ -1,4 +1,4 @@
-//! The one resident process: it follows links, addresses and filters of the host, ages flows, and says what was dropped.
+//! The one resident process: it follows links, addresses, filters and (iptables rung) routes of the host, ages flows, and says what was dropped.
 //!
 //! A host is served without it: it only does sooner what the next command does too, and may be killed at any moment. It
 //! never waits for a lock, so that a command that ends it under the lock does not wait for long.
@@ -97,6 +97,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     let links = Events::over(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(Events::over);
+    let mut routes: Option<Events> = None;
     let mut drops = Drops::begin();
     let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -116,7 +117,11 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 let look = due.take().map_or(Look::Glance, |(_, look)| look);
                 // What has come until now is seen by this look.
                 links.drain();
+                routes.iter().for_each(Events::drain);
                 filters.iter().for_each(Events::drain);
+                if routes.is_none() && follower.follows_routes() {
+                    routes = Some(Events::over(link::watch_routes().context(what)?).context(what)?);
+                }
                 let begun = Instant::now();
                 let (back, followed) = look_once(follower, look).await?;
                 follower = back;
@@ -135,7 +140,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 }
             }
             // Once a look is due, further changes wait for it in the sockets.
-            () = changed(&links, filters.as_ref().ok()), if due.is_none() => {
+            () = changed([Some(&links), filters.as_ref().ok(), routes.as_ref()]), if due.is_none() => {
                 due = Some(((Instant::now() + SETTLE).max(not_before), Look::Glance));
             }
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() && due.is_none() => {
@@ -154,13 +159,15 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     }
 }
 
-async fn changed(links: &Events, filters: Option<&Events>) {
-    match filters {
-        Some(filters) => tokio::select! {
-            () = links.any() => {}
-            () = filters.any() => {}
-        },
-        None => links.any().await,
+async fn changed([one, other, third]: [Option<&Events>; 3]) {
+    let any = async |events: Option<&Events>| match events {
+        Some(events) => events.any().await,
+        None => std::future::pending().await,
+    };
+    tokio::select! {
+        () = any(one) => {}
+        () = any(other) => {}
+        () = any(third) => {}
     }
 }
 

@@ -10,6 +10,7 @@ pub mod offload;
 pub mod route;
 pub mod rtnl;
 mod solicit;
+mod source;
 pub mod sysctl;
 pub mod veth;
 pub mod view;
@@ -23,7 +24,7 @@ pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
 pub use solicit::solicit;
 pub use veth::VethSpec;
-pub use watch::watch;
+pub use watch::{watch, watch_routes};
 
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];

@@ -99,7 +99,7 @@ fn driver(bus: &str, device: &str) -> Option<String> {
 }
 
 impl Rtnl {
-    /// All links and addresses of the namespace, in two dumps.
+    /// All links and addresses of the namespace, in two dumps; [`Rtnl::sources`] adds what routes say.
     ///
     /// # Errors
     /// The kernel's.
@@ -141,7 +141,7 @@ impl Rtnl {
                 })
             })
             .collect();
-        Ok(HostView { cookie, links })
+        Ok(HostView { cookie, links, sources: Vec::new() })
     }
 
     /// IPv6 addresses of a link that the kernel uses as a source without reserve: not those that duplicate address detection

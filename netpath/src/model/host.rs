@@ -3,6 +3,7 @@
 use super::{IfName, Mac};
 use ipnet::IpNet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum LinkKind {
@@ -32,12 +33,27 @@ pub struct HostLink {
     pub addresses: Vec<IpNet>,
 }
 
+/// How what containers begin leaves for a destination, as the host's routes say.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct RouteSource {
+    /// A container subnet, or a part of it that a routing rule names.
+    pub from: IpNet,
+    pub to: IpNet,
+    /// The interfaces that the route leads out of; none where that is not known.
+    pub by: Vec<IfName>,
+    /// The route's preferred source, where netfilter's masquerade would choose another one.
+    pub source: Option<IpAddr>,
+}
+
 /// All links of the host namespace, read in one go.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostView {
     /// SO_NETNS_COOKIE (5.14), or the namespace's inode where the kernel has none.
     pub cookie: u64,
     pub links: Vec<HostLink>,
+    /// For the iptables rung alone. Of one `from` the most specific `to` comes first, and one inside another that says the
+    /// same is left out; a part of a subnet comes before the subnet.
+    pub sources: Vec<RouteSource>,
 }
 
 impl HostView {
@@ -46,11 +62,16 @@ impl HostView {
         let mut digest = DefaultHasher::new();
         let is_containers = |l: &&HostLink| l.kind == LinkKind::Veth && l.master.is_some();
         self.links.iter().filter(|l| !is_containers(l)).for_each(|l| l.hash(&mut digest));
+        self.sources.hash(&mut digest);
         digest.finish()
     }
 
     pub fn link(&self, index: u32) -> Option<&HostLink> {
         self.links.iter().find(|l| l.index == index)
+    }
+
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.links.iter().flat_map(|l| &l.addresses).any(|a| a.addr() == address)
     }
 
     pub fn link_named(&self, name: &IfName) -> Option<&HostLink> {

@@ -12,7 +12,7 @@ pub mod record;
 
 pub use endpoint::{Container, Endpoint, IfName, Mac};
 pub use error::Error;
-pub use host::{HostLink, HostView, LinkKind};
+pub use host::{HostLink, HostView, LinkKind, RouteSource};
 pub use network::{Isolation, Mtu, Network, Route, Subnet, Way, Xdp};
 pub use publish::{HostBind, Proto, Publish};
 pub use record::{Desired, Links, Record, TrafficIds};

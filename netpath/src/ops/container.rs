@@ -67,8 +67,11 @@ impl Live {
         let bridge = self.find_bridge(network)?;
         let mtu = match network.mtu {
             Some(mtu) => Some(mtu.bytes()),
-            None if !self.made_bridges.contains(&network.bridge) => Some(bridge.mtu),
-            None => self.rtnl.default_route_mtu()?,
+            // As the command that has made the bridge does, or the first port would decide by when it came.
+            None if [&self.made_bridges, &self.portless_bridges].iter().any(|b| b.contains(&network.bridge)) => {
+                self.rtnl.default_route_mtu()?
+            }
+            None => Some(bridge.mtu),
         };
         let spec = VethSpec {
             interface: record.endpoint.interface.clone(),

@@ -1,5 +1,6 @@
 //! Following the host: what the datapath was made for is compared with what is there now, and put right when it differs.
 
+use super::serve::see_sources;
 use super::{gc, nobody};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
@@ -85,6 +86,11 @@ impl Follower {
         Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
     }
 
+    /// Whether the datapath is made of routes too.
+    pub fn follows_routes(&self) -> bool {
+        self.store.rung().ok().flatten() == Some(Rung::Iptables)
+    }
+
     /// When to look even if nothing changes: a link has got a carrier, and who is at its other end may not have answered yet.
     pub fn next_look(&self) -> Option<Instant> {
         self.carriers.due()
@@ -117,11 +123,15 @@ impl Follower {
         let rtnl = Rtnl::here()?;
         let links = rtnl.links()?;
         let came = self.carriers.came(&links, Instant::now());
-        let view = rtnl.view_of(links, self.cookie)?;
+        let mut view = rtnl.view_of(links, self.cookie)?;
         for link in view.links.iter().filter(|l| came.contains(&l.index)) {
             if let Err(e) = ask_again(&rtnl, link) {
                 tracing::debug!("{e}");
             }
+        }
+        if self.follows_routes() {
+            // What cannot be seen is said by who serves.
+            see_sources(Rung::Iptables, &rtnl, &self.store.desired()?, &mut view);
         }
         Ok(view.digest())
     }

@@ -40,6 +40,8 @@ pub(super) struct Live {
     pub keys: Vec<Key>,
     pub made: Vec<Made>,
     pub made_bridges: BTreeSet<IfName>,
+    /// Bridges that another command is making at this moment: without a port their MTU says nothing yet.
+    pub portless_bridges: BTreeSet<IfName>,
     /// Something of the endpoints could not be removed, so that their records must stay.
     pub failed: bool,
 }
@@ -70,6 +72,7 @@ impl Live {
             records,
             leaving: Vec::new(),
             made_bridges: BTreeSet::new(),
+            portless_bridges: BTreeSet::new(),
             failed: false,
         })
     }
@@ -150,6 +153,7 @@ impl Live {
                 self.clear(at, old)?;
             }
         }
+        self.portless_bridges = portless(&there);
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
         for at in 0..self.records.len() {
             let others = there.iter().map(|k| &k.record).chain(&self.records[..at]);
@@ -225,6 +229,15 @@ impl Live {
         let all = self.store.all()?;
         Ok(all.into_iter().filter(|k| !self.keys.contains(&k.key())).map(|k| k.record.network.bridge).collect())
     }
+}
+
+/// The bridges of endpoints that are all still on their way.
+fn portless(there: &[Kept]) -> BTreeSet<IfName> {
+    let bridges = |is_so: fn(&Kept) -> bool| {
+        there.iter().filter(|k| is_so(k)).map(|k| k.record.network.bridge.clone()).collect::<BTreeSet<_>>()
+    };
+    let coming = bridges(|k| k.phase == Phase::Coming && k.record.links.is_none());
+    coming.difference(&bridges(|k| k.record.links.is_some())).cloned().collect()
 }
 
 impl Host for Live {

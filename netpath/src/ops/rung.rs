@@ -136,7 +136,8 @@ fn change_over(
     tracing::info!(from = %old, to = %new.rung(), containers = there.records.len(), "changing the datapath of this host");
     let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
     super::sysctls::ensure(store, lock, &wanted)?;
-    let view = rtnl.host_view(cookie)?;
+    let mut view = rtnl.host_view(cookie)?;
+    super::serve::see_sources(new.rung(), rtnl, there, &mut view);
     new.reconcile(there, &view)?;
     store.keep_rung(lock, new.rung())?;
     let emptied = ladder::open(old).and_then(|mut d| d.reconcile(&Desired::default(), &view));

@@ -3,7 +3,7 @@
 use super::host::Live;
 use super::{agent, sysctls, unlink};
 use crate::datapath::{firewalld, ladder};
-use crate::link::Netns;
+use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, IfName, LinkKind, Rung};
 use crate::plan::{Done, Undo};
@@ -18,6 +18,22 @@ pub(super) struct Served {
     pub forgotten: usize,
     /// Kernel objects written or removed.
     pub changed: usize,
+}
+
+/// What the iptables rung has to know of routes besides the links; says what could not be seen, and why.
+pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut HostView) -> Option<String> {
+    // They may be there from the rung that was tried before.
+    view.sources.clear();
+    if rung != Rung::Iptables {
+        return None;
+    }
+    match rtnl.sources(view, desired) {
+        Ok((sources, left_out)) => {
+            view.sources = sources;
+            (!left_out.is_empty()).then(|| left_out.join("; "))
+        }
+        Err(e) => Some(e.to_string()),
+    }
 }
 
 impl Live {
@@ -47,7 +63,7 @@ impl Live {
         if let Err(e) = agent::stop_others(&self.store) {
             tracing::warn!("{e}");
         }
-        let view = self.rtnl.host_view(self.cookie)?;
+        let mut view = self.rtnl.host_view(self.cookie)?;
         let (living, forgotten) = self.living(&view)?;
         let mut served = Served { forgotten, changed: 0 };
         let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
@@ -58,8 +74,8 @@ impl Live {
         // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
         // or a command, made the datapath, and may be as before when the agent looks again.
         self.store.keep_served(self.lock()?, None)?;
-        served.changed = match self.reconcile(&desired, &view) {
-            Err(e) if self.may_step_down => self.step_down(e, &desired, &view)?,
+        served.changed = match self.reconcile(&desired, &mut view) {
+            Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
             done => done?,
         };
         self.store.keep_served(self.lock()?, Some(view.digest()))?;
@@ -68,7 +84,7 @@ impl Live {
 
     /// The kernel has refused what its answers had promised: the first container of a host takes the next rung. From
     /// iptables that is eBPF, which foreign rules had put behind it.
-    fn step_down(&mut self, refused: Error, desired: &Desired, view: &HostView) -> Result<usize> {
+    fn step_down(&mut self, refused: Error, desired: &Desired, view: &mut HostView) -> Result<usize> {
         let Some(failed) = self.datapath.as_mut() else { return Err(refused) };
         let from = failed.rung();
         let above = (from == Rung::Iptables && ladder::usable(Rung::Ebpf).is_ok()).then_some(Rung::Ebpf);
@@ -87,7 +103,7 @@ impl Live {
         self.reconcile(desired, view)
     }
 
-    fn reconcile(&mut self, desired: &Desired, view: &HostView) -> Result<usize> {
+    fn reconcile(&mut self, desired: &Desired, view: &mut HostView) -> Result<usize> {
         let Some(datapath) = &mut self.datapath else { return Ok(0) };
         let mut wanted = sysctls::forwarding(desired);
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
@@ -95,10 +111,14 @@ impl Live {
         sysctls::ensure(&self.store, lock, &wanted)?;
         sysctls::keep_internal(desired)?;
         let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
-        let sources = self.firewall.hold(&self.store, lock, &trusted);
+        let zoned = self.firewall.hold(&self.store, lock, &trusted);
+        // After the switch for forwarding: without it no route leads anywhere.
+        if let Some(left_out) = see_sources(datapath.rung(), &self.rtnl, desired, view) {
+            tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
+        }
         let report = datapath.reconcile(desired, view)?;
-        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sources, "reconciled");
-        Ok(report.changed + sources)
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, zoned, "reconciled");
+        Ok(report.changed + zoned)
     }
 
     /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no

@@ -176,7 +176,11 @@ fn a_bind_to_one_family_serves_only_it() {
 fn a_record_without_links_is_left_alone_and_its_bridge_is_no_uplink() {
     let mut r = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
     r.links = None;
-    let host = HostView { cookie: 7, links: vec![link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"])] };
+    let host = HostView {
+        cookie: 7,
+        links: vec![link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"])],
+        ..HostView::default()
+    };
     let t = compile(&Desired { records: vec![r] }, &host, false);
     assert!(t.rules.is_empty() && t.endpoints.is_empty() && t.networks.is_empty());
     assert!(t.uplinks.is_empty());
@@ -215,6 +219,7 @@ fn uplinks_hold_an_address_and_belong_to_nobody() {
             link(22, "blue", LinkKind::Vrf, None, &[]),
             link(23, "eth3", LinkKind::Other, Some(22), &["192.0.2.33/24"]),
         ],
+        ..HostView::default()
     };
     let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
     assert_eq!(vec![2, 5, 6, 7, 23], t.uplinks.keys().copied().collect::<Vec<_>>());
@@ -321,6 +326,7 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
             link(2, "eth0", LinkKind::Other, None, &["192.0.2.1/24"]),
             link(3, "wg0", LinkKind::Other, None, &["198.51.100.1/24"]),
         ],
+        ..HostView::default()
     };
     host.links[1].mac = None;
     let asked = |xdp, internal, takes_xdp| {

@@ -1,5 +1,6 @@
 //! firewalld: the subnets of networks are sources of its zone `trusted`, as with Netavark, so that its own rules accept
-//! what containers send. Runtime configuration only, by D-Bus; a host without firewalld pays for a look at a path.
+//! what containers send. Runtime configuration only, by D-Bus. A host without rules of others has no firewalld, and is not
+//! asked: the bus costs milliseconds.
 
 mod bus;
 mod report;
@@ -8,6 +9,7 @@ mod tests;
 
 pub use report::{Report, report};
 
+use crate::datapath::filter;
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Record};
 use crate::state::store::Trusted;
@@ -90,6 +92,9 @@ impl Firewall {
         if wanted.is_empty() && kept == Trusted::default() {
             return 0;
         }
+        if kept != Trusted::default() {
+            self.ask();
+        }
         let held = match self.found() {
             State::Running(firewalld) => hold(firewalld, store, lock, kept, wanted),
             // Its runtime configuration has ended with it.
@@ -103,10 +108,17 @@ impl Firewall {
     }
 
     fn found(&mut self) -> &State {
+        if matches!(self.0, State::NotAsked) && filter::foreign().is_ok_and(|rules| rules.is_empty()) {
+            self.0 = State::Unknown;
+        }
+        self.ask();
+        &self.0
+    }
+
+    fn ask(&mut self) {
         if matches!(self.0, State::NotAsked) {
             self.0 = if bus::exists() { ask() } else { State::Unknown };
         }
-        &self.0
     }
 
     fn failed(&mut self, e: &Error) {

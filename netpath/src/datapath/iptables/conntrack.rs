@@ -6,7 +6,6 @@ use super::netfilter::{message, open};
 use super::rules::{Family, Target};
 use crate::model::{HostBind, HostView, Proto};
 use crate::netlink::Netlink;
-use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
@@ -22,6 +21,7 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 /// net/netfilter/nf_internals.h
 const FILTER_IP_SRC: u32 = 1 << 0;
+const FILTER_IP_DST: u32 = 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 /// More addresses than this are looked for in one reading of the whole table.
 const FILTERED: usize = 4;
@@ -34,8 +34,9 @@ struct Connection {
     to: IpAddr,
     port: u16,
     udp: bool,
-    /// Who answers.
+    /// Who answers, and to whom.
     answers: IpAddr,
+    source: IpAddr,
     /// What names it when it is deleted.
     name: Vec<ConntrackAttribute>,
 }
@@ -47,6 +48,11 @@ pub struct Stale {
     pub gone: BTreeSet<IpAddr>,
     /// What is published now.
     pub targets: Vec<Target>,
+    /// Addresses of the host that rules have given to connections as sources, by what routes said. MASQUERADE ends a
+    /// connection when its address goes or its route leads elsewhere, such a rule does not.
+    pub sources: BTreeSet<IpAddr>,
+    /// Addresses of containers.
+    pub containers: BTreeSet<IpAddr>,
 }
 
 impl Stale {
@@ -55,24 +61,42 @@ impl Stale {
     }
 
     fn holds(&self, connection: &Connection, host: &HostView, keep: &[(IpAddr, u16)]) -> bool {
-        let dead = self.gone.contains(&connection.from) || self.gone.contains(&connection.answers);
+        let dead = self.gone.contains(&connection.from)
+            || self.gone.contains(&connection.answers)
+            || self.leaves_otherwise(connection, host);
         dead || connection.udp
             && !keep.contains(&(connection.to, connection.port))
             && published(self.udp(), host, connection).is_some_and(|to| to != connection.answers)
     }
 
+    /// The host has lost the source, or the route out of an interface that neither has nor is given it. A route that is
+    /// given another source and still leads out of the source's interface leaves connections as they are.
+    fn leaves_otherwise(&self, connection: &Connection, host: &HostView) -> bool {
+        let source = connection.source;
+        if !self.sources.contains(&source) || !self.containers.contains(&connection.from) {
+            return false;
+        }
+        let way = host.sources.iter().find(|s| s.from.contains(&connection.from) && s.to.contains(&connection.to));
+        let stays = way.is_none_or(|way| {
+            let of_way = way.by.iter().filter_map(|by| host.link_named(by)).flat_map(|l| &l.addresses);
+            way.by.is_empty() || way.source == Some(source) || of_way.into_iter().any(|a| a.addr() == source)
+        });
+        !stays || !host.has_address(source)
+    }
+
     /// The questions to the kernel whose answers together have every such connection.
     fn filters(&self) -> Vec<Vec<ConntrackAttribute>> {
-        if self.gone.len() > FILTERED {
+        if self.gone.len() + self.sources.len() > FILTERED {
             return vec![Vec::new()];
         }
         let mut filters: Vec<_> = self.gone.iter().flat_map(|a| [answered_by(*a), begun_by(*a)]).collect();
+        filters.extend(self.sources.iter().map(|a| answered_to(*a)));
         filters.extend(self.udp().next().map(|_| only_udp()));
         filters
     }
 }
 
-/// Forgets the connections of addresses that are gone, and UDP to published ports that does not go where it is published.
+/// Forgets the connections of addresses that are gone, those with a source that is not theirs any more, and UDP to published ports that does not go where it is published.
 /// Returns how many there were.
 ///
 /// # Errors
@@ -138,8 +162,7 @@ fn published<'a>(
     host: &HostView,
     connection: &Connection,
 ) -> Option<IpAddr> {
-    let local = connection.to.is_loopback()
-        || host.links.iter().flat_map(|l| &l.addresses).map(IpNet::addr).any(|a| a == connection.to);
+    let local = connection.to.is_loopback() || host.has_address(connection.to);
     let target = udp.find(|t| {
         let bound = match t.publish.bind {
             HostBind::Address(a) => a == connection.to,
@@ -169,9 +192,9 @@ impl Connection {
         }
         let (orig, reply) = (orig?, reply?);
         let (from, to) = addresses(&orig);
-        let (answers, _) = addresses(&reply);
+        let (answers, source) = addresses(&reply);
         let (udp, port) = protocol(&orig);
-        Some(Self { from: from?, to: to?, port, udp, answers: answers?, name })
+        Some(Self { from: from?, to: to?, port, udp, answers: answers?, source: source?, name })
     }
 }
 
@@ -216,6 +239,11 @@ fn answered_by(address: IpAddr) -> Vec<ConntrackAttribute> {
     vec![ConntrackAttribute::CtaTupleReply(tuple), filter(0, FILTER_IP_SRC)]
 }
 
+fn answered_to(address: IpAddr) -> Vec<ConntrackAttribute> {
+    let tuple = vec![Tuple::Ip(vec![IPTuple::DestinationAddress(address)])];
+    vec![ConntrackAttribute::CtaTupleReply(tuple), filter(0, FILTER_IP_DST)]
+}
+
 fn only_udp() -> Vec<ConntrackAttribute> {
     let tuple = vec![Tuple::Proto(vec![ProtoTuple::Protocol(Protocol::Udp)])];
     vec![ConntrackAttribute::CtaTupleOrig(tuple), filter(FILTER_PROTO_NUM, 0)]
@@ -230,4 +258,69 @@ fn filter(orig: u32, reply: u32) -> ConntrackAttribute {
         value.extend_from_slice(&flags.to_ne_bytes());
     }
     ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NLA_F_NESTED, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{HostLink, LinkKind, RouteSource};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn link(index: u32, name: &str, address: &str) -> HostLink {
+        HostLink {
+            index,
+            name: name.parse().expect("an interface name"),
+            kind: LinkKind::Other,
+            master: None,
+            mtu: 1500,
+            mac: None,
+            driver: None,
+            up: true,
+            addresses: vec![address.parse().expect("an address with its prefix")],
+        }
+    }
+
+    /// Whether a connection of a container that left as `source` is forgotten, where the route leads out of `by`.
+    fn is_forgotten(source: &str, by: &str, route: Option<&str>) -> bool {
+        let links =
+            vec![link(1, "lo", "192.0.2.99/32"), link(2, "eth0", "192.0.2.10/24"), link(3, "eth1", "198.51.100.1/24")];
+        let way = RouteSource {
+            from: "10.89.7.0/24".parse().expect("a subnet"),
+            to: "0.0.0.0/0".parse().expect("a prefix"),
+            by: vec![by.parse().expect("an interface name")],
+            source: route.map(ip),
+        };
+        let host = HostView { links, sources: vec![way], ..HostView::default() };
+        let stale = Stale {
+            family: Family::V4,
+            gone: BTreeSet::new(),
+            targets: Vec::new(),
+            sources: [ip("192.0.2.10"), ip("192.0.2.99"), ip("192.0.2.77")].into(),
+            containers: [ip("10.89.7.5")].into(),
+        };
+        let connection = |from: &str| Connection {
+            from: ip(from),
+            to: ip("203.0.113.5"),
+            port: 80,
+            udp: false,
+            answers: ip("203.0.113.5"),
+            source: ip(source),
+            name: Vec::new(),
+        };
+        assert!(!stale.holds(&connection("10.0.0.5"), &host, &[]), "of another's container");
+        stale.holds(&connection("10.89.7.5"), &host, &[])
+    }
+
+    #[test]
+    fn a_connection_with_the_source_of_a_route_ends_with_that_address_or_the_way_out() {
+        assert!(!is_forgotten("192.0.2.10", "eth0", Some("192.0.2.10")));
+        assert!(!is_forgotten("192.0.2.10", "eth0", None), "the way out is the same");
+        assert!(is_forgotten("192.0.2.10", "eth1", None), "the other uplink has another address");
+        assert!(!is_forgotten("192.0.2.99", "eth1", Some("192.0.2.99")), "an address of no uplink");
+        assert!(is_forgotten("192.0.2.77", "eth0", Some("192.0.2.77")), "the host has it no more");
+        assert!(!is_forgotten("192.0.2.9", "eth1", None), "a source that no rule of ours has given");
+    }
 }

@@ -17,7 +17,7 @@ mod tool;
 
 use super::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Result};
-use crate::model::{Desired, HostView, IfName, Record, Rung};
+use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
 use crate::state::Store;
 use conntrack::Stale;
 use memory::Memory;
@@ -44,9 +44,9 @@ enum Share {
 }
 
 impl Share {
-    fn compile(self, desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+    fn compile(self, desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
         match self {
-            Share::All => rules::compile(desired, family, loopback6),
+            Share::All => rules::compile(desired, family, loopback6, sources),
             Share::MovedSctp => rules::compile_moved_sctp(desired, family, loopback6),
         }
     }
@@ -92,8 +92,14 @@ impl Iptables {
 
     /// What is to be written in this family; `None`: nothing is wanted and nothing is there. `memory`: what is there, where
     /// that is known without listing it.
-    fn plan(&self, family: Family, desired: &Desired, memory: Option<Present>) -> Result<Option<Part<'_>>> {
-        let wanted = self.share.compile(desired, family, !bridge::filters_bridged(family));
+    fn plan(
+        &self,
+        family: Family,
+        desired: &Desired,
+        host: &HostView,
+        memory: Option<Present>,
+    ) -> Result<Option<Part<'_>>> {
+        let mut wanted = self.share.compile(desired, family, !bridge::filters_bridged(family), &host.sources);
         if wanted.is_empty() && !self.has_traces(family) {
             return Ok(None);
         }
@@ -102,6 +108,7 @@ impl Iptables {
             (Some(tool), Some(present)) => (tool, present),
             _ => tool::choose(self.tools(family), family)?,
         };
+        wanted.keep_sources(present.sources().filter(|a| host.has_address(*a)));
         let scripts = scripts(tool, &wanted, &present);
         Ok(Some(Part { tool, family, wanted, present, scripts }))
     }
@@ -175,7 +182,11 @@ impl Datapath for Iptables {
         let mut known = |family| memory.as_mut().and_then(|m| m.of(family));
         let [known4, known6] = [known(Family::V4), known(Family::V6)];
         let abreast = self.is_abreast();
-        let parts = both(abreast, || self.plan(Family::V4, desired, known4), || self.plan(Family::V6, desired, known6));
+        let parts = both(
+            abreast,
+            || self.plan(Family::V4, desired, host, known4),
+            || self.plan(Family::V6, desired, host, known6),
+        );
         let [part4, part6] = [parts.0?, parts.1?];
         let write = |part: &Option<Part<'_>>| part.as_ref().map_or(Ok(()), Part::write);
         let written = both(abreast, || write(&part4), || write(&part6));
@@ -312,7 +323,7 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
         if let Err(e) = netfilter::remove_tables(&named(std::slice::from_ref(one))) {
             tracing::debug!("table {} stays: {e}", one.1);
             let (tool, present) = (&one.0, one.0.save()?);
-            let nothing = rules::compile(&Desired::default(), tool.family, false);
+            let nothing = rules::compile(&Desired::default(), tool.family, false, &[]);
             let scripts = nothing.tables.iter().filter_map(|t| present::script(t, present.tables.get(t.name), false));
             tool.restore(&scripts.collect::<String>())?;
         }
@@ -328,7 +339,8 @@ fn forget(parts: &[Part<'_>], desired: &Desired, host: &HostView) {
             let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
             let now = rules::addresses(desired, p.family);
             let gone = served.filter(|a| !now.contains(a)).collect();
-            Stale { family: p.family, gone, targets: rules::targets(desired, p.family) }
+            let sources = p.present.sources().collect();
+            Stale { family: p.family, gone, targets: rules::targets(desired, p.family), sources, containers: now }
         })
         .collect();
     let dns: Vec<(IpAddr, u16)> = desired

@@ -32,6 +32,9 @@ pub struct PresentTable {
     made: bool,
     /// The container addresses that it serves.
     pub addresses: Vec<IpAddr>,
+    /// Sources of routes that its rules name, or have named.
+    #[serde(default)]
+    pub sources: Vec<IpAddr>,
 }
 
 impl Present {
@@ -66,6 +69,11 @@ impl Present {
                 self.tables.entry(name.clone()).or_default().apply(line);
             }
         }
+    }
+
+    /// Sources of routes that rules name, or have named.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        self.tables.values().flat_map(|t| &t.sources).copied()
     }
 
     /// Whether anything of ours is there.
@@ -137,6 +145,7 @@ impl PresentTable {
         if chain == STATE {
             (self.digest, self.made) = (None, false);
             self.addresses.clear();
+            self.sources.clear();
         }
     }
 
@@ -160,9 +169,10 @@ impl PresentTable {
             if let Some((hex, maker)) = word.strip_prefix("netpath:").and_then(|w| w.split_once(':')) {
                 self.digest = u64::from_str_radix(hex, 16).ok();
                 self.made = maker == "made";
-            } else if word == "-d" {
+            } else if matches!(word, "-d" | "-s") {
+                let all = if word == "-d" { &mut self.addresses } else { &mut self.sources };
                 let address = words.next().and_then(|w| w.split('/').next()).and_then(|w| w.parse().ok());
-                self.addresses.extend::<Option<IpAddr>>(address);
+                all.extend::<Option<IpAddr>>(address);
             }
         }
     }
@@ -282,7 +292,7 @@ fn additions(table: &Table, present: &PresentTable, state: &str) -> BTreeMap<&'s
     }
     // The youngest digest counts; the older ones go when something else does.
     let Some(chain) = table.chains.iter().find(|c| c.name == STATE) else { return additions };
-    let stays = |w: &&Vec<String>| w.iter().filter(|r| r.starts_with("-d ")).all(|r| chain.rules.contains(r));
+    let stays = |w: &&Vec<String>| w.iter().filter(|r| !r.contains("netpath:")).all(|r| chain.rules.contains(r));
     if let Some(written) = written(chain).filter(stays).filter(|_| additions.len() + 1 == table.chains.len()) {
         let mut added: Vec<String> = chain.rules.iter().filter(|r| !written.contains(r)).cloned().collect();
         added.push(state.to_owned());
@@ -299,7 +309,7 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
         && table.chains.iter().all(|c| {
             match present.own.get(c.name) {
                 // With digests of earlier times.
-                Some(_) if c.name == STATE => present.addresses.len() == c.rules.len(),
+                Some(_) if c.name == STATE => present.addresses.len() + present.sources.len() == c.rules.len(),
                 there => there == Some(&c.rules.len()),
             }
         });

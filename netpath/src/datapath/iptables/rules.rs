@@ -13,10 +13,13 @@
 //! that. So drops come first, and what accepts or translates comes behind every rule of others. The chains that drop are
 //! entered by packets that belong to no known connection: an established one costs one match.
 //!
-//! NETPATH_STATE is never jumped to: it keeps a digest of the table, and the container addresses that it serves.
+//! NETPATH_STATE is never jumped to: it keeps a digest of the table, the container addresses that it serves, and the sources
+//! of routes that its rules have named.
 //! Nothing is read or run here; `present.rs` compares with what the kernel holds. Semantics: docs/architecture.md.
 
-use crate::model::{Desired, HostBind, IfName, Isolation, Network, Proto, Publish, Record};
+use super::can_be_matched;
+use crate::model::{Desired, HostBind, IfName, Isolation, Network, Proto, Publish, Record, RouteSource};
+use ipnet::IpNet;
 use netpath_common::layout::{NET_ISOLATED, NET_STRICT};
 use netpath_common::policy::may_pass;
 use serde::{Deserialize, Serialize};
@@ -84,6 +87,17 @@ impl Ruleset {
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(|t| t.chains.is_empty())
     }
+
+    /// Remembers sources of earlier rules: connections that they have begun may still be there.
+    pub fn keep_sources(&mut self, earlier: impl IntoIterator<Item = IpAddr>) {
+        let state = self.tables.iter_mut().filter(|t| t.name == "nat").flat_map(|t| &mut t.chains);
+        let Some(state) = state.into_iter().find(|c| c.name == STATE) else { return };
+        for rule in earlier.into_iter().map(|a| format!("-s {}", host_net(a))) {
+            if !state.rules.contains(&rule) {
+                state.rules.push(rule);
+            }
+        }
+    }
 }
 
 /// Where packets to a published port go; in the order in which the rules are tried.
@@ -111,8 +125,8 @@ struct Bridge<'a> {
     loopback: bool,
 }
 
-/// `loopback6`: whether `::1` can be served, see `bridge.rs`.
-pub fn compile(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+/// `loopback6`: whether `::1` can be served, see `bridge.rs`. `sources`: those of the host's routes.
+pub fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
     let bridges = bridges(desired, family);
     let targets = targets(desired, family);
     let mut filter = Table { name: "filter", jumps: Vec::new(), chains: Vec::new() };
@@ -121,12 +135,14 @@ pub fn compile(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
         forward(&mut filter, &bridges, &allowed(desired, family));
         input(&mut filter, &bridges, family);
         publish(&mut nat, &bridges, &targets, family, loopback6, dnat_rule);
-        masquerade(&mut nat, &bridges, family);
+        masquerade(&mut nat, &bridges, family, sources);
         for table in [&mut filter, &mut nat] {
             remember(table, if table.name == "nat" { addresses(desired, family) } else { BTreeSet::new() });
         }
     }
-    Ruleset { tables: [filter, nat] }
+    let mut ruleset = Ruleset { tables: [filter, nat] };
+    ruleset.keep_sources(named(sources, family));
+    ruleset
 }
 
 /// What the rungs above leave to netfilter: the ports that [`moved_sctp`] names, and nothing else. An allow list is asked
@@ -436,7 +452,7 @@ fn translation(target: &Target) -> String {
     if host != container && more > 0 { format!("{to}-{}/{host}", container + more) } else { to }
 }
 
-fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
+fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family, sources: &[RouteSource]) {
     let mut rules = vec!["-o lo -j RETURN".to_owned()];
     rules.extend(from_loopback(bridges, family));
     rules.extend(to_hairpin(bridges));
@@ -448,10 +464,51 @@ fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family) {
             Family::V6 => b.network.outbound6.map(IpAddr::from),
         };
         let target = outbound.map_or_else(|| "MASQUERADE".to_owned(), |a| format!("SNAT --to-source {a}"));
-        rules.extend(b.subnets.iter().map(|s| format!("-s {s} ! -d {multicast} -j {target}")));
+        for subnet in &b.subnets {
+            if outbound.is_none() {
+                rules.extend(by_routes(subnet, sources, multicast));
+            }
+            rules.push(format!("-s {subnet} ! -d {multicast} -j {target}"));
+        }
     }
     lead(nat, "POSTROUTING", Place::Last, "", "NETPATH_POSTROUTING", rules);
     nat.chains.push(hairpin(bridges));
+}
+
+/// MASQUERADE does not ask a route for its source: one rule for each route with a source that it would not choose, and for
+/// what lies inside such a route without one.
+fn by_routes(subnet: &str, sources: &[RouteSource], multicast: &str) -> Vec<String> {
+    let Ok(whole) = subnet.parse::<IpNet>() else { return Vec::new() };
+    let within = || sources.iter().filter(|s| whole.contains(&s.from));
+    if within().all(|s| s.source.is_none()) {
+        return Vec::new();
+    }
+    let mut rules = vec![format!("-s {subnet} -d {multicast} -j RETURN")];
+    for RouteSource { from, to, by, source } in within() {
+        let is_all = to.prefix_len() == 0;
+        if is_all && source.is_none() && *from == whole {
+            // The subnet's own rule follows.
+            continue;
+        }
+        let target = source.map_or_else(|| "MASQUERADE".to_owned(), |a| format!("SNAT --to-source {a}"));
+        // By its interface: once the route leads out of another one, it is no more than what masquerade makes of it.
+        match by.as_slice() {
+            by if by.is_empty() || is_all && source.is_none() => rules.push(format!("-s {from} -d {to} -j {target}")),
+            by => rules.extend(
+                by.iter().filter(|by| can_be_matched(by)).map(|by| format!("-s {from} -d {to} -o {by} -j {target}")),
+            ),
+        }
+    }
+    rules
+}
+
+/// The sources that rules of [`compile`] name.
+fn named(sources: &[RouteSource], family: Family) -> BTreeSet<IpAddr> {
+    sources.iter().filter_map(|s| s.source).filter(|a| Family::of(a) == family).collect()
+}
+
+fn host_net(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }
 
 /// A client that is bound to a loopback address has to be answered by way of the bridge.
@@ -491,11 +548,10 @@ fn lead(
     }
 }
 
-/// The chain that nothing jumps to: the addresses that the table serves. The digest of all that it should hold joins them
+/// The chain that nothing jumps to: the addresses that the table serves, and those of the host that routes have as source. The digest of all that it should hold joins them
 /// when it is written, since only then is it known who made the table.
 fn remember(table: &mut Table, addresses: BTreeSet<IpAddr>) {
-    let rules: Vec<String> =
-        addresses.iter().map(|a| format!("-d {a}/{}", if a.is_ipv4() { 32 } else { 128 })).collect();
+    let rules: Vec<String> = addresses.iter().map(|a| format!("-d {}", host_net(*a))).collect();
     table.chains.push(Chain { name: STATE, rules });
 }
 

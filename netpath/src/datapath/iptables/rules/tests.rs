@@ -6,6 +6,7 @@ use crate::model::{Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
 use ipnet::IpNet;
 
 mod options;
+mod routes;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -78,7 +79,7 @@ fn publishes(mut record: Record, what: &[(HostBind, Proto, u16, u16, u16)]) -> R
 
 fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
     let desired = Desired { records: records.to_vec() };
-    let compiled = compile(&desired, family, false);
+    let compiled = compile(&desired, family, false, &[]);
     let chains = compiled.tables.into_iter().flat_map(|t| t.chains);
     chains.filter(|c| c.name == chain).flat_map(|c| c.rules).collect()
 }
@@ -87,7 +88,7 @@ fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
 fn whole(records: &[Record], family: Family) -> String {
     let desired = Desired { records: records.to_vec() };
     let text: Vec<String> =
-        compile(&desired, family, false).tables.iter().filter_map(|t| script(t, None, false)).collect();
+        compile(&desired, family, false, &[]).tables.iter().filter_map(|t| script(t, None, false)).collect();
     text.concat()
 }
 
@@ -319,7 +320,7 @@ fn containers_of_one_network_share_its_rules() {
 
 #[test]
 fn the_digest_moves_with_any_rule() {
-    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false).tables[1].clone();
+    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[]).tables[1].clone();
     let one = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]));
     let two = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 81, 1)]));
     assert_eq!(digest(&one), digest(&one.clone()));
@@ -332,7 +333,7 @@ fn saved(script: &str, before: &str) -> String {
 }
 
 fn nat_after(records: &[Record]) -> (Table, String) {
-    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false).tables[1].clone();
+    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false, &[]).tables[1].clone();
     let text = script(&table, None, false).expect("something to write");
     let body: String =
         text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
@@ -373,7 +374,7 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
 fn with_nothing_desired_only_our_own_things_go() {
     let (_, body) = nat_after(&[published()]);
     let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
-    let empty = compile(&Desired::default(), Family::V4, false).tables[1].clone();
+    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[1].clone();
     let present = Present::parse(&saved(&body, others));
     let text = script(&empty, present.tables.get("nat"), false).expect("something to remove");
     assert!(text.lines().all(|l| ["*", "COMMIT"].iter().any(|p| l.starts_with(p)) || l.contains("NETPATH_")), "{text}");
@@ -406,7 +407,7 @@ fn rules_that_only_mention_us_are_not_ours() {
 #[test]
 fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
     let (_, body) = nat_after(&[published()]);
-    let empty = compile(&Desired::default(), Family::V4, false).tables[1].clone();
+    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[1].clone();
     let present = Present::parse(&saved(&body, ""));
     let first = script(&empty, present.tables.get("nat"), true).expect("something to remove");
     assert!(first.contains("-X NETPATH_DNAT\n") && !first.contains(STATE), "{first}");
@@ -424,7 +425,7 @@ fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
 fn what_a_script_leaves_is_known_without_a_listing() {
     let both = |records: &[Record]| {
         let desired = Desired { records: records.to_vec() };
-        [Family::V4, Family::V6].map(|f| compile(&desired, f, false))
+        [Family::V4, Family::V6].map(|f| compile(&desired, f, false, &[]))
     };
     let dual = record(2, "back", &["10.89.8.0/24", "fd41:8::/64"], &["10.89.8.5/24", "fd41:8::5/64"]);
     let dual = publishes(dual, &[(HostBind::Any, Proto::Udp, 53, 53, 2)]);
@@ -461,7 +462,7 @@ fn a_container_that_comes_only_adds_rules() {
     let mut present = Present::default();
     let mut write = |records: &[&Record]| {
         let desired = Desired { records: records.iter().copied().cloned().collect() };
-        let tables = compile(&desired, Family::V4, false).tables;
+        let tables = compile(&desired, Family::V4, false, &[]).tables;
         let text: String = tables.iter().filter_map(|t| script(t, present.tables.get(t.name), false)).collect();
         present.apply(&text);
         text.lines().filter(|l| !l.contains("--comment")).map(str::to_owned).collect::<Vec<_>>()
@@ -491,7 +492,7 @@ fn a_container_that_comes_only_adds_rules() {
 fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
     let mut dns = published();
     dns.network.dns = true;
-    let table = compile(&Desired { records: vec![dns] }, Family::V4, false).tables[0].clone();
+    let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[]).tables[0].clone();
     let listing = |forward: &str, input: &str, rules: &str| {
         format!("*filter\n:INPUT {input} [0:0]\n:FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
     };

@@ -1,0 +1,381 @@
+//! By which source packets of containers leave where a route names one (`ip route … src`, RTA_PREFSRC): netfilter's
+//! masquerade takes an address of the way out by itself (`net/netfilter/nf_nat_masquerade.c`).
+//!
+//! The destinations of all routes and routing rules cut the address space into regions in which all packets of one bridge
+//! and one source take the same way, rules by marks, ports or the type of service aside; the kernel is asked for the route
+//! of one address of each region. Only regions of routes with such a source count, and those inside them.
+
+use super::rtnl::{Rtnl, failed};
+use crate::model::error::{Context, Result};
+use crate::model::{Desired, HostView, IfName, RouteSource};
+use crate::netlink::Netlink;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
+
+/// A host with more routes is a router of the Internet: they are not read to the end.
+const ROUTES: usize = 4_096;
+/// Questions for the way of a region, in each family; each takes the kernel some microseconds.
+const QUESTIONS: usize = 2_048;
+
+/// What routes cannot lead a forwarded packet to, or what asking for says nothing about others.
+const NEVER4: [&str; 4] = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"];
+const NEVER6: [&str; 3] = ["::/8", "fe80::/10", "ff00::/8"];
+
+impl Rtnl {
+    /// The ways of what the containers of masqueraded networks begin, for [`HostView::sources`]; and what was left out, and
+    /// why. The links of `view` include the bridges.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn sources(&self, view: &HostView, desired: &Desired) -> Result<(Vec<RouteSource>, Vec<String>)> {
+        let (mut sources, mut left_out) = (Vec::new(), Vec::new());
+        let (v4, v6): (Vec<_>, Vec<_>) =
+            masqueraded(view, desired).into_iter().partition(|(_, net)| net.addr().is_ipv4());
+        for bridges in [v4, v6].iter().filter(|b| !b.is_empty()) {
+            sources.extend(self.sources_of(view, desired, bridges, &mut left_out)?);
+        }
+        Ok((sources, left_out))
+    }
+
+    /// Of the subnets of one family, each with the index of its bridge.
+    fn sources_of(
+        &self,
+        view: &HostView,
+        desired: &Desired,
+        bridges: &[(u32, IpNet)],
+        left_out: &mut Vec<String>,
+    ) -> Result<Vec<RouteSource>> {
+        let v4 = bridges.iter().all(|(_, net)| net.addr().is_ipv4());
+        let Some(routes) = routes(v4)? else {
+            left_out.push(format!("the host has more than {ROUTES} routes of {}", if v4 { "IPv4" } else { "IPv6" }));
+            return Ok(Vec::new());
+        };
+        let named: BTreeSet<IpNet> = routes.iter().filter(|r| r.source(view, r.to).is_some()).map(|r| r.to).collect();
+        let rules = if named.is_empty() { Rules::default() } else { self.rules(v4)? };
+        let own = routes.iter().filter(|r| !r.leads_on).map(|r| r.to).chain(containers(desired));
+        let own: BTreeSet<IpNet> = own.chain(never(v4)).filter(|n| n.addr().is_ipv4() == v4).collect();
+        let leading = routes.iter().filter(|r| r.leads_on).map(|r| r.to);
+        let all: BTreeSet<IpNet> = leading.chain(rules.to).chain([everything(v4)]).collect();
+        let of_bridge = |&(bridge, net)| parts(net, &rules.from).map(move |from| (bridge, net, from));
+        let parts: Vec<(u32, IpNet, IpNet)> = bridges.iter().flat_map(of_bridge).collect();
+
+        let mut wanted: Vec<IpNet> =
+            all.iter().copied().filter(|to| is_wanted(*to, &named) && !own.contains(to)).collect();
+        wanted.sort_by_key(IpNet::prefix_len);
+        let most = (QUESTIONS / parts.len().max(1)).max(1);
+        if wanted.len() > most {
+            left_out.push(format!("{} prefixes beyond the widest {most}", wanted.len() - most));
+            wanted.truncate(most);
+        }
+        let taken: BTreeSet<IpNet> = all.union(&own).copied().collect();
+        let wanted: Vec<(IpNet, IpAddr)> = wanted.into_iter().filter_map(|to| Some((to, free(to, &taken)?))).collect();
+
+        let taken: BTreeSet<IpNet> = own.iter().copied().chain(parts.iter().map(|(.., from)| *from)).collect();
+        let mut sources = Vec::new();
+        for (bridge, net, from) in parts {
+            let Some(container) = free(from, &taken) else { continue };
+            sources.extend(self.ways(view, bridge, from, container, &wanted));
+            if from != net {
+                // What is said of the whole subnet is not for this part.
+                let rest = RouteSource { from, to: everything(v4), by: Vec::new(), source: None };
+                sources.extend(sources.last().is_none_or(|s| s.from != from || s.to != rest.to).then_some(rest));
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Of one bridge and source, the most specific destination first. `wanted`: the widest first, each with an address in it.
+    fn ways(
+        &self,
+        view: &HostView,
+        bridge: u32,
+        from: IpNet,
+        container: IpAddr,
+        wanted: &[(IpNet, IpAddr)],
+    ) -> Vec<RouteSource> {
+        let mut ways: Vec<RouteSource> = Vec::new();
+        for &(to, address) in wanted {
+            // No way, or none that is allowed: nothing leaves.
+            let Some(route) = self.route(bridge, container, address) else { continue };
+            let by = route.hops.iter().filter_map(|(index, _)| Some(view.link(*index)?.name.clone()));
+            let mut by: Vec<IfName> = by.collect();
+            by.sort();
+            by.dedup();
+            let way = RouteSource { from, to, by, source: route.source(view, to) };
+            let around = ways.iter().rev().find(|w| w.to.contains(&to));
+            if around.is_none_or(|w| (&w.by, w.source) != (&way.by, way.source)) {
+                ways.push(way);
+            }
+        }
+        ways.reverse();
+        ways
+    }
+
+    /// Which route the kernel takes for a packet that comes from a container.
+    fn route(&self, bridge: u32, from: IpAddr, to: IpAddr) -> Option<Route> {
+        let mut message = RouteMessage::default();
+        let len = if to.is_ipv4() { 32 } else { 128 };
+        message.header = RouteHeader {
+            address_family: family(to.is_ipv4()),
+            destination_prefix_length: len,
+            source_prefix_length: len,
+            flags: RouteFlags::FibMatch,
+            ..RouteHeader::default()
+        };
+        message.attributes = vec![
+            RouteAttribute::Destination(to.into()),
+            RouteAttribute::Source(from.into()),
+            RouteAttribute::Iif(bridge),
+        ];
+        let answers = self.read(RouteNetlinkMessage::GetRoute(message)).ok()?;
+        answers.iter().find_map(Route::of).filter(|r| r.leads_on && !r.hops.is_empty())
+    }
+
+    fn rules(&self, v4: bool) -> Result<Rules> {
+        let mut question = RuleMessage::default();
+        question.header.family = family(v4);
+        let answers =
+            self.dump(RouteNetlinkMessage::GetRule(question)).map_err(failed("cannot list routing rules".into()))?;
+        let mut rules = Rules::default();
+        for answer in answers {
+            let RouteNetlinkMessage::NewRule(rule) = answer else { continue };
+            for attribute in &rule.attributes {
+                match attribute {
+                    RuleAttribute::Source(ip) => {
+                        rules.from.extend(IpNet::new(*ip, rule.header.src_len).map(|n| n.trunc()))
+                    }
+                    RuleAttribute::Destination(ip) => {
+                        rules.to.extend(IpNet::new(*ip, rule.header.dst_len).map(|n| n.trunc()))
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(rules)
+    }
+}
+
+/// The prefixes that routing rules tell apart.
+#[derive(Default)]
+struct Rules {
+    from: BTreeSet<IpNet>,
+    to: BTreeSet<IpNet>,
+}
+
+struct Route {
+    to: IpNet,
+    /// Packets that match are forwarded, or refused; not: they are the host's own, or for many.
+    leads_on: bool,
+    preferred: Option<IpAddr>,
+    /// Interfaces with their gateways.
+    hops: Vec<(u32, Option<IpAddr>)>,
+}
+
+impl Route {
+    fn of(message: &RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+        let (mut to, mut preferred, mut hops) = (None, None, Vec::new());
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(a) => to = address(a),
+                RouteAttribute::PrefSource(a) => preferred = address(a),
+                RouteAttribute::MultiPath(all) => hops.extend(all.iter().map(hop)),
+                _ => {}
+            }
+        }
+        let one = message.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None });
+        hops.extend(one.map(|index| (index, gateway(&message.attributes))));
+        let to = match to {
+            Some(to) => IpNet::new(to, message.header.destination_prefix_length).ok()?.trunc(),
+            None => everything(message.header.address_family == AddressFamily::Inet),
+        };
+        let kinds = [RouteType::Local, RouteType::Broadcast, RouteType::Anycast, RouteType::Multicast];
+        Some(Self { to, leads_on: !kinds.contains(&message.header.kind), preferred, hops })
+    }
+
+    /// The preferred source where masquerade of packets to `to` would choose another one, or might.
+    fn source(&self, view: &HostView, to: IpNet) -> Option<IpAddr> {
+        let source = self.preferred.filter(|_| self.leads_on)?;
+        let chooses_it = |(index, gateway): &(u32, Option<IpAddr>)| {
+            let addresses = view.link(*index).map_or(&[][..], |l| &l.addresses);
+            chosen(addresses, gateway.map_or(to, IpNet::from)) == Some(source)
+        };
+        (!self.hops.iter().all(chooses_it)).then_some(source)
+    }
+}
+
+fn hop(hop: &RouteNextHop) -> (u32, Option<IpAddr>) {
+    (hop.interface_index, gateway(&hop.attributes))
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|a| if let RouteAttribute::Gateway(ip) = a { address(ip) } else { None })
+}
+
+fn address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+/// What masquerade chooses of an interface's addresses for a next hop, if that is the same for all of `hop` and can be told:
+/// the first whose subnet has it, or the first of all (`net/ipv4/devinet.c, inet_select_addr()`). The kernel lists
+/// them in that order, secondary ones last. IPv6 weighs them by RFC 6724.
+fn chosen(addresses: &[IpNet], hop: IpNet) -> Option<IpAddr> {
+    let mut v4 = addresses.iter().filter(|a| a.addr().is_ipv4() && hop.addr().is_ipv4());
+    let near = v4.clone().find(|a| a.contains(&hop) || hop.contains(&a.trunc()));
+    match near {
+        Some(near) => near.contains(&hop).then(|| near.addr()),
+        None => v4.next().map(IpNet::addr),
+    }
+}
+
+/// Bridges with those of their subnets whose packets are masqueraded.
+fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
+    let mut bridges = BTreeSet::new();
+    for (record, _) in desired.ready() {
+        let network = &record.network;
+        let Some(bridge) = view.link_named(&network.bridge).filter(|_| network.masquerade && !network.internal) else {
+            continue;
+        };
+        let is_fixed =
+            |n: &IpNet| if n.addr().is_ipv4() { network.outbound4.is_some() } else { network.outbound6.is_some() };
+        let subnets = network.subnets.iter().map(|s| s.net.trunc()).filter(|n| !is_fixed(n));
+        bridges.extend(subnets.map(|net| (bridge.index, net)));
+    }
+    bridges
+}
+
+/// Packets to other containers are not masqueraded.
+fn containers(desired: &Desired) -> impl Iterator<Item = IpNet> {
+    desired.ready().flat_map(|(r, _)| &r.network.subnets).map(|s| s.net.trunc())
+}
+
+/// All routes of all tables, unless there are too many.
+fn routes(v4: bool) -> Result<Option<Vec<Route>>> {
+    let what = || "cannot list routes".to_owned();
+    let mut question = RouteMessage::default();
+    question.header.address_family = family(v4);
+    let socket = Netlink::open(NETLINK_ROUTE).context(what)?;
+    let answers = socket.dump_at_most(RouteNetlinkMessage::GetRoute(question), ROUTES).context(what)?;
+    Ok(answers.map(|a| a.iter().filter_map(Route::of).collect()))
+}
+
+/// A subnet after those parts of it that rules tell from the rest, the smallest first.
+fn parts(net: IpNet, named: &BTreeSet<IpNet>) -> impl Iterator<Item = IpNet> {
+    let mut parts: Vec<IpNet> = named.iter().copied().filter(|n| *n != net && net.contains(n)).collect();
+    parts.sort_by_key(|n| std::cmp::Reverse(n.prefix_len()));
+    parts.into_iter().chain([net])
+}
+
+/// The region of a route with a source of its own, or inside one; and that of all that no route is about, which tells the
+/// usual way out.
+fn is_wanted(to: IpNet, named: &BTreeSet<IpNet>) -> bool {
+    to.prefix_len() == 0 || named.iter().any(|n| n.contains(&to))
+}
+
+/// The first address of a prefix that is in none of `taken` but the prefix itself and those around it.
+fn free(net: IpNet, taken: &BTreeSet<IpNet>) -> Option<IpAddr> {
+    let (mut at, last) = ends(net);
+    let inside = taken.range((Bound::Excluded(net), Bound::Unbounded)).take_while(|n| ends(**n).0 <= last);
+    for (first, end) in inside.filter(|n| net.contains(*n)).map(|n| ends(*n)) {
+        if first > at {
+            break;
+        }
+        at = at.max(end.checked_add(1)?);
+    }
+    let free = (at <= last).then_some(at)?;
+    match net {
+        IpNet::V4(_) => Some(Ipv4Addr::from(u32::try_from(free).ok()?).into()),
+        IpNet::V6(_) => Some(Ipv6Addr::from(free).into()),
+    }
+}
+
+fn ends(net: IpNet) -> (u128, u128) {
+    match net {
+        IpNet::V4(net) => (u32::from(net.network()).into(), u32::from(net.broadcast()).into()),
+        IpNet::V6(net) => (net.network().into(), net.broadcast().into()),
+    }
+}
+
+fn everything(v4: bool) -> IpNet {
+    if v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() }
+}
+
+fn never(v4: bool) -> impl Iterator<Item = IpNet> {
+    let never: &[&str] = if v4 { &NEVER4 } else { &NEVER6 };
+    never.iter().filter_map(|n| n.parse().ok())
+}
+
+fn family(v4: bool) -> AddressFamily {
+    if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+        texts.iter().map(|t| net(t)).collect()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_address_that_stands_for_a_region_is_in_no_other() {
+        let taken = nets(&["0.0.0.0/0", "0.0.0.0/8", "1.0.0.0/24", "1.0.1.0/32", "192.0.2.0/24"]);
+        assert_eq!(Some(ip("1.0.1.1")), free(net("0.0.0.0/0"), &taken));
+        assert_eq!(Some(ip("1.0.0.0")), free(net("1.0.0.0/24"), &taken), "what is around it is no hindrance");
+        assert_eq!(Some(ip("1.0.1.0")), free(net("1.0.1.0/32"), &taken));
+        let taken = nets(&["192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25"]);
+        assert_eq!(None, free(net("192.0.2.0/24"), &taken), "all of it is others'");
+        let taken = nets(&["255.255.255.0/24", "255.255.255.0/25", "255.255.255.128/25"]);
+        assert_eq!(None, free(net("255.255.255.0/24"), &taken));
+        let taken = nets(&["::/0", "::/8", "100::/16", "8000::/1"]);
+        assert_eq!(Some(ip("101::")), free(net("::/0"), &taken));
+        assert_eq!(None, free(net("8000::/1"), &nets(&["8000::/2", "c000::/2"])));
+    }
+
+    #[test]
+    fn masquerade_chooses_the_address_nearest_to_the_next_hop_or_the_first() {
+        let addresses = [net("192.0.2.1/24"), net("198.51.100.1/25"), net("192.0.2.10/24"), net("2001:db8::1/64")];
+        assert_eq!(Some(ip("192.0.2.1")), chosen(&addresses, net("192.0.2.2/32")));
+        assert_eq!(Some(ip("198.51.100.1")), chosen(&addresses, net("198.51.100.2/32")));
+        assert_eq!(Some(ip("192.0.2.1")), chosen(&addresses, net("203.0.113.5/32")));
+        assert_eq!(Some(ip("198.51.100.1")), chosen(&addresses, net("198.51.100.0/25")), "all of a subnet");
+        assert_eq!(None, chosen(&addresses, net("198.51.100.0/24")), "it depends on the address");
+        assert_eq!(None, chosen(&addresses, net("2001:db8::2/128")));
+        assert_eq!(None, chosen(&[], net("192.0.2.2/32")));
+    }
+
+    #[test]
+    fn only_routes_with_a_source_and_those_inside_them_are_asked_for() {
+        let named = nets(&["203.0.113.0/24"]);
+        let wanted = |to: &str| is_wanted(net(to), &named);
+        assert!(wanted("203.0.113.0/24") && wanted("203.0.113.128/25") && wanted("0.0.0.0/0"));
+        assert!(!wanted("198.51.100.0/24") && !wanted("203.0.112.0/23"));
+    }
+
+    #[test]
+    fn a_part_of_a_subnet_comes_before_it() {
+        let named = nets(&["10.89.7.0/24", "10.89.7.5/32", "10.89.7.0/28", "10.89.8.0/24", "10.0.0.0/8"]);
+        let parts: Vec<IpNet> = parts(net("10.89.7.0/24"), &named).collect();
+        assert_eq!(["10.89.7.5/32", "10.89.7.0/28", "10.89.7.0/24"].map(net).to_vec(), parts);
+    }
+}
