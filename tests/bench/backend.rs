@@ -2,6 +2,7 @@
 
 use crate::variants::{Places, Recipe};
 use anyhow::Result;
+use kit::neighbour::{Kind, Neighbour};
 use kit::netavark::{Document, Network};
 use kit::topology::{Container, Topology};
 use std::time::Duration;
@@ -12,18 +13,23 @@ pub const NETWORK: u8 = 7;
 pub struct Backend {
     recipe: &'static Recipe,
     program: kit::backend::Backend,
+    /// Ends after the backend was called for the last time.
+    _beside: Option<Neighbour>,
 }
 
 impl Backend {
-    /// For the host of `topology`.
+    /// For the host of `topology`, on which what it is measured beside is started first.
     ///
     /// # Errors
-    /// The link by which the program is called cannot be made.
+    /// That does not run, or the link by which the program is called cannot be made.
     pub fn new(recipe: &'static Recipe, places: &Places, topology: &Topology) -> Result<Self> {
         let aardvark = places.netavark.with_file_name("aardvark-dns");
-        let environment = recipe.environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let beside = places.beside.map(|kind| start(kind, topology)).transpose()?;
+        let of_neighbour = beside.as_ref().map(Neighbour::environment).unwrap_or_default();
+        let environment = recipe.environment.iter().copied().chain(of_neighbour);
+        let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let program = kit::backend::Backend::new(places.of(recipe.program), &aardvark, environment, topology.dir())?;
-        Ok(Self { recipe, program })
+        Ok(Self { recipe, program, _beside: beside })
     }
 
     /// A document for a container at host part `host` of the network, with nothing published yet.
@@ -44,4 +50,16 @@ impl Backend {
     pub fn teardown(&self, topology: &Topology, container: &Container, document: &Document) -> Result<Duration> {
         self.program.call("teardown", &topology.host, container.path(), &document.json(container))
     }
+}
+
+/// Its rules accept what is routed: where iptables drops it by policy, Netavark, which has a table of its own, serves nothing that
+/// could be measured.
+fn start(kind: Kind, topology: &Topology) -> Result<Neighbour> {
+    // Docker sets that policy where it finds forwarding off.
+    topology.host.set_sysctl("net/ipv4/ip_forward", "1")?;
+    let neighbour = kind.start(&topology.host, &topology.dir().join("beside"))?;
+    if let Neighbour::Ufw(ufw) = &neighbour {
+        ufw.command("default allow routed")?;
+    }
+    Ok(neighbour)
 }

@@ -18,6 +18,7 @@ mod variants;
 
 use anyhow::{Context, Result, bail};
 use figures::results::Results;
+use kit::neighbour::Kind;
 use plan::Plan;
 use progress::{Progress, clock};
 use report::Machine;
@@ -69,15 +70,26 @@ fn arguments(mut given: impl Iterator<Item = String>) -> Result<Args> {
             "--netpath" => args.places.netpath = value.into(),
             "--netavark" => args.places.netavark = value.into(),
             "--old-netavark" => args.places.old_netavark = value.into(),
+            "--beside" => {
+                let kind = Kind::ALL.into_iter().find(|k| k.name() == value);
+                args.places.beside = Some(kind.with_context(|| format!("--beside {value}: there is {}", beside()))?);
+            }
             _ => bail!("{name}: no such option; run it by cargo xtask bench"),
         }
     }
     Ok(args)
 }
 
+fn beside() -> String {
+    Kind::ALL.map(Kind::name).join(", ")
+}
+
 fn run(args: &Args) -> Result<()> {
     let mut results = Results::default();
-    let mut variants = variants::chosen(&args.variants)?;
+    let mut variants = variants::chosen(&args.variants, args.places.beside.is_some())?;
+    if let Some(kind) = args.places.beside {
+        kind.need().map_err(|what| anyhow::anyhow!("--beside {} needs {what}", kind.name()))?;
+    }
     private::enter()?;
     private::go_first();
     variants.retain(|v| match v.is_possible(&args.places) {
@@ -108,7 +120,8 @@ fn run(args: &Args) -> Result<()> {
 
     let machine = Machine::this();
     let markdown = report::markdown(&plan, &results, &machine);
-    let charts = report::charts(&plan, &results);
+    // Those of the page are of hosts without others.
+    let charts = if args.places.beside.is_none() { report::charts(&plan, &results) } else { Vec::new() };
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let write = |name: &str, text: &str| -> Result<()> {
         let file = args.out.join(name);
@@ -119,7 +132,9 @@ fn run(args: &Args) -> Result<()> {
     charts.iter().try_for_each(|(name, svg)| write(name, svg))?;
     println!("\n{markdown}");
     if let Some(page) = &args.write {
-        figures::page::write(page, "bench", &markdown, &charts)?;
+        let mark =
+            args.places.beside.map_or_else(|| "bench".to_owned(), |kind| format!("bench beside {}", kind.name()));
+        figures::page::write(page, &mark, &markdown, &charts)?;
         println!("written into {}", page.display());
     }
     println!(

@@ -97,6 +97,12 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
         machine.kernel,
         plan.sample().as_millis()
     );
+    if let Some(kind) = plan.places.beside {
+        text += &format!(
+            "Every host that sets something up has {} with its defaults, and accepts what is routed.\n\n",
+            kind.name()
+        );
+    }
     text += &table(plan, results, |figure, variant| optional(results.median((figure, variant)), number));
     for (base, title) in [(DIRECT, "direct"), (PEER, "netavark 2.1 nft")] {
         if has(base) {

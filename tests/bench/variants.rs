@@ -1,7 +1,7 @@
 //! What is compared: the wire, plain routing, Netavark with its two drivers, and netpath's rungs.
 
 use anyhow::{Result, bail};
-use kit::need;
+use kit::{need, neighbour};
 use std::path::PathBuf;
 
 /// One column of the tables.
@@ -43,6 +43,8 @@ pub enum Program {
 }
 
 pub const DIRECT: &str = "direct";
+/// On the datapath that it chooses itself: measured beside others, where that is not the one of an empty host.
+pub const CHOSEN: &str = "netpath";
 /// What netpath is compared with.
 pub const PEER: &str = "netavark-nft";
 
@@ -63,6 +65,7 @@ pub const ALL: &[Variant] = &[
     backend("netpath-xdp", "netpath ebpf xdp", Program::Netpath, TCX, &[XDP]),
     backend("netpath-clsact", "netpath ebpf clsact", Program::Netpath, CLSACT, &[]),
     backend("netpath-clsact-edge", "netpath ebpf clsact edge", Program::Netpath, CLSACT, &[EDGE]),
+    backend(CHOSEN, "netpath", Program::Netpath, &[], &[]),
     backend("netpath-iptables", "netpath iptables", Program::Netpath, &[("NETPATH_DATAPATH", "iptables")], &[]),
 ];
 
@@ -119,16 +122,19 @@ impl Variant {
     }
 }
 
-/// The variants named, in the order of [`ALL`]; all without a name.
+/// The variants named, in the order of [`ALL`]. Without a name all but netpath's own choice, or beside other software that
+/// and what it is compared with.
 ///
 /// # Errors
 /// A name that none has.
-pub fn chosen(names: &[String]) -> Result<Vec<&'static Variant>> {
+pub fn chosen(names: &[String], beside: bool) -> Result<Vec<&'static Variant>> {
+    let unnamed = |v: &Variant| if beside { [DIRECT, PEER, CHOSEN].contains(&v.key) } else { v.key != CHOSEN };
     if let Some(unknown) = names.iter().find(|n| !ALL.iter().any(|v| v.key == **n)) {
         let known: Vec<_> = ALL.iter().map(|v| v.key).collect();
         bail!("--variants {unknown}: there is {}", known.join(", "));
     }
-    Ok(ALL.iter().filter(|v| names.is_empty() || names.iter().any(|n| n == v.key)).collect())
+    let is_wanted = |v: &Variant| if names.is_empty() { unnamed(v) } else { names.iter().any(|n| n == v.key) };
+    Ok(ALL.iter().filter(|v| is_wanted(v)).collect())
 }
 
 /// Where the programs lie.
@@ -137,6 +143,8 @@ pub struct Places {
     pub netpath: PathBuf,
     pub netavark: PathBuf,
     pub old_netavark: PathBuf,
+    /// What runs on every host with a backend.
+    pub beside: Option<neighbour::Kind>,
 }
 
 impl Places {
@@ -155,10 +163,12 @@ mod tests {
 
     #[test]
     fn variants_are_chosen_by_name_and_an_unknown_name_is_refused() {
-        let two = chosen(&["netpath-tcx".to_owned(), "direct".to_owned()]).expect("both are there");
+        let two = chosen(&["netpath-tcx".to_owned(), "direct".to_owned()], false).expect("both are there");
         assert_eq!(vec!["direct", "netpath-tcx"], two.iter().map(|v| v.key).collect::<Vec<_>>());
-        assert_eq!(ALL.len(), chosen(&[]).expect("all").len());
-        let error = chosen(&["docker".to_owned()]).expect_err("no such variant").to_string();
+        assert_eq!(ALL.len() - 1, chosen(&[], false).expect("all").len());
+        let beside: Vec<_> = chosen(&[], true).expect("some").iter().map(|v| v.key).collect();
+        assert_eq!(vec![DIRECT, PEER, CHOSEN], beside);
+        let error = chosen(&["docker".to_owned()], false).expect_err("no such variant").to_string();
         assert!(error.contains("docker") && error.contains("netavark-nft"), "{error}");
     }
 }

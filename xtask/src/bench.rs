@@ -32,7 +32,7 @@ Figures for `--only`: all of one kind, or one way of it, as in `conn.published`
 Ways: published, masqueraded, localhost, address, hairpin.
 
 Variants: direct, routed, hop, netavark-nft, netavark-iptables, netpath-tcx, netpath-edge, netpath-xdp, netpath-clsact,
-netpath-clsact-edge, netpath-iptables.
+netpath-clsact-edge, netpath-iptables; netpath (as it chooses, with --beside).
 
 Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.";
 
@@ -51,7 +51,11 @@ pub struct Args {
     /// Short samples, one round: shows that all works, and the order of magnitude, in about two minutes
     #[arg(long)]
     quick: bool,
-    /// Also put the results into this page, between `<!-- bench: begin -->` and `<!-- bench: end -->`, and charts beside it
+    /// On hosts that have this too; compares netpath's own choice with Netavark and the wire
+    #[arg(long, value_name = "firewalld|ufw|docker")]
+    beside: Option<String>,
+    /// Also put the results into this page, between `<!-- bench: begin -->` and `<!-- bench: end -->` (`bench beside ufw`), and
+    /// charts beside it
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
 }
@@ -60,7 +64,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !apt::is_root() {
         bail!("the bench makes network namespaces and needs root\n  next: sudo -E cargo xtask bench");
     }
-    setup::ensure(&[Part::Toolchain, Part::Tests, Part::Engine])?;
+    let mut parts = vec![Part::Toolchain, Part::Tests, Part::Engine];
+    parts.extend(args.beside.as_ref().map(|_| Part::Neighbours));
+    setup::ensure(&parts)?;
     let peers = install_peers()?;
     build_ebpf::build()?;
     let mut steps = Steps::of(2);
@@ -89,6 +95,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if args.quick {
         bench.arg("--quick");
+    }
+    if let Some(kind) = &args.beside {
+        bench.args(["--beside", kind]);
     }
     if let Some(page) = &args.write {
         bench.arg("--write").arg(page);

@@ -137,6 +137,14 @@ pub enum Neighbour {
 impl Kind {
     pub const ALL: [Kind; 3] = [Kind::Firewalld, Kind::Ufw, Kind::Docker];
 
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Firewalld => "firewalld",
+            Kind::Ufw => "ufw",
+            Kind::Docker => "docker",
+        }
+    }
+
     pub fn need(self) -> Need {
         match self {
             Kind::Firewalld => Firewalld::need(),
