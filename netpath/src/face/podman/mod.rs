@@ -4,12 +4,13 @@
 //! key `error` alone. It keeps stdin open itself, so all of it is read before anything can fail.
 
 mod args;
-mod document;
+mod json_reader;
 mod logs;
 mod network;
-mod own;
-mod read;
+mod options;
+mod request;
 mod status;
+mod wire;
 
 use crate::dns::aardvark::Aardvark;
 use crate::model::error::{Error, Result};
@@ -61,19 +62,18 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
             let document = args.document(stdin)?;
             let choice = args.choice()?;
             let names = names(&args, "setup")?;
-            let attach = document::attach(&document)
+            let attach = request::attach(&document)
                 .map_err(|e| Error::new("cannot read setup input").because(format!("{e}; nothing was changed")))?;
             let records: Vec<_> = attach.records.into_iter().map(|r| r.at(netns)).collect();
             let status = status::Status::of(&records, &attach.dns_servers);
             let links =
                 ops::setup(ops::Attach { container: attach.container, netns: netns.clone(), records, choice, names })?;
-            Ok(format!("{}\n", status.with(&links)))
+            status.with(&links)
         }
         Verb::Teardown { netns } => {
             let document = args.document(stdin)?;
             let names = names(&args, "teardown")?;
-            let detach =
-                document::detach(&document).map_err(|e| Error::new("cannot read teardown input").because(e))?;
+            let detach = request::detach(&document).map_err(|e| Error::new("cannot read teardown input").because(e))?;
             ops::teardown(ops::Detach {
                 container: detach.container,
                 netns: netns.clone(),

@@ -1,7 +1,8 @@
 //! One entry of `network_info` → a network.
 
-use super::own::{Allow, Own, is_own};
-use super::read::Node;
+use super::json_reader::{Node, entries, items};
+use super::options::{Allow, Options, is_netpaths};
+use super::wire;
 use crate::model::network::{Route, RouteKind, Subnet};
 use crate::model::{IfName, Isolation, Mtu, Network};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,77 +17,65 @@ pub struct Described {
     pub allow: Allow,
 }
 
-/// Everything wrong with it is noted; `None` when so much is that no network can be made of it.
+/// Notes every mistake; `None` when no network can be made of it.
 ///
-/// `isolation`: what a network that says nothing of it gets.
-pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Described> {
-    if let Some(own) = node.req("name")
-        && let Some(text) = own.text()
-        && text != name
+/// `isolation`: the default.
+pub fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) -> Option<Described> {
+    if let Some(own) = node.name()
+        && own.text() != name
     {
-        own.wrong(format!("expected {name:?}, the key of its network, found {text:?}"));
+        own.wrong(format!("expected {name:?}, the key of its network, found {:?}", own.text()));
     }
-    let id = node.req("id").and_then(|n| non_empty(&n));
-    let driver = node.req("driver").and_then(|n| n.text().map(|t| (n, t)));
-    if let Some((field, driver)) = driver
-        && driver != "bridge"
+    let id = node.id().and_then(|n| n.non_empty());
+    if let Some(driver) = node.driver()
+        && driver.text() != "bridge"
     {
-        field.wrong(format!("driver {driver:?} is not supported; this version has bridge"));
+        driver.wrong(format!("driver {:?} is not supported; this version has bridge", driver.text()));
         // What follows has another meaning there.
         return None;
     }
-    let dns = node.req("dns_enabled").and_then(|n| n.bool());
-    let internal = node.req("internal").and_then(|n| n.bool());
-    let _ = node.req("ipv6_enabled").and_then(|n| n.bool());
-    let bridge = node.req("network_interface").and_then(|n| n.checked::<IfName>());
-    if let Some(driver) = node.opt("ipam_options").and_then(|n| n.opt("driver"))
-        && let Some(text) = driver.text()
-        && !matches!(text, "" | "host-local")
+    let dns = node.dns_enabled();
+    let internal = node.internal();
+    let _ = node.ipv6_enabled();
+    let bridge = node.network_interface().and_then(|n| n.checked::<IfName>());
+    if let Some(driver) = node.ipam_options().and_then(|o| o.find("driver")?.get())
+        && !matches!(driver.text(), "" | "host-local")
     {
-        driver.wrong(format!("{text:?} is not supported; this version has host-local"));
+        driver.wrong(format!("{:?} is not supported; this version has host-local", driver.text()));
     }
     let subnets: Vec<Subnet> = subnets(node);
-    let options = Options::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
-    let own = Own::of_network(node);
-    if own.direct && internal == Some(true) {
+    let bridge_options = BridgeOptions::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
+    let options = Options::of_network(node);
+    if options.direct && internal.as_ref().is_some_and(|n| *n.value) {
         node.wrong("netpath.direct opens a network, and this one is internal; it cannot be both");
     }
-    let dns_servers = node.list("network_dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
+    let dns_servers = items(node.network_dns_servers()).filter_map(|n| n.parsed("an IP address")).collect();
     let mut network = Network {
         name: name.to_owned(),
         id: id?.to_owned(),
         bridge: bridge?,
-        mtu: options.mtu,
+        mtu: bridge_options.mtu,
         subnets,
         routes: Vec::new(),
-        internal: internal?,
-        isolation: options.isolation,
-        default_route: !options.no_default_route,
-        metric: options.metric,
-        outbound4: options.outbound4,
-        outbound6: options.outbound6,
-        path: own.path,
-        direct: own.direct,
-        masquerade: own.masquerade,
-        xdp: own.xdp,
-        dns: dns?,
+        internal: *internal?.value,
+        isolation: bridge_options.isolation,
+        default_route: !bridge_options.no_default_route,
+        metric: bridge_options.metric,
+        outbound4: bridge_options.outbound4,
+        outbound6: bridge_options.outbound6,
+        path: options.path,
+        direct: options.direct,
+        masquerade: options.masquerade,
+        xdp: options.xdp,
+        dns: *dns?.value,
         dns_servers,
     };
     network.routes = routes(node, &network);
-    Some(Described { network, allow: own.allow })
-}
-
-pub fn non_empty<'a>(node: &Node<'a>) -> Option<&'a str> {
-    let text = node.text()?;
-    if text.is_empty() {
-        node.wrong("it is empty");
-        return None;
-    }
-    Some(text)
+    Some(Described { network, allow: options.allow })
 }
 
 #[derive(Default)]
-struct Options {
+struct BridgeOptions {
     mtu: Option<Mtu>,
     isolation: Isolation,
     metric: u32,
@@ -95,13 +84,13 @@ struct Options {
     outbound6: Option<Ipv6Addr>,
 }
 
-impl Options {
-    /// Options that netavark does not know are ignored, as there; netpath's own are read elsewhere.
-    fn read(network: &Node<'_>, isolation: Isolation, v6: bool) -> Self {
+impl BridgeOptions {
+    /// Ignores options that netavark ignores. netpath's own: [`Options`].
+    fn read(network: &Node<'_, wire::Network>, isolation: Isolation, v6: bool) -> Self {
         let mut options = Self { isolation, metric: METRIC, ..Self::default() };
-        let Some(given) = network.opt("options") else { return options };
-        for (key, node) in given.entries() {
-            let Some(text) = node.text() else { continue };
+        for (key, node) in entries(network.options()).filter(|(key, _)| !is_netpaths(key)) {
+            let Some(node) = node.get() else { continue };
+            let text = node.text();
             match key {
                 "mtu" => options.mtu = mtu(&node, text, v6),
                 "isolate" => match text {
@@ -124,7 +113,6 @@ impl Options {
                     _ => node.wrong(format!("{text:?}: expected managed")),
                 },
                 "vlan" | "vrf" => node.wrong("this option is not supported yet"),
-                _ if is_own(key) => {}
                 _ => tracing::debug!(option = key, "not an option of bridge networks; ignored"),
             }
         }
@@ -132,8 +120,8 @@ impl Options {
     }
 }
 
-/// 0 and nothing mean that the network does not say.
-fn mtu(node: &Node<'_>, text: &str, v6: bool) -> Option<Mtu> {
+/// `None` for 0 and an empty text, as if the option were absent.
+fn mtu(node: &Node<'_, String>, text: &str, v6: bool) -> Option<Mtu> {
     if text.is_empty() || text == "0" {
         return None;
     }
@@ -145,12 +133,12 @@ fn mtu(node: &Node<'_>, text: &str, v6: bool) -> Option<Mtu> {
     Some(mtu)
 }
 
-fn subnets(network: &Node<'_>) -> Vec<Subnet> {
+fn subnets(network: &Node<'_, wire::Network>) -> Vec<Subnet> {
     let mut subnets: Vec<Subnet> = Vec::new();
-    for node in network.list("subnets") {
-        let field = node.req("subnet");
+    for node in items(network.subnets()) {
+        let field = node.subnet();
         let net = field.as_ref().and_then(|n| n.parsed::<IpNet>("a subnet with its prefix length")).map(|n| n.trunc());
-        let given = node.opt("gateway");
+        let given = node.gateway();
         let gateway = given.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
         let (Some(net), Some(field)) = (net, field) else { continue };
         if let Some(why) = unusable(&net) {
@@ -190,10 +178,10 @@ fn unusable(net: &IpNet) -> Option<&'static str> {
     reserved.iter().find(|(range, _)| overlap(range, net)).map(|(_, why)| *why)
 }
 
-fn routes(node: &Node<'_>, network: &Network) -> Vec<Route> {
+fn routes(node: &Node<'_, wire::Network>, network: &Network) -> Vec<Route> {
     let mut routes: Vec<Route> = crate::plan::build::default_routes(network);
     let default = routes.len();
-    for node in node.list("routes") {
+    for node in items(node.routes()) {
         let Some(route) = route(&node, network) else { continue };
         let same = |r: &&Route| r.destination == route.destination && r.metric == route.metric;
         match routes.iter().find(same) {
@@ -204,15 +192,15 @@ fn routes(node: &Node<'_>, network: &Network) -> Vec<Route> {
     routes.split_off(default)
 }
 
-fn route(node: &Node<'_>, network: &Network) -> Option<Route> {
-    let destination =
-        node.req("destination").and_then(|n| n.parsed::<IpNet>("a destination with its prefix length"))?.trunc();
-    let field = node.opt("gateway");
+fn route(node: &Node<'_, wire::Route>, network: &Network) -> Option<Route> {
+    let destination = node.destination()?.parsed::<IpNet>("a destination with its prefix length")?.trunc();
+    let field = node.gateway();
     let gateway = field.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
-    let metric = node.opt("metric").map_or(Some(METRIC), |n| n.number(u32::MAX))?;
-    let kind = match node.opt("route_type") {
+    let metric = node.metric().map_or(METRIC, |n| *n.value);
+    let kind = match node.route_type() {
+        None if node.value.route_type.is_given() => return None,
         None => RouteKind::Unicast,
-        Some(n) => match n.text()? {
+        Some(n) => match n.text() {
             "unicast" => RouteKind::Unicast,
             "blackhole" => RouteKind::Blackhole,
             "unreachable" => RouteKind::Unreachable,
@@ -223,17 +211,15 @@ fn route(node: &Node<'_>, network: &Network) -> Option<Route> {
             }
         },
     };
-    match (kind, gateway, field) {
-        (RouteKind::Unicast, None, None) => {
-            node.req("gateway")?;
+    let is_given = node.value.gateway.is_given();
+    if kind == RouteKind::Unicast {
+        if !is_given {
+            node.below("gateway", node.value).wrong("it is missing");
         }
-        (RouteKind::Unicast, Some(gateway), Some(field)) => reachable(&field, gateway, &destination, network)?,
-        (RouteKind::Unicast, ..) => return None,
-        (_, _, Some(field)) => {
-            field.wrong("a route that leads nowhere has no gateway");
-            return None;
-        }
-        (_, _, None) => {}
+        reachable(&field?, gateway?, &destination, network)?;
+    } else if is_given {
+        node.below("gateway", node.value).wrong("a route that leads nowhere has no gateway");
+        return None;
     }
     if destination.addr().is_ipv6() && !network.has_v6() || destination.addr().is_ipv4() && !network.has_v4() {
         node.wrong(format!("{destination}: the network has no subnet of that family"));
@@ -243,7 +229,7 @@ fn route(node: &Node<'_>, network: &Network) -> Option<Route> {
 }
 
 /// The kernel takes a gateway only if it is on the link.
-fn reachable(field: &Node<'_>, gateway: IpAddr, destination: &IpNet, network: &Network) -> Option<()> {
+fn reachable(field: &Node<'_, String>, gateway: IpAddr, destination: &IpNet, network: &Network) -> Option<()> {
     if gateway.is_ipv4() != destination.addr().is_ipv4() {
         field.wrong(format!("{gateway} is not of the family of {destination}"));
         return None;

@@ -3,7 +3,8 @@
 //! Podman refuses options of the bridge driver that it does not know, but hands labels through as they are: so both are
 //! read, and an option comes before a label of the same name.
 
-use super::read::Node;
+use super::json_reader::{Node, entries};
+use super::wire;
 use crate::model::{Proto, Publish, Way, Xdp};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -12,9 +13,9 @@ use std::ops::RangeInclusive;
 
 const PREFIX: &str = "netpath.";
 
-/// What a network says.
+/// Options of a network.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Own {
+pub struct Options {
     pub path: Way,
     pub direct: bool,
     pub masquerade: bool,
@@ -25,7 +26,7 @@ pub struct Own {
 /// The clients of published ports.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Allow {
-    /// Of the ports that have no list of their own; `None` = nothing is said.
+    /// Of the ports that have no list of their own; `None`: not given.
     pub all: Option<Vec<IpNet>>,
     own: BTreeMap<Ports, Vec<IpNet>>,
 }
@@ -38,31 +39,31 @@ struct Ports {
     proto: Option<Proto>,
 }
 
-impl Default for Own {
+impl Default for Options {
     fn default() -> Self {
         Self { path: Way::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Allow::default() }
     }
 }
 
-pub fn is_own(key: &str) -> bool {
+pub fn is_netpaths(key: &str) -> bool {
     key.starts_with(PREFIX)
 }
 
-impl Own {
-    pub fn of_network(network: &Node<'_>) -> Self {
-        let mut own = Self::default();
-        for map in ["labels", "options"] {
-            for (key, node) in network.opt(map).map(|n| n.entries()).unwrap_or_default() {
-                if let Some(name) = key.strip_prefix(PREFIX) {
-                    own.take(name, &node);
-                }
+impl Options {
+    pub fn of_network(network: &Node<'_, wire::Network>) -> Self {
+        let mut options = Self::default();
+        for (key, node) in entries(network.labels()).chain(entries(network.options())) {
+            if let Some(name) = key.strip_prefix(PREFIX)
+                && let Some(node) = node.get()
+            {
+                options.take(name, &node);
             }
         }
-        own
+        options
     }
 
-    fn take(&mut self, name: &str, node: &Node<'_>) {
-        let Some(text) = node.text() else { return };
+    fn take(&mut self, name: &str, node: &Node<'_, String>) {
+        let text = node.text();
         match name {
             "path" => match text {
                 "auto" => self.path = Way::Auto,
@@ -70,46 +71,45 @@ impl Own {
                 "edge" => self.path = Way::Edge,
                 _ => node.wrong(format!("{text:?}: expected auto, offload or edge")),
             },
-            "direct" => self.direct = flag(node, text).unwrap_or(self.direct),
-            "masquerade" => self.masquerade = flag(node, text).unwrap_or(self.masquerade),
+            "direct" => self.direct = flag(node).unwrap_or(self.direct),
+            "masquerade" => self.masquerade = flag(node).unwrap_or(self.masquerade),
             "xdp" => match text {
                 "auto" => self.xdp = Xdp::Auto,
                 "on" => self.xdp = Xdp::On,
                 "off" => self.xdp = Xdp::Off,
                 _ => node.wrong(format!("{text:?}: expected auto, on or off")),
             },
-            _ if self.allow.take(name, node, text) => {}
+            _ if self.allow.take(name, node) => {}
             _ => unknown(node),
         }
     }
 }
 
 impl Allow {
-    /// What one container says on one network.
-    pub fn of_endpoint(endpoint: &Node<'_>, publishes: &[Publish]) -> Self {
+    /// The options of one container on one network.
+    pub fn of_endpoint(endpoint: &Node<'_, wire::PerNetworkOptions>, publishes: &[Publish]) -> Self {
         let mut allow = Self::default();
-        for (key, node) in endpoint.opt("options").map(|n| n.entries()).unwrap_or_default() {
+        for (key, node) in entries(endpoint.options()) {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
-            match name {
-                "path" | "direct" | "masquerade" | "xdp" => {
-                    node.wrong("this is an option of the network, not of one container")
-                }
-                _ => match node.text().map(|text| allow.take(name, &node, text)) {
-                    Some(false) => unknown(&node),
-                    _ => {
-                        // A slip of the pen would leave the port open that was meant.
-                        let ports = name.strip_prefix("allow.").and_then(Ports::parse);
-                        if ports.is_some_and(|p| !p.are_in(publishes)) {
-                            node.wrong("the container publishes no such port");
-                        }
-                    }
-                },
+            if matches!(name, "path" | "direct" | "masquerade" | "xdp") {
+                node.wrong("this is an option of the network, not of one container");
+                continue;
+            }
+            let Some(node) = node.get() else { continue };
+            if !allow.take(name, &node) {
+                unknown(&node);
+                continue;
+            }
+            // A typo would leave the intended port unrestricted.
+            let ports = name.strip_prefix("allow.").and_then(Ports::parse);
+            if ports.is_some_and(|p| !p.are_in(publishes)) {
+                node.wrong("the container publishes no such port");
             }
         }
         allow
     }
 
-    /// With what `more` says instead, list by list.
+    /// The lists of `more` replace those of the same ports.
     #[must_use]
     pub fn overridden_by(mut self, more: Self) -> Self {
         self.own.extend(more.own);
@@ -142,15 +142,15 @@ impl Allow {
     }
 
     /// Whether it is an option of this kind.
-    fn take(&mut self, name: &str, node: &Node<'_>, text: &str) -> bool {
+    fn take(&mut self, name: &str, node: &Node<'_, String>) -> bool {
         let Some(of) = name.strip_prefix("allow") else { return false };
         if of.is_empty() {
-            self.all = Some(list(node, text));
+            self.all = Some(list(node));
             return true;
         }
         let Some(of) = of.strip_prefix('.') else { return false };
         match Ports::parse(of) {
-            Some(ports) => drop(self.own.insert(ports, list(node, text))),
+            Some(ports) => drop(self.own.insert(ports, list(node))),
             None => node
                 .wrong(format!("{of:?}: expected a port or a range of ports, as in 8080, 8080/tcp or 20000-29999/udp")),
         }
@@ -193,15 +193,15 @@ fn ports_of(publish: &Publish) -> RangeInclusive<u16> {
     publish.host_port()..=publish.host_port() + (publish.count() - 1)
 }
 
-fn unknown(node: &Node<'_>) {
+fn unknown(node: &Node<'_, String>) {
     node.wrong("netpath has no option of that name; it has path, direct, masquerade, xdp, allow and allow.PORT");
 }
 
-fn flag(node: &Node<'_>, text: &str) -> Option<bool> {
-    match text {
+fn flag(node: &Node<'_, String>) -> Option<bool> {
+    match node.text() {
         "true" | "1" => Some(true),
         "false" | "0" => Some(false),
-        _ => {
+        text => {
             node.wrong(format!("{text:?}: expected true or false"));
             None
         }
@@ -209,9 +209,9 @@ fn flag(node: &Node<'_>, text: &str) -> Option<bool> {
 }
 
 /// `192.0.2.0/24,2001:db8::7`: networks, and addresses, which stand for themselves.
-fn list(node: &Node<'_>, text: &str) -> Vec<IpNet> {
+fn list(node: &Node<'_, String>) -> Vec<IpNet> {
     let mut nets: Vec<IpNet> = Vec::new();
-    for word in text.split(',').map(str::trim) {
+    for word in node.text().split(',').map(str::trim) {
         let net = word.parse::<IpNet>().or_else(|_| word.parse::<IpAddr>().map(|a| IpNet::from(a.to_canonical())));
         match net {
             Ok(net) if !nets.contains(&net.trunc()) => nets.push(net.trunc()),

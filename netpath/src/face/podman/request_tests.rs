@@ -164,6 +164,7 @@ fn each_mistake_names_its_field() {
             json!("blackhole"),
             "network_info.front.routes[0].gateway: a route that leads nowhere",
         ),
+        ("/network_info/front/routes/0/gateway", json!(null), "network_info.front.routes[0].gateway: it is missing"),
         ("/network_info/front/routes/0/route_type", json!("x"), "network_info.front.routes[0].route_type: "),
         (
             "/network_info/front/routes/0/metric",
@@ -311,6 +312,12 @@ fn every_field_that_must_be_there_is_missed_by_name() {
 fn options_that_nobody_knows_are_ignored() {
     assert_eq!(2, records(&with("/network_info/front/options/com.example.x", json!("1"))).len());
     assert_eq!(2, records(&with("/unknown", json!([1]))).len());
+}
+
+#[test]
+fn the_last_of_two_fields_with_one_name_counts() {
+    let twice = shop().to_string().replacen('{', r#"{"container_name": 7,"#, 1);
+    assert_eq!("shop", attach(&twice).expect("a document without mistakes").container.name);
 }
 
 #[test]

@@ -1,13 +1,15 @@
-//! The document of setup and teardown → what is to be attached or detached.
+//! The request of setup and teardown → what is to be attached or detached.
 
+use super::json_reader::{Mistakes, Node, Required, cut, entries, items};
 use super::network;
-use super::own::Allow;
-use super::read::{Mistakes, Node, cut};
+use super::options::Allow;
+use super::wire::{self, Networks, PerNetworkOptions, PortMapping, Request};
 use crate::model::publish::HostBind;
 use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds};
 use crate::ops::Leaving;
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -35,17 +37,17 @@ pub struct Detach {
     pub records: Vec<Record>,
 }
 
-/// Everything is looked at before the first mistake is told.
+/// Checks everything before it reports a mistake.
 ///
 /// # Errors
 /// All mistakes in one text, each with the path of its field.
 pub fn attach(text: &str) -> Result<Attach, String> {
-    let value = parse(text)?;
+    let document = parse(text)?;
     let mistakes = Mistakes::default();
-    let attach = read(&Node::root(&value, &mistakes));
+    let attach = Node::root(&document, &mistakes).get().and_then(|request| read(&request));
     match attach {
         Some(attach) if mistakes.is_empty() => Ok(attach),
-        _ => Err(mistakes.told()),
+        _ => Err(mistakes.report()),
     }
 }
 
@@ -54,55 +56,56 @@ pub fn attach(text: &str) -> Result<Attach, String> {
 /// # Errors
 /// The container or the networks are not named.
 pub fn detach(text: &str) -> Result<Detach, String> {
-    let value = parse(text)?;
+    let document = parse(text)?;
     let mistakes = Mistakes::default();
-    let root = Node::root(&value, &mistakes);
-    let container = container(&root);
-    let networks = root.req("networks").map(|n| named(&n)).unwrap_or_default();
-    let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.told()) };
-    // From here on mistakes are no matter.
-    let infos = root.opt("network_info");
-    let leaving = networks
-        .iter()
-        .map(|(name, node)| {
-            let info = infos.as_ref().and_then(|i| i.opt(name));
-            let managed = info.as_ref().is_some_and(is_managed_bridge);
-            Leaving {
-                network: name.clone(),
-                interface: node.opt("interface_name").and_then(|n| n.checked::<IfName>()),
-                bridge: info.filter(|_| managed).and_then(|i| i.opt("network_interface")?.checked::<IfName>()),
-            }
-        })
-        .collect();
+    let request = Node::root(&document, &mistakes).get();
+    let container = request.as_ref().and_then(container);
+    let networks = request.as_ref().and_then(|r| r.networks()).map(|n| named(&n)).unwrap_or_default();
+    let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.report()) };
+    // Mistakes in the rest do not matter.
+    let infos = request.and_then(|r| r.network_info());
+    let leaving = networks.into_iter().map(|(network, options)| {
+        let info = infos.as_ref().and_then(|i| i.find(&network)?.get());
+        let managed = info.as_ref().is_some_and(is_managed_bridge);
+        Leaving {
+            network,
+            interface: options.get().and_then(|o| o.interface_name()?.checked::<IfName>()),
+            bridge: info.filter(|_| managed).and_then(|i| i.network_interface()?.checked::<IfName>()),
+        }
+    });
+    let leaving = leaving.collect();
     let records = attach(text).map(|a| a.records.into_iter().map(|r| r.at(Path::new(""))).collect());
     Ok(Detach { container, leaving, records: records.unwrap_or_default() })
 }
 
-fn is_managed_bridge(info: &Node<'_>) -> bool {
-    let mode = info.opt("options").and_then(|o| o.opt("mode")).and_then(|m| m.text());
-    info.opt("driver").and_then(|d| d.text()) == Some("bridge") && matches!(mode, None | Some("managed"))
+fn is_managed_bridge(info: &Node<'_, wire::Network>) -> bool {
+    let mode = info.options().and_then(|o| o.find("mode")?.get()).map(|m| m.text());
+    info.driver().is_some_and(|d| d.text() == "bridge") && matches!(mode, None | Some("managed"))
 }
 
-fn parse(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))
+fn parse(text: &str) -> Result<Required<Request>, String> {
+    // By way of a value, where the last of two fields with one name counts.
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
+    Required::deserialize(value).map_err(|e| format!("it is no request: {e}"))
 }
 
-fn read(root: &Node<'_>) -> Option<Attach> {
-    let container = container(root);
-    let networks = root.req("networks");
+fn read(request: &Node<'_, Request>) -> Option<Attach> {
+    let container = container(request);
+    let networks = request.networks();
     // The defaults differ between the two generations of the contract, as do the shapes.
-    let isolation = if networks.as_ref().is_some_and(Node::is_array) { Isolation::Strict } else { Isolation::Open };
-    let dns_servers: Vec<IpAddr> = root.list("dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
-    let publishes: Vec<Publish> = root.list("port_mappings").iter().filter_map(publish).collect();
-    let infos = root.req("network_info");
+    let list = networks.as_ref().is_some_and(|n| matches!(n.value, Networks::List(_)));
+    let isolation = if list { Isolation::Strict } else { Isolation::Open };
+    let dns_servers: Vec<IpAddr> = items(request.dns_servers()).filter_map(|n| n.parsed("an IP address")).collect();
+    let publishes: Vec<Publish> = items(request.port_mappings()).filter_map(|n| publish(&n)).collect();
+    let infos = request.network_info();
     let mut records: Vec<Record> = Vec::new();
     for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
-        let infos = infos.as_ref().filter(|i| i.is_object());
-        let info = infos.and_then(|i| i.opt(&name));
+        let info = infos.as_ref().and_then(|i| i.find(&name));
         if infos.is_some() && info.is_none() {
             node.wrong(format!("network_info has no network {:?}", cut(&name)));
         }
-        let described = info.and_then(|i| network::read(&i, &name, isolation));
+        let described = info.and_then(|i| network::read(&i.get()?, &name, isolation));
+        let Some(node) = node.get() else { continue };
         let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
         let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint), Some(container)) = (described, endpoint, &container) else { continue };
@@ -137,33 +140,29 @@ fn read(root: &Node<'_>) -> Option<Attach> {
     Some(Attach { container: container?, records: records.into_iter().map(Wanted).collect(), dns_servers })
 }
 
-fn container(root: &Node<'_>) -> Option<Container> {
-    let id = root.req("container_id").and_then(|n| network::non_empty(&n));
-    let name = root.req("container_name").and_then(|n| n.text());
+fn container(request: &Node<'_, Request>) -> Option<Container> {
+    let id = request.container_id().and_then(|n| n.non_empty());
+    let name = request.container_name().map(|n| n.text());
     Some(Container { id: id?.to_owned(), name: name?.to_owned() })
 }
 
-/// The networks with their names, in the order of the document: a list (Podman 6) or a map by name (before).
-fn named<'a>(networks: &Node<'a>) -> Vec<(String, Node<'a>)> {
-    if networks.is_array() {
-        let name = |n: &Node<'a>| n.req("name").and_then(|f| network::non_empty(&f)).map(str::to_owned);
-        return networks.items().into_iter().filter_map(|n| Some((name(&n)?, n))).collect();
+/// The networks of either shape with their names, in the order of the document.
+fn named<'a>(networks: &Node<'a, Networks>) -> Vec<(String, Node<'a, Required<PerNetworkOptions>>)> {
+    match networks.value {
+        Networks::List(list) => {
+            let name = |n: &Node<'a, Required<PerNetworkOptions>>| n.clone().get()?.name()?.non_empty();
+            networks.with(list).fields().filter_map(|n| Some((name(&n)?.to_owned(), n))).collect()
+        }
+        Networks::Map(map) => {
+            let (unnamed, named): (Vec<_>, Vec<_>) = entries(Some(networks.with(map))).partition(|(k, _)| k.is_empty());
+            unnamed.iter().for_each(|(_, n)| n.wrong("the name of a network is empty"));
+            named.into_iter().map(|(name, n)| (name.to_owned(), n)).collect()
+        }
     }
-    let entries = networks.entries();
-    entries
-        .into_iter()
-        .filter_map(|(name, node)| {
-            if name.is_empty() {
-                node.wrong("the name of a network is empty");
-                return None;
-            }
-            Some((name.to_owned(), node))
-        })
-        .collect()
 }
 
-fn endpoint(node: &Node<'_>, network: Option<&Network>, dns_servers: &[IpAddr]) -> Option<Endpoint> {
-    let interface = node.req("interface_name").and_then(|n| {
+fn endpoint(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>, dns_servers: &[IpAddr]) -> Option<Endpoint> {
+    let interface = node.interface_name().and_then(|n| {
         let name = n.checked::<IfName>()?;
         if matches!(name.as_str(), "lo" | "all" | "default") {
             n.wrong(format!("{:?} is a name that every namespace has already", name.as_str()));
@@ -171,20 +170,17 @@ fn endpoint(node: &Node<'_>, network: Option<&Network>, dns_servers: &[IpAddr]) 
         }
         Some(name)
     });
-    let given = |n: &Node<'_>| n.text().is_none_or(|t| !t.is_empty());
-    let mac = node.opt("static_mac").filter(given).and_then(|n| n.checked::<Mac>());
-    let aliases = node.list("aliases").iter().filter_map(|n| n.text().map(str::to_owned)).collect();
-    let host_interface = node
-        .opt("options")
-        .and_then(|o| o.opt("host_interface_name"))
-        .filter(given)
-        .and_then(|n| n.checked::<IfName>());
-    let ips = node.list("static_ips");
-    if ips.is_empty() {
+    let given = |n: &Node<'_, String>| !n.value.is_empty();
+    let mac = node.static_mac().filter(given).and_then(|n| n.checked::<Mac>());
+    let aliases = items(node.aliases()).map(|n| n.value.clone()).collect();
+    let host_interface = node.options().and_then(|o| o.find("host_interface_name")?.get());
+    let host_interface = host_interface.filter(given).and_then(|n| n.checked::<IfName>());
+    let ips = node.static_ips();
+    if ips.as_ref().is_none_or(|l| l.value.is_empty()) {
         node.wrong("no static ips provided in static_ips");
     }
     let mut addresses: Vec<IpNet> = Vec::new();
-    for field in &ips {
+    for field in items(ips) {
         let Some(ip) = field.parsed::<IpAddr>("an IP address") else { continue };
         let Some(network) = network else { continue };
         let subnet = network.subnets.iter().find(|s| s.net.contains(&ip));
@@ -204,19 +200,19 @@ fn endpoint(node: &Node<'_>, network: Option<&Network>, dns_servers: &[IpAddr]) 
 }
 
 /// The kernel takes no route whose gateway is not beside an address of the container.
-fn routes_begin_somewhere(node: &Node<'_>, network: &Network, endpoint: &Endpoint) {
+fn routes_begin_somewhere(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
     let routes = default_routes(network).into_iter().chain(network.routes.iter().cloned());
     for route in routes {
         let Some(gateway) = route.gateway else { continue };
-        // That there is no address at all has been told.
+        // A lack of addresses is a mistake of its own.
         if !endpoint.addresses.is_empty() && !endpoint.addresses.iter().any(|a| a.contains(&gateway)) {
             node.wrong(format!("static_ips has no address in the subnet of {gateway}, through which leads {route}"));
         }
     }
 }
 
-fn publish(node: &Node<'_>) -> Option<Publish> {
-    let bind = node.req("host_ip").and_then(|n| match n.text()? {
+fn publish(node: &Node<'_, PortMapping>) -> Option<Publish> {
+    let bind = node.host_ip().and_then(|n| match n.text() {
         "" => Some(HostBind::Any),
         _ => Some(match n.parsed::<IpAddr>("an IP address")?.to_canonical() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => HostBind::AnyV4,
@@ -224,21 +220,16 @@ fn publish(node: &Node<'_>) -> Option<Publish> {
             address => HostBind::Address(address),
         }),
     });
-    let proto = node.req("protocol").and_then(|n| n.text()?.parse::<Proto>().map_err(|e| n.wrong(e)).ok());
-    let port = |key| node.req(key).and_then(|n| n.number(u16::MAX));
-    let (host_port, container_port, range) = (port("host_port"), port("container_port"), port("range"));
-    Publish::new(bind?, proto?, host_port?, container_port?, range?)
+    let proto = node.protocol().and_then(|n| n.checked::<Proto>());
+    let (host_port, container_port, range) = (node.host_port(), node.container_port(), node.range());
+    Publish::new(bind?, proto?, *host_port?.value, *container_port?.value, *range?.value)
         .map_err(|e| match e.split_once(": ") {
-            Some((field @ ("host_port" | "container_port" | "range"), why)) => {
-                if let Some(n) = node.req(field) {
-                    n.wrong(why);
-                }
-            }
-            _ => node.wrong(e),
+            Some((field, why)) => node.below(field, node.value).wrong(why),
+            None => node.wrong(e),
         })
         .ok()
 }
 
 #[cfg(test)]
-#[path = "document_tests.rs"]
+#[path = "request_tests.rs"]
 mod tests;
