@@ -322,7 +322,8 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
 fn fitted(table: &Table, present: &PresentTable) -> Table {
     let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
         table.jumps.iter().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
-    let chains = table.chains.iter().filter(|c| needless.iter().all(|j| j.to != c.name)).cloned().collect();
+    let is_led_to = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);
+    let chains = table.chains.iter().filter(is_led_to).cloned().collect();
     Table { name: table.name, jumps, chains }
 }
 

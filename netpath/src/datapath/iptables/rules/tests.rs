@@ -97,17 +97,22 @@ fn one_container_with_one_port_is_this_whole_script() {
     let script = whole(&[publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)])], Family::V4);
     let digests_out: Vec<&str> = script.lines().filter(|l| !l.contains("--comment netpath:")).collect();
     let expected = "\
+*mangle
+:NETPATH_PREROUTING - [0:0]
+:NETPATH_DIRECT - [0:0]
+:NETPATH_STATE - [0:0]
+-I PREROUTING 1 -j NETPATH_PREROUTING
+-A NETPATH_PREROUTING -d 10.89.7.0/24 ! -i front -j NETPATH_DIRECT
+-A NETPATH_DIRECT -s 10.89.7.0/24 -i front -j RETURN
+-A NETPATH_DIRECT -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+-A NETPATH_DIRECT -j DROP
+COMMIT
 *filter
-:NETPATH_FORWARD - [0:0]
 :NETPATH_INPUT - [0:0]
 :NETPATH_STATE - [0:0]
--I FORWARD 1 -m conntrack ! --ctstate RELATED,ESTABLISHED -j NETPATH_FORWARD
--I INPUT 1 -m conntrack ! --ctstate RELATED,ESTABLISHED -j NETPATH_INPUT
--A NETPATH_FORWARD -m conntrack --ctstate DNAT -j RETURN
--A NETPATH_FORWARD -s 10.89.7.0/24 -i front -j RETURN
--A NETPATH_FORWARD ! -i front -o front -j DROP
--A NETPATH_INPUT -d 127.0.0.0/8 -i front -j DROP
--A NETPATH_INPUT -s 127.0.0.0/8 -i front -j DROP
+-I INPUT 1 -j NETPATH_INPUT
+-A NETPATH_INPUT -d 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+-A NETPATH_INPUT -s 127.0.0.0/8 -i front -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
 COMMIT
 *nat
 :NETPATH_PREROUTING - [0:0]
@@ -134,7 +139,7 @@ COMMIT
 -A NETPATH_STATE -d 10.89.7.5/32
 COMMIT";
     assert_eq!(expected.lines().collect::<Vec<_>>(), digests_out);
-    assert_eq!(2, script.lines().filter(|l| l.contains("netpath:") && l.ends_with(":made")).count());
+    assert_eq!(3, script.lines().filter(|l| l.contains("netpath:") && l.ends_with(":made")).count());
 }
 
 #[test]
@@ -252,7 +257,8 @@ fn an_internal_network_is_cut_off_both_ways_and_publishes_nothing() {
     r.network.internal = true;
     let one = std::slice::from_ref(&r);
     let expected = ["-i front -o front -j RETURN", "-i front -j DROP", "-o front -j DROP"];
-    assert_eq!(expected.as_slice(), &rules(one, Family::V4, "NETPATH_FORWARD")[..3]);
+    assert_eq!(expected.as_slice(), rules(one, Family::V4, "NETPATH_FORWARD"));
+    assert!(rules(one, Family::V4, "NETPATH_DIRECT").is_empty(), "it is closed already");
     assert_eq!(["-i front -o front -j ACCEPT"].as_slice(), rules(one, Family::V4, "NETPATH_FORWARD_ACCEPT"));
     assert!(rules(one, Family::V4, "NETPATH_TCP").is_empty());
     assert!(!rules(one, Family::V4, "NETPATH_POSTROUTING").iter().any(|r| r.contains("! -d")));
@@ -272,13 +278,13 @@ fn isolation_drops_what_the_policy_says_and_nothing_else() {
         })
         .collect();
     let dropped = |chain| rules(&records, Family::V4, chain);
-    assert_eq!(["-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_OPEN"));
-    assert_eq!(["-o isol -j DROP", "-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_ISOL"));
-    assert_eq!(["-o isol -j DROP", "-o open -j DROP", "-o strict -j DROP"].as_slice(), dropped("NETPATH_FROM_STRICT"));
-    let forward = rules(&records, Family::V4, "NETPATH_FORWARD");
-    let at = |part: &str| forward.iter().position(|r| r.contains(part)).expect("a rule");
-    assert!(at("--ctstate DNAT -j RETURN") < at("NETPATH_FROM_OPEN"), "published ports cross isolation");
-    assert!(at("NETPATH_FROM_STRICT") < at("-s 10.0.3.0/24"), "isolation is decided before sources are let pass");
+    let to = |names: &[&str]| {
+        let rule = |name: &&str| format!("-o {name} -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP");
+        names.iter().map(rule).collect::<Vec<_>>()
+    };
+    assert_eq!(to(&["strict"]), dropped("NETPATH_FROM_OPEN"));
+    assert_eq!(to(&["isol", "strict"]), dropped("NETPATH_FROM_ISOL"));
+    assert_eq!(to(&["isol", "open", "strict"]), dropped("NETPATH_FROM_STRICT"));
 }
 
 #[test]
@@ -312,15 +318,15 @@ fn two_networks_masquerade_outside_but_not_to_each_other() {
 fn containers_of_one_network_share_its_rules() {
     let second = record(2, "front", &["10.89.7.0/24"], &["10.89.7.6/24"]);
     assert_eq!(
-        rules(&[web()], Family::V4, "NETPATH_FORWARD"),
-        rules(&[web(), second.clone()], Family::V4, "NETPATH_FORWARD")
+        rules(&[web()], Family::V4, "NETPATH_DIRECT"),
+        rules(&[web(), second.clone()], Family::V4, "NETPATH_DIRECT")
     );
     assert_eq!(["-d 10.89.7.5/32", "-d 10.89.7.6/32"].as_slice(), rules(&[web(), second], Family::V4, STATE));
 }
 
 #[test]
 fn the_digest_moves_with_any_rule() {
-    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[]).tables[1].clone();
+    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[]).tables[2].clone();
     let one = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]));
     let two = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 81, 1)]));
     assert_eq!(digest(&one), digest(&one.clone()));
@@ -333,7 +339,7 @@ fn saved(script: &str, before: &str) -> String {
 }
 
 fn nat_after(records: &[Record]) -> (Table, String) {
-    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false, &[]).tables[1].clone();
+    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false, &[]).tables[2].clone();
     let text = script(&table, None, false).expect("something to write");
     let body: String =
         text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
@@ -374,7 +380,7 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
 fn with_nothing_desired_only_our_own_things_go() {
     let (_, body) = nat_after(&[published()]);
     let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
-    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[1].clone();
+    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[2].clone();
     let present = Present::parse(&saved(&body, others));
     let text = script(&empty, present.tables.get("nat"), false).expect("something to remove");
     assert!(text.lines().all(|l| ["*", "COMMIT"].iter().any(|p| l.starts_with(p)) || l.contains("NETPATH_")), "{text}");
@@ -407,7 +413,7 @@ fn rules_that_only_mention_us_are_not_ours() {
 #[test]
 fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
     let (_, body) = nat_after(&[published()]);
-    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[1].clone();
+    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[2].clone();
     let present = Present::parse(&saved(&body, ""));
     let first = script(&empty, present.tables.get("nat"), true).expect("something to remove");
     assert!(first.contains("-X NETPATH_DNAT\n") && !first.contains(STATE), "{first}");
@@ -492,7 +498,7 @@ fn a_container_that_comes_only_adds_rules() {
 fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
     let mut dns = published();
     dns.network.dns = true;
-    let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[]).tables[0].clone();
+    let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[]).tables[1].clone();
     let listing = |forward: &str, input: &str, rules: &str| {
         format!("*filter\n:INPUT {input} [0:0]\n:FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
     };

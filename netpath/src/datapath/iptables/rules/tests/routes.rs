@@ -13,7 +13,7 @@ fn way(from: &str, to: &str, by: &[&str], source: Option<&str>) -> RouteSource {
 
 fn chain(records: &[Record], sources: &[RouteSource], name: &str) -> Vec<String> {
     let desired = Desired { records: records.to_vec() };
-    let nat = compile(&desired, Family::V4, false, sources).tables[1].clone();
+    let nat = compile(&desired, Family::V4, false, sources).tables[2].clone();
     nat.chains.into_iter().filter(|c| c.name == name).flat_map(|c| c.rules).collect()
 }
 
@@ -99,7 +99,7 @@ fn sources_are_remembered_beside_the_addresses() {
     let mut present = Present::default();
     text.iter().for_each(|t| present.apply(t));
     assert_eq!(vec![ip("192.0.2.10"), ip("192.0.2.20")], present.sources().collect::<Vec<_>>());
-    assert_eq!(None, script(&ruleset.tables[1], present.tables.get("nat"), false), "written once");
+    assert_eq!(None, script(&ruleset.tables[2], present.tables.get("nat"), false), "written once");
     let nothing = compile(&Desired::default(), Family::V4, false, &[]);
-    assert!(script(&nothing.tables[1], present.tables.get("nat"), false).is_some());
+    assert!(script(&nothing.tables[2], present.tables.get("nat"), false).is_some());
 }
