@@ -285,7 +285,8 @@ fn first_address(record: &Record, family: Family) -> Option<IpAddr> {
 /// are the answers to what is masqueraded: what is addressed to a container here, from elsewhere than a bridge, is let in only
 /// as an answer.
 fn close(mangle: &mut Table, bridges: &[Bridge<'_>]) {
-    let (mut gates, mut rules) = (Vec::new(), Vec::new());
+    // The gateways are the host's own addresses, and decided at INPUT.
+    let (mut gates, mut rules) = (Vec::new(), vec!["-m addrtype --dst-type LOCAL -j RETURN".to_owned()]);
     for b in bridges.iter().filter(|b| !b.network.internal) {
         if !b.network.direct {
             gates.extend(b.subnets.iter().map(|s| format!("-d {s} ! -i {} -j NETPATH_DIRECT", b.name)));

@@ -103,6 +103,7 @@ fn one_container_with_one_port_is_this_whole_script() {
 :NETPATH_STATE - [0:0]
 -I PREROUTING 1 -j NETPATH_PREROUTING
 -A NETPATH_PREROUTING -d 10.89.7.0/24 ! -i front -j NETPATH_DIRECT
+-A NETPATH_DIRECT -m addrtype --dst-type LOCAL -j RETURN
 -A NETPATH_DIRECT -s 10.89.7.0/24 -i front -j RETURN
 -A NETPATH_DIRECT -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
 -A NETPATH_DIRECT -j DROP
