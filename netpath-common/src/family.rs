@@ -2,8 +2,8 @@
 
 use crate::addr::{Addr, Be16, V4, V6};
 use crate::checksum;
-use crate::layout::{Flow4, Flow6, FlowKey4, FlowKey6, Network, Next, PROTO_ICMP, PROTO_ICMPV6, Rule, Uplink};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_ref};
+use crate::layout::{Flow4, Flow6, FlowKey4, FlowKey6, Network, Next, PROTO_ICMP, PROTO_ICMPV6, Plain, Rule, Uplink};
+use zerocopy::{FromBytes, Immutable, KnownLayout, transmute_ref};
 
 /// What an address is good for, as far as translation goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,10 +14,6 @@ pub enum Kind {
     /// Unspecified, multicast, broadcast, IPv6 link-local: not masqueraded, and but for the last not published on.
     Local,
 }
-
-/// What a map can hold: any bytes are a value, and every byte of a value is part of a field.
-pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static {}
-impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
 pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     type Addr: Plain + Default + PartialEq + core::fmt::Debug;
@@ -46,6 +42,7 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn flow(t: &Tuple<Self>, next: Next) -> Self::Flow;
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
     fn protocol_of(key: &Self::Key) -> u8;
+    fn side_of(key: &Self::Key) -> u8;
     /// The tuple inside of a key.
     fn tuple(key: &Self::Key) -> &Tuple<Self>;
     /// The tuple inside of a flow, as [`Self::translated`] without a copy.
@@ -209,6 +206,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn side_of(k: &FlowKey4) -> u8 {
+        k.side
+    }
+
+    #[inline(always)]
     fn tuple(k: &FlowKey4) -> &Tuple<Self> {
         let parts: &KeyParts<Self> = transmute_ref!(k);
         &parts.tuple
@@ -326,6 +328,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn protocol_of(k: &FlowKey6) -> u8 {
         k.proto
+    }
+
+    #[inline(always)]
+    fn side_of(k: &FlowKey6) -> u8 {
+        k.side
     }
 
     #[inline(always)]

@@ -9,6 +9,10 @@
 use crate::addr::{Addr, Be16, Mac, V4, V6, difference};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// What a map can hold: any bytes are a value, and every byte of a value is part of a field.
+pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
+
 /// Moves with every change of a map's name, type, size, key or value.
 pub const LAYOUT_VERSION: u32 = 5;
 
@@ -459,14 +463,12 @@ pub mod program {
 /// The marker that aya's typed maps ask for.
 #[cfg(feature = "user")]
 mod pod {
-    use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-    const fn is_plain<T: FromBytes + IntoBytes + Immutable + Copy + 'static>() {}
+    const fn is_plain<T: super::Plain>() {}
 
     macro_rules! pod {
         ($($t:ty),*) => { $(
             const _: () = is_plain::<$t>();
-            // SAFETY: every byte is part of a field and any bytes are a value: zerocopy's derives, asked for in the line above.
+            // SAFETY: `Plain`, asked for in the line above.
             unsafe impl aya::Pod for $t {}
         )* };
     }
