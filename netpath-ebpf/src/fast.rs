@@ -10,7 +10,8 @@ use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
 use crate::desk::Mine;
-use crate::flows::{self, Half, now};
+use crate::flows::{self, now};
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;

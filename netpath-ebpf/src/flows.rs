@@ -1,7 +1,5 @@
 //! The flow table: finding, following and beginning flows.
 
-use core::mem::offset_of;
-
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::TcContext;
@@ -18,126 +16,11 @@ use netpath_common::{flow, pair};
 
 use crate::desk::{Desk, Making, Mine};
 use crate::global::global;
+use crate::half::Half;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
 use crate::{host, maps, packet, rules};
-
-/// A field of a flow that programs write while others read it. Each access is one instruction of the machine, which does to it
-/// what a relaxed atomic one is elsewhere; the compiler's target has no atomics of less than 64 bits.
-struct Word<T>(*mut T);
-
-impl<T: Copy> Word<T> {
-    #[inline(always)]
-    fn load(self) -> T {
-        // SAFETY: `Half` makes these only, for an aligned field of a map value, whose type has no invalid values.
-        unsafe { self.0.read_volatile() }
-    }
-
-    #[inline(always)]
-    fn store(self, value: T) {
-        // SAFETY: as above, and there is no reference to the field (`Half::read`).
-        unsafe { self.0.write_volatile(value) }
-    }
-}
-
-/// A half of a flow in the table. Other processors write how it is used and where it goes while this one reads, and may give
-/// its place to another flow, since LRU entries are not kept for their readers: then one packet goes astray, and has a wrong
-/// checksum with it. So nothing here keeps a reference to it.
-#[derive(Clone, Copy)]
-pub struct Half<F: Wire>(*mut F::Flow);
-
-impl<F: Wire> Half<F> {
-    #[inline(always)]
-    pub fn find(key: &F::Key) -> Option<Self> {
-        F::flows().get_ptr_mut(key).map(Self)
-    }
-
-    /// As it lies there, a word of which may change under way: what is decided by it is asked again where that matters.
-    #[inline(always)]
-    pub fn read<T>(self, read: impl FnOnce(&F::Flow) -> T) -> T {
-        // SAFETY: a map value, aligned to 8, there until the program ends. `read` cannot keep the reference, and what is
-        // called with one (`family.rs`, `pair.rs`) writes nothing.
-        read(unsafe { &*self.0 })
-    }
-
-    #[inline(always)]
-    fn place(self) -> *mut Next {
-        self.0.wrapping_byte_add(F::NEXT).cast()
-    }
-
-    #[inline(always)]
-    fn last_seen(self) -> Word<u32> {
-        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, last_seen)).cast())
-    }
-
-    #[inline(always)]
-    fn state(self) -> Word<u8> {
-        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, state)).cast())
-    }
-
-    #[inline(always)]
-    fn forward(self) -> Word<u8> {
-        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, forward)).cast())
-    }
-
-    /// A copy of how it goes on.
-    #[inline(always)]
-    pub fn next(self) -> Next {
-        // SAFETY: a part of a map value, plain numbers: half of a hardware address may be new, a frame to nobody.
-        let mut next = unsafe { *self.place() };
-        next.last_seen = self.last_seen().load();
-        next.forward = self.forward().load();
-        next.state = self.state().load();
-        next
-    }
-
-    #[inline(always)]
-    fn set_next_hop(self, mac: Mac) {
-        // SAFETY: a field of a map value; who reads half of it sends a frame to nobody.
-        unsafe { (*self.place()).smac = mac }
-    }
-
-    /// Whether it is the other half of that at `key`.
-    #[inline(always)]
-    fn leads_back(self, key: &F::Key) -> bool {
-        self.read(|half| pair::leads_back::<F>(half, key))
-    }
-
-    #[inline(always)]
-    fn touch(self, state: u8, now: u32) {
-        self.last_seen().store(now);
-        self.state().store(state);
-    }
-
-    /// Takes a claim back.
-    #[inline(always)]
-    fn release(self) {
-        self.state().store(self.state().load() & !flow::CLAIMED);
-    }
-
-    /// Gives it another state in the place of `seen`, if that still holds for the same flow and nobody has claimed it. 5.12.
-    #[inline(always)]
-    fn exchange(self, seen: u8, state: u8, of: &Next) -> bool {
-        const WORD: usize = offset_of!(Next, state);
-        const { assert!(WORD.is_multiple_of(4) && WORD + 4 == size_of::<Next>()) };
-        let [traffic_0, traffic_1] = of.traffic.to_ne_bytes();
-        let word = |state| u32::from_ne_bytes([state, of.origin, traffic_0, traffic_1]);
-        let before = u64::from(word(seen & !flow::CLAIMED));
-        let mut at_once = before;
-        // SAFETY: a word of a map value; compared and exchanged in one instruction.
-        unsafe {
-            core::arch::asm!(
-                "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
-                in("r1") self.place().wrapping_byte_add(WORD),
-                in("r2") u64::from(word(state)),
-                inlateout("r0") at_once,
-                options(nostack)
-            );
-        }
-        at_once == before
-    }
-}
 
 /// Of CLOCK_MONOTONIC, in [`flow::TICK_NS`]; the kernel's own tick old at most.
 #[inline(always)]

@@ -7,8 +7,9 @@ use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
 use crate::desk::{Desk, Mine};
-use crate::flows::{self, Half};
+use crate::flows;
 use crate::global::global;
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Echo, Udp};
 use crate::wire::{Fragment, Ip, Wire};
 

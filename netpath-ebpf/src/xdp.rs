@@ -18,7 +18,7 @@ use netpath_common::reason::Reason;
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6};
 use crate::fast::{self, Plain};
-use crate::flows::Half;
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;

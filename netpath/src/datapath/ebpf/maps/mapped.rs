@@ -68,7 +68,7 @@ impl<V: Plain> Mapped<V> {
     }
 
     /// For an element that no program can reach yet, unless it is a single word: of that, programs see either the old or the
-    /// new value. Whoever sees what is written later sees this.
+    /// new value. A program that sees what is written later sees this too.
     pub fn write(&self, index: usize, value: &V) {
         for (bytes, word) in value.as_bytes().chunks(8).zip(self.place(index)) {
             let mut whole = [0; 8];
