@@ -1,8 +1,10 @@
 //! Addresses and ports as they lie on the wire, so that byte order is a type and not a memory.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
 /// A port or other 16-bit field in network byte order. Alignment 1: it may be read from any packet offset.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct Be16(pub [u8; 2]);
 
 impl Be16 {
@@ -46,7 +48,7 @@ const fn word(mac: &Mac, at: usize) -> u16 {
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 §2.5.5.2): one key for both families
 /// in the maps that are read only when a flow begins.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Addr(pub [u8; 16]);
 
 impl Addr {

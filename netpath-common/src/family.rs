@@ -2,7 +2,8 @@
 
 use crate::addr::{Addr, Be16, V4, V6};
 use crate::checksum;
-use crate::layout::{Flow4, Flow6, FlowKey4, FlowKey6, Network, Next, PROTO_ICMP, PROTO_ICMPV6, Rule, Uplink};
+use crate::layout::{Flow4, Flow6, FlowKey4, FlowKey6, Network, Next, PROTO_ICMP, PROTO_ICMPV6, Plain, Rule, Uplink};
+use zerocopy::{FromBytes, Immutable, KnownLayout, transmute_ref};
 
 /// What an address is good for, as far as translation goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,9 +16,9 @@ pub enum Kind {
 }
 
 pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
-    type Addr: Copy + Default + PartialEq + core::fmt::Debug + 'static;
-    type Key: Copy + Default;
-    type Flow: Copy;
+    type Addr: Plain + Default + PartialEq + core::fmt::Debug;
+    type Key: Plain + Default;
+    type Flow: Plain;
 
     const IS_V4: bool;
     /// The protocol number of echo, and its two types.
@@ -41,6 +42,7 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn flow(t: &Tuple<Self>, next: Next) -> Self::Flow;
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
     fn protocol_of(key: &Self::Key) -> u8;
+    fn side_of(key: &Self::Key) -> u8;
     /// The tuple inside of a key.
     fn tuple(key: &Self::Key) -> &Tuple<Self>;
     /// The tuple inside of a flow, as [`Self::translated`] without a copy.
@@ -60,12 +62,28 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
 /// One direction of a connection as it is on the wire. Echo has its identifier in both ports. Aligned, so that programs
 /// copy it by words.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, FromBytes, Immutable, KnownLayout)]
 pub struct Tuple<F: Family> {
     pub src: F::Addr,
     pub dst: F::Addr,
     pub sport: Be16,
     pub dport: Be16,
+}
+
+/// A key as a tuple and the rest, and a flow likewise: in structs of their own, since what makes sure that a map's struct has
+/// no padding is not to be had for generic ones.
+#[repr(C)]
+#[derive(FromBytes, Immutable, KnownLayout)]
+struct KeyParts<F: Family> {
+    tuple: Tuple<F>,
+    rest: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(FromBytes, Immutable, KnownLayout)]
+struct FlowParts<F: Family> {
+    to: Tuple<F>,
+    next: Next,
 }
 
 impl<F: Family> Tuple<F> {
@@ -188,15 +206,20 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn side_of(k: &FlowKey4) -> u8 {
+        k.side
+    }
+
+    #[inline(always)]
     fn tuple(k: &FlowKey4) -> &Tuple<Self> {
-        // SAFETY: a key begins with the fields of a tuple, in its order (`repr(C)`; the test below), and is aligned to more.
-        unsafe { &*core::ptr::from_ref(k).cast() }
+        let parts: &KeyParts<Self> = transmute_ref!(k);
+        &parts.tuple
     }
 
     #[inline(always)]
     fn target_of(f: &Flow4) -> &Tuple<Self> {
-        // SAFETY: as above.
-        unsafe { &*core::ptr::from_ref(f).cast() }
+        let parts: &FlowParts<Self> = transmute_ref!(f);
+        &parts.to
     }
 
     #[inline(always)]
@@ -308,15 +331,20 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn side_of(k: &FlowKey6) -> u8 {
+        k.side
+    }
+
+    #[inline(always)]
     fn tuple(k: &FlowKey6) -> &Tuple<Self> {
-        // SAFETY: a key begins with the fields of a tuple, in its order (`repr(C)`; the test below), and is aligned to more.
-        unsafe { &*core::ptr::from_ref(k).cast() }
+        let parts: &KeyParts<Self> = transmute_ref!(k);
+        &parts.tuple
     }
 
     #[inline(always)]
     fn target_of(f: &Flow6) -> &Tuple<Self> {
-        // SAFETY: as above.
-        unsafe { &*core::ptr::from_ref(f).cast() }
+        let parts: &FlowParts<Self> = transmute_ref!(f);
+        &parts.to
     }
 
     #[inline(always)]

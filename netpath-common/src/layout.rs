@@ -2,10 +2,16 @@
 //! path, so that programs of one version never meet maps of another.
 //!
 //! Control maps are written by the control plane and only read by programs; state maps are written by programs.
-//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes. The flow structs are aligned
+//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes; `IntoBytes` does not compile
+//! otherwise. The flow structs are aligned
 //! to 8, so that programs copy words and not bytes (the BPF machine has no unaligned loads).
 
 use crate::addr::{Addr, Be16, Mac, V4, V6, difference};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What a map can hold: any bytes are a value, and every byte of a value is part of a field.
+pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
 /// Moves with every change of a map's name, type, size, key or value.
 pub const LAYOUT_VERSION: u32 = 5;
@@ -29,7 +35,7 @@ pub const TRAFFICS: u32 = 16_384;
 
 /// `np_cfg`, ARRAY of one.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Config {
     /// SO_NETNS_COOKIE of the namespace that this set of maps serves; sock_addr programs leave all others alone.
     pub netns_cookie: u64,
@@ -50,7 +56,7 @@ pub type PortSlotSctp = PortSlot;
 /// so that an uplink can tell "no reply of ours" without asking the flow table. Set by programs, a byte per protocol because
 /// bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs one look-up.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NatPort {
     pub tcp: u8,
     pub udp: u8,
@@ -69,7 +75,7 @@ pub const RULE_V4_ONLY: u8 = 1;
 
 /// `np_rule`, ARRAY of [`RULES`].
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Rule {
     /// The host address published on, v4-mapped; [`Addr::ANY`] = every address of the host.
     pub host: Addr,
@@ -99,7 +105,7 @@ pub struct Rule {
 /// Key of `np_allow`, LPM_TRIE of [`ALLOWS`] → 1: 32 bits of list and then the client's prefix, so that an IPv4 /24 has
 /// 32 + 120 bits. As aya's `lpm_trie::Key<AllowKey>`.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct AllowKey {
     /// [`Rule::allow`], big-endian: a trie compares from the first bit on.
     pub list: [u8; 4],
@@ -116,7 +122,7 @@ pub const ENDPOINT_MOVED_SCTP: u16 = 2;
 
 /// `np_ep`, HASH by container [`Addr`].
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Endpoint {
     /// Host side of the veth, and the bridge it is a port of.
     pub veth: u32,
@@ -147,7 +153,7 @@ pub const NET_EDGE: u32 = 32;
 
 /// `np_net`, HASH by ifindex of the bridge.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Network {
     pub flags: u32,
     pub mtu: u32,
@@ -161,7 +167,7 @@ pub struct Network {
 
 /// `np_subnet`, LPM_TRIE: key is aya's `lpm_trie::Key<[u8; 16]>` over a v4-mapped address (an IPv4 /24 is a /120).
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Subnet {
     /// The bridge, and its network's flags again, so that policy costs no second look-up.
     pub bridge: u32,
@@ -176,7 +182,7 @@ pub const ETHERNET_IN_VRF: u16 = 2;
 
 /// `np_uplink`, HASH by ifindex.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Uplink {
     pub mtu: u32,
     /// Its own hardware address, where there is one: frames to another are not for this host.
@@ -210,7 +216,7 @@ pub fn near(address: &Addr) -> (u32, u64) {
 
 /// Value of `np_traffic`, PERCPU_ARRAY of [`TRAFFICS`]: of a publish or an endpoint, to and from the container.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Traffic {
     pub packets_in: u64,
     pub bytes_in: u64,
@@ -228,7 +234,7 @@ pub const SIDE_EGRESS: u8 = 3;
 /// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet as it is seen, before translation. For ICMP echo, `sport` and
 /// `dport` both hold the identifier.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FlowKey4 {
     pub src: V4,
     pub dst: V4,
@@ -241,7 +247,7 @@ pub struct FlowKey4 {
 
 /// Key of `np_flow6`, as [`FlowKey4`].
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FlowKey6 {
     pub src: V6,
     pub dst: V6,
@@ -285,7 +291,7 @@ pub const fn is_inward(forward: u8) -> bool {
 
 /// The part of a flow that does not depend on the family.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Next {
     pub ifindex: u32,
     /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; it stands still while the machine sleeps), written once in each at most.
@@ -323,7 +329,7 @@ impl Next {
 
 /// Value of `np_flow4`: the packet after translation, and where it goes.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow4 {
     pub src: V4,
     pub dst: V4,
@@ -334,7 +340,7 @@ pub struct Flow4 {
 
 /// Value of `np_flow6`, as [`Flow4`].
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow6 {
     pub src: V6,
     pub dst: V6,
@@ -346,7 +352,7 @@ pub struct Flow6 {
 /// Key of `np_frag4`, LRU_HASH of [`FRAGMENTS`] → both ports as they lie in the packet: what the first fragment says for
 /// those behind it, which have no ports.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FragmentKey4 {
     pub src: V4,
     pub dst: V4,
@@ -358,7 +364,7 @@ pub struct FragmentKey4 {
 
 /// Key of `np_frag6`, as [`FragmentKey4`].
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FragmentKey6 {
     pub src: V6,
     pub dst: V6,
@@ -370,7 +376,7 @@ pub struct FragmentKey6 {
 
 /// Key of `np_sock`, LRU_HASH of [`SOCKS`]: a socket of the host and the container it was led to.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SockKey {
     pub cookie: u64,
     pub to: Addr,
@@ -380,7 +386,7 @@ pub struct SockKey {
 
 /// Value of `np_sock`: what the socket had dialled, given back by recvmsg and getpeername.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SockOrigin {
     pub dialled: Addr,
     pub port: Be16,
@@ -389,7 +395,7 @@ pub struct SockOrigin {
 
 /// Value of `np_count`, PERCPU_ARRAY of [`crate::reason::SLOTS`] by [`crate::reason::Reason`].
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Count {
     pub packets: u64,
     pub bytes: u64,
@@ -454,11 +460,15 @@ pub mod program {
     pub const GETPEERNAME6: &str = "np_getpeername6";
 }
 
+/// The marker that aya's typed maps ask for.
 #[cfg(feature = "user")]
 mod pod {
+    const fn is_plain<T: super::Plain>() {}
+
     macro_rules! pod {
         ($($t:ty),*) => { $(
-            // SAFETY: repr(C), Copy, every byte is part of a field (the size test below), any bit pattern is valid.
+            const _: () = is_plain::<$t>();
+            // SAFETY: `Plain`, asked for in the line above.
             unsafe impl aya::Pod for $t {}
         )* };
     }

@@ -6,12 +6,12 @@ use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_MASQUERADE,
 use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
-use crate::desk::{self, Making};
+use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::outward::{belongs, subnet_of};
-use crate::packet::{Kind, Packet};
+use crate::packet::Kind;
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::{Fragment, Wire};
 use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
@@ -30,22 +30,22 @@ impl Walk for Ingress {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-        let followed = match packet.kind {
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        let followed = match desk.packet.kind {
             _ if is_closed(ctx) => 0,
             Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
-                flows::follow::<F>(ctx)
+                flows::follow(ctx, desk)
             }
-            Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)),
+            Kind::Error => icmp::follow(ctx, desk, u32::from(SIDE_BRIDGE)),
             Kind::Fragment | Kind::Odd => 0,
         };
         if followed != 0 {
             return verdict::FOLLOWED;
         }
-        if F::kind(&packet.tuple.dst) != AddressKind::Unicast {
+        if F::kind(&desk.packet.tuple.dst) != AddressKind::Unicast {
             return NOT_OURS;
         }
-        Verdict::unpack(stranger::<F>(ctx))
+        Verdict::unpack(stranger(ctx, desk))
     }
 }
 
@@ -54,8 +54,7 @@ impl Walk for Ingress {
 /// its networks it was asked on.)
 #[inline(always)]
 fn is_closed(ctx: &TcContext) -> bool {
-    // SAFETY: the reference is not kept.
-    unsafe { maps::NETWORK.get(packet::ifindex(ctx)) }.is_some_and(|n| n.flags & NET_INTERNAL != 0)
+    maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_INTERNAL != 0)
 }
 
 global! {
@@ -65,17 +64,16 @@ global! {
 }
 
 #[inline(always)]
-fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+fn meet_stranger<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
     let bridge = packet::ifindex(ctx);
     // Whatever it says of itself, no program has sent it on yet.
     packet::take_sent(ctx);
     // The fragments behind a first one without a flow are not those of another datagram between the same two.
-    if packet.ip.fragment == Fragment::First {
-        fragment::learn::<F>(ctx);
+    if desk.packet.ip.fragment == Fragment::First {
+        fragment::learn(ctx, desk);
     }
-    // SAFETY: the reference is not kept.
-    let Some(flags) = (unsafe { maps::NETWORK.get(bridge) }).map(|n| n.flags) else { return NOT_OURS.pack() };
+    let Some(flags) = maps::find(&maps::NETWORK, bridge).map(|n| n.flags) else { return NOT_OURS.pack() };
+    let packet = &desk.packet;
     // Neighbour discovery and the like have link-local sources.
     let from = F::kind(&packet.tuple.src);
     if flags & NET_DIRECT == 0
@@ -85,23 +83,24 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
     }
     let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
     if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        match rules::aim::<F>(ctx, slot, 0) {
+        match rules::aim(ctx, desk, slot, 0) {
             0 => {}
             rules::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
-            target => return hairpin::<F>(ctx, target),
+            target => return hairpin(ctx, desk, target),
         }
     }
-    match subnet_of::<F>(&packet.tuple.dst) {
+    match subnet_of::<F>(&desk.packet.tuple.dst) {
         Some(s) if s.bridge == bridge || may_pass(flags, s.flags) => return NOT_OURS.pack(),
         Some(_) => return verdict::drop(Reason::DropIsolated).pack(),
         None => {}
     }
-    if host::is_local::<F>(ctx) != 0 {
+    if host::is_local(ctx, desk) != 0 {
         return NOT_OURS.pack();
     }
     if flags & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
+    let packet = &desk.packet;
     // The answers of what netfilter has let in; all else begins at the uplink.
     if packet.kind == Kind::Sctp && rules::has_moved_sctp::<F>(&packet.tuple.src) {
         return NOT_OURS.pack();
@@ -114,7 +113,7 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other
             if packet.ip.fragment != Fragment::Later && belongs::<F>(&packet.tuple.src, bridge) =>
         {
-            outward::begin::<F>(ctx, bridge, 0)
+            outward::begin(ctx, desk, bridge, 0)
         }
         Kind::Fragment => verdict::stack(Reason::Fragment).pack(),
         _ => NOT_OURS.pack(),
@@ -128,21 +127,19 @@ fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
 /// to itself not at all; on another one the sender may be the target's second leg. The answer comes to the address of the
 /// target's bridge, and so to this program.
 #[inline(always)]
-fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+fn begin_hairpin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, target: u32) -> u64 {
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     let bridge = packet::ifindex(ctx);
     if !packet.may_begin() || !belongs::<F>(&packet.tuple.src, bridge) {
         return NOT_OURS.pack();
     }
-    // SAFETY: the references are not kept.
-    let (Some(net), Some(other)) = (unsafe { (maps::NETWORK.get(bridge), maps::NETWORK.get(target)) }) else {
+    let (Some(net), Some(other)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::NETWORK, target)) else {
         return NOT_OURS.pack();
     };
     // A published port is for isolated networks too (netavark 2.1); an internal one has no way out and none in.
     if target != bridge && (net.flags | other.flags) & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
     plan.to.src = F::gateway(other);
     if F::is_unset(&plan.to.src) {
         return NOT_OURS.pack();
@@ -158,6 +155,6 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, target: u32) -> u64 {
     plan.twin_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHairpin as u8;
-    rules::way_home::<F>(ctx, bridge);
-    flows::begin::<F>(ctx, true, Reason::FlowHairpin).pack()
+    rules::way_home(ctx, desk, bridge);
+    flows::begin(ctx, desk, true, Reason::FlowHairpin).pack()
 }

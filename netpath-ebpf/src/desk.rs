@@ -2,6 +2,8 @@
 //! flow in the making; so they lie in a per-processor map. Programs run with bottom halves off and do not nest, hence a
 //! run has its processor's desk for itself.
 
+use core::ops::{Deref, DerefMut};
+
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use netpath_common::family::Tuple;
 use netpath_common::layout::Next;
@@ -13,13 +15,18 @@ use crate::wire::Wire;
 
 #[repr(C)]
 pub struct Desk<F: Wire> {
-    packet: Packet<F>,
-    quoted: Quoted<F>,
-    hop: Hop<F>,
-    making: Making<F>,
-    noted: F::Key,
-    fib: bpf_fib_lookup,
-    sock: bpf_sock_tuple,
+    /// The packet under way.
+    pub packet: Packet<F>,
+    /// What an ICMP error quotes.
+    pub quoted: Quoted<F>,
+    pub hop: Hop<F>,
+    pub making: Making<F>,
+    /// Argument of `flows::refresh`.
+    pub noted: F::Key,
+    /// Arguments of `bpf_fib_lookup`.
+    pub fib: bpf_fib_lookup,
+    /// Arguments of the socket look-ups.
+    pub sock: bpf_sock_tuple,
 }
 
 /// Where the packet goes.
@@ -47,29 +54,35 @@ pub struct Making<F: Wire> {
     pub twin: F::Flow,
 }
 
-macro_rules! part {
-    ($($(#[$doc:meta])* $name:ident: $t:ty;)*) => { $(
-        $(#[$doc])*
-        #[inline(always)]
-        pub fn $name<F: Wire>() -> Option<&'static mut $t> {
-            // SAFETY: plain data, zeroed by the kernel and this run's alone. The parts do not overlap, and no function
-            // holds one across the call of another that takes the same.
-            F::desk().get_ptr_mut(0).map(|d| unsafe { &mut (*d).$name })
-        }
-    )* };
+/// The desk as one function of the machine has it. It is lent to what is compiled into that function and, as a whole, to the
+/// global functions that it calls (`global.rs`): these have a `Mine` of their own, and the caller has no part borrowed
+/// meanwhile, or it would not compile.
+pub struct Mine<F: Wire>(*mut Desk<F>);
+
+impl<F: Wire> Mine<F> {
+    /// # Safety
+    /// Once in a function of the machine, and its callers have no part of the desk borrowed.
+    #[inline(always)]
+    pub unsafe fn take() -> Option<Self> {
+        F::desk().get_ptr_mut(0).map(Self)
+    }
 }
 
-part! {
-    /// The packet under way.
-    packet: Packet<F>;
-    /// What an ICMP error quotes.
-    quoted: Quoted<F>;
-    hop: Hop<F>;
-    making: Making<F>;
-    /// Argument of `flows::refresh`.
-    noted: F::Key;
-    /// Arguments of `bpf_fib_lookup`.
-    fib: bpf_fib_lookup;
-    /// Arguments of the socket look-ups.
-    sock: bpf_sock_tuple;
+impl<F: Wire> Deref for Mine<F> {
+    type Target = Desk<F>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Desk<F> {
+        // SAFETY: a map value, zeroed by the kernel, which is a value of each field; no other reference to it is in use
+        // (`take`).
+        unsafe { &*self.0 }
+    }
+}
+
+impl<F: Wire> DerefMut for Mine<F> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Desk<F> {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
 }

@@ -9,13 +9,14 @@ use netpath_common::layout::{
 };
 use netpath_common::reason::Reason;
 
+use crate::desk::{Desk, Mine};
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
 use crate::packet::{ETHERNET, Kind, Packet};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::{Fragment, Wire};
-use crate::{desk, flows, fragment, icmp, maps, outward, packet};
+use crate::{flows, fragment, icmp, maps, outward, packet};
 
 /// IPv6 headers that may be before the transport's in a piece: hop-by-hop and destination options, the fragment header
 /// itself (RFC 8200 §4.3, §4.6, §4.5).
@@ -54,8 +55,7 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
             }
             proto => proto != Some(F::ICMP),
         },
-        // SAFETY: the reference is not kept.
-        from => unsafe { maps::NETWORK.get(from) }.is_none(),
+        from => maps::find(&maps::NETWORK, from).is_none(),
     }
 }
 
@@ -63,13 +63,11 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
 #[inline(always)]
 fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
     let from = origin(ctx);
-    // SAFETY: the reference is not kept.
-    if unsafe { maps::NETWORK.get(from) }.is_some() {
+    if maps::find(&maps::NETWORK, from).is_some() {
         return from;
     }
     // The host speaks from its bridges' addresses too: it answers to them wherever they are asked from.
-    // SAFETY: as above.
-    if unsafe { maps::LOCAL.get(F::mapped(packet.tuple.src)) }.is_some() {
+    if maps::find(&maps::LOCAL, F::mapped(packet.tuple.src)).is_some() {
         return 0;
     }
     outward::subnet_of::<F>(&packet.tuple.src).map_or(0, |s| s.bridge)
@@ -92,8 +90,8 @@ impl Walk for Egress {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-        depart(ctx, packet)
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        Verdict::unpack(leave(ctx, desk))
     }
 }
 
@@ -112,14 +110,9 @@ impl Walk for EgressL3 {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-        depart(ctx, packet)
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        Verdict::unpack(leave(ctx, desk))
     }
-}
-
-#[inline(always)]
-fn depart<F: Wire>(ctx: &TcContext, _: &Packet<F>) -> Verdict {
-    Verdict::unpack(leave::<F>(ctx))
 }
 
 global! {
@@ -128,37 +121,38 @@ global! {
 }
 
 #[inline(always)]
-fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+fn take_leave<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
+    let packet = &desk.packet;
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     let known = translatable || packet.kind == Kind::EchoReply;
     // Flows of both paths: one that is offloaded is found as the bridge saw it.
     let followed = if packet.kind == Kind::Error {
-        icmp::follow::<F>(ctx, u32::from(SIDE_EGRESS)) != 0 || icmp::follow::<F>(ctx, u32::from(SIDE_BRIDGE)) != 0
+        icmp::follow(ctx, desk, u32::from(SIDE_EGRESS)) != 0 || icmp::follow(ctx, desk, u32::from(SIDE_BRIDGE)) != 0
     } else {
-        known && (flows::follow::<F>(ctx) != 0 || follow_offloaded::<F>(ctx) != 0)
+        known && (flows::follow(ctx, desk) != 0 || follow_offloaded(ctx, desk) != 0)
     };
     if followed {
-        return go_on::<F>(ctx, verdict::FOLLOWED);
+        return go_on(ctx, desk, verdict::FOLLOWED);
     }
+    let packet = &desk.packet;
     let from = bridge_of::<F>(ctx, packet);
     if from == 0 {
         if packet.ip.fragment == Fragment::First {
-            fragment::learn::<F>(ctx);
+            fragment::learn(ctx, desk);
         }
+        let packet = &desk.packet;
         let begins = translatable && packet.may_begin();
-        if begins && flows::is_taken::<F>(ctx, packet) {
-            return outward::begin_own::<F>(ctx);
+        if begins && flows::is_taken(ctx, packet) {
+            return outward::begin_own(ctx, desk);
         }
         // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
         // Of other protocols an ended flow is not found by anybody, and each of their packets would come by here.
         if begins && packet.kind == Kind::Tcp {
-            flows::forget::<F>(ctx);
+            flows::forget(ctx, desk);
         }
         return NOT_OURS.pack();
     }
-    // SAFETY: the reference is not kept.
-    let Some(flags) = (unsafe { maps::NETWORK.get(from) }).map(|n| n.flags) else { return NOT_OURS.pack() };
+    let Some(flags) = maps::find(&maps::NETWORK, from).map(|n| n.flags) else { return NOT_OURS.pack() };
     if flags & NET_MASQUERADE == 0 {
         // Seen as they are, and tracked so that answers are let in, if not all is.
         if flags & NET_DIRECT == 0
@@ -166,7 +160,8 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
             && packet.may_begin()
             && outward::belongs::<F>(&packet.tuple.src, from)
         {
-            return go_on::<F>(ctx, Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx))));
+            let verdict = Verdict::unpack(outward::begin(ctx, desk, from, packet::ifindex(ctx)));
+            return go_on(ctx, desk, verdict);
         }
         return NOT_OURS.pack();
     }
@@ -175,45 +170,38 @@ fn take_leave<F: Wire>(ctx: &TcContext) -> u64 {
         return NOT_OURS.pack();
     }
     if translatable && packet.ip.fragment != Fragment::Later && outward::belongs::<F>(&packet.tuple.src, from) {
-        let verdict = Verdict::unpack(outward::begin::<F>(ctx, from, packet::ifindex(ctx)));
+        let verdict = Verdict::unpack(outward::begin(ctx, desk, from, packet::ifindex(ctx)));
         if verdict.reason as u32 != Reason::StackNoRoute as u32 && verdict.reason as u32 != Reason::NotOurs as u32 {
-            return go_on::<F>(ctx, verdict);
+            return go_on(ctx, desk, verdict);
         }
     }
     verdict::drop(Reason::DropUntranslatable).pack()
 }
 
 #[inline(always)]
-fn follow_offloaded<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
-    packet.side = SIDE_BRIDGE;
-    let mut followed = flows::follow::<F>(ctx);
-    if followed != 0
-        && let Some(hop) = desk::hop::<F>()
-        && hop.next.state & flow::REPLY_HALF == 0
-        && hop.next.ifindex != packet::ifindex(ctx)
-    {
-        followed = flows::forget::<F>(ctx);
+fn follow_offloaded<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    desk.packet.side = SIDE_BRIDGE;
+    let mut followed = flows::follow(ctx, desk);
+    let next = &desk.hop.next;
+    if followed != 0 && next.state & flow::REPLY_HALF == 0 && next.ifindex != packet::ifindex(ctx) {
+        followed = flows::forget(ctx, desk);
     }
-    if let Some(packet) = desk::packet::<F>() {
-        packet.side = SIDE_EGRESS;
-    }
+    desk.packet.side = SIDE_EGRESS;
     followed
 }
 
 /// Whatever the flow's own way is, this packet has taken the stack's; but an answer that the stack would let out by another
 /// uplink than it was asked by leaves as the question came, if it can ([`flows::way_back`]).
 #[inline(always)]
-fn go_on<F: Wire>(ctx: &TcContext, verdict: Verdict) -> u64 {
-    if let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) {
-        let next = &mut hop.next;
-        let turns_round = next.state & flow::REPLY_HALF != 0
-            && next.forward == FORWARD_LINK
-            && next.ifindex != packet::ifindex(ctx)
-            && verdict::obstacle(ctx, packet, FORWARD_LINK, next.mtu).is_none();
-        if !turns_round {
-            next.forward = FORWARD_STACK;
-        }
+fn go_on<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, verdict: Verdict) -> u64 {
+    let Desk { packet, hop, .. } = &mut **desk;
+    let next = &mut hop.next;
+    let turns_round = next.state & flow::REPLY_HALF != 0
+        && next.forward == FORWARD_LINK
+        && next.ifindex != packet::ifindex(ctx)
+        && verdict::obstacle(ctx, packet, FORWARD_LINK, next.mtu).is_none();
+    if !turns_round {
+        next.forward = FORWARD_STACK;
     }
     verdict.pack()
 }

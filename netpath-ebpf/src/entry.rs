@@ -4,9 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
 
-use crate::desk;
+use crate::desk::Mine;
 use crate::fast::Plain;
-use crate::packet::{self, ETHERNET, Packet};
+use crate::packet::{self, ETHERNET};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
 
@@ -30,8 +30,8 @@ pub trait Walk {
     /// A packet with plain headers. `None`: it has to take the long way.
     fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict>;
 
-    /// Any packet, parsed.
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict;
+    /// Any packet, which is on the desk.
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict;
 }
 
 #[inline(always)]
@@ -91,9 +91,11 @@ fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    if packet::parse::<F>(ctx, W::L3 as u32, u32::from(W::SIDE)) == 0 {
+    // SAFETY: the first in this function, and its callers know of no desk.
+    let Some(desk) = &mut (unsafe { Mine::<F>::take() }) else { return NOT_OURS.pack() };
+    if packet::parse(ctx, desk, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();
     }
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
-    verdict::conclude::<F>(ctx, W::long(ctx, packet)).pack()
+    let verdict = W::long(ctx, desk);
+    verdict::conclude(ctx, desk, verdict).pack()
 }

@@ -9,7 +9,9 @@ use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, P
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
+use crate::desk::Mine;
 use crate::flows::{self, now};
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
@@ -87,11 +89,8 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     plain: &Plain<F>,
     is_fit: impl Fn(&Next) -> bool,
 ) -> Option<Verdict> {
-    let found = F::flows().get_ptr_mut(&plain.key)?;
-    // SAFETY: a map value. Another processor may recycle it while it is read, since LRU entries are not kept for their
-    // readers: one packet goes astray, and has a wrong checksum with it.
-    let flow = unsafe { &*found };
-    let next = F::next(flow);
+    let half = Half::<F>::find(&plain.key)?;
+    let next = &half.next();
     if !is_fit(next) {
         return None;
     }
@@ -108,8 +107,10 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
+    // Read once more: what is kept over the call has to be put on the stack.
+    let next = &half.next();
     let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.dmac, next.smac]) };
-    if translate(ctx, plain, F::target_of(flow), forward, addresses).is_none() {
+    if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));
     }
     verdict::traffic(ctx, next);
@@ -133,7 +134,12 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool
         return true;
     }
     let known = if OUTWARD { flows::KNOWN } else { 0 };
-    !flows::has_expired(plain.proto, next, now) && flows::refresh::<F>(&plain.key, u32::from(state) | known, now) != 0
+    if flows::has_expired(plain.proto, next, now) {
+        return false;
+    }
+    // SAFETY: the short ways know of no desk but this.
+    let Some(mut desk) = (unsafe { Mine::<F>::take() }) else { return false };
+    flows::refresh(&mut desk, &plain.key, u32::from(state) | known, now) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.

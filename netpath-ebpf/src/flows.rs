@@ -14,8 +14,9 @@ use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::{flow, pair};
 
-use crate::desk::{self, Making};
+use crate::desk::{Desk, Making, Mine};
 use crate::global::global;
+use crate::half::Half;
 use crate::packet::{Kind, Packet};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
@@ -73,23 +74,23 @@ const ASTRAY: u32 = 4;
 /// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
 #[inline(always)]
-pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
-    let found = look_up::<F>(ctx);
+pub fn follow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let found = look_up(ctx, desk);
     if found == HALF {
         // The port was free to all while the half that holds it was missing.
-        if host::has_connection::<F>(ctx, host::ANSWER) != 0 {
-            return forget::<F>(ctx);
+        if host::has_connection(ctx, desk, host::ANSWER) != 0 {
+            return forget(ctx, desk);
         }
-        if mend::<F>(ctx) == 0 {
-            return forget::<F>(ctx);
+        if mend(ctx, desk) == 0 {
+            return forget(ctx, desk);
         }
     } else if found == UNSURE {
-        if has_moved::<F>(ctx) != 0 {
-            return forget::<F>(ctx);
+        if has_moved(ctx, desk) != 0 {
+            return forget(ctx, desk);
         }
-        renew::<F>(ctx);
+        renew(ctx, desk);
     } else if found == ASTRAY {
-        return forget::<F>(ctx);
+        return forget(ctx, desk);
     }
     found
 }
@@ -98,12 +99,11 @@ pub fn follow<F: Wire>(ctx: &TcContext) -> u32 {
 /// how an answer takes it; zero = not known. Where the host's own route is another, answers go to whoever has sent this: they
 /// leave as it came.
 #[inline(always)]
-pub fn way_back<F: Wire>(ctx: &TcContext, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
+pub fn way_back<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
     const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
-    let Some(hop) = desk::hop::<F>() else { return UNKNOWN };
-    hop.to = *to;
-    match host::next_hop::<F>(ctx, ifindex) {
-        1 => desk::fib::<F>().map_or(UNKNOWN, |fib| (fib.dmac, FORWARD_NEIGH)),
+    desk.hop.to = *to;
+    match host::next_hop(ctx, desk, ifindex) {
+        1 => (desk.fib.dmac, FORWARD_NEIGH),
         host::NO_ROUTE => packet::at::<[Mac; 2]>(ctx, 0).map_or(UNKNOWN, |[_, sender]| (*sender, FORWARD_LINK)),
         _ => UNKNOWN,
     }
@@ -138,16 +138,14 @@ pub fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+fn follow_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, hop, .. } = &mut **desk;
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
-    let Some(found) = F::flows().get_ptr_mut(&key) else { return 0 };
-    // SAFETY: a map value. It is copied at once, since another processor may recycle it: LRU entries are not kept for
-    // their readers.
-    let flow = unsafe { &*found };
-    hop.to = F::translated(flow);
-    hop.next = *F::next(flow);
+    let Some(half) = Half::<F>::find(&key) else { return 0 };
+    // At once, since the place may be another flow's later.
+    hop.to = half.read(F::translated);
+    hop.next = half.next();
     let now = now();
     let next = &hop.next;
     let is_reply = next.state & flow::REPLY_HALF != 0;
@@ -171,21 +169,21 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
         return 0;
     }
     let is_unsure = is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0);
-    if refresh::<F>(&key, u32::from(state), now) == 0 {
-        let twin_key = F::key(&hop.to.reversed(), proto, next.twin_side);
-        if let Some(twin) = F::flows().get_ptr(&twin_key) {
-            // SAFETY: a map value.
-            if !pair::leads_back::<F>(unsafe { &*twin }, &key) {
+    if refresh(desk, &key, u32::from(state), now) == 0 {
+        let hop = &desk.hop;
+        let twin_key = F::key(&hop.to.reversed(), proto, hop.next.twin_side);
+        if let Some(twin) = Half::<F>::find(&twin_key) {
+            if !twin.leads_back(&key) {
                 // The table had dropped the other half, and its place is another flow's by now.
                 let _ = F::flows().remove(&key);
                 return 0;
             }
             // Another processor has just made it anew.
-            return refresh::<F>(&key, u32::from(state), now);
+            return refresh(desk, &key, u32::from(state), now);
         }
         // The next packet asks, as this one would have.
         let unsure = if is_unsure { flow::UNSURE } else { 0 };
-        touch::<F>(found, state | unsure, now);
+        half.touch(state | unsure, now);
         return HALF;
     }
     if is_unsure { UNSURE } else { 1 }
@@ -193,50 +191,47 @@ fn follow_flow<F: Wire>(ctx: &TcContext) -> u32 {
 
 /// Asked of what containers send through masquerade; answers leave as they came.
 #[inline(always)]
-fn ask_moved<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
-    let next = &hop.next;
+fn ask_moved<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let next = &desk.hop.next;
     let masqueraded = next.origin == Reason::FlowMasqueraded as u8 && next.state & flow::REPLY_HALF == 0;
-    if !masqueraded || packet.side != SIDE_BRIDGE {
+    if !masqueraded || desk.packet.side != SIDE_BRIDGE {
         return 0;
     }
-    u32::from(host::route::<F>(ctx) != next.ifindex)
+    let ifindex = next.ifindex;
+    u32::from(host::route(ctx, desk) != ifindex)
 }
 
 /// The packet under way goes by the kernel's neighbour table, which so learns that the neighbour is still wanted, and asks
 /// for it when it does not answer any more (`net/core/neighbour.c`).
 #[inline(always)]
-fn renew_flow<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
-    let known = host::next_hop::<F>(ctx, hop.next.ifindex);
+fn renew_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let ifindex = desk.hop.next.ifindex;
+    let known = host::next_hop(ctx, desk, ifindex);
+    let Desk { packet, hop, fib, .. } = &mut **desk;
     // [`way_back`]
     let keeps = known == host::NO_ROUTE && hop.next.forward == FORWARD_LINK;
     if !keeps {
         hop.next.forward = FORWARD_NEIGH;
     }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
-    let (Some(found), Some(fib)) = (F::flows().get_ptr_mut(&key), desk::fib::<F>()) else { return 0 };
-    // SAFETY: a map value. Another processor may read an address of which half is written: a frame to nobody.
-    let next = unsafe { F::next_mut(&mut *found) };
+    let Some(half) = Half::<F>::find(&key) else { return 0 };
     if known == 1 {
-        next.smac = fib.dmac;
-        next.forward = FORWARD_LINK;
+        half.set_next_hop(fib.dmac);
+        half.forward().store(FORWARD_LINK);
     } else if !keeps {
-        next.forward = FORWARD_NEIGH;
+        half.forward().store(FORWARD_NEIGH);
         // Or the next packet would go there ([`KNOWN`]).
-        next.smac = [0; 6];
+        half.set_next_hop([0; 6]);
     }
-    next.state &= !flow::UNSURE;
+    half.state().store(half.state().load() & !flow::UNSURE);
     known
 }
 
 /// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
 /// where the packet has come from.
 #[inline(always)]
-fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(hop), Some(making)) = (desk::packet::<F>(), desk::hop::<F>(), desk::making::<F>()) else {
-        return 0;
-    };
+fn mend_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, hop, making, .. } = &mut **desk;
     let next = &hop.next;
     let ifindex = packet::ifindex(ctx);
     let way = &mut making.plan.back;
@@ -248,11 +243,12 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     } else if packet.side == SIDE_UPLINK {
         way.forward = FORWARD_NEIGH;
         way.dmac = next.smac;
-        // SAFETY: the reference is not kept.
-        way.mtu = unsafe { maps::UPLINK.get(ifindex) }.map_or(u16::MAX, |u| u.mtu as u16);
+        way.mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
     } else {
-        rules::way_home::<F>(ctx, ifindex);
+        rules::way_home(ctx, desk, ifindex);
     }
+    let Desk { packet, hop, making, .. } = &mut **desk;
+    let next = &hop.next;
     let way = &mut making.plan.back;
     // What comes over lo carries the host's route (`lo.rs`).
     if next.twin_side == SIDE_LO && is_inward(way.forward) {
@@ -273,9 +269,8 @@ fn mend_flow<F: Wire>(ctx: &TcContext) -> u32 {
     making.twin = F::flow(&packet.tuple.reversed(), twin);
     making.key = F::key(&packet.tuple, packet.ip.proto, packet.side);
     if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err()
-        && let Some(there) = F::flows().get_ptr(&making.twin_key)
-        // SAFETY: a map value.
-        && !pair::leads_back::<F>(unsafe { &*there }, &making.key)
+        && let Some(there) = Half::<F>::find(&making.twin_key)
+        && !there.leads_back(&making.key)
     {
         // Another flow was faster.
         return 0;
@@ -308,50 +303,36 @@ pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
 /// back there, and nothing was written. A global function, which looks for the half again: most of what the verifier had
 /// to do with a packet's short way was to walk through this in each of its states.
 #[inline(always)]
-pub fn refresh<F: Wire>(key: &F::Key, state: u32, now: u32) -> u32 {
-    let Some(noted) = desk::noted::<F>() else { return 0 };
-    *noted = *key;
+pub fn refresh<F: Wire>(desk: &mut Mine<F>, key: &F::Key, state: u32, now: u32) -> u32 {
+    desk.noted = *key;
     if F::IS_V4 { np_refresh4(state, now) } else { np_refresh6(state, now) }
 }
 
 #[inline(always)]
 fn refresh_noted<F: Wire>(state: u32, now: u32) -> u32 {
-    let Some(key) = desk::noted::<F>() else { return 0 };
-    let Some(found) = F::flows().get_ptr_mut(&*key) else { return 0 };
-    // SAFETY: a map value.
-    let twin_key = pair::other_key::<F>(unsafe { &*found }, F::protocol_of(key));
-    let Some(twin) = F::flows().get_ptr_mut(&twin_key) else { return 0 };
-    // SAFETY: a map value.
-    if !pair::leads_back::<F>(unsafe { &*twin }, key) {
+    // SAFETY: the first in this function; its callers have lent theirs to `refresh`.
+    let Some(desk) = (unsafe { Mine::<F>::take() }) else { return 0 };
+    let key = &desk.noted;
+    let Some(half) = Half::<F>::find(key) else { return 0 };
+    let twin_key = half.read(|half| pair::other_key::<F>(half, F::protocol_of(key)));
+    let Some(twin) = Half::<F>::find(&twin_key) else { return 0 };
+    if !twin.leads_back(key) {
         return 0;
     }
     // The other half, too, has to ask for its next hop again: it may see no packet for long, and lives as long as this one.
-    // SAFETY: a map value.
-    let late = if flow::is_late(unsafe { F::next(&*found) }, now) { flow::UNSURE } else { 0 };
+    let late = if flow::is_late(&half.next(), now) { flow::UNSURE } else { 0 };
     // A claim ends with it: who made it looks at the time again.
-    touch::<F>(found, state as u8 & !flow::CLAIMED, now);
+    half.touch(state as u8 & !flow::CLAIMED, now);
     if state & KNOWN != 0 {
-        // SAFETY: a map value; one byte is written.
-        let next = unsafe { F::next_mut(&mut *found) };
+        let next = half.next();
         if next.forward == FORWARD_NEIGH && is_known(&next.smac) {
-            next.forward = FORWARD_LINK;
+            half.forward().store(FORWARD_LINK);
         }
     }
-    // SAFETY: a map value.
-    let old = unsafe { F::next(&*twin).state };
+    let old = twin.state().load();
     let news = state as u8 & !(flow::REPLY_HALF | flow::UNSURE);
-    touch::<F>(twin, (old | news | late) & !flow::CLAIMED, now);
+    twin.touch((old | news | late) & !flow::CLAIMED, now);
     1
-}
-
-#[inline(always)]
-fn touch<F: Wire>(flow: *mut F::Flow, state: u8, now: u32) {
-    // SAFETY: a map value; both writes are of one word, so that no reader sees half of one.
-    unsafe {
-        let next = F::next_mut(&mut *flow);
-        next.last_seen = now;
-        next.state = state;
-    }
 }
 
 global! {
@@ -360,16 +341,14 @@ global! {
 }
 
 #[inline(always)]
-fn forget_flow<F: Wire>(_ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+fn forget_flow<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, making, .. } = &mut **desk;
     let proto = packet.ip.proto;
     making.key = F::key(&packet.tuple, proto, packet.side);
-    let Some(found) = F::flows().get_ptr(&making.key) else { return 0 };
-    // SAFETY: a map value.
-    making.twin_key = pair::other_key::<F>(unsafe { &*found }, proto);
-    if let Some(twin) = F::flows().get_ptr(&making.twin_key)
-        // SAFETY: a map value.
-        && pair::leads_back::<F>(unsafe { &*twin }, &making.key)
+    let Some(half) = Half::<F>::find(&making.key) else { return 0 };
+    making.twin_key = half.read(|half| pair::other_key::<F>(half, proto));
+    if let Some(twin) = Half::<F>::find(&making.twin_key)
+        && twin.leads_back(&making.key)
     {
         let _ = F::flows().remove(&making.twin_key);
     }
@@ -383,19 +362,17 @@ fn forget_flow<F: Wire>(_ctx: &TcContext) -> u32 {
 #[inline(always)]
 pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
-    // SAFETY: the reference is not kept.
-    let Some(flow) = (unsafe { F::flows().get(&key) }) else { return false };
-    let next = F::next(flow);
+    let Some(half) = Half::<F>::find(&key) else { return false };
+    let next = half.next();
     let passes_again = next.origin == Reason::FlowHost as u8 && next.ifindex != packet::ifindex(ctx);
-    !passes_again && !has_expired(packet.ip.proto, next, now())
+    !passes_again && !has_expired(packet.ip.proto, &next, now())
 }
 
 /// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the
 /// planned one is looked for when that one is taken, by a flow or (`spare_sockets`) by a socket of the host.
 #[inline(always)]
-pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> Verdict {
-    const FULL: Verdict = verdict::drop(Reason::DropPortsExhausted);
-    let Some(making) = desk::making::<F>() else { return FULL };
+pub fn begin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, spare_sockets: bool, reason: Reason) -> Verdict {
+    let making = &mut desk.making;
     making.spare_sockets = spare_sockets;
     making.now = now();
     making.twin = making.plan.twin(making.now);
@@ -405,27 +382,27 @@ pub fn begin<F: Wire>(ctx: &TcContext, spare_sockets: bool, reason: Reason) -> V
     let mut from = 0;
     // In parts: the verifier goes through one for all of them.
     while from < PORT_TRIES {
-        if search::<F>(ctx, from) != 0 {
+        if search(ctx, desk, from) != 0 {
             return verdict::begun(reason);
         }
         from += TRIES_AT_ONCE;
     }
-    FULL
+    verdict::drop(Reason::DropPortsExhausted)
 }
 
 #[inline(always)]
-fn try_ports<F: Wire>(ctx: &TcContext, from: u32) -> u32 {
-    let Some(making) = desk::making::<F>() else { return 0 };
-    let own = u32::from(making.plan.from.sport.value());
+fn try_ports<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, from: u32) -> u32 {
+    let own = u32::from(desk.making.plan.from.sport.value());
     for n in 0..TRIES_AT_ONCE {
-        let i = from + n;
+        let (i, making) = (from + n, &mut desk.making);
         if i >= making.tries {
             break;
         }
         making.harder = i >= PORT_TRIES - HARDER_TRIES;
         // The answering half goes first: it reserves the port. One after the other and not one in the other, as above.
-        let is_free = aim_at::<F>(ctx, np_candidate(own, making.random, i)) == 0;
-        if is_free && reserve::<F>(ctx) != 0 && take::<F>(ctx) != 0 {
+        let port = np_candidate(own, making.random, i);
+        let is_free = aim_at(ctx, desk, port) == 0;
+        if is_free && reserve(ctx, desk) != 0 && take(ctx, desk) != 0 {
             return 1;
         }
     }
@@ -439,24 +416,23 @@ fn has_free_port<F: Wire>(proto: u8) -> bool {
 }
 
 #[inline(always)]
-fn plan_port<F: Wire>(ctx: &TcContext, port: u32) -> u32 {
-    let Some(making) = desk::making::<F>() else { return 0 };
+fn plan_port<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, port: u32) -> u32 {
+    let Desk { making, sock, .. } = &mut **desk;
     let plan = &mut making.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
     making.twin_key = plan.twin_key();
-    u32::from(making.spare_sockets && host::has_socket(ctx, &plan.to.reversed(), plan.proto))
+    u32::from(making.spare_sockets && host::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
 }
 
 /// Nothing is left in the table if this half finds no place in it.
 #[inline(always)]
-fn take_planned<F: Wire>(_ctx: &TcContext) -> u32 {
-    let (Some(making), Some(hop)) = (desk::making::<F>(), desk::hop::<F>()) else { return 0 };
+fn take_planned<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { making, hop, .. } = &mut **desk;
     making.key = making.plan.key();
     making.flow = making.plan.flow(making.now);
     let fresh = F::next(&making.flow);
-    let is_there = match F::flows().get_ptr_mut(&making.key) {
-        // SAFETY: a map value.
-        Some(found) => making.plan.displaces(unsafe { &*found }) && start_over::<F>(found, fresh),
+    let is_there = match Half::<F>::find(&making.key) {
+        Some(half) => half.read(|half| making.plan.displaces(half)) && start_over(half, fresh),
         None => false,
     };
     if !is_there && F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
@@ -475,20 +451,18 @@ fn take_planned<F: Wire>(_ctx: &TcContext) -> u32 {
 }
 
 #[inline(always)]
-fn find_twin<F: Wire>(_ctx: &TcContext) -> u32 {
-    let Some(making) = desk::making::<F>() else { return 0 };
+fn find_twin<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let making = &mut desk.making;
     making.twin_key = making.plan.twin_key();
-    let Some(found) = F::flows().get_ptr(&making.twin_key) else { return 0 };
-    // SAFETY: a map value.
-    let there = unsafe { &*found };
-    u32::from(making.plan.owns(there) && !has_expired(making.plan.proto, F::next(there), now()))
+    let Some(twin) = Half::<F>::find(&making.twin_key) else { return 0 };
+    u32::from(twin.read(|twin| making.plan.owns(twin)) && !has_expired(making.plan.proto, &twin.next(), now()))
 }
 
 #[inline(always)]
-fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
-    let Some(making) = desk::making::<F>() else { return 0 };
+fn reserve_twin<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let making = &mut desk.making;
     // Looked for first: what cannot be inserted costs the table an element nevertheless.
-    let Some(found) = F::flows().get_ptr_mut(&making.twin_key) else {
+    let Some(there) = Half::<F>::find(&making.twin_key) else {
         if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err() {
             return 0;
         }
@@ -501,20 +475,18 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
         }
         return 1;
     };
-    // SAFETY: a map value; it may be recycled by another processor while we look, which misleads once and harms nobody.
-    let there = unsafe { &*found };
-    if making.plan.owns(there) {
-        if start_over::<F>(found, F::next(&making.twin)) {
+    if there.read(|there| making.plan.owns(there)) {
+        if start_over(there, F::next(&making.twin)) {
             return 1;
         }
-        if F::next(there).state & flow::CLAIMED != 0 {
+        if there.state().load() & flow::CLAIMED != 0 {
             return 0;
         }
-    } else if !take_over::<F>(making, found) {
+    } else if !take_over(making, there) {
         return 0;
     }
     if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_err() {
-        release::<F>(found);
+        there.release();
         return 0;
     }
     1
@@ -523,87 +495,51 @@ fn reserve_twin<F: Wire>(_ctx: &TcContext) -> u32 {
 /// Makes a half of an ended flow one of a flow that begins, if it goes the same way as that, `fresh`. It stays where it is in
 /// the table: another client of few ports would otherwise move two elements with each connection.
 #[inline(always)]
-fn start_over<F: Wire>(found: *mut F::Flow, fresh: &Next) -> bool {
-    // SAFETY: a map value.
-    let next = unsafe { F::next_mut(&mut *found) };
-    let seen = *next;
-    if seen.state & flow::CLAIMED != 0 || !seen.goes_as(fresh) {
+fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
+    let seen = half.state().load();
+    if seen & flow::CLAIMED != 0 || !half.read(|half| F::next(half).goes_as(fresh)) {
         return false;
     }
     // First, and then the state at once: another processor may be about to give this place to another flow, and looks at
     // the time again when it has it ([`take_over`]).
-    // SAFETY: a word of a map value.
-    unsafe { (&raw mut next.last_seen).write_volatile(fresh.last_seen) };
-    if !exchange::<F>(found, &seen, fresh.state) {
+    half.last_seen().store(fresh.last_seen);
+    if !half.exchange(seen, fresh.state, fresh) {
         return false;
     }
-    if seen.forward != fresh.forward {
-        next.forward = fresh.forward;
+    if half.forward().load() != fresh.forward {
+        half.forward().store(fresh.forward);
     }
     true
 }
 
-/// Makes the place of `found` free for the twin in the making, if its flow has ended or is adrift: this processor is the only one to
+/// Makes the place of `there` free for the twin in the making, if its flow has ended or is adrift: this processor is the only one to
 /// take it then, and nothing of that flow leads there any more.
 #[inline(always)]
-fn take_over<F: Wire>(making: &mut Making<F>, found: *mut F::Flow) -> bool {
+fn take_over<F: Wire>(making: &mut Making<F>, there: Half<F>) -> bool {
     let proto = making.plan.proto;
-    // SAFETY: a map value; what is decided on is claimed as it was seen.
-    let there = unsafe { &*found };
-    let seen = *F::next(there);
+    // What is decided on is claimed as it was seen.
+    let seen = there.next();
     let is_over = has_expired(proto, &seen, making.now) || (making.harder && flow::is_spent(proto, &seen, making.now));
     if !is_over && !(making.harder && flow::may_be_adrift(proto, &seen, making.now)) {
         return false;
     }
-    making.key = pair::other_key::<F>(there, proto);
-    let is_whole = match F::flows().get_ptr(&making.key) {
-        // SAFETY: a map value.
-        Some(first) => making.plan.displaces(unsafe { &*first }),
+    making.key = there.read(|there| pair::other_key::<F>(there, proto));
+    let is_whole = match Half::<F>::find(&making.key) {
+        Some(first) => first.read(|first| making.plan.displaces(first)),
         None => false,
     };
-    if (is_whole && !is_over) || !exchange::<F>(found, &seen, seen.state | flow::CLAIMED) {
+    if (is_whole && !is_over) || !there.exchange(seen.state, seen.state | flow::CLAIMED, &seen) {
         return false;
     }
-    // SAFETY: a word of a map value.
-    if unsafe { (&raw const (*F::next_mut(&mut *found)).last_seen).read_volatile() } != seen.last_seen {
+    if there.last_seen().load() != seen.last_seen {
         // It has begun anew.
-        release::<F>(found);
+        there.release();
         return false;
     }
     if is_whole {
         let _ = F::flows().remove(&making.key);
     }
     true
-}
-
-/// Takes a claim back.
-#[inline(always)]
-fn release<F: Wire>(found: *mut F::Flow) {
-    // SAFETY: a map value; one byte is written.
-    unsafe { F::next_mut(&mut *found).state &= !flow::CLAIMED };
-}
-
-/// Gives a half of a flow another state, if it is still as it was `seen` and nobody has claimed it. 5.12.
-#[inline(always)]
-fn exchange<F: Wire>(found: *mut F::Flow, seen: &Next, state: u8) -> bool {
-    const WORD: usize = core::mem::offset_of!(Next, state);
-    const { assert!(WORD.is_multiple_of(4) && WORD + 4 == size_of::<Next>()) };
-    let [traffic_0, traffic_1] = seen.traffic.to_ne_bytes();
-    let word = |state| u32::from_ne_bytes([state, seen.origin, traffic_0, traffic_1]);
-    let before = u64::from(word(seen.state & !flow::CLAIMED));
-    let mut at_once = before;
-    // SAFETY: a word of a map value; compared and exchanged in one instruction.
-    unsafe {
-        let at = core::ptr::from_mut(F::next_mut(&mut *found)).cast::<u8>().add(WORD);
-        core::arch::asm!(
-            "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
-            in("r1") at,
-            in("r2") u64::from(word(state)),
-            inlateout("r0") at_once,
-            options(nostack)
-        );
-    }
-    at_once == before
 }
 
 /// Remembers that answers may come to `port`.

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 
-use crate::desk;
+use crate::desk::Mine;
 use crate::global::global;
 use crate::packet::{Kind, Packet};
 use crate::wire::Wire;
@@ -23,8 +23,8 @@ global! {
 }
 
 #[inline(always)]
-fn learn_ports<F: Wire>(_ctx: &TcContext) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn learn_ports<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let packet = &desk.packet;
     let (tuple, proto, side) = (&packet.tuple, packet.ip.proto, packet.side);
     let ports = tuple.ports();
     let key = F::fragment_key(&tuple.src, &tuple.dst, packet.ip.id, proto, side);

@@ -2,27 +2,36 @@
 //! called, which keeps the programs small to it. They take the context and numbers, and have a stack frame of their own;
 //! the rest is on the desk (`desk.rs`).
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+
+use crate::desk::Mine;
+use crate::verdict::NOT_OURS;
+use crate::wire::Wire;
+
 /// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of the
-/// right one.
+/// right one, to which the whole desk is lent.
 macro_rules! global {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $t:ty),*) -> $ret:ty as $v4:ident, $v6:ident = $body:ident;)*) => { $(
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $v4(skb: *mut aya_ebpf::bindings::__sk_buff $(, $arg: $t)*) -> $ret {
-            $crate::global::keep(skb);
-            $body::<netpath_common::family::Ipv4>(&aya_ebpf::programs::TcContext::new(skb) $(, $arg)*)
+            $crate::global::enter::<netpath_common::family::Ipv4, _>(skb, |ctx, desk| $body(ctx, desk $(, $arg)*))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $v6(skb: *mut aya_ebpf::bindings::__sk_buff $(, $arg: $t)*) -> $ret {
-            $crate::global::keep(skb);
-            $body::<netpath_common::family::Ipv6>(&aya_ebpf::programs::TcContext::new(skb) $(, $arg)*)
+            $crate::global::enter::<netpath_common::family::Ipv6, _>(skb, |ctx, desk| $body(ctx, desk $(, $arg)*))
         }
 
         $(#[$doc])*
         #[inline(always)]
-        $vis fn $name<F: crate::wire::Wire>(ctx: &aya_ebpf::programs::TcContext $(, $arg: $t)*) -> $ret {
+        $vis fn $name<F: $crate::wire::Wire>(
+            ctx: &aya_ebpf::programs::TcContext,
+            _: &mut $crate::desk::Mine<F>
+            $(, $arg: $t)*
+        ) -> $ret {
             if F::IS_V4 { $v4(ctx.skb.skb $(, $arg)*) } else { $v6(ctx.skb.skb $(, $arg)*) }
         }
     )* };
@@ -30,9 +39,31 @@ macro_rules! global {
 
 pub(crate) use global;
 
+/// What a global function gives when it has no desk, which never happens.
+pub trait Answer {
+    const NONE: Self;
+}
+
+impl Answer for u32 {
+    const NONE: Self = 0;
+}
+
+/// A packed verdict.
+impl Answer for u64 {
+    const NONE: Self = NOT_OURS.pack();
+}
+
+#[inline(always)]
+pub fn enter<F: Wire, R: Answer>(skb: *mut __sk_buff, body: impl FnOnce(&TcContext, &mut Mine<F>) -> R) -> R {
+    keep(skb);
+    // SAFETY: of the global function that this is compiled into; its callers have lent theirs to it.
+    let Some(mut desk) = (unsafe { Mine::take() }) else { return R::NONE };
+    body(&TcContext::new(skb), &mut desk)
+}
+
 /// An argument that a body does not use would be passed as garbage, and the verifier looks at what is passed.
 #[inline(always)]
-pub fn keep(skb: *mut aya_ebpf::bindings::__sk_buff) {
+fn keep(skb: *mut __sk_buff) {
     // SAFETY: the register keeps its value. (With no instruction in it, the line table would have two lines at one
     // place, which the kernel refuses.)
     unsafe { core::arch::asm!("{0} = {0}", in(reg) skb, options(nomem, nostack, preserves_flags)) };

@@ -1,6 +1,8 @@
 //! Questions to the kernel about the host: its addresses, routes and sockets.
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup};
+use aya_ebpf::bindings::{
+    BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_sock_tuple,
+};
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
 };
@@ -11,9 +13,10 @@ use netpath_common::addr::Mac;
 use netpath_common::family::{Kind, Tuple};
 use netpath_common::layout::{ETHERNET, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
+use crate::desk::{Desk, Mine};
 use crate::global::global;
 use crate::wire::Wire;
-use crate::{desk, maps, packet};
+use crate::{maps, packet};
 
 /// `netpath_common::layout::global::FIB_SRC`.
 #[unsafe(no_mangle)]
@@ -25,6 +28,9 @@ pub const NO_ROUTE: u32 = 2;
 /// For [`has_connection`].
 pub const PACKET: u32 = 0;
 pub const ANSWER: u32 = 1;
+
+/// Of [`udp_socket`].
+const UDP_SOCKET: u32 = 1 << 16;
 
 /// `include/net/tcp_states.h`.
 const TCP_LISTEN: u32 = 10;
@@ -49,15 +55,14 @@ global! {
 }
 
 #[inline(always)]
-fn ask_local<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn ask_local<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, fib, .. } = &mut **desk;
     let dst = &packet.tuple.dst;
     let on_link = F::is_link_local(dst);
     if F::kind(dst) == Kind::Local && !on_link {
         return 0;
     }
-    // SAFETY: the reference is not kept.
-    if unsafe { maps::LOCAL.get(F::mapped(*dst)) }.is_some() {
+    if maps::find(&maps::LOCAL, F::mapped(*dst)).is_some() {
         return 1;
     }
     // Of those it forwards none, whose ever they are (`net/core/filter.c, bpf_ipv6_fib_lookup()`). What a container sends
@@ -66,35 +71,33 @@ fn ask_local<F: Wire>(ctx: &TcContext) -> u32 {
         return 0;
     }
     // Not forwarded: the kernel keeps it. Broadcasts never come here, the frame would not be addressed to us alone.
-    u32::from(look_up::<F>(ctx, &packet.tuple, packet::ifindex(ctx), 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
+    u32::from(look_up(ctx, fib, &packet.tuple, packet::ifindex(ctx), 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
 }
 
 #[inline(always)]
-fn ask_route<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+fn ask_route<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, making, fib, .. } = &mut **desk;
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
-    let ret = look_up::<F>(ctx, &packet.tuple, packet::ifindex(ctx), flags);
+    let ret = look_up(ctx, fib, &packet.tuple, packet::ifindex(ctx), flags);
     // The neighbour is resolved by bpf_redirect_neigh, and whether the packet fits is asked later, against the uplink.
     const ROUTED: [u32; 3] = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_FRAG_NEEDED];
     if ret != i64::from(ROUTED[0]) && ret != i64::from(ROUTED[1]) && ret != i64::from(ROUTED[2]) {
         return 0;
     }
-    let Some(fib) = desk::fib::<F>() else { return 0 };
     making.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
     making.plan.there.smac = if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
     fib.ifindex
 }
 
 #[inline(always)]
-fn ask_next_hop<F: Wire>(ctx: &TcContext, ifindex: u32) -> u32 {
-    let (Some(hop), Some(fib)) = (desk::hop::<F>(), desk::fib::<F>()) else { return 0 };
-    // SAFETY: the reference is not kept.
-    let ethernet = unsafe { maps::UPLINK.get(ifindex) }.map_or(0, |u| u.ethernet);
+fn ask_next_hop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, ifindex: u32) -> u32 {
+    let Desk { hop, fib, .. } = &mut **desk;
+    let ethernet = maps::find(&maps::UPLINK, ifindex).map_or(0, |u| u.ethernet);
     if ethernet == 0 {
         return 0;
     }
-    let ret = look_up::<F>(ctx, &hop.to, ifindex, BPF_FIB_LOOKUP_OUTPUT);
+    let ret = look_up(ctx, fib, &hop.to, ifindex, BPF_FIB_LOOKUP_OUTPUT);
     if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && fib.ifindex == ifindex {
         return 1;
     }
@@ -103,8 +106,7 @@ fn ask_next_hop<F: Wire>(ctx: &TcContext, ifindex: u32) -> u32 {
 }
 
 #[inline(always)]
-fn look_up<F: Wire>(ctx: &TcContext, tuple: &Tuple<F>, ifindex: u32, flags: u32) -> i64 {
-    let Some(fib) = desk::fib::<F>() else { return -1 };
+fn look_up<F: Wire>(ctx: &TcContext, fib: &mut bpf_fib_lookup, tuple: &Tuple<F>, ifindex: u32, flags: u32) -> i64 {
     // SAFETY: plain integers, for which zero is valid.
     *fib = unsafe { core::mem::zeroed() };
     F::fill_fib(fib, &tuple.src, &tuple.dst);
@@ -115,29 +117,28 @@ fn look_up<F: Wire>(ctx: &TcContext, tuple: &Tuple<F>, ifindex: u32, flags: u32)
 
 /// Whether a socket of the host would take a packet with this tuple. Echo has none to ask for.
 #[inline(always)]
-pub fn has_socket<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>, proto: u8) -> bool {
+pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving: &Tuple<F>, proto: u8) -> bool {
     match proto {
-        PROTO_TCP => tcp_state(ctx, arriving) != 0,
-        PROTO_UDP => udp_peer_port(ctx, arriving).is_some(),
+        PROTO_TCP => tcp_state(ctx, sock, arriving) != 0,
+        PROTO_UDP => udp_socket(ctx, sock, arriving) != 0,
         _ => false,
     }
 }
 
 #[inline(always)]
-fn ask_connection<F: Wire>(ctx: &TcContext, whose: u32) -> u32 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return 0 };
+fn ask_connection<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, whose: u32) -> u32 {
+    let Desk { packet, hop, sock, .. } = &mut **desk;
     let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {
-        PROTO_TCP => !matches!(tcp_state(ctx, &arriving), 0 | TCP_LISTEN),
-        PROTO_UDP => matches!(udp_peer_port(ctx, &arriving), Some(port) if port != 0),
+        PROTO_TCP => !matches!(tcp_state(ctx, sock, &arriving), 0 | TCP_LISTEN),
+        PROTO_UDP => udp_socket(ctx, sock, &arriving) as u16 != 0,
         _ => false,
     })
 }
 
 /// The state of the TCP socket that would take a packet with this tuple, 0 = there is none.
 #[inline(always)]
-fn tcp_state<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>) -> u32 {
-    let Some(tuple) = desk::sock::<F>() else { return 0 };
+fn tcp_state<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);
     // SAFETY: the helper reads `size` bytes of the tuple; the socket is released before it is forgotten.
     unsafe {
@@ -151,19 +152,19 @@ fn tcp_state<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>) -> u32 {
     }
 }
 
-/// The peer's port of the UDP socket that would take a packet with this tuple, 0 = it is not connected.
+/// [`UDP_SOCKET`] and the peer's port of the UDP socket that would take a packet with this tuple, 0 = it is not connected;
+/// 0: there is none. (A number: of an `Option` the compiler looks at a port that is not there, which the verifier refuses.)
 #[inline(always)]
-fn udp_peer_port<F: Wire>(ctx: &TcContext, arriving: &Tuple<F>) -> Option<u16> {
-    let tuple = desk::sock::<F>()?;
+fn udp_socket<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);
     // SAFETY: as above.
     unsafe {
         let socket = bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
         if socket.is_null() {
-            return None;
+            return 0;
         }
         let port = (*socket).dst_port;
         bpf_sk_release(socket.cast());
-        Some(port)
+        UDP_SOCKET | u32::from(port)
     }
 }

@@ -6,10 +6,12 @@ use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
+use crate::desk::{Desk, Mine};
+use crate::flows;
 use crate::global::global;
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Echo, Udp};
 use crate::wire::{Fragment, Ip, Wire};
-use crate::{desk, flows};
 
 /// The packet that an error quotes, and what it was before it was translated.
 pub struct Quoted<F: Family> {
@@ -39,8 +41,8 @@ global! {
 }
 
 #[inline(always)]
-fn read_quoted<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(quoted)) = (desk::packet::<F>(), desk::quoted::<F>()) else { return 0 };
+fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let Desk { packet, quoted, .. } = &mut **desk;
     // Known numbers for the offsets: an error whose own network header has options is left alone.
     let plain = packet.l3 + F::HEADER;
     if packet.ip.l4 != plain {
@@ -79,20 +81,18 @@ fn read_quoted<F: Wire>(ctx: &TcContext) -> u32 {
 }
 
 #[inline(always)]
-fn follow_quoted<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
-    let (Some(packet), Some(quoted), Some(hop)) = (desk::packet::<F>(), desk::quoted::<F>(), desk::hop::<F>()) else {
-        return 0;
-    };
+fn follow_quoted<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, side: u32) -> u32 {
+    let Desk { packet, quoted, hop, .. } = &mut **desk;
     // The half that translates the answer to what is quoted knows both ends as its sender does.
     let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
-    // SAFETY: the reference is not kept.
-    let Some(flow) = (unsafe { F::flows().get(&key) }) else { return 0 };
+    let Some(half) = Half::<F>::find(&key) else { return 0 };
+    let next = half.next();
     // The port may be somebody else's by now.
-    if flows::has_expired(quoted.ip.proto, F::next(flow), flows::now()) {
+    if flows::has_expired(quoted.ip.proto, &next, flows::now()) {
         return 0;
     }
-    let answer = F::translated(flow);
-    hop.next = *F::next(flow);
+    let answer = half.read(F::translated);
+    hop.next = next;
     quoted.to = answer.reversed();
     // An error of the far end itself comes from whom the sender knows; one of a router in between stays the router's. What
     // comes out of a container has no other address that anybody knows.
@@ -107,8 +107,8 @@ fn follow_quoted<F: Wire>(_ctx: &TcContext, side: u32) -> u32 {
 }
 
 #[inline(always)]
-fn restore_quoted<F: Wire>(ctx: &TcContext) -> u32 {
-    let (Some(packet), Some(quoted)) = (desk::packet::<F>(), desk::quoted::<F>()) else { return 0 };
+fn restore_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let (packet, quoted) = (&desk.packet, &desk.quoted);
     let plain = if packet.l3 == 0 { F::HEADER + HEADER } else { ETHERNET + F::HEADER + HEADER };
     u32::from(restore_all::<F>(ctx, packet.check, plain, quoted).is_some())
 }

@@ -11,11 +11,11 @@ use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
-use crate::desk::{self, Making};
+use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
-use crate::packet::{Kind, Packet};
+use crate::packet::Kind;
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
 use crate::{flows, host, icmp, maps, packet, rules};
@@ -34,9 +34,10 @@ impl Walk for Ingress {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        let packet = &desk.packet;
         if packet.kind == Kind::Error {
-            return told::<F>(ctx);
+            return told(ctx, desk);
         }
         if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
             return NOT_OURS;
@@ -45,23 +46,23 @@ impl Walk for Ingress {
         if slot == 0 {
             return NOT_OURS;
         }
-        if flows::follow::<F>(ctx) != 0 {
+        if flows::follow(ctx, desk) != 0 {
             return verdict::FOLLOWED;
         }
-        if !packet.may_begin() {
+        if !desk.packet.may_begin() {
             return NOT_OURS;
         }
-        Verdict::unpack(dial::<F>(ctx, slot))
+        Verdict::unpack(dial(ctx, desk, slot))
     }
 }
 
 /// What the host tells the sender of a translated packet, whom it takes for itself: that nobody has the address it is for.
 #[inline(always)]
-fn told<F: Wire>(ctx: &TcContext) -> Verdict {
-    if icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)) == 0 {
+fn told<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+    if icmp::follow(ctx, desk, u32::from(SIDE_UPLINK)) == 0 {
         return NOT_OURS;
     }
-    let Some(hop) = desk::hop::<F>() else { return NOT_OURS };
+    let hop = &mut desk.hop;
     // It carries the host's route: the stack would deliver it to the host. That is right for what the host has sent itself;
     // who takes the stack through an uplink is told by it before anything is translated.
     if is_inward(hop.next.forward) {
@@ -78,17 +79,15 @@ global! {
 }
 
 #[inline(always)]
-fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+fn begin_dialled<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32) -> u64 {
     // What answers a socket of the host, which may have a published port.
-    if !flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx, host::PACKET) != 0 {
+    if !flow::is_syn(desk.packet.tcp_flags) && host::has_connection(ctx, desk, host::PACKET) != 0 {
         return NOT_OURS.pack();
     }
     // What travels over lo is addressed to the host.
-    let bridge = rules::aim::<F>(ctx, slot, 1);
-    // SAFETY: the reference is not kept.
-    let Some(net) = (unsafe { maps::NETWORK.get(bridge) }) else { return NOT_OURS.pack() };
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
+    let bridge = rules::aim(ctx, desk, slot, 1);
+    let Some(net) = maps::find(&maps::NETWORK, bridge) else { return NOT_OURS.pack() };
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     plan.to.src = F::gateway(net);
     if F::is_unset(&plan.to.src) {
         return NOT_OURS.pack();
@@ -107,5 +106,5 @@ fn begin_dialled<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
     plan.origin = Reason::FlowLoopback as u8;
     // No hardware address: lo's own is zero, and a frame to another would not be taken.
     plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..Way::default() };
-    flows::begin::<F>(ctx, true, Reason::FlowLoopback).pack()
+    flows::begin(ctx, desk, true, Reason::FlowLoopback).pack()
 }

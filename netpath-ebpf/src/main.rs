@@ -5,7 +5,7 @@
 //! Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
-// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `global.rs`) and one exchange (`flows.rs`).
+// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `global.rs`) and one exchange (`half.rs`).
 #![feature(asm_experimental_arch)]
 
 mod bridge;
@@ -16,6 +16,7 @@ mod fast;
 mod flows;
 mod fragment;
 mod global;
+mod half;
 mod host;
 mod icmp;
 mod lo;

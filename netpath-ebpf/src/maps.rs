@@ -1,5 +1,7 @@
 //! The maps, as `netpath_common::layout` describes them.
 
+use core::borrow::Borrow;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use netpath_common::addr::Addr;
@@ -64,3 +66,10 @@ pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLO
 pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "np_desk6")]
 pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the control plane has written, which may write it anew meanwhile.
+#[inline(always)]
+pub fn find<K, V>(map: &'static HashMap<K, V>, key: impl Borrow<K>) -> Option<&'static V> {
+    // SAFETY: elements are allocated with the map and outlive the program; what may change is plain numbers.
+    unsafe { map.get(key) }
+}

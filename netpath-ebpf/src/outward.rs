@@ -9,7 +9,7 @@ use netpath_common::layout::{
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
-use crate::desk::{self, Making};
+use crate::desk::{Desk, Making, Mine};
 use crate::global::global;
 use crate::verdict::{self, NOT_OURS};
 use crate::wire::Wire;
@@ -33,17 +33,15 @@ global! {
 }
 
 #[inline(always)]
-fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
+fn begin_outward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, uplink: u32) -> u64 {
     const NO_ROUTE: u64 = verdict::stack(Reason::StackNoRoute).pack();
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
-    let route = host::route::<F>(ctx);
+    let route = host::route(ctx, desk);
     let ifindex = if uplink == 0 { route } else { uplink };
     // A device that is no uplink would not bring the answers back.
-    // SAFETY: the references are not kept.
-    let (Some(net), Some(way_out)) = (unsafe { (maps::NETWORK.get(bridge), maps::UPLINK.get(ifindex)) }) else {
+    let (Some(net), Some(way_out)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
         return NO_ROUTE;
     };
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return NOT_OURS.pack() };
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     let masqueraded = net.flags & NET_MASQUERADE != 0;
     if !masqueraded {
         plan.to.src = packet.tuple.src;
@@ -79,26 +77,26 @@ fn begin_outward<F: Wire>(ctx: &TcContext, bridge: u32, uplink: u32) -> u64 {
     plan.twin_side = SIDE_UPLINK;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowMasqueraded as u8;
-    plan.traffic = rules::way_home::<F>(ctx, bridge) as u16;
+    let traffic = rules::way_home(ctx, desk, bridge) as u16;
+    let plan = &mut desk.making.plan;
+    plan.traffic = traffic;
     plan.there.dmac = plan.back.smac;
     if edge {
         plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
     }
     // In the middle of a connection only for one whose other half is left: it has kept its port.
-    if !packet.may_begin() && flows::has_twin::<F>(ctx) == 0 {
+    if !desk.packet.may_begin() && flows::has_twin(ctx, desk) == 0 {
         return NOT_OURS.pack();
     }
     // A sender that is seen as it is shares no ports with the host.
-    flows::begin::<F>(ctx, masqueraded, Reason::FlowMasqueraded).pack()
+    flows::begin(ctx, desk, masqueraded, Reason::FlowMasqueraded).pack()
 }
 
 /// A socket of the host begins to talk from a port that a container's flow to the same end has been given: it gets another,
 /// as the container would have, had it come later.
 #[inline(always)]
-pub fn begin_own<F: Wire>(ctx: &TcContext) -> u64 {
-    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
-        return NOT_OURS.pack();
-    };
+pub fn begin_own<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     let way = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
     plan.from = packet.tuple;
     plan.to = packet.tuple;
@@ -108,5 +106,5 @@ pub fn begin_own<F: Wire>(ctx: &TcContext) -> u64 {
     plan.origin = Reason::FlowHost as u8;
     plan.traffic = 0;
     (plan.there, plan.back) = (way, way);
-    flows::begin::<F>(ctx, true, Reason::FlowHost).pack()
+    flows::begin(ctx, desk, true, Reason::FlowHost).pack()
 }

@@ -9,10 +9,12 @@ use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::desk::Mine;
 use crate::global::global;
 use crate::wire::{Fragment, Ip, Wire};
-use crate::{desk, fragment, icmp};
+use crate::{fragment, icmp};
 
 /// `netpath_common::layout::global::CSUM_IPV6`.
 #[unsafe(no_mangle)]
@@ -122,17 +124,17 @@ impl View for XdpContext {
 }
 
 /// The `T` at `offset`, a number that is known when this is compiled, if the packet is that long; not to be used after a
-/// helper that changes the packet. `T` is plain data of alignment 4 at most: the stack lays network headers on such
+/// helper that changes the packet. `T` has an alignment of 4 at most: the stack lays network headers on such
 /// boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
 #[inline(always)]
-pub fn at<T>(ctx: &impl View, offset: usize) -> Option<&T> {
-    // SAFETY: between data and data_end, which the verifier checks again; T is plain data.
+pub fn at<T: FromBytes + Immutable>(ctx: &impl View, offset: usize) -> Option<&T> {
+    // SAFETY: between data and data_end, which the verifier checks again; any bytes are a T.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &*(at as *const T) })
 }
 
 /// The same at an offset that the packet says.
 #[inline(always)]
-pub fn behind<T>(ctx: &TcContext, offset: usize) -> Option<&T> {
+pub fn behind<T: FromBytes + Immutable>(ctx: &TcContext, offset: usize) -> Option<&T> {
     // No loss: headers end before.
     if offset > OFFSETS {
         return None;
@@ -154,7 +156,7 @@ const OFFSETS: usize = 511;
 /// makes a cloned packet's headers its own (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
-pub fn at_mut<T>(ctx: &impl View, offset: usize) -> Option<&mut T> {
+pub fn at_mut<T: FromBytes + IntoBytes>(ctx: &impl View, offset: usize) -> Option<&mut T> {
     // SAFETY: as above, and nobody else holds a reference into the packet.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &mut *(at as *mut T) })
 }
@@ -170,7 +172,7 @@ fn place(ctx: &impl View, offset: usize, size: usize) -> Option<usize> {
 }
 
 #[inline(always)]
-pub fn store<T>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), ()> {
+pub fn store<T: IntoBytes + Immutable>(ctx: &TcContext, offset: usize, value: &T, flags: u64) -> Result<(), ()> {
     // SAFETY: the helper checks offset and length against the packet.
     let ret = unsafe {
         bpf_skb_store_bytes(ctx.skb.skb, offset as u32, core::ptr::from_ref(value).cast(), size_of::<T>() as u32, flags)
@@ -235,15 +237,15 @@ global! {
 }
 
 #[inline(always)]
-fn parse_packet<F: Wire>(ctx: &TcContext, l3: u32, side: u32) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn parse_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, l3: u32, side: u32) -> u32 {
+    let packet = &mut desk.packet;
     packet.side = side as u8;
     // Known numbers from here on, for offsets into the packet.
     let whole = if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) };
     if !whole {
         return 0;
     }
-    read_transport::<F>(ctx);
+    read_transport(ctx, desk);
     1
 }
 
@@ -261,15 +263,15 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
 }
 
 #[inline(always)]
-fn transport<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn transport<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let packet = &mut desk.packet;
     (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
     };
-    if packet.kind == Kind::Error && icmp::read::<F>(ctx) == 0 {
-        packet.kind = Kind::Odd;
+    if packet.kind == Kind::Error && icmp::read(ctx, desk) == 0 {
+        desk.packet.kind = Kind::Odd;
     }
     1
 }
@@ -390,7 +392,7 @@ pub fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u
 }
 
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 pub struct Tcp {
     pub sport: Be16,
     pub dport: Be16,
@@ -403,7 +405,7 @@ pub struct Tcp {
 }
 
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 pub struct Udp {
     pub sport: Be16,
     pub dport: Be16,
@@ -413,7 +415,7 @@ pub struct Udp {
 
 /// The common header (RFC 9260 §3.1).
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 pub struct Sctp {
     pub sport: Be16,
     pub dport: Be16,
@@ -422,7 +424,7 @@ pub struct Sctp {
 }
 
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 pub struct Echo {
     pub kind: u8,
     pub code: u8,

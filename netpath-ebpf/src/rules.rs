@@ -11,9 +11,10 @@ use netpath_common::layout::{
 use netpath_common::pair::Way;
 use netpath_common::rule::{Answer, container_port, covers};
 
+use crate::desk::{Desk, Mine};
 use crate::global::global;
 use crate::wire::Wire;
-use crate::{desk, host, maps};
+use crate::{host, maps};
 
 /// [`aim`]: the client is not on the publish's list.
 pub const REFUSED: u32 = u32::MAX;
@@ -70,12 +71,12 @@ const IF_LOCAL: u32 = 1 << 31;
 /// does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
 #[inline(always)]
-pub fn aim<F: Wire>(ctx: &TcContext, slot: u32, local: u32) -> u32 {
-    let chosen = choose::<F>(ctx, slot, local);
+pub fn aim<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
+    let chosen = choose(ctx, desk, slot, local);
     if chosen & IF_LOCAL == 0 || chosen == REFUSED {
         return chosen;
     }
-    if host::is_local::<F>(ctx) == 0 {
+    if host::is_local(ctx, desk) == 0 {
         return 0;
     }
     if chosen == REFUSED_IF_LOCAL { REFUSED } else { chosen & !IF_LOCAL }
@@ -93,8 +94,8 @@ global! {
 }
 
 #[inline(always)]
-fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
-    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+fn aim_flow<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
+    let Desk { packet, making, .. } = &mut **desk;
     let port = packet.tuple.dport.value();
     let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
     let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
@@ -115,8 +116,7 @@ fn aim_flow<F: Wire>(_ctx: &TcContext, slot: u32, local: u32) -> u32 {
 /// Whether netfilter translates some SCTP port of the container that has this address.
 #[inline(always)]
 pub fn has_moved_sctp<F: Wire>(address: &F::Addr) -> bool {
-    // SAFETY: the reference is not kept.
-    unsafe { maps::ENDPOINT.get(F::mapped(*address)) }.is_some_and(|e| e.flags & ENDPOINT_MOVED_SCTP != 0)
+    maps::find(&maps::ENDPOINT, F::mapped(*address)).is_some_and(|e| e.flags & ENDPOINT_MOVED_SCTP != 0)
 }
 
 /// Whether the rule has a list of clients and `client` is not on it.
@@ -127,22 +127,21 @@ pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
 }
 
 #[inline(always)]
-fn home<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
-    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+fn home<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
+    let Desk { packet, making, .. } = &mut **desk;
     set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge)
 }
 
 #[inline(always)]
-fn inward<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
-    let (Some(packet), Some(making)) = (desk::packet::<F>(), desk::making::<F>()) else { return 0 };
+fn inward<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
+    let Desk { packet, making, .. } = &mut **desk;
     set_way::<F>(&mut making.plan.there, &packet.tuple.dst, bridge)
 }
 
 /// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
 #[inline(always)]
 fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) -> u32 {
-    // SAFETY: the reference is not kept.
-    match unsafe { maps::ENDPOINT.get(F::mapped(*address)) } {
+    match maps::find(&maps::ENDPOINT, F::mapped(*address)) {
         Some(&Endpoint { veth, mac, bridge_mac, mtu, flags, traffic, .. }) => {
             let forward = if flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
             *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward, mtu };

@@ -7,7 +7,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
-use netpath_common::addr::{Addr, Be16, V4, V6};
+use netpath_common::addr::{Addr, Be16, V4};
 use netpath_common::family::{Family, Ipv4, Ipv6, Kind};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP, RULE_V4_ONLY, SockKey, SockOrigin};
 use netpath_common::reason::Reason;
@@ -88,14 +88,12 @@ impl Family4Or6 for Sock6 {
 
 #[inline(always)]
 fn join(w: [u32; 4]) -> Addr {
-    // SAFETY: sixteen bytes either way, every bit pattern is valid.
-    Addr(unsafe { core::mem::transmute::<[u32; 4], V6>(w) })
+    zerocopy::transmute!(w)
 }
 
 #[inline(always)]
 fn split(a: &Addr) -> [u32; 4] {
-    // SAFETY: sixteen bytes either way, every bit pattern is valid.
-    unsafe { core::mem::transmute::<V6, [u32; 4]>(a.0) }
+    zerocopy::transmute!(*a)
 }
 
 #[inline(always)]
@@ -185,8 +183,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
 /// (`net/ipv4/route.c, ip_route_output_key_hash_rcu()`).
 #[inline(always)]
 fn is_own(a: &Addr, kind: Kind, unset: bool) -> bool {
-    // SAFETY: the reference is not kept.
-    kind == Kind::Loopback || unset || unsafe { maps::LOCAL.get(a) }.is_some()
+    kind == Kind::Loopback || unset || maps::find(&maps::LOCAL, a).is_some()
 }
 
 /// recvmsg(2) and getpeername(2) give back what was dialled: clients compare.

@@ -10,11 +10,11 @@ use netpath_common::layout::{
 use netpath_common::pair::Way;
 use netpath_common::reason::Reason;
 
-use crate::desk::{self, Making};
+use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
 use crate::global::global;
-use crate::packet::{Kind, Packet, View};
+use crate::packet::{Kind, View};
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::{Fragment, Glance, Wire};
 use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
@@ -38,8 +38,8 @@ impl Walk for Ingress {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-        arrive(ctx, packet)
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        arrive(ctx, desk)
     }
 }
 
@@ -53,8 +53,8 @@ impl Walk for IngressL3 {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
-        arrive(ctx, packet)
+    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+        arrive(ctx, desk)
     }
 }
 
@@ -74,7 +74,8 @@ pub fn is_near(address: &Addr) -> bool {
 }
 
 #[inline(always)]
-fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
+fn arrive<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
+    let packet = &desk.packet;
     // A publish on 127.0.0.1 must not answer to a wire, whatever route_localnet says.
     if F::kind(&packet.tuple.dst) == AddressKind::Loopback || F::kind(&packet.tuple.src) == AddressKind::Loopback {
         return verdict::drop(Reason::DropMartian);
@@ -82,24 +83,25 @@ fn arrive<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> Verdict {
     let proto = packet.ip.proto;
     let port = packet.tuple.dport.value();
     let slot = rules::slot(proto, port);
-    let followed = match packet.kind {
+    let kind = packet.kind;
+    let followed = match kind {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoReply | Kind::EchoRequest | Kind::Other => {
             let may_be_known = slot != 0 || flows::is_marked(proto, port) || is_near(&F::mapped(packet.tuple.dst));
-            if may_be_known { flows::follow::<F>(ctx) } else { 0 }
+            if may_be_known { flows::follow(ctx, desk) } else { 0 }
         }
-        Kind::Error => icmp::follow::<F>(ctx, u32::from(SIDE_UPLINK)),
+        Kind::Error => icmp::follow(ctx, desk, u32::from(SIDE_UPLINK)),
         Kind::Fragment | Kind::Odd => 0,
     };
     if followed != 0 {
         return verdict::FOLLOWED;
     }
-    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        let verdict = publish::<F>(ctx, slot);
+    if slot != 0 && matches!(kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+        let verdict = publish(ctx, desk, slot);
         if verdict != NOT_OURS.pack() {
             return Verdict::unpack(verdict);
         }
     }
-    Verdict::unpack(stranger::<F>(ctx))
+    Verdict::unpack(stranger(ctx, desk))
 }
 
 global! {
@@ -117,71 +119,64 @@ global! {
 }
 
 #[inline(always)]
-fn meet_stranger<F: Wire>(ctx: &TcContext) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
+fn meet_stranger<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
     // The fragments behind a first one that is not ours are not ours either.
-    if packet.ip.fragment == Fragment::First {
-        fragment::learn::<F>(ctx);
+    if desk.packet.ip.fragment == Fragment::First {
+        fragment::learn(ctx, desk);
     }
     // Nothing is reached that was not published, unless its network is open.
-    if is_near(&F::mapped(packet.tuple.dst))
-        && let Some(subnet) = outward::subnet_of::<F>(&packet.tuple.dst)
-        && host::is_local::<F>(ctx) == 0
+    let dst = &desk.packet.tuple.dst;
+    if is_near(&F::mapped(*dst))
+        && let Some(subnet) = outward::subnet_of::<F>(dst)
+        && host::is_local(ctx, desk) == 0
     {
         if subnet.flags & NET_DIRECT == 0 {
             return verdict::drop(Reason::DropDirect).pack();
         }
-        return direct::<F>(ctx, subnet.bridge);
+        return direct(ctx, desk, subnet.bridge);
     }
-    if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
+    if desk.packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
 }
 
 #[inline(always)]
-fn begin_published<F: Wire>(ctx: &TcContext, slot: u32) -> u64 {
-    let Some(packet) = desk::packet::<F>() else { return NOT_OURS.pack() };
-    let bridge = match rules::aim::<F>(ctx, slot, 0) {
+fn begin_published<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32) -> u64 {
+    let bridge = match rules::aim(ctx, desk, slot, 0) {
         0 => return NOT_OURS.pack(),
         rules::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
         bridge => bridge,
     };
     // The host itself may talk from a port that is published: then the packet answers one of its own sockets. A new
     // connection begins with a SYN; anything else is a flow that the table has lost, and is made anew from the rule.
-    if packet.ip.fragment == Fragment::Later
-        || (!flow::is_syn(packet.tcp_flags) && host::has_connection::<F>(ctx, host::PACKET) != 0)
+    if desk.packet.ip.fragment == Fragment::Later
+        || (!flow::is_syn(desk.packet.tcp_flags) && host::has_connection(ctx, desk, host::PACKET) != 0)
     {
         return NOT_OURS.pack();
     }
-    begin_inward::<F>(ctx, bridge, Reason::FlowPublished)
+    begin_inward(ctx, desk, bridge, Reason::FlowPublished)
 }
 
 /// It keeps its addresses. The flow leads its answers past masquerade, and both past the bridge.
 #[inline(always)]
-fn begin_direct<F: Wire>(ctx: &TcContext, bridge: u32) -> u64 {
-    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
-        return NOT_OURS.pack();
-    };
+fn begin_direct<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u64 {
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     let known = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     if !known || !packet.may_begin() {
         return if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() };
     }
     plan.to.dst = packet.tuple.dst;
     plan.to.dport = packet.tuple.dport;
-    plan.traffic = rules::way_in::<F>(ctx, bridge) as u16;
-    begin_inward::<F>(ctx, bridge, Reason::FlowDirect)
+    let traffic = rules::way_in(ctx, desk, bridge) as u16;
+    desk.making.plan.traffic = traffic;
+    begin_inward(ctx, desk, bridge, Reason::FlowDirect)
 }
 
 /// Begins the flow that is aimed already, from the packet's sender to the container and back by this uplink.
 #[inline(always)]
-fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
-    let (Some(packet), Some(Making { plan, .. })) = (desk::packet::<F>(), desk::making::<F>()) else {
-        return NOT_OURS.pack();
-    };
+fn begin_inward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, reason: Reason) -> u64 {
     let ifindex = packet::ifindex(ctx);
-    // SAFETY: the references are not kept.
-    let (mtu, flags) = unsafe {
-        let mtu = maps::UPLINK.get(ifindex).map_or(u16::MAX, |u| u.mtu as u16);
-        (mtu, maps::NETWORK.get(bridge).map_or(0, |n| n.flags))
-    };
+    let mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
+    let flags = maps::find(&maps::NETWORK, bridge).map_or(0, |n| n.flags);
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
     plan.to.sport = packet.tuple.sport;
@@ -190,7 +185,10 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = reason as u8;
     plan.back = Way { ifindex, dmac: plan.there.smac, forward: FORWARD_NEIGH, mtu, ..Way::default() };
-    (plan.back.smac, plan.back.forward) = flows::way_back::<F>(ctx, &packet.tuple.reversed(), ifindex);
+    let to = packet.tuple.reversed();
+    let way_back = flows::way_back(ctx, desk, &to, ifindex);
+    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+    (plan.back.smac, plan.back.forward) = way_back;
     if flags & NET_EDGE != 0 {
         plan.twin_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
@@ -200,19 +198,18 @@ fn begin_inward<F: Wire>(ctx: &TcContext, bridge: u32, reason: Reason) -> u64 {
         }
     }
     let on_link = F::is_link_local(&packet.tuple.src);
-    if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in::<F>(ctx, bridge) == 0) {
+    if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in(ctx, desk, bridge) == 0) {
         return NOT_OURS.pack();
     }
-    flows::begin::<F>(ctx, on_link, reason).pack()
+    flows::begin(ctx, desk, on_link, reason).pack()
 }
 
 /// The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack would
 /// not pass that on, nor can its filters be asked on the way.
 #[inline(always)]
-fn let_bridge_speak<F: Wire>(_ctx: &TcContext, bridge: u32) -> u32 {
-    let Some(Making { plan, .. }) = desk::making::<F>() else { return 0 };
-    // SAFETY: the reference is not kept.
-    let Some(network) = (unsafe { maps::NETWORK.get(bridge) }) else { return 0 };
+fn let_bridge_speak<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
+    let Some(network) = maps::find(&maps::NETWORK, bridge) else { return 0 };
+    let plan = &mut desk.making.plan;
     plan.to.src = F::gateway(network);
     u32::from(network.flags & NET_EDGE == 0 && !F::is_unset(&plan.to.src))
 }

@@ -15,10 +15,11 @@ use netpath_common::layout::{
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
+use crate::desk::{Desk, Mine};
 use crate::global::global;
 use crate::packet::{self, ETHERNET, Kind, Packet, View};
 use crate::wire::{Fragment, Wire};
-use crate::{desk, fragment, icmp, maps};
+use crate::{fragment, icmp, maps};
 
 /// A decision: the classifier's return value, and why.
 #[derive(Clone, Copy)]
@@ -64,18 +65,18 @@ pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 
 /// Ends the walk of a packet: sends it by its hop if it has one, says so if it is dropped.
 #[inline(always)]
-pub fn conclude<F: Wire>(ctx: &TcContext, mut verdict: Verdict) -> Verdict {
+pub fn conclude<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
         if verdict.reason as u32 != Reason::Redirected as u32 {
-            log_flow::<F>(ctx);
+            log_flow(ctx, desk);
         }
-        verdict = Verdict::unpack(translate::<F>(ctx, verdict.reason as u32));
+        verdict = Verdict::unpack(translate(ctx, desk, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_REDIRECT {
-        verdict = Verdict::unpack(send::<F>(ctx, verdict.reason as u32));
+        verdict = Verdict::unpack(send(ctx, desk, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_SHOT {
-        log_drop::<F>(ctx, verdict.reason as u32);
+        log_drop(ctx, desk, verdict.reason as u32);
     }
     verdict
 }
@@ -157,8 +158,8 @@ global! {
 }
 
 #[inline(always)]
-fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
+fn translate_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
+    let Desk { packet, hop, .. } = &mut **desk;
     let next = &mut hop.next;
     let mut hops = 1;
     if next.forward == FORWARD_STACK {
@@ -171,21 +172,20 @@ fn translate_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
         hops = 0;
     }
     if packet.ip.fragment == Fragment::First {
-        fragment::learn::<F>(ctx);
+        fragment::learn(ctx, desk);
     }
-    if packet.kind == Kind::Error && icmp::restore::<F>(ctx) == 0 {
+    if desk.packet.kind == Kind::Error && icmp::restore(ctx, desk) == 0 {
         return drop(Reason::DropRewrite).pack();
     }
-    match packet::rewrite(ctx, packet, hops, &hop.to) {
+    match packet::rewrite(ctx, &desk.packet, hops, &desk.hop.to) {
         Some(()) => begun(Reason::at(reason)).pack(),
         None => drop(Reason::DropRewrite).pack(),
     }
 }
 
 #[inline(always)]
-fn send_packet<F: Wire>(ctx: &TcContext, reason: u32) -> u64 {
-    let (Some(packet), Some(hop)) = (desk::packet::<F>(), desk::hop::<F>()) else { return NOT_OURS.pack() };
-    let next = &hop.next;
+fn send_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
+    let (packet, next) = (&desk.packet, &desk.hop.next);
     traffic(ctx, next);
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
@@ -222,8 +222,7 @@ pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     if next.forward != FORWARD_LINK {
         return (next.forward, addresses(&[next.dmac, next.smac]));
     }
-    // SAFETY: the reference is not kept.
-    match unsafe { maps::UPLINK.get(next.ifindex) } {
+    match maps::find(&maps::UPLINK, next.ifindex) {
         Some(uplink) => (FORWARD_LINK, addresses(&[next.smac, uplink.mac])),
         None => (FORWARD_NEIGH, [0; 3]),
     }
@@ -232,8 +231,7 @@ pub fn framed(next: &Next) -> (u8, [u32; 3]) {
 /// Hardware addresses as they lie at the begin of a frame.
 #[inline(always)]
 pub fn addresses(macs: &[Mac; 2]) -> [u32; 3] {
-    // SAFETY: twelve bytes either way, every bit pattern is valid.
-    unsafe { core::mem::transmute::<[Mac; 2], [u32; 3]>(*macs) }
+    zerocopy::transmute!(*macs)
 }
 
 /// Writes the hardware addresses, and a whole Ethernet header for a packet that came without one.
@@ -252,8 +250,8 @@ fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -
 }
 
 #[inline(always)]
-fn tell_drop<F: Wire>(ctx: &TcContext, reason: u32) -> u32 {
-    let Some(packet) = desk::packet::<F>() else { return 0 };
+fn tell_drop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u32 {
+    let packet = &desk.packet;
     say_drop::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
     1
 }
@@ -274,9 +272,8 @@ pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tup
 }
 
 #[inline(always)]
-fn tell_flow<F: Wire>(ctx: &TcContext) -> u32 {
-    let Some(making) = desk::making::<F>() else { return 0 };
-    let plan = &making.plan;
+fn tell_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
+    let plan = &desk.making.plan;
     let (from, to) = (&plan.from, &plan.to);
     debug!(
         ctx,

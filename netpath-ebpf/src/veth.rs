@@ -7,9 +7,10 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::layout::{SIDE_BRIDGE, is_outward};
 
+use crate::desk::Mine;
 use crate::entry::Walk;
 use crate::fast::{self, Plain};
-use crate::packet::{self, Packet};
+use crate::packet;
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::wire::Wire;
 
@@ -28,7 +29,7 @@ impl Walk for Ingress {
     }
 
     #[inline(always)]
-    fn long<F: Wire>(_: &TcContext, _: &Packet<F>) -> Verdict {
+    fn long<F: Wire>(_: &TcContext, _: &mut Mine<F>) -> Verdict {
         NOT_OURS
     }
 }

@@ -6,7 +6,8 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
-use netpath_common::layout::{FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::desk::Desk;
 use crate::fast::Plain;
@@ -61,6 +62,8 @@ pub trait Wire: Family {
     fn shown(a: &Self::Addr) -> Self::Shown;
 
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
+    /// Where [`Next`] is in a flow.
+    const NEXT: usize;
     fn desk() -> &'static PerCpuArray<Desk<Self>>;
 
     type FragmentKey;
@@ -111,7 +114,7 @@ pub trait Wire: Family {
 }
 
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 struct Header4 {
     version_ihl: u8,
     tos: u8,
@@ -127,6 +130,7 @@ struct Header4 {
 
 /// From the hop count on: what changes.
 #[repr(C, align(4))]
+#[derive(FromBytes, IntoBytes, Immutable)]
 struct Tail4 {
     ttl: u8,
     proto: u8,
@@ -137,6 +141,7 @@ struct Tail4 {
 
 /// The same with the ports behind, in a packet without options.
 #[repr(C, align(4))]
+#[derive(FromBytes, IntoBytes, Immutable)]
 struct Plain4 {
     ttl: u8,
     proto: u8,
@@ -157,6 +162,7 @@ fn aged(ttl: u8, proto: u8, sum: [u8; 2], hops: u8, from: &Tuple<Ipv4>, to: &Tup
 
 /// A plain network header with the ports behind it.
 #[repr(C, align(4))]
+#[derive(FromBytes, Immutable)]
 struct Ports<H> {
     header: H,
     sport: Be16,
@@ -175,8 +181,7 @@ fn native(a: V4) -> u32 {
 
 #[inline(always)]
 fn words(a: &V6) -> [u32; 4] {
-    // SAFETY: sixteen bytes either way, every bit pattern is valid.
-    unsafe { core::mem::transmute::<V6, [u32; 4]>(*a) }
+    transmute!(*a)
 }
 
 impl Wire for Ipv4 {
@@ -198,6 +203,7 @@ impl Wire for Ipv4 {
     }
 
     const HEADER: usize = size_of::<Header4>();
+    const NEXT: usize = core::mem::offset_of!(Flow4, next);
 
     #[inline(always)]
     fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
@@ -300,6 +306,7 @@ impl Wire for Ipv4 {
         to: &Tuple<Self>,
     ) -> Option<()> {
         #[repr(C)]
+        #[derive(IntoBytes, Immutable)]
         struct Ends4 {
             check: [u8; 2],
             src: V4,
@@ -336,7 +343,7 @@ impl Wire for Ipv4 {
 }
 
 #[repr(C, align(4))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable)]
 struct Header6 {
     version: u8,
     class_flow: [u8; 3],
@@ -348,6 +355,7 @@ struct Header6 {
 }
 
 #[repr(C, align(4))]
+#[derive(FromBytes, Immutable)]
 struct FragmentHeader {
     next: u8,
     reserved: u8,
@@ -356,6 +364,7 @@ struct FragmentHeader {
 }
 
 #[repr(C, align(4))]
+#[derive(FromBytes, IntoBytes, Immutable)]
 struct Tail6 {
     len: Be16,
     next: u8,
@@ -366,6 +375,7 @@ struct Tail6 {
 
 /// Both addresses and the ports behind them, in a packet without extension headers.
 #[repr(C, align(4))]
+#[derive(FromBytes, IntoBytes, Immutable)]
 struct Ends6 {
     src: V6,
     dst: V6,
@@ -391,6 +401,7 @@ impl Wire for Ipv6 {
     }
 
     const HEADER: usize = size_of::<Header6>();
+    const NEXT: usize = core::mem::offset_of!(Flow6, next);
 
     #[inline(always)]
     fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
@@ -533,8 +544,8 @@ impl Wire for Ipv6 {
 
     #[inline(always)]
     fn fib_source(params: &bpf_fib_lookup) -> V6 {
-        // SAFETY: a union of plain integers, zeroed before the call; sixteen bytes either way.
-        unsafe { core::mem::transmute::<[u32; 4], V6>(params.__bindgen_anon_3.ipv6_src) }
+        // SAFETY: a union of plain integers, zeroed before the call.
+        transmute!(unsafe { params.__bindgen_anon_3.ipv6_src })
     }
 
     #[inline(always)]

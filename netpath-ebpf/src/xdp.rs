@@ -18,6 +18,7 @@ use netpath_common::reason::Reason;
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6};
 use crate::fast::{self, Plain};
+use crate::half::Half;
 use crate::packet::{self, ETHERNET, Udp, View};
 use crate::verdict::{self, Verdict};
 use crate::wire::Wire;
@@ -52,8 +53,8 @@ fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
     if !plain.read(ctx, SIDE_UPLINK) || !is_for_us(ctx) {
         return PASS;
     }
-    if let Some(found) = F::flows().get_ptr_mut(&plain.key) {
-        return follow(ctx, plain, found).map_or(PASS, Verdict::pack);
+    if let Some(half) = Half::find(&plain.key) {
+        return follow(ctx, plain, half).map_or(PASS, Verdict::pack);
     }
     let Some(reason) = refused::<F>(plain.tuple(), plain.proto) else { return PASS };
     tell_drop(ctx.ctx, plain, reason as u32);
@@ -68,8 +69,7 @@ const fn drop(reason: Reason) -> Verdict {
 /// stacked upon it.
 #[inline(always)]
 fn is_for_us(ctx: &XdpContext) -> bool {
-    // SAFETY: the reference is not kept.
-    let Some(uplink) = (unsafe { maps::UPLINK.get(ctx.ingress_ifindex() as u32) }) else { return false };
+    let Some(uplink) = maps::find(&maps::UPLINK, ctx.ingress_ifindex() as u32) else { return false };
     packet::at::<Mac>(ctx, 0).is_some_and(|to| word(to) == word(&uplink.mac) && to[4..] == uplink.mac[4..])
 }
 
@@ -86,8 +86,7 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
         return Some(Reason::DropMartian);
     }
     let host = F::mapped(packet.dst);
-    // SAFETY: the references are not kept.
-    let is_local = unsafe { maps::LOCAL.get(host) }.is_some();
+    let is_local = maps::find(&maps::LOCAL, host).is_some();
     let slot = rules::slot(proto, packet.dport.value());
     if slot != 0
         && let Some((rule, if_local)) = rules::serving(slot, packet, proto)
@@ -95,8 +94,7 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
     {
         return if rules::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
     }
-    // SAFETY: as above.
-    if is_local || !uplink::is_near(&host) || unsafe { maps::ENDPOINT.get(host) }.is_none() {
+    if is_local || !uplink::is_near(&host) || maps::find(&maps::ENDPOINT, host).is_none() {
         return None;
     }
     let subnet = outward::subnet_of::<F>(&packet.dst)?;
@@ -105,10 +103,8 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
 
 /// Sends a datagram into its container.
 #[inline(always)]
-fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, found: *mut F::Flow) -> Option<Verdict> {
-    // SAFETY: a map value, as in `fast.rs`.
-    let flow = unsafe { &*found };
-    let (next, to) = (F::next(flow), F::target_of(flow));
+fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, half: Half<F>) -> Option<Verdict> {
+    let next = &half.next();
     // What is longer the veth would drop, and nobody would hear of it (`drivers/net/veth.c, veth_xdp_xmit()`).
     let fits = ctx.size() - ETHERNET as u32 <= u32::from(next.mtu);
     if plain.proto != PROTO_UDP || next.forward != FORWARD_XDP || plain.ttl <= 1 || !fits {
@@ -120,9 +116,10 @@ fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, found: *mut F::Flow) -> O
     if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note::<F, false>(plain, next) {
         return None;
     }
-    if translate(ctx, plain, to, replaced(check, plain.tuple(), to), verdict::addresses(&[next.dmac, next.smac]))
-        .is_none()
-    {
+    // As in `fast.rs`.
+    let next = &half.next();
+    let addresses = verdict::addresses(&[next.dmac, next.smac]);
+    if half.read(|flow| translate(ctx, plain, F::target_of(flow), check, addresses)).is_none() {
         return Some(drop(Reason::DropRewrite));
     }
     verdict::traffic(ctx, next);
@@ -152,7 +149,7 @@ fn translate<F: Wire>(
     check: [u8; 2],
     addresses: [u32; 3],
 ) -> Option<()> {
-    *packet::at_mut::<[u8; 2]>(ctx, ETHERNET + F::HEADER + 6)? = check;
+    *packet::at_mut::<[u8; 2]>(ctx, ETHERNET + F::HEADER + 6)? = replaced(check, plain.tuple(), to);
     F::write_in_place(ctx, ETHERNET, plain, 1, to)?;
     *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;
     Some(())

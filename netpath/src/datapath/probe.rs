@@ -1,6 +1,8 @@
 //! What the kernel can do, found by doing it. A version number explains an answer and never gives one.
 
 use super::ebpf::{cgroup, pins, sys};
+use aya::programs::{ProgramError, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 use std::fmt;
 use std::io;
 
@@ -41,13 +43,13 @@ pub const REDIRECT_PEER: Probe = Probe {
     name: "redirect_peer",
     since: Kernel(5, 10),
     without: "iptables is used instead",
-    run: || helper(155, &[0, 0]),
+    run: || helper(BpfHelper::BPF_FUNC_redirect_peer),
 };
 pub const REDIRECT_NEIGH: Probe = Probe {
     name: "redirect_neigh",
     since: Kernel(5, 10),
     without: "iptables is used instead",
-    run: || helper(152, &[0, 0, 0, 0]),
+    run: || helper(BpfHelper::BPF_FUNC_redirect_neigh),
 };
 pub const FIB_SOURCE: Probe = Probe {
     name: "fib_source",
@@ -147,14 +149,12 @@ fn bpffs() -> io::Result<()> {
     cgroup::open_context(c"bpf").map(drop)
 }
 
-/// A helper that takes numbers: r1.. = `arguments`.
-fn helper(number: i32, arguments: &[i32]) -> Answer {
-    let mut code: Vec<u64> = arguments.iter().enumerate().map(|(i, a)| set(i as u8 + 1, *a)).collect();
-    code.extend([call(number), set(0, -1), EXIT]);
-    match sys::load_classifier(&code) {
-        Ok(_) => Answer::Yes,
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Answer::No("the kernel does not know the helper".into()),
-        Err(e) => Answer::No(e.to_string()),
+fn helper(helper: BpfHelper) -> Answer {
+    let is_interrupted = |e: &ProgramError| matches!(e, ProgramError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::EAGAIN));
+    match sys::again_while(is_interrupted, || is_helper_supported(ProgramType::SchedClassifier, helper)) {
+        Ok(true) => Answer::Yes,
+        Ok(false) => Answer::No("the kernel does not know the helper".into()),
+        Err(e) => Answer::Unknown(io::Error::other(e)),
     }
 }
 
@@ -219,7 +219,7 @@ fn clsact() -> Answer {
 }
 
 fn sock_addr() -> Answer {
-    match aya::sys::is_program_supported(aya::programs::ProgramType::CgroupSockAddr) {
+    match is_program_supported(ProgramType::CgroupSockAddr) {
         Ok(true) => {}
         Ok(false) => return Answer::No("the kernel does not know the program type".into()),
         Err(e) => return Answer::Unknown(io::Error::other(e)),

@@ -118,17 +118,70 @@ fn in_child(message: RouteNetlinkMessage) -> Result<Pid> {
     }
 }
 
-/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own. Whoever has made the
-/// child sees what comes of it.
+/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own; not where the first cannot
+/// be done (close_range(2), 5.9), for then the engine would wait for the child. Its parent sees what comes of it.
 ///
 /// # Safety
 /// Every descriptor of the process is closed.
 unsafe fn ask(request: &[u8]) {
     // SAFETY: numbers, and a buffer with its length.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 0_u32, u32::MAX, 0);
+        if libc::syscall(libc::SYS_close_range, 0_u32, u32::MAX, 0) != 0 {
+            return;
+        }
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
         // The call lasts for as long as the kernel needs (`net/core/rtnetlink.c, rtnetlink_rcv()`).
         libc::send(socket, request.as_ptr().cast(), request.len(), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+
+    /// The calling thread and its children are told what a kernel before 5.9 says.
+    fn take_close_range() {
+        const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        const IS_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let code = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut filter = [
+            code(LOAD_NUMBER, 0, 0, 0),
+            code(IS_EQUAL, 0, 1, libc::SYS_close_range as u32),
+            code(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            code(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the program is read during the call, and `filter` lives until then.
+        let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        assert_eq!(0, set, "{}", std::io::Error::last_os_error());
+    }
+
+    /// Of the calling thread.
+    fn has_child(flags: WaitPidFlag) -> bool {
+        waitpid(None, Some(flags | WaitPidFlag::__WNOTHREAD)) != Err(Errno::ECHILD)
+    }
+
+    #[test]
+    fn a_child_that_cannot_close_what_the_engine_waits_for_is_gone_with_the_call() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skip a_child_that_cannot_close_what_the_engine_waits_for_is_gone_with_the_call: needs root");
+            return;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
+        let rtnl = Rtnl::here().expect("a netlink socket");
+        let name = "br0".parse().expect("a name");
+        let delete = || {
+            rtnl.add_bridge(&name, None).expect("a bridge");
+            let index = rtnl.link_named(&name).expect("asked").expect("the bridge").index;
+            rtnl.delete_and_leave(&[index]).expect("deleted");
+            assert!(rtnl.link_at(index).expect("asked").is_none());
+        };
+        delete();
+        assert!(has_child(WaitPidFlag::empty()), "one that has closed everything stays as long as the kernel needs");
+        take_close_range();
+        delete();
+        assert!(!has_child(WaitPidFlag::WNOHANG));
     }
 }

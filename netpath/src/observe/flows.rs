@@ -1,15 +1,15 @@
 //! The flow maps, both halves of a flow folded to one line.
 
 use super::Host;
-use crate::datapath::ebpf::{control, sweep, sys};
-use crate::model::error::{Context, Result};
+use crate::datapath::ebpf::maps::{CHUNK, Flows, PinnedMap};
+use crate::datapath::ebpf::sweep;
+use crate::model::error::Result;
+use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::flow;
-use netpath_common::layout::{
-    self, Flow4, Flow6, FlowKey4, FlowKey6, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, name,
-};
+use netpath_common::layout::{self, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
 use serde::Serialize;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct FlowLine {
@@ -49,31 +49,22 @@ pub fn flows(host: &Host) -> Result<Vec<FlowLine>> {
         return Ok(Vec::new());
     }
     let mut halves = Vec::new();
-    for (key, flow) in dump::<FlowKey4, Flow4>(host, name::FLOW4)? {
-        let at = |a: [u8; 4], port: netpath_common::addr::Be16| SocketAddr::from((Ipv4Addr::from(a), port.value()));
-        halves.push(Half {
-            proto: key.proto,
-            side: key.side,
-            from: (at(key.src, key.sport), at(key.dst, key.dport)),
-            to: (at(flow.src, flow.sport), at(flow.dst, flow.dport)),
-            next: flow.next,
-        });
-    }
-    for (key, flow) in dump::<FlowKey6, Flow6>(host, name::FLOW6)? {
-        let at = |a: [u8; 16], port: netpath_common::addr::Be16| SocketAddr::from((Ipv6Addr::from(a), port.value()));
-        halves.push(Half {
-            proto: key.proto,
-            side: key.side,
-            from: (at(key.src, key.sport), at(key.dst, key.dport)),
-            to: (at(flow.src, flow.sport), at(flow.dst, flow.dport)),
-            next: flow.next,
-        });
-    }
+    read::<Ipv4>(host, &mut halves)?;
+    read::<Ipv6>(host, &mut halves)?;
     Ok(fold(halves, sweep::now()?))
 }
 
-fn dump<K: aya::Pod, V: aya::Pod>(host: &Host, name: &str) -> Result<Vec<(K, V)>> {
-    sys::dump(control::open(&host.pins, name)?, 4_096).context(|| format!("cannot read {name}"))
+fn read<F: Flows<Addr: Into<IpAddr>>>(host: &Host, halves: &mut Vec<Half>) -> Result<()> {
+    let ends = |t: Tuple<F>| ((t.src.into(), t.sport.value()).into(), (t.dst.into(), t.dport.value()).into());
+    let table = PinnedMap::open(&host.pins, &F::FLOWS)?.dump(CHUNK)?;
+    halves.extend(table.iter().map(|(key, flow)| Half {
+        proto: F::protocol_of(key),
+        side: F::side_of(key),
+        from: ends(*F::tuple(key)),
+        to: ends(F::translated(flow)),
+        next: *F::next(flow),
+    }));
+    Ok(())
 }
 
 fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {

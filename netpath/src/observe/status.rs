@@ -3,19 +3,19 @@
 use super::traffic::{self, NetworkLine};
 use super::{Host, interface};
 use crate::datapath::ebpf::hooks::{self, By};
-use crate::datapath::ebpf::{control, sys, xdp};
+use crate::datapath::ebpf::maps::{self, CHUNK, Flows, PinnedMap, Shape};
+use crate::datapath::ebpf::xdp;
 use crate::datapath::filter;
 use crate::datapath::ladder::{self, LADDER};
 use crate::model::Rung;
 use crate::model::error::{Context, Result};
 use crate::state::agent::holder;
-use aya::Pod;
-use aya::maps::{Map, MapData, PerCpuArray};
-use netpath_common::addr::Addr;
-use netpath_common::layout::{Count, Endpoint, Flow4, Flow6, FlowKey4, FlowKey6, SockKey, SockOrigin, name};
+use aya::maps::MapData;
+use netpath_common::family::{Ipv4, Ipv6};
+use netpath_common::layout::{Plain, name};
 use netpath_common::reason::Reason;
 use serde::Serialize;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 #[derive(Serialize)]
 pub struct Status {
@@ -153,10 +153,10 @@ pub fn status(host: &Host) -> Result<Status> {
         status.networks = traffic::networks(host, &foreign)?;
         status.memory_bytes = all_memory(host)?;
         status.maps = vec![
-            used::<FlowKey4, Flow4>(host, name::FLOW4)?,
-            used::<FlowKey6, Flow6>(host, name::FLOW6)?,
-            used::<SockKey, SockOrigin>(host, name::SOCK)?,
-            used::<Addr, Endpoint>(host, name::ENDPOINT)?,
+            used(host, &Ipv4::FLOWS)?,
+            used(host, &Ipv6::FLOWS)?,
+            used(host, &maps::SOCK)?,
+            used(host, &maps::ENDPOINT)?,
         ];
         status.flows = Some(of_flows(&status.maps));
     }
@@ -169,8 +169,7 @@ pub fn status(host: &Host) -> Result<Status> {
 /// The map cannot be read.
 pub fn counters(host: &Host) -> Result<Vec<Counter>> {
     let what = || format!("cannot read {}", name::COUNT);
-    let map = MapData::from_pin(host.pins.map(name::COUNT)).and_then(Map::from_map_data).context(what)?;
-    let map: PerCpuArray<_, Count> = PerCpuArray::try_from(map).context(what)?;
+    let map = PinnedMap::open(&host.pins, &maps::COUNT)?.into_values()?;
     let mut counters = Vec::new();
     for reason in Reason::ALL {
         let each = map.get(&(*reason as u32), 0).context(what)?;
@@ -182,10 +181,10 @@ pub fn counters(host: &Host) -> Result<Vec<Counter>> {
     Ok(counters)
 }
 
-fn used<K: Pod, V: Pod>(host: &Host, name: &'static str) -> Result<MapUse> {
-    let map = control::open(&host.pins, name)?;
-    let entries = sys::dump::<K, V>(&map, 4_096).context(|| format!("cannot read {name}"))?.len();
-    let (max_entries, memory_bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
+fn used<K: Plain, V: Plain>(host: &Host, shape: &Shape<K, V>) -> Result<MapUse> {
+    let (map, name) = (PinnedMap::open(&host.pins, shape)?, shape.name());
+    let entries = map.dump(CHUNK)?.len();
+    let (max_entries, memory_bytes) = memory(map.fd()).context(|| format!("cannot read the size of {name}"))?;
     Ok(MapUse { name, entries, max_entries: max_entries as u32, memory_bytes })
 }
 
@@ -202,14 +201,14 @@ fn of_flows(maps: &[MapUse]) -> FlowUse {
 /// Bytes that the pinned maps hold in the kernel.
 fn all_memory(host: &Host) -> Result<u64> {
     host.pins.names("map").iter().try_fold(0, |sum, name| {
-        let map = control::open(&host.pins, name)?;
-        let (_, bytes) = memory(&map).context(|| format!("cannot read the size of {name}"))?;
+        let map = MapData::from_pin(host.pins.map(name)).context(|| format!("cannot open map {name}"))?;
+        let (_, bytes) = memory(map.fd().as_fd()).context(|| format!("cannot read the size of {name}"))?;
         Ok(sum + bytes)
     })
 }
 
 /// What the kernel says about the descriptor of a map (`kernel/bpf/syscall.c, bpf_map_show_fdinfo()`).
-fn memory(map: &OwnedFd) -> std::io::Result<(u64, u64)> {
+fn memory(map: BorrowedFd<'_>) -> std::io::Result<(u64, u64)> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
     let field = |name: &str| {
         text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok()).unwrap_or(0)

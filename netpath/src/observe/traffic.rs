@@ -2,12 +2,12 @@
 
 use super::Host;
 use super::ports::shown;
+use crate::datapath::ebpf::maps::{self, PinnedMap};
 use crate::datapath::ebpf::traffic::{Counters, add};
-use crate::datapath::ebpf::{control, sys};
 use crate::datapath::filter::Chain;
-use crate::model::error::{Context, Result};
+use crate::model::error::Result;
 use crate::model::{Record, Way};
-use netpath_common::layout::{self, Traffic, name};
+use netpath_common::layout::{self, Traffic};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -69,11 +69,8 @@ pub struct PublishLine {
 /// State or maps cannot be read.
 pub fn networks(host: &Host, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
     let desired = host.store.desired()?;
-    let map = control::open(&host.pins, name::NETWORK)?;
-    let known: HashMap<u32, layout::Network> = sys::dump::<u32, layout::Network>(map, 256)
-        .context(|| format!("cannot read {}", name::NETWORK))?
-        .into_iter()
-        .collect();
+    let known: HashMap<u32, layout::Network> =
+        PinnedMap::open(&host.pins, &maps::NETWORK)?.dump(256)?.into_iter().collect();
     let flags = |record: &Record| {
         let links = record.links.as_ref()?;
         known.get(&links.bridge_index).map(|n| n.flags)

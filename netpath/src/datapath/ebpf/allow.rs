@@ -7,6 +7,7 @@ use super::compile::mapped;
 use ipnet::IpNet;
 use netpath_common::layout::AllowKey;
 use std::collections::BTreeMap;
+use zerocopy::IntoBytes;
 
 /// Prefix length and key, as bytes: what `np_allow` is to hold.
 pub type Entries = BTreeMap<(u32, [u8; 20]), u32>;
@@ -41,7 +42,7 @@ impl Lists {
             let [a, b, c, d] = number.to_be_bytes();
             let key = AllowKey { list: [a, b, c, d], client: netpath_common::addr::Addr(base) };
             let mut bytes = [0; 20];
-            bytes.copy_from_slice(super::sys::bytes_of(&key));
+            bytes.copy_from_slice(key.as_bytes());
             self.entries.insert((32 + len, bytes), 1);
         }
         self.known.insert(number, list);

@@ -1,25 +1,25 @@
 //! The control maps made equal to the tables, with the fewest writes; those of ports are in `ports`.
 
 use super::compile::Tables;
+use super::maps::{self, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sys;
 use super::{near, purge, resize, traffic};
-use crate::model::error::{Context, Error, Result};
+use crate::model::error::{Context, Result};
 use aya::Pod;
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData};
+use aya::maps::lpm_trie::Key;
 use netpath_common::addr::Addr;
-use netpath_common::layout::{self, Endpoint, Local, Network, Uplink, name};
+use netpath_common::layout::{self, Endpoint, Local, Plain, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
+
+/// Elements asked for at once; these maps are small.
+const CHUNK: usize = 256;
 
 /// Everything but the ports. Flows of endpoints that go or move are purged, and those of addresses and uplinks that the host
 /// has no more. Returns the number of elements written.
 pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let mut changed = 0;
-    let endpoints = open(pins, name::ENDPOINT)?;
-    let have: BTreeMap<[u8; 16], Endpoint> =
-        dump::<Addr, _>(&endpoints, name::ENDPOINT)?.into_iter().map(|(k, v)| (k.0, v)).collect();
+    let endpoints = PinnedMap::open(pins, &maps::ENDPOINT)?;
+    let have: BTreeMap<[u8; 16], Endpoint> = endpoints.dump(CHUNK)?.into_iter().map(|(k, v)| (k.0, v)).collect();
     let gone: BTreeSet<[u8; 16]> =
         have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
     // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
@@ -30,33 +30,33 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let fresh = tables.traffic.iter().filter(|(own, _)| !kept.contains(own)).flat_map(|(_, all)| all.iter().copied());
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
-    changed += apply(&endpoints, name::ENDPOINT, have, &want, |k| Addr(*k))?;
+    changed += apply(&endpoints, have, &want, |k| Addr(*k))?;
     changed += purge::flows_of(pins, &gone)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
-    changed += table(pins, name::CONFIG, &config, |k| *k, |k: u32| k)?;
+    changed += table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)?;
     // Before and after, as with the endpoints.
     let known = uplinks(pins)?;
     let sizes = resize::changed(&known, &tables.uplinks);
     let cut: BTreeSet<u32> = known.into_keys().filter(|index| !tables.uplinks.contains_key(index)).collect();
     changed += resize::flows(pins, &sizes)?;
     changed += purge::flows_by(pins, &cut)?;
-    changed += table(pins, name::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
+    changed += table(pins, &maps::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
     changed += resize::flows(pins, &sizes)?;
     changed += purge::flows_by(pins, &cut)?;
-    changed += table(pins, name::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
+    changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
-    let moved = table(pins, name::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
+    let moved = table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
     if moved != 0 {
         changed += moved + purge::strays(pins)?;
     }
     // Their bits stand for as long as the subnets do.
-    let near: Vec<u64> = array(pins, name::NEAR)?;
+    let near = near_words(pins)?;
     changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
-    changed += trie(pins, name::SUBNET, &tables.subnets, Keep::Wanted)?;
+    changed += trie(pins, &maps::SUBNET, &tables.subnets, Keep::Wanted)?;
     changed += write_near(pins, &near::joined(&near, &tables.near), &tables.near)?;
-    changed += trie(pins, name::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
+    changed += trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
         e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
     })?;
     Ok(changed)
@@ -64,17 +64,17 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
 
 /// Removes the allow lists that no rule names any more, which is after the last port has been led to another rule.
 pub fn forget_lists(pins: &Pins, tables: &Tables) -> Result<usize> {
-    trie(pins, name::ALLOW, &tables.allow.entries, Keep::Wanted)
+    trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::Wanted)
 }
 
 /// The bridges that the maps know.
 pub fn bridges(pins: &Pins) -> Result<BTreeSet<u32>> {
-    Ok(dump::<u32, Network>(&open(pins, name::NETWORK)?, name::NETWORK)?.into_iter().map(|(k, _)| k).collect())
+    Ok(PinnedMap::open(pins, &maps::NETWORK)?.dump(CHUNK)?.into_iter().map(|(k, _)| k).collect())
 }
 
 /// The uplinks that the maps know.
 pub fn uplinks(pins: &Pins) -> Result<BTreeMap<u32, Uplink>> {
-    Ok(dump::<u32, Uplink>(&open(pins, name::UPLINK)?, name::UPLINK)?.into_iter().collect())
+    Ok(PinnedMap::open(pins, &maps::UPLINK)?.dump(CHUNK)?.into_iter().collect())
 }
 
 /// What stays in a trie of that which nobody wants.
@@ -86,13 +86,12 @@ enum Keep {
 
 fn trie<const N: usize, V: Pod + PartialEq>(
     pins: &Pins,
-    name: &str,
+    shape: &Shape<Key<[u8; N]>, V>,
     want: &BTreeMap<(u32, [u8; N]), V>,
     keep: Keep,
 ) -> Result<usize> {
-    let what = || format!("cannot open {name}");
-    let map = MapData::from_pin(pins.map(name)).and_then(Map::from_map_data).context(what)?;
-    let mut map: LpmTrie<_, [u8; N], V> = LpmTrie::try_from(map).context(what)?;
+    let name = shape.name();
+    let mut map = PinnedMap::open(pins, shape)?.into_trie()?;
     let mut have = BTreeMap::new();
     for entry in map.iter() {
         let (key, value) = entry.context(|| format!("cannot read {name}"))?;
@@ -111,9 +110,8 @@ fn trie<const N: usize, V: Pod + PartialEq>(
     Ok(changed)
 }
 
-fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Vec<V>> {
-    let mut all =
-        sys::dump::<u32, V>(open(pins, name)?, layout::NEAR as usize).context(|| format!("cannot read {name}"))?;
+fn near_words(pins: &Pins) -> Result<Vec<u64>> {
+    let mut all = PinnedMap::open(pins, &maps::NEAR)?.dump(layout::NEAR as usize)?;
     all.sort_unstable_by_key(|(index, _)| *index);
     Ok(all.into_iter().map(|(_, value)| value).collect())
 }
@@ -123,48 +121,37 @@ fn write_near(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
     let new = want.iter().enumerate().filter(|(i, word)| have.get(*i) != Some(word));
     let (keys, words): (Vec<u32>, Vec<u64>) = new.map(|(i, word)| (i as u32, *word)).unzip();
     if !keys.is_empty() {
-        sys::update(open(pins, name::NEAR)?, &keys, &words).context(|| format!("cannot write {}", name::NEAR))?;
+        PinnedMap::open(pins, &maps::NEAR)?.update(&keys, &words)?;
     }
     Ok(keys.len())
 }
 
 /// Makes one map equal to `want`.
-fn table<K: Ord + Copy, M: Pod, V: Pod + PartialEq>(
+fn table<K: Ord + Copy, M: Plain, V: Plain + PartialEq>(
     pins: &Pins,
-    name: &str,
+    shape: &Shape<M, V>,
     want: &BTreeMap<K, V>,
     to_map: impl Fn(&K) -> M,
     from_map: impl Fn(M) -> K,
 ) -> Result<usize> {
-    let map = open(pins, name)?;
-    let have = dump::<M, V>(&map, name)?.into_iter().map(|(k, v)| (from_map(k), v)).collect();
-    apply(&map, name, have, want, to_map)
+    let map = PinnedMap::open(pins, shape)?;
+    let have = map.dump(CHUNK)?.into_iter().map(|(k, v)| (from_map(k), v)).collect();
+    apply(&map, have, want, to_map)
 }
 
-fn apply<K: Ord + Copy, M: Pod, V: Pod + PartialEq>(
-    map: &OwnedFd,
-    name: &str,
+fn apply<K: Ord + Copy, M: Plain, V: Plain + PartialEq>(
+    map: &PinnedMap<M, V>,
     have: BTreeMap<K, V>,
     want: &BTreeMap<K, V>,
     to_map: impl Fn(&K) -> M,
 ) -> Result<usize> {
-    let what = || format!("cannot write {name}");
     let new: Vec<(&K, &V)> = want.iter().filter(|(k, v)| have.get(k) != Some(v)).collect();
     let gone: Vec<&K> = have.keys().filter(|k| !want.contains_key(k)).collect();
     for key in &gone {
-        sys::delete(map, &to_map(key)).context(what)?;
+        map.delete(&to_map(key))?;
     }
     let keys: Vec<M> = new.iter().map(|(k, _)| to_map(k)).collect();
     let values: Vec<V> = new.iter().map(|(_, v)| **v).collect();
-    sys::update(map, &keys, &values).context(what)?;
+    map.update(&keys, &values)?;
     Ok(new.len() + gone.len())
-}
-
-pub fn open(pins: &Pins, name: &str) -> Result<OwnedFd> {
-    let what = || format!("cannot open map {name}");
-    sys::open_pin(&pins.map(name)).context(what)?.ok_or_else(|| Error::new(what()).because("its pin is gone"))
-}
-
-pub fn dump<K: Pod, V: Pod>(map: &OwnedFd, name: &str) -> Result<Vec<(K, V)>> {
-    sys::dump(map, 256).context(|| format!("cannot read {name}"))
 }

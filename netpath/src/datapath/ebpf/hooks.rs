@@ -6,6 +6,7 @@ use super::compile::Tables;
 use super::pins::Pins;
 use super::{TcMode, cgroup, object, sys, xdp};
 use crate::model::error::{Context, Error, Result};
+use aya::programs::{ProgramFd, ProgramInfo};
 use netpath_common::layout::{self, program};
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,10 +89,10 @@ pub fn programs(tables: &Tables) -> BTreeSet<&'static str> {
 
 /// A program opened from its pin, once.
 #[derive(Default)]
-struct Programs(BTreeMap<&'static str, (OwnedFd, u32)>);
+struct Programs(BTreeMap<&'static str, (ProgramFd, u32)>);
 
 impl Programs {
-    fn open(&mut self, pins: &Pins, name: &'static str) -> Result<&(OwnedFd, u32)> {
+    fn open(&mut self, pins: &Pins, name: &'static str) -> Result<&(ProgramFd, u32)> {
         match self.0.entry(name) {
             std::collections::btree_map::Entry::Occupied(e) => Ok(e.into_mut()),
             std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(object::program(pins, name)?)),
@@ -232,7 +233,7 @@ const LINK_GONE: Duration = Duration::from_secs(10);
 
 /// As [`sys::link_create`]. A program can be at a TCX hook once: where the link that was there has lost its pin a moment
 /// ago, waits until the kernel has let go of it.
-fn attach(prog: &OwnedFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
+fn attach(prog: &ProgramFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     loop {
@@ -247,7 +248,7 @@ fn attach(prog: &OwnedFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
 }
 
 /// Another program runs there: an older build's, or a monitor's. A monitor that is alive keeps its own.
-pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &OwnedFd, id: u32) -> Result<usize> {
+pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &ProgramFd, id: u32) -> Result<usize> {
     if runs == id || monitor_is_alive(pins) {
         return Ok(0);
     }
@@ -444,7 +445,7 @@ pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
 }
 
 fn runs_pinned(pins: &Pins, name: &str, id: u32) -> bool {
-    object::program(pins, name).is_ok_and(|(_, pinned)| pinned == id)
+    ProgramInfo::from_pin(pins.prog(name)).is_ok_and(|pinned| pinned.id() == id)
 }
 
 /// Puts another program where one of the same name is attached. False if nothing was there any more.

@@ -2,10 +2,12 @@
 //! nothing outlives the test.
 
 use super::compile::tests::{at, record, tcp};
+use super::maps::{Flows, PinnedMap, Shape};
 use super::*;
 use crate::link::{Rtnl, netns};
 use crate::model::{HostBind, IfName, LinkKind};
 use netpath_common::addr::Addr;
+use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{self, Flow4, FlowKey4, Rule, SockKey, SockOrigin, name};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -68,13 +70,14 @@ impl Host {
         Ebpf.reconcile(desired, &self.view()).expect("reconcile").changed
     }
 
+    pub(super) fn map<K, V>(&self, shape: &Shape<K, V>) -> PinnedMap<K, V> {
+        PinnedMap::open(&self.pins(), shape).expect("the map")
+    }
+
     /// First rule of a TCP port, as a program reads it.
     pub(super) fn rule(&self, port: usize) -> Option<Rule> {
-        let array = |n: &str, e: u32, s: usize| {
-            sys::Mapped::new(control::open(&self.pins(), n).expect("the map"), e, s).expect("mapped")
-        };
-        let slot = array(name::PORT_TCP, 65_536, 4).element(port) as usize;
-        (slot != 0).then(|| array(name::RULE, layout::RULES, 64).read(slot))
+        let slot = self.map(&maps::PORT_TCP).map(0, 65_536).expect("mapped").read(port) as usize;
+        (slot != 0).then(|| self.map(&maps::RULE).map(0, layout::RULES).expect("mapped").read(slot))
     }
 
     fn links(&self) -> Vec<String> {
@@ -191,6 +194,80 @@ fn what_is_half_there_is_put_right() {
 }
 
 #[test]
+fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
+    let Some(host) = Host::new("a_map_of_another_shape_is_refused_and_nothing_is_written_through_it") else { return };
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
+    host.reconcile(&desired);
+    let pins = host.pins();
+    fn shape_of<K, V>(pins: &Pins, shape: &Shape<K, V>) -> std::result::Result<(), String> {
+        PinnedMap::open(pins, shape).map(drop).map_err(|e| format!("{}: {e}", shape.name()))
+    }
+    let shapes = [
+        shape_of(&pins, &maps::CONFIG),
+        shape_of(&pins, &maps::PORT_TCP),
+        shape_of(&pins, &maps::PORT_UDP),
+        shape_of(&pins, &maps::PORT_SCTP),
+        shape_of(&pins, &maps::RULE),
+        shape_of(&pins, &maps::ENDPOINT),
+        shape_of(&pins, &maps::NETWORK),
+        shape_of(&pins, &maps::SUBNET),
+        shape_of(&pins, &maps::UPLINK),
+        shape_of(&pins, &maps::LOCAL),
+        shape_of(&pins, &maps::ALLOW),
+        shape_of(&pins, &maps::NEAR),
+        shape_of(&pins, &maps::NAT_PORT),
+        shape_of(&pins, &maps::SOCK),
+        shape_of(&pins, &maps::TRAFFIC),
+        shape_of(&pins, &maps::COUNT),
+        shape_of(&pins, &Ipv4::FLOWS),
+        shape_of(&pins, &Ipv6::FLOWS),
+    ];
+    for shape in shapes {
+        shape.expect("the shapes are those of the object");
+    }
+
+    // Larger keys and values than a caller would have room for; of the right sizes and another type; fewer entries.
+    for (name, in_its_place, cause) in [
+        (
+            name::FLOW4,
+            name::FLOW6,
+            "expected LruHash with keys of 16 bytes, values of 40 bytes, 65536 entries; found LruHash with keys of 40 bytes, values of 64 bytes, 32768 entries",
+        ),
+        (name::PORT_UDP, name::LOCAL, "found Hash with keys of 16 bytes"),
+        (
+            name::COUNT,
+            name::CONFIG,
+            "expected PerCpuArray with keys of 4 bytes, values of 16 bytes, 64 entries; found Array with keys of 4 bytes, values of 16 bytes, 1 entries",
+        ),
+    ] {
+        let (kept, taken) = (pins.map("kept"), pins.map(in_its_place));
+        std::fs::rename(pins.map(name), &kept).expect("set aside");
+        std::fs::rename(&taken, pins.map(name)).expect("in its place");
+        let refused = match name {
+            name::FLOW4 => PinnedMap::open(&pins, &Ipv4::FLOWS).err(),
+            name::PORT_UDP => PinnedMap::open(&pins, &maps::PORT_UDP).err(),
+            _ => PinnedMap::open(&pins, &maps::COUNT).err(),
+        };
+        let refused = refused.expect("a map of another shape");
+        assert!(refused.to_string().starts_with(&format!("cannot open map {name}: expected")), "{refused}");
+        assert!(refused.to_string().contains(cause), "{refused}");
+        assert!(refused.next_step().is_some_and(|next| next.contains("object-*")), "{refused:?}");
+        std::fs::rename(pins.map(name), &taken).expect("back");
+        std::fs::rename(&kept, pins.map(name)).expect("back");
+    }
+
+    // The step that the error names.
+    pins.unpin(&pins.map(name::UPLINK)).expect("unpinned");
+    std::fs::rename(pins.map(name::NETWORK), pins.map(name::UPLINK)).expect("in its place");
+    let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("a map of another shape");
+    assert!(refused.to_string().contains("cannot open map"), "{refused}");
+    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    host.reconcile(&desired);
+    assert_eq!(80, host.rule(80).expect("published").host_port);
+    host.reconcile(&Desired::default());
+}
+
+#[test]
 fn a_program_is_loaded_when_something_needs_it() {
     let Some(host) = Host::new("a_program_is_loaded_when_something_needs_it") else { return };
     let desired = host.desired(vec![vec![]]);
@@ -289,22 +366,22 @@ fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
     let Some(host) = Host::new("flows_of_an_endpoint_that_goes_are_purged_and_others_stay") else { return };
     let mut desired = host.desired(vec![vec![], vec![]]);
     host.reconcile(&desired);
-    let flows = control::open(&host.pins(), name::FLOW4).expect("the map");
+    let flows = host.map(&Ipv4::FLOWS);
     let key = |dst: [u8; 4]| FlowKey4 { src: [192, 0, 2, 9], dst, proto: layout::PROTO_UDP, ..FlowKey4::default() };
     let to = |dst: [u8; 4]| Flow4 { src: [192, 0, 2, 9], dst, ..Flow4::default() };
     let (first, second) = ([10, 88, 0, 2], [10, 88, 0, 3]);
     // One that names the container before translation, two after.
     let keys = [key(first), key([192, 0, 2, 1]), key([192, 0, 2, 2])];
-    sys::update(&flows, &keys, &[to([192, 0, 2, 1]), to(first), to(second)]).expect("written");
-    let socks = control::open(&host.pins(), name::SOCK).expect("the map");
+    flows.update(&keys, &[to([192, 0, 2, 1]), to(first), to(second)]).expect("written");
+    let socks = host.map(&maps::SOCK);
     let sock = SockKey { cookie: 1, to: Addr::v4(first), ..SockKey::default() };
-    sys::update(&socks, &[sock], &[SockOrigin::default()]).expect("written");
+    socks.update(&[sock], &[SockOrigin::default()]).expect("written");
 
     desired.records.remove(0);
     host.reconcile(&desired);
-    let left: Vec<FlowKey4> = sys::dump::<_, Flow4>(&flows, 16).expect("a dump").into_iter().map(|(k, _)| k).collect();
+    let left: Vec<FlowKey4> = flows.dump(16).expect("a dump").into_iter().map(|(k, _)| k).collect();
     assert_eq!(vec![key([192, 0, 2, 2])], left);
-    assert!(sys::dump::<SockKey, SockOrigin>(&socks, 16).expect("a dump").is_empty());
+    assert!(socks.dump(16).expect("a dump").is_empty());
     host.reconcile(&Desired::default());
 }
 
@@ -312,14 +389,13 @@ fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
 fn a_dump_finds_every_element_whatever_the_chunk() {
     let Some(host) = Host::new("a_dump_finds_every_element_whatever_the_chunk") else { return };
     host.reconcile(&host.desired(vec![vec![]]));
-    let flows = control::open(&host.pins(), name::FLOW4).expect("the map");
+    let flows = host.map(&Ipv4::FLOWS);
     let keys: Vec<FlowKey4> = (0..2_000_u32)
         .map(|i| FlowKey4 { src: i.to_be_bytes(), proto: layout::PROTO_TCP, ..FlowKey4::default() })
         .collect();
-    sys::update(&flows, &keys, &vec![Flow4::default(); keys.len()]).expect("written");
+    flows.update(&keys, &vec![Flow4::default(); keys.len()]).expect("written");
     for chunk in [1, 7, 256, 100_000] {
-        let mut found: Vec<[u8; 4]> =
-            sys::dump::<FlowKey4, Flow4>(&flows, chunk).expect("a dump").into_iter().map(|(k, _)| k.src).collect();
+        let mut found: Vec<[u8; 4]> = flows.dump(chunk).expect("a dump").into_iter().map(|(k, _)| k.src).collect();
         found.sort_unstable();
         assert_eq!(keys.iter().map(|k| k.src).collect::<Vec<_>>(), found, "chunk {chunk}");
     }
@@ -384,12 +460,11 @@ fn a_monitor_starts_while_commands_ask_for_one() {
 /// The place of its other half may be another flow's by now.
 #[test]
 fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
-    use netpath_common::family::Ipv4;
-    use netpath_common::layout::{Flow4, FlowKey4, Next, SIDE_BRIDGE, SIDE_UPLINK};
+    use netpath_common::layout::{Next, SIDE_BRIDGE, SIDE_UPLINK};
     let Some(host) = Host::new("a_purged_flow_takes_no_half_of_another_flow_with_it") else { return };
     host.reconcile(&host.desired(vec![vec![]]));
     let pins = host.pins();
-    let map = control::open(&pins, name::FLOW4).expect("the map of flows");
+    let map = host.map(&Ipv4::FLOWS);
     let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, twin_side: u8| {
         let mut flow = Flow4 { src: to.0, dst: to.1, ..Flow4::default() };
         flow.next = Next { ifindex, twin_side, ..Next::default() };
@@ -399,9 +474,9 @@ fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
     let (key, flow) = half(SIDE_BRIDGE, container, server, (uplink, server), 99, SIDE_UPLINK);
     let place = netpath_common::pair::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
     let (_, stranger) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
-    sys::update(&map, &[key, place], &[flow, stranger]).expect("written");
+    map.update(&[key, place], &[flow, stranger]).expect("written");
     assert_eq!(1, purge::flows_by(&pins, &[99].into()).expect("purged"));
-    assert!(sys::get::<FlowKey4, Flow4>(&map, &key).expect("read").is_none());
-    assert!(sys::get::<FlowKey4, Flow4>(&map, &place).expect("read").is_some(), "a half of another flow is gone");
+    assert!(map.get(&key).expect("read").is_none());
+    assert!(map.get(&place).expect("read").is_some(), "a half of another flow is gone");
     host.reconcile(&Desired::default());
 }

@@ -11,6 +11,7 @@ pub mod clsact;
 pub mod compile;
 pub mod control;
 pub mod hooks;
+pub mod maps;
 mod moved;
 mod near;
 pub mod object;

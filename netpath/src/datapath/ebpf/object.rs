@@ -9,7 +9,7 @@ use super::pins::{OBJECT, Pins};
 use super::sys;
 use crate::model::error::{Context, Error, Result};
 use aya::maps::MapInfo;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::{EbpfSectionKind, Object};
 use netpath_common::layout::global;
@@ -180,11 +180,9 @@ fn misfits(pins: &Pins) -> Result<Vec<String>> {
     Ok(misfits)
 }
 
-/// The ids of the pinned programs.
-pub fn program(pins: &Pins, name: &str) -> Result<(std::os::fd::OwnedFd, u32)> {
+/// A pinned program, and its id.
+pub fn program(pins: &Pins, name: &str) -> Result<(ProgramFd, u32)> {
     let what = || format!("cannot open program {name}");
-    let fd =
-        sys::open_pin(&pins.prog(name)).context(what)?.ok_or_else(|| Error::new(what()).because("its pin is gone"))?;
-    let id = sys::prog_id(&fd).context(what)?;
-    Ok((fd, id))
+    let info = ProgramInfo::from_pin(pins.prog(name)).context(what)?;
+    Ok((info.fd().context(what)?, info.id()))
 }

@@ -11,7 +11,7 @@ use crate::state::Store;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use netpath_common::layout::program::XDP_IN;
-use netpath_common::layout::{self, AllowKey, Network, Subnet, Traffic, name};
+use netpath_common::layout::{self, AllowKey, Subnet, Traffic, name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 
@@ -20,8 +20,7 @@ fn open(host: &Host, name: &str) -> Map {
 }
 
 fn flags(host: &Host) -> u32 {
-    let map = control::open(&host.pins(), name::NETWORK).expect("the map");
-    sys::dump::<u32, Network>(map, 16).expect("a dump")[0].1.flags
+    host.map(&maps::NETWORK).dump(16).expect("a dump")[0].1.flags
 }
 
 fn lets_in(host: &Host, list: u32, client: &str) -> bool {
@@ -66,8 +65,7 @@ fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
 fn bits_of_near_come_and_go_with_the_subnets() {
     let Some(host) = Host::new("bits_of_near_come_and_go_with_the_subnets") else { return };
     let is_near = |address: &str| {
-        let map = control::open(&host.pins(), name::NEAR).expect("the map");
-        let words = sys::dump::<u32, u64>(map, 4_096).expect("a dump");
+        let words = host.map(&maps::NEAR).dump(4_096).expect("a dump");
         let (word, bit) = layout::near(&mapped(address.parse().expect("an address")));
         words.iter().any(|(i, w)| *i == word && w & bit != 0)
     };
@@ -86,10 +84,7 @@ fn bits_of_near_come_and_go_with_the_subnets() {
 fn sctp_is_published_on_its_own_port_alone() {
     let Some(host) = Host::new("sctp_is_published_on_its_own_port_alone") else { return };
     let sctp = |to| Publish::new(HostBind::Any, Proto::Sctp, 5000, to, 1).expect("a publish");
-    let slot = || {
-        let map = control::open(&host.pins(), name::PORT_SCTP).expect("the map");
-        sys::Mapped::new(map, 65_536, 4).expect("mapped").element(5000)
-    };
+    let slot = || host.map(&maps::PORT_SCTP).map(0, 65_536).expect("mapped").read(5000);
     let mut desired = host.desired(vec![vec![sctp(5000)]]);
     assert!(Ebpf.refusals(&desired.records[0]).is_empty());
     host.reconcile(&desired);

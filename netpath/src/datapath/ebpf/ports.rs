@@ -8,14 +8,13 @@
 //! what nobody uses.
 
 use super::compile::Tables;
-use super::control::open;
+use super::maps::{self, Mapped, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sys::{self, Mapped};
-use crate::model::error::{Context, Error, Result};
-use netpath_common::layout::{self, RULES, Rule, name};
+use crate::model::error::{Error, Result};
+use netpath_common::layout::{self, PortSlot, RULES, Rule};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use zerocopy::IntoBytes;
 
 const PORTS: usize = 65_536;
 /// Ports that are looked at in one go, and kept together.
@@ -35,9 +34,9 @@ impl Ports {
         Ok(Self {
             rules: Rules::open(pins)?,
             slots: [
-                Slots::open(pins, layout::PROTO_TCP, name::PORT_TCP)?,
-                Slots::open(pins, layout::PROTO_UDP, name::PORT_UDP)?,
-                Slots::open(pins, layout::PROTO_SCTP, name::PORT_SCTP)?,
+                Slots::open(pins, layout::PROTO_TCP, &maps::PORT_TCP)?,
+                Slots::open(pins, layout::PROTO_UDP, &maps::PORT_UDP)?,
+                Slots::open(pins, layout::PROTO_SCTP, &maps::PORT_SCTP)?,
             ],
         })
     }
@@ -52,7 +51,7 @@ impl Ports {
             }
             // What was there is kept: a packet may just have read it, so its rules count as reachable in this run.
             for (port, _) in slots.occupied().filter(|(port, _)| !stays[*port]) {
-                slots.map.publish(port, 0);
+                slots.map.write(port, &0);
                 changed += 1;
             }
         }
@@ -152,23 +151,23 @@ impl Ports {
 
 fn content(rule: &Rule) -> [u8; 64] {
     let mut bytes = [0; 64];
-    bytes.copy_from_slice(sys::bytes_of(rule));
+    bytes.copy_from_slice(rule.as_bytes());
     bytes
 }
 
 /// The array of one protocol.
 struct Slots {
     proto: u8,
-    map: Mapped,
+    map: Mapped<PortSlot>,
     /// What was in it when it was opened, or has been published since: the blocks that are not empty, by number.
     blocks: BTreeMap<usize, Vec<u32>>,
 }
 
 impl Slots {
-    fn open(pins: &Pins, proto: u8, name: &str) -> Result<Self> {
-        let map = Mapped::new(open(pins, name)?, PORTS as u32, size_of::<u32>()).context(|| unmapped(name))?;
+    fn open(pins: &Pins, proto: u8, shape: &Shape<u32, PortSlot>) -> Result<Self> {
+        let map = PinnedMap::open(pins, shape)?.map(0, PORTS as u32)?;
         let used = (0..PORTS / BLOCK).filter(|block| !map.is_zero(block * BLOCK, BLOCK));
-        let blocks = used.map(|block| (block, (0..BLOCK).map(|i| map.element(block * BLOCK + i)).collect())).collect();
+        let blocks = used.map(|block| (block, (0..BLOCK).map(|i| map.read(block * BLOCK + i)).collect())).collect();
         Ok(Self { proto, map, blocks })
     }
 
@@ -184,36 +183,36 @@ impl Slots {
     }
 
     fn lead(&mut self, port: usize, rule: u32) {
-        self.map.publish(port, rule);
+        self.map.write(port, &rule);
         self.blocks.entry(port / BLOCK).or_insert_with(|| vec![0; BLOCK])[port % BLOCK] = rule;
     }
 
     fn close(&mut self) {
-        self.occupied().for_each(|(port, _)| self.map.publish(port, 0));
+        self.occupied().for_each(|(port, _)| self.map.write(port, &0));
         self.blocks.clear();
     }
 }
 
 /// The array of rules, of which those with the lowest numbers are in use.
 struct Rules {
-    map: OwnedFd,
-    parts: Vec<OnceCell<Mapped>>,
+    map: PinnedMap<u32, Rule>,
+    parts: Vec<OnceCell<Mapped<Rule>>>,
 }
 
 impl Rules {
     fn open(pins: &Pins) -> Result<Self> {
         let parts = (0..RULES.div_ceil(PART)).map(|_| OnceCell::new()).collect();
-        Ok(Self { map: open(pins, name::RULE)?, parts })
+        Ok(Self { map: PinnedMap::open(pins, &maps::RULE)?, parts })
     }
 
     /// Where `index`, which is less than [`RULES`], is: a part of the array, and the place there.
-    fn part(&self, index: u32) -> Result<(&Mapped, usize)> {
+    fn part(&self, index: u32) -> Result<(&Mapped<Rule>, usize)> {
         let (part, place) = (index / PART, (index % PART) as usize);
         let cell = &self.parts[part as usize];
         if let Some(mapped) = cell.get() {
             return Ok((mapped, place));
         }
-        let mapped = Mapped::part(&self.map, part * PART, PART, size_of::<Rule>()).context(|| unmapped(name::RULE))?;
+        let mapped = self.map.map(part * PART, PART)?;
         Ok((cell.get_or_init(|| mapped), place))
     }
 
@@ -230,8 +229,4 @@ fn too_many() -> Error {
     Error::new("cannot publish all ports")
         .because(format!("the published ports need more than {} rules", RULES - 1))
         .next("publish ranges instead of single ports")
-}
-
-fn unmapped(name: &str) -> String {
-    format!("cannot map {name} into memory")
 }

@@ -1,23 +1,16 @@
 //! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and
 //! flows that were given an address, or a way out, that the host does not have any more.
 
-use super::control::{dump, open};
+use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sweep::{Seen, reverse};
-use super::sys;
-use crate::model::error::{Context, Result};
-use aya::Pod;
+use super::sweep::reverse;
+use crate::model::error::Result;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6};
 use netpath_common::flow::REPLY_HALF;
-use netpath_common::layout::{
-    Flow4, Flow6, FlowKey4, FlowKey6, LOCALS, Local, Network, Next, SockKey, SockOrigin, name,
-};
+use netpath_common::layout::{LOCALS, Next, Plain};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
-
-/// Elements asked for at once; the maps have tens of thousands.
-const CHUNK: usize = 4_096;
 
 /// Removes every flow that has one of the v4-mapped addresses in it, before or after translation.
 pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
@@ -27,9 +20,9 @@ pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     let v4 = |a: &V4| addresses.contains(&Addr::v4(*a).0);
     let v6 = |a: &V6| addresses.contains(a);
     let mut removed = 0;
-    removed += purge(pins, name::FLOW4, |k: &FlowKey4, f: &Flow4| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
-    removed += purge(pins, name::FLOW6, |k: &FlowKey6, f: &Flow6| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
-    removed += purge(pins, name::SOCK, |k: &SockKey, _: &SockOrigin| addresses.contains(&k.to.0))?;
+    removed += purge(pins, &Ipv4::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
+    removed += purge(pins, &Ipv6::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
+    removed += purge(pins, &maps::SOCK, |k, _| addresses.contains(&k.to.0))?;
     Ok(removed)
 }
 
@@ -40,23 +33,21 @@ pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
         return Ok(0);
     }
     let leaves_by = |next: &Next| uplinks.contains(&next.ifindex);
-    Ok(whole::<Ipv4>(pins, name::FLOW4, |_, half| leaves_by(&half.next))?
-        + whole::<Ipv6>(pins, name::FLOW6, |_, half| leaves_by(&half.next))?)
+    Ok(whole::<Ipv4>(pins, |_, half| leaves_by(&half.next))? + whole::<Ipv6>(pins, |_, half| leaves_by(&half.next))?)
 }
 
 /// Removes both halves of every masqueraded flow whose address is not the host's, and no network's by its option: the
 /// host may have had it for a moment between two looks. Asked of the maps, so that it can be done at any time.
 pub fn strays(pins: &Pins) -> Result<usize> {
-    let locals = dump::<Addr, Local>(&open(pins, name::LOCAL)?, name::LOCAL)?;
+    let locals = PinnedMap::open(pins, &maps::LOCAL)?.dump(CHUNK)?;
     // Not all of the host's addresses may be in a full map.
     if locals.len() >= LOCALS as usize {
         return Ok(0);
     }
-    let networks = dump::<u32, Network>(&open(pins, name::NETWORK)?, name::NETWORK)?;
+    let networks = PinnedMap::open(pins, &maps::NETWORK)?.dump(CHUNK)?;
     let told = networks.iter().flat_map(|(_, n)| [Addr::v4(n.outbound4).0, n.outbound6]);
     let own: BTreeSet<[u8; 16]> = locals.iter().map(|(a, _)| a.0).chain(told).collect();
-    Ok(whole::<Ipv4>(pins, name::FLOW4, is_stray::<Ipv4>(&own))?
-        + whole::<Ipv6>(pins, name::FLOW6, is_stray::<Ipv6>(&own))?)
+    Ok(whole::<Ipv4>(pins, is_stray::<Ipv4>(&own))? + whole::<Ipv6>(pins, is_stray::<Ipv6>(&own))?)
 }
 
 fn is_stray<F: Family>(own: &BTreeSet<[u8; 16]>) -> impl Fn(&F::Key, &F::Flow) -> bool {
@@ -71,30 +62,25 @@ fn is_stray<F: Family>(own: &BTreeSet<[u8; 16]>) -> impl Fn(&F::Key, &F::Flow) -
 }
 
 /// Removes both halves of the flows of which one is so.
-fn whole<F: Family>(pins: &Pins, name: &str, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Result<usize>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let map = open(pins, name)?;
-    let what = || format!("cannot write {name}");
+fn whole<F: Flows>(pins: &Pins, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Result<usize> {
+    let map = PinnedMap::open(pins, &F::FLOWS)?;
     let mut removed = 0;
-    for (key, half) in sys::dump::<F::Key, F::Flow>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
+    for (key, half) in map.dump(CHUNK)? {
         if is_so(&key, &half) {
-            if let (other, Some(_)) = reverse::<F>(&map, &key, &half).context(what)? {
-                removed += usize::from(sys::delete(&map, &other).context(what)?);
+            if let (other, Some(_)) = reverse::<F>(&map, &key, &half)? {
+                removed += usize::from(map.delete(&other)?);
             }
-            removed += usize::from(sys::delete(&map, &key).context(what)?);
+            removed += usize::from(map.delete(&key)?);
         }
     }
     Ok(removed)
 }
 
-fn purge<K: Pod, V: Pod>(pins: &Pins, name: &str, is_theirs: impl Fn(&K, &V) -> bool) -> Result<usize> {
-    let map = open(pins, name)?;
+fn purge<K: Plain, V: Plain>(pins: &Pins, shape: &Shape<K, V>, is_theirs: impl Fn(&K, &V) -> bool) -> Result<usize> {
+    let map = PinnedMap::open(pins, shape)?;
     let mut removed = 0;
-    for (key, value) in sys::dump::<K, V>(&map, CHUNK).context(|| format!("cannot read {name}"))? {
-        if is_theirs(&key, &value) && sys::delete(&map, &key).context(|| format!("cannot write {name}"))? {
+    for (key, value) in map.dump(CHUNK)? {
+        if is_theirs(&key, &value) && map.delete(&key)? {
             removed += 1;
         }
     }

@@ -1,17 +1,12 @@
 //! Flows whose way out has another MTU than when they began. A flow carries the MTU of its way, so that programs need not ask;
 //! nobody else would tell it, and what is too large for a wire is lost without a word.
 
-use super::control::open;
+use super::maps::{CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
-use super::sys;
-use crate::model::error::{Context, Result};
-use aya::Pod;
-use netpath_common::family::{Family, Ipv4, Ipv6};
-use netpath_common::layout::{Next, Uplink, is_outward, name};
+use crate::model::error::Result;
+use netpath_common::family::{Ipv4, Ipv6};
+use netpath_common::layout::{Next, Uplink, is_outward};
 use std::collections::BTreeMap;
-
-/// Elements asked for at once.
-const CHUNK: usize = 4_096;
 
 /// Old and new MTU of uplinks, by ifindex.
 pub type Sizes = BTreeMap<u32, (u16, u16)>;
@@ -28,25 +23,20 @@ pub fn flows(pins: &Pins, sizes: &Sizes) -> Result<usize> {
     if sizes.is_empty() {
         return Ok(0);
     }
-    Ok(of_family::<Ipv4>(pins, name::FLOW4, sizes)? + of_family::<Ipv6>(pins, name::FLOW6, sizes)?)
+    Ok(of_family::<Ipv4>(pins, sizes)? + of_family::<Ipv6>(pins, sizes)?)
 }
 
-fn of_family<F: Family>(pins: &Pins, name: &str, sizes: &Sizes) -> Result<usize>
-where
-    F::Key: Pod,
-    F::Flow: Pod,
-{
-    let map = open(pins, name)?;
-    let what = || format!("cannot write {name}");
+fn of_family<F: Flows>(pins: &Pins, sizes: &Sizes) -> Result<usize> {
+    let map = PinnedMap::open(pins, &F::FLOWS)?;
     let (mut changed, mut next) = (0, None);
     loop {
-        let (halves, after) = sys::part::<F::Key, F::Flow>(&map, next, CHUNK).context(what)?;
+        let (halves, after) = map.part(next, CHUNK)?;
         for (key, _) in halves.iter().filter(|(_, f)| new_mtu(F::next(f), sizes).is_some()) {
             // As it is now, and not as it was when the part was read.
-            let Some(mut flow) = sys::get::<F::Key, F::Flow>(&map, key).context(what)? else { continue };
+            let Some(mut flow) = map.get(key)? else { continue };
             let Some(mtu) = new_mtu(F::next(&flow), sizes) else { continue };
             F::next_mut(&mut flow).mtu = mtu;
-            changed += usize::from(sys::change(&map, key, &flow).context(what)?);
+            changed += usize::from(map.change(key, &flow)?);
         }
         next = after;
         if next.is_none() {

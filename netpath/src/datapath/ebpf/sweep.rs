@@ -2,57 +2,23 @@
 //!
 //! Programs go on meanwhile, and take an expired flow for absent by themselves: sweeping is for the room it gives.
 
-use super::control::open;
+use super::maps::{self, CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
-use super::sys::{self, Mapped};
+use super::sys;
 use crate::datapath::{Effort, Progress, Swept};
 use crate::model::error::{Context, Error, Result};
-use aya::Pod;
-use netpath_common::family::{Family, Ipv4, Ipv6};
+use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
-use netpath_common::layout::{
-    FlowKey4, FlowKey6, NatPort, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, name, program,
-};
+use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, program};
 use netpath_common::pair;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::HashSet;
 use std::fs::File;
-use std::hash::Hash;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Elements asked for at once.
-const CHUNK: usize = 4_096;
-/// The same when there is little time: two such calls take less than a millisecond.
+/// [`CHUNK`] when there is little time: two such calls take less than a millisecond.
 const SMALL_CHUNK: usize = 512;
-
-/// What was seen of a flow's half, besides the tuple.
-pub(super) trait Seen: Pod + Eq + Hash {
-    fn proto(&self) -> u8;
-    fn side(&self) -> u8;
-    /// Where it was sent to, host byte order.
-    fn port(&self) -> u16;
-}
-
-macro_rules! seen {
-    ($($key:ty),*) => { $(
-        impl Seen for $key {
-            fn proto(&self) -> u8 {
-                self.proto
-            }
-
-            fn side(&self) -> u8 {
-                self.side
-            }
-
-            fn port(&self) -> u16 {
-                self.dport.value()
-            }
-        }
-    )* };
-}
-seen!(FlowKey4, FlowKey6);
 
 /// Sweeps the maps of one host.
 ///
@@ -67,13 +33,13 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
     let mut swept = Swept::default();
     // In turn, each from where it was left.
     if !progress.v6 {
-        let (removed, next) = flows::<Ipv4>(pins, name::FLOW4, progress.next, chunk, until)?;
+        let (removed, next) = flows::<Ipv4>(pins, progress.next, chunk, until)?;
         swept.flows += removed;
         progress.next = next;
         progress.v6 = next.is_none();
     }
     if progress.v6 {
-        let (removed, next) = flows::<Ipv6>(pins, name::FLOW6, progress.next, chunk, until)?;
+        let (removed, next) = flows::<Ipv6>(pins, progress.next, chunk, until)?;
         swept.flows += removed;
         progress.next = next;
         progress.v6 = next.is_some();
@@ -96,25 +62,19 @@ pub(crate) fn now() -> Result<u32> {
 }
 
 /// Removes expired flows from part `from` on, to the end or until the time is up; then that is where to go on.
-fn flows<F: Family>(
+fn flows<F: Flows>(
     pins: &Pins,
-    name: &str,
     from: Option<u32>,
     chunk: usize,
     until: Option<Instant>,
-) -> Result<(usize, Option<u32>)>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let map = open(pins, name)?;
+) -> Result<(usize, Option<u32>)> {
+    let map = PinnedMap::open(pins, &F::FLOWS)?;
     let (mut removed, mut next) = (0, from);
     loop {
-        let (halves, after) =
-            sys::part::<F::Key, F::Flow>(&map, next, chunk).context(|| format!("cannot read {name}"))?;
+        let (halves, after) = map.part(next, chunk)?;
         let now = now()?;
-        for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(k.proto(), F::next(f), now)) {
-            removed += expire::<F>(&map, key, half, now).context(|| format!("cannot write {name}"))?;
+        for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(F::protocol_of(k), F::next(f), now)) {
+            removed += expire::<F>(&map, key, half, now)?;
         }
         next = after;
         if next.is_none() || until.is_some_and(|until| Instant::now() >= until) {
@@ -125,27 +85,19 @@ where
 
 /// The key of the other half of a flow, and that half if it is there: its place may be another flow's, which has taken the
 /// port over.
-pub(super) fn reverse<F: Family>(
-    map: &OwnedFd,
+pub(super) fn reverse<F: Flows>(
+    map: &PinnedMap<F::Key, F::Flow>,
     key: &F::Key,
     half: &F::Flow,
-) -> std::io::Result<(F::Key, Option<F::Flow>)>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let other = pair::other_key::<F>(half, key.proto());
-    let found = sys::get::<F::Key, F::Flow>(map, &other)?;
-    Ok((other, found.filter(|f| F::next(f).twin_side == key.side() && pair::leads_back::<F>(f, key))))
+) -> Result<(F::Key, Option<F::Flow>)> {
+    let other = pair::other_key::<F>(half, F::protocol_of(key));
+    let found = map.get(&other)?;
+    Ok((other, found.filter(|f| F::next(f).twin_side == F::side_of(key) && pair::leads_back::<F>(f, key))))
 }
 
 /// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
-fn expire<F: Family>(map: &OwnedFd, key: &F::Key, half: &F::Flow, now: u32) -> std::io::Result<usize>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let has_expired = |flow: &F::Flow| flow::has_expired(key.proto(), F::next(flow), now);
+fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
+    let has_expired = |flow: &F::Flow| flow::has_expired(F::protocol_of(key), F::next(flow), now);
     let (twin_key, twin) = reverse::<F>(map, key, half)?;
     if twin.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
@@ -159,10 +111,10 @@ where
     let mut taken: Vec<(F::Key, F::Flow)> = Vec::new();
     for key in halves {
         // Looked at again at the last moment, and once more in what was taken.
-        if sys::get::<F::Key, F::Flow>(map, &key)?.is_some_and(|f| !has_expired(&f)) {
+        if map.get(&key)?.is_some_and(|f| !has_expired(&f)) {
             break;
         }
-        let Some(last) = sys::take::<F::Key, F::Flow>(map, &key)? else { continue };
+        let Some(last) = map.take(&key)? else { continue };
         taken.push((key, last));
         if !has_expired(&last) {
             break;
@@ -170,7 +122,7 @@ where
     }
     if taken.iter().any(|(_, f)| !has_expired(f)) {
         for (key, flow) in &taken {
-            sys::add(map, key, flow)?;
+            map.add(key, flow)?;
         }
         return Ok(0);
     }
@@ -189,12 +141,12 @@ const IN_QUESTION: u8 = 2;
 fn marks(pins: &Pins) -> Result<usize> {
     // Of two sweeps at once, one would take what the other has put in question for its own.
     let Some(_turn) = Turn::take(pins)? else { return Ok(0) };
-    let Ok(map) = Mapped::new(open(pins, name::NAT_PORT)?, 65_536, size_of::<NatPort>()) else {
+    let Ok(map) = PinnedMap::open(pins, &maps::NAT_PORT)?.map(0, 65_536) else {
         // Of a build whose map cannot be written beside the programs without losing what they write.
         return Ok(0);
     };
     let places = || (0..=u16::MAX).flat_map(|port| (0..MARKS.len()).map(move |at| (port, at)));
-    let byte = |port: u16, at: usize| map.byte(usize::from(port), size_of::<NatPort>(), at);
+    let byte = |port: u16, at: usize| map.byte(usize::from(port), at);
     let turn = |mark: (u16, usize), from: u8, to: u8| {
         byte(mark.0, mark.1).compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     };
@@ -206,8 +158,8 @@ fn marks(pins: &Pins) -> Result<usize> {
         return Ok(0);
     }
     let mut used = HashSet::new();
-    used_ports::<Ipv4>(pins, name::FLOW4, &mut used)?;
-    used_ports::<Ipv6>(pins, name::FLOW6, &mut used)?;
+    used_ports::<Ipv4>(pins, &mut used)?;
+    used_ports::<Ipv6>(pins, &mut used)?;
     let stale = marked.into_iter().filter(|(port, at)| !used.contains(&(MARKS[*at], *port)));
     Ok(stale.filter(|m| turn(*m, IN_QUESTION, 0)).count())
 }
@@ -228,19 +180,15 @@ impl Turn {
 }
 
 /// Protocol and port of every flow whose answers come to an uplink.
-fn used_ports<F: Family>(pins: &Pins, name: &str, used: &mut HashSet<(u8, u16)>) -> Result<()>
-where
-    F::Key: Seen,
-    F::Flow: Pod,
-{
-    let map = open(pins, name)?;
-    for (key, half) in sys::dump::<F::Key, F::Flow>(map.as_fd(), CHUNK).context(|| format!("cannot read {name}"))? {
+fn used_ports<F: Flows>(pins: &Pins, used: &mut HashSet<(u8, u16)>) -> Result<()> {
+    for (key, half) in PinnedMap::open(pins, &F::FLOWS)?.dump(CHUNK)? {
         // One half may be lost.
-        if key.side() == SIDE_UPLINK {
-            used.insert((key.proto(), key.port()));
+        let proto = F::protocol_of(&key);
+        if F::side_of(&key) == SIDE_UPLINK {
+            used.insert((proto, F::tuple(&key).dport.value()));
         }
         if F::next(&half).twin_side == SIDE_UPLINK {
-            used.insert((key.proto(), F::translated(&half).sport.value()));
+            used.insert((proto, F::translated(&half).sport.value()));
         }
     }
     Ok(())

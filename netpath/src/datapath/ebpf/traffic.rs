@@ -1,17 +1,15 @@
 //! `np_traffic`: what went to and came from each endpoint and publish. Which counter is whose is part of the records.
 
-use super::control::open;
+use super::maps::{self, PinnedMap};
 use super::pins::Pins;
-use super::sys;
 use crate::model::error::{Context, Result};
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{MapData, PerCpuArray};
 use netpath_common::layout::{Traffic, name};
 
 /// Counters that are given to somebody begin at nothing. Returns how many there are.
 pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
     if !ids.is_empty() {
-        sys::zero_percpu::<Traffic>(open(pins, name::TRAFFIC)?, ids)
-            .context(|| format!("cannot write {}", name::TRAFFIC))?;
+        PinnedMap::open(pins, &maps::TRAFFIC)?.zero(ids)?;
     }
     Ok(ids.len())
 }
@@ -23,9 +21,7 @@ impl Counters {
     /// # Errors
     /// The map cannot be opened.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let what = || format!("cannot open {}", name::TRAFFIC);
-        let map = MapData::from_pin(pins.map(name::TRAFFIC)).and_then(Map::from_map_data).context(what)?;
-        PerCpuArray::try_from(map).context(what).map(Self)
+        PinnedMap::open(pins, &maps::TRAFFIC)?.into_values().map(Self)
     }
 
     /// One of them, over all processors; 0 is nobody's and has counted nothing.

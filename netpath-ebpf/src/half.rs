@@ -1,0 +1,125 @@
+//! A half of a flow as it lies in the table, where other processors read and write it too.
+
+use core::mem::offset_of;
+
+use netpath_common::addr::Mac;
+use netpath_common::layout::Next;
+use netpath_common::{flow, pair};
+
+use crate::wire::Wire;
+
+/// A field of a flow that programs write while others read it. Each access is one instruction of the machine, which does to it
+/// what a relaxed atomic one is elsewhere; the compiler's target has no atomics of less than 64 bits.
+pub struct Word<T>(*mut T);
+
+impl<T: Copy> Word<T> {
+    #[inline(always)]
+    pub fn load(self) -> T {
+        // SAFETY: `Half` makes these only, for an aligned field of a map value, whose type has no invalid values.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn store(self, value: T) {
+        // SAFETY: as above, and there is no reference to the field (`Half::read`).
+        unsafe { self.0.write_volatile(value) }
+    }
+}
+
+/// A half of a flow in the table. Other processors write how it is used and where it goes while this one reads, and may give
+/// its place to another flow, since LRU entries are not kept for their readers: then one packet goes astray, and has a wrong
+/// checksum with it. So nothing here keeps a reference to it.
+#[derive(Clone, Copy)]
+pub struct Half<F: Wire>(*mut F::Flow);
+
+impl<F: Wire> Half<F> {
+    #[inline(always)]
+    pub fn find(key: &F::Key) -> Option<Self> {
+        F::flows().get_ptr_mut(key).map(Self)
+    }
+
+    /// As it lies there, a word of which may change under way: what is decided by it is asked again where that matters.
+    #[inline(always)]
+    pub fn read<T>(self, read: impl FnOnce(&F::Flow) -> T) -> T {
+        // SAFETY: a map value, aligned to 8, there until the program ends. `read` cannot keep the reference, and what is
+        // called with one (`family.rs`, `pair.rs`, `translate` of `fast.rs` and `xdp.rs`) writes to no flow.
+        read(unsafe { &*self.0 })
+    }
+
+    #[inline(always)]
+    fn place(self) -> *mut Next {
+        self.0.wrapping_byte_add(F::NEXT).cast()
+    }
+
+    #[inline(always)]
+    pub fn last_seen(self) -> Word<u32> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, last_seen)).cast())
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> Word<u8> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, state)).cast())
+    }
+
+    #[inline(always)]
+    pub fn forward(self) -> Word<u8> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, forward)).cast())
+    }
+
+    /// A copy of how it goes on.
+    #[inline(always)]
+    pub fn next(self) -> Next {
+        // SAFETY: a part of a map value, plain numbers: half of a hardware address may be new, then one frame is lost.
+        let mut next = unsafe { *self.place() };
+        next.last_seen = self.last_seen().load();
+        next.forward = self.forward().load();
+        next.state = self.state().load();
+        next
+    }
+
+    #[inline(always)]
+    pub fn set_next_hop(self, mac: Mac) {
+        // SAFETY: a field of a map value; a reader of half of it loses one frame.
+        unsafe { (*self.place()).smac = mac }
+    }
+
+    /// Whether it is the other half of that at `key`.
+    #[inline(always)]
+    pub fn leads_back(self, key: &F::Key) -> bool {
+        self.read(|half| pair::leads_back::<F>(half, key))
+    }
+
+    #[inline(always)]
+    pub fn touch(self, state: u8, now: u32) {
+        self.last_seen().store(now);
+        self.state().store(state);
+    }
+
+    /// Takes a claim back.
+    #[inline(always)]
+    pub fn release(self) {
+        self.state().store(self.state().load() & !flow::CLAIMED);
+    }
+
+    /// Gives it another state in the place of `seen`, if that still holds, for the same flow, and no claim is made. 5.12.
+    #[inline(always)]
+    pub fn exchange(self, seen: u8, state: u8, of: &Next) -> bool {
+        const WORD: usize = offset_of!(Next, state);
+        const { assert!(WORD.is_multiple_of(4) && WORD + 4 == size_of::<Next>()) };
+        let [traffic_0, traffic_1] = of.traffic.to_ne_bytes();
+        let word = |state| u32::from_ne_bytes([state, of.origin, traffic_0, traffic_1]);
+        let before = u64::from(word(seen & !flow::CLAIMED));
+        let mut at_once = before;
+        // SAFETY: a word of a map value; compared and exchanged in one instruction.
+        unsafe {
+            core::arch::asm!(
+                "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
+                in("r1") self.place().wrapping_byte_add(WORD),
+                in("r2") u64::from(word(state)),
+                inlateout("r0") at_once,
+                options(nostack)
+            );
+        }
+        at_once == before
+    }
+}

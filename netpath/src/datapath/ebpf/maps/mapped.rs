@@ -1,0 +1,92 @@
+//! Arrays in memory.
+
+use netpath_common::layout::Plain;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// Elements of a `BPF_F_MMAPABLE` array (5.5), each of which begins at a multiple of 8 bytes. Programs and other commands write
+/// them too: all accesses are atomic.
+pub struct Mapped<V> {
+    base: NonNull<u8>,
+    len: usize,
+    values: PhantomData<V>,
+}
+
+impl<V: Plain> Mapped<V> {
+    const PLACE: usize = size_of::<V>().next_multiple_of(8);
+
+    pub(super) fn new(map: BorrowedFd<'_>, first: u32, elements: u32) -> io::Result<Self> {
+        let len = (elements as usize * Self::PLACE).next_multiple_of(4096);
+        let offset = libc::off_t::try_from(first as usize * Self::PLACE).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice; it fails for a map that is smaller or not mmapable.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                offset,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { base, len, values: PhantomData })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `len` bytes, a multiple of 8, from a page on, which are mapped for as long as `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
+    }
+
+    fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len) }
+    }
+
+    fn place(&self, index: usize) -> &[AtomicU64] {
+        &self.words()[index * Self::PLACE / 8..(index + 1) * Self::PLACE / 8]
+    }
+
+    /// Whether nothing is in the `count` elements from `first` on.
+    pub fn is_zero(&self, first: usize, count: usize) -> bool {
+        let words = &self.words()[first * Self::PLACE / 8..(first + count) * Self::PLACE / 8];
+        words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
+    }
+
+    pub fn read(&self, index: usize) -> V {
+        let mut value = V::new_zeroed();
+        for (bytes, word) in value.as_mut_bytes().chunks_mut(8).zip(self.place(index)) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..bytes.len()]);
+        }
+        value
+    }
+
+    /// For an element that no program can reach yet, unless it is a single word: of that, programs see either the old or the
+    /// new value. A program that sees what is written later sees this too.
+    pub fn write(&self, index: usize, value: &V) {
+        for (bytes, word) in value.as_bytes().chunks(8).zip(self.place(index)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(whole), Ordering::Release);
+        }
+    }
+
+    /// A byte that programs write too.
+    pub fn byte(&self, index: usize, at: usize) -> &AtomicU8 {
+        assert!(at < size_of::<V>());
+        &self.bytes()[index * Self::PLACE + at]
+    }
+}
+
+impl<V> Drop for Mapped<V> {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
