@@ -71,6 +71,7 @@ mod restart;
 mod rig;
 mod route_source;
 mod segments;
+mod tables;
 mod tun;
 mod upgrade;
 mod xdp;

@@ -1,4 +1,5 @@
-//! A socket on which the kernel says that something has changed. What it was is not read: whoever looks at the host sees it.
+//! A socket on which the kernel says that something has changed. What it was, a look at the host tells; only messages that
+//! cannot matter are left out.
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
@@ -6,21 +7,35 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tokio::io::unix::AsyncFd;
 
-pub struct Events(AsyncFd<OwnedFd>);
+/// As long as the longest batch of messages of nf_tables (NLMSG_GOODSIZE); what is longer counts as it begins.
+const MOST: usize = 16 * 1024;
+
+pub struct Events {
+    socket: AsyncFd<OwnedFd>,
+    matters: fn(&[u8]) -> bool,
+}
 
 impl Events {
     /// Over a socket that does not block.
     pub fn over(socket: OwnedFd) -> io::Result<Self> {
+        Self::of(socket, |_| true)
+    }
+
+    /// The same for messages that matter alone.
+    pub fn of(socket: OwnedFd, matters: fn(&[u8]) -> bool) -> io::Result<Self> {
         // SAFETY: the descriptor is open, is owned here alone, and stays the same until it is dropped.
-        unsafe { AsyncFd::register(socket) }.map(Self).map_err(io::Error::from)
+        let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
+        Ok(Self { socket, matters })
     }
 
     /// Waits until something has changed.
     pub async fn any(&self) {
         loop {
-            let Ok(mut guard) = self.0.readable().await else { return std::future::pending().await };
-            if self.take() {
-                return;
+            let Ok(mut guard) = self.socket.readable().await else { return std::future::pending().await };
+            while let Some(matters) = self.take() {
+                if matters {
+                    return;
+                }
             }
             guard.clear_ready();
         }
@@ -28,15 +43,17 @@ impl Events {
 
     /// Forgets what has come so far.
     pub fn drain(&self) {
-        while self.take() {}
+        while self.take().is_some() {}
     }
 
-    fn take(&self) -> bool {
-        let mut little = [0_u8; 16];
-        match recv(self.0.as_raw_fd(), &mut little, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+    /// Whether the next message matters; `None`: there is none.
+    fn take(&self) -> Option<bool> {
+        let mut bytes = [0_u8; MOST];
+        match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            Ok(length) => Some(bytes.get(..length).is_none_or(self.matters)),
             // ENOBUFS: more has changed than the socket could hold.
-            Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => true,
-            Err(_) => false,
+            Err(Errno::ENOBUFS | Errno::EINTR) => Some(true),
+            Err(_) => None,
         }
     }
 }

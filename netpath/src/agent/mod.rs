@@ -96,7 +96,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
     let links = Events::over(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
-    let filters = filter::watch().and_then(Events::over);
+    let filters = filter::watch().and_then(|socket| Events::of(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
     let mut drops = Drops::begin();
     let mut rounds = interval_at(Instant::now() + ROUND, ROUND);

@@ -196,6 +196,7 @@ pub fn doctor(report: &Report) -> String {
     match (&report.foreign_error, report.foreign.len()) {
         (Some(e), _) => drop(writeln!(out, "RULES     of others cannot be listed: {e}")),
         (None, 0) => out.push_str("RULES     no others filter or translate forwarded packets\n"),
+        (None, 1) => out.push_str("RULES     1 chain of others\n"),
         (None, n) => drop(writeln!(out, "RULES     {n} chains of others")),
     }
     for rule in &report.foreign {

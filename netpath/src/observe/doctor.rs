@@ -165,20 +165,26 @@ fn rules_of_others(
             Some(why) => format!("{why}; then stop all containers of this host"),
             None => "stop all containers of this host; the next one that starts takes iptables".to_owned(),
         };
-        findings.push(Finding { what: format!("packets of containers bypass rules of this host: {rule}"), next });
+        let what = format!("packets of containers bypass rules of this host, in whole or in part: {rule}");
+        findings.push(Finding { what, next });
     }
-    // An accept in one table of nf_tables does not keep another from dropping.
-    for chain in chains.iter().filter(|c| c.drops && c.at == At::Forward && !c.is_of_iptables()) {
-        findings.push(Finding {
-            what: format!("{chain}; no other table can accept for it"),
-            next: format!(
-                "let it accept what containers need, for each bridge: nft add rule {} {} iifname BRIDGE accept; \
-                 nft add rule {0} {1} oifname BRIDGE ct state established,related accept; \
-                 nft add rule {0} {1} oifname BRIDGE ct status dnat accept",
-                chain.table.trim_start_matches("table "),
-                chain.name
-            ),
-        });
+    // An accept in one table does not keep another from dropping.
+    let closed = |c: &&Chain| c.drops && c.at == At::Forward && !c.accepted;
+    for chain in chains.iter().filter(closed).filter(|c| used.is_some() || !c.is_of_iptables()) {
+        let (table, name) = (chain.table.trim_start_matches("table "), &chain.name);
+        let published = if used == Some(Rung::Ebpf) { "" } else { " ct status dnat" };
+        let next = if chain.is_of_iptables() {
+            "let it accept what goes to and comes from the bridges of containers: iptables -A FORWARD -i BRIDGE -j ACCEPT, \
+             and the same with -o; or stop all containers, and the next one that starts accepts it"
+                .to_owned()
+        } else {
+            format!(
+                "let it accept what containers need, for each bridge: nft add rule {table} {name} iifname BRIDGE accept; \
+                 nft add rule {table} {name} oifname BRIDGE ct state established,related accept; \
+                 nft add rule {table} {name} oifname BRIDGE{published} accept"
+            )
+        };
+        findings.push(Finding { what: format!("{chain}, and netpath cannot accept for it"), next });
     }
     findings
 }

@@ -185,6 +185,7 @@ mod tests {
             at: At::Forward,
             translates: false,
             drops: false,
+            accepted: false,
         }];
         let told = |wish, edge, filters: &[Chain]| {
             let (path, why) = path(wish, edge, filters);

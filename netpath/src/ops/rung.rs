@@ -91,7 +91,7 @@ fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, c
     let Some(rule) = filter::bypassed(&filter::foreign()) else { return Ok(rung) };
     if is_kept {
         let next = "stop all containers of this host; the next one that starts takes iptables";
-        tracing::warn!(next, "packets of containers bypass rules of this host: {rule}");
+        tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}");
         return Ok(rung);
     }
     let lower = Rung::Iptables;
@@ -103,7 +103,7 @@ fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, c
         }
         Err(e) => {
             let next = e.next_step().unwrap_or("netpath doctor").to_owned();
-            tracing::warn!(next, "packets of containers bypass rules of this host: {rule}; {e}");
+            tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}; {e}");
             Ok(rung)
         }
     }

@@ -19,6 +19,7 @@ pub fn foreign() -> io::Result<Vec<Chain>> {
                     at,
                     translates: name == "nat",
                     drops,
+                    accepted: table.accepts(chain),
                 })
             };
             found.extend(CHAINS.into_iter().filter_map(chain));

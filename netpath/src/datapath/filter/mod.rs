@@ -8,7 +8,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use watch::watch;
+pub use watch::{concerns_rules, watch};
 
 use std::fmt;
 use std::io;
@@ -36,6 +36,8 @@ pub struct Chain {
     pub translates: bool,
     /// It drops by policy.
     pub drops: bool,
+    /// netpath accepts at its end.
+    pub accepted: bool,
 }
 
 impl Chain {

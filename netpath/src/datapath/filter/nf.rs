@@ -28,16 +28,21 @@ pub fn foreign() -> io::Result<Vec<Chain>> {
 fn ask() -> io::Result<Vec<Chain>> {
     let mut netlink = netfilter::open()?;
     let chains = chains(&mut netlink)?;
-    let acts = |c: &&Listed| c.rules > own_jumps(c, &chains) || c.drops;
-    if !chains.iter().any(|c| c.at.is_some() && acts(&c)) {
+    let own: BTreeSet<(&Place, &str)> =
+        chains.iter().filter(|c| c.name.starts_with(PREFIX)).map(|c| (&c.table, c.name.as_str())).collect();
+    let acting: Vec<&Listed> =
+        chains.iter().filter(|c| c.at.is_some() && (c.drops || c.rules > own_jumps(c, &own))).collect();
+    if acting.is_empty() {
         return Ok(Vec::new());
     }
     let dormant = dormant(&mut netlink)?;
     let chain = |c: &Listed| {
         let table = format!("table {} {}", c.table.0, c.table.1);
-        c.at.map(|at| Chain { table, name: c.name.clone(), at, translates: c.translates, drops: c.drops })
+        let accepted = own.contains(&(&c.table, own_names(&c.name)[1].as_str()));
+        let (name, translates, drops) = (c.name.clone(), c.translates, c.drops);
+        c.at.map(|at| Chain { table, name, at, translates, drops, accepted })
     };
-    Ok(chains.iter().filter(acts).filter(|c| !dormant.contains(&c.table)).filter_map(chain).collect())
+    Ok(acting.into_iter().filter(|c| !dormant.contains(&c.table)).filter_map(chain).collect())
 }
 
 /// A chain as the kernel lists it.
@@ -54,9 +59,12 @@ struct Listed {
 }
 
 /// Jumps of netpath's own: those of the iptables rung, each into a chain that is named after the one it comes from.
-fn own_jumps(chain: &Listed, all: &[Listed]) -> u32 {
-    let own = [format!("{PREFIX}{}", chain.name), format!("{PREFIX}{}_ACCEPT", chain.name)];
-    all.iter().filter(|c| c.table == chain.table && own.contains(&c.name)).count() as u32
+fn own_jumps(chain: &Listed, own: &BTreeSet<(&Place, &str)>) -> u32 {
+    own_names(&chain.name).iter().filter(|name| own.contains(&(&chain.table, name.as_str()))).count() as u32
+}
+
+fn own_names(chain: &str) -> [String; 2] {
+    [format!("{PREFIX}{chain}"), format!("{PREFIX}{chain}_ACCEPT")]
 }
 
 /// Of the families that forward IP packets or frames, and of devices.

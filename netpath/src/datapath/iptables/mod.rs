@@ -302,7 +302,8 @@ fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() ->
 fn scripts(tool: &Tool, wanted: &Ruleset, present: &Present) -> Vec<String> {
     let script = |table: &rules::Table| {
         let there = present.tables.get(table.name);
-        let keep_state = wanted.is_empty() && there.is_some_and(|t| is_removable(tool, t));
+        // Who made it is known until the table is removed, which is once nothing is wanted in any.
+        let keep_state = there.is_some_and(|t| is_removable(tool, t));
         present::script(table, there, keep_state)
     };
     wanted.tables.iter().filter_map(script).collect()

@@ -81,9 +81,11 @@ impl Present {
         self.tables.values().any(PresentTable::has_ours)
     }
 
-    /// Whether anybody has rules there.
+    /// Whether there are rules, or a policy that is not the default.
     pub fn is_used(&self) -> bool {
-        self.tables.values().any(|t| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty()))
+        let drops = |t: &PresentTable| t.policies.values().any(|p| p != "ACCEPT");
+        let has_rules = |t: &PresentTable| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty());
+        self.tables.values().any(|t| has_rules(t) || drops(t))
     }
 }
 
@@ -184,6 +186,11 @@ impl PresentTable {
     /// Whether the built-in chain has rules that are not netpath's.
     pub fn has_foreign_rules(&self, chain: &str) -> bool {
         self.rules.get(chain).is_some_and(|rules| rules.iter().any(|r| !self.is_ours(r)))
+    }
+
+    /// Whether netpath accepts at the end of the built-in chain.
+    pub fn accepts(&self, chain: &str) -> bool {
+        self.own.contains_key(&format!("{PREFIX}{chain}_ACCEPT"))
     }
 
     /// Whether the built-in chain drops by policy.
