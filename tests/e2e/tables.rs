@@ -14,6 +14,7 @@ use kit::traffic::{Dial, Proto};
 fn no_table_stays_after_the_last_container_of_networks_of_several_kinds() -> Result<()> {
     need!(kit::need::netpath());
     need!(kit::need::rung(Rung::Iptables));
+    need!(kit::need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, Rung::Iptables)?;
@@ -35,6 +36,8 @@ fn no_table_stays_after_the_last_container_of_networks_of_several_kinds() -> Res
         for at in order {
             netavark.teardown(&containers[at], &documents[at])?;
         }
+        let tables = topology.host.command("nft", &["list", "tables"])?;
+        ensure!(tables.is_empty(), "left in the order {order:?}: {tables}");
         residue.nothing_left(&topology, &containers.iter().collect::<Vec<_>>())?;
     }
     Ok(())
