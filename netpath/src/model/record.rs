@@ -8,7 +8,29 @@ use std::path::PathBuf;
 
 /// The kernel objects of an endpoint, known once its links exist.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Links {
+#[serde(untagged)]
+pub enum Links {
+    Bridge(BridgeLinks),
+}
+
+impl Links {
+    pub fn bridge(&self) -> Option<&BridgeLinks> {
+        match self {
+            Links::Bridge(links) => Some(links),
+        }
+    }
+
+    /// Of the interface inside the container.
+    pub fn container_mac(&self) -> Mac {
+        match self {
+            Links::Bridge(links) => links.container_mac,
+        }
+    }
+}
+
+/// A veth between a bridge and the container.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BridgeLinks {
     pub bridge_index: u32,
     pub bridge_mac: Mac,
     /// Host side of the veth.
@@ -76,6 +98,18 @@ pub struct Record {
 }
 
 impl Record {
+    /// As [`Record::bridged`].
+    pub fn bridged_mut(&mut self) -> Option<&mut BridgeLinks> {
+        match self.links.as_mut()? {
+            Links::Bridge(links) => Some(links),
+        }
+    }
+
+    /// Its links, where it is on a bridge and they exist.
+    pub fn bridged(&self) -> Option<&BridgeLinks> {
+        self.links.as_ref()?.bridge()
+    }
+
     /// The clients that this port of it answers; empty = everybody.
     pub fn allow_of<'a>(&'a self, publish: &'a Publish) -> &'a [IpNet] {
         publish.allow.as_ref().unwrap_or(&self.allow)
@@ -89,8 +123,13 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// The records that have links, so that a datapath can serve them.
-    pub fn ready(&self) -> impl Iterator<Item = (&Record, &Links)> + Clone {
-        self.records.iter().filter_map(|r| r.links.as_ref().map(|l| (r, l)))
+    /// The records that a datapath serves: those on a bridge, once they have links.
+    pub fn bridged(&self) -> impl Iterator<Item = (&Record, &BridgeLinks)> + Clone {
+        self.records.iter().filter_map(|r| Some((r, r.bridged()?)))
+    }
+
+    /// The bridges of all records, whether their links exist yet or not.
+    pub fn bridges(&self) -> impl Iterator<Item = &IfName> {
+        self.records.iter().filter_map(|r| r.network.bridge())
     }
 }

@@ -1,7 +1,6 @@
 //! The verbs, and the one place that puts link, datapath, DNS and store together.
 
 pub mod agent;
-mod bridge;
 mod container;
 pub mod follow;
 pub mod gc;
@@ -11,13 +10,12 @@ mod rung;
 mod serve;
 mod signal;
 mod sysctls;
-mod unlink;
 
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Netns, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Container, IfName, Links, Record};
+use crate::model::{Attachment, Container, IfName, Links, Record};
 use crate::plan::{self, Step};
 use crate::state::Key;
 use host::Live;
@@ -39,7 +37,8 @@ pub struct Attach {
 pub struct Leaving {
     pub network: String,
     pub interface: Option<IfName>,
-    pub bridge: Option<IfName>,
+    /// `None`: the engine does not say how it is attached.
+    pub attachment: Option<Attachment>,
 }
 
 pub struct Detach {
@@ -67,12 +66,12 @@ pub fn setup(attach: Attach) -> Result<Vec<Links>> {
     let cookie = netns::cookie()?;
     let mut live = Live::coming(cookie, Some(netns), attach.records, attach.names).map_err(refused)?;
     live.admit(attach.choice).map_err(refused)?;
-    let plan = plan::attach(&live.records);
+    let plan = live.plan();
     let ran = plan::run(&plan, &mut live).map_err(|failed| failed.into_error(&what));
     // Still held only if the plan ended before it had taken the lock over.
     live.let_go()?;
     ran?;
-    agent::ensure(&live.store);
+    agent::ensure(&live.site.store);
     Ok(live.into_links())
 }
 
@@ -99,7 +98,7 @@ pub fn teardown(detach: Detach) -> Result<()> {
         let alone = live.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut live));
     }
-    agent::ensure(&live.store);
+    agent::ensure(&live.site.store);
     plan::all_of(&what, failures)
 }
 
@@ -110,11 +109,11 @@ pub fn teardown(detach: Detach) -> Result<()> {
 pub fn reconcile() -> Result<()> {
     signal::ignore();
     let mut live = nobody(netns::cookie()?)?;
-    if live.store.is_empty()? {
+    if live.site.store.is_empty()? {
         return Ok(());
     }
     let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut live);
-    agent::ensure(&live.store);
+    agent::ensure(&live.site.store);
     plan::all_of("cannot put back what containers need", failures)
 }
 

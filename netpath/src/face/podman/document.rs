@@ -4,7 +4,9 @@ use super::network;
 use super::own::Allow;
 use super::read::{Mistakes, Node, cut};
 use crate::model::publish::HostBind;
-use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds};
+use crate::model::{
+    Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds,
+};
 use crate::ops::Leaving;
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
@@ -66,11 +68,12 @@ pub fn detach(text: &str) -> Result<Detach, String> {
         .iter()
         .map(|(name, node)| {
             let info = infos.as_ref().and_then(|i| i.opt(name));
-            let managed = info.as_ref().is_some_and(is_managed_bridge);
+            let managed = info.filter(is_managed_bridge);
+            let bridge = managed.and_then(|i| i.opt("network_interface")?.checked::<IfName>());
             Leaving {
                 network: name.clone(),
                 interface: node.opt("interface_name").and_then(|n| n.checked::<IfName>()),
-                bridge: info.filter(|_| managed).and_then(|i| i.opt("network_interface")?.checked::<IfName>()),
+                attachment: bridge.map(Attachment::Bridge),
             }
         })
         .collect();
@@ -111,7 +114,7 @@ fn read(root: &Node<'_>) -> Option<Attach> {
         for other in &records {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
-            } else if other.network.bridge == network.bridge {
+            } else if other.network.bridge() == network.bridge() {
                 node.wrong(format!("networks {:?} and {name:?} have the same bridge", other.network.name));
             }
             if other.endpoint.interface == endpoint.interface {

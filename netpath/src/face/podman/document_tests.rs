@@ -63,7 +63,7 @@ fn with(pointer: &str, value: Value) -> Value {
 fn the_worked_example_becomes_two_endpoints() {
     let records = records(&shop());
     let [front, back] = records.as_slice() else { panic!("two networks") };
-    assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge.as_str()));
+    assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge().expect("a bridge").as_str()));
     assert_eq!(Some(1400), front.network.mtu.map(|m| m.bytes()));
     assert_eq!(Isolation::Isolated, front.network.isolation);
     assert_eq!(Isolation::Strict, back.network.isolation, "the default of a list");
@@ -329,8 +329,9 @@ fn a_container_goes_even_if_its_networks_can_no_longer_be_read() {
     let detach = detach(&document.to_string()).expect("enough is known");
     assert_eq!("5d2f0c1b7a9e4c38", detach.container.id);
     assert!(detach.records.is_empty());
-    let bridges: Vec<Option<&str>> = detach.leaving.iter().map(|l| l.bridge.as_ref().map(IfName::as_str)).collect();
-    assert_eq!(vec![None, Some("podman8")], bridges, "only a bridge of ours may be removed");
+    let bridges: Vec<_> = detach.leaving.iter().map(|l| l.attachment.clone()).collect();
+    let podman8 = Attachment::Bridge("podman8".parse().expect("a name"));
+    assert_eq!(vec![None, Some(podman8)], bridges, "only a bridge of ours may be removed");
     assert!(super::detach("{}").is_err());
 }
 

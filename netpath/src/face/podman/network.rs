@@ -3,7 +3,7 @@
 use super::own::{Allow, Own, is_own};
 use super::read::Node;
 use crate::model::network::{Route, RouteKind, Subnet};
-use crate::model::{IfName, Isolation, Mtu, Network};
+use crate::model::{Attachment, IfName, Isolation, Mtu, Network};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -55,7 +55,7 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
     let mut network = Network {
         name: name.to_owned(),
         id: id?.to_owned(),
-        bridge: bridge?,
+        attachment: Attachment::Bridge(bridge?),
         mtu: options.mtu,
         subnets,
         routes: Vec::new(),

@@ -27,7 +27,7 @@ impl Status {
     pub fn with(self, links: &[Links]) -> Value {
         let mut status = Map::new();
         for (block, links) in self.blocks.into_iter().zip(links) {
-            let interface = json!({ "mac_address": links.container_mac.to_string(), "subnets": block.subnets });
+            let interface = json!({ "mac_address": links.container_mac().to_string(), "subnets": block.subnets });
             let answer = json!({
                 "dns_search_domains": block.dns_search_domains,
                 "dns_server_ips": block.dns_server_ips,
