@@ -79,7 +79,7 @@ impl Bridge {
             mtu: there.mtu,
             takes_xdp: false,
         };
-        Ok(Made { index: there.index, links: Some(Links::Bridge(links)) })
+        Ok(Made { index: there.index, links: Some(Links::Bridge(links)), addresses: Vec::new() })
     }
 }
 
@@ -142,7 +142,7 @@ impl Driver for Bridge {
         let mtu = match record.network.mtu {
             Some(mtu) => Some(mtu.bytes()),
             // As the command that has made the bridge does, or the first port would decide by when it came.
-            None if self.is_portless => site.rtnl.default_route_mtu()?,
+            None if self.is_portless => site.rtnl.default_route_link()?.map(|l| l.mtu),
             None => Some(bridge.mtu),
         };
         let spec = VethSpec {

@@ -4,12 +4,14 @@
 //! finds its links again. It touches links, addresses and sysctls, never a record or the datapath.
 
 pub mod bridge;
+pub mod macvlan;
 
 use crate::link::{Inside, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, HostView, IfName, Links, Record};
 use crate::plan::{Done, Steps};
 use crate::state::{Kept, Key, Store};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 
 /// Where one command works.
@@ -46,12 +48,15 @@ pub struct Made {
     /// Of the interface inside the container.
     pub index: u32,
     pub links: Option<Links>,
+    /// That the interface has got.
+    pub addresses: Vec<IpNet>,
 }
 
 /// A link that goes when its endpoint goes, by its ifindex in the host's namespace or in the container's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Found {
     Host(u32),
+    Inside(u32),
 }
 
 /// One endpoint's driver during one command.
@@ -143,13 +148,29 @@ pub fn remove_unused(driver: &dyn Driver, site: &Site) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn remove(site: &Site, found: impl IntoIterator<Item = Found>) -> Result<()> {
-    let host: Vec<u32> = found.into_iter().map(|Found::Host(index)| index).collect();
+    let (host, inside) = apart(found);
+    if let Some(container) = &site.inside {
+        container.rtnl().delete(&inside)?;
+    }
     site.rtnl.delete(&host)
+}
+
+/// By ifindex, those of the host and those inside the container.
+pub fn apart(found: impl IntoIterator<Item = Found>) -> (Vec<u32>, Vec<u32>) {
+    let (mut host, mut inside) = (Vec::new(), Vec::new());
+    for found in found {
+        match found {
+            Found::Host(index) => host.push(index),
+            Found::Inside(index) => inside.push(index),
+        }
+    }
+    (host, inside)
 }
 
 /// The driver of a network's endpoints. The one place that lists them.
 pub fn of(attachment: &Attachment) -> Box<dyn Driver> {
     match attachment {
         Attachment::Bridge(name) => Box::new(bridge::Bridge::new(name.clone())),
+        Attachment::Macvlan(macvlan) => Box::new(macvlan::Macvlan::new(macvlan.clone())),
     }
 }

@@ -17,7 +17,7 @@ pub use error::Error;
 pub use host::{HostLink, HostView, LinkKind, RouteSource};
 pub use network::{Isolation, Mtu, Network, Route, Subnet, Way, Xdp};
 pub use publish::{HostBind, Proto, Publish};
-pub use record::{BridgeLinks, Desired, Links, Record, TrafficIds};
+pub use record::{BridgeLinks, Desired, InsideLinks, Links, Record, TrafficIds};
 
 /// A datapath, best first. Chosen by probing, kept while a container of the host uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

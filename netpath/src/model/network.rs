@@ -180,6 +180,7 @@ impl Network {
     pub fn bridge(&self) -> Option<&IfName> {
         match &self.attachment {
             Attachment::Bridge(name) => Some(name),
+            Attachment::Macvlan(_) => None,
         }
     }
 

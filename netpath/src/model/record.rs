@@ -11,12 +11,14 @@ use std::path::PathBuf;
 #[serde(untagged)]
 pub enum Links {
     Bridge(BridgeLinks),
+    Inside(InsideLinks),
 }
 
 impl Links {
     pub fn bridge(&self) -> Option<&BridgeLinks> {
         match self {
             Links::Bridge(links) => Some(links),
+            Links::Inside(_) => None,
         }
     }
 
@@ -24,6 +26,7 @@ impl Links {
     pub fn container_mac(&self) -> Mac {
         match self {
             Links::Bridge(links) => links.container_mac,
+            Links::Inside(links) => links.container_mac,
         }
     }
 }
@@ -44,6 +47,16 @@ pub struct BridgeLinks {
     /// have it.
     #[serde(default)]
     pub takes_xdp: bool,
+}
+
+/// A link that is inside the container alone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InsideLinks {
+    /// Of the host's link that it stands on.
+    pub parent_index: u32,
+    /// In the container's namespace.
+    pub inside_index: u32,
+    pub container_mac: Mac,
 }
 
 /// Which of the datapath's traffic counters are an endpoint's, as long as its record lives; 0 = not counted apart.
@@ -102,6 +115,7 @@ impl Record {
     pub fn bridged_mut(&mut self) -> Option<&mut BridgeLinks> {
         match self.links.as_mut()? {
             Links::Bridge(links) => Some(links),
+            Links::Inside(_) => None,
         }
     }
 

@@ -85,8 +85,9 @@ impl Live {
         self.drivers[at].configure(&self.site, record).map(|()| Done::Within)
     }
 
-    pub(super) fn address(&self, at: usize, address: IpNet) -> Result<Done> {
+    pub(super) fn address(&mut self, at: usize, address: IpNet) -> Result<Done> {
         let new = self.site.inside()?.rtnl().add_address(self.made[at].index, address)?;
+        self.made[at].addresses.push(address);
         Ok(if new { Done::Within } else { Done::AlreadySo })
     }
 

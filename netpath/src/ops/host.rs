@@ -1,6 +1,6 @@
 //! The real host: the state that the steps of one command share, and the dispatch to them.
 
-use super::{Leaving, agent, gc, key, rung, signal, sysctls};
+use super::{Attached, Leaving, agent, gc, rung, signal, sysctls};
 use crate::datapath::Datapath;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::Choice;
@@ -8,7 +8,7 @@ use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Links, Record, Rung, TrafficIds};
+use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
 use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Lock, Phase, Store};
@@ -77,7 +77,8 @@ impl Live {
                 None
             }
         });
-        live.site.keys = leaving.iter().map(|l| key(container, &l.network)).collect();
+        let known = live.site.store.all()?;
+        live.site.keys = leaving.iter().flat_map(|l| l.keys(container, &known)).collect();
         live.leaving = leaving;
         live.records = described;
         live.read_records()?;
@@ -106,8 +107,14 @@ impl Live {
         plan::attach(&self.records, endpoints.map(|(at, (driver, record))| driver.steps(at, record)).collect())
     }
 
-    pub fn into_links(self) -> Vec<Links> {
-        self.made.iter().filter_map(|m| m.links.clone()).collect()
+    /// What the steps have made.
+    pub fn into_attached(self) -> Result<Vec<Attached>> {
+        let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
+            let links = made.links.ok_or_else(|| Error::new("an endpoint has no links"))?;
+            let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
+            Ok(Attached { network: record.network, endpoint, mac: links.container_mac() })
+        });
+        attached.collect()
     }
 
     /// Takes the lock, and looks whether the host can take the endpoints: they are not there already, the datapath can
@@ -140,17 +147,23 @@ impl Live {
             driver.validate(&self.site, record, &there)?;
         }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
+        let is_served = |r: &Record| r.network.bridge().is_some();
         for at in 0..self.records.len() {
             let others = there.iter().map(|k| &k.record).chain(&self.records[..at]);
-            let traffic = TrafficIds::for_record(&self.records[at], others.map(|r| &r.traffic));
-            let record = &mut self.records[at];
-            (record.traffic, record.order) = (traffic, last + 1 + at as u64);
+            if is_served(&self.records[at]) {
+                self.records[at].traffic = TrafficIds::for_record(&self.records[at], others.map(|r| &r.traffic));
+            }
+            self.records[at].order = last + 1 + at as u64;
         }
-        self.may_step_down = choice == Choice::Auto && there.is_empty();
-        let there = Desired { records: there.into_iter().map(|k| k.record).collect() };
-        let (lock, coming) = (self.lock()?, &self.records);
-        self.datapath =
-            Some(rung::decide(choice, &self.site.store, lock, &self.site.rtnl, self.cookie, &there, coming)?);
+        let coming: Vec<Record> = self.records.iter().filter(|r| is_served(r)).cloned().collect();
+        if coming.is_empty() {
+            return Ok(());
+        }
+        let there = Desired { records: there.into_iter().map(|k| k.record).filter(is_served).collect() };
+        self.may_step_down = choice == Choice::Auto && there.records.is_empty();
+        let store = &self.site.store;
+        let datapath = rung::decide(choice, store, self.lock()?, &self.site.rtnl, self.cookie, &there, &coming)?;
+        self.datapath = Some(datapath);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::host::Live;
 use super::{agent, sysctls};
 use crate::datapath::{firewalld, ladder};
-use crate::driver::{self, Driver, Found, Site};
+use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, Desired, HostView, IfName, Links, Rung};
@@ -38,11 +38,12 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
 }
 
 impl Live {
-    /// Writes a record with its links. A teardown of the same endpoint may have been here in the meantime.
+    /// Writes a record with what the steps have yielded. A teardown of the same endpoint may have been here in the meantime.
     pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
         self.refuse_torn_down(&self.site.keys[at])?;
-        let links = self.made[at].links.clone();
-        self.records[at].links = links;
+        let (record, made) = (&mut self.records[at], &self.made[at]);
+        record.links.clone_from(&made.links);
+        record.endpoint.addresses.clone_from(&made.addresses);
         self.put(&self.records[at], Phase::Coming)?;
         Ok(Done::Within)
     }
@@ -91,7 +92,8 @@ impl Live {
         let above = (from == Rung::Iptables && ladder::usable(Rung::Ebpf).is_ok()).then_some(Rung::Ebpf);
         let Some(rung) = above.or_else(|| ladder::below(from).ok()) else { return Err(refused) };
         let lower = ladder::open(rung)?;
-        if self.records.iter().any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
+        let mut served = self.records.iter().filter(|r| r.network.bridge().is_some());
+        if served.any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
             return Err(refused);
         }
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
@@ -225,13 +227,19 @@ impl Live {
     /// records.
     pub(super) fn unlink(&mut self, shared: bool) -> Result<()> {
         let routes = self.records.iter().try_for_each(|r| self.remove_routes(r));
-        let links = self.links_to_delete(shared).and_then(|going| self.site.rtnl.delete_and_leave(&going));
+        let links = self.links_to_delete(shared).and_then(|(host, inside)| {
+            if let (Some(container), false) = (&self.site.inside, inside.is_empty()) {
+                container.run(|| Rtnl::here()?.delete_and_leave(&inside))?;
+            }
+            self.site.rtnl.delete_and_leave(&host)
+        });
         let deleted = routes.and(links);
         self.failed |= deleted.is_err();
         deleted
     }
 
-    fn links_to_delete(&self, shared: bool) -> Result<Vec<u32>> {
+    /// By ifindex, those of the host and those inside the container.
+    fn links_to_delete(&self, shared: bool) -> Result<(Vec<u32>, Vec<u32>)> {
         let leaving = self.leaving();
         let mut going = BTreeSet::new();
         for Leaves { driver, interface, links } in &leaving {
@@ -241,13 +249,13 @@ impl Live {
             }
             going.extend(driver.inside(&self.site, interface)?);
         }
-        let mut going: Vec<u32> = going.into_iter().map(|Found::Host(index)| index).collect();
+        let (mut going, inside) = driver::apart(going);
         if shared {
             let others = driver::shared(&self.site.others()?);
             let unused = unused(&self.site, leaving.iter().map(|l| l.driver.as_ref()), &others, &going)?;
             going.extend(unused);
         }
-        Ok(going)
+        Ok((going, inside))
     }
 
     /// Removes the records, unless something of their endpoints is still there.

@@ -21,7 +21,7 @@ pub enum Step {
     },
     /// `lo` of the container.
     Loopback,
-    /// Make the interface inside the container; what is known of it from then on is what the host keeps under `at`.
+    /// Make the interface inside the container. Yields its links.
     Connect {
         at: usize,
         interface: IfName,
@@ -32,6 +32,7 @@ pub enum Step {
         at: usize,
         interface: IfName,
     },
+    /// Yields the address.
     Address {
         at: usize,
         interface: IfName,
@@ -45,7 +46,7 @@ pub enum Step {
         interface: IfName,
         route: Route,
     },
-    /// Write the record again, with the links that now exist.
+    /// Write the record again, with what the steps before have yielded.
     Link {
         at: usize,
     },
@@ -122,7 +123,8 @@ pub enum Done {
     Within,
 }
 
-/// Where the steps are done: the real host, or one that records.
+/// Where the steps are done: the real host, or one that records. It keeps what steps yield, by the `at` of their endpoint, for
+/// the steps after them and for the answer.
 pub trait Host {
     /// # Errors
     /// The step failed, and has cleaned up after itself.

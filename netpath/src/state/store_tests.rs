@@ -157,3 +157,24 @@ fn a_record_of_version_0_1_is_read() {
     let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
     assert_eq!(same(old), same(&serde_json::to_string(&kept).expect("JSON")), "and written as it was");
 }
+
+#[test]
+fn a_record_in_the_file_of_version_0_1_is_found_written_in_its_new_place_and_removed() {
+    let place = Place::new("moved");
+    let store = place.store();
+    let lock = store.lock(&|| false).expect("the lock");
+    let (kept, files) = (kept("a", 1), || std::fs::read_dir(&store.dir).expect("a directory").count());
+    let old =
+        || std::fs::write(store.old_file(&kept.key()), serde_json::to_vec(&kept).expect("JSON")).expect("written");
+    let lock_alone = files();
+    old();
+    assert_eq!(Some(kept.clone()), store.get(&kept.key()).expect("read"));
+    store.put(&lock, &kept).expect("written");
+    assert_eq!((1, lock_alone + 1), (store.all().expect("read").len(), files()), "once");
+    let second = Key { interface: "eth1".parse().expect("a name"), ..kept.key() };
+    old();
+    assert_eq!(None, store.get(&second).expect("read"), "another interface on the same network");
+    assert!(!store.forget(&lock, &second).expect("nothing to remove"));
+    assert!(store.forget(&lock, &kept.key()).expect("removed"));
+    assert_eq!(lock_alone, files(), "both");
+}

@@ -4,29 +4,16 @@ use super::network;
 use super::own::Allow;
 use super::read::{Mistakes, Node, cut};
 use crate::model::publish::HostBind;
-use crate::model::{
-    Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds,
-};
-use crate::ops::Leaving;
+use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish};
+use crate::ops::{Leaving, Request};
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-
-/// A record that does not know its namespace yet: that comes from the command line.
-pub struct Wanted(Record);
-
-impl Wanted {
-    pub fn at(mut self, netns: &Path) -> Record {
-        self.0.netns = netns.to_owned();
-        self.0
-    }
-}
 
 pub struct Attach {
     pub container: Container,
-    pub records: Vec<Wanted>,
+    pub endpoints: Vec<Request>,
     /// Upstream servers that the engine wants for this container.
     pub dns_servers: Vec<IpAddr>,
 }
@@ -34,7 +21,7 @@ pub struct Attach {
 pub struct Detach {
     pub container: Container,
     pub leaving: Vec<Leaving>,
-    pub records: Vec<Record>,
+    pub endpoints: Vec<Request>,
 }
 
 /// Everything is looked at before the first mistake is told.
@@ -68,22 +55,29 @@ pub fn detach(text: &str) -> Result<Detach, String> {
         .iter()
         .map(|(name, node)| {
             let info = infos.as_ref().and_then(|i| i.opt(name));
-            let managed = info.filter(is_managed_bridge);
-            let bridge = managed.and_then(|i| i.opt("network_interface")?.checked::<IfName>());
             Leaving {
                 network: name.clone(),
                 interface: node.opt("interface_name").and_then(|n| n.checked::<IfName>()),
-                attachment: bridge.map(Attachment::Bridge),
+                attachment: info.and_then(|i| attachment(&i)),
             }
         })
         .collect();
-    let records = attach(text).map(|a| a.records.into_iter().map(|r| r.at(Path::new(""))).collect());
-    Ok(Detach { container, leaving, records: records.unwrap_or_default() })
+    let endpoints = attach(text).map(|a| a.endpoints).unwrap_or_default();
+    Ok(Detach { container, leaving, endpoints })
 }
 
 fn is_managed_bridge(info: &Node<'_>) -> bool {
     let mode = info.opt("options").and_then(|o| o.opt("mode")).and_then(|m| m.text());
-    info.opt("driver").and_then(|d| d.text()) == Some("bridge") && matches!(mode, None | Some("managed"))
+    matches!(mode, None | Some("managed"))
+}
+
+/// How netpath would have attached an endpoint of this network.
+fn attachment(info: &Node<'_>) -> Option<Attachment> {
+    match info.opt("driver")?.text()? {
+        "bridge" if is_managed_bridge(info) => info.opt("network_interface")?.checked().map(Attachment::Bridge),
+        "macvlan" => Some(Attachment::Macvlan(network::macvlan(info))),
+        _ => None,
+    }
 }
 
 fn parse(text: &str) -> Result<Value, String> {
@@ -98,7 +92,7 @@ fn read(root: &Node<'_>) -> Option<Attach> {
     let dns_servers: Vec<IpAddr> = root.list("dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
     let publishes: Vec<Publish> = root.list("port_mappings").iter().filter_map(publish).collect();
     let infos = root.req("network_info");
-    let mut records: Vec<Record> = Vec::new();
+    let mut requests: Vec<Request> = Vec::new();
     for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
         let infos = infos.as_ref().filter(|i| i.is_object());
         let info = infos.and_then(|i| i.opt(&name));
@@ -108,13 +102,13 @@ fn read(root: &Node<'_>) -> Option<Attach> {
         let described = info.and_then(|i| network::read(&i, &name, isolation));
         let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
         let own = Allow::of_endpoint(&node, &publishes);
-        let (Some(described), Some(endpoint), Some(container)) = (described, endpoint, &container) else { continue };
+        let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
         routes_begin_somewhere(&node, &network, &endpoint);
-        for other in &records {
+        for other in &requests {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
-            } else if other.network.bridge() == network.bridge() {
+            } else if network.bridge().is_some() && other.network.bridge() == network.bridge() {
                 node.wrong(format!("networks {:?} and {name:?} have the same bridge", other.network.name));
             }
             if other.endpoint.interface == endpoint.interface {
@@ -124,20 +118,10 @@ fn read(root: &Node<'_>) -> Option<Attach> {
                 node.wrong("host_interface_name is given twice");
             }
         }
-        records.push(Record {
-            order: 0,
-            container: container.clone(),
-            netns: PathBuf::new(),
-            // A network without a way in publishes nothing.
-            publishes: if network.internal { Vec::new() } else { allow.publishes(&publishes) },
-            allow: allow.all.unwrap_or_default(),
-            traffic: TrafficIds::default(),
-            network,
-            endpoint,
-            links: None,
-        });
+        let publishes = allow.publishes(&publishes);
+        requests.push(Request { network, endpoint, publishes, allow: allow.all.unwrap_or_default() });
     }
-    Some(Attach { container: container?, records: records.into_iter().map(Wanted).collect(), dns_servers })
+    Some(Attach { container: container?, endpoints: requests, dns_servers })
 }
 
 fn container(root: &Node<'_>) -> Option<Container> {

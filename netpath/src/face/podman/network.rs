@@ -2,6 +2,7 @@
 
 use super::own::{Allow, Own, is_own};
 use super::read::Node;
+use crate::model::attachment::Macvlan;
 use crate::model::network::{Route, RouteKind, Subnet};
 use crate::model::{Attachment, IfName, Isolation, Mtu, Network};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -9,6 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Of default routes and static ones, where the network does not say.
 const METRIC: u32 = 100;
+/// Of default routes through a macvlan: before those through a bridge.
+const MACVLAN_METRIC: u32 = 99;
 
 /// A network, and who may use what its containers publish.
 pub struct Described {
@@ -28,17 +31,18 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
     }
     let id = node.req("id").and_then(|n| non_empty(&n));
     let driver = node.req("driver").and_then(|n| n.text().map(|t| (n, t)));
-    if let Some((field, driver)) = driver
-        && driver != "bridge"
-    {
-        field.wrong(format!("driver {driver:?} is not supported; this version has bridge"));
-        // What follows has another meaning there.
-        return None;
-    }
+    let is_macvlan = match driver {
+        Some((_, "macvlan")) => true,
+        None | Some((_, "bridge")) => false,
+        Some((field, driver)) => {
+            field.wrong(format!("driver {driver:?} is not supported; this version has bridge and macvlan"));
+            // What follows has another meaning there.
+            return None;
+        }
+    };
     let dns = node.req("dns_enabled").and_then(|n| n.bool());
     let internal = node.req("internal").and_then(|n| n.bool());
     let _ = node.req("ipv6_enabled").and_then(|n| n.bool());
-    let bridge = node.req("network_interface").and_then(|n| n.checked::<IfName>());
     if let Some(driver) = node.opt("ipam_options").and_then(|n| n.opt("driver"))
         && let Some(text) = driver.text()
         && !matches!(text, "" | "host-local")
@@ -46,8 +50,17 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
         driver.wrong(format!("{text:?} is not supported; this version has host-local"));
     }
     let subnets: Vec<Subnet> = subnets(node);
-    let options = Options::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
+    let v6 = subnets.iter().any(|s| s.net.addr().is_ipv6());
+    let options = Options::read(node, isolation, v6, is_macvlan);
     let own = Own::of_network(node);
+    if is_macvlan && own != Own::default() {
+        node.wrong("options netpath.… have no effect on a macvlan network, which the datapath does not serve");
+    }
+    let attachment = if is_macvlan {
+        Some(Attachment::Macvlan(macvlan(node)))
+    } else {
+        node.req("network_interface").and_then(|n| n.checked::<IfName>()).map(Attachment::Bridge)
+    };
     if own.direct && internal == Some(true) {
         node.wrong("netpath.direct opens a network, and this one is internal; it cannot be both");
     }
@@ -55,7 +68,7 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
     let mut network = Network {
         name: name.to_owned(),
         id: id?.to_owned(),
-        attachment: Attachment::Bridge(bridge?),
+        attachment: attachment?,
         mtu: options.mtu,
         subnets,
         routes: Vec::new(),
@@ -69,11 +82,23 @@ pub fn read(node: &Node<'_>, name: &str, isolation: Isolation) -> Option<Describ
         direct: own.direct,
         masquerade: own.masquerade,
         xdp: own.xdp,
-        dns: dns?,
+        // Its gateway is a machine of its own, which does not serve our names.
+        dns: dns? && !is_macvlan,
         dns_servers,
     };
     network.routes = routes(node, &network);
     Some(Described { network, allow: own.allow })
+}
+
+/// What a network says of its macvlans; what is wrong with it is noted.
+pub fn macvlan(node: &Node<'_>) -> Macvlan {
+    let given = |n: &Node<'_>| n.text().is_none_or(|t| !t.is_empty());
+    let option = |key| node.opt("options").and_then(|o| o.opt(key));
+    Macvlan {
+        parent: node.opt("network_interface").filter(given).and_then(|n| n.checked::<IfName>()),
+        mode: option("mode").and_then(|n| n.text()?.parse().map_err(|e| n.wrong(e)).ok()).unwrap_or_default(),
+        bclim: option("bclim").and_then(|n| n.parsed("a whole number")),
+    }
 }
 
 pub fn non_empty<'a>(node: &Node<'a>) -> Option<&'a str> {
@@ -97,12 +122,15 @@ struct Options {
 
 impl Options {
     /// Options that netavark does not know are ignored, as there; netpath's own are read elsewhere.
-    fn read(network: &Node<'_>, isolation: Isolation, v6: bool) -> Self {
-        let mut options = Self { isolation, metric: METRIC, ..Self::default() };
+    fn read(network: &Node<'_>, isolation: Isolation, v6: bool, is_macvlan: bool) -> Self {
+        let metric = if is_macvlan { MACVLAN_METRIC } else { METRIC };
+        let mut options = Self { isolation, metric, ..Self::default() };
         let Some(given) = network.opt("options") else { return options };
         for (key, node) in given.entries() {
             let Some(text) = node.text() else { continue };
             match key {
+                // Its `mode` and `bclim` are read by [`macvlan`].
+                "isolate" | "outbound_addr4" | "outbound_addr6" | "mode" | "vlan" | "vrf" if is_macvlan => {}
                 "mtu" => options.mtu = mtu(&node, text, v6),
                 "isolate" => match text {
                     "true" => options.isolation = Isolation::Isolated,
@@ -110,7 +138,7 @@ impl Options {
                     "strict" => options.isolation = Isolation::Strict,
                     _ => node.wrong(format!("{text:?}: expected true, false or strict")),
                 },
-                "metric" => options.metric = node.parsed("a whole number from 0 to 4294967295").unwrap_or(METRIC),
+                "metric" => options.metric = node.parsed("a whole number from 0 to 4294967295").unwrap_or(metric),
                 "no_default_route" => match text {
                     "true" | "1" => options.no_default_route = true,
                     "false" | "0" => {}
