@@ -26,7 +26,7 @@ pub use rung::wish;
 
 /// One endpoint as its engine asks for it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
+pub struct EndpointRequest {
     pub network: Network,
     pub endpoint: Endpoint,
     pub publishes: Vec<Publish>,
@@ -34,7 +34,7 @@ pub struct Request {
     pub allow: Vec<IpNet>,
 }
 
-impl Request {
+impl EndpointRequest {
     /// What is kept of it; its place among the records of the host comes later.
     fn record(self, container: &Container, netns: &Path) -> Record {
         let Self { network, endpoint, publishes, allow } = self;
@@ -66,7 +66,7 @@ pub struct Attached {
 pub struct Attach {
     pub container: Container,
     pub netns: PathBuf,
-    pub endpoints: Vec<Request>,
+    pub endpoints: Vec<EndpointRequest>,
     pub choice: Choice,
     pub names: Aardvark,
 }
@@ -97,7 +97,7 @@ pub struct Detach {
     pub netns: PathBuf,
     pub leaving: Vec<Leaving>,
     /// The endpoints in full, where the engine's description could be read in full.
-    pub endpoints: Vec<Request>,
+    pub endpoints: Vec<EndpointRequest>,
     pub names: Aardvark,
 }
 
@@ -192,8 +192,8 @@ fn open_netns(path: &Path) -> Result<Netns> {
 }
 
 /// Published ports lead to networks of the datapath alone.
-fn warn_of_ports_that_lead_nowhere(endpoints: &[Request]) {
-    let published = |e: &&Request| !e.publishes.is_empty();
+fn warn_of_ports_that_lead_nowhere(endpoints: &[EndpointRequest]) {
+    let published = |e: &&EndpointRequest| !e.publishes.is_empty();
     let mut publishing = endpoints.iter().filter(published);
     if let Some(first) = publishing.next()
         && !endpoints.iter().any(|e| e.network.bridge().is_some())
@@ -218,8 +218,12 @@ mod tests {
         let kept = |change: fn(&mut Network)| {
             let mut of = record(1, &["10.88.0.2/16"], vec![tcp(at("192.0.2.1"), 8080, 80, 1)]);
             change(&mut of.network);
-            let request =
-                Request { network: of.network, endpoint: of.endpoint, publishes: of.publishes, allow: Vec::new() };
+            let request = EndpointRequest {
+                network: of.network,
+                endpoint: of.endpoint,
+                publishes: of.publishes,
+                allow: Vec::new(),
+            };
             request.record(&of.container, Path::new("/run/netns/x")).publishes.len()
         };
         assert_eq!(1, kept(|_| ()));

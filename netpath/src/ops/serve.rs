@@ -1,7 +1,7 @@
 //! The steps on records and the datapath, and those of a teardown.
 
 use super::host::Live;
-use super::{agent, sysctls};
+use super::{Leaving, agent, sysctls};
 use crate::datapath::{firewalld, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
@@ -216,7 +216,14 @@ impl Live {
             interface: Some(r.endpoint.interface.clone()),
             links: r.links.clone(),
         });
-        let described = self.leaving.iter().filter_map(|l| {
+        let is_recorded = |l: &Leaving| {
+            let mut records = self.records.iter();
+            records.any(|r| {
+                Some(&r.network.attachment) == l.attachment.as_ref()
+                    && Some(&r.endpoint.interface) == l.interface.as_ref()
+            })
+        };
+        let described = self.leaving.iter().filter(|l| !is_recorded(l)).filter_map(|l| {
             let driver = driver::of(l.attachment.as_ref()?);
             Some(Leaves { driver, interface: l.interface.clone(), links: None })
         });

@@ -5,7 +5,7 @@ use super::own::Allow;
 use super::read::{Mistakes, Node, cut};
 use crate::model::publish::HostBind;
 use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish};
-use crate::ops::{Leaving, Request};
+use crate::ops::{EndpointRequest, Leaving};
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub struct Attach {
     pub container: Container,
-    pub endpoints: Vec<Request>,
+    pub endpoints: Vec<EndpointRequest>,
     /// Upstream servers that the engine wants for this container.
     pub dns_servers: Vec<IpAddr>,
 }
@@ -21,7 +21,7 @@ pub struct Attach {
 pub struct Detach {
     pub container: Container,
     pub leaving: Vec<Leaving>,
-    pub endpoints: Vec<Request>,
+    pub endpoints: Vec<EndpointRequest>,
 }
 
 /// Everything is looked at before the first mistake is told.
@@ -92,7 +92,7 @@ fn read(root: &Node<'_>) -> Option<Attach> {
     let dns_servers: Vec<IpAddr> = root.list("dns_servers").iter().filter_map(|n| n.parsed("an IP address")).collect();
     let publishes: Vec<Publish> = root.list("port_mappings").iter().filter_map(publish).collect();
     let infos = root.req("network_info");
-    let mut requests: Vec<Request> = Vec::new();
+    let mut requests: Vec<EndpointRequest> = Vec::new();
     for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
         let infos = infos.as_ref().filter(|i| i.is_object());
         let info = infos.and_then(|i| i.opt(&name));
@@ -119,7 +119,7 @@ fn read(root: &Node<'_>) -> Option<Attach> {
             }
         }
         let publishes = allow.publishes(&publishes);
-        requests.push(Request { network, endpoint, publishes, allow: allow.all.unwrap_or_default() });
+        requests.push(EndpointRequest { network, endpoint, publishes, allow: allow.all.unwrap_or_default() });
     }
     Some(Attach { container: container?, endpoints: requests, dns_servers })
 }

@@ -37,7 +37,7 @@ fn shop() -> Value {
     })
 }
 
-fn records(document: &Value) -> Vec<Request> {
+fn records(document: &Value) -> Vec<EndpointRequest> {
     attach(&document.to_string()).expect("a document without mistakes").endpoints
 }
 
