@@ -77,7 +77,8 @@ impl Live {
                 None
             }
         });
-        let known = live.site.store.all()?;
+        let is_named = leaving.iter().all(|l| l.interface.is_some());
+        let known = if is_named { Vec::new() } else { live.site.store.all()? };
         live.site.keys = leaving.iter().flat_map(|l| l.keys(container, &known)).collect();
         live.leaving = leaving;
         live.records = described;
