@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cli;
 pub mod datapath;
 pub mod dns;
+pub mod driver;
 pub mod face;
 pub mod link;
 pub mod model;

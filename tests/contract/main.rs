@@ -2,6 +2,7 @@
 
 mod command_line;
 mod example;
+mod macvlan;
 mod options;
 mod own;
 mod owners;

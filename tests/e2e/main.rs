@@ -61,6 +61,7 @@ mod lifecycle;
 mod link_local;
 mod links;
 mod local;
+mod macvlan;
 mod masquerade;
 mod matrix;
 mod options;

@@ -64,7 +64,8 @@ cases! {
         containers_find_each_other_by_name
         a_fixed_address_and_mac_are_what_the_container_has
         an_internal_network_has_no_way_out
-        isolated_networks_do_not_reach_each_other;
+        isolated_networks_do_not_reach_each_other
+        a_container_is_on_two_macvlans_and_a_bridge;
     faults:
         a_killed_container_is_removed_and_replaced
         a_taken_host_port_is_refused_and_harms_nobody

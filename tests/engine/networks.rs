@@ -114,3 +114,44 @@ pub fn isolated_networks_do_not_reach_each_other(m: &Machine) -> Result<()> {
     assert_eq!(PAGE.trim_end(), page_from(m, "o", &url("l", "left")?)?);
     check_rung(m)
 }
+
+/// `podman network create -d macvlan`, twice, and a bridge, on one container: clients on the wire reach it there.
+pub fn a_container_is_on_two_macvlans_and_a_bridge(m: &Machine) -> Result<()> {
+    let create = ["network", "create", "-d", "macvlan", "-o", "parent=eth0"];
+    m.podman(&[&create[..], &["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.2", "lan"]].concat())?;
+    m.podman(&[&create[..], &["--subnet", "198.51.100.0/24", "--internal", "lan2"]].concat())?;
+    m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
+    run_httpd(m, "web", &["--network", "one", "-p", "8080:80"])?;
+    m.podman(&["network", "connect", "--ip", "192.0.2.50", "lan", "web"])?;
+    m.podman(&["network", "connect", "--ip", "198.51.100.50", "lan2", "web"])?;
+    let on_lan = Ipv4Addr::new(192, 0, 2, 50);
+    assert_eq!(PAGE, page_outside(m, on_lan, 80)?);
+    assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
+    let addresses = || m.podman(&["exec", "web", "ip", "-o", "-4", "address"]);
+    for address in ["10.89.1.", "192.0.2.50/24", "198.51.100.50/24"] {
+        ensure!(addresses()?.contains(address), "{address} is not in {}", addresses()?);
+    }
+    assert_eq!(IpAddr::V4(on_lan), m.address("web", "lan")?);
+    // Before 2.0 Netavark gave both default routes the same metric.
+    if m.backend() != Backend::Netavark {
+        let listener = m.client(|| std::net::TcpListener::bind((kit::podman::FAR, 8000)))??;
+        listener.set_nonblocking(true)?;
+        ensure!(page_from(m, "web", &format!("http://{}:8000/", kit::podman::FAR)).is_err(), "there is no page");
+        let (_, client) = listener.accept().context("it has not come")?;
+        assert_eq!(IpAddr::V4(on_lan), client.ip(), "the way out is not the macvlan");
+    }
+    check_rung(m)?;
+    m.podman(&["network", "disconnect", "lan", "web"])?;
+    ensure!(!addresses()?.contains("192.0.2.50"), "{}", addresses()?);
+    assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
+    m.podman(&["rm", "-f", "-t", "0", "web"])?;
+    let fixed = ["--network", "lan", "--ip", "192.0.2.51", "--mac-address", "0a:11:22:33:44:55"];
+    run_httpd(m, "alone", &fixed)?;
+    let link = m.podman(&["exec", "alone", "ip", "address", "show", "eth0"])?;
+    ensure!(link.contains("192.0.2.51/24") && link.contains("0a:11:22:33:44:55"), "{link}");
+    let fixed = Ipv4Addr::new(192, 0, 2, 51);
+    assert_eq!(PAGE, page_outside(m, fixed, 80)?);
+    m.podman(&["restart", "-t", "0", "alone"])?;
+    assert_eq!(PAGE, page_outside(m, fixed, 80)?);
+    Ok(())
+}

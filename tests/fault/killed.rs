@@ -36,18 +36,34 @@ fn killed_with_iptables() -> Result<()> {
     killed(Rung::Iptables)
 }
 
+#[test]
+fn killed_with_macvlans() -> Result<()> {
+    need!(need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
+    let lan = |name, net, gateway| Network::new(name, "eth0").set("driver", "macvlan").subnet(net, gateway);
+    let document = Document::new()
+        .on(&lan("lan", "192.0.2.0/24", "192.0.2.2"), "eth0", &["192.0.2.50"])
+        .on(&lan("lan6", "2001:db8:1::/64", "2001:db8:1::2"), "eth1", &["2001:db8:1::50"])
+        .on_dual(&Network::dual(7), "eth2", 7, 5);
+    killed_at(Rung::best_hooks(), &document, &Dial::new(Proto::Tcp, [192, 0, 2, 50].into(), 80))
+}
+
 fn killed(rung: Rung) -> Result<()> {
-    need!(need::netpath(), need::rung(rung));
-    let dice = Dice::new();
-    let topology = Topology::new()?;
-    let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::on(&topology, rung)?;
     let document = Document::new()
         .on_dual(&Network::dual(7), "eth0", 7, 5)
         .on_dual(&Network::dual(8), "eth1", 8, 5)
         .publish("", 8080, 80, "tcp")
         .publish_range("", 9000, 9000, 100, "udp");
-    let (setup, teardown) = durations(&topology, &netavark, &document)?;
+    killed_at(rung, &document, &Dial::new(Proto::Tcp, HOST4, 8080))
+}
+
+/// `dial` reaches the container's port 80.
+fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
+    need!(need::netpath(), need::rung(rung));
+    let dice = Dice::new();
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let (setup, teardown) = durations(&topology, &netavark, document)?;
     let mut counts = Vec::new();
     for (verb, whole) in [("setup", setup), ("teardown", teardown)] {
         let (mut cut, mut tries) = (0, 0);
@@ -59,7 +75,7 @@ fn killed(rung: Rung) -> Result<()> {
             tries += 1;
             let web = topology.container("web")?;
             if verb == "teardown" {
-                netavark.setup(&web, &document)?;
+                netavark.setup(&web, document)?;
             }
             let after = whole.mul_f64(dice.below(1_000) as f64 / 1_000.0);
             let what = || {
@@ -69,20 +85,20 @@ fn killed(rung: Rung) -> Result<()> {
                     whole.as_micros()
                 )
             };
-            if !kill_after(&topology, &netavark, verb, &web, &document, after).with_context(what)? {
-                netavark.teardown(&web, &document).with_context(what)?;
+            if !kill_after(&topology, &netavark, verb, &web, document, after).with_context(what)? {
+                netavark.teardown(&web, document).with_context(what)?;
                 continue;
             }
             cut += 1;
 
-            netavark.teardown(&web, &document).with_context(what)?;
+            netavark.teardown(&web, document).with_context(what)?;
             residue.nothing_left(&topology, &[&web]).with_context(what)?;
-            netavark.setup(&web, &document).with_context(what)?;
+            netavark.setup(&web, document).with_context(what)?;
             let server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
-            let seen = Dial::new(Proto::Tcp, HOST4, 8080).ask(&topology.client).with_context(what)?;
+            let seen = dial.ask(&topology.client).with_context(what)?;
             assert_eq!(CLIENT4, seen.client.ip(), "{}", what());
             drop(server);
-            netavark.teardown(&web, &document).with_context(what)?;
+            netavark.teardown(&web, document).with_context(what)?;
             residue.nothing_left(&topology, &[&web]).with_context(what)?;
         }
         counts.push(format!("{cut} of {tries} calls of {verb}"));

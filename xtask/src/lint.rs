@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The rooms of netpath, in groups: a room imports only from groups further down. `main` and `lib` are above all.
-const GROUPS: [&[&str]; 6] = [
+const GROUPS: [&[&str]; 7] = [
     &["cli", "face"],
     &["agent"],
     &["ops", "observe"],
+    &["driver"],
     &["plan", "datapath", "link", "dns", "dhcp"],
     &["state"],
     &["model", "netlink"],

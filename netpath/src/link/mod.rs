@@ -4,6 +4,7 @@
 pub mod bridge;
 mod carrier;
 mod delete;
+pub mod macvlan;
 mod neighbour;
 pub mod netns;
 pub mod offload;
@@ -20,6 +21,7 @@ use crate::model::error::{Context, Result};
 use std::io::Read;
 
 pub use carrier::Carriers;
+pub use macvlan::MacvlanSpec;
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
 pub use solicit::solicit;

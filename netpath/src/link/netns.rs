@@ -35,10 +35,6 @@ impl Netns {
         Ok(Some(Self { path: path.to_owned(), file }))
     }
 
-    pub fn raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-
     /// Whether this is the namespace of the calling thread.
     ///
     /// # Errors
@@ -78,6 +74,10 @@ pub struct Inside {
 impl Inside {
     pub fn rtnl(&self) -> &Rtnl {
         &self.rtnl
+    }
+
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Runs `job` in a thread inside the namespace and waits for what it returns.

@@ -1,6 +1,7 @@
 //! Addresses and routes.
 
 use super::rtnl::{Rtnl, failed};
+use super::view::Link;
 use crate::model::error::{Error, Result};
 use crate::model::network::{Route, RouteKind};
 use ipnet::IpNet;
@@ -73,11 +74,11 @@ impl Rtnl {
         }
     }
 
-    /// The MTU of the interface that the first default route leads through, IPv4 before IPv6.
+    /// The interface that the first default route leads through, IPv4 before IPv6.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn default_route_mtu(&self) -> Result<Option<u32>> {
+    pub fn default_route_link(&self) -> Result<Option<Link>> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
@@ -95,7 +96,7 @@ impl Rtnl {
                 _ => None,
             });
             if let Some(index) = way_out {
-                return Ok(self.link_at(index)?.map(|l| l.mtu));
+                return self.link_at(index);
             }
         }
         Ok(None)

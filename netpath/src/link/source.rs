@@ -243,9 +243,10 @@ fn chosen(addresses: &[IpNet], hop: IpNet) -> Option<IpAddr> {
 /// Bridges with those of their subnets whose packets are masqueraded.
 fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
     let mut bridges = BTreeSet::new();
-    for (record, _) in desired.ready() {
+    for (record, _) in desired.bridged() {
         let network = &record.network;
-        let Some(bridge) = view.link_named(&network.bridge).filter(|_| network.masquerade && !network.internal) else {
+        let is_masqueraded = network.masquerade && !network.internal;
+        let Some(bridge) = network.bridge().filter(|_| is_masqueraded).and_then(|b| view.link_named(b)) else {
             continue;
         };
         let is_fixed =
@@ -258,7 +259,7 @@ fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
 
 /// Packets to other containers are not masqueraded.
 fn containers(desired: &Desired) -> impl Iterator<Item = IpNet> {
-    desired.ready().flat_map(|(r, _)| &r.network.subnets).map(|s| s.net.trunc())
+    desired.bridged().flat_map(|(r, _)| &r.network.subnets).map(|s| s.net.trunc())
 }
 
 /// All routes of all tables, unless there are too many.

@@ -2,6 +2,7 @@
 //!
 //! No I/O here, no netlink, no aya. Everything that the rooms above pass to each other is one of these.
 
+pub mod attachment;
 pub mod endpoint;
 pub mod error;
 pub mod host;
@@ -10,12 +11,13 @@ pub mod owners;
 pub mod publish;
 pub mod record;
 
+pub use attachment::Attachment;
 pub use endpoint::{Container, Endpoint, IfName, Mac};
 pub use error::Error;
 pub use host::{HostLink, HostView, LinkKind, RouteSource};
 pub use network::{Isolation, Mtu, Network, Route, Subnet, Way, Xdp};
 pub use publish::{HostBind, Proto, Publish};
-pub use record::{Desired, Links, Record, TrafficIds};
+pub use record::{BridgeLinks, Desired, InsideLinks, Links, Record, TrafficIds};
 
 /// A datapath, best first. Chosen by probing, kept while a container of the host uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

@@ -1,6 +1,6 @@
-//! A network: its bridge, its subnets and its policy.
+//! A network: how endpoints are attached to it, its subnets and its policy.
 
-use super::IfName;
+use super::{Attachment, IfName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ impl From<Mtu> for u32 {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Subnet {
     pub net: IpNet,
-    /// The bridge's address in this subnet, and the containers' default route.
+    /// The containers' default route; on a bridge also the bridge's own address.
     pub gateway: Option<IpAddr>,
 }
 
@@ -129,12 +129,12 @@ impl std::fmt::Display for Route {
     }
 }
 
-/// A bridge network in managed mode: netpath makes the bridge and takes it down with the last endpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Network {
     pub name: String,
     pub id: String,
-    pub bridge: IfName,
+    #[serde(flatten)]
+    pub attachment: Attachment,
     pub mtu: Option<Mtu>,
     pub subnets: Vec<Subnet>,
     pub routes: Vec<Route>,
@@ -176,7 +176,15 @@ impl Network {
         self.subnets.iter().any(|s| s.net.addr().is_ipv4())
     }
 
-    /// The bridge's own addresses, with the prefix of their subnet.
+    /// The bridge of a network that has one; the datapath serves such networks alone.
+    pub fn bridge(&self) -> Option<&IfName> {
+        match &self.attachment {
+            Attachment::Bridge(name) => Some(name),
+            Attachment::Macvlan(_) => None,
+        }
+    }
+
+    /// The gateways of its subnets, with the prefix of each.
     pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
         self.subnets.iter().filter_map(|s| s.gateway.map(|g| (g, s.net.prefix_len())))
     }

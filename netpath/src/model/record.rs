@@ -8,7 +8,32 @@ use std::path::PathBuf;
 
 /// The kernel objects of an endpoint, known once its links exist.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Links {
+#[serde(untagged)]
+pub enum Links {
+    Bridge(BridgeLinks),
+    Inside(InsideLinks),
+}
+
+impl Links {
+    pub fn bridge(&self) -> Option<&BridgeLinks> {
+        match self {
+            Links::Bridge(links) => Some(links),
+            Links::Inside(_) => None,
+        }
+    }
+
+    /// Of the interface inside the container.
+    pub fn container_mac(&self) -> Mac {
+        match self {
+            Links::Bridge(links) => links.container_mac,
+            Links::Inside(links) => links.container_mac,
+        }
+    }
+}
+
+/// A veth between a bridge and the container.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BridgeLinks {
     pub bridge_index: u32,
     pub bridge_mac: Mac,
     /// Host side of the veth.
@@ -22,6 +47,16 @@ pub struct Links {
     /// have it.
     #[serde(default)]
     pub takes_xdp: bool,
+}
+
+/// A link that is inside the container alone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InsideLinks {
+    /// Of the host's link that it stands on.
+    pub parent_index: u32,
+    /// In the container's namespace.
+    pub inside_index: u32,
+    pub container_mac: Mac,
 }
 
 /// Which of the datapath's traffic counters are an endpoint's, as long as its record lives; 0 = not counted apart.
@@ -76,6 +111,19 @@ pub struct Record {
 }
 
 impl Record {
+    /// As [`Record::bridged`].
+    pub fn bridged_mut(&mut self) -> Option<&mut BridgeLinks> {
+        match self.links.as_mut()? {
+            Links::Bridge(links) => Some(links),
+            Links::Inside(_) => None,
+        }
+    }
+
+    /// Its links, where it is on a bridge and they exist.
+    pub fn bridged(&self) -> Option<&BridgeLinks> {
+        self.links.as_ref()?.bridge()
+    }
+
     /// The clients that this port of it answers; empty = everybody.
     pub fn allow_of<'a>(&'a self, publish: &'a Publish) -> &'a [IpNet] {
         publish.allow.as_ref().unwrap_or(&self.allow)
@@ -89,8 +137,13 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// The records that have links, so that a datapath can serve them.
-    pub fn ready(&self) -> impl Iterator<Item = (&Record, &Links)> + Clone {
-        self.records.iter().filter_map(|r| r.links.as_ref().map(|l| (r, l)))
+    /// The records that a datapath serves: those on a bridge, once they have links.
+    pub fn bridged(&self) -> impl Iterator<Item = (&Record, &BridgeLinks)> + Clone {
+        self.records.iter().filter_map(|r| Some((r, r.bridged()?)))
+    }
+
+    /// The bridges of all records, whether their links exist yet or not.
+    pub fn bridges(&self) -> impl Iterator<Item = &IfName> {
+        self.records.iter().filter_map(|r| r.network.bridge())
     }
 }

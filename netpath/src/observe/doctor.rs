@@ -232,7 +232,7 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
             next: "start and stop any container".into(),
         });
     }
-    if host.store.rung()? == Some(Rung::Ebpf) && records.ready().next().is_some() {
+    if host.store.rung()? == Some(Rung::Ebpf) && records.bridged().next().is_some() {
         let attached = hooks::attached(&host.pins)?;
         let view = host.view()?;
         let tables = compile::compile(&records, &view, false);

@@ -71,10 +71,7 @@ pub fn networks(host: &Host, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
     let desired = host.store.desired()?;
     let known: HashMap<u32, layout::Network> =
         PinnedMap::open(&host.pins, &maps::NETWORK)?.dump(256)?.into_iter().collect();
-    let flags = |record: &Record| {
-        let links = record.links.as_ref()?;
-        known.get(&links.bridge_index).map(|n| n.flags)
-    };
+    let flags = |record: &Record| known.get(&record.bridged()?.bridge_index).map(|n| n.flags);
     let counters = Counters::open(&host.pins)?;
     let filters: Vec<Chain> = foreign.iter().filter(|c| c.filters_forwarding()).cloned().collect();
     lines(&desired.records, flags, |id| counters.read(u32::from(id)), &filters)
@@ -88,13 +85,13 @@ fn lines(
 ) -> Result<Vec<NetworkLine>> {
     let mut networks: BTreeMap<&str, (NetworkLine, Traffic)> = BTreeMap::new();
     for record in records {
-        let Some(flags) = flags(record) else { continue };
+        let (Some(bridge), Some(flags)) = (record.network.bridge(), flags(record)) else { continue };
         let (line, sum) = endpoint(record, &read)?;
         let (network, total) = networks.entry(&record.network.name).or_insert_with(|| {
             let (path, why) = path(record.network.path, flags & layout::NET_EDGE != 0, filters);
             let line = NetworkLine {
                 network: record.network.name.clone(),
-                bridge: record.network.bridge.to_string(),
+                bridge: bridge.to_string(),
                 path,
                 why,
                 volume: Volume::default(),

@@ -78,7 +78,8 @@ impl Follower {
         let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
         live.lock = Some(lock);
         // A first container may be on its way: the datapath would be emptied before it.
-        let served = if self.store.desired()?.ready().next().is_some() { live.serve() } else { Ok(Default::default()) };
+        let served =
+            if self.store.desired()?.bridged().next().is_some() { live.serve() } else { Ok(Default::default()) };
         live.let_go()?;
         let changed = served?.changed;
         // What has changed in the meantime may be as before at the next look.

@@ -40,13 +40,13 @@ pub fn gc() -> Result<Removed> {
     let cookie = netns::cookie()?;
     let mut live = nobody(cookie)?;
     let mut removed = Removed::default();
-    let leftovers = Pins::of(cookie).exist() || live.store.dir().exists();
+    let leftovers = Pins::of(cookie).exist() || live.site.store.dir().exists();
     if leftovers {
-        live.lock = Some(live.store.lock(&super::signal::seen)?);
-        let put_right = if live.store.is_empty()? {
+        live.lock = Some(live.site.store.lock(&super::signal::seen)?);
+        let put_right = if live.site.store.is_empty()? {
             // Whoever removed the last record was killed before it had removed the rest.
-            let view = live.rtnl.host_view(cookie)?;
-            let emptied = ladder::open(live.store.rung()?.unwrap_or(Rung::Ebpf))
+            let view = live.site.rtnl.host_view(cookie)?;
+            let emptied = ladder::open(live.site.store.rung()?.unwrap_or(Rung::Ebpf))
                 .and_then(|mut d| d.reconcile(&Desired::default(), &view));
             emptied.map(|r| removed.datapath = r.changed)
         } else {
@@ -54,14 +54,14 @@ pub fn gc() -> Result<Removed> {
         };
         live.let_go()?;
         put_right?;
-        let swept = sweep(&live.store, cookie, Effort::Whole)?;
+        let swept = sweep(&live.site.store, cookie, Effort::Whole)?;
         (removed.flows, removed.marks) = (swept.flows, swept.marks);
     }
     for gone in sweep::gone_hosts().into_iter().filter(|gone| *gone != cookie) {
         forget(gone)?;
         removed.hosts += 1;
     }
-    super::agent::ensure(&live.store);
+    super::agent::ensure(&live.site.store);
     Ok(removed)
 }
 

@@ -1,32 +1,22 @@
 //! The real host: the state that the steps of one command share, and the dispatch to them.
 
-use super::{Leaving, agent, gc, key, rung, signal, sysctls};
+use super::{Attached, Leaving, agent, gc, rung, signal, sysctls};
 use crate::datapath::Datapath;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
-use crate::link::{Inside, Netns, Rtnl};
+use crate::driver::{self, Driver, Made, Site};
+use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, IfName, Links, Record, Rung, TrafficIds};
-use crate::plan::{Done, Host, Step, Undo};
+use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
+use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Lock, Phase, Store};
 use std::collections::BTreeSet;
 
-/// What setup has made of one endpoint so far.
-#[derive(Clone, Default)]
-pub(super) struct Made {
-    /// Inside the container.
-    pub index: u32,
-    pub links: Option<Links>,
-}
-
 pub(super) struct Live {
     pub cookie: u64,
-    pub store: Store,
-    pub rtnl: Rtnl,
-    pub netns: Option<Netns>,
-    pub inside: Option<Inside>,
+    pub site: Site,
     pub lock: Option<Lock>,
     pub names: Aardvark,
     pub datapath: Option<Box<dyn Datapath>>,
@@ -36,12 +26,9 @@ pub(super) struct Live {
     /// Of setup, with their final order; of teardown, what the store and the engine know of them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
-    /// Of all endpoints that this command is about.
-    pub keys: Vec<Key>,
+    /// Of the records of a setup, as is `made`.
+    pub drivers: Vec<Box<dyn Driver>>,
     pub made: Vec<Made>,
-    pub made_bridges: BTreeSet<IfName>,
-    /// Bridges that another command is making at this moment: without a port their MTU says nothing yet.
-    pub portless_bridges: BTreeSet<IfName>,
     /// Something of the endpoints could not be removed, so that their records must stay.
     pub failed: bool,
 }
@@ -52,27 +39,20 @@ impl Live {
     /// # Errors
     /// The namespace cannot be entered.
     pub fn coming(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
-        let inside = match &netns {
-            Some(netns) => Some(netns.enter()?),
-            None => None,
-        };
+        let inside = netns.map(|n| n.enter()).transpose()?;
+        let keys = records.iter().map(Key::of).collect();
         Ok(Self {
             cookie,
-            store: Store::of(cookie),
-            rtnl: Rtnl::here()?,
-            netns,
-            inside,
+            site: Site { rtnl: Rtnl::here()?, inside, store: Store::of(cookie), keys },
             lock: None,
             names,
             datapath: None,
             firewall: Firewall::default(),
             may_step_down: false,
-            keys: records.iter().map(Key::of).collect(),
+            drivers: records.iter().map(|r| driver::of(&r.network.attachment)).collect(),
             made: vec![Made::default(); records.len()],
             records,
             leaving: Vec::new(),
-            made_bridges: BTreeSet::new(),
-            portless_bridges: BTreeSet::new(),
             failed: false,
         })
     }
@@ -89,18 +69,17 @@ impl Live {
         described: Vec<Record>,
         names: Aardvark,
     ) -> Result<Self> {
-        let netns = netns.and_then(|n| match n.enter() {
-            Ok(inside) => Some((n, inside)),
+        let mut live = Self::coming(cookie, None, Vec::new(), names)?;
+        live.site.inside = netns.and_then(|n| match n.enter() {
+            Ok(inside) => Some(inside),
             Err(e) => {
                 tracing::warn!(error = %e, "only the host's side is cleaned up");
                 None
             }
         });
-        let (netns, inside) = netns.map_or((None, None), |(n, i)| (Some(n), Some(i)));
-        let mut live = Self::coming(cookie, None, Vec::new(), names)?;
-        live.netns = netns;
-        live.inside = inside;
-        live.keys = leaving.iter().map(|l| key(container, &l.network)).collect();
+        let is_named = leaving.iter().all(|l| l.interface.is_some());
+        let known = if is_named { Vec::new() } else { live.site.store.all()? };
+        live.site.keys = leaving.iter().flat_map(|l| l.keys(container, &known)).collect();
         live.leaving = leaving;
         live.records = described;
         live.read_records()?;
@@ -112,8 +91,8 @@ impl Live {
     /// # Errors
     /// The store cannot be read.
     pub fn read_records(&mut self) -> Result<()> {
-        for key in &self.keys {
-            let Some(kept) = self.store.get(key)? else { continue };
+        for key in &self.site.keys {
+            let Some(kept) = self.site.store.get(key)? else { continue };
             // In its place: steps count the endpoints.
             match self.records.iter_mut().find(|r| Key::of(r) == *key) {
                 Some(record) => *record = kept.record,
@@ -123,8 +102,20 @@ impl Live {
         Ok(())
     }
 
-    pub fn into_links(self) -> Vec<Links> {
-        self.made.iter().filter_map(|m| m.links.clone()).collect()
+    /// What attaches the records.
+    pub fn plan(&self) -> Vec<Step> {
+        let endpoints = self.drivers.iter().zip(&self.records).enumerate();
+        plan::attach(&self.records, endpoints.map(|(at, (driver, record))| driver.steps(at, record)).collect())
+    }
+
+    /// What the steps have made.
+    pub fn into_attached(self) -> Result<Vec<Attached>> {
+        let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
+            let links = made.links.ok_or_else(|| Error::new("an endpoint has no links"))?;
+            let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
+            Ok(Attached { network: record.network, endpoint, mac: links.container_mac() })
+        });
+        attached.collect()
     }
 
     /// Takes the lock, and looks whether the host can take the endpoints: they are not there already, the datapath can
@@ -142,29 +133,38 @@ impl Live {
     }
 
     fn admit_locked(&mut self, choice: Choice) -> Result<()> {
-        let there = self.store.all()?;
+        let there = self.site.store.all()?;
         self.refuse_taken_ports(&there)?;
-        let kept = if there.is_empty() { None } else { self.store.rung()? };
+        let kept = if there.is_empty() { None } else { self.site.store.rung()? };
         if choice != Choice::Only(Rung::None) && kept != Some(Rung::None) {
             self.firewall.admit(&self.records)?;
         }
         for at in 0..self.records.len() {
-            if let Some(old) = there.iter().find(|k| k.key() == self.keys[at]) {
+            if let Some(old) = there.iter().find(|k| k.key() == self.site.keys[at]) {
                 self.clear(at, old)?;
             }
         }
-        self.portless_bridges = portless(&there);
+        for (driver, record) in self.drivers.iter_mut().zip(&self.records) {
+            driver.validate(&self.site, record, &there)?;
+        }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
+        let is_served = |r: &Record| r.network.bridge().is_some();
         for at in 0..self.records.len() {
             let others = there.iter().map(|k| &k.record).chain(&self.records[..at]);
-            let traffic = TrafficIds::for_record(&self.records[at], others.map(|r| &r.traffic));
-            let record = &mut self.records[at];
-            (record.traffic, record.order) = (traffic, last + 1 + at as u64);
+            if is_served(&self.records[at]) {
+                self.records[at].traffic = TrafficIds::for_record(&self.records[at], others.map(|r| &r.traffic));
+            }
+            self.records[at].order = last + 1 + at as u64;
         }
-        self.may_step_down = choice == Choice::Auto && there.is_empty();
-        let there = Desired { records: there.into_iter().map(|k| k.record).collect() };
-        let (lock, coming) = (self.lock()?, &self.records);
-        self.datapath = Some(rung::decide(choice, &self.store, lock, &self.rtnl, self.cookie, &there, coming)?);
+        let coming: Vec<Record> = self.records.iter().filter(|r| is_served(r)).cloned().collect();
+        if coming.is_empty() {
+            return Ok(());
+        }
+        let there = Desired { records: there.into_iter().map(|k| k.record).filter(is_served).collect() };
+        self.may_step_down = choice == Choice::Auto && there.records.is_empty();
+        let store = &self.site.store;
+        let datapath = rung::decide(choice, store, self.lock()?, &self.site.rtnl, self.cookie, &there, &coming)?;
+        self.datapath = Some(datapath);
         Ok(())
     }
 
@@ -173,13 +173,9 @@ impl Live {
         self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))
     }
 
-    pub fn inside(&self) -> Result<&Inside> {
-        self.inside.as_ref().ok_or_else(|| Error::new("the container has no network namespace"))
-    }
-
     fn take_lock(&mut self) -> Result<()> {
         if self.lock.is_none() {
-            self.lock = Some(self.store.lock(&signal::seen)?);
+            self.lock = Some(self.site.store.lock(&signal::seen)?);
         }
         Ok(())
     }
@@ -191,53 +187,35 @@ impl Live {
     /// Something of it cannot be removed.
     pub fn let_go(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
-        if self.store.is_empty()? {
+        if self.site.store.is_empty()? {
             // It would go by itself, only later; and what is its own must not be made again after it was removed.
-            if let Err(e) = agent::stop(&self.store) {
+            if let Err(e) = agent::stop(&self.site.store) {
                 tracing::warn!("{e}");
             }
-            self.firewall.hold(&self.store, &lock, &BTreeSet::new());
-            sysctls::put_back(&self.store)?;
-            self.store.close(lock)?;
+            self.firewall.hold(&self.site.store, &lock, &BTreeSet::new());
+            sysctls::put_back(&self.site.store)?;
+            self.site.store.close(lock)?;
         } else {
-            gc::sweep_some(&self.store, self.cookie);
+            gc::sweep_some(&self.site.store, self.cookie);
         }
         Ok(())
     }
 
     pub fn put(&self, record: &Record, phase: Phase) -> Result<()> {
         let kept = Kept { record: record.clone(), phase, writer: Writer::this_process() };
-        self.store.put(self.lock()?, &kept)
+        self.site.store.put(self.lock()?, &kept)
     }
 
     fn keep(&self, record: &Record) -> Result<Done> {
         self.put(record, Phase::Coming)?;
         if let Some(datapath) = &self.datapath
-            && let Err(e) = self.store.keep_rung(self.lock()?, datapath.rung())
+            && let Err(e) = self.site.store.keep_rung(self.lock()?, datapath.rung())
         {
-            self.store.forget(self.lock()?, &Key::of(record))?;
+            self.site.store.forget(self.lock()?, &Key::of(record))?;
             return Err(e);
         }
         Ok(Done::Changed(Undo::Forget(Box::new(record.clone()))))
     }
-
-    /// The bridges of every endpoint that this command is not about.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn others_bridges(&self) -> Result<BTreeSet<IfName>> {
-        let all = self.store.all()?;
-        Ok(all.into_iter().filter(|k| !self.keys.contains(&k.key())).map(|k| k.record.network.bridge).collect())
-    }
-}
-
-/// The bridges of endpoints that are all still on their way.
-fn portless(there: &[Kept]) -> BTreeSet<IfName> {
-    let bridges = |is_so: fn(&Kept) -> bool| {
-        there.iter().filter(|k| is_so(k)).map(|k| k.record.network.bridge.clone()).collect::<BTreeSet<_>>()
-    };
-    let coming = bridges(|k| k.phase == Phase::Coming && k.record.links.is_none());
-    coming.difference(&bridges(|k| k.record.links.is_some())).cloned().collect()
 }
 
 impl Host for Live {
@@ -246,9 +224,9 @@ impl Host for Live {
             Step::Lock => self.take_lock().map(|()| Done::Changed(Undo::Unlock)),
             Step::Unlock => self.let_go().map(|()| Done::Changed(Undo::Lock)),
             Step::Keep(record) => self.keep(record),
-            Step::Bridge(network) => self.bridge(network),
+            Step::Share { at, .. } => self.drivers[*at].share(&self.site, *at, &self.records[*at]),
             Step::Loopback => self.loopback(),
-            Step::Veth { at, .. } => self.veth(*at),
+            Step::Connect { at, .. } => self.connect(*at),
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
             Step::Up { at, .. } => self.up(*at),
@@ -262,7 +240,7 @@ impl Host for Live {
             Step::Settle => self.settle(),
             Step::Unname => self.unname().map(|()| Done::Within),
             Step::Withdraw => self.withdraw().map(|()| Done::Within),
-            Step::Unlink { bridges } => self.unlink(*bridges).map(|()| Done::Within),
+            Step::Unlink { shared } => self.unlink(*shared).map(|()| Done::Within),
             Step::Forget => self.forget_all().map(|()| Done::Within),
         }
     }
@@ -272,15 +250,15 @@ impl Host for Live {
             // An undo is not interrupted.
             Undo::Lock => {
                 if self.lock.is_none() {
-                    self.lock = Some(self.store.lock(&|| false)?);
+                    self.lock = Some(self.site.store.lock(&|| false)?);
                 }
                 Ok(())
             }
             Undo::Unlock => self.let_go(),
-            Undo::Forget(record) => self.store.forget(self.lock()?, &Key::of(record)).map(drop),
-            Undo::RemoveBridge(name) => self.remove_bridge(name),
-            Undo::RemoveVeth { at } => self.remove_veth(*at),
-            Undo::RemoveRoute(route) => self.inside()?.rtnl().delete_route(route),
+            Undo::Forget(record) => self.site.store.forget(self.lock()?, &Key::of(record)).map(drop),
+            Undo::Unshare { at } => driver::remove_unused(self.drivers[*at].as_ref(), &self.site),
+            Undo::Disconnect { at } => self.disconnect(*at),
+            Undo::RemoveRoute(route) => self.site.inside()?.rtnl().delete_route(route),
             Undo::Withdraw => self.withdraw(),
             Undo::Unname => self.unname(),
         }

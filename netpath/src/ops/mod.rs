@@ -1,7 +1,6 @@
 //! The verbs, and the one place that puts link, datapath, DNS and store together.
 
 pub mod agent;
-mod bridge;
 mod container;
 pub mod follow;
 pub mod gc;
@@ -11,25 +10,63 @@ mod rung;
 mod serve;
 mod signal;
 mod sysctls;
-mod unlink;
 
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Netns, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Container, IfName, Links, Record};
+use crate::model::{Attachment, Container, Endpoint, IfName, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
-use crate::state::Key;
+use crate::state::{Kept, Key};
 use host::Live;
+use ipnet::IpNet;
 use std::path::{Path, PathBuf};
 
 pub use rung::wish;
+
+/// One endpoint as its engine asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointRequest {
+    pub network: Network,
+    pub endpoint: Endpoint,
+    pub publishes: Vec<Publish>,
+    /// As [`Record::allow`].
+    pub allow: Vec<IpNet>,
+}
+
+impl EndpointRequest {
+    /// What is kept of it; its place among the records of the host comes later.
+    fn record(self, container: &Container, netns: &Path) -> Record {
+        let Self { network, endpoint, publishes, allow } = self;
+        // Nothing leads to a network without a way in, or to one that the datapath does not serve.
+        let is_reached = !network.internal && network.bridge().is_some();
+        Record {
+            order: 0,
+            container: container.clone(),
+            netns: netns.to_owned(),
+            publishes: if is_reached { publishes } else { Vec::new() },
+            allow,
+            traffic: TrafficIds::default(),
+            network,
+            endpoint,
+            links: None,
+        }
+    }
+}
+
+/// One endpoint as it was made.
+pub struct Attached {
+    pub network: Network,
+    /// With the addresses that it has got.
+    pub endpoint: Endpoint,
+    pub mac: Mac,
+}
 
 /// A container and the networks it is to be attached to, in this order.
 pub struct Attach {
     pub container: Container,
     pub netns: PathBuf,
-    pub records: Vec<Record>,
+    pub endpoints: Vec<EndpointRequest>,
     pub choice: Choice,
     pub names: Aardvark,
 }
@@ -39,7 +76,20 @@ pub struct Attach {
 pub struct Leaving {
     pub network: String,
     pub interface: Option<IfName>,
-    pub bridge: Option<IfName>,
+    /// `None`: the engine does not say how it is attached.
+    pub attachment: Option<Attachment>,
+}
+
+impl Leaving {
+    /// The records of it, and the one that it would have.
+    fn keys(&self, container: &str, known: &[Kept]) -> Vec<Key> {
+        if let Some(interface) = &self.interface {
+            let (container, network) = (container.to_owned(), self.network.clone());
+            return vec![Key { container, network, interface: interface.clone() }];
+        }
+        let keys = known.iter().map(Kept::key);
+        keys.filter(|k| k.container == container && k.network == self.network).collect()
+    }
 }
 
 pub struct Detach {
@@ -47,15 +97,15 @@ pub struct Detach {
     pub netns: PathBuf,
     pub leaving: Vec<Leaving>,
     /// The endpoints in full, where the engine's description could be read in full.
-    pub records: Vec<Record>,
+    pub endpoints: Vec<EndpointRequest>,
     pub names: Aardvark,
 }
 
-/// Attaches a container; all of it or nothing. The links come in the order of `attach.records`.
+/// Attaches a container; all of it or nothing. The answer is in the order of `attach.endpoints`.
 ///
 /// # Errors
 /// What could not be done, at which step, and what became of the steps before.
-pub fn setup(attach: Attach) -> Result<Vec<Links>> {
+pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
     signal::catch();
     let what = format!("setup of {}", attach.container.label());
     let refused = |e: Error| {
@@ -63,17 +113,20 @@ pub fn setup(attach: Attach) -> Result<Vec<Links>> {
         if let Some(next) = e.next_step() { refusal.next(next) } else { refusal }
     };
     let netns = open_netns(&attach.netns).map_err(refused)?;
-    attach.names.check(&attach.records.iter().collect::<Vec<_>>()).map_err(refused)?;
+    warn_of_ports_that_lead_nowhere(&attach.endpoints);
+    let endpoints = attach.endpoints.into_iter();
+    let records: Vec<_> = endpoints.map(|e| e.record(&attach.container, &attach.netns)).collect();
+    attach.names.check(&records.iter().collect::<Vec<_>>()).map_err(refused)?;
     let cookie = netns::cookie()?;
-    let mut live = Live::coming(cookie, Some(netns), attach.records, attach.names).map_err(refused)?;
+    let mut live = Live::coming(cookie, Some(netns), records, attach.names).map_err(refused)?;
     live.admit(attach.choice).map_err(refused)?;
-    let plan = plan::attach(&live.records);
+    let plan = live.plan();
     let ran = plan::run(&plan, &mut live).map_err(|failed| failed.into_error(&what));
     // Still held only if the plan ended before it had taken the lock over.
     live.let_go()?;
     ran?;
-    agent::ensure(&live.store);
-    Ok(live.into_links())
+    agent::ensure(&live.site.store);
+    live.into_attached()
 }
 
 /// Detaches a container: whatever is there of it goes, and what is not there is no error.
@@ -82,7 +135,8 @@ pub fn setup(attach: Attach) -> Result<Vec<Links>> {
 /// What could not be removed; the rest is gone, and the next call tries again.
 pub fn teardown(detach: Detach) -> Result<()> {
     signal::ignore();
-    let Detach { container, netns: path, leaving, records, names } = detach;
+    let Detach { container, netns: path, leaving, endpoints, names } = detach;
+    let records = endpoints.into_iter().map(|e| e.record(&container, &path)).collect();
     let what = format!("teardown of {}", container.label());
     let netns = Netns::open(&path).and_then(|n| match n {
         Some(n) if n.is_here()? => Ok(None),
@@ -99,7 +153,7 @@ pub fn teardown(detach: Detach) -> Result<()> {
         let alone = live.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut live));
     }
-    agent::ensure(&live.store);
+    agent::ensure(&live.site.store);
     plan::all_of(&what, failures)
 }
 
@@ -110,11 +164,11 @@ pub fn teardown(detach: Detach) -> Result<()> {
 pub fn reconcile() -> Result<()> {
     signal::ignore();
     let mut live = nobody(netns::cookie()?)?;
-    if live.store.is_empty()? {
+    if live.site.store.is_empty()? {
         return Ok(());
     }
     let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut live);
-    agent::ensure(&live.store);
+    agent::ensure(&live.site.store);
     plan::all_of("cannot put back what containers need", failures)
 }
 
@@ -137,6 +191,43 @@ fn open_netns(path: &Path) -> Result<Netns> {
     Ok(netns)
 }
 
-fn key(container: &str, network: &str) -> Key {
-    Key { container: container.to_owned(), network: network.to_owned() }
+/// Published ports lead to networks of the datapath alone.
+fn warn_of_ports_that_lead_nowhere(endpoints: &[EndpointRequest]) {
+    let published = |e: &&EndpointRequest| !e.publishes.is_empty();
+    let mut publishing = endpoints.iter().filter(published);
+    if let Some(first) = publishing.next()
+        && !endpoints.iter().any(|e| e.network.bridge().is_some())
+    {
+        let next = "clients reach the container by its own address; or attach it to a bridge network too";
+        tracing::warn!(
+            next,
+            "published ports have no effect on network {}: it is no bridge network",
+            first.network.name
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+    use crate::model::attachment::Macvlan;
+
+    #[test]
+    fn nothing_is_published_on_a_network_that_no_datapath_leads_to() {
+        let kept = |change: fn(&mut Network)| {
+            let mut of = record(1, &["10.88.0.2/16"], vec![tcp(at("192.0.2.1"), 8080, 80, 1)]);
+            change(&mut of.network);
+            let request = EndpointRequest {
+                network: of.network,
+                endpoint: of.endpoint,
+                publishes: of.publishes,
+                allow: Vec::new(),
+            };
+            request.record(&of.container, Path::new("/run/netns/x")).publishes.len()
+        };
+        assert_eq!(1, kept(|_| ()));
+        assert_eq!(0, kept(|n| n.internal = true));
+        assert_eq!(0, kept(|n| n.attachment = Attachment::Macvlan(Macvlan::default())));
+    }
 }

@@ -1,7 +1,7 @@
 //! Whether the ports that a container wants to publish are free.
 
 use super::host::Live;
-use super::unlink;
+use crate::driver;
 use crate::model::error::{Error, Result};
 use crate::model::owners;
 use crate::state::{Kept, Phase};
@@ -31,7 +31,10 @@ impl Live {
             (Phase::Going, _) => Ok(false),
             (Phase::Coming, None) => Ok(kept.writer.is_alive()),
             (Phase::Up, None) => Ok(false),
-            (_, Some(_)) => Ok(unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some()),
+            (_, Some(_)) => {
+                let driver = driver::of(&kept.record.network.attachment);
+                Ok(self.recorded(driver.as_ref(), &kept.record)?.is_some())
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The steps on records and the datapath, and those of a teardown.
 
 use super::host::Live;
-use super::{agent, sysctls, unlink};
+use super::{Leaving, agent, sysctls};
 use crate::datapath::{firewalld, ladder};
+use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, HostView, IfName, LinkKind, Rung};
+use crate::model::{Attachment, Desired, HostView, IfName, Links, Rung};
 use crate::plan::{Done, Undo};
 use crate::state::store::Writer;
 use crate::state::{Kept, Key, Phase};
@@ -37,11 +38,12 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
 }
 
 impl Live {
-    /// Writes a record with its links. A teardown of the same endpoint may have been here in the meantime.
+    /// Writes a record with what the steps have yielded. A teardown of the same endpoint may have been here in the meantime.
     pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
-        self.refuse_torn_down(&self.keys[at])?;
-        let links = self.made[at].links.clone();
-        self.records[at].links = links;
+        self.refuse_torn_down(&self.site.keys[at])?;
+        let (record, made) = (&mut self.records[at], &self.made[at]);
+        record.links.clone_from(&made.links);
+        record.endpoint.addresses.clone_from(&made.addresses);
         self.put(&self.records[at], Phase::Coming)?;
         Ok(Done::Within)
     }
@@ -60,25 +62,25 @@ impl Live {
 
     /// Makes the datapath hold what the store says.
     pub(super) fn serve(&mut self) -> Result<Served> {
-        if let Err(e) = agent::stop_others(&self.store) {
+        if let Err(e) = agent::stop_others(&self.site.store) {
             tracing::warn!("{e}");
         }
-        let mut view = self.rtnl.host_view(self.cookie)?;
+        let mut view = self.site.rtnl.host_view(self.cookie)?;
         let (living, forgotten) = self.living(&view)?;
         let mut served = Served { forgotten, changed: 0 };
         let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
         if self.datapath.is_none() {
-            let Some(rung) = self.store.rung()? else { return Ok(served) };
+            let Some(rung) = self.site.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung)?);
         }
         // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
         // or a command, made the datapath, and may be as before when the agent looks again.
-        self.store.keep_served(self.lock()?, None)?;
+        self.site.store.keep_served(self.lock()?, None)?;
         served.changed = match self.reconcile(&desired, &mut view) {
             Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
             done => done?,
         };
-        self.store.keep_served(self.lock()?, Some(view.digest()))?;
+        self.site.store.keep_served(self.lock()?, Some(view.digest()))?;
         Ok(served)
     }
 
@@ -90,15 +92,16 @@ impl Live {
         let above = (from == Rung::Iptables && ladder::usable(Rung::Ebpf).is_ok()).then_some(Rung::Ebpf);
         let Some(rung) = above.or_else(|| ladder::below(from).ok()) else { return Err(refused) };
         let lower = ladder::open(rung)?;
-        if self.records.iter().any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
+        let mut served = self.records.iter().filter(|r| r.network.bridge().is_some());
+        if served.any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
             return Err(refused);
         }
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
         failed
             .reconcile(&Desired::default(), view)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
-        self.store.pass_over(self.lock()?, from, refused.to_string())?;
-        self.store.keep_rung(self.lock()?, rung)?;
+        self.site.store.pass_over(self.lock()?, from, refused.to_string())?;
+        self.site.store.keep_rung(self.lock()?, rung)?;
         self.datapath = Some(lower);
         self.reconcile(desired, view)
     }
@@ -108,12 +111,12 @@ impl Live {
         let mut wanted = sysctls::forwarding(desired);
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
-        sysctls::ensure(&self.store, lock, &wanted)?;
+        sysctls::ensure(&self.site.store, lock, &wanted)?;
         sysctls::keep_internal(desired)?;
         let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
-        let zoned = self.firewall.hold(&self.store, lock, &trusted);
+        let zoned = self.firewall.hold(&self.site.store, lock, &trusted);
         // After the switch for forwarding: without it no route leads anywhere.
-        if let Some(left_out) = see_sources(datapath.rung(), &self.rtnl, desired, view) {
+        if let Some(left_out) = see_sources(datapath.rung(), &self.site.rtnl, desired, view) {
             tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
         }
         let report = datapath.reconcile(desired, view)?;
@@ -126,43 +129,43 @@ impl Live {
     fn living(&self, view: &HostView) -> Result<(Vec<Kept>, usize)> {
         let mut living = Vec::new();
         let mut forgotten = 0;
-        let mut orphans = BTreeSet::new();
-        for kept in self.store.all()? {
-            if self.keys.contains(&kept.key()) || self.lives(&kept, view)? {
+        let mut orphans: Vec<Attachment> = Vec::new();
+        for kept in self.site.store.all()? {
+            if self.site.keys.contains(&kept.key()) || self.lives(&kept, view)? {
                 living.push(kept);
                 continue;
             }
             tracing::warn!(endpoint = %kept.record.container.label(), network = %kept.record.network.name,
                 "its interface is gone; it is forgotten");
-            self.store.forget(self.lock()?, &kept.key())?;
+            self.site.store.forget(self.lock()?, &kept.key())?;
             forgotten += 1;
-            orphans.insert(kept.record.network.bridge);
+            orphans.push(kept.record.network.attachment);
         }
         if !orphans.is_empty() {
-            let used: BTreeSet<IfName> = living.iter().map(|k| k.record.network.bridge.clone()).collect();
-            self.rtnl.delete(&unlink::unused_bridges(&self.rtnl, &orphans, &used, &[])?)?;
+            let used = driver::shared(living.iter().map(|k| &k.record));
+            let drivers: Vec<_> = orphans.iter().map(driver::of).collect();
+            let unused = unused(&self.site, drivers.iter().map(AsRef::as_ref), &used, &[])?;
+            self.site.rtnl.delete(&unused)?;
         }
         Ok((living, forgotten))
     }
 
-    /// Whether an endpoint has its veth, or before it has one, somebody who works on it or a namespace to work in.
+    /// Whether an endpoint has its links, or before it has some, a process that works on it or a namespace to work in.
     fn lives(&self, kept: &Kept, view: &HostView) -> Result<bool> {
-        let Some(links) = &kept.record.links else {
-            return Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some());
-        };
-        let seen = view.link(links.veth_index);
-        let seen = seen.is_some_and(|l| l.kind == LinkKind::Veth && l.name == links.veth_name);
-        // A dump may miss a link while others come and go.
-        Ok(seen || unlink::recorded_veth(&self.rtnl, &kept.record)?.is_some())
+        match &kept.record.links {
+            None => Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some()),
+            Some(links) => driver::of(&kept.record.network.attachment).lives(&self.site, &kept.record, links, view),
+        }
     }
 
     /// Writes that setup has ended well, unless a teardown has come in the meantime.
     pub(super) fn settle(&self) -> Result<Done> {
         self.announce();
-        let lock = self.store.lock(&|| false)?;
-        for (record, key) in self.records.iter().zip(&self.keys) {
+        let lock = self.site.store.lock(&|| false)?;
+        for (record, key) in self.records.iter().zip(&self.site.keys) {
             self.refuse_torn_down(key)?;
-            self.store
+            self.site
+                .store
                 .put(&lock, &Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
         }
         Ok(Done::Within)
@@ -171,7 +174,7 @@ impl Live {
     /// # Errors
     /// The record of this command is gone, or another command works on it.
     fn refuse_torn_down(&self, key: &Key) -> Result<()> {
-        let own = self.store.get(key)?.is_some_and(|k| k.writer == Writer::this_process());
+        let own = self.site.store.get(key)?.is_some_and(|k| k.writer == Writer::this_process());
         let gone = || Error::new(format!("the endpoint on network {} was torn down at this moment", key.network));
         if own { Ok(()) } else { Err(gone()) }
     }
@@ -190,8 +193,8 @@ impl Live {
     fn withdraw_all(&mut self) -> Result<()> {
         self.read_records()?;
         let mut known = false;
-        for key in &self.keys {
-            let Some(mut kept) = self.store.get(key)? else { continue };
+        for key in &self.site.keys {
+            let Some(mut kept) = self.site.store.get(key)? else { continue };
             known = true;
             kept.record.links = None;
             self.put(&kept.record, Phase::Going)?;
@@ -199,40 +202,67 @@ impl Live {
         if known { self.serve().map(drop) } else { Ok(()) }
     }
 
-    /// Whether no other container needs the bridges of this one.
+    /// Whether no other container needs the links that this one shares.
     pub(super) fn is_alone(&self) -> bool {
-        self.others_bridges().is_ok_and(|others| self.bridges().is_disjoint(&others))
+        let leaving = self.leaving();
+        let shared: BTreeSet<&IfName> = leaving.iter().filter_map(|l| l.driver.shared()).collect();
+        self.site.others().is_ok_and(|others| driver::shared(&others).iter().all(|name| !shared.contains(name)))
     }
 
-    fn bridges(&self) -> BTreeSet<IfName> {
-        let recorded = self.records.iter().map(|r| r.network.bridge.clone());
-        recorded.chain(self.leaving.iter().filter_map(|l| l.bridge.clone())).collect()
+    /// All endpoints that go: those with a record, and those that only the engine knows.
+    fn leaving(&self) -> Vec<Leaves> {
+        let recorded = self.records.iter().map(|r| Leaves {
+            driver: driver::of(&r.network.attachment),
+            interface: Some(r.endpoint.interface.clone()),
+            links: r.links.clone(),
+        });
+        let is_recorded = |l: &Leaving| {
+            let mut records = self.records.iter();
+            records.any(|r| {
+                Some(&r.network.attachment) == l.attachment.as_ref()
+                    && Some(&r.endpoint.interface) == l.interface.as_ref()
+            })
+        };
+        let described = self.leaving.iter().filter(|l| !is_recorded(l)).filter_map(|l| {
+            let driver = driver::of(l.attachment.as_ref()?);
+            Some(Leaves { driver, interface: l.interface.clone(), links: None })
+        });
+        recorded.chain(described).collect()
     }
 
-    /// Deletes the veths, and if asked the bridges that nobody needs any more. One failure keeps the records.
-    pub(super) fn unlink(&mut self, bridges: bool) -> Result<()> {
+    /// Deletes the links of the endpoints, and if asked the shared ones that nothing needs any more. One failure keeps the
+    /// records.
+    pub(super) fn unlink(&mut self, shared: bool) -> Result<()> {
         let routes = self.records.iter().try_for_each(|r| self.remove_routes(r));
-        let links = self.links_to_delete(bridges).and_then(|going| self.rtnl.delete_and_leave(&going));
+        let links = self.links_to_delete(shared).and_then(|(host, inside)| {
+            if let (Some(container), false) = (&self.site.inside, inside.is_empty()) {
+                container.run(|| Rtnl::here()?.delete_and_leave(&inside))?;
+            }
+            self.site.rtnl.delete_and_leave(&host)
+        });
         let deleted = routes.and(links);
         self.failed |= deleted.is_err();
         deleted
     }
 
-    fn links_to_delete(&self, bridges: bool) -> Result<Vec<u32>> {
+    /// By ifindex, those of the host and those inside the container.
+    fn links_to_delete(&self, shared: bool) -> Result<(Vec<u32>, Vec<u32>)> {
+        let leaving = self.leaving();
         let mut going = BTreeSet::new();
-        for record in &self.records {
-            going.extend(unlink::recorded_veth(&self.rtnl, record)?);
+        for Leaves { driver, interface, links } in &leaving {
+            let Some(interface) = interface else { continue };
+            if let Some(links) = links {
+                going.extend(driver.recorded(&self.site, interface, links)?);
+            }
+            going.extend(driver.inside(&self.site, interface)?);
         }
-        let recorded = self.records.iter().map(|r| (&r.endpoint.interface, &r.network.bridge));
-        let described = self.leaving.iter().filter_map(|l| Some((l.interface.as_ref()?, l.bridge.as_ref()?)));
-        for (interface, bridge) in recorded.chain(described).collect::<BTreeSet<_>>() {
-            going.extend(self.veth_inside(interface, bridge)?);
+        let (mut going, inside) = driver::apart(going);
+        if shared {
+            let others = driver::shared(&self.site.others()?);
+            let unused = unused(&self.site, leaving.iter().map(|l| l.driver.as_ref()), &others, &going)?;
+            going.extend(unused);
         }
-        let mut going: Vec<u32> = going.into_iter().collect();
-        if bridges {
-            going.extend(unlink::unused_bridges(&self.rtnl, &self.bridges(), &self.others_bridges()?, &going)?);
-        }
-        Ok(going)
+        Ok((going, inside))
     }
 
     /// Removes the records, unless something of their endpoints is still there.
@@ -240,8 +270,29 @@ impl Live {
         if self.failed {
             return Ok(());
         }
-        self.keys.iter().try_for_each(|key| self.store.forget(self.lock()?, key).map(drop))
+        self.site.keys.iter().try_for_each(|key| self.site.store.forget(self.lock()?, key).map(drop))
     }
+}
+
+/// An endpoint that goes.
+struct Leaves {
+    driver: Box<dyn Driver>,
+    interface: Option<IfName>,
+    links: Option<Links>,
+}
+
+/// The shared links of these drivers that nothing needs but what is going.
+fn unused<'a>(
+    site: &Site,
+    drivers: impl Iterator<Item = &'a dyn Driver>,
+    others: &BTreeSet<IfName>,
+    going: &[u32],
+) -> Result<Vec<u32>> {
+    let mut unused = BTreeSet::new();
+    for driver in drivers {
+        unused.extend(driver.unused(site, others, going)?);
+    }
+    Ok(unused.into_iter().collect())
 }
 
 #[cfg(test)]
@@ -267,16 +318,16 @@ mod tests {
         let live = Live::coming(cookie, None, vec![record.clone()], names).expect("a host");
         let gone = live.settle().map(drop).expect_err("there is no record");
         assert!(gone.to_string().contains("torn down"), "{gone}");
-        assert!(live.store.all().expect("records").is_empty());
+        assert!(live.site.store.all().expect("records").is_empty());
 
-        let lock = live.store.lock(&|| false).expect("the lock");
+        let lock = live.site.store.lock(&|| false).expect("the lock");
         let coming = Kept { record, phase: Phase::Coming, writer: Writer::this_process() };
-        live.store.put(&lock, &coming).expect("written");
+        live.site.store.put(&lock, &coming).expect("written");
         drop(lock);
         live.settle().expect("its own record");
-        assert_eq!(Phase::Up, live.store.all().expect("records")[0].phase);
-        let lock = live.store.lock(&|| false).expect("the lock");
-        live.store.forget(&lock, &coming.key()).expect("removed");
-        live.store.close(lock).expect("closed");
+        assert_eq!(Phase::Up, live.site.store.all().expect("records")[0].phase);
+        let lock = live.site.store.lock(&|| false).expect("the lock");
+        live.site.store.forget(&lock, &coming.key()).expect("removed");
+        live.site.store.close(lock).expect("closed");
     }
 }

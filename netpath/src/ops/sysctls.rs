@@ -1,6 +1,7 @@
 //! Sysctls of the host's namespace: set while containers need them, put back with the last. Forwarding stays on: other
 //! software may have found it on meanwhile and rely on it.
 
+use crate::driver::bridge;
 use crate::link::sysctl::{self, FORWARDING};
 use crate::model::Desired;
 use crate::model::error::Result;
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 /// from router advertisements; as in Netavark, networks with IPv6 have that price.
 pub fn forwarding(desired: &Desired) -> Vec<(String, String)> {
     let mut wanted = Vec::new();
-    let mut outside = desired.ready().map(|(r, _)| &r.network).filter(|n| !n.internal).peekable();
+    let mut outside = desired.bridged().map(|(r, _)| &r.network).filter(|n| !n.internal).peekable();
     if outside.peek().is_some() {
         wanted.push((FORWARDING[0].to_owned(), "1".to_owned()));
     }
@@ -53,19 +54,9 @@ pub fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result
 /// # Errors
 /// A value cannot be read or written.
 pub fn keep_internal(desired: &Desired) -> Result<()> {
-    let internal = desired.ready().map(|(r, _)| &r.network).filter(|n| n.internal);
-    let bridges: BTreeMap<&str, bool> = internal.map(|n| (n.bridge.as_str(), n.has_v6())).collect();
-    bridges.into_iter().try_for_each(|(bridge, v6)| close_bridge(bridge, v6))
-}
-
-/// # Errors
-/// A value cannot be read or written.
-pub fn close_bridge(bridge: &str, v6: bool) -> Result<()> {
-    sysctl::ensure(&sysctl::of_interface("ipv4", bridge, "forwarding"), "0")?;
-    if v6 {
-        sysctl::ensure(&sysctl::of_interface("ipv6", bridge, "forwarding"), "0")?;
-    }
-    Ok(())
+    let internal = desired.bridged().map(|(r, _)| &r.network).filter(|n| n.internal);
+    let bridges: BTreeMap<_, bool> = internal.filter_map(|n| Some((n.bridge()?.as_str(), n.has_v6()))).collect();
+    bridges.into_iter().try_for_each(|(bridge, v6)| bridge::close(bridge, v6))
 }
 
 /// Puts the host's own values back, except forwarding and where other software has set another one since.

@@ -6,29 +6,42 @@ use crate::model::{Network, Record};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Attaches one container to the networks of `records`. The slow work on links lies between two short stretches under
-/// the lock.
-pub fn attach(records: &[Record]) -> Vec<Step> {
+/// What attaches one endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Steps {
+    /// On links that it shares with others, under the lock.
+    pub shared: Vec<Step>,
+    pub own: Vec<Step>,
+}
+
+/// The steps of an interface that is connected `to` something and has the addresses of its endpoint.
+pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
+    let interface = || record.endpoint.interface.clone();
+    let mut steps =
+        vec![Step::Connect { at, interface: interface(), to }, Step::Settings { at, interface: interface() }];
+    for &address in &record.endpoint.addresses {
+        steps.push(Step::Address { at, interface: interface(), address });
+    }
+    steps.push(Step::Up { at, interface: interface() });
+    for route in default_routes(&record.network).into_iter().chain(record.network.routes.iter().cloned()) {
+        steps.push(Step::Route { interface: interface(), route });
+    }
+    steps
+}
+
+/// Attaches one container to the networks of `records`, each with the steps of its driver. The slow work on links lies
+/// between two short stretches under the lock.
+pub fn attach(records: &[Record], steps: Vec<Steps>) -> Vec<Step> {
     if records.is_empty() {
         return Vec::new();
     }
     let mut plan = vec![Step::Lock];
     plan.extend(records.iter().map(|r| Step::Keep(Box::new(r.clone()))));
-    plan.extend(records.iter().map(|r| Step::Bridge(Box::new(r.network.clone()))));
+    let (shared, own): (Vec<_>, Vec<_>) = steps.into_iter().map(|s| (s.shared, s.own)).unzip();
+    plan.extend(shared.into_iter().flatten());
     plan.push(Step::Unlock);
     plan.push(Step::Loopback);
-    for (at, record) in records.iter().enumerate() {
-        let interface = || record.endpoint.interface.clone();
-        plan.push(Step::Veth { at, bridge: record.network.bridge.clone(), interface: interface() });
-        plan.push(Step::Settings { at, interface: interface() });
-        for &address in &record.endpoint.addresses {
-            plan.push(Step::Address { at, interface: interface(), address });
-        }
-        plan.push(Step::Up { at, interface: interface() });
-        for route in default_routes(&record.network).into_iter().chain(record.network.routes.iter().cloned()) {
-            plan.push(Step::Route { interface: interface(), route });
-        }
-    }
+    plan.extend(own.into_iter().flatten());
     plan.push(Step::Lock);
     plan.extend((0..records.len()).map(|at| Step::Link { at }));
     plan.push(Step::Datapath);
@@ -40,17 +53,17 @@ pub fn attach(records: &[Record]) -> Vec<Step> {
     plan
 }
 
-/// Detaches one container. With `alone`, somebody else needs none of its bridges: they go together with the veths, in
-/// one request and under the lock, so that the kernel's slowest work is waited for once. Otherwise the veths go without it.
+/// Detaches one container. With `alone`, no other endpoint needs the links that it shares: they go together with its own, in
+/// one request and under the lock, so that the kernel's slowest work is waited for once. Otherwise its own go without it.
 pub fn detach(alone: bool) -> Vec<Step> {
     if alone {
-        vec![Step::Unlink { bridges: true }, Step::Forget, Step::Unlock]
+        vec![Step::Unlink { shared: true }, Step::Forget, Step::Unlock]
     } else {
         vec![
             Step::Unlock,
-            Step::Unlink { bridges: false },
+            Step::Unlink { shared: false },
             Step::Lock,
-            Step::Unlink { bridges: true },
+            Step::Unlink { shared: true },
             Step::Forget,
             Step::Unlock,
         ]

@@ -4,6 +4,6 @@ pub mod build;
 pub mod run;
 pub mod step;
 
-pub use build::{attach, detach};
+pub use build::{Steps, attach, connect, detach};
 pub use run::{Failed, all_of, run, run_on};
 pub use step::{Done, Host, Step, Undo};

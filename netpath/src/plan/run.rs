@@ -121,9 +121,9 @@ pub fn all_of(what: &str, mut failures: Vec<Error>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Container, Endpoint, Network, Record, TrafficIds, Way};
+    use crate::model::{Attachment, Container, Endpoint, Network, Record, TrafficIds, Way};
     use crate::plan::step::Undo;
-    use crate::plan::{attach, detach};
+    use crate::plan::{self, Steps, connect, detach};
     use std::path::PathBuf;
 
     /// Keeps what is there as a real host would: each change under the name of what takes it back.
@@ -156,17 +156,17 @@ mod tests {
                     return Ok(Done::Changed(Undo::Lock));
                 }
                 Step::Keep(r) => Undo::Forget(r.clone()),
-                Step::Bridge(n) => Undo::RemoveBridge(n.bridge.clone()),
-                Step::Veth { at, .. } => Undo::RemoveVeth { at: *at },
+                Step::Share { at, .. } => Undo::Unshare { at: *at },
+                Step::Connect { at, .. } => Undo::Disconnect { at: *at },
                 Step::Route { route, .. } if !route.kind.leads_somewhere() => Undo::RemoveRoute(route.clone()),
                 Step::Datapath => Undo::Withdraw,
                 Step::Names => Undo::Unname,
                 _ => return Ok(Done::Within),
             };
-            if matches!(step, Step::Keep(_) | Step::Bridge(_) | Step::Datapath | Step::Link { .. }) {
+            if matches!(step, Step::Keep(_) | Step::Share { .. } | Step::Datapath | Step::Link { .. }) {
                 assert!(self.locked, "{step} without the lock");
             }
-            if self.already && matches!(back, Undo::RemoveBridge(_)) {
+            if self.already && matches!(back, Undo::Unshare { .. }) {
                 return Ok(Done::AlreadySo);
             }
             self.there.push(back.clone());
@@ -177,12 +177,12 @@ mod tests {
             match undo {
                 Undo::Lock => self.locked = true,
                 Undo::Unlock => self.locked = false,
-                Undo::Forget(_) | Undo::RemoveBridge(_) | Undo::Withdraw => {
+                Undo::Forget(_) | Undo::Unshare { .. } | Undo::Withdraw => {
                     assert!(self.locked, "{undo:?} without the lock")
                 }
                 _ => {}
             }
-            if self.undo_fails && matches!(undo, Undo::RemoveVeth { .. }) {
+            if self.undo_fails && matches!(undo, Undo::Disconnect { .. }) {
                 return Err(Error::new("cannot delete interface 7"));
             }
             self.there.retain(|t| t != undo);
@@ -204,7 +204,7 @@ mod tests {
             network: Network {
                 name: network.into(),
                 id: "a0".into(),
-                bridge: format!("br-{network}").parse().expect("a name"),
+                attachment: Attachment::Bridge(format!("br-{network}").parse().expect("a name")),
                 mtu: None,
                 subnets: vec![subnet("10.89.7.0/24", "10.89.7.1"), subnet("fd41:7::/64", "fd41:7::1")],
                 routes: vec![crate::model::network::Route {
@@ -241,6 +241,15 @@ mod tests {
         }
     }
 
+    /// As of a driver whose networks have a link that their endpoints share.
+    fn attach(records: &[Record]) -> Vec<Step> {
+        let steps = |(at, r): (usize, &Record)| {
+            let what = format!("br-{}", r.network.name);
+            Steps { shared: vec![Step::Share { at, what: what.clone() }], own: connect(at, r, what) }
+        };
+        plan::attach(records, records.iter().enumerate().map(steps).collect())
+    }
+
     #[test]
     fn a_failure_at_any_step_leaves_nothing() {
         let plan = attach(&[record("front", false), record("back", true)]);
@@ -271,7 +280,7 @@ mod tests {
     fn what_was_there_before_stays() {
         let plan = attach(&[record("front", false)]);
         let mut host = Recorder { fail_at: Some(plan.len()), already: true, ..Recorder::default() };
-        host.there.push(Undo::RemoveBridge("br-front".parse().expect("a name")));
+        host.there.push(Undo::Unshare { at: 0 });
         run(&plan, &mut host).expect_err("told to fail");
         assert_eq!(1, host.there.len(), "the bridge was not this plan's");
     }

@@ -2,7 +2,7 @@
 
 use crate::model::error::Result;
 use crate::model::network::Route;
-use crate::model::{IfName, Network, Record};
+use crate::model::{IfName, Record};
 use ipnet::IpNet;
 use std::fmt;
 
@@ -14,20 +14,25 @@ pub enum Step {
     Unlock,
     /// Write the record before anything of it is made.
     Keep(Box<Record>),
-    /// Make the bridge, complete and up, or complete the one that is there.
-    Bridge(Box<Network>),
+    /// Make the link that endpoints of a network share, or complete the one that is there.
+    Share {
+        at: usize,
+        what: String,
+    },
     /// `lo` of the container.
     Loopback,
-    Veth {
+    /// Make the interface inside the container. Yields its links.
+    Connect {
         at: usize,
-        bridge: IfName,
         interface: IfName,
+        to: String,
     },
-    /// The sysctls of both ends.
+    /// The sysctls of the interface.
     Settings {
         at: usize,
         interface: IfName,
     },
+    /// Yields the address.
     Address {
         at: usize,
         interface: IfName,
@@ -41,7 +46,7 @@ pub enum Step {
         interface: IfName,
         route: Route,
     },
-    /// Write the record again, with the links that now exist.
+    /// Write the record again, with what the steps before have yielded.
     Link {
         at: usize,
     },
@@ -56,9 +61,9 @@ pub enum Step {
     Unname,
     /// Write that the records are going, and serve the host without them.
     Withdraw,
-    /// Delete the veths, and with `bridges` also the bridges that nobody else needs.
+    /// Delete the links of the endpoints, and with `shared` also the shared ones that no other endpoint needs.
     Unlink {
-        bridges: bool,
+        shared: bool,
     },
     /// Remove the records, and the host's state with the last.
     Forget,
@@ -70,9 +75,9 @@ impl fmt::Display for Step {
             Step::Lock => f.write_str("lock the host's state"),
             Step::Unlock => f.write_str("unlock the host's state"),
             Step::Keep(r) => write!(f, "record the endpoint on network {}", r.network.name),
-            Step::Bridge(n) => write!(f, "make bridge {} of network {}", n.bridge, n.name),
+            Step::Share { what, .. } => write!(f, "make {what}"),
             Step::Loopback => f.write_str("bring up the container's lo"),
-            Step::Veth { bridge, interface, .. } => write!(f, "connect {interface} to bridge {bridge}"),
+            Step::Connect { interface, to, .. } => write!(f, "connect {interface} to {to}"),
             Step::Settings { interface, .. } => write!(f, "set the sysctls of {interface}"),
             Step::Address { interface, address, .. } => write!(f, "give {interface} address {address}"),
             Step::Up { interface, .. } => write!(f, "bring up {interface}"),
@@ -83,8 +88,8 @@ impl fmt::Display for Step {
             Step::Settle => f.write_str("record that setup is complete"),
             Step::Unname => f.write_str("remove the container from DNS"),
             Step::Withdraw => f.write_str("withdraw what the container publishes"),
-            Step::Unlink { bridges: false } => f.write_str("delete the container's links"),
-            Step::Unlink { bridges: true } => f.write_str("delete the container's links and unused bridges"),
+            Step::Unlink { shared: false } => f.write_str("delete the container's links"),
+            Step::Unlink { shared: true } => f.write_str("delete the container's links and unused bridges"),
             Step::Forget => f.write_str("remove the records"),
         }
     }
@@ -97,8 +102,10 @@ pub enum Undo {
     Lock,
     Unlock,
     Forget(Box<Record>),
-    RemoveBridge(IfName),
-    RemoveVeth {
+    Unshare {
+        at: usize,
+    },
+    Disconnect {
         at: usize,
     },
     /// One that leads nowhere, and so does not go with an interface.
@@ -116,7 +123,8 @@ pub enum Done {
     Within,
 }
 
-/// Where the steps are done: the real host, or one that records.
+/// Where the steps are done: the real host, or one that records. It keeps what steps yield, by the `at` of their endpoint, for
+/// the steps after them and for the answer.
 pub trait Host {
     /// # Errors
     /// The step failed, and has cleaned up after itself.

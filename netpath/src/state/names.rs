@@ -3,16 +3,16 @@
 /// Bytes of a name at most; the kernel takes 255, and `.json` and a temporary suffix come on top.
 const LONGEST: usize = 200;
 
-/// A file name that no other pair gets, that no content can lead out of its directory, and that a person can read
+/// A file name that no other list of identifiers gets, that no content can lead out of its directory, and that a person can read
 /// where the identifiers are ordinary: letters, digits, `-` and `_` stand for themselves, every other byte is `%XX`.
-pub fn file_name(container: &str, network: &str) -> String {
-    let whole = format!("{}.{}", escape(container), escape(network));
+pub fn file_name(parts: &[&str]) -> String {
+    let whole = parts.iter().map(|p| escape(p)).collect::<Vec<_>>().join(".");
     if whole.len() <= LONGEST {
         return whole;
     }
     // `~` is never the product of `escape`, so that a shortened name meets no whole one.
     let kept: String = whole.chars().take(LONGEST - 33).collect();
-    format!("{kept}~{:032x}", fnv128(&[container.as_bytes(), network.as_bytes()]))
+    format!("{kept}~{:032x}", fnv128(parts))
 }
 
 fn escape(text: &str) -> String {
@@ -28,11 +28,11 @@ fn escape(text: &str) -> String {
 }
 
 /// FNV-1a with 128 bits (draft-eastlake-fnv), each part followed by its length.
-fn fnv128(parts: &[&[u8]]) -> u128 {
+fn fnv128(parts: &[&str]) -> u128 {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     for part in parts {
-        for byte in part.iter().copied().chain((part.len() as u64).to_le_bytes()) {
+        for byte in part.bytes().chain((part.len() as u64).to_le_bytes()) {
             hash ^= u128::from(byte);
             hash = hash.wrapping_mul(PRIME);
         }
@@ -48,7 +48,7 @@ mod tests {
     fn no_identifier_leads_out_of_the_directory_or_hides_a_file() {
         for id in ["..", ".", "", "../../etc/passwd", "a/b", "nul\0", "a\nb", "ü", "%2e%2e", &"x".repeat(9_000)] {
             for network in ["net", "..", "/", &"y/".repeat(500)] {
-                let name = file_name(id, network);
+                let name = file_name(&[id, network]);
                 assert!(!name.contains('/') && !name.contains('\0'), "{name:?}");
                 assert!(name != "." && name != ".." && !name.is_empty(), "{name:?}");
                 assert!(name.len() <= LONGEST, "{name:?}");
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn different_pairs_have_different_names() {
+    fn different_identifiers_have_different_names() {
         let long = "x".repeat(300);
         let pairs = [
             ("a", "b.c"),
@@ -69,12 +69,13 @@ mod tests {
             (long.as_str(), "c"),
             (&long[1..], "xb"),
         ];
-        let names: std::collections::HashSet<String> = pairs.iter().map(|(c, n)| file_name(c, n)).collect();
-        assert_eq!(pairs.len(), names.len());
+        let mut names: std::collections::HashSet<String> = pairs.iter().map(|(c, n)| file_name(&[c, n])).collect();
+        names.extend(["eth0", "eth1"].map(|i| file_name(&["a", "b", i])));
+        assert_eq!(pairs.len() + 2, names.len());
     }
 
     #[test]
     fn an_ordinary_pair_can_be_read() {
-        assert_eq!("5d2f0c1b7a9e.front-net", file_name("5d2f0c1b7a9e", "front-net"));
+        assert_eq!("5d2f0c1b7a9e.front-net", file_name(&["5d2f0c1b7a9e", "front-net"]));
     }
 }

@@ -4,7 +4,7 @@ use super::agent;
 use super::lock::Lock;
 use super::names::file_name;
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Desired, Record, Rung};
+use crate::model::{Desired, IfName, Record, Rung};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -19,11 +19,14 @@ use std::time::SystemTime;
 pub struct Key {
     pub container: String,
     pub network: String,
+    /// Inside the container.
+    pub interface: IfName,
 }
 
 impl Key {
     pub fn of(record: &Record) -> Self {
-        Self { container: record.container.id.clone(), network: record.network.name.clone() }
+        let (container, network) = (record.container.id.clone(), record.network.name.clone());
+        Self { container, network, interface: record.endpoint.interface.clone() }
     }
 }
 
@@ -226,8 +229,14 @@ impl Store {
     /// # Errors
     /// It is there and cannot be opened.
     pub fn get(&self, key: &Key) -> Result<Option<Kept>> {
-        let path = self.file(key);
-        match std::fs::read(&path) {
+        match self.at_path(key, &self.file(key))? {
+            Some(kept) => Ok(Some(kept)),
+            None => self.at_path(key, &self.old_file(key)),
+        }
+    }
+
+    fn at_path(&self, key: &Key, path: &Path) -> Result<Option<Kept>> {
+        match std::fs::read(path) {
             Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
                 Ok(kept) => Ok(Some(kept).filter(|k| k.key() == *key)),
                 Err(e) => {
@@ -245,6 +254,7 @@ impl Store {
     /// # Errors
     /// It cannot be written; the one before it, if any, still stands.
     pub fn put(&self, _lock: &Lock, kept: &Kept) -> Result<()> {
+        self.adopt(&kept.key())?;
         self.write(&self.file(&kept.key()), kept)
     }
 
@@ -267,7 +277,18 @@ impl Store {
     /// # Errors
     /// It cannot be removed.
     pub fn forget(&self, _lock: &Lock, key: &Key) -> Result<bool> {
+        self.adopt(key)?;
         remove(&self.file(key))
+    }
+
+    /// Gives the file of version 0.1 its new name, also a damaged one: its name tells whose it is.
+    fn adopt(&self, key: &Key) -> Result<()> {
+        let old = self.old_file(key);
+        match read::<Kept>(&old) {
+            Ok(None) => Ok(()),
+            Ok(Some(kept)) if kept.key() != *key => Ok(()),
+            _ => std::fs::rename(&old, self.file(key)).context(|| format!("cannot rename {}", old.display())),
+        }
     }
 
     /// The rung that the containers of this host use.
@@ -386,7 +407,12 @@ impl Store {
     }
 
     fn file(&self, key: &Key) -> PathBuf {
-        self.dir.join(file_name(&key.container, &key.network) + ENDPOINT)
+        self.dir.join(file_name(&[&key.container, &key.network, key.interface.as_str()]) + ENDPOINT)
+    }
+
+    /// Where version 0.1 kept a record: a container had one endpoint on a network.
+    fn old_file(&self, key: &Key) -> PathBuf {
+        self.dir.join(file_name(&[&key.container, &key.network]) + ENDPOINT)
     }
 
     fn write(&self, path: &Path, value: &impl Serialize) -> Result<()> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Container, Endpoint, Isolation, Network, TrafficIds, Way};
+use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Network, TrafficIds, Way};
 
 /// A store in a directory of its own, removed at the end.
 struct Place(PathBuf);
@@ -25,7 +25,7 @@ fn kept(id: &str, order: u64) -> Kept {
     let network = Network {
         name: "front".into(),
         id: "a0".into(),
-        bridge: name("podman7"),
+        attachment: Attachment::Bridge(name("podman7")),
         mtu: None,
         subnets: Vec::new(),
         routes: Vec::new(),
@@ -135,4 +135,46 @@ fn records_of_the_version_before_can_be_read() {
         assert!(network.remove(field).is_some(), "{field}");
     }
     assert_eq!(kept("a", 1), serde_json::from_value::<Kept>(value).expect("readable"));
+}
+
+/// As version 0.1 wrote it, before networks could be attached in other ways than by a bridge.
+#[test]
+fn a_record_of_version_0_1_is_read() {
+    let old = r#"{"record":{"order":7,"container":{"id":"5d2f","name":"web"},"netns":"/run/netns/x",
+        "network":{"name":"front","id":"a0","bridge":"podman7","mtu":1400,
+            "subnets":[{"net":"10.89.7.0/24","gateway":"10.89.7.1"}],"routes":[],"internal":false,"isolation":"strict",
+            "default_route":true,"metric":100,"outbound4":null,"outbound6":null,"path":"auto","direct":false,
+            "masquerade":true,"xdp":"auto","dns":true,"dns_servers":[]},
+        "endpoint":{"interface":"eth0","host_interface":null,"addresses":["10.89.7.5/24"],"mac":null,"aliases":[],
+            "dns_servers":[]},
+        "publishes":[],"allow":[],"traffic":{"own":1,"publishes":[]},
+        "links":{"bridge_index":4,"bridge_mac":"0a:00:00:00:00:01","veth_index":6,"veth_name":"veth0",
+            "container_mac":"0a:00:00:00:00:02","mtu":1400,"takes_xdp":false}},
+        "phase":"up","writer":{"pid":12,"started":34}}"#;
+    let kept: Kept = serde_json::from_str(old).expect("a record");
+    assert_eq!(Some("podman7"), kept.record.network.bridge().map(IfName::as_str));
+    assert_eq!(Some(6), kept.record.bridged().map(|l| l.veth_index));
+    let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    assert_eq!(same(old), same(&serde_json::to_string(&kept).expect("JSON")), "and written as it was");
+}
+
+#[test]
+fn a_record_in_the_file_of_version_0_1_is_found_written_in_its_new_place_and_removed() {
+    let place = Place::new("moved");
+    let store = place.store();
+    let lock = store.lock(&|| false).expect("the lock");
+    let (kept, files) = (kept("a", 1), || std::fs::read_dir(&store.dir).expect("a directory").count());
+    let old =
+        || std::fs::write(store.old_file(&kept.key()), serde_json::to_vec(&kept).expect("JSON")).expect("written");
+    let lock_alone = files();
+    old();
+    assert_eq!(Some(kept.clone()), store.get(&kept.key()).expect("read"));
+    store.put(&lock, &kept).expect("written");
+    assert_eq!((1, lock_alone + 1), (store.all().expect("read").len(), files()), "once");
+    let second = Key { interface: "eth1".parse().expect("a name"), ..kept.key() };
+    old();
+    assert_eq!(None, store.get(&second).expect("read"), "another interface on the same network");
+    assert!(!store.forget(&lock, &second).expect("nothing to remove"));
+    assert!(store.forget(&lock, &kept.key()).expect("removed"));
+    assert_eq!(lock_alone, files(), "both");
 }

@@ -62,7 +62,7 @@ pub struct Slots {
 /// `filtered`: something on the host filters forwarded packets.
 pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     let mut tables = Tables {
-        near: near::of(desired.ready().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
+        near: near::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {
             netns_cookie: host.cookie,
             port_min: PORTS.0,
@@ -78,12 +78,12 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     for link in all.into_values().take(layout::UPLINKS as usize) {
         tables.uplinks.insert(link.index, uplink(link, link.master.is_some()));
         if link.mac.is_some()
-            && let Some(asked) = xdp::asked(desired.ready().map(|(r, _)| &r.network), link)
+            && let Some(asked) = xdp::asked(desired.bridged().map(|(r, _)| &r.network), link)
         {
             tables.xdp.insert(link.index, asked);
         }
     }
-    for (record, links) in desired.ready() {
+    for (record, links) in desired.bridged() {
         let network = network(record, host, filtered);
         for subnet in &record.network.subnets {
             let (len, base) = prefix(&subnet.net);
@@ -115,7 +115,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
             );
         }
     }
-    publish_all(desired.ready().map(|(r, links)| (r, links.bridge_index)), &mut tables);
+    publish_all(desired.bridged().map(|(r, links)| (r, links.bridge_index)), &mut tables);
     tables
 }
 
@@ -125,7 +125,7 @@ pub fn exceeded(records: &[&Record]) -> Option<(&'static str, u32)> {
     let mut tables = Tables::default();
     publish_all(records.iter().map(|r| (*r, 0)), &mut tables);
     let distinct = |all: &mut dyn Iterator<Item = IpNet>| all.collect::<BTreeSet<_>>().len();
-    let bridges = records.iter().map(|r| r.network.bridge.as_str()).collect::<BTreeSet<_>>().len();
+    let bridges = records.iter().filter_map(|r| r.network.bridge()).collect::<BTreeSet<_>>().len();
     let subnets = distinct(&mut records.iter().flat_map(|r| r.network.subnets.iter().map(|s| s.net.trunc())));
     let addresses = distinct(&mut records.iter().flat_map(|r| &r.endpoint.addresses).map(|a| IpNet::from(a.addr())));
     let limits = [
@@ -162,17 +162,13 @@ pub fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
 /// Interfaces that lead outside: they hold an address, and neither belong to a bridge or bond nor to netpath itself. A
 /// member of a VRF is one like any other.
 fn uplinks<'a>(desired: &'a Desired, host: &'a HostView) -> impl Iterator<Item = &'a HostLink> {
-    let bridges: BTreeSet<&str> = desired.records.iter().map(|r| r.network.bridge.as_str()).collect();
-    let veths: BTreeSet<u32> = desired.ready().map(|(_, l)| l.veth_index).collect();
+    let bridges: BTreeSet<&IfName> = desired.bridges().collect();
+    let veths: BTreeSet<u32> = desired.bridged().map(|(_, l)| l.veth_index).collect();
     host.links.iter().filter(move |l| {
         // A veth that is about to become a container's has nothing but the link-local address the kernel gave it.
         let addressed = l.addresses.iter().any(|a| l.kind != LinkKind::Veth || !is_link_local(a.addr()));
         let taken = l.master.is_some_and(|m| host.link(m).is_none_or(|m| m.kind != LinkKind::Vrf));
-        l.kind != LinkKind::Loopback
-            && !taken
-            && addressed
-            && !veths.contains(&l.index)
-            && !bridges.contains(l.name.as_str())
+        l.kind != LinkKind::Loopback && !taken && addressed && !veths.contains(&l.index) && !bridges.contains(&l.name)
     })
 }
 
@@ -228,7 +224,8 @@ fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
     if let Some(IpAddr::V6(a)) = gateway(false) {
         gateway6 = a.octets();
     }
-    let mtu = net.mtu.map(|m| m.bytes()).or_else(|| host.link_named(&net.bridge).map(|l| l.mtu)).unwrap_or(1500);
+    let of_bridge = || host.link_named(net.bridge()?).map(|l| l.mtu);
+    let mtu = net.mtu.map(|m| m.bytes()).or_else(of_bridge).unwrap_or(1500);
     Network {
         flags,
         mtu,

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::model::Subnet as ModelSubnet;
-use crate::model::record::Links;
 use crate::model::{
-    Container, Endpoint as ModelEndpoint, IfName, Mac, Network as ModelNetwork, Publish, TrafficIds, Way,
+    Attachment, BridgeLinks, Container, Endpoint as ModelEndpoint, IfName, Links, Mac, Network as ModelNetwork,
+    Publish, TrafficIds, Way,
 };
 
 fn name(s: &str) -> IfName {
@@ -20,7 +20,7 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
         network: ModelNetwork {
             name: "net".into(),
             id: String::new(),
-            bridge: name("podman1"),
+            attachment: Attachment::Bridge(name("podman1")),
             mtu: None,
             subnets: nets.iter().map(|n| ModelSubnet { net: n.trunc(), gateway: n.hosts().next() }).collect(),
             routes: Vec::new(),
@@ -48,7 +48,7 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
         publishes,
         allow: Vec::new(),
         traffic: TrafficIds::default(),
-        links: Some(Links {
+        links: Some(Links::Bridge(BridgeLinks {
             bridge_index: 10,
             bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),
             veth_index: 20 + order as u32,
@@ -56,7 +56,7 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             container_mac: Mac::from_kernel([2, 0, 0, 0, 1, order as u8]),
             mtu: 1500,
             takes_xdp: false,
-        }),
+        })),
     }
 }
 
@@ -332,7 +332,7 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
     let asked = |xdp, internal, takes_xdp| {
         let mut r = record(1, &[A], vec![]);
         (r.network.xdp, r.network.internal) = (xdp, internal);
-        r.links.as_mut().expect("links").takes_xdp = takes_xdp;
+        r.bridged_mut().expect("links").takes_xdp = takes_xdp;
         let t = compile(&Desired { records: vec![record(2, &["10.88.0.3/16"], vec![]), r] }, &host, false);
         let flags = t.endpoints.values().map(|e| e.flags).collect::<Vec<_>>();
         (t.xdp.into_keys().collect::<Vec<_>>(), flags)
@@ -371,7 +371,7 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
 fn each_limit_of_the_maps_is_known_before_anything_is_written() {
     let exceeded = |records: &[Record]| super::exceeded(&records.iter().collect::<Vec<_>>());
     let on = |n: u32, mut r: Record| {
-        r.network.bridge = name(&format!("br{n}"));
+        r.network.attachment = Attachment::Bridge(name(&format!("br{n}")));
         r.links = None;
         r
     };

@@ -5,7 +5,7 @@ use super::compile::tests::{at, record, tcp};
 use super::maps::{Flows, PinnedMap, Shape};
 use super::*;
 use crate::link::{Rtnl, netns};
-use crate::model::{HostBind, IfName, LinkKind};
+use crate::model::{Attachment, HostBind, IfName, LinkKind};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{self, Flow4, FlowKey4, Rule, SockKey, SockOrigin, name};
@@ -58,7 +58,7 @@ impl Host {
         let mut records = Vec::new();
         for (i, publishes) in publishes.into_iter().enumerate() {
             let mut r = record(i as u64 + 1, &[&format!("10.88.0.{}/16", i + 2)], publishes);
-            if let Some(links) = &mut r.links {
+            if let Some(links) = r.bridged_mut() {
                 links.bridge_index = self.index("podman1");
             }
             records.push(r);
@@ -304,8 +304,8 @@ fn a_link_that_lost_its_pin_may_take_a_while_to_go() {
 fn the_bridge_of_the_last_endpoint_never_becomes_an_uplink() {
     let Some(host) = Host::new("the_bridge_of_the_last_endpoint_never_becomes_an_uplink") else { return };
     let mut desired = host.desired(vec![vec![], vec![]]);
-    desired.records[1].network.bridge = "other".parse().expect("a name");
-    if let Some(links) = &mut desired.records[1].links {
+    desired.records[1].network.attachment = Attachment::Bridge("other".parse().expect("a name"));
+    if let Some(links) = desired.records[1].bridged_mut() {
         links.bridge_index = host.index("lo"); // any index that is no interface with an address of its own
     }
     host.reconcile(&desired);

@@ -86,7 +86,7 @@ impl Datapath for Ebpf {
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let pins = Pins::of(host.cookie);
         // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
-        if desired.ready().next().is_none() {
+        if desired.bridged().next().is_none() {
             let rules = moved::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }

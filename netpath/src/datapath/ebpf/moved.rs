@@ -11,7 +11,7 @@ use crate::model::{Desired, HostView, Publish, Record};
 use crate::state::Store;
 
 fn is_wanted(desired: &Desired) -> bool {
-    desired.ready().any(|(record, _)| has_some(record))
+    desired.bridged().any(|(record, _)| has_some(record))
 }
 
 fn has_some(record: &Record) -> bool {

@@ -24,7 +24,7 @@ const ZONE: &str = "trusted";
 
 /// The subnets that belong into the zone: as with Netavark, those of internal networks do not.
 pub fn subnets(desired: &Desired) -> BTreeSet<IpNet> {
-    let outside = desired.ready().map(|(r, _)| &r.network).filter(|n| !n.internal);
+    let outside = desired.bridged().map(|(r, _)| &r.network).filter(|n| !n.internal);
     outside.flat_map(|n| n.subnets.iter().map(|s| s.net.trunc())).collect()
 }
 

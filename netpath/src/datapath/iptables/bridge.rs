@@ -43,12 +43,12 @@ pub fn prepare(desired: &Desired) -> io::Result<usize> {
         v4 || (r.network.has_v6() && filters_bridged(Family::V6))
     };
     let hairpins: Vec<u32> = desired
-        .ready()
+        .bridged()
         .filter(|(r, _)| !r.publishes.is_empty() && !r.network.internal && bridged(r))
         .map(|(_, links)| links.veth_index)
         .collect();
     let loopbacks: BTreeSet<u32> = desired
-        .ready()
+        .bridged()
         .filter(|(r, _)| serves_loopback(r, Family::V6) && !filters_bridged(Family::V6))
         .map(|(_, links)| links.bridge_index)
         .collect();

@@ -138,9 +138,9 @@ impl Datapath for Iptables {
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         let network = &record.network;
-        if !can_be_matched(&network.bridge) {
+        if let Some(bridge) = network.bridge().filter(|b| !can_be_matched(b)) {
             refusals.push(Refusal {
-                feature: format!("use bridge {}", network.bridge),
+                feature: format!("use bridge {bridge}"),
                 why: "iptables takes this name for a pattern".into(),
                 next: "give the network another interface name, of letters, digits, dots and dashes".into(),
             });
@@ -239,7 +239,7 @@ fn sysctls(served: &Desired) -> Vec<Sysctl> {
             sysctls.push(Sysctl { path, value: "1".into() });
         }
     };
-    for (record, _) in served.ready() {
+    for (record, _) in served.bridged() {
         let network = &record.network;
         if network.internal {
             continue;
@@ -250,9 +250,9 @@ fn sysctls(served: &Desired) -> Vec<Sysctl> {
         if network.has_v6() {
             set("net/ipv6/conf/all/forwarding".into());
         }
-        if rules::serves_loopback(record, Family::V4) {
+        if let Some(bridge) = network.bridge().filter(|_| rules::serves_loopback(record, Family::V4)) {
             // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
-            set(format!("net/ipv4/conf/{}/route_localnet", network.bridge));
+            set(format!("net/ipv4/conf/{bridge}/route_localnet"));
         }
     }
     sysctls
@@ -345,7 +345,7 @@ fn forget(parts: &[Part<'_>], desired: &Desired, host: &HostView) {
         })
         .collect();
     let dns: Vec<(IpAddr, u16)> = desired
-        .ready()
+        .bridged()
         .filter(|(r, _)| r.network.dns)
         .flat_map(|(r, _)| r.network.gateways().map(|(gateway, _)| (gateway, 53)))
         .collect();

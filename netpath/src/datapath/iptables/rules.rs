@@ -191,7 +191,7 @@ pub fn moved_sctp(desired: &Desired) -> Desired {
 
 /// What is published in this family: a port bound to one address before the same port on all, the older before the younger.
 pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
-    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
+    let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
     let mut targets = Vec::new();
     for record in records {
@@ -207,18 +207,19 @@ pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
 
 /// The addresses of all endpoints in this family.
 pub fn addresses(desired: &Desired, family: Family) -> BTreeSet<IpAddr> {
-    let all = desired.ready().flat_map(|(r, _)| &r.endpoint.addresses).map(ipnet::IpNet::addr);
+    let all = desired.bridged().flat_map(|(r, _)| &r.endpoint.addresses).map(ipnet::IpNet::addr);
     all.filter(|a| Family::of(a) == family).collect()
 }
 
 fn bridges(desired: &Desired, family: Family) -> Vec<Bridge<'_>> {
-    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).collect();
+    let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).collect();
     records.sort_by_key(|r| r.order);
     let mut bridges: BTreeMap<&str, Bridge<'_>> = BTreeMap::new();
     for record in records {
         let network = &record.network;
-        let bridge = bridges.entry(network.bridge.as_str()).or_insert_with(|| Bridge {
-            name: &network.bridge,
+        let Some(name) = network.bridge() else { continue };
+        let bridge = bridges.entry(name.as_str()).or_insert_with(|| Bridge {
+            name,
             network,
             subnets: BTreeSet::new(),
             loopback: false,
@@ -249,7 +250,7 @@ pub fn serves_loopback(record: &Record, family: Family) -> bool {
 /// Who may reach published ports, as rules: for each port with a list its networks, then nobody else, and then the same for
 /// the container's other ports. A new connection is asked; the host's own are not forwarded and so never are.
 fn allowed(desired: &Desired, family: Family) -> Vec<String> {
-    let mut records: Vec<&Record> = desired.ready().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
+    let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
     let mut rules = Vec::new();
     for record in records {

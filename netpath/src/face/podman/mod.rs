@@ -64,11 +64,9 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
             let names = names(&args, "setup")?;
             let attach = request::attach(&document)
                 .map_err(|e| Error::new("cannot read setup input").because(format!("{e}; nothing was changed")))?;
-            let records: Vec<_> = attach.records.into_iter().map(|r| r.at(netns)).collect();
-            let status = status::Status::of(&records, &attach.dns_servers);
-            let links =
-                ops::setup(ops::Attach { container: attach.container, netns: netns.clone(), records, choice, names })?;
-            status.with(&links)
+            let request::Attach { container, endpoints, dns_servers } = attach;
+            let attached = ops::setup(ops::Attach { container, netns: netns.clone(), endpoints, choice, names })?;
+            status::of(&attached, &dns_servers)
         }
         Verb::Teardown { netns } => {
             let document = args.document(stdin)?;
@@ -78,7 +76,7 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
                 container: detach.container,
                 netns: netns.clone(),
                 leaving: detach.leaving,
-                records: detach.records,
+                endpoints: detach.endpoints,
                 names,
             })?;
             Ok(String::new())

@@ -3,13 +3,16 @@
 use super::json_reader::{Node, entries, items};
 use super::options::{Allow, Options, is_netpaths};
 use super::wire;
+use crate::model::attachment::Macvlan;
 use crate::model::network::{Route, RouteKind, Subnet};
-use crate::model::{IfName, Isolation, Mtu, Network};
+use crate::model::{Attachment, IfName, Isolation, Mtu, Network};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Of default routes and static ones, where the network does not say.
 const METRIC: u32 = 100;
+/// Of default routes through a macvlan: before those through a bridge.
+const MACVLAN_METRIC: u32 = 99;
 
 /// A network, and who may use what its containers publish.
 pub struct Described {
@@ -27,25 +30,38 @@ pub fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) ->
         own.wrong(format!("expected {name:?}, the key of its network, found {:?}", own.text()));
     }
     let id = node.id().and_then(|n| n.non_empty());
-    if let Some(driver) = node.driver()
-        && driver.text() != "bridge"
-    {
-        driver.wrong(format!("driver {:?} is not supported; this version has bridge", driver.text()));
-        // What follows has another meaning there.
-        return None;
-    }
+    let driver = node.driver();
+    let is_macvlan = match driver.as_ref().map(Node::text) {
+        Some("macvlan") => true,
+        None | Some("bridge") => false,
+        Some(other) => {
+            if let Some(driver) = &driver {
+                driver.wrong(format!("driver {other:?} is not supported; this version has bridge and macvlan"));
+            }
+            // What follows has another meaning there.
+            return None;
+        }
+    };
     let dns = node.dns_enabled();
     let internal = node.internal();
     let _ = node.ipv6_enabled();
-    let bridge = node.network_interface().and_then(|n| n.checked::<IfName>());
     if let Some(driver) = node.ipam_options().and_then(|o| o.find("driver")?.get())
         && !matches!(driver.text(), "" | "host-local")
     {
         driver.wrong(format!("{:?} is not supported; this version has host-local", driver.text()));
     }
     let subnets: Vec<Subnet> = subnets(node);
-    let bridge_options = BridgeOptions::read(node, isolation, subnets.iter().any(|s| s.net.addr().is_ipv6()));
+    let v6 = subnets.iter().any(|s| s.net.addr().is_ipv6());
+    let driver_options = DriverOptions::read(node, isolation, v6, is_macvlan);
     let options = Options::of_network(node);
+    if is_macvlan && options != Options::default() {
+        node.wrong("options netpath.… have no effect on a macvlan network, which the datapath does not serve");
+    }
+    let attachment = if is_macvlan {
+        Some(Attachment::Macvlan(macvlan(node)))
+    } else {
+        node.network_interface().and_then(|n| n.checked::<IfName>()).map(Attachment::Bridge)
+    };
     if options.direct && internal.as_ref().is_some_and(|n| *n.value) {
         node.wrong("netpath.direct opens a network, and this one is internal; it cannot be both");
     }
@@ -53,29 +69,42 @@ pub fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) ->
     let mut network = Network {
         name: name.to_owned(),
         id: id?.to_owned(),
-        bridge: bridge?,
-        mtu: bridge_options.mtu,
+        attachment: attachment?,
+        mtu: driver_options.mtu,
         subnets,
         routes: Vec::new(),
         internal: *internal?.value,
-        isolation: bridge_options.isolation,
-        default_route: !bridge_options.no_default_route,
-        metric: bridge_options.metric,
-        outbound4: bridge_options.outbound4,
-        outbound6: bridge_options.outbound6,
+        isolation: driver_options.isolation,
+        default_route: !driver_options.no_default_route,
+        metric: driver_options.metric,
+        outbound4: driver_options.outbound4,
+        outbound6: driver_options.outbound6,
         path: options.path,
         direct: options.direct,
         masquerade: options.masquerade,
         xdp: options.xdp,
-        dns: *dns?.value,
+        // Its gateway is a machine of its own, which does not serve netpath's names.
+        dns: *dns?.value && !is_macvlan,
         dns_servers,
     };
     network.routes = routes(node, &network);
     Some(Described { network, allow: options.allow })
 }
 
+/// What a network says of its macvlans; mistakes are noted.
+pub fn macvlan(node: &Node<'_, wire::Network>) -> Macvlan {
+    let option = |key| node.options().and_then(|o| o.find(key)?.get());
+    // Without one, the way out of the host is the parent.
+    let parent = Some(node.below("network_interface", &node.value.network_interface)).filter(|n| n.value.is_given());
+    Macvlan {
+        parent: parent.and_then(Node::get).filter(|n| !n.text().is_empty()).and_then(|n| n.checked::<IfName>()),
+        mode: option("mode").and_then(|n| n.text().parse().map_err(|e| n.wrong(e)).ok()).unwrap_or_default(),
+        bclim: option("bclim").and_then(|n| n.parsed("a whole number")),
+    }
+}
+
 #[derive(Default)]
-struct BridgeOptions {
+struct DriverOptions {
     mtu: Option<Mtu>,
     isolation: Isolation,
     metric: u32,
@@ -84,14 +113,17 @@ struct BridgeOptions {
     outbound6: Option<Ipv6Addr>,
 }
 
-impl BridgeOptions {
+impl DriverOptions {
     /// Ignores options that netavark ignores. netpath's own: [`Options`].
-    fn read(network: &Node<'_, wire::Network>, isolation: Isolation, v6: bool) -> Self {
-        let mut options = Self { isolation, metric: METRIC, ..Self::default() };
+    fn read(network: &Node<'_, wire::Network>, isolation: Isolation, v6: bool, is_macvlan: bool) -> Self {
+        let metric = if is_macvlan { MACVLAN_METRIC } else { METRIC };
+        let mut options = Self { isolation, metric, ..Self::default() };
         for (key, node) in entries(network.options()).filter(|(key, _)| !is_netpaths(key)) {
             let Some(node) = node.get() else { continue };
             let text = node.text();
             match key {
+                // Its `mode` and `bclim` are read by [`macvlan`].
+                "isolate" | "outbound_addr4" | "outbound_addr6" | "mode" | "vlan" | "vrf" if is_macvlan => {}
                 "mtu" => options.mtu = mtu(&node, text, v6),
                 "isolate" => match text {
                     "true" => options.isolation = Isolation::Isolated,
@@ -99,7 +131,7 @@ impl BridgeOptions {
                     "strict" => options.isolation = Isolation::Strict,
                     _ => node.wrong(format!("{text:?}: expected true, false or strict")),
                 },
-                "metric" => options.metric = node.parsed("a whole number from 0 to 4294967295").unwrap_or(METRIC),
+                "metric" => options.metric = node.parsed("a whole number from 0 to 4294967295").unwrap_or(metric),
                 "no_default_route" => match text {
                     "true" | "1" => options.no_default_route = true,
                     "false" | "0" => {}

@@ -5,28 +5,17 @@ use super::network;
 use super::options::Allow;
 use super::wire::{self, Networks, PerNetworkOptions, PortMapping, Request};
 use crate::model::publish::HostBind;
-use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish, Record, TrafficIds};
-use crate::ops::Leaving;
+use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish};
+use crate::ops::{EndpointRequest, Leaving};
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
-
-/// A record that does not know its namespace yet: that comes from the command line.
-pub struct Wanted(Record);
-
-impl Wanted {
-    pub fn at(mut self, netns: &Path) -> Record {
-        self.0.netns = netns.to_owned();
-        self.0
-    }
-}
 
 pub struct Attach {
     pub container: Container,
-    pub records: Vec<Wanted>,
+    pub endpoints: Vec<EndpointRequest>,
     /// Upstream servers that the engine wants for this container.
     pub dns_servers: Vec<IpAddr>,
 }
@@ -34,7 +23,7 @@ pub struct Attach {
 pub struct Detach {
     pub container: Container,
     pub leaving: Vec<Leaving>,
-    pub records: Vec<Record>,
+    pub endpoints: Vec<EndpointRequest>,
 }
 
 /// Checks everything before it reports a mistake.
@@ -66,21 +55,27 @@ pub fn detach(text: &str) -> Result<Detach, String> {
     let infos = request.and_then(|r| r.network_info());
     let leaving = networks.into_iter().map(|(network, options)| {
         let info = infos.as_ref().and_then(|i| i.find(&network)?.get());
-        let managed = info.as_ref().is_some_and(is_managed_bridge);
         Leaving {
             network,
             interface: options.get().and_then(|o| o.interface_name()?.checked::<IfName>()),
-            bridge: info.filter(|_| managed).and_then(|i| i.network_interface()?.checked::<IfName>()),
+            attachment: info.and_then(|i| attachment(&i)),
         }
     });
     let leaving = leaving.collect();
-    let records = attach(text).map(|a| a.records.into_iter().map(|r| r.at(Path::new(""))).collect());
-    Ok(Detach { container, leaving, records: records.unwrap_or_default() })
+    let endpoints = attach(text).map(|a| a.endpoints).unwrap_or_default();
+    Ok(Detach { container, leaving, endpoints })
 }
 
-fn is_managed_bridge(info: &Node<'_, wire::Network>) -> bool {
+/// How netpath would have attached an endpoint of this network.
+fn attachment(info: &Node<'_, wire::Network>) -> Option<Attachment> {
     let mode = info.options().and_then(|o| o.find("mode")?.get()).map(|m| m.text());
-    info.driver().is_some_and(|d| d.text() == "bridge") && matches!(mode, None | Some("managed"))
+    match info.driver()?.text() {
+        "bridge" if matches!(mode, None | Some("managed")) => {
+            info.network_interface()?.checked().map(Attachment::Bridge)
+        }
+        "macvlan" => Some(Attachment::Macvlan(network::macvlan(info))),
+        _ => None,
+    }
 }
 
 fn parse(text: &str) -> Result<Required<Request>, String> {
@@ -98,7 +93,7 @@ fn read(request: &Node<'_, Request>) -> Option<Attach> {
     let dns_servers: Vec<IpAddr> = items(request.dns_servers()).filter_map(|n| n.parsed("an IP address")).collect();
     let publishes: Vec<Publish> = items(request.port_mappings()).filter_map(|n| publish(&n)).collect();
     let infos = request.network_info();
-    let mut records: Vec<Record> = Vec::new();
+    let mut requests: Vec<EndpointRequest> = Vec::new();
     for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
         let info = infos.as_ref().and_then(|i| i.find(&name));
         if infos.is_some() && info.is_none() {
@@ -108,13 +103,13 @@ fn read(request: &Node<'_, Request>) -> Option<Attach> {
         let Some(node) = node.get() else { continue };
         let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
         let own = Allow::of_endpoint(&node, &publishes);
-        let (Some(described), Some(endpoint), Some(container)) = (described, endpoint, &container) else { continue };
+        let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
         routes_begin_somewhere(&node, &network, &endpoint);
-        for other in &records {
+        for other in &requests {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
-            } else if other.network.bridge == network.bridge {
+            } else if network.bridge().is_some() && other.network.bridge() == network.bridge() {
                 node.wrong(format!("networks {:?} and {name:?} have the same bridge", other.network.name));
             }
             if other.endpoint.interface == endpoint.interface {
@@ -124,20 +119,10 @@ fn read(request: &Node<'_, Request>) -> Option<Attach> {
                 node.wrong("host_interface_name is given twice");
             }
         }
-        records.push(Record {
-            order: 0,
-            container: container.clone(),
-            netns: PathBuf::new(),
-            // A network without a way in publishes nothing.
-            publishes: if network.internal { Vec::new() } else { allow.publishes(&publishes) },
-            allow: allow.all.unwrap_or_default(),
-            traffic: TrafficIds::default(),
-            network,
-            endpoint,
-            links: None,
-        });
+        let publishes = allow.publishes(&publishes);
+        requests.push(EndpointRequest { network, endpoint, publishes, allow: allow.all.unwrap_or_default() });
     }
-    Some(Attach { container: container?, records: records.into_iter().map(Wanted).collect(), dns_servers })
+    Some(Attach { container: container?, endpoints: requests, dns_servers })
 }
 
 fn container(request: &Node<'_, Request>) -> Option<Container> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::attachment::{Macvlan, MacvlanMode};
 use crate::model::network::RouteKind;
 use crate::model::{Way, Xdp};
 use serde_json::json;
@@ -36,9 +37,8 @@ fn shop() -> Value {
     })
 }
 
-fn records(document: &Value) -> Vec<Record> {
-    let attach = attach(&document.to_string()).expect("a document without mistakes");
-    attach.records.into_iter().map(|w| w.at(Path::new("/run/netns/x"))).collect()
+fn records(document: &Value) -> Vec<EndpointRequest> {
+    attach(&document.to_string()).expect("a document without mistakes").endpoints
 }
 
 fn mistake(document: &Value) -> String {
@@ -63,7 +63,7 @@ fn with(pointer: &str, value: Value) -> Value {
 fn the_worked_example_becomes_two_endpoints() {
     let records = records(&shop());
     let [front, back] = records.as_slice() else { panic!("two networks") };
-    assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge.as_str()));
+    assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge().expect("a bridge").as_str()));
     assert_eq!(Some(1400), front.network.mtu.map(|m| m.bytes()));
     assert_eq!(Isolation::Isolated, front.network.isolation);
     assert_eq!(Isolation::Strict, back.network.isolation, "the default of a list");
@@ -73,7 +73,6 @@ fn the_worked_example_becomes_two_endpoints() {
     assert_eq!(3, front.publishes.len());
     assert_eq!(HostBind::AnyV6, front.publishes[2].bind);
     assert_eq!(1, front.publishes[2].count(), "a range of 0 counts as 1");
-    assert!(back.publishes.is_empty(), "an internal network publishes nothing");
     assert_eq!(Some("vshop"), front.endpoint.host_interface.as_ref().map(IfName::as_str));
 }
 
@@ -123,8 +122,8 @@ fn each_mistake_names_its_field() {
         ("/network_info", json!([]), "network_info: expected an object, found a list"),
         (
             "/network_info/front/driver",
-            json!("macvlan"),
-            "network_info.front.driver: driver \"macvlan\" is not supported",
+            json!("ipvlan"),
+            "network_info.front.driver: driver \"ipvlan\" is not supported",
         ),
         ("/network_info/front/name", json!("other"), "network_info.front.name: expected \"front\""),
         ("/network_info/front/internal", json!("no"), "network_info.front.internal: expected true or false"),
@@ -331,13 +330,14 @@ fn all_mistakes_are_told_at_once_and_not_without_end() {
 
 #[test]
 fn a_container_goes_even_if_its_networks_can_no_longer_be_read() {
-    let mut document = with("/network_info/front/driver", json!("macvlan"));
+    let mut document = with("/network_info/front/driver", json!("ipvlan"));
     document["port_mappings"] = json!("nonsense");
     let detach = detach(&document.to_string()).expect("enough is known");
     assert_eq!("5d2f0c1b7a9e4c38", detach.container.id);
-    assert!(detach.records.is_empty());
-    let bridges: Vec<Option<&str>> = detach.leaving.iter().map(|l| l.bridge.as_ref().map(IfName::as_str)).collect();
-    assert_eq!(vec![None, Some("podman8")], bridges, "only a bridge of ours may be removed");
+    assert!(detach.endpoints.is_empty());
+    let bridges: Vec<_> = detach.leaving.iter().map(|l| l.attachment.clone()).collect();
+    let podman8 = Attachment::Bridge("podman8".parse().expect("a name"));
+    assert_eq!(vec![None, Some(podman8)], bridges, "only a bridge of ours may be removed");
     assert!(super::detach("{}").is_err());
 }
 
@@ -381,7 +381,9 @@ fn a_port_can_have_an_allow_list_of_its_own() {
     let lists = |document: &Value| -> Vec<(u16, u16, u16, String)> {
         let front = records(document).remove(0);
         let words = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let of = |p: &Publish| (p.host_port(), p.container_port(), p.count(), words(front.allow_of(p)));
+        let of = |p: &Publish| {
+            (p.host_port(), p.container_port(), p.count(), words(p.allow.as_ref().unwrap_or(&front.allow)))
+        };
         front.publishes.iter().map(of).collect()
     };
     let port = |proto: &str, host: u16, container: u16, range: u16| json!({"host_ip": "", "protocol": proto, "host_port": host, "container_port": container, "range": range});
@@ -433,4 +435,43 @@ fn a_port_can_have_an_allow_list_of_its_own() {
         let error = attach(&document.to_string()).err().expect(option);
         assert!(error.contains(why), "{option}: {error}");
     }
+}
+
+/// What Podman sends for `podman network create -d macvlan -o parent=enp1s0`.
+#[test]
+fn a_macvlan_network_has_what_its_options_say() {
+    let macvlan = |options: Value| {
+        let mut document = with("/network_info/front/driver", json!("macvlan"));
+        document["network_info"]["front"]["network_interface"] = json!("enp1s0");
+        document["network_info"]["front"]["options"] = options;
+        document
+    };
+    let network = |options: Value| records(&macvlan(options)).remove(0).network;
+    let plain = network(json!({}));
+    let parent = Some("enp1s0".parse().expect("a name"));
+    let attachment = Macvlan { parent, ..Macvlan::default() };
+    assert_eq!(Attachment::Macvlan(attachment.clone()), plain.attachment);
+    assert_eq!((99, true, false), (plain.metric, plain.default_route, plain.dns), "it has no names of ours");
+    let all = network(json!({"mode": "vepa", "bclim": "-1", "mtu": "1400", "metric": "7", "no_default_route": "1"}));
+    assert_eq!(Attachment::Macvlan(Macvlan { mode: MacvlanMode::Vepa, bclim: Some(-1), ..attachment }), all.attachment);
+    assert_eq!((7, false, Some(1400)), (all.metric, all.default_route, all.mtu.map(|m| m.bytes())));
+    for (options, found) in [
+        (json!({"mode": "managed"}), "network_info.front.options.mode: invalid macvlan mode \"managed\""),
+        (json!({"bclim": "much"}), "network_info.front.options.bclim"),
+        (json!({"netpath.direct": "true"}), "network_info.front: options netpath.… have no effect on a macvlan"),
+    ] {
+        let told = mistake(&macvlan(options));
+        assert!(told.contains(found), "{told}");
+    }
+    let mut without_parent = macvlan(json!({}));
+    without_parent["network_info"]["front"].as_object_mut().expect("an object").remove("network_interface");
+    assert_eq!(Attachment::Macvlan(Macvlan::default()), records(&without_parent)[0].network.attachment);
+    // Both of its networks may have the same parent.
+    let mut two = macvlan(json!({}));
+    for (key, value) in [("driver", json!("macvlan")), ("network_interface", json!("enp1s0"))] {
+        two["network_info"]["back"][key] = value;
+    }
+    assert_eq!(2, records(&two).len());
+    let leaving = &detach(&two.to_string()).expect("enough is known").leaving[1];
+    assert_eq!(plain.attachment, leaving.attachment.clone().expect("a macvlan"));
 }

@@ -1,46 +1,36 @@
 //! What setup answers: one block for each network.
 
 use super::wire::{self, NetAddress, NetInterface, StatusBlock};
+use crate::model::Attachment;
 use crate::model::error::{Context, Result};
-use crate::model::{Links, Record};
+use crate::ops::Attached;
 use std::net::IpAddr;
 
-/// Everything but what the kernel has yet to choose.
-pub struct Status(wire::Status);
-
-impl Status {
-    /// `dns_servers`: what containers on networks without DNS are to ask.
-    pub fn of(records: &[Record], dns_servers: &[IpAddr]) -> Self {
-        Self(records.iter().map(|r| (r.network.name.clone(), block(r, dns_servers))).collect())
-    }
-
-    /// One line. `links` are in the order of the records.
-    ///
-    /// # Errors
-    /// It cannot be serialised.
-    pub fn with(mut self, links: &[Links]) -> Result<String> {
-        for (block, links) in self.0.values_mut().zip(links) {
-            for interface in block.interfaces.iter_mut().flat_map(|i| i.values_mut()) {
-                interface.mac_address = links.container_mac.to_string();
-            }
-        }
-        let line = serde_json::to_string(&self.0).context(|| "cannot write the answer of setup".into())?;
-        Ok(line + "\n")
-    }
+/// One line. `dns_servers`: what containers on networks without DNS are to ask.
+///
+/// # Errors
+/// It cannot be serialised.
+pub fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String> {
+    let status: wire::Status = attached.iter().map(|a| (a.network.name.clone(), block(a, dns_servers))).collect();
+    let line = serde_json::to_string(&status).context(|| "cannot write the answer of setup".into())?;
+    Ok(line + "\n")
 }
 
-fn block(record: &Record, dns_servers: &[IpAddr]) -> StatusBlock {
-    let (network, endpoint) = (&record.network, &record.endpoint);
+fn block(attached: &Attached, dns_servers: &[IpAddr]) -> StatusBlock {
+    let Attached { network, endpoint, mac } = attached;
     let subnets = endpoint.addresses.iter().map(|address| {
         let subnet = network.subnets.iter().find(|s| s.net.contains(&address.addr()));
         NetAddress { ipnet: *address, gateway: subnet.and_then(|s| s.gateway), ..NetAddress::default() }
     });
-    let interface = NetInterface { subnets: Some(subnets.collect()), ..NetInterface::default() };
-    let (servers, domains) = if network.dns {
-        (network.gateways().map(|(gateway, _)| gateway).collect(), vec!["dns.podman".to_owned()])
-    } else {
-        (dns_servers.to_vec(), Vec::new())
+    let mac_address = mac.to_string();
+    let interface = NetInterface { mac_address, subnets: Some(subnets.collect()), ..NetInterface::default() };
+    let servers = match &network.attachment {
+        _ if network.dns => network.gateways().map(|(gateway, _)| gateway).collect(),
+        Attachment::Bridge(_) => dns_servers.to_vec(),
+        // As Netavark.
+        Attachment::Macvlan(_) => Vec::new(),
     };
+    let domains = if network.dns { vec!["dns.podman".to_owned()] } else { Vec::new() };
     StatusBlock {
         dns_search_domains: Some(domains),
         dns_server_ips: Some(servers),

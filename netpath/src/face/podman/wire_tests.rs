@@ -62,7 +62,7 @@ fn each_generation_of_podman_is_read_in_full_and_written_as_it_came() {
         assert_eq!(Vec::<&str>::new(), unknown(&request), "every field has its place");
         assert_unchanged::<Request>(&json_of(text));
         let attach = super::super::request::attach(text).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(networks, attach.records.len());
+        assert_eq!(networks, attach.endpoints.len());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::datapath::iptables::present::{Present, script};
-use crate::model::{Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
+use crate::model::{Attachment, BridgeLinks, Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
 use ipnet::IpNet;
 
 mod options;
@@ -26,7 +26,7 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
         network: Network {
             name: name.into(),
             id: "0".repeat(64),
-            bridge: name.parse().expect("an interface name"),
+            attachment: Attachment::Bridge(name.parse().expect("an interface name")),
             mtu: None,
             subnets: subnets.iter().map(subnet).collect(),
             routes: Vec::new(),
@@ -54,7 +54,7 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
         publishes: Vec::new(),
         allow: Vec::new(),
         traffic: TrafficIds::default(),
-        links: Some(Links {
+        links: Some(Links::Bridge(BridgeLinks {
             bridge_index: 2,
             bridge_mac: mac,
             veth_index: 3,
@@ -62,7 +62,7 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
             container_mac: mac,
             mtu: 1500,
             takes_xdp: false,
-        }),
+        })),
     }
 }
 

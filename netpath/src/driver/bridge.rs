@@ -1,0 +1,262 @@
+//! A veth between the container and a bridge of the host, which netpath makes and removes.
+
+use super::{Driver, Found, Made, Site};
+use crate::link::view::Link;
+use crate::link::{Inside, Refused, Rtnl, VethSpec, sysctl};
+use crate::model::error::{Error, Result};
+use crate::model::{BridgeLinks, HostView, IfName, LinkKind, Links, Network, Record};
+use crate::plan::{Done, Step, Steps, Undo, connect};
+use crate::state::{Kept, Phase};
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+
+pub struct Bridge {
+    name: IfName,
+    /// This command makes the bridge, or another one does at this moment: without a port its MTU says nothing yet.
+    is_portless: bool,
+}
+
+impl Bridge {
+    pub fn new(name: IfName) -> Self {
+        Self { name, is_portless: false }
+    }
+
+    /// # Errors
+    /// It is not there, or it is something else.
+    fn find(&self, rtnl: &Rtnl, network: &Network) -> Result<Link> {
+        let name = &self.name;
+        let what = || Error::new(format!("cannot use {name} as the bridge of network {}", network.name));
+        let link = rtnl
+            .link_named(name)?
+            .ok_or_else(|| what().because("somebody has removed it at this moment").next("try again"))?;
+        if link.kind != LinkKind::Bridge {
+            return Err(what()
+                .because("an interface of that name exists and is not a bridge")
+                .next("rename that interface, or recreate the network with another bridge name"));
+        }
+        Ok(link)
+    }
+
+    fn complete(&self, rtnl: &Rtnl, network: &Network) -> Result<bool> {
+        let link = self.find(rtnl, network)?;
+        let name = self.name.as_str();
+        let v6 = network.has_v6();
+        // Before the addresses: they and the link-local one would else wait a second for duplicates.
+        if v6 {
+            sysctl::ensure(&sysctl::of_interface("ipv6", name, "accept_dad"), "0")?;
+            sysctl::ensure(&sysctl::of_interface("ipv6", name, "accept_ra"), "0")?;
+        }
+        sysctl::ensure(&sysctl::of_interface("ipv4", name, "rp_filter"), "2")?;
+        if network.internal {
+            close(name, v6)?;
+        }
+        let mut changed = false;
+        for (address, prefix) in network.gateways() {
+            let address = IpNet::new(address, prefix).map_err(|e| Error::new("cannot name a gateway").because(e))?;
+            changed |= rtnl.add_address(link.index, address).map_err(|e| e.within(format!("bridge {name}")))?;
+        }
+        if !link.up {
+            rtnl.set_up(link.index)?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    fn look_at_veth(&self, site: &Site, record: &Record, bridge: &Link) -> Result<Made> {
+        let gone = || Error::new(format!("the veth of {} has vanished", record.endpoint.interface));
+        let there = site.inside()?.rtnl().link_named(&record.endpoint.interface)?.ok_or_else(gone)?;
+        let here = site.rtnl.link_at(there.peer.ok_or_else(gone)?)?.ok_or_else(gone)?;
+        let host_name = IfName::try_from(here.name).map_err(|e| gone().because(e))?;
+        if record.network.has_v6() {
+            sysctl::ensure(&sysctl::of_interface("ipv6", host_name.as_str(), "accept_dad"), "0")?;
+        }
+        let links = BridgeLinks {
+            bridge_index: bridge.index,
+            bridge_mac: bridge.mac.ok_or_else(|| Error::new(format!("bridge {} has no MAC address", bridge.name)))?,
+            veth_index: here.index,
+            veth_name: host_name,
+            container_mac: there.mac.ok_or_else(gone)?,
+            mtu: there.mtu,
+            takes_xdp: false,
+        };
+        Ok(Made { index: there.index, links: Some(Links::Bridge(links)), addresses: Vec::new() })
+    }
+}
+
+impl Driver for Bridge {
+    fn validate(&mut self, _site: &Site, _record: &Record, there: &[Kept]) -> Result<()> {
+        let ours = || there.iter().filter(|k| k.record.network.bridge() == Some(&self.name));
+        let has_port = ours().any(|k| k.record.links.is_some());
+        self.is_portless = !has_port && ours().any(|k| k.phase == Phase::Coming);
+        Ok(())
+    }
+
+    fn steps(&self, at: usize, record: &Record) -> Steps {
+        let what = format!("bridge {} of network {}", self.name, record.network.name);
+        Steps { shared: vec![Step::Share { at, what }], own: connect(at, record, format!("bridge {}", self.name)) }
+    }
+
+    fn shared(&self) -> Option<&IfName> {
+        Some(&self.name)
+    }
+
+    fn share(&mut self, site: &Site, at: usize, record: &Record) -> Result<Done> {
+        let network = &record.network;
+        let made = site.rtnl.add_bridge(&self.name, network.mtu.map(|m| m.bytes()))?;
+        self.is_portless |= made;
+        match self.complete(&site.rtnl, network) {
+            Ok(_) if made => Ok(Done::Changed(Undo::Unshare { at })),
+            Ok(false) => Ok(Done::AlreadySo),
+            // An address that a bridge of this network must have: nobody is better off without it.
+            Ok(true) => Ok(Done::Within),
+            Err(e) => {
+                if made {
+                    super::remove_unused(self, site)?;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn unused(&self, site: &Site, others: &BTreeSet<IfName>, going: &[u32]) -> Result<Option<u32>> {
+        if others.contains(&self.name) {
+            return Ok(None);
+        }
+        let links = site.rtnl.links()?;
+        let own = links.iter().find(|l| l.name == self.name.as_str() && l.kind == LinkKind::Bridge);
+        let Some(bridge) = own else { return Ok(None) };
+        let foreign: Vec<&str> = links
+            .iter()
+            .filter(|l| l.master == Some(bridge.index) && !going.contains(&l.index))
+            .map(|l| l.name.as_str())
+            .collect();
+        if foreign.is_empty() {
+            return Ok(Some(bridge.index));
+        }
+        tracing::info!(bridge = %self.name, ports = ?foreign, "the bridge stays: it has ports that are not netpath's");
+        Ok(None)
+    }
+
+    fn connect(&mut self, site: &Site, record: &Record) -> Result<Made> {
+        let bridge = self.find(&site.rtnl, &record.network)?;
+        let mtu = match record.network.mtu {
+            Some(mtu) => Some(mtu.bytes()),
+            // As the command that has made the bridge does, or the first port would decide by when it came.
+            None if self.is_portless => site.rtnl.default_route_link()?.map(|l| l.mtu),
+            None => Some(bridge.mtu),
+        };
+        let spec = VethSpec {
+            interface: record.endpoint.interface.clone(),
+            mac: record.endpoint.mac,
+            host_interface: record.endpoint.host_interface.clone(),
+            bridge: bridge.index,
+            mtu,
+        };
+        if let Err(e) = site.rtnl.add_veth(&spec, site.inside()?.raw_fd()) {
+            return Err(refused(&site.rtnl, &spec, e));
+        }
+        match self.look_at_veth(site, record, &bridge) {
+            Ok(made) => Ok(made),
+            Err(e) => {
+                super::remove(site, self.inside(site, &record.endpoint.interface)?)?;
+                Err(e)
+            }
+        }
+    }
+
+    fn configure(&self, site: &Site, record: &Record) -> Result<()> {
+        let (interface, v6) = (&record.endpoint.interface, record.network.has_v6());
+        site.inside()?.run(|| {
+            let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
+            sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;
+            if v6 {
+                sysctl::ensure(&of("ipv6", "accept_dad"), "0")?;
+                sysctl::ensure(&of("ipv6", "ndisc_notify"), "1")?;
+            }
+            sysctl::ensure(&of("ipv4", "arp_notify"), "1")?;
+            sysctl::ensure(&of("ipv4", "rp_filter"), "2").map(drop)
+        })
+    }
+
+    /// The container's end first: the host's end then comes up with a carrier, and is a forwarding port at once.
+    fn up(&self, site: &Site, record: &Record, made: &Made) -> Result<()> {
+        site.inside()?.rtnl().set_up(made.index)?;
+        let Some(links) = made.links.as_ref().and_then(Links::bridge) else { return Ok(()) };
+        site.rtnl.set_up(links.veth_index)?;
+        let mut addresses = record.endpoint.addresses.iter();
+        addresses.try_for_each(|a| site.rtnl.forget_neighbour(links.bridge_index, a.addr()))
+    }
+
+    /// Containers beside it may remember another one with its addresses. By now the kernel has noticed that both ends are
+    /// up; where it has not, they find out by themselves, only later.
+    fn announce(&self, site: &Site, made: &Made) {
+        let (Ok(inside), Some(links)) = (site.inside(), &made.links) else { return };
+        if let Err(e) = inside.rtnl().announce(made.index, links.container_mac()) {
+            tracing::debug!(error = %e, "the container's addresses are not announced");
+        }
+    }
+
+    fn lives(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool> {
+        let Some(veth) = links.bridge() else { return Ok(false) };
+        let seen = view.link(veth.veth_index);
+        let seen = seen.is_some_and(|l| l.kind == LinkKind::Veth && l.name == veth.veth_name);
+        // A dump may miss a link while others come and go.
+        Ok(seen || self.recorded(site, &record.endpoint.interface, links)?.is_some())
+    }
+
+    /// The host's end of the veth.
+    fn recorded(&self, site: &Site, _interface: &IfName, links: &Links) -> Result<Option<Found>> {
+        let Some(links) = links.bridge() else { return Ok(None) };
+        let found = site.rtnl.link_at(links.veth_index)?;
+        let found = found.filter(|l| l.kind == LinkKind::Veth && l.name == links.veth_name.as_str());
+        Ok(found.map(|l| Found::Host(l.index)))
+    }
+
+    /// The host's end of the veth, if it is a port of the bridge. The veths of other endpoints are left out: an interface that
+    /// somebody else put into the container may by chance have the same indexes.
+    fn inside(&self, site: &Site, interface: &IfName) -> Result<Option<Found>> {
+        let Some(inside) = &site.inside else { return Ok(None) };
+        let Some(here) = host_end(&site.rtnl, inside, interface)? else { return Ok(None) };
+        let bridge = site.rtnl.link_named(&self.name)?;
+        let is_port = bridge.is_some_and(|b| here.master == Some(b.index));
+        let is_others = |r: &Record| r.bridged().is_some_and(|l| l.veth_index == here.index);
+        Ok((is_port && !site.others()?.iter().any(is_others)).then_some(Found::Host(here.index)))
+    }
+}
+
+/// Which of the two names is taken is not in the kernel's answer.
+fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: Refused) -> Error {
+    let interface = &spec.interface;
+    let taken = |name: &IfName, place: &str, next: &str| {
+        Error::new(format!("create veth pair: interface {name} already exists on {place}")).next(next)
+    };
+    if cause.exists() {
+        if let Some(name) = &spec.host_interface
+            && rtnl.link_named(name).is_ok_and(|l| l.is_some())
+        {
+            return taken(name, "the host", "choose another host_interface_name").because(cause);
+        }
+        return taken(interface, "container namespace", "choose another interface name").because(cause);
+    }
+    Error::new(format!("cannot create veth pair for {interface}")).because(cause)
+}
+
+/// The host's end of a veth inside the container. Both name each other: an index alone could be that of a link in a third
+/// namespace.
+fn host_end(rtnl: &Rtnl, inside: &Inside, interface: &IfName) -> Result<Option<Link>> {
+    let Some(there) = inside.rtnl().link_named(interface)? else { return Ok(None) };
+    let (LinkKind::Veth, Some(peer)) = (there.kind, there.peer) else { return Ok(None) };
+    Ok(rtnl.link_at(peer)?.filter(|l| l.kind == LinkKind::Veth && l.peer == Some(there.index)))
+}
+
+/// Lets a bridge forward nothing, as that of an internal network.
+///
+/// # Errors
+/// A value cannot be read or written.
+pub fn close(bridge: &str, v6: bool) -> Result<()> {
+    sysctl::ensure(&sysctl::of_interface("ipv4", bridge, "forwarding"), "0")?;
+    if v6 {
+        sysctl::ensure(&sysctl::of_interface("ipv6", bridge, "forwarding"), "0")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,176 @@
+//! Drivers: how an endpoint is attached to its network, one file for each way.
+//!
+//! `ops` runs the plan and keeps the records; a driver says which steps attach an endpoint, does those that are its own, and
+//! finds its links again. It touches links, addresses and sysctls, never a record or the datapath.
+
+pub mod bridge;
+pub mod macvlan;
+
+use crate::link::{Inside, Rtnl};
+use crate::model::error::{Error, Result};
+use crate::model::{Attachment, HostView, IfName, Links, Record};
+use crate::plan::{Done, Steps};
+use crate::state::{Kept, Key, Store};
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+
+/// Where one command works.
+pub struct Site {
+    /// Of the host.
+    pub rtnl: Rtnl,
+    /// `None`: the container's namespace is gone, or the command is about no container.
+    pub inside: Option<Inside>,
+    pub store: Store,
+    /// Of all endpoints that the command is about.
+    pub keys: Vec<Key>,
+}
+
+impl Site {
+    /// # Errors
+    /// The container has no network namespace.
+    pub fn inside(&self) -> Result<&Inside> {
+        self.inside.as_ref().ok_or_else(|| Error::new("the container has no network namespace"))
+    }
+
+    /// The records of every endpoint that the command is not about.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn others(&self) -> Result<Vec<Record>> {
+        let others = self.store.all()?.into_iter().filter(|k| !self.keys.contains(&k.key()));
+        Ok(others.map(|k| k.record).collect())
+    }
+}
+
+/// What the steps of one endpoint have yielded so far.
+#[derive(Clone, Default)]
+pub struct Made {
+    /// Of the interface inside the container.
+    pub index: u32,
+    pub links: Option<Links>,
+    /// That the interface has got.
+    pub addresses: Vec<IpNet>,
+}
+
+/// A link that goes when its endpoint goes, by its ifindex in the host's namespace or in the container's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Found {
+    Host(u32),
+    Inside(u32),
+}
+
+/// One endpoint's driver during one command.
+pub trait Driver {
+    /// Looks whether the host can take the endpoint beside those that are `there`. Called with the lock; changes nothing.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn validate(&mut self, site: &Site, record: &Record, there: &[Kept]) -> Result<()>;
+
+    /// The steps that attach the endpoint; `at` is its place in the command.
+    fn steps(&self, at: usize, record: &Record) -> Steps;
+
+    /// The link of the host that all endpoints of the network share, and that goes with the last.
+    fn shared(&self) -> Option<&IfName> {
+        None
+    }
+
+    /// [`Step::Share`](crate::plan::Step::Share): makes the shared link, or completes it.
+    ///
+    /// # Errors
+    /// It cannot be made; nothing is left of it.
+    fn share(&mut self, _site: &Site, _at: usize, _record: &Record) -> Result<Done> {
+        Ok(Done::AlreadySo)
+    }
+
+    /// Of the shared link: its ifindex, if it is there and neither one of `others` nor a port that is not `going` needs it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn unused(&self, _site: &Site, _others: &BTreeSet<IfName>, _going: &[u32]) -> Result<Option<u32>> {
+        Ok(None)
+    }
+
+    /// [`Step::Connect`](crate::plan::Step::Connect): makes the interface inside the container, down.
+    ///
+    /// # Errors
+    /// It cannot be made; nothing is left of it.
+    fn connect(&mut self, site: &Site, record: &Record) -> Result<Made>;
+
+    /// [`Step::Settings`](crate::plan::Step::Settings): the sysctls of the interface.
+    ///
+    /// # Errors
+    /// One cannot be set.
+    fn configure(&self, site: &Site, record: &Record) -> Result<()>;
+
+    /// [`Step::Up`](crate::plan::Step::Up).
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn up(&self, site: &Site, record: &Record, made: &Made) -> Result<()>;
+
+    /// Once all is done: tells neighbours where the addresses are, should the kernel not have done so.
+    fn announce(&self, _site: &Site, _made: &Made) {}
+
+    /// Whether the links of a record, of whatever container, are still there.
+    ///
+    /// # Errors
+    /// That cannot be told.
+    fn lives(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool>;
+
+    /// The link that a record of this container tells of, if it is still the same: indexes come again.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn recorded(&self, site: &Site, interface: &IfName, links: &Links) -> Result<Option<Found>>;
+
+    /// The link that is `interface` inside the container, if a driver of this kind has made it: what a setup has left that was
+    /// killed before it could write down its links.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn inside(&self, site: &Site, interface: &IfName) -> Result<Option<Found>>;
+}
+
+/// The links that endpoints of `records` share.
+pub fn shared<'a>(records: impl IntoIterator<Item = &'a Record>) -> BTreeSet<IfName> {
+    records.into_iter().filter_map(|r| of(&r.network.attachment).shared().cloned()).collect()
+}
+
+/// Removes the shared link, unless an endpoint of another command uses it by now.
+///
+/// # Errors
+/// The kernel's, or the store cannot be read.
+pub fn remove_unused(driver: &dyn Driver, site: &Site) -> Result<()> {
+    site.rtnl.delete(driver.unused(site, &shared(&site.others()?), &[])?.as_slice())
+}
+
+/// # Errors
+/// The kernel's.
+pub fn remove(site: &Site, found: impl IntoIterator<Item = Found>) -> Result<()> {
+    let (host, inside) = apart(found);
+    if let Some(container) = &site.inside {
+        container.rtnl().delete(&inside)?;
+    }
+    site.rtnl.delete(&host)
+}
+
+/// By ifindex, those of the host and those inside the container.
+pub fn apart(found: impl IntoIterator<Item = Found>) -> (Vec<u32>, Vec<u32>) {
+    let (mut host, mut inside) = (Vec::new(), Vec::new());
+    for found in found {
+        match found {
+            Found::Host(index) => host.push(index),
+            Found::Inside(index) => inside.push(index),
+        }
+    }
+    (host, inside)
+}
+
+/// The driver of a network's endpoints. The one place that lists them.
+pub fn of(attachment: &Attachment) -> Box<dyn Driver> {
+    match attachment {
+        Attachment::Bridge(name) => Box::new(bridge::Bridge::new(name.clone())),
+        Attachment::Macvlan(macvlan) => Box::new(macvlan::Macvlan::new(macvlan.clone())),
+    }
+}
