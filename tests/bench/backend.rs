@@ -2,17 +2,17 @@
 
 use crate::variants::{Places, Recipe};
 use anyhow::Result;
-use kit::neighbour::{Kind, Neighbour};
-use kit::netavark::{Document, Network};
-use kit::topology::{Container, Topology};
 use std::time::Duration;
+use support::neighbour::{Kind, Neighbour};
+use support::netavark::{Document, Network};
+use support::topology::{Container, Topology};
 
 /// The network that containers are put on, as [`Network::dual`] numbers it.
 pub const NETWORK: u8 = 7;
 
 pub struct Backend {
     recipe: &'static Recipe,
-    program: kit::backend::Backend,
+    program: support::backend::Backend,
     /// Ends after the backend was called for the last time.
     _beside: Option<Neighbour>,
 }
@@ -28,7 +28,8 @@ impl Backend {
         let of_neighbour = beside.as_ref().map(Neighbour::environment).unwrap_or_default();
         let environment = recipe.environment.iter().copied().chain(of_neighbour);
         let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let program = kit::backend::Backend::new(places.of(recipe.program), &aardvark, environment, topology.dir())?;
+        let program =
+            support::backend::Backend::new(places.of(recipe.program), &aardvark, environment, topology.dir())?;
         Ok(Self { recipe, program, _beside: beside })
     }
 

@@ -1,7 +1,7 @@
 //! What must be true of speed, and whether it is: the aims that docs/performance.md names, by the figures of this run.
 
 use crate::variants::{DIRECT, PEER, Variant};
-use figures::results::{Cell, Results};
+use report::results::{Cell, Results};
 
 pub struct Bar {
     pub what: &'static str,
@@ -97,7 +97,7 @@ impl Bar {
 mod tests {
     use super::*;
     use crate::variants::ALL;
-    use figures::results::Figure;
+    use report::results::Figure;
 
     #[test]
     fn a_bar_is_met_by_the_ratio_of_this_run() {

@@ -5,13 +5,13 @@ use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
 use crate::variants::Variant;
 use anyhow::{Context, Result};
-use figures::results::{Figure, Results};
-use figures::stats::median;
-use kit::host::at_once;
-use kit::netavark::Document;
-use kit::topology::Container;
+use report::results::{Figure, Results};
+use report::stats::median;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use support::host::at_once;
+use support::netavark::Document;
+use support::topology::Container;
 
 /// Containers one after the other in one round.
 const REPEATED: u8 = 7;

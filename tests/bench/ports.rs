@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
 use crate::variants::Variant;
 use anyhow::Result;
-use figures::results::{Figure, Results};
+use report::results::{Figure, Results};
 use std::time::{Duration, Instant};
 
 pub const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];

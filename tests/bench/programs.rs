@@ -3,7 +3,7 @@
 use crate::plan::Plan;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
-use figures::results::Results;
+use report::results::Results;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

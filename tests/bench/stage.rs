@@ -5,14 +5,14 @@
 use crate::backend::{Backend, NETWORK};
 use crate::variants::{Kind, Places, Variant};
 use anyhow::{Context, Result};
-use kit::generator::bulk::{self, Iperf};
-use kit::generator::udp::Counter;
-use kit::generator::{Servers, tcp};
-use kit::hop::Hop;
-use kit::host::Netns;
-use kit::netavark::Document;
-use kit::topology::{CLIENT4, Container, Family, HOST4, Topology};
 use std::net::{IpAddr, SocketAddr};
+use support::generator::bulk::{self, Iperf};
+use support::generator::udp::Counter;
+use support::generator::{Servers, tcp};
+use support::hop::Hop;
+use support::host::Netns;
+use support::netavark::Document;
+use support::topology::{CLIENT4, Container, Family, HOST4, Topology};
 
 /// The ways that traffic goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,10 +5,10 @@ use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::stage::{Path, Stage, Way};
 use anyhow::Result;
-use figures::results::{Figure, Results};
-use figures::table::number;
-use kit::generator::{bulk, cpu, tcp, udp};
+use report::results::{Figure, Results};
+use report::table::number;
 use std::time::Duration;
+use support::generator::{bulk, cpu, tcp, udp};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {

@@ -1,8 +1,8 @@
 //! What is compared: the wire, plain routing, Netavark with its two drivers, and netpath's rungs.
 
 use anyhow::{Result, bail};
-use kit::{need, neighbour};
 use std::path::PathBuf;
+use support::{need, neighbour};
 
 /// One column of the tables.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! Command line, standard input and the form of errors.
 
 use anyhow::{Context, Result, ensure};
-use kit::example::worked_example;
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Netavark, Shape};
-use kit::residue::Residue;
-use kit::topology::Topology;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use support::example::worked_example;
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Netavark, Shape};
+use support::residue::Residue;
+use support::topology::Topology;
 
 #[test]
 fn version_is_told_in_both_forms() -> Result<()> {
@@ -125,8 +125,9 @@ fn firewall_drivers_are_honoured_in_meaning() -> Result<()> {
         let mut document = worked_example(Shape::Map, &shop.id);
         document["network_info"]["front"]["dns_enabled"] = false.into();
         netavark.try_setup(&shop, &document)?.json().with_context(|| format!("NETAVARK_FW={driver}"))?;
-        let served = kit::traffic::Server::echo(&shop, kit::traffic::Proto::Tcp, kit::traffic::ANY, 80, "http")?;
-        let dial = kit::traffic::Dial::new(kit::traffic::Proto::Tcp, kit::topology::HOST4, 8080);
+        let served =
+            support::traffic::Server::echo(&shop, support::traffic::Proto::Tcp, support::traffic::ANY, 80, "http")?;
+        let dial = support::traffic::Dial::new(support::traffic::Proto::Tcp, support::topology::HOST4, 8080);
         if driver == "none" {
             dial.must_fail(&topology.client)?;
         } else {

@@ -1,11 +1,11 @@
 //! One port of one host address has one container.
 
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::{Residue, Snapshot};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn on(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host)

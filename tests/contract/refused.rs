@@ -1,14 +1,14 @@
 //! Input that is wrong is refused before anything is changed, with an error that names the field.
 
 use anyhow::Result;
-use kit::example::worked_example;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, Shape};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::Topology;
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::RULE_CHAIN;
 use serde_json::{Value, json};
+use support::example::worked_example;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, Shape};
+use support::residue::{Residue, Snapshot};
+use support::topology::Topology;
+use support::traffic::{ANY, Dial, Proto, Server};
 
 /// A pointer into the worked example (array shape), its new value (`REMOVE` = the key goes), and what the error names.
 type Row = (&'static str, Value, &'static [&'static str]);

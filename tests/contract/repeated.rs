@@ -1,14 +1,14 @@
 //! Calls that come twice, too late, in the wrong order, or together; and setups that fail half-way.
 
 use anyhow::{Context, Result};
-use kit::host::{Netns, at_once};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::net::if_::if_nametoindex;
 use serde_json::json;
+use support::host::{Netns, at_once};
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::{Residue, Snapshot};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")

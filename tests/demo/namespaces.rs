@@ -2,19 +2,19 @@
 
 use crate::steps::Steps;
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::maps;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, binary};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{ANY, Server};
 use netpath_common::reason::Reason;
 use std::io::{IsTerminal, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::host::Netns;
+use support::maps;
+use support::need;
+use support::netavark::{Document, Netavark, Network, binary};
+use support::residue::{Residue, netfilter};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{ANY, Server};
 
 const PORT: u16 = 8080;
 const NETWORK: u8 = 1;

@@ -2,13 +2,13 @@
 
 use crate::steps::Steps;
 use anyhow::{Context, Result, ensure};
-use kit::maps;
-use kit::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
 use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use support::maps;
+use support::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
 
 const PORT: u16 = 8080;
 
@@ -55,7 +55,7 @@ pub fn run(keep: bool) -> Result<()> {
 
     let step = steps.next("netpath ports; netpath flows      what carried it");
     let mut lines = carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?;
-    let netpath = kit::netavark::binary()?;
+    let netpath = support::netavark::binary()?;
     for verb in ["ports", "flows"] {
         lines.extend([" ".to_owned(), machine.run_on_host(&netpath.to_string_lossy(), &[verb])?]);
     }

@@ -3,16 +3,16 @@
 use crate::protocols::{INIT, PORT, sctp};
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result};
-use kit::host::{SOON, wait_for};
-use kit::load::{bulk, bulk_server};
-use kit::netavark::Document;
-use kit::packet::{Frame, L4};
-use kit::raw::{Probe, Raw, connect_within};
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 use nix::errno::Errno;
 use std::net::SocketAddr;
 use std::time::Duration;
+use support::host::{SOON, wait_for};
+use support::load::{bulk, bulk_server};
+use support::netavark::Document;
+use support::packet::{Frame, L4};
+use support::raw::{Probe, Raw, connect_within};
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 
 on_every_way!(
     a_published_port_without_a_server_refuses_datagrams,

@@ -2,16 +2,16 @@
 
 use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, anyhow};
-use kit::host::{Netns, SOON, patience, wait_for};
-use kit::need;
-use kit::netavark::{Document, Netavark};
-use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
-use kit::traffic::{ANY, Dial, Proto, Server, again};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::host::{Netns, SOON, patience, wait_for};
+use support::need;
+use support::netavark::{Document, Netavark};
+use support::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
+use support::traffic::{ANY, Dial, Proto, Server, again};
 
 on_every_way!(
     a_sender_that_never_stops_gets_the_hosts_new_address,
@@ -135,7 +135,7 @@ fn numbered<T>(socket: &UdpSocket, work: impl FnOnce(&AtomicU64) -> Result<T>) -
 
 /// Nobody watches over the host: what its next command finds is true for flows that are there, from its end on.
 fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) -> Result<()> {
-    kit::need!(kit::need::netpath());
+    support::need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let Topology { client, host, .. } = rig.topology;
         let environment = [way.rung.environment(), vec![("NETPATH_AGENT", "off")]].concat();
@@ -171,7 +171,7 @@ fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) 
             rig.met(&format!("{family:?}"), done);
             change_back(host, family, new)?;
         }
-        let agents = kit::agent::agents(rig.topology).len();
+        let agents = support::agent::agents(rig.topology).len();
         rig.note(agents == 0, || format!("{agents} agents are running"));
         Ok(up)
     })
@@ -327,7 +327,7 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
         let _near = Server::echo(client, Proto::Tcp, ANY, 9001, "near")?;
         if way.rung.is_ebpf() {
             // One that begins after the uplink has come takes it for one that was there.
-            kit::agent::watching(rig.topology)?;
+            support::agent::watching(rig.topology)?;
         }
         for (key, value) in [("accept_dad", "1"), ("dad_transmits", "100")] {
             host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;

@@ -2,14 +2,14 @@
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result, ensure};
-use kit::echo::{Pinger, Watcher};
-use kit::host::{Netns, SOON};
-use kit::netavark::Document;
-use kit::packet::{Frame, L4, Piece};
-use kit::raw::Raw;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again, wait_until_answered};
 use std::net::{SocketAddr, UdpSocket};
+use support::echo::{Pinger, Watcher};
+use support::host::{Netns, SOON};
+use support::netavark::Document;
+use support::packet::{Frame, L4, Piece};
+use support::raw::Raw;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again, wait_until_answered};
 
 on_every_way!(
     a_published_port_takes_and_gives_large_datagrams,

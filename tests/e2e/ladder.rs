@@ -2,12 +2,12 @@
 
 use crate::rig::serve;
 use anyhow::{Context, Result, ensure};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, binary};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use serde_json::Value;
+use support::need;
+use support::netavark::{Document, Netavark, Network, binary};
+use support::residue::{Residue, netfilter};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Hooks {

@@ -2,12 +2,12 @@
 
 use crate::rig::{rig, web};
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::raw::Probe;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::raw::Probe;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(a_published_port_answers_on_the_uplinks_link_local_address);
 

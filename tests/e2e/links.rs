@@ -2,13 +2,13 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{CARDS, CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
-use kit::traffic::{Dial, Proto, exchange, wait_until_answered};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{CARDS, CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
+use support::traffic::{Dial, Proto, exchange, wait_until_answered};
 
 on_every_rung!(
     a_vlan,

@@ -2,11 +2,11 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::Result;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{CLIENT4, Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, Ipv4Addr};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{CLIENT4, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     a_client_bound_to_localhost_is_served,
@@ -99,13 +99,13 @@ fn two_services(rig: &Rig<'_>, family: Family) -> Result<()> {
     let localhost = family.localhost();
     let heard = rig.topology.host.run(|| -> Result<Vec<(std::net::SocketAddr, String)>> {
         let socket = std::net::UdpSocket::bind((if family == Family::V4 { "0.0.0.0" } else { "::" }, 0))?;
-        socket.set_read_timeout(Some(kit::host::SOON))?;
+        socket.set_read_timeout(Some(support::host::SOON))?;
         let mut heard = Vec::new();
         for _ in 0..3 {
             for port in [8080, 8081] {
                 socket.send_to(b"hello", (localhost, port))?;
                 let mut answer = [0; 200];
-                let (len, from) = kit::traffic::again(|| socket.recv_from(&mut answer))?;
+                let (len, from) = support::traffic::again(|| socket.recv_from(&mut answer))?;
                 let text = String::from_utf8_lossy(&answer[..len]);
                 heard.push((from, text.split(' ').next().unwrap_or("").to_owned()));
             }

@@ -13,8 +13,8 @@ macro_rules! on_every_rung {
         mod $module {
             $(#[test]
             fn $name() -> anyhow::Result<()> {
-                kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
-                super::$name(kit::netavark::Rung::$rung)
+                support::need!(support::need::rung(support::netavark::Rung::$rung));
+                super::$name(support::netavark::Rung::$rung)
             })*
         }
     };
@@ -37,11 +37,11 @@ macro_rules! on_every_way {
         mod $module {
             $(#[test]
             fn $name() -> anyhow::Result<()> {
-                kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
+                support::need!(support::need::rung(support::netavark::Rung::$rung));
                 use crate::rig::Path;
-                let way = crate::rig::Way { rung: kit::netavark::Rung::$rung, path: $path, tracked: $tracked };
-                kit::need!(way.turn());
-                kit::need!(way.need());
+                let way = crate::rig::Way { rung: support::netavark::Rung::$rung, path: $path, tracked: $tracked };
+                support::need!(way.turn());
+                support::need!(way.need());
                 super::$name(way)
             })*
         }
@@ -54,7 +54,6 @@ mod direct;
 mod edge;
 mod errors;
 mod following;
-mod foreign;
 mod fragments;
 mod ladder;
 mod lifecycle;
@@ -71,6 +70,7 @@ mod restart;
 mod rig;
 mod route_source;
 mod segments;
+mod third_party;
 mod tun;
 mod upgrade;
 mod xdp;

@@ -2,19 +2,19 @@
 
 use crate::rig::{rig, serve};
 use anyhow::{Context, Result};
-use kit::agent::{kill_all, the_agent};
-use kit::echo::{Pinger, Watcher};
-use kit::host::SOON;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use support::agent::{kill_all, the_agent};
+use support::echo::{Pinger, Watcher};
+use support::host::SOON;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again};
 
 on_every_rung!(
     icmp_echo_goes_out_and_comes_back,
@@ -81,7 +81,7 @@ fn two_containers_with_one_source_port_are_told_apart(rung: Rung) -> Result<()> 
             let mut second = other.0.run(|| dial(6).connect_stream()).context("second")?;
             let mut peers = Vec::new();
             for stream in [&mut first, &mut second] {
-                peers.push(kit::traffic::exchange(stream, b"who am I")?.1);
+                peers.push(support::traffic::exchange(stream, b"who am I")?.1);
             }
             let so = peers[0].port() == 23_456 && peers[1].port() != 23_456;
             rig.note(so && peers.iter().all(|p| p.ip() == family.host()), || format!("tcp: {peers:?}"));
@@ -105,14 +105,14 @@ fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
             let dial = Dial::new(Proto::Tcp, family.client(), 9000).from(family.container(7, 5), 23_457);
             let seen = rig.sees("drawn", &app.0, &dial, "near", family.host());
             rig.note(seen.as_ref().is_some_and(|s| s.client.port() != 23_457), || format!("{dial}: {seen:?}"));
-            kit::traffic::exchange(&mut own, b"still mine")?;
+            support::traffic::exchange(&mut own, b"still mine")?;
         }
         Ok(vec![app])
     })
 }
 
 fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let net = Network::dual(7)
             .option("outbound_addr4", &Family::V4.host_second().to_string())
@@ -134,7 +134,7 @@ fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         for family in Family::BOTH {
-            let bind = |netns: &kit::host::Netns, at: (std::net::IpAddr, u16)| -> Result<std::net::UdpSocket> {
+            let bind = |netns: &support::host::Netns, at: (std::net::IpAddr, u16)| -> Result<std::net::UdpSocket> {
                 let socket = netns.run(|| std::net::UdpSocket::bind(at))?;
                 socket.set_read_timeout(Some(SOON))?;
                 Ok(socket)
@@ -165,18 +165,18 @@ fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         let _servers = (serve(&rig.topology.client, 9000, "near")?, serve(&rig.topology.client, 9001, "beside")?);
-        let pins = kit::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
+        let pins = support::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
         let own = 23_459;
         // It would write its own range again; one that is still being started too.
         the_agent(rig.topology)?;
         kill_all(rig.topology)?;
-        kit::maps::set_ports(&pins, 61_000..=62_000)?;
+        support::maps::set_ports(&pins, 61_000..=62_000)?;
         for family in Family::BOTH {
             for (proto, number) in [(Proto::Tcp, PROTO_TCP), (Proto::Udp, PROTO_UDP)] {
                 let dial = |port| Dial::new(proto, family.client(), port).from(family.container(7, 5), own);
                 let ports = std::iter::once(own).chain(61_000..=62_000);
                 let peer = SocketAddr::new(family.client(), 9000);
-                kit::maps::take_ports(&pins, number, peer, family.host(), ports)?;
+                support::maps::take_ports(&pins, number, peer, family.host(), ports)?;
                 let before = rig.counted(Reason::DropPortsExhausted)?;
                 rig.silent("no port is left", &app.0, &dial(9000));
                 let more = rig.counted(Reason::DropPortsExhausted)? - before;
@@ -184,7 +184,7 @@ fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
                 rig.sees("another service", &app.0, &dial(9001), "beside", family.host());
             }
         }
-        let mut command = Command::new(kit::netavark::binary()?);
+        let mut command = Command::new(support::netavark::binary()?);
         command.arg("status");
         let told = String::from_utf8(rig.topology.host.output(command, b"")?.stdout)?;
         let line = told.lines().find(|l| l.starts_with(Reason::DropPortsExhausted.word()));

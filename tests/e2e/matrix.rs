@@ -2,12 +2,12 @@
 
 use crate::rig::{Rig, Way, rig_on, serve, serve_at, web};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::Document;
-use kit::topology::{Family, HOST4, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, SocketAddr};
+use support::host::Netns;
+use support::need;
+use support::netavark::Document;
+use support::topology::{Family, HOST4, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_way!(
     external,
@@ -105,7 +105,7 @@ fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
 
 /// Netavark fails here: where br_netfilter is on, a bridge port without hairpin mode drops what comes back to it.
 fn hairpin_same_container(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &web.0, Family::host, |f| f.gateway(7));

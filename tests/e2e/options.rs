@@ -2,13 +2,13 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use serde_json::json;
 use std::time::Duration;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     an_allow_list_lets_in_its_clients_and_the_host,
@@ -189,7 +189,7 @@ fn traffic_is_counted_for_whom_it_is(rung: Rung) -> Result<()> {
 
 /// (packets in, packets out) of each publish, and at the end of the endpoint.
 fn traffic(rig: &Rig<'_>) -> Result<Vec<(u64, u64)>> {
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let status: serde_json::Value =
         serde_json::from_str(&rig.topology.host.command(&netpath, &["status", "--json"])?).context("status --json")?;
     let endpoint = &status["networks"][0]["endpoints"][0];

@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, rig, serve};
 use anyhow::Result;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{Dial, Proto};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     isolation_follows_its_table,
@@ -27,7 +27,7 @@ fn up_on(rig: &Rig<'_>, n: u8, net: &Network, publish: bool) -> Result<(Containe
 /// Netavark's truth table as far as an answer goes: open and isolated networks talk unless both are isolated; strict
 /// ones talk to nobody.
 fn isolation_follows_its_table(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -58,7 +58,7 @@ fn isolation_follows_its_table(rung: Rung) -> Result<()> {
 }
 
 fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -82,7 +82,7 @@ fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> 
 }
 
 fn an_internal_network_has_no_way_out_and_none_in(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let internal = Network::dual(7).set("internal", true);
         let open = Network::dual(8).option("isolate", "false");

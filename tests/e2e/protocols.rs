@@ -2,12 +2,12 @@
 
 use crate::rig::{Way, rig_on};
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, SOON};
-use kit::netavark::Document;
-use kit::raw::{Raw, crc32c};
-use kit::topology::{Family, Topology};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
+use support::host::{Netns, SOON};
+use support::netavark::Document;
+use support::raw::{Raw, crc32c};
+use support::topology::{Family, Topology};
 
 on_every_way!(
     a_protocol_without_ports_goes_out_and_is_answered,

@@ -2,11 +2,11 @@
 
 use crate::rig::{rig, serve, web};
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Network, Rung, is_incumbent};
-use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use std::net::{IpAddr, Ipv4Addr};
+use support::need;
+use support::netavark::{Document, Network, Rung, is_incumbent};
+use support::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 on_every_rung!(
     a_range_leads_to_the_same_place_in_the_range,
@@ -110,7 +110,7 @@ fn the_v6_wildcard_serves_v6_only(rung: Rung) -> Result<()> {
 
 /// Netavark 1.4.0 takes both for addresses of the host.
 fn only_one_family(rung: Rung, host_ip: &str, served: Family, other: Family) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let document = one(&Network::dual(7)).publish(host_ip, 8080, 80, "tcp").publish(host_ip, 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
@@ -165,7 +165,7 @@ fn two_containers_share_a_port_on_two_addresses(rung: Rung) -> Result<()> {
 
 /// Whoever has one address goes before who has all of them, for as long as it is there; who came first does not matter.
 fn an_address_of_a_shared_port_falls_back_to_who_has_all(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig(Topology::new(), rung, |rig| {
         let on = |host: u8, addresses: &[String]| {
             let ports = addresses.iter().flat_map(|a| Proto::BOTH.map(|p| (a, p)));
@@ -258,7 +258,7 @@ fn every_uplink_reaches_a_published_port(rung: Rung) -> Result<()> {
 /// The host's own route to the client is by the other uplink. (Through the stack the host's route decides.)
 fn an_answer_leaves_as_the_question_came(rung: Rung) -> Result<()> {
     if !rung.is_ebpf() {
-        kit::need::say("skip: netfilter's answers take the host's route");
+        support::need::say("skip: netfilter's answers take the host's route");
         return Ok(());
     }
     for path in ["offload", "edge"] {

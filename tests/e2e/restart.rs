@@ -2,12 +2,12 @@
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result};
-use kit::host::SOON;
-use kit::need;
-use kit::netavark::Document;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again};
 use std::net::UdpSocket;
+use support::host::SOON;
+use support::need;
+use support::netavark::Document;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again};
 
 on_every_way!(
     a_restarted_container_answers_a_client_that_keeps_its_port,
@@ -18,7 +18,7 @@ const CONTAINERS: [(&str, u8); 3] = [("first", 5), ("second", 6), ("third", 5)];
 
 /// With conntrack's entry for the old container still alive, datagrams of an old client go to nobody.
 fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         for (name, host) in CONTAINERS {
@@ -41,7 +41,7 @@ fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Resul
 
 /// One datagram each; the sockets do not even know.
 fn a_restarted_container_answers_a_socket_that_stays_open(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         let mut sockets = Vec::new();

@@ -2,17 +2,17 @@
 //! all are tried before the test fails.
 
 use anyhow::{Context, Result, ensure};
-use kit::expect::Expect;
-use kit::filter::Filter;
-use kit::host::Netns;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Container, Topology};
-use kit::traffic::{ANY, Proto, Server};
 use netpath_common::reason::Reason;
 use serde_json::Value;
 use std::cell::Cell;
 use std::net::IpAddr;
+use support::expect::Expect;
+use support::filter::Filter;
+use support::host::Netns;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::{Residue, netfilter};
+use support::topology::{Container, Topology};
+use support::traffic::{ANY, Proto, Server};
 
 /// A host on one rung.
 pub struct Rig<'t> {
@@ -46,18 +46,18 @@ pub struct Way {
 impl Way {
     /// Every run has each rung, and the edge path where the host tracks connections, which is the harder one, on the best
     /// hooks of the kernel; the other ways are the same programs and rules once more.
-    pub fn turn(self) -> kit::need::Need {
+    pub fn turn(self) -> support::need::Need {
         let harder = self.path == Path::Edge && self.tracked;
         let always = self.path == Path::Auto || (harder && self.rung == Rung::best_hooks());
-        if always || kit::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
+        if always || support::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
     }
 
     /// What it needs besides its rung.
-    pub fn need(self) -> kit::need::Need {
+    pub fn need(self) -> support::need::Need {
         if self.path != Path::Auto {
-            kit::need::netpath()?;
+            support::need::netpath()?;
         }
-        if self.tracked { kit::need::program("nft") } else { Ok(()) }
+        if self.tracked { support::need::program("nft") } else { Ok(()) }
     }
 
     /// [`Network::dual`] on that path.
@@ -152,10 +152,10 @@ impl Rig<'_> {
     fn state(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for verb in ["flows", "status", "ports"] {
-            if kit::netavark::is_incumbent() {
+            if support::netavark::is_incumbent() {
                 break;
             }
-            let Ok(binary) = kit::netavark::binary() else { break };
+            let Ok(binary) = support::netavark::binary() else { break };
             let mut command = std::process::Command::new(binary);
             command.arg(verb);
             if let Ok(out) = self.topology.host.output(command, b"") {
@@ -167,7 +167,7 @@ impl Rig<'_> {
 
     /// What `netpath status` says.
     pub fn status(&self) -> Result<Value> {
-        let mut command = std::process::Command::new(kit::netavark::binary()?);
+        let mut command = std::process::Command::new(support::netavark::binary()?);
         command.args(["status", "--json"]);
         let out = self.topology.host.output(command, b"")?;
         serde_json::from_slice(&out.stdout).context("netpath status")

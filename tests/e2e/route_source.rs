@@ -2,13 +2,13 @@
 
 use crate::rig::{Rig, rig, serve_at};
 use anyhow::Result;
-use kit::host::{Netns, SOON, patience, wait_for};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology, answers_for};
-use kit::traffic::{Dial, Proto, Server, exchange};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+use support::host::{Netns, SOON, patience, wait_for};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology, answers_for};
+use support::traffic::{Dial, Proto, Server, exchange};
 
 on_every_rung!(
     the_source_of_the_default_route_is_used,
@@ -59,7 +59,7 @@ fn app(n: u8, host: u8) -> Document {
 /// Waits until nothing changes by itself any more that makes the agent look: the last is that the link-local addresses of the
 /// new links become sure. What is followed then is the route.
 fn is_quiet(topology: &Topology) -> Result<()> {
-    kit::agent::watching(topology)?;
+    support::agent::watching(topology)?;
     wait_for("all addresses to be sure", SOON * 4, || {
         let unsure = topology.host.ip_json(&["-6", "addr", "show", "tentative"]).ok()?;
         (!unsure.to_string().contains("fe80")).then_some(())

@@ -4,15 +4,15 @@
 
 use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, SOON};
-use kit::load::{bulk, bulk_server};
-use kit::netavark::Document;
-use kit::offload::{Lengths, send_segments, switch};
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, again, free};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use support::host::{Netns, SOON};
+use support::load::{bulk, bulk_server};
+use support::netavark::Document;
+use support::offload::{Lengths, send_segments, switch};
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, again, free};
 
 on_every_way!(a_list_of_datagrams_arrives_whole, bulk_traffic_stays_in_large_packets);
 

@@ -2,13 +2,13 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::Result;
-use kit::echo::{Pinger, Watcher};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, TUN, Topology};
-use kit::traffic::{Dial, Proto};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use support::echo::{Pinger, Watcher};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, TUN, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(a_published_port_is_reached_over_tun, containers_go_out_over_tun, a_tun_beside_a_veth_serves_both);
 

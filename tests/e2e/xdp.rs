@@ -3,14 +3,14 @@
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result};
-use kit::foreign::{Counter, Place, Side};
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{Dial, Proto};
 use netpath_common::reason::Reason;
 use std::time::Duration;
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::third_party::{Counter, Place, Side};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     traffic_is_what_it_is_without,
@@ -151,7 +151,7 @@ fn of_second() -> Network {
 
 /// What `netpath doctor` has to say of the program at `interface`.
 fn finding(rig: &Rig<'_>, interface: &str) -> Result<Option<String>> {
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let mut command = std::process::Command::new(netpath);
     command.args(["doctor", "--json"]);
     let out = rig.topology.host.output(command, b"")?;
@@ -173,18 +173,18 @@ fn somebody_elses_program_stays_and_nobody_misses_ours(rung: Rung) -> Result<()>
     need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
         let host = &rig.topology.host;
-        let foreign = Counter::xdp(host, "eth0")?;
+        let third_party = Counter::xdp(host, "eth0")?;
         let theirs = host.xdp("eth0")?;
         let (up, _servers) = web(rig, document(7, 5))?;
         let _near = serve(&rig.topology.client, 9000, "near")?;
-        let before = foreign.seen()?;
+        let before = third_party.seen()?;
         all(rig, "beside another program", &up.0);
-        rig.note(foreign.seen()? > before, || "the other program sees nothing".to_owned());
+        rig.note(third_party.seen()? > before, || "the other program sees nothing".to_owned());
         rig.note(host.xdp("eth0")? == theirs, || "another program is there".to_owned());
         let why = Some("another XDP program is there".to_owned());
         let said = (refused(rig, "eth0")?, finding(rig, "eth0")?);
         rig.note(said == (why.clone(), why), || format!("status and doctor say {said:?}"));
-        drop(foreign);
+        drop(third_party);
         // The kernel frees a link when it has time to.
         let came = wait_for("our program at the uplink", SOON * 4, || {
             rig.netavark.call(&["firewall-reload"], b"").ok()?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 fn pid_of(m: &Machine, field: &str, name: &str) -> Result<String> {
     m.podman(&["inspect", "--format", &format!("{{{{.State.{field}}}}}"), name])
@@ -84,7 +84,7 @@ pub fn a_backend_killed_during_setup_is_made_good_by_the_next_container(m: &Mach
     for round in 0..40_u64 {
         let run =
             m.engine(&["run", "-d", "--name", "web", "-p", "8080:80", "bb", "httpd", "-f", "-p", "80", "-h", "/www"]);
-        let podman = std::thread::spawn(|| kit::podman::finish(run, None));
+        let podman = std::thread::spawn(|| support::podman::finish(run, None));
         let helper = m.helper("netavark");
         // A short setup can pass unseen.
         while !podman.is_finished() {

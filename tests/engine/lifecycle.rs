@@ -2,7 +2,7 @@
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
@@ -102,7 +102,7 @@ pub fn many_containers_start_and_go_at_once(m: &Machine) -> Result<()> {
 }
 
 fn all_at_once(commands: Vec<std::process::Command>) -> Result<()> {
-    let run = |c| std::thread::spawn(|| kit::podman::finish(c, None));
+    let run = |c| std::thread::spawn(|| support::podman::finish(c, None));
     let threads: Vec<_> = commands.into_iter().map(run).collect();
     for thread in threads {
         let output = thread.join().map_err(|_| anyhow::anyhow!("a command panicked"))??;
@@ -128,7 +128,7 @@ pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine)
         assert_eq!(PAGE, page_outside(m, HOST, port)?);
     }
     if m.backend() == Backend::Netpath(None) {
-        let netpath = kit::netavark::binary()?.display().to_string();
+        let netpath = support::netavark::binary()?.display().to_string();
         let status: serde_json::Value = serde_json::from_str(&apart(&[&netpath, "status", "--json"])?)?;
         let uplinks = |s: &serde_json::Value| {
             let hooks = s["hooks"].as_array().into_iter().flatten();

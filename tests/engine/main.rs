@@ -10,30 +10,30 @@ mod networks;
 mod publish;
 
 use anyhow::{Context, Result, anyhow};
-use kit::podman::{Backend, Machine, reach};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+use support::podman::{Backend, Machine, reach};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCALHOST6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-const HOST: IpAddr = IpAddr::V4(kit::podman::HOST);
-const HOST6: IpAddr = IpAddr::V6(kit::podman::HOST6);
-const CLIENT: IpAddr = IpAddr::V4(kit::podman::CLIENT);
-const CLIENT6: IpAddr = IpAddr::V6(kit::podman::CLIENT6);
+const HOST: IpAddr = IpAddr::V4(support::podman::HOST);
+const HOST6: IpAddr = IpAddr::V6(support::podman::HOST6);
+const CLIENT: IpAddr = IpAddr::V4(support::podman::CLIENT);
+const CLIENT6: IpAddr = IpAddr::V6(support::podman::CLIENT6);
 
 macro_rules! cases {
     ($($room:ident: $($case:ident)*;)*) => {
-        cases!(@ ebpf Backend::Netpath(None), kit::need::Need::Ok(()), $($($room $case)*)*);
-        cases!(@ iptables Backend::Netpath(Some("iptables")), kit::need::Need::Ok(()), $($($room $case)*)*);
-        cases!(@ netavark Backend::Netavark, kit::need::peer(), $($($room $case)*)*);
+        cases!(@ ebpf Backend::Netpath(None), support::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ iptables Backend::Netpath(Some("iptables")), support::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ netavark Backend::Netavark, support::need::peer(), $($($room $case)*)*);
     };
     (@ $module:ident $backend:expr, $asked:expr, $($room:ident $case:ident)*) => {
         mod $module {
             use super::*;
             $(#[test]
             fn $case() -> Result<()> {
-                kit::need!($asked, Machine::need($backend));
+                support::need!($asked, Machine::need($backend));
                 run($backend, super::$room::$case)
             })*
         }
@@ -85,7 +85,7 @@ fn run(backend: Backend, case: fn(&Machine) -> Result<()>) -> Result<()> {
 #[test]
 fn what_is_left_behind_is_seen() -> Result<()> {
     let backend = Backend::Netpath(None);
-    kit::need!(Machine::need(backend));
+    support::need!(Machine::need(backend));
     let machine = Machine::start(backend, None)?;
     machine.nothing_left().context("a machine that nothing was done to")?;
     let leave = [

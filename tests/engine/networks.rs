@@ -2,7 +2,7 @@
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
@@ -90,8 +90,8 @@ pub fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
     run_httpd(m, "outsider", &[])?;
     let ip = m.address("inside", "shut")?;
     assert_eq!(PAGE.trim_end(), page_from(m, "friend", &format!("http://{ip}/"))?);
-    let listener = m.client(|| std::net::TcpListener::bind((kit::podman::FAR, 8000)))??;
-    ensure!(page_from(m, "inside", &format!("http://{}:8000/", kit::podman::FAR)).is_err(), "there is a way out");
+    let listener = m.client(|| std::net::TcpListener::bind((support::podman::FAR, 8000)))??;
+    ensure!(page_from(m, "inside", &format!("http://{}:8000/", support::podman::FAR)).is_err(), "there is a way out");
     ensure!(page_from(m, "outsider", &format!("http://{ip}/")).is_err(), "there is a way in from another network");
     drop(listener);
     let route = m.podman(&["exec", "inside", "ip", "route"])?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
@@ -102,7 +102,7 @@ pub fn a_container_reaches_published_ports_by_the_host_address(m: &Machine) -> R
 }
 
 pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
-    let far = IpAddr::V4(kit::podman::FAR);
+    let far = IpAddr::V4(support::podman::FAR);
     let server = m.client(|| std::net::TcpListener::bind((far, 8000)))??;
     let thread = std::thread::spawn(move || -> Result<SocketAddr> {
         let (mut stream, from) = server.accept()?;
@@ -128,7 +128,7 @@ pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Re
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         socket.send_to(b"who\n", to)?;
         let mut buffer = [0; 512];
-        let len = kit::traffic::again(|| socket.recv(&mut buffer)).context("no answer")?;
+        let len = support::traffic::again(|| socket.recv(&mut buffer)).context("no answer")?;
         Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
     };
     assert_eq!(format!("first:5300 sees {CLIENT}"), reach::eventually(Duration::from_secs(3), ask)?);

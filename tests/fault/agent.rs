@@ -1,18 +1,18 @@
 //! The agent: it comes with the first container, follows the host, goes with the last one, and nobody needs it.
 
 use anyhow::{Context, Result, ensure};
-use kit::agent::{agents, kill_all, the_agent as agent, watching};
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::net::IpAddr;
 use std::process::{Command, Output};
+use support::agent::{agents, kill_all, the_agent as agent, watching};
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, Container, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
@@ -81,7 +81,7 @@ fn of_many_that_start_at_once_one_stays() -> Result<()> {
     let netavark = Netavark::with(&topology, &[])?;
     let containers: Vec<(Container, Document)> =
         (5..13).map(|n| Ok((topology.container(&format!("c{n}"))?, document(n)))).collect::<Result<_>>()?;
-    kit::host::at_once(8, &containers, |(c, d)| netavark.setup(c, d).map(drop))?;
+    support::host::at_once(8, &containers, |(c, d)| netavark.setup(c, d).map(drop))?;
     let pid = watching(&topology)?;
     for foreground in [&["agent"][..], &["agent", "--foreground"]] {
         let second = call(&topology, foreground)?;
@@ -89,10 +89,10 @@ fn of_many_that_start_at_once_one_stays() -> Result<()> {
         ensure!(!second.status.success() && text.contains(&format!("pid {pid}")), "{text}");
     }
     kill_all(&topology)?;
-    kit::host::at_once(8, &[(); 8], |()| call(&topology, &["gc"]).map(drop))?;
+    support::host::at_once(8, &[(); 8], |()| call(&topology, &["gc"]).map(drop))?;
     let again = watching(&topology)?;
     ensure!(again != pid && agents(&topology) == [again], "{:?}", agents(&topology));
-    kit::host::at_once(8, &containers, |(c, d)| netavark.teardown(c, d))?;
+    support::host::at_once(8, &containers, |(c, d)| netavark.teardown(c, d))?;
     residue.nothing_left(&topology, &containers.iter().map(|(c, _)| c).collect::<Vec<_>>())
 }
 

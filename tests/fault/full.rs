@@ -4,11 +4,6 @@
 use crate::gc::{NO_AGENT, age, document, flows, gc};
 use crate::scaled;
 use anyhow::{Context, Result, ensure};
-use kit::need;
-use kit::netavark::{Netavark, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::addr::Be16;
 use netpath_common::family::Ipv4;
 use netpath_common::flow::{REPLIED, REPLY_HALF};
@@ -18,6 +13,11 @@ use netpath_common::reason::Reason;
 use serde_json::Value;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::need;
+use support::netavark::{Netavark, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn status(topology: &Topology) -> Result<(Value, Duration)> {
     let mut command = Command::new(binary()?);
@@ -77,7 +77,7 @@ fn a_million_flows_take_no_more_memory_and_are_told_at_once() -> Result<()> {
 
     let mut map = flows(&topology)?;
     let wanted = scaled(1_000_000) as u32;
-    let now = kit::maps::now();
+    let now = support::maps::now();
     for n in 0..wanted {
         for (key, flow) in halves(n, now) {
             map.insert(key, flow, 0)?;

@@ -1,12 +1,6 @@
 //! Sweeping, and connections that outlive a change of the maps' layout.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::{Flow4, FlowKey4, LAYOUT_VERSION, name};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -15,6 +9,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 pub const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
 
@@ -141,14 +141,14 @@ fn pins_and_records_of_a_host_that_is_gone_are_removed() -> Result<()> {
     setup.envs(Rung::Tcx.environment()).env(NO_AGENT.0, NO_AGENT.1);
     let out = gone.output(setup, document(5).json(&web).to_string().as_bytes())?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
-    let places = kit::topology::state_dirs(&format!("{:x}", gone.cookie()));
+    let places = support::topology::state_dirs(&format!("{:x}", gone.cookie()));
     let left = || places.iter().filter(|p| p.exists()).count();
     ensure!(left() >= 2, "{places:?}");
     gc(&here)?;
     ensure!(left() >= 2, "a host that lives has lost {places:?}");
     drop((gone, web));
     // The kernel takes a namespace away when it has time to.
-    let ended = kit::host::wait_for("the end of the host's traces", kit::host::SOON, || {
+    let ended = support::host::wait_for("the end of the host's traces", support::host::SOON, || {
         gc(&here).ok()?;
         (left() == 0).then_some(())
     });
@@ -202,7 +202,7 @@ fn relayout(rung: Rung) -> Result<()> {
     }
     netavark.setup(&other, &document(6))?;
     ensure!(!old.exists(), "the old tree stays");
-    let now = kit::maps::now();
+    let now = support::maps::now();
     let idle = |flow: &Flow4| flow.next.last_seen.max(now) - flow.next.last_seen.min(now);
     let ages = flows(&topology)?.iter().map(|f| f.map(|(_, flow)| idle(&flow))).collect::<Result<Vec<_>, _>>()?;
     let oldest = netpath_common::flow::ticks(60);
@@ -218,7 +218,7 @@ fn relayout(rung: Rung) -> Result<()> {
 
 fn talk(connections: &mut [TcpStream]) -> Result<()> {
     for (at, connection) in connections.iter_mut().enumerate() {
-        connection.set_read_timeout(Some(kit::host::SOON))?;
+        connection.set_read_timeout(Some(support::host::SOON))?;
         connection.write_all(b"still there?").with_context(|| format!("connection {at}"))?;
         let mut answer = [0; 12];
         connection.read_exact(&mut answer).with_context(|| format!("connection {at}"))?;

@@ -3,17 +3,17 @@
 //! Only calls that the kill has ended count: one that was faster this time is tried again, at another moment.
 
 use anyhow::{Context, Result, ensure};
-use kit::dice::Dice;
-use kit::host::wait_for;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
+use support::host::wait_for;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::rng::Rng;
+use support::topology::{CLIENT4, Container, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 /// Interrupted calls of setup, and as many of teardown: on the three rungs together more than fifty in every run, and
 /// fifty on each with `NETPATH_SOAK=full`.
@@ -38,7 +38,7 @@ fn killed_with_iptables() -> Result<()> {
 
 fn killed(rung: Rung) -> Result<()> {
     need!(need::netpath(), need::rung(rung));
-    let dice = Dice::new();
+    let rng = Rng::new();
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;
@@ -54,17 +54,17 @@ fn killed(rung: Rung) -> Result<()> {
         while cut < moments() {
             ensure!(
                 tries < 4 * moments(),
-                "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({dice})"
+                "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({rng})"
             );
             tries += 1;
             let web = topology.container("web")?;
             if verb == "teardown" {
                 netavark.setup(&web, &document)?;
             }
-            let after = whole.mul_f64(dice.below(1_000) as f64 / 1_000.0);
+            let after = whole.mul_f64(rng.below(1_000) as f64 / 1_000.0);
             let what = || {
                 format!(
-                    "{rung:?}: {verb} {tries} killed after {} of {} µs ({dice})",
+                    "{rung:?}: {verb} {tries} killed after {} of {} µs ({rng})",
                     after.as_micros(),
                     whole.as_micros()
                 )
@@ -128,6 +128,6 @@ fn kill_after(
     let status = child.wait()?;
     // What it had started, such as an iptables program, ends by itself.
     let children = || topology.host.processes().into_iter().filter(|(_, name)| name != "netpath-agent").count();
-    wait_for("the end of its children", kit::host::SOON, || (children() == 0).then_some(()))?;
+    wait_for("the end of its children", support::host::SOON, || (children() == 0).then_some(()))?;
     Ok(status.signal() == Some(nix::sys::signal::Signal::SIGKILL as i32))
 }

@@ -3,7 +3,7 @@
 //! `NETPATH_SOAK=full` gives the full bars where a plain run is scaled down.
 
 mod agent;
-mod blame;
+mod error_oracle;
 mod full;
 mod gc;
 mod killed;
@@ -16,5 +16,5 @@ mod speed;
 
 /// The full bar, or a tenth of it.
 fn scaled(full: u64) -> u64 {
-    if kit::need::is_full() { full } else { full / 10 }
+    if support::need::is_full() { full } else { full / 10 }
 }

@@ -1,12 +1,6 @@
 //! Containers that come and go side by side: no failure, nothing left, and all of them as if each had come alone.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::at_once;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,6 +9,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
+use support::host::at_once;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::{CLIENT4, Container, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 const CONTAINERS: u8 = 60;
 const WIDTH: usize = 8;

@@ -1,12 +1,12 @@
 //! The residue check itself: it sees a leftover of each kind.
 
 use anyhow::Result;
-use kit::need;
-use kit::residue::Snapshot;
-use kit::topology::{Topology, state_dirs};
 use std::fs;
 use std::thread;
 use std::time::Duration;
+use support::need;
+use support::residue::Snapshot;
+use support::topology::{Topology, state_dirs};
 
 #[test]
 fn a_leftover_of_each_kind_is_seen() -> Result<()> {

@@ -2,17 +2,17 @@
 //! of them are seen with one source port.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, at_once};
-use kit::load::{hammer_as, hammer_server};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server, again, exchange};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+use support::host::{Netns, at_once};
+use support::load::{hammer_as, hammer_server};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, Dial, Proto, Server, again, exchange};
 
 #[test]
 fn host_and_containers_against_one_port_on_tcx() -> Result<()> {
@@ -92,7 +92,7 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
 
 /// What `netpath status` has counted.
 fn counted(host: &Netns) -> String {
-    let status = kit::netavark::binary().and_then(|binary| {
+    let status = support::netavark::binary().and_then(|binary| {
         let mut command = std::process::Command::new(binary);
         command.arg("status");
         host.output(command, b"")
@@ -155,7 +155,7 @@ fn first_words(proto: Proto, family: Family, port: u16, sender: u16) -> Result<(
         return Ok((at, Box::new(stream)));
     }
     let socket = UdpSocket::bind((any, port))?;
-    socket.set_read_timeout(Some(kit::host::SOON))?;
+    socket.set_read_timeout(Some(support::host::SOON))?;
     socket.connect(to)?;
     socket.send(words.as_bytes())?;
     let mut answer = [0; 200];

@@ -15,8 +15,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const RESULTS: &str = "/dev/ttyS1";
-/// What the tests are told of the machine: how many times as long as elsewhere they wait (tests/kit/host.rs), and which
-/// network cards they may take (tests/kit/topology.rs).
+/// What the tests are told of the machine: how many times as long as elsewhere they wait (tests/support/host.rs), and which
+/// network cards they may take (tests/support/topology.rs).
 const TOLD: [&str; 2] = ["NETPATH_PATIENCE", "NETPATH_CARDS"];
 /// Kind and place.
 const MOUNTS: [(&str, &str); 7] = [

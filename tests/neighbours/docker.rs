@@ -2,12 +2,12 @@
 
 use crate::rig::{Rig, Up, beside, dial, possible, published};
 use anyhow::{Result, anyhow, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::neighbour::Docker;
-use kit::topology::{CLIENT4, Family, HOST4, OUTSIDE4, Topology};
-use kit::traffic::{ANY, Proto, Server};
 use std::cell::OnceCell;
+use support::host::Netns;
+use support::need;
+use support::neighbour::Docker;
+use support::topology::{CLIENT4, Family, HOST4, OUTSIDE4, Topology};
+use support::traffic::{ANY, Proto, Server};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Starts {

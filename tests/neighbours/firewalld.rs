@@ -2,15 +2,15 @@
 
 use crate::rig::{Rig, beside, each, plain, possible, published};
 use anyhow::{Result, ensure};
-use kit::host::{SOON, patient, wait_for};
-use kit::need;
-use kit::neighbour::Firewalld;
-use kit::netavark::is_incumbent;
-use kit::steady::Steady;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
+use support::host::{SOON, patient, wait_for};
+use support::long_lived::LongLived;
+use support::need;
+use support::neighbour::Firewalld;
+use support::netavark::is_incumbent;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 #[test]
 fn beside_firewalld_with_its_defaults_all_is_served_and_a_reload_breaks_nothing() -> Result<()> {
@@ -34,8 +34,8 @@ fn beside_firewalld_with_its_defaults_all_is_served_and_a_reload_breaks_nothing(
 
         let mut streams = Vec::new();
         for family in Family::BOTH {
-            streams.push(Steady::start(&topology.client, &Dial::new(Proto::Tcp, family.host(), 8080))?);
-            streams.push(Steady::start(&web.0, &Dial::new(Proto::Tcp, family.client(), 9000))?);
+            streams.push(LongLived::start(&topology.client, &Dial::new(Proto::Tcp, family.host(), 8080))?);
+            streams.push(LongLived::start(&web.0, &Dial::new(Proto::Tcp, family.client(), 9000))?);
         }
         let _follower = Follower::start(rig)?;
         firewalld.command(&["--reload"])?;

@@ -3,12 +3,12 @@
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::neighbour::libvirt::{self, VM};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::Proto;
 use std::net::IpAddr;
+use support::host::Netns;
+use support::need;
+use support::neighbour::libvirt::{self, VM};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::Proto;
 
 #[test]
 fn beside_libvirt_a_machine_and_a_container_use_the_same_source_ports() -> Result<()> {

@@ -1,17 +1,17 @@
 //! A host beside whose neighbours netpath runs, and what must be so on each of them.
 
 use anyhow::{Context, Result, ensure};
-use kit::expect::Expect;
-use kit::host::{Netns, patient};
-use kit::need::{self, Need};
-use kit::netavark::{AARDVARK, Document, Netavark, Network, Rung, is_incumbent};
-use kit::residue::Residue;
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 use std::cell::Cell;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use support::expect::Expect;
+use support::host::{Netns, patient};
+use support::need::{self, Need};
+use support::netavark::{AARDVARK, Document, Netavark, Network, Rung, is_incumbent};
+use support::residue::Residue;
+use support::topology::{Container, Family, Topology};
+use support::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 
 /// Longer than an answer takes where IPv6 addresses of a bridge are still tentative, as with Netavark.
 const QUICK: Duration = Duration::from_secs(3);

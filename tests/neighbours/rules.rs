@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::topology::{Family, Topology};
-use kit::traffic::Proto;
+use support::host::Netns;
+use support::need;
+use support::topology::{Family, Topology};
+use support::traffic::Proto;
 
 /// A rule that closes TCP 8080 of the host to all clients but one.
 #[derive(Clone, Copy, Debug)]

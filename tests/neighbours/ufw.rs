@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::need;
-use kit::neighbour::Ufw;
-use kit::topology::{Family, Topology};
-use kit::traffic::Proto;
+use support::need;
+use support::neighbour::Ufw;
+use support::topology::{Family, Topology};
+use support::traffic::Proto;
 
 #[test]
 fn beside_ufw_with_its_defaults_all_is_served_and_its_rules_hold() -> Result<()> {

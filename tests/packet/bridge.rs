@@ -5,12 +5,14 @@ use crate::{
     stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, SIDE_BRIDGE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{
+    ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container,
+};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;

@@ -3,10 +3,6 @@
 use crate::{REDIRECTED, STACK, at_host, client, host, outside};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
-use kit::bpf;
-use kit::frames::deepest;
-use kit::need::say;
-use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
@@ -14,6 +10,10 @@ use netpath_common::layout::{
     SIDE_LO, SIDE_UPLINK,
 };
 use netpath_common::reason::Reason;
+use support::bpf;
+use support::frames::deepest;
+use support::need::say;
+use support::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
@@ -38,7 +38,7 @@ fn every_program_is_accepted_by_the_verifier() -> Result<()> {
 #[test]
 fn no_chain_of_calls_needs_more_stack_than_the_oldest_kernel_has() -> Result<()> {
     const MOST: u32 = 512;
-    let programs = deepest(&kit::object::bytes()?)?;
+    let programs = deepest(&support::object::bytes()?)?;
     ensure!(programs.len() == 16, "16 programs, and not {}", programs.len());
     let too_deep: Vec<String> = programs.iter().filter(|d| d.bytes > MOST).map(|d| format!("{d:?}")).collect();
     ensure!(too_deep.is_empty(), "more than {MOST} bytes in {} programs:\n{}", too_deep.len(), too_deep.join("\n"));

@@ -2,11 +2,11 @@
 
 use crate::{REDIRECTED, STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
 
 fn lab(flags: u32) -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;

@@ -2,14 +2,14 @@
 
 use crate::{STACK, at_host, becomes, client, cut_everywhere, goes_on_as, host, into, ip, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
 
 const LO: u32 = 1;
-const NO_MAC: kit::packet::Mac = [0; 6];
+const NO_MAC: support::packet::Mac = [0; 6];
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN])?;

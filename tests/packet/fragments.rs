@@ -2,11 +2,11 @@
 
 use crate::{STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, WEB_MAC, container};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;

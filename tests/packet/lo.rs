@@ -2,13 +2,13 @@
 
 use crate::{STACK, becomes, cut_everywhere, gateway, host, into, ip, shapes, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container, mapped};
 
 const LO: u32 = 1;
-const NO_MAC: kit::packet::Mac = [0; 6];
+const NO_MAC: support::packet::Mac = [0; 6];
 
 #[test]
 fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
@@ -27,7 +27,7 @@ fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
                 becomes(&mut lab, &what, (LO_IN, LO), &sent, &got, Reason::FlowLoopback)?;
                 becomes(&mut lab, &what, (LO_IN, LO), &sent, &got, Reason::Redirected)?;
                 let answer = Frame::tcp(web, seen, SYN | ACK).macs(BRIDGE_MAC, WEB_MAC);
-                if matches!(sent.l4, kit::packet::L4::Tcp { .. }) {
+                if matches!(sent.l4, support::packet::L4::Tcp { .. }) {
                     let back = answer.becomes(to, from).macs(NO_MAC, NO_MAC);
                     becomes(&mut lab, &what, (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
                 }

@@ -6,21 +6,21 @@ mod cost;
 mod edge;
 mod errors;
 mod fragments;
-mod identity;
+mod fuzz;
 mod lo;
 mod next_hop;
-mod noise;
 mod policy;
 mod protocols;
 mod repair;
+mod roundtrip;
 mod uplink;
 mod veth;
 mod xdp;
 
 use anyhow::Result;
-use kit::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
 
 /// tc's verdicts: to the next program and the stack, dropped, redirected.
 const STACK: i32 = -1;
@@ -120,7 +120,7 @@ fn shapes(frame: &Frame) -> Vec<(String, Frame)> {
 }
 
 /// To the container, as the bridge sends frames.
-fn into(frame: &Frame, mac: kit::packet::Mac, bridge: kit::packet::Mac) -> Frame {
+fn into(frame: &Frame, mac: support::packet::Mac, bridge: support::packet::Mac) -> Frame {
     frame.clone().macs(mac, bridge)
 }
 

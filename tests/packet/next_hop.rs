@@ -3,13 +3,13 @@
 
 use crate::{REDIRECTED, at_host, client, host, outside};
 use anyhow::{Context, Result, ensure};
-use kit::host::patience;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::{Addr, Mac};
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
 use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, SIDE_BRIDGE};
 use std::net::IpAddr;
 use std::process::Command;
+use support::host::patience;
+use support::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, RST, SYN, WEB_MAC, container};
 
 const NEXT: Mac = [2, 0, 0, 0, 0, 0x42];
 const OTHER: Mac = [2, 0, 0, 0, 0, 0x43];

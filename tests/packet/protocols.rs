@@ -2,12 +2,12 @@
 
 use crate::{DROPPED, STACK, at_host, becomes, client, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::ENDPOINT_MOVED_SCTP;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, WEB_MAC, container};
 
 fn sctp(src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
     Frame::new(src.0, dst.0, L4::Sctp { sport: src.1, dport: dst.1 })

@@ -2,13 +2,13 @@
 
 use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MAC, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::flow::ticks;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{FLOWS6, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::net::UdpSocket;
+use support::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MAC, RST, SYN, WEB_MAC, container};
 
 /// After a while, and in the next tick: a full table passes in a few seconds, and a port may be used again in the same one.
 #[test]

@@ -4,12 +4,14 @@ use crate::{
     DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, gateway, host, into, ip, shapes, stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, FIN, Frame, HOST_MAC, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{
+    ACK, BRIDGE_MAC, CLIENT_MAC, FIN, Frame, HOST_MAC, L4, Lab, RST, SYN, WEB_MAC, container, mapped,
+};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -63,7 +65,7 @@ fn what_is_not_published_is_left_alone() -> Result<()> {
             ("another port", Frame::tcp(from, (host(v4), 8081), SYN)),
             ("an address that is not the host's", Frame::tcp(from, (other, 8080), SYN)),
             ("tagged", Frame { tagged: true, ..published.clone() }),
-            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], kit::packet::CLIENT_MAC)),
+            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], support::packet::CLIENT_MAC)),
             ("an echo request", Frame::new(from.0, host(v4), L4::Echo { request: true, id: 8080 })),
             ("an echo answer nobody asked for", Frame::new(from.0, host(v4), L4::Echo { request: false, id: 8080 })),
             ("another protocol", Frame::new(from.0, host(v4), L4::Raw(47))),

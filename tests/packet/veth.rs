@@ -2,10 +2,10 @@
 
 use crate::{STACK, at_host, becomes, client, host, into, outside};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, FIN, Frame, Lab, SYN, WEB_MAC, container};
 
 #[track_caller]
 fn passes(lab: &mut Lab, what: &str, sent: &Frame) -> Result<()> {

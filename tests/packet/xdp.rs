@@ -5,11 +5,11 @@ use crate::{
     outside, shapes,
 };
 use anyhow::{Context, Result};
-use kit::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, XDP_IN};
 use netpath_common::layout::{ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container, mapped};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[XDP_IN, UPLINK_IN, BRIDGE_IN])?;

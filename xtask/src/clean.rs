@@ -1,7 +1,7 @@
 //! Removes what tests and demos that were killed have left: only what carries our names and whose maker is dead.
 //!
 //! Names: `<temporary directory>/netpath-<room>-<pid>[-<n>]`, and `/run/netpath-test/<pid>-<n>`, where a topology
-//! (tests/kit/topology.rs) mounts its namespaces and writes down the cookie of its host, which names records and pins.
+//! (tests/support/topology.rs) mounts its namespaces and writes down the cookie of its host, which names records and pins.
 
 use anyhow::{Context, Result};
 use std::fs;

@@ -1,6 +1,6 @@
 //! Real software that a host may have beside netpath, for the suite `neighbours`: Debian's packages, unpacked below
 //! `target/neighbours` and never installed, as their services would start on the developer's own machine.
-//! tests/kit/neighbour/ lays them over the machine's directories in a mount namespace of its own.
+//! tests/support/neighbour/ lays them over the machine's directories in a mount namespace of its own.
 
 use crate::steps::Steps;
 use crate::vm::apt_sources::{self, Release};

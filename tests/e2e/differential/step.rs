@@ -2,16 +2,16 @@
 
 use super::world::{Inside, World};
 use anyhow::{Error, Result, ensure};
-use kit::dice::Dice;
-use kit::echo::Pinger;
-use kit::host::{Netns, patient};
-use kit::packet::{ACK, FIN, Frame, L4, RST, SYN};
-use kit::raw::{Probe, Raw};
-use kit::topology::Family;
-use kit::traffic::{Dial, Dress, Proto};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use support::echo::Pinger;
+use support::host::{Netns, patient};
+use support::packet::{ACK, FIN, Frame, L4, RST, SYN};
+use support::raw::{Probe, Raw};
+use support::rng::Rng;
+use support::topology::Family;
+use support::traffic::{Dial, Dress, Proto};
 
 /// What silence costs. Whoever answers does it at once; all steps of a round share two processors.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -179,39 +179,39 @@ impl Step {
         bound: false,
     };
 
-    pub fn roll(dice: &Dice) -> Self {
-        let from = *dice.pick(&From::ALL);
-        let family = *dice.pick(&Family::BOTH);
-        let what = match dice.below(20) {
-            0..=5 => What::Tcp(*dice.pick(&[Dress::Plain, Dress::Plain, Dress::Options])),
-            6..=9 => What::Udp(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
-            10..=12 => What::Sendto(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+    pub fn roll(rng: &Rng) -> Self {
+        let from = *rng.pick(&From::ALL);
+        let family = *rng.pick(&Family::BOTH);
+        let what = match rng.below(20) {
+            0..=5 => What::Tcp(*rng.pick(&[Dress::Plain, Dress::Plain, Dress::Options])),
+            6..=9 => What::Udp(*rng.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+            10..=12 => What::Sendto(*rng.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
             13..=14 => What::Echo,
             15 => What::Aged,
-            16..=17 => What::Flags(*dice.pick(&[SYN, ACK, SYN | ACK, RST, FIN | ACK])),
+            16..=17 => What::Flags(*rng.pick(&[SYN, ACK, SYN | ACK, RST, FIN | ACK])),
             // Nobody's, and of each sender another: a protocol without ports has one flow to an end at a time.
             _ => What::Other(150 + From::ALL.iter().position(|f| *f == from).unwrap_or(0) as u8),
         };
-        let inside = To::In(*dice.pick(&Inside::ALL));
+        let inside = To::In(*rng.pick(&Inside::ALL));
         let hosts = [To::Host, To::HostSecond, To::HostFar, To::Gateway(7), To::Gateway(8), To::Localhost];
         let others = [To::Client, To::Outside, To::Far, To::Nobody, inside, inside];
-        let to = if dice.below(5) < 3 { *dice.pick(&hosts) } else { *dice.pick(&others) };
+        let to = if rng.below(5) < 3 { *rng.pick(&hosts) } else { *rng.pick(&others) };
         let port = match to {
-            To::Client | To::Far if dice.below(4) > 0 => 9000,
-            To::Outside if dice.below(4) > 0 => 9001,
-            To::In(_) if dice.below(3) > 0 => *dice.pick(&[80, 1443, 8080]),
-            _ => *dice.pick(&[8080, 8080, 8080, 8181, 8282, 8443, 8445, 8444, 8447, 9090, 6060, 7000, 7777, 80, 5999]),
+            To::Client | To::Far if rng.below(4) > 0 => 9000,
+            To::Outside if rng.below(4) > 0 => 9001,
+            To::In(_) if rng.below(3) > 0 => *rng.pick(&[80, 1443, 8080]),
+            _ => *rng.pick(&[8080, 8080, 8080, 8181, 8282, 8443, 8445, 8444, 8447, 9090, 6060, 7000, 7777, 80, 5999]),
         };
-        let bytes = match dice.below(4) {
-            0 => dice.below(64),
-            1 => dice.below(1_400),
-            2 => 1_400 + dice.below(200),
-            _ => dice.below(9_000),
+        let bytes = match rng.below(4) {
+            0 => rng.below(64),
+            1 => rng.below(1_400),
+            2 => 1_400 + rng.below(200),
+            _ => rng.below(9_000),
         };
         // A ping socket and raw ones have no port, and what is not bound has the address of the way.
-        let bound = from == From::Outside || dice.below(4) == 0;
+        let bound = from == From::Outside || rng.below(4) == 0;
         let step = Self { from, family, what, to, port, bytes: bytes as usize, bound, ..Self::PLAIN };
-        if step.is_meant() { step } else { Self::roll(dice) }
+        if step.is_meant() { step } else { Self::roll(rng) }
     }
 
     /// Others say nothing about the host, or hang on moments: a container asks who has an address of its own network for

@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, Way, serve, serve_at};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::netavark::Document;
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::Server;
+use support::host::Netns;
+use support::netavark::Document;
+use support::topology::{Container, Family, Topology};
+use support::traffic::Server;
 
 /// A container, its document.
 type Up = (Container, Document);

@@ -1,4 +1,4 @@
-//! A guest that is conducted: it comes up, is told by a control port what to do (tests/station), and is turned off.
+//! A guest that is conducted: it comes up, is told by a control port what to do (tests/vm_node), and is turned off.
 
 use super::qemu::{Acceleration, Qemu, READY, Running};
 use crate::steps::{seconds, tail};
@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const MEMORY_MIB: u32 = 1024;
-/// Longer than anything that is asked of a station may take, also in emulation.
+/// Longer than anything that is asked of a node may take, also in emulation.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Until QEMU has opened its sockets.
 const OPENING: Duration = Duration::from_secs(20);
@@ -37,7 +37,7 @@ pub struct Machine {
     name: &'static str,
     qemu: Running,
     control: UnixStream,
-    /// Of the last order.
+    /// Of the last command.
     number: u64,
     /// Of the line that is not complete yet.
     read: Vec<u8>,
@@ -117,7 +117,7 @@ impl Machine {
         })
     }
 
-    /// Waits until its station listens; `false`: not within `patience`.
+    /// Waits until its node listens; `false`: not within `patience`.
     ///
     /// # Errors
     /// It has ended, or its init has given up.
@@ -135,28 +135,28 @@ impl Machine {
         }
     }
 
-    /// Has its station do something, and gives the answer.
+    /// Has its node do something, and gives the answer.
     ///
     /// # Errors
     /// It cannot, or does not answer.
-    pub fn ask(&mut self, order: &Value) -> Result<Value> {
-        self.send(order)?;
+    pub fn ask(&mut self, command: &Value) -> Result<Value> {
+        self.send(command)?;
         self.answer()
     }
 
-    /// Has its station begin something; [`Machine::answer`] waits for it.
+    /// Has its node begin something; [`Machine::answer`] waits for it.
     ///
     /// # Errors
     /// The machine is gone.
-    pub fn send(&mut self, order: &Value) -> Result<()> {
+    pub fn send(&mut self, command: &Value) -> Result<()> {
         self.number += 1;
-        let mut order = order.clone();
-        order["n"] = self.number.into();
-        let _ = writeln!(self.log, "> {order}");
-        self.control.write_all(format!("{order}\n").as_bytes()).with_context(|| format!("{}: {order}", self.name))
+        let mut command = command.clone();
+        command["n"] = self.number.into();
+        let _ = writeln!(self.log, "> {command}");
+        self.control.write_all(format!("{command}\n").as_bytes()).with_context(|| format!("{}: {command}", self.name))
     }
 
-    /// To the last order. What comes too late to those before it is passed over.
+    /// To the last command. What comes too late to those before it is passed over.
     ///
     /// # Errors
     /// It could not do it, or does not answer.
@@ -221,8 +221,8 @@ impl Machine {
     }
 }
 
-/// What a line of the station answers to the order `number`, or the error that it had. `None`: it answers an older one, or is
-/// no JSON, as what init says when the station has ended. An answer without a number is to what was not read as an order.
+/// What a line of the node answers to the command `number`, or the error that it had. `None`: it answers an older one, or is
+/// no JSON, as what init says when the node has ended. An answer without a number is to what was not read as a command.
 fn said(line: &str, number: u64) -> Option<Result<Value, String>> {
     let answer: Value = serde_json::from_str(line).ok()?;
     if answer["n"].as_u64().is_some_and(|n| n < number) {
@@ -236,12 +236,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_comes_late_is_not_that_to_the_next_order() {
+    fn an_answer_that_comes_late_is_not_that_to_the_next_command() {
         assert_eq!(None, said(r#"{"n":6,"ok":1}"#, 7));
         assert_eq!(None, said(r#"{"n":6,"error":"late"}"#, 7));
-        assert_eq!(None, said("::end station 0 12", 7));
+        assert_eq!(None, said("::end vm_node 0 12", 7));
         assert_eq!(Some(Ok(json!(2))), said(r#"{"n":7,"ok":2}"#, 7));
         assert_eq!(Some(Err("why".to_owned())), said(r#"{"n":7,"error":"why"}"#, 7));
-        assert_eq!(Some(Err("no order".to_owned())), said(r#"{"n":null,"error":"no order"}"#, 7));
+        assert_eq!(Some(Err("no command".to_owned())), said(r#"{"n":null,"error":"no command"}"#, 7));
     }
 }

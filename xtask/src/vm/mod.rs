@@ -1,5 +1,5 @@
 //! `cargo xtask vm`: virtual machines that are booted for it. One after the other with the test suites on other kernels
-//! (`suites`), or three on a wire (`trio`), whose failures are tried (`wire`) and on which is measured (`perf`).
+//! (`suites`), or three on a wire (`three_vms`), whose failures are tried (`wire`) and on which is measured (`perf`).
 
 pub mod apt_sources;
 mod cpio;
@@ -12,7 +12,7 @@ mod perf;
 mod qemu;
 mod results;
 mod suites;
-mod trio;
+mod three_vms;
 mod variants;
 mod verified;
 mod wire;

@@ -70,7 +70,7 @@ pub fn write(page: &Path, rows: &[(String, Value)]) -> Result<()> {
     // A guest without some modules is a test of the ladder and not a kernel.
     let is_kernel = |value: &Value| value["packet"]["passed"] != 0;
     all.extend(rows.iter().filter(|(_, value)| is_kernel(value)).cloned());
-    figures::page::write(page, MARK, &table(&all), &[])?;
+    report::page::write(page, MARK, &table(&all), &[])?;
     let json = serde_json::to_string_pretty(&Value::Object(all))? + "\n";
     fs::write(&kept, json).with_context(|| format!("cannot write {KEPT}"))?;
     println!("the table of kernels is in {}", page.display());

@@ -27,7 +27,7 @@ const COMMAND_LINE: &str =
 const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good cgroup_disable=memory NETPATH_PATIENCE=6";
 const MEMORY_MIB: u32 = 2048;
 /// The hardware addresses of the network cards of a guest that runs suites. As with the patience, init has them from the
-/// kernel (tests/guest/main.rs), and the tests from init (tests/kit/topology.rs).
+/// kernel (tests/guest/main.rs), and the tests from init (tests/support/topology.rs).
 const CARDS: [&str; 2] = ["52:54:00:6e:70:01", "52:54:00:6e:70:02"];
 /// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);

@@ -8,7 +8,7 @@ mod cases;
 use super::image::Programs;
 use super::kernel::{self, Kernel};
 use super::qemu::{Acceleration, Qemu};
-use super::trio::{CLIENT, HOST, Kit, Trio, ip};
+use super::three_vms::{CLIENT, HOST, ThreeVms, VmSetup, ip};
 use super::variants::{Variant, built, chosen, released};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
@@ -72,14 +72,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for name in &kernel::expanded(&args.kernel) {
         let mut steps = Steps::of(0);
         let kernel = Kernel::get(name, &mut steps)?;
-        let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
-        let mut trio = Trio::boot(&kit, args.acceleration)?;
-        let factor = if trio.acceleration == Acceleration::Tcg { TCG_FACTOR } else { 1 };
+        let setup = VmSetup::new(Qemu::get(&mut steps)?, kernel, &programs, built("vm_node"))?;
+        let mut vms = ThreeVms::boot(&setup, args.acceleration)?;
+        let factor = if vms.acceleration == Acceleration::Tcg { TCG_FACTOR } else { 1 };
         let within = LIMIT * factor;
         println!(
             "Linux {}, three machines under {}: right within {}{}",
-            trio.host.release,
-            trio.acceleration.name(),
+            vms.host.release,
+            vms.acceleration.name(),
             seconds(within),
             if factor > 1 {
                 format!(", {factor} times what it is on a real machine: emulation")
@@ -87,13 +87,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 String::new()
             }
         );
-        let trio_name = trio.acceleration.name();
-        for (machine, name) in [(&mut trio.client, "client"), (&mut trio.second, "second")] {
+        let acceleration = vms.acceleration.name();
+        for (machine, name) in [(&mut vms.client, "client"), (&mut vms.second, "second")] {
             machine.ask(&json!({"do": "echo", "port": OUTSIDE, "name": name}))?;
         }
         for variant in &variants {
             let wanted = CASES.iter().filter(|(n, ..)| args.only.is_empty() || args.only.iter().any(|o| o == n));
-            let mut wire = Wire { trio: &mut trio, variant, within, far: Value::Null, found: Vec::new() };
+            let mut wire = Wire { vms: &mut vms, variant, within, far: Value::Null, found: Vec::new() };
             let mut is_fresh = false;
             for (case, what, act) in wanted {
                 let done = (if is_fresh { Ok(()) } else { wire.begin() }).and_then(|()| act(&mut wire));
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 match done {
                     Ok(moments) => {
                         passed += 1;
-                        times.add(&kit.kernel.release, trio_name, variant.key, case, &moments);
+                        times.add(&setup.kernel.release, acceleration, variant.key, case, &moments);
                         println!("{:<17} {case:<7} ok    {what}: {}", variant.key, told(&moments));
                     }
                     Err(error) => {
@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                             "what was ordered and answered: {}",
                             workspace::logs().join("vm-wire-*.log").display()
                         );
-                        failed.push(format!("{} {} {case}", kit.kernel.label, variant.key));
+                        failed.push(format!("{} {} {case}", setup.kernel.label, variant.key));
                     }
                 }
             }
@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                     Ok(()) => passed += 1,
                     Err(error) => {
                         println!("{:<17} teardown FAILED: {error:#}", variant.key);
-                        failed.push(format!("{} {} teardown", kit.kernel.label, variant.key));
+                        failed.push(format!("{} {} teardown", setup.kernel.label, variant.key));
                     }
                 }
             }
@@ -154,7 +154,7 @@ impl Times {
     }
 
     fn write(&self, page: &Path) -> Result<()> {
-        figures::page::write(page, "vm wire", &self.table(), &[])
+        report::page::write(page, "vm wire", &self.table(), &[])
     }
 
     fn table(&self) -> String {
@@ -177,7 +177,7 @@ fn told(moments: &[Moment]) -> String {
 
 /// Three machines with a container of one variant.
 struct Wire<'t, 'k> {
-    trio: &'t mut Trio<'k>,
+    vms: &'t mut ThreeVms<'k>,
     variant: &'t Variant,
     within: Duration,
     /// The device of the second uplink, while it has no driver.
@@ -189,10 +189,10 @@ struct Wire<'t, 'k> {
 impl Wire<'_, '_> {
     /// A host that has just been booted, with its container up and its second uplink not there yet.
     fn begin(&mut self) -> Result<()> {
-        self.trio.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
-        self.trio.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
-        if !self.trio.is_fresh {
-            self.trio.restart_host()?;
+        self.vms.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
+        self.vms.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
+        if !self.vms.is_fresh {
+            self.vms.restart_host()?;
         }
         self.unplug()?;
         self.found = self.is_there()?;
@@ -201,23 +201,23 @@ impl Wire<'_, '_> {
     }
 
     fn unplug(&mut self) -> Result<()> {
-        self.far = self.trio.host.ask(&json!({"do": "unplug", "link": "eth1"}))?;
+        self.far = self.vms.host.ask(&json!({"do": "unplug", "link": "eth1"}))?;
         Ok(())
     }
 
     fn container(&mut self) -> Result<()> {
-        self.trio.up(self.variant, &[(PUBLISHED, SERVED)])?;
+        self.vms.up(self.variant, &[(PUBLISHED, SERVED)])?;
         // Else that nothing of this is there in the end would say nothing.
         for mark in [" /run/netpath/", " netpath-agent"] {
             let is_marked = |line: &String| format!(" {line}").contains(mark);
             ensure!(self.is_there()?.iter().any(is_marked), "nothing like{mark} is on the host of a container");
         }
-        self.trio.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
+        self.vms.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
     }
 
     /// Takes the container down; what is left of netpath then is an error.
     fn end(&mut self) -> Result<()> {
-        self.trio.down()?;
+        self.vms.down()?;
         let mut left = Vec::new();
         for _ in 0..LEAVING {
             let now = self.is_there()?;
@@ -234,7 +234,7 @@ impl Wire<'_, '_> {
 
     /// What backends leave on hosts.
     fn is_there(&mut self) -> Result<Vec<String>> {
-        let lines = self.trio.host.ask(&json!({"do": "left"}))?;
+        let lines = self.vms.host.ask(&json!({"do": "left"}))?;
         serde_json::from_value(lines).context("what is on the host: not lines of text")
     }
 
@@ -245,35 +245,35 @@ impl Wire<'_, '_> {
 
     fn right_with(&mut self, host4: &str, bytes: usize) -> Result<f64> {
         let (inward, outward) = ways([host4, HOST[1]], CLIENT, "client", bytes);
-        let [client, host] = [&inward, &outward].map(|asks| self.asking(asks));
-        self.trio.client.send(&client)?;
-        self.trio.host.send(&host)?;
+        let [client, host] = [&inward, &outward].map(|probes| self.probing(probes));
+        self.vms.client.send(&client)?;
+        self.vms.host.send(&host)?;
         // Both answers are taken, whatever they are: what comes next is another answer.
-        let answers = [self.trio.client.answer(), self.trio.host.answer()];
+        let answers = [self.vms.client.answer(), self.vms.host.answer()];
         slowest(answers)
     }
 
-    fn asking(&self, asks: &Value) -> Value {
-        json!({"do": "ask", "asks": asks, "within_ms": self.within.as_millis() as u64})
+    fn probing(&self, probes: &Value) -> Value {
+        json!({"do": "probe", "probes": probes, "within_ms": self.within.as_millis() as u64})
     }
 
-    fn steady(&mut self) -> Result<()> {
-        let ask = json!({"udp": false, "to": at(HOST[0], PUBLISHED)});
-        self.trio.client.ask(&json!({"do": "steady", "name": "steady", "ask": ask})).map(drop)
+    fn long_lived(&mut self) -> Result<()> {
+        let probe = json!({"udp": false, "to": at(HOST[0], PUBLISHED)});
+        self.vms.client.ask(&json!({"do": "long_lived", "name": "long_lived", "probe": probe})).map(drop)
     }
 
     /// It has not noticed more than a pause.
-    fn steady_is_there(&mut self) -> Result<()> {
-        self.trio.client.ask(&json!({"do": "goes_on", "name": "steady"})).map(drop)
+    fn long_lived_is_there(&mut self) -> Result<()> {
+        self.vms.client.ask(&json!({"do": "goes_on", "name": "long_lived"})).map(drop)
     }
 
-    fn steady_ends(&mut self) -> Result<()> {
-        self.steady_is_there()?;
-        self.trio.client.ask(&json!({"do": "finish", "name": "steady"})).map(drop)
+    fn long_lived_ends(&mut self) -> Result<()> {
+        self.long_lived_is_there()?;
+        self.vms.client.ask(&json!({"do": "finish", "name": "long_lived"})).map(drop)
     }
 
     fn host_ip(&mut self, lines: &str) -> Result<()> {
-        self.trio.host.ask(&ip(lines)).map(drop)
+        self.vms.host.ask(&ip(lines)).map(drop)
     }
 }
 

@@ -2,11 +2,11 @@
 
 use crate::rig::{Path, Rig, Way, rig_on, serve};
 use anyhow::Result;
-use kit::foreign::{Counter, Place, Side};
-use kit::need;
-use kit::netavark::{Document, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
+use support::need;
+use support::netavark::{Document, Rung};
+use support::third_party::{Counter, Place, Side};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_way!(
     programs_of_others_at_the_same_tcx_hooks_see_their_packets,
@@ -32,22 +32,22 @@ fn all(rig: &Rig<'_>, way: Way, what: &str) -> Result<()> {
     rig.netavark.teardown(&web.0, &web.1)
 }
 
-struct Foreign {
+struct ThirdParty {
     name: String,
     counter: Counter,
 }
 
-impl Foreign {
+impl ThirdParty {
     fn new(name: String, counter: Result<Counter>) -> Result<Self> {
         Ok(Self { name, counter: counter? })
     }
 }
 
-fn all_see(rig: &Rig<'_>, foreign: &[Foreign], what: &str, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
-    let seen = || foreign.iter().map(|f| f.counter.seen()).collect::<Result<Vec<u64>>>();
+fn all_see(rig: &Rig<'_>, third_party: &[ThirdParty], what: &str, traffic: impl FnOnce() -> Result<()>) -> Result<()> {
+    let seen = || third_party.iter().map(|f| f.counter.seen()).collect::<Result<Vec<u64>>>();
     let before = seen()?;
     traffic()?;
-    for ((f, before), after) in foreign.iter().zip(before).zip(seen()?) {
+    for ((f, before), after) in third_party.iter().zip(before).zip(seen()?) {
         rig.note(after > before, || format!("{what}: {} saw nothing", f.name));
     }
     Ok(())
@@ -68,31 +68,31 @@ fn programs_of_others_at_the_same_tcx_hooks_see_their_packets(way: Way) -> Resul
     need!(need::tcx());
     rig_on(Topology::new(), way, |rig| {
         let host = &rig.topology.host;
-        let mut foreign = Vec::new();
+        let mut third_party = Vec::new();
         for side in Side::BOTH {
             let name = format!("at the uplink's {}, before", side.name());
-            foreign.push(Foreign::new(name, Counter::tcx(host, "eth0", side, Place::First))?);
+            third_party.push(ThirdParty::new(name, Counter::tcx(host, "eth0", side, Place::First))?);
         }
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         for side in Side::BOTH {
             let name = format!("at the uplink's {}, after", side.name());
-            foreign.push(Foreign::new(name, Counter::tcx(host, "eth0", side, Place::Last))?);
+            third_party.push(ThirdParty::new(name, Counter::tcx(host, "eth0", side, Place::Last))?);
         }
         for place in [Place::First, Place::Last] {
             let name = format!("at the bridge, {place:?}");
-            foreign.push(Foreign::new(name, Counter::tcx(host, "podman7", Side::Ingress, place))?);
+            third_party.push(ThirdParty::new(name, Counter::tcx(host, "podman7", Side::Ingress, place))?);
         }
         if way.rung == Rung::Tcx {
             let order = host.tcx_ingress("eth0")?;
-            rig.note(order == ["foreign", "np_uplink_in", "foreign"], || format!("at the uplink: {order:?}"));
+            rig.note(order == ["third_party", "np_uplink_in", "third_party"], || format!("at the uplink: {order:?}"));
         }
-        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
+        all_see(rig, &third_party, "beside netpath", || all(rig, way, "beside others"))?;
         // The bridge goes with its last container, and what was at it.
-        foreign.truncate(4);
+        third_party.truncate(4);
         rig.netavark.teardown(&keeper.0, &keeper.1)?;
-        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        all_see(rig, &third_party, "after netpath", || plain(rig))?;
         let order = host.tcx_ingress("eth0")?;
-        rig.note(order == ["foreign", "foreign"], || format!("left at the uplink: {order:?}"));
+        rig.note(order == ["third_party", "third_party"], || format!("left at the uplink: {order:?}"));
         Ok(Vec::new())
     })
 }
@@ -109,21 +109,21 @@ fn filters_of_others_in_the_same_clsact_qdisc_see_their_packets(way: Way) -> Res
         } else {
             host.command("tc", &["qdisc", "add", "dev", "podman7", "clsact"])?;
         }
-        let mut foreign = Vec::new();
+        let mut third_party = Vec::new();
         for (order, preference) in [("before", 1), ("after", 60_000)] {
             for side in Side::BOTH {
                 let name = format!("at the uplink's {}, {order}", side.name());
-                foreign.push(Foreign::new(name, Counter::clsact(host, "eth0", side, preference))?);
+                third_party.push(ThirdParty::new(name, Counter::clsact(host, "eth0", side, preference))?);
             }
         }
         for (order, preference) in [("before", 1), ("after", 60_000)] {
             let name = format!("at the bridge, {order}");
-            foreign.push(Foreign::new(name, Counter::clsact(host, "podman7", Side::Ingress, preference))?);
+            third_party.push(ThirdParty::new(name, Counter::clsact(host, "podman7", Side::Ingress, preference))?);
         }
-        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
-        foreign.truncate(4);
+        all_see(rig, &third_party, "beside netpath", || all(rig, way, "beside others"))?;
+        third_party.truncate(4);
         rig.netavark.teardown(&keeper.0, &keeper.1)?;
-        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        all_see(rig, &third_party, "after netpath", || plain(rig))?;
         for side in Side::BOTH {
             let shown = host.command("tc", &["filter", "show", "dev", "eth0", side.name()])?;
             let so = shown.contains("pref 1 ") && shown.contains("pref 60000 ") && !shown.contains("np_");
@@ -147,11 +147,11 @@ fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()>
         rig.note(!made()?, || "clsact is at the uplink before netpath".to_owned());
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         rig.note(made()?, || "netpath has made no clsact at the uplink".to_owned());
-        let foreign = Side::BOTH.map(|side| {
+        let third_party = Side::BOTH.map(|side| {
             let name = format!("in netpath's qdisc, {}", side.name());
-            Foreign::new(name, Counter::clsact(host, "eth0", side, 60_000))
+            ThirdParty::new(name, Counter::clsact(host, "eth0", side, 60_000))
         });
-        let foreign = foreign.into_iter().collect::<Result<Vec<_>>>()?;
+        let third_party = third_party.into_iter().collect::<Result<Vec<_>>>()?;
         let filters = |what: &str, ours: bool| -> Result<()> {
             for side in Side::BOTH {
                 let shown = host.command("tc", &["filter", "show", "dev", "eth0", side.name()])?;
@@ -161,10 +161,10 @@ fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()>
             Ok(())
         };
         filters("beside netpath", true)?;
-        all_see(rig, &foreign, "beside netpath", || all(rig, way, "beside others"))?;
+        all_see(rig, &third_party, "beside netpath", || all(rig, way, "beside others"))?;
         rig.netavark.teardown(&keeper.0, &keeper.1)?;
         filters("after netpath", false)?;
-        all_see(rig, &foreign, "after netpath", || plain(rig))?;
+        all_see(rig, &third_party, "after netpath", || plain(rig))?;
         // The next time it is somebody else's from the beginning.
         rig.netavark.setup(&keeper.0, &keeper.1)?;
         filters("beside netpath again", true)?;

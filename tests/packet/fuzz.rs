@@ -3,14 +3,14 @@
 
 use crate::{DROPPED, REDIRECTED, STACK, XDP_DROPPED, XDP_PASSED, XDP_REDIRECTED, at_host, client, host, outside};
 use anyhow::Result;
-use kit::dice::Dice;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
     ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT,
 };
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
+use support::rng::Rng;
 
 /// What is wrong with the checksums of a frame: 0 for a sum that is right. A translation neither makes a sum right that was
 /// wrong nor the other way round, so it leaves this as it is. None for what has no sum at a known place.
@@ -29,12 +29,12 @@ fn faults(frame: &[u8]) -> [Option<u16>; 2] {
     let transport = frame.get(l4..end.min(frame.len()));
     let pseudo = if v4 && proto == 1 { &[][..] } else { addresses };
     let sum = match (proto, transport) {
-        (6 | 58, Some(t)) | (1, Some(t)) if v4 || proto != 1 => Some(kit::packet::checksum(&[pseudo, t].concat())),
-        (17, Some(t)) if t.len() >= 8 && t[6..8] != [0; 2] => Some(kit::packet::checksum(&[pseudo, t].concat())),
+        (6 | 58, Some(t)) | (1, Some(t)) if v4 || proto != 1 => Some(support::packet::checksum(&[pseudo, t].concat())),
+        (17, Some(t)) if t.len() >= 8 && t[6..8] != [0; 2] => Some(support::packet::checksum(&[pseudo, t].concat())),
         _ => None,
     };
     // Zero has two forms in one's complement.
-    [header.map(kit::packet::checksum), sum].map(|s| s.map(|s| if s == 0xffff { 0 } else { s }))
+    [header.map(support::packet::checksum), sum].map(|s| s.map(|s| if s == 0xffff { 0 } else { s }))
 }
 
 /// Ways of networks, the usual one half of the time.
@@ -51,8 +51,8 @@ const NETWORKS: [u32; 8] = [
 
 #[test]
 fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
-    let dice = Dice::new();
-    kit::need::say(&dice.to_string());
+    let rng = Rng::new();
+    support::need::say(&rng.to_string());
     let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN, VETH_IN, XDP_IN];
     let mut lab = Lab::new(&programs)?;
     lab.set_endpoints(ENDPOINT_XDP)?;
@@ -66,7 +66,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
             networks.into_iter().try_for_each(|(n, index)| lab.set_network(n, index, NETWORKS[round / 500 % 8]))?;
         }
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 40_000));
-        let base = match dice.below(6) {
+        let base = match rng.below(6) {
             0 => at_host(Frame::tcp(from, to, SYN)),
             1 => at_host(Frame::udp(from, to)),
             2 => Frame::tcp(web, (outside(v4), 80), ACK).macs(BRIDGE_MAC, WEB_MAC),
@@ -80,15 +80,15 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
         };
         let mut bytes = base.bytes();
         // A few bytes of a packet that is right, or nothing of it behind the Ethernet header.
-        if dice.below(4) == 0 {
-            bytes[14..].iter_mut().for_each(|b| *b = dice.below(256) as u8);
+        if rng.below(4) == 0 {
+            bytes[14..].iter_mut().for_each(|b| *b = rng.below(256) as u8);
         } else {
-            for _ in 0..=dice.below(6) {
-                let at = 14 + dice.below(bytes.len() as u64 - 14) as usize;
-                bytes[at] = dice.below(256) as u8;
+            for _ in 0..=rng.below(6) {
+                let at = 14 + rng.below(bytes.len() as u64 - 14) as usize;
+                bytes[at] = rng.below(256) as u8;
             }
         }
-        let program = *dice.pick(&programs);
+        let program = *rng.pick(&programs);
         let at = match program {
             BRIDGE_IN => [0, bridge],
             UPLINK_OUT => [bridge, uplink],
@@ -122,7 +122,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
         if translated {
             rewritten += 1;
             assert_eq!(bytes.len(), out.packet.len(), "{program}: {bytes:02x?}");
-            let what = format!("{dice} {program} made {:02x?} of {bytes:02x?}", out.packet);
+            let what = format!("{rng} {program} made {:02x?} of {bytes:02x?}", out.packet);
             assert_eq!(faults(&bytes), faults(&out.packet), "the checksums; {what}");
         } else {
             let known = out.action == STACK || out.action == DROPPED && out.counted.len() == 1;

@@ -1,17 +1,11 @@
-//! What a station has: its own namespace, containers with their backend, servers, connections, programs in the background.
+//! What a node has: its own namespace, containers with their backend, servers, connections, programs in the background.
 
-use crate::asks::dial;
+use crate::commands::{Container, Probe};
 use crate::ethtool;
 use crate::measure::Served;
-use crate::orders::{Ask, Container};
+use crate::probes::dial;
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::loaded_programs;
-use kit::backend::Backend;
-use kit::host::{Netns, SOON, wait_for};
-use kit::netavark::{Document, Network};
-use kit::steady::Steady;
-use kit::topology::sends;
-use kit::traffic::{ANY, Proto, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -21,8 +15,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use support::backend::Backend;
+use support::host::{Netns, SOON, wait_for};
+use support::long_lived::LongLived;
+use support::netavark::{Document, Network};
+use support::topology::sends;
+use support::traffic::{ANY, Proto, Server};
 
-const DIR: &str = "/run/station";
+const DIR: &str = "/run/vm_node";
 /// As [`Network::dual`] numbers it; and the container's host part in it.
 const NETWORK: u8 = 7;
 const HOST_PART: u8 = 5;
@@ -50,7 +50,7 @@ pub struct Machine {
     // Before the namespaces that they are in.
     pub served: BTreeMap<Option<String>, Served>,
     echoes: BTreeMap<Option<String>, Vec<Server>>,
-    steady: BTreeMap<String, Steady>,
+    long_lived: BTreeMap<String, LongLived>,
     running: BTreeMap<String, Child>,
     containers: BTreeMap<String, Placed>,
 }
@@ -62,7 +62,7 @@ impl Machine {
             own: Netns::own()?,
             served: BTreeMap::new(),
             echoes: BTreeMap::new(),
-            steady: BTreeMap::new(),
+            long_lived: BTreeMap::new(),
             running: BTreeMap::new(),
             containers: BTreeMap::new(),
         })
@@ -139,18 +139,18 @@ impl Machine {
         Ok(())
     }
 
-    pub fn steady(&mut self, name: String, ask: &Ask) -> Result<()> {
-        let steady = Steady::start(self.netns(ask.container.as_deref())?, &dial(ask).patience(SOON * 6))?;
-        self.steady.insert(name, steady);
+    pub fn long_lived(&mut self, name: String, probe: &Probe) -> Result<()> {
+        let long_lived = LongLived::start(self.netns(probe.container.as_deref())?, &dial(probe).patience(SOON * 6))?;
+        self.long_lived.insert(name, long_lived);
         Ok(())
     }
 
     pub fn goes_on(&self, name: &str) -> Result<()> {
-        self.steady.get(name).with_context(|| format!("there is no connection {name}"))?.goes_on()
+        self.long_lived.get(name).with_context(|| format!("there is no connection {name}"))?.goes_on()
     }
 
     pub fn finish(&mut self, name: &str) -> Result<()> {
-        self.steady.remove(name).with_context(|| format!("there is no connection {name}"))?.finish()
+        self.long_lived.remove(name).with_context(|| format!("there is no connection {name}"))?.finish()
     }
 
     pub fn carrier(&self, link: &str, up: bool, within_ms: u64) -> Result<()> {

@@ -4,9 +4,9 @@ use crate::bars::BARS;
 use crate::plan::Plan;
 use crate::ports::COUNTS;
 use crate::variants::{DIRECT, PEER, Variant};
-use figures::results::{Better, Results};
-use figures::svg::Chart;
-use figures::table::{number, optional, render};
+use report::results::{Better, Results};
+use report::svg::Chart;
+use report::table::{number, optional, render};
 use serde_json::{Value, json};
 use std::fs;
 

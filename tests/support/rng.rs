@@ -3,35 +3,35 @@
 use std::cell::Cell;
 
 /// Numbers from a seed: `NETPATH_SEED`, else one that is told with every failure.
-pub struct Dice {
+pub struct Rng {
     seed: u64,
     state: Cell<u64>,
 }
 
-impl std::fmt::Display for Dice {
+impl std::fmt::Display for Rng {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "NETPATH_SEED={}", self.seed)
     }
 }
 
-impl Default for Dice {
+impl Default for Rng {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Dice {
+impl Rng {
     pub fn new() -> Self {
         Self::of(std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_701))
     }
 
     /// Another seed than the run's own.
     pub fn of(seed: u64) -> Self {
-        let dice = Self { seed, state: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) };
+        let rng = Self { seed, state: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) };
         for _ in 0..8 {
-            dice.below(2);
+            rng.below(2);
         }
-        dice
+        rng
     }
 
     pub fn seed(&self) -> u64 {

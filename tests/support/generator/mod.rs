@@ -109,7 +109,7 @@ fn latency(to: SocketAddr, time: Duration, mut ask: impl FnMut() -> std::io::Res
         }
     }
     Ok(Latency {
-        median_us: figures::stats::quantile(&took, 0.5).unwrap_or_default(),
-        p99_us: figures::stats::quantile(&took, 0.99).unwrap_or_default(),
+        median_us: report::stats::quantile(&took, 0.5).unwrap_or_default(),
+        p99_us: report::stats::quantile(&took, 0.99).unwrap_or_default(),
     })
 }

@@ -3,13 +3,13 @@
 
 use super::step::{From, Outcome, Step, To, What};
 use super::world::{Inside, World};
-use kit::packet::{ACK, FIN, RST, SYN};
-use kit::topology::Family;
-use kit::traffic::Dress;
 use nix::errno::Errno;
 use std::net::IpAddr;
+use support::packet::{ACK, FIN, RST, SYN};
+use support::topology::Family;
+use support::traffic::Dress;
 
-pub struct Decided {
+pub struct KnownDifference {
     #[expect(dead_code, reason = "for the reader")]
     pub why: &'static str,
     /// Whether steps like this may differ so, on the host with netfilter.
@@ -20,8 +20,8 @@ pub struct Decided {
     pub witness: Step,
 }
 
-pub const DECIDED: &[Decided] = &[
-    Decided {
+pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
+    KnownDifference {
         why: "on lo a datagram may be larger than what a container takes, and nobody there can cut it: lost. Only of sockets \
               that are bound to an address of the host, all others are led to the container before",
         concerns: |step, _| {
@@ -36,7 +36,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::Host, what: What::Udp(Dress::Plain), bytes: 4_000, bound: true, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "netfilter cannot answer for ::1 where br_netfilter has seen the answer first (docs/architecture.md)",
         concerns: |step, netfilter| {
             let localhost = step.to == To::Localhost && step.family == Family::V6;
@@ -51,7 +51,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::Host, to: To::Localhost, family: Family::V6, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "a socket of the host is led to the container before a packet exists, and so speaks from the bridge's address; \
               netfilter translates a packet that has its address already",
         concerns: |step, _| step.from == From::Host && (is_dial(step) || step.what == What::Aged),
@@ -69,7 +69,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::Host, to: To::HostFar, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "what may not come in is dropped before its age is looked at; netfilter's policy is in the forward chain, behind \
               that",
         concerns: |step, _| {
@@ -79,7 +79,7 @@ pub const DECIDED: &[Decided] = &[
         holds: |_, programs, netfilter| *programs == Outcome::Silent && has_aged(netfilter),
         witness: Step { from: From::Far, what: What::Aged, port: LISTED, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "the host reports an aged packet as the router that it is, from the link it came by; netfilter makes that the \
               address that was dialled",
         concerns: |step, _| step.what == What::Aged && is_outside(step.from) && step.to.is_host(),
@@ -90,7 +90,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::Far, what: What::Aged, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "a hairpin packet at its end is left to the host that it was sent to, for it cannot be sent on by half: the host \
               refuses it as a packet of its own",
         concerns: |step, _| step.what == What::Aged && matches!(step.from, From::In(_)) && step.to.is_host(),
@@ -102,7 +102,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::In(Inside::Other), what: What::Aged, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "the middle of a connection that nobody saw begin is not masqueraded, and a source that is private does not \
               leave; netfilter takes it for a connection (nf_conntrack_tcp_loose)",
         concerns: |step, _| {
@@ -120,7 +120,7 @@ pub const DECIDED: &[Decided] = &[
             ..Step::PLAIN
         },
     },
-    Decided {
+    KnownDifference {
         why: "whoever is not on a publish's list gets nothing from its port; what netfilter takes for no connection is not \
               asked, and the host refuses it",
         concerns: |step, _| {
@@ -133,7 +133,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { from: From::In(Inside::App), what: What::Flags(FIN | ACK), port: LISTED, ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "what belongs to no connection is led to the container of its port all the same; on the edge path the host's own \
               filter drops it on the way there. netfilter does not translate it, and the host refuses it",
         concerns: |step, netfilter| {
@@ -145,7 +145,7 @@ pub const DECIDED: &[Decided] = &[
         },
         witness: Step { what: What::Flags(SYN | ACK), ..Step::PLAIN },
     },
-    Decided {
+    KnownDifference {
         why: "the kernel's own: following connections it loses what is sent to the host in pieces with destination options, or \
               finds fault with them",
         concerns: |step, netfilter| {

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 const BYTES: usize = 200_000;
 
 /// One connection to an echo server that is kept busy until it is asked how it went.
-pub struct Steady {
+pub struct LongLived {
     name: String,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     thread: JoinHandle<Result<()>>,
 }
 
-impl Steady {
+impl LongLived {
     /// Connects from `netns` and begins.
     ///
     /// # Errors
@@ -42,9 +42,9 @@ impl Steady {
             }
             Ok(())
         })?;
-        let steady = Self { name, stop, done, thread };
-        steady.goes_on()?;
-        Ok(steady)
+        let long_lived = Self { name, stop, done, thread };
+        long_lived.goes_on()?;
+        Ok(long_lived)
     }
 
     /// Waits until more has gone there and back than what was on its way when this was called.

@@ -1,12 +1,12 @@
 //! The results for people and for programs: Markdown, JSON, SVG.
 
-use super::{PEER, Results, SAMPLE, Trio, Value, Variant};
+use super::{PEER, Results, SAMPLE, ThreeVms, Value, Variant};
 use crate::vm::qemu::Acceleration;
 use anyhow::{Context, Result};
-use figures::page;
-use figures::ratios::Ratios;
-use figures::results::Better;
-use figures::table::{optional, render};
+use report::page;
+use report::ratios::Ratios;
+use report::results::Better;
+use report::table::{optional, render};
 use serde_json::{Map, json};
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub struct Run<'a> {
     pub variants: &'a [&'static Variant],
     pub results: &'a Results,
     pub rounds: usize,
-    pub trio: &'a Trio<'a>,
+    pub vms: &'a ThreeVms<'a>,
 }
 
 const CHART: &str = "vm-perf.svg";
@@ -50,7 +50,7 @@ impl Run<'_> {
     }
 
     fn is_emulated(&self) -> bool {
-        self.trio.acceleration == Acceleration::Tcg
+        self.vms.acceleration == Acceleration::Tcg
     }
 
     fn machine(&self) -> String {
@@ -66,8 +66,8 @@ impl Run<'_> {
             "{}, Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; {rounds}, {} s per \
              sample, IPv4.{caution}\n\n",
             self.netpath,
-            self.trio.host.release,
-            self.trio.acceleration.name(),
+            self.vms.host.release,
+            self.vms.acceleration.name(),
             SAMPLE.as_secs()
         )
     }
@@ -146,7 +146,7 @@ impl Run<'_> {
             })
         });
         json!({
-            "netpath": self.netpath, "kernel": self.trio.host.release, "acceleration": self.trio.acceleration.name(),
+            "netpath": self.netpath, "kernel": self.vms.host.release, "acceleration": self.vms.acceleration.name(),
             "instruction_bound": self.is_emulated(), "rounds": self.rounds, "sample_ms": SAMPLE.as_millis() as u64,
             "figures": figures.collect::<Vec<_>>(), "notes": self.results.notes,
         })

@@ -61,7 +61,7 @@ impl Counter {
             instruction(0xb7, 0, 0, verdict),
             instruction(0x95, 0, 0, 0),
         ];
-        let program = bpf::load(kind, &program, "foreign")?;
+        let program = bpf::load(kind, &program, "third_party")?;
         Ok(Self { map, program, link: None })
     }
 
@@ -103,7 +103,7 @@ impl Counter {
     pub fn clsact(netns: &Netns, device: &str, side: Side, preference: u16) -> Result<Self> {
         static PINS: AtomicU32 = AtomicU32::new(0);
         let counter = Self::load()?;
-        let name = format!("foreign-{}-{}", std::process::id(), PINS.fetch_add(1, Ordering::Relaxed));
+        let name = format!("third_party-{}-{}", std::process::id(), PINS.fetch_add(1, Ordering::Relaxed));
         let pin = PathBuf::from("/sys/fs/bpf").join(name);
         let path = std::ffi::CString::new(pin.to_string_lossy().into_owned())?;
         let mut attr = Attr::default();

@@ -1,7 +1,7 @@
 //! A kernel without bpf(2), for one child process: what a locked-down host or a container says.
 //!
 //! ```no_run
-//! use kit::refuse_bpf::RefuseBpf;
+//! use support::refuse_bpf::RefuseBpf;
 //! let mut netpath = std::process::Command::new("netpath");
 //! netpath.arg("doctor").refuse_bpf();
 //! let output = netpath.output();

@@ -1,15 +1,15 @@
 //! The kit's generators of load, told from outside: servers in a container, clients on another machine.
 
+use crate::commands::Measure;
 use crate::machine::Machine;
-use crate::orders::Measure;
 use anyhow::{Context, Result};
-use kit::generator::bulk::{self, Iperf};
-use kit::generator::udp::{self, Counter};
-use kit::generator::{Latency, Servers, cpu, tcp};
-use kit::host::Netns;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use support::generator::bulk::{self, Iperf};
+use support::generator::udp::{self, Counter};
+use support::generator::{Latency, Servers, cpu, tcp};
+use support::host::Netns;
 
 /// Short connections, and the sink of datagrams.
 const ONCE: u16 = 80;

@@ -5,7 +5,7 @@
 //!   eth0 192.0.2.2, 2001:db8:1::2 ──── eth0 192.0.2.1, 2001:db8:1::1
 //!                                      eth1 198.51.100.1, 2001:db8:2::1 ──── eth0 198.51.100.2, 2001:db8:2::2
 //! ```
-//! The host's default routes lead to the client. The addresses are those of the tests' namespaces (tests/kit/topology.rs).
+//! The host's default routes lead to the client. The addresses are those of the tests' namespaces (tests/support/topology.rs).
 
 use super::image::{Base, Programs, Suite};
 use super::kernel::Kernel;
@@ -36,7 +36,7 @@ const PARTS: [Part; 3] = [
 const LONGEST_BOOT: Duration = Duration::from_secs(180);
 
 /// What three machines are made of.
-pub struct Kit {
+pub struct VmSetup {
     pub qemu: Qemu,
     pub kernel: Kernel,
     initramfs: PathBuf,
@@ -52,15 +52,15 @@ impl Drop for Directory {
     }
 }
 
-impl Kit {
-    /// With `station` (tests/station) as what the guests run.
+impl VmSetup {
+    /// With `vm_node` (tests/vm_node) as what the guests run.
     ///
     /// # Errors
     /// Something is missing on this machine.
-    pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, station: PathBuf) -> Result<Self> {
+    pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, vm_node: PathBuf) -> Result<Self> {
         let suite = Suite {
-            name: "station".to_owned(),
-            executable: station,
+            name: "vm_node".to_owned(),
+            executable: vm_node,
             arguments: Vec::new(),
             is_whole: true,
             conducted: true,
@@ -83,8 +83,8 @@ impl Kit {
     }
 }
 
-pub struct Trio<'k> {
-    kit: &'k Kit,
+pub struct ThreeVms<'k> {
+    setup: &'k VmSetup,
     pub acceleration: Acceleration,
     pub client: Machine,
     pub host: Machine,
@@ -95,32 +95,32 @@ pub struct Trio<'k> {
     wires: [(UnixDatagram, UnixDatagram); 2],
 }
 
-impl<'k> Trio<'k> {
+impl<'k> ThreeVms<'k> {
     /// Boots them and gives them their addresses.
     ///
     /// # Errors
     /// One does not come up.
-    pub fn boot(kit: &'k Kit, wanted: Option<Acceleration>) -> Result<Self> {
+    pub fn boot(setup: &'k VmSetup, wanted: Option<Acceleration>) -> Result<Self> {
         let wires = [UnixDatagram::pair()?, UnixDatagram::pair()?];
         let [client, host, second] = &PARTS;
         let (client, acceleration) = accelerated("client", wanted, |acceleration, patience| {
             let wire = end(&wires[0].0)?;
-            let up = Machine::start(&kit.boot(), client, vec![wire], acceleration).and_then(|mut machine| {
+            let up = Machine::start(&setup.boot(), client, vec![wire], acceleration).and_then(|mut machine| {
                 let patience = patience.unwrap_or(LONGEST_BOOT);
                 machine.is_up(patience)?.then_some(machine).with_context(|| not_up("the client", patience))
             });
             Ok(up.map(|machine| (machine, acceleration)).map_err(|why| format!("{why:#}")))
         })?;
-        let host = Machine::start(&kit.boot(), host, vec![end(&wires[0].1)?, end(&wires[1].1)?], acceleration)?;
-        let second = Machine::start(&kit.boot(), second, vec![end(&wires[1].0)?], acceleration)?;
-        let mut trio = Self { kit, acceleration, client, host, second, is_fresh: true, wires };
-        for machine in [&mut trio.host, &mut trio.second] {
+        let host = Machine::start(&setup.boot(), host, vec![end(&wires[0].1)?, end(&wires[1].1)?], acceleration)?;
+        let second = Machine::start(&setup.boot(), second, vec![end(&wires[1].0)?], acceleration)?;
+        let mut vms = Self { setup, acceleration, client, host, second, is_fresh: true, wires };
+        for machine in [&mut vms.host, &mut vms.second] {
             come_up(machine)?;
         }
-        trio.client.ask(&ip(&addresses("eth0", CLIENT)))?;
-        trio.second.ask(&ip(&addresses("eth0", SECOND)))?;
-        trio.first_uplink()?;
-        Ok(trio)
+        vms.client.ask(&ip(&addresses("eth0", CLIENT)))?;
+        vms.second.ask(&ip(&addresses("eth0", SECOND)))?;
+        vms.first_uplink()?;
+        Ok(vms)
     }
 
     /// Gives the host's first uplink its addresses, and the default routes.
@@ -148,7 +148,7 @@ impl<'k> Trio<'k> {
     pub fn restart_host(&mut self) -> Result<()> {
         let ends = vec![end(&self.wires[0].1)?, end(&self.wires[1].1)?];
         self.host.cut()?;
-        self.host = Machine::start(&self.kit.boot(), &PARTS[1], ends, self.acceleration)?;
+        self.host = Machine::start(&self.setup.boot(), &PARTS[1], ends, self.acceleration)?;
         come_up(&mut self.host)?;
         self.is_fresh = true;
         self.first_uplink()

@@ -3,25 +3,25 @@
 
 use crate::{at_host, client, host, into, outside};
 use anyhow::{Result, ensure};
-use kit::dice::Dice;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use std::net::IpAddr;
+use support::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
+use support::rng::Rng;
 
 const ROUNDS: u64 = 3_000;
 
 type End = (IpAddr, u16);
 
 /// A packet from one end to the other, and one back.
-fn classes(dice: &Dice, from: End, to: End, begun_inside: bool) -> (Frame, Frame) {
+fn classes(rng: &Rng, from: End, to: End, begun_inside: bool) -> (Frame, Frame) {
     let sctp = |from: End, to: End| Frame::new(from.0, to.0, L4::Sctp { sport: from.1, dport: to.1 });
-    let summed = dice.below(4) > 0 || from.0.is_ipv6();
+    let summed = rng.below(4) > 0 || from.0.is_ipv6();
     let udp = |from: End, to: End| Frame::new(from.0, to.0, L4::Udp { sport: from.1, dport: to.1, zero_sum: !summed });
     // What a host may begin with a container's address alone.
     let echo =
         |from: End, to: End, request| Frame::new(from.0, to.0, L4::Echo { request, id: request_id(from, to, request) });
-    match dice.below(if begun_inside { 5 } else { 3 }) {
+    match rng.below(if begun_inside { 5 } else { 3 }) {
         0 => (Frame::tcp(from, to, SYN), Frame::tcp(to, from, SYN | ACK)),
         1 => (udp(from, to), udp(to, from)),
         2 => (sctp(from, to), sctp(to, from)),
@@ -36,18 +36,18 @@ fn request_id(from: End, to: End, request: bool) -> u16 {
 }
 
 /// `frame` with other bytes in it and around it, as far as its class has any choice.
-fn dressed(dice: &Dice, frame: Frame, fragment: Option<Piece>) -> Frame {
+fn dressed(rng: &Rng, frame: Frame, fragment: Option<Piece>) -> Frame {
     // Pieces but the last are whole units of eight bytes.
-    let len = if fragment.is_some() { 8 * (3 + dice.below(60)) } else { dice.below(1_200) };
-    let payload = (0..len).map(|_| dice.below(256) as u8).collect();
-    Frame { payload, fragment, options: dice.below(4) as usize, ttl: 2 + dice.below(254) as u8, ..frame }
+    let len = if fragment.is_some() { 8 * (3 + rng.below(60)) } else { rng.below(1_200) };
+    let payload = (0..len).map(|_| rng.below(256) as u8).collect();
+    Frame { payload, fragment, options: rng.below(4) as usize, ttl: 2 + rng.below(254) as u8, ..frame }
 }
 
 /// What follows the first piece: without ports.
-fn rest(dice: &Dice, first: &Frame, proto: u8) -> Frame {
+fn rest(rng: &Rng, first: &Frame, proto: u8) -> Frame {
     let piece = first.fragment.map(|p| Piece { offset: 200, more: false, ..p });
     let rest = Frame { l4: L4::Raw(proto), ..first.clone() };
-    dressed(dice, rest, piece)
+    dressed(rng, rest, piece)
 }
 
 struct Walk<'l> {
@@ -77,25 +77,25 @@ fn error(quoted: &Frame) -> Frame {
 
 #[test]
 fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
-    let dice = Dice::new();
+    let rng = Rng::new();
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for round in 0..ROUNDS {
-        let (v4, inside) = (dice.below(2) == 0, dice.below(2) == 0);
-        let port = 1_024 + dice.below(60_000) as u16;
+        let (v4, inside) = (rng.below(2) == 0, rng.below(2) == 0);
+        let port = 1_024 + rng.below(60_000) as u16;
         let (web, seen) = if inside {
             ((container(7, v4), port), (host(v4), port))
         } else {
             ((container(7, v4), 80), (host(v4), 8080))
         };
-        let far = (if inside { outside(v4) } else { client(v4) }, 1 + dice.below(65_535) as u16);
-        let (there, answer) = if inside { classes(&dice, web, far, true) } else { classes(&dice, far, seen, false) };
+        let far = (if inside { outside(v4) } else { client(v4) }, 1 + rng.below(65_535) as u16);
+        let (there, answer) = if inside { classes(&rng, web, far, true) } else { classes(&rng, far, seen, false) };
         // SCTP keeps its port, so that this one would have to be published with the same.
         if matches!(there.l4, L4::Sctp { .. }) && !inside {
             continue;
         }
-        let fragment = (dice.below(4) == 0).then_some(Piece { id: round as u16, ..Piece::FIRST });
+        let fragment = (rng.below(4) == 0).then_some(Piece { id: round as u16, ..Piece::FIRST });
         let proto = match there.l4 {
             L4::Tcp { .. } => 6,
             L4::Udp { .. } => 17,
@@ -105,8 +105,8 @@ fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
             _ => 58,
         };
         lab.forget()?;
-        let mut walk = Walk { lab: &mut lab, what: format!("{dice} round {round}") };
-        let (there, answer) = (dressed(&dice, there, fragment), dressed(&dice, answer, fragment));
+        let mut walk = Walk { lab: &mut lab, what: format!("{rng} round {round}") };
+        let (there, answer) = (dressed(&rng, there, fragment), dressed(&rng, answer, fragment));
         // The packets of a container by the bridge, as they are and as they are outside; those to it likewise.
         let out =
             |f: Frame| (f.clone().macs(BRIDGE_MAC, WEB_MAC), aged(&as_sent(&f, seen, far)).macs(BRIDGE_MAC, WEB_MAC));
@@ -119,7 +119,7 @@ fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
                 if turn == 0 { ((BRIDGE_IN, bridge), &outward) } else { ((UPLINK_IN, uplink), &inward) };
             walk.becomes(at, sent, got)?;
             if fragment.is_some() {
-                let piece = rest(&dice, sent, proto);
+                let piece = rest(&rng, sent, proto);
                 let moved = Frame { src: got.src, dst: got.dst, ..aged(&piece) }.macs(got.dmac, got.smac);
                 walk.becomes(at, &piece, &moved)?;
             }

@@ -1,5 +1,5 @@
-//! What can be asked of a station, as it is written on the control port: `{"n": 7, "do": "down", "name": "web"}`. The answer
-//! has the number of its order.
+//! What can be asked of a node, as it is written on the control port: `{"n": 7, "do": "down", "name": "web"}`. The answer
+//! has the number of its command.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub enum Order {
+pub enum Command {
     /// Lines of `ip -batch`.
     Ip {
         lines: String,
@@ -35,19 +35,19 @@ pub enum Order {
         name: String,
     },
     /// Side by side, each again and again until the answer is right; gives the milliseconds of each.
-    Ask {
-        asks: Vec<Ask>,
+    Probe {
+        probes: Vec<Probe>,
         within_ms: u64,
     },
     /// Asks again and again until nobody answers.
     Silent {
-        ask: Ask,
+        probe: Probe,
         within_ms: u64,
     },
     /// A TCP connection that is kept busy.
-    Steady {
+    LongLived {
         name: String,
-        ask: Ask,
+        probe: Probe,
     },
     GoesOn {
         name: String,
@@ -126,7 +126,7 @@ pub struct Container {
 }
 
 #[derive(Deserialize, Clone)]
-pub struct Ask {
+pub struct Probe {
     /// Whence; the machine itself without a name.
     pub container: Option<String>,
     pub udp: bool,
