@@ -1,8 +1,8 @@
-//! `cargo xtask vm perf`: what a container's port gives to clients on other machines, by netpath's ways and by Netavark.
+//! `cargo xtask vm perf`: speed of a published port for clients on other machines, on netpath's paths and on Netavark.
 //!
-//! The host has one variant up at a time and all of them in each round, in another order each time: what slows the machine
-//! for a while slows all, and ratios are of one round. Under TCG a machine is as fast as its instructions are few: ratios
-//! say something there, absolute figures do not.
+//! The host has one variant up at a time. Each round runs all variants in a new order, so that a slow period of the machine
+//! affects all, and ratios are computed within a round. Under TCG speed depends on the number of instructions: ratios are
+//! meaningful there, absolute figures are not.
 
 mod output;
 
@@ -38,11 +38,11 @@ pub struct Args {
     /// Only these variants: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables, netavark
     #[arg(long, value_name = "VARIANT", num_args = 1.., value_delimiter = ',')]
     variants: Vec<String>,
-    /// How often each variant has its turn; medians are shown
+    /// Rounds per variant; medians are shown
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Also put the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, chart and JSON beside
-    /// it; all figures and variants, two rounds or more
+    /// Also write the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, with chart and
+    /// JSON beside it; requires all figures, all variants and two rounds
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
@@ -51,37 +51,37 @@ pub struct Args {
 }
 
 impl Args {
-    /// Not of all figures and variants, or not of medians.
+    /// Whether figures or variants are missing, or there are no medians.
     fn is_partial(&self) -> bool {
         !self.only.is_empty() || !self.variants.is_empty() || self.rounds < 2
     }
 }
 
-/// Of each sample of traffic. iperf3 takes whole seconds.
+/// Duration of each sample of traffic. iperf3 takes whole seconds.
 const SAMPLE: Duration = Duration::from_secs(2);
-/// How often it is looked whether the host is idle, a second at a time, and how much of a processor an idle one uses: in
-/// emulation its clock alone takes some.
+/// Maximum number of idle checks, one per second, and the processor share of an idle host: under emulation its timer tick alone
+/// uses some.
 const SETTLING: usize = 20;
 const IDLE: f64 = 0.15;
-/// How often it is looked whether a flood has ended, ten times a second.
+/// Maximum number of checks for the end of a flood, ten per second.
 const DRAINING: usize = 100;
-/// The size of the host's table of connections, and how many it has room for. By a guest's memory both would be 8,192: one is
-/// there for two minutes after its end, those of a few turns fill it, and then whatever is new is dropped.
+/// Buckets and maximum of the host's conntrack table. By a guest's memory both would be 8,192: an entry stays for two minutes
+/// after its end, so a few turns fill the table, and new connections are dropped.
 const TRACKED: [(&str, &str); 2] = [("buckets", "65536"), ("max", "262144")];
-/// Of the host.
+/// Uplinks of the host.
 const UPLINKS: [&str; 2] = ["eth0", "eth1"];
-/// Of the container's servers (tests/vm_node/measure.rs); the published ports are greater by [`SHIFT`].
+/// Ports of the container's servers (tests/vm_node/measure.rs); the published ports are greater by [`SHIFT`].
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
 const SHIFT: u16 = 8000;
-/// A datagram that fills a frame, nearly.
+/// Payload of a datagram that nearly fills a frame.
 const LARGE: u16 = 1_400;
 
 type Sample = Vec<(Figure, f64)>;
 type Job = fn(&mut ThreeVms<'_>) -> Result<Sample>;
 
-/// Each under the name of its first figure.
+/// Jobs by the name of their first figure.
 const JOBS: [(&str, Job); 10] = [
     ("tcp", tcp),
     ("tcp-back", tcp_back),
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
     let (binary, netpath) = (released()?, version());
-    // The tests' own package is optimized in every profile.
+    // The tests package is optimized in every profile.
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(&binary, true, &args.variants)?;
     let more = vec![
@@ -149,7 +149,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Both uplinks, and bridged packets past netfilter, as on a host where nobody has loaded br_netfilter.
+/// Sets up both uplinks, and keeps bridged packets out of netfilter, as on a host without br_netfilter.
 fn prepare(vms: &mut ThreeVms<'_>) -> Result<()> {
     vms.second_uplink()?;
     for family in ["iptables", "ip6tables"] {
@@ -162,7 +162,8 @@ fn prepare(vms: &mut ThreeVms<'_>) -> Result<()> {
     vms.client.ask(&json!({"do": "serve"})).map(drop)
 }
 
-/// What variants leave behind: connections that have ended, and the peer's table, whose chains keep all packets tracked.
+/// Removes what variants leave behind: ended connections, and the peer's table, whose chains keep conntrack active for all
+/// packets.
 fn tidied(vms: &mut ThreeVms<'_>) -> Result<()> {
     const LEFT: [&str; 4] =
         ["conntrack -F", "nft add table inet netavark", "nft delete table inet netavark", "nft list ruleset"];
@@ -174,14 +175,14 @@ fn tidied(vms: &mut ThreeVms<'_>) -> Result<()> {
     }
     match rules.as_str() {
         None | Some("") => Ok(()),
-        Some(rules) => bail!("rules that nobody is to have left:\n{rules}"),
+        Some(rules) => bail!("rules left behind:\n{rules}"),
     }
 }
 
 /// One turn of one variant.
 ///
 /// # Errors
-/// It cannot be set up, or figures of it cannot be had; the others are in `results` all the same.
+/// The setup fails, or some figures cannot be measured; the others are in `results` nevertheless.
 fn measure(
     vms: &mut ThreeVms<'_>,
     variant: &Variant,
@@ -190,7 +191,7 @@ fn measure(
     results: &mut Results,
 ) -> Result<()> {
     let measured = figures_of(vms, variant, jobs, round, results);
-    // Whatever came of it, also where the answer to its setup came too late: the next variant takes the same names and ports.
+    // Always, also after a setup whose answer came too late: the next variant uses the same names and ports.
     let down = vms.down();
     let tidy = tidied(vms);
     measured.and(down.map(drop)).and(tidy)
@@ -219,8 +220,8 @@ fn figures_of(
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
 }
 
-/// Waits until the host has nothing to do: what a setup leaves to be done, an agent that starts for one, is not the path's.
-/// `false`: it always had.
+/// Waits until the host is idle: work that a setup leaves behind, such as an agent that starts, must not count for the path.
+/// `false`: it never was.
 fn settles(vms: &mut ThreeVms<'_>) -> Result<bool> {
     for _ in 0..SETTLING {
         let begun = Instant::now();
@@ -243,7 +244,7 @@ fn of(machine: &mut Machine, what: Value) -> Result<Value> {
     machine.ask(&json!({"do": "measure", "what": what}))
 }
 
-/// Of the container on the host.
+/// Measures in the container on the host.
 fn of_web(vms: &mut ThreeVms<'_>, what: Value) -> Result<Value> {
     vms.host.ask(&json!({"do": "measure", "container": "web", "what": what}))
 }
@@ -256,14 +257,14 @@ fn busy(vms: &mut ThreeVms<'_>) -> Result<f64> {
     of(&mut vms.host, json!("busy"))?.as_f64().context("no time of processors")
 }
 
-/// What `work` gives, and the seconds that the processors of the host were busy with it.
+/// The result of `work`, and the seconds that the host's processors were busy with it.
 fn with_cost<T>(vms: &mut ThreeVms<'_>, work: impl FnOnce(&mut ThreeVms<'_>) -> Result<T>) -> Result<(T, f64)> {
     let before = busy(vms)?;
     let done = work(vms)?;
     Ok((done, busy(vms)? - before))
 }
 
-/// The same command to both clients at once, each to the host's address on its side.
+/// Sends the same command to both clients at once, each with the host's address on its side.
 fn both(vms: &mut ThreeVms<'_>, what: impl Fn(String) -> Value) -> Result<[Value; 2]> {
     let command = |host| json!({"do": "measure", "what": what(to(host, ONCE))});
     vms.client.send(&command(HOST))?;
@@ -304,13 +305,13 @@ fn flood(to: String) -> Value {
     json!({"flood": {"to": to, "ms": SAMPLE.as_millis() as u64}})
 }
 
-/// Datagrams that came to the container while `send` sent.
+/// Datagrams that reached the container while `send` ran.
 fn sunk<T>(vms: &mut ThreeVms<'_>, send: impl FnOnce(&mut ThreeVms<'_>) -> Result<T>) -> Result<(T, f64, f64)> {
     let count = |vms: &mut ThreeVms<'_>| of_web(vms, json!("sunk"))?.as_f64().context("no count");
     let before = count(vms)?;
     let (sent, used) = with_cost(vms, send)?;
     let received = count(vms)? - before;
-    // What is still on its way then is nobody's: not of this figure, and not of the next.
+    // Datagrams still in flight count neither for this figure nor for the next.
     let mut last = before + received;
     for _ in 0..DRAINING {
         std::thread::sleep(Duration::from_millis(100));
@@ -341,7 +342,7 @@ fn connections(to: String) -> Value {
     json!({"connections": {"to": to, "ms": SAMPLE.as_millis() as u64}})
 }
 
-/// Connections per second, of which none may have failed.
+/// Connections per second; a failed connection is an error.
 fn rate(done: &Value) -> Result<f64> {
     let failed = field(done, "failed")?;
     if failed > 0.0 {
@@ -366,7 +367,7 @@ fn conn_both(vms: &mut ThreeVms<'_>) -> Result<Sample> {
     Ok(vec![(Figure::more("conn-both", "the same, both clients", "conn/s"), rate(&one)? + rate(&two)?)])
 }
 
-/// Masqueraded.
+/// Masqueraded connections.
 fn conn_out(vms: &mut ThreeVms<'_>) -> Result<Sample> {
     let done = of_web(vms, connections(format!("{}:{ONCE}", CLIENT[0])))?;
     Ok(vec![(Figure::more("conn-out", "the same, container → client", "conn/s"), rate(&done)?)])

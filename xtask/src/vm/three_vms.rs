@@ -5,7 +5,7 @@
 //!   eth0 192.0.2.2, 2001:db8:1::2 ──── eth0 192.0.2.1, 2001:db8:1::1
 //!                                      eth1 198.51.100.1, 2001:db8:2::1 ──── eth0 198.51.100.2, 2001:db8:2::2
 //! ```
-//! The host's default routes lead to the client. The addresses are those of the tests' namespaces (tests/support/topology.rs).
+//! The host's default routes point to the client. The addresses are those of the tests' namespaces (tests/support/topology.rs).
 
 use super::image::{Base, Programs, Suite};
 use super::kernel::Kernel;
@@ -32,10 +32,10 @@ const PARTS: [Part; 3] = [
     Part { name: "host", macs: &[HOST_MAC, "52:54:00:00:64:01"] },
     Part { name: "second", macs: &["52:54:00:00:64:02"] },
 ];
-/// Emulation on a machine that others use.
+/// Boot limit under emulation on a busy machine.
 const LONGEST_BOOT: Duration = Duration::from_secs(180);
 
-/// What three machines are made of.
+/// The parts that the three machines are built from.
 pub struct VmSetup {
     pub qemu: Qemu,
     pub kernel: Kernel,
@@ -43,7 +43,7 @@ pub struct VmSetup {
     directory: Directory,
 }
 
-/// Removed with the value; `cargo xtask clean` knows it by its name.
+/// Removed on drop; `cargo xtask clean` recognizes the name.
 struct Directory(PathBuf);
 
 impl Drop for Directory {
@@ -53,10 +53,10 @@ impl Drop for Directory {
 }
 
 impl VmSetup {
-    /// With `vm_node` (tests/vm_node) as what the guests run.
+    /// `vm_node` (tests/vm_node) is the program that the guests run.
     ///
     /// # Errors
-    /// Something is missing on this machine.
+    /// A part is missing on this machine.
     pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, vm_node: PathBuf) -> Result<Self> {
         let suite = Suite {
             name: "vm_node".to_owned(),
@@ -66,7 +66,7 @@ impl VmSetup {
             conducted: true,
         };
         let suites = [suite];
-        // Sockets have short paths.
+        // Socket paths must be short.
         let directory = std::env::temp_dir().join(format!("netpath-wire-{}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)
@@ -89,17 +89,17 @@ pub struct ThreeVms<'k> {
     pub client: Machine,
     pub host: Machine,
     pub second: Machine,
-    /// Nothing was set up on the host since it was booted.
+    /// Nothing has been set up on the host since it was booted.
     pub is_fresh: bool,
-    /// Both ends of both wires, of which the machines have copies.
+    /// Both ends of both wires; the machines hold duplicates.
     wires: [(UnixDatagram, UnixDatagram); 2],
 }
 
 impl<'k> ThreeVms<'k> {
-    /// Boots them and gives them their addresses.
+    /// Boots the machines and assigns their addresses.
     ///
     /// # Errors
-    /// One does not come up.
+    /// A machine does not boot.
     pub fn boot(setup: &'k VmSetup, wanted: Option<Acceleration>) -> Result<Self> {
         let wires = [UnixDatagram::pair()?, UnixDatagram::pair()?];
         let [client, host, second] = &PARTS;
@@ -123,28 +123,28 @@ impl<'k> ThreeVms<'k> {
         Ok(vms)
     }
 
-    /// Gives the host's first uplink its addresses, and the default routes.
+    /// Assigns the addresses of the host's first uplink, and the default routes.
     ///
     /// # Errors
-    /// The host refuses them.
+    /// The host rejects them.
     pub fn first_uplink(&mut self) -> Result<()> {
         let routes =
             format!("route replace default via {}\nroute replace default via {} dev eth0\n", CLIENT[0], CLIENT[1]);
         self.host.ask(&ip(&(addresses("eth0", HOST) + &routes))).map(drop)
     }
 
-    /// The same for the second, which leads to its own net alone.
+    /// Assigns the addresses of the second uplink, which has a route to its own subnet only.
     ///
     /// # Errors
-    /// The host refuses them.
+    /// The host rejects them.
     pub fn second_uplink(&mut self) -> Result<()> {
         self.host.ask(&ip(&addresses("eth1", HOST_FAR))).map(drop)
     }
 
-    /// Cuts the host's power and boots it again. Nothing is set up on it.
+    /// Powers the host off and boots it again, with nothing set up.
     ///
     /// # Errors
-    /// It does not come up.
+    /// The host does not boot.
     pub fn restart_host(&mut self) -> Result<()> {
         let ends = vec![end(&self.wires[0].1)?, end(&self.wires[1].1)?];
         self.host.cut()?;
@@ -154,10 +154,10 @@ impl<'k> ThreeVms<'k> {
         self.first_uplink()
     }
 
-    /// Sets up the container `web` on the host; gives milliseconds.
+    /// Sets up the container `web` on the host; returns milliseconds.
     ///
     /// # Errors
-    /// The backend refuses it.
+    /// The backend rejects it.
     pub fn up(&mut self, variant: &Variant, publish: &[(u16, u16)]) -> Result<f64> {
         self.is_fresh = false;
         let options: Value = variant.options.iter().copied().map(|(k, v)| (k.to_owned(), Value::from(v))).collect();

@@ -1,7 +1,7 @@
-//! `cargo xtask vm wire`: what happens to wires and to whole hosts, and whether traffic is right within a second of it.
+//! `cargo xtask vm wire`: faults of links and hosts, and whether traffic is right within a second after each.
 //!
-//! Right is: from the client to the published port and from the container to the client, TCP and UDP, IPv4 and IPv6, the
-//! bytes come back and each server has seen the source address that it should.
+//! Right means: from the client to the published port and from the container to the client, TCP and UDP, IPv4 and IPv6, the
+//! bytes come back and each server has seen the expected source address.
 
 mod cases;
 
@@ -33,7 +33,7 @@ pub struct Args {
     /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
     #[arg(long, value_name = "VARIANT", num_args = 1..)]
     variants: Vec<String>,
-    /// If all is right, put the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
+    /// If all cases pass, write the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
     #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "variants"])]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
@@ -41,17 +41,17 @@ pub struct Args {
     acceleration: Option<Acceleration>,
 }
 
-/// Where the container's server listens, where it is published, and where the servers of the clients listen.
+/// The port of the container's server, its published port, and the port of the clients' servers.
 const SERVED: u16 = 80;
 const PUBLISHED: u16 = 8080;
 const OUTSIDE: u16 = 7000;
-/// By the clock of the guest that asks.
+/// By the clock of the probing guest.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Emulation makes each step of it up to thirty times longer, also that of the guests' kernels: so much is let pass on a machine
-/// that does other work too. On one that does not, all but what waits for another's timer is right within [`LIMIT`] even so.
+/// Emulation slows each step by up to thirty times, also in the guests' kernels: this factor is tolerated on a busy machine. On
+/// an idle one, all cases but those that wait for a peer's timer meet [`LIMIT`] even so.
 const TCG_FACTOR: u32 = 5;
-/// How often it is looked whether all is gone, five times a second: the agent ends by itself, and the kernel frees programs
-/// after the call that took them away.
+/// Maximum number of checks for leftovers, five per second: the agent ends by itself, and the kernel frees programs
+/// asynchronously.
 const LEAVING: u32 = 25;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -131,12 +131,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         times.write(page)?;
     }
     println!("in {}", seconds(begun.elapsed()));
-    // Nothing is left out but by --only and --variants.
+    // Only --only and --variants leave cases out.
     println!("{passed} passed, {} failed, 0 skipped", failed.len());
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What was measured, by kernel and moment: a row of the page's table, with a column for each variant.
+/// Measured times, by kernel and moment: a row of the page's table, with a column for each variant.
 #[derive(Default)]
 struct Times(BTreeMap<(String, String, String), BTreeMap<&'static str, f64>>);
 
@@ -182,12 +182,12 @@ struct Wire<'t, 'k> {
     within: Duration,
     /// The device of the second uplink, while it has no driver.
     far: Value,
-    /// What was on the host before its container.
+    /// State of the host before its container was set up.
     found: Vec<String>,
 }
 
 impl Wire<'_, '_> {
-    /// A host that has just been booted, with its container up and its second uplink not there yet.
+    /// Begins with a host that has just booted, with its container up and its second uplink unplugged.
     fn begin(&mut self) -> Result<()> {
         self.vms.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
         self.vms.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
@@ -207,7 +207,7 @@ impl Wire<'_, '_> {
 
     fn container(&mut self) -> Result<()> {
         self.vms.up(self.variant, &[(PUBLISHED, SERVED)])?;
-        // Else that nothing of this is there in the end would say nothing.
+        // Positive control: otherwise the check for their absence at the end would prove nothing.
         for mark in [" /run/netpath/", " netpath-agent"] {
             let is_marked = |line: &String| format!(" {line}").contains(mark);
             ensure!(self.is_there()?.iter().any(is_marked), "nothing like{mark} is on the host of a container");
@@ -215,7 +215,7 @@ impl Wire<'_, '_> {
         self.vms.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
     }
 
-    /// Takes the container down; what is left of netpath then is an error.
+    /// Takes the container down; leftovers of netpath are an error.
     fn end(&mut self) -> Result<()> {
         self.vms.down()?;
         let mut left = Vec::new();
@@ -232,13 +232,13 @@ impl Wire<'_, '_> {
         bail!("left behind or missing: {}", left.join(", "))
     }
 
-    /// What backends leave on hosts.
+    /// Objects that backends may leave on hosts.
     fn is_there(&mut self) -> Result<Vec<String>> {
         let lines = self.vms.host.ask(&json!({"do": "left"}))?;
         serde_json::from_value(lines).context("what is on the host: not lines of text")
     }
 
-    /// Milliseconds until traffic of the first uplink is right, where the host has the IPv4 address `host4`.
+    /// Milliseconds until traffic of the first uplink is right, for a host with the IPv4 address `host4`.
     fn right(&mut self, host4: &str) -> Result<f64> {
         self.right_with(host4, 1_000)
     }
@@ -248,7 +248,7 @@ impl Wire<'_, '_> {
         let [client, host] = [&inward, &outward].map(|probes| self.probing(probes));
         self.vms.client.send(&client)?;
         self.vms.host.send(&host)?;
-        // Both answers are taken, whatever they are: what comes next is another answer.
+        // Both answers are read, whatever the first one is: otherwise the next read would return the second.
         let answers = [self.vms.client.answer(), self.vms.host.answer()];
         slowest(answers)
     }
@@ -262,7 +262,7 @@ impl Wire<'_, '_> {
         self.vms.client.ask(&json!({"do": "long_lived", "name": "long_lived", "probe": probe})).map(drop)
     }
 
-    /// It has not noticed more than a pause.
+    /// The connection has noticed no more than a pause.
     fn long_lived_is_there(&mut self) -> Result<()> {
         self.vms.client.ask(&json!({"do": "goes_on", "name": "long_lived"})).map(drop)
     }
@@ -277,13 +277,13 @@ impl Wire<'_, '_> {
     }
 }
 
-/// Questions of an outside machine at `outside` to the published port, and of the container to the server `name` there.
+/// Probes from a machine at `outside` to the published port, and from the container to the server `name` there.
 fn ways(host: [&str; 2], outside: [&str; 2], name: &str, bytes: usize) -> (Value, Value) {
     let mut inward = Vec::new();
     let mut outward = Vec::new();
     for (host, outside) in host.into_iter().zip(outside) {
         for udp in [false, true] {
-            // A datagram that one frame carries, and one that it does not.
+            // A datagram that fits one frame, and one that does not.
             let bytes = if udp { bytes.min(1_400) } else { bytes };
             inward
                 .push(json!({"udp": udp, "to": at(host, PUBLISHED), "server": "web", "seen": outside, "bytes": bytes}));
@@ -299,7 +299,7 @@ fn at(ip: &str, port: u16) -> String {
     if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }
 
-/// Of the milliseconds in all answers the most.
+/// The largest value in all answers, in milliseconds.
 fn slowest(answers: [Result<Value>; 2]) -> Result<f64> {
     let mut most = 0.0_f64;
     let mut failed = Vec::new();

@@ -1,4 +1,4 @@
-//! The results for people and for programs: Markdown, JSON, SVG.
+//! The results as Markdown, JSON and SVG.
 
 use super::{PEER, Results, SAMPLE, ThreeVms, Value, Variant};
 use crate::vm::qemu::Acceleration;
@@ -21,12 +21,12 @@ pub struct Run<'a> {
 }
 
 const CHART: &str = "vm-perf.svg";
-/// Beside a page.
+/// File beside a page.
 const DATA: &str = "vm-perf.json";
 pub const LOST: &str = "udp-lost";
 
 impl Run<'_> {
-    /// Prints them, and writes them into `directory` and, if there is one, into a page.
+    /// Prints the results, and writes them into `directory` and, if given, into a page.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -106,7 +106,7 @@ impl Run<'_> {
         self.variants.iter().any(|v| v.key == PEER)
     }
 
-    /// How many times as good: where less is better, the inverse of the ratio.
+    /// Improvement as a factor: where less is better, the inverse of the ratio.
     fn chart(&self) -> String {
         let judged: Vec<_> = self.variants.iter().filter(|v| v.key != PEER).collect();
         let rows = self.results.figures.iter().filter(|f| is_compared(&f.key)).map(|figure| {
@@ -153,7 +153,7 @@ impl Run<'_> {
     }
 }
 
-/// As multiples. Losses are not: none of nothing; and the rare worst case of one round is no measure for that of another.
+/// Whether a figure is shown as a ratio. Losses are not, as the base may be zero; nor is the worst case, which varies by round.
 fn is_compared(figure: &str) -> bool {
     figure != LOST && !figure.ends_with("-p99")
 }

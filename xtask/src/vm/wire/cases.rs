@@ -1,4 +1,4 @@
-//! The cases: what happens, and what has to be right after it. Each leaves the host as it found it.
+//! The cases: a fault, and the state required after it. Each restores the host.
 
 use super::{PUBLISHED, Wire, at, slowest, ways};
 use crate::vm::three_vms::{CLIENT, HOST, HOST_FAR, HOST_MAC, SECOND};
@@ -6,14 +6,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::time::Instant;
 
-/// A UDP client that keeps its port over a power cut.
+/// Source port of a UDP client across a power cut.
 const OWN_PORT: u16 = 4000;
 const NARROW: u32 = 1280;
 
 pub type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
 
 pub const CASES: [(&str, &str, Case); 6] = [
-    // First, so that all others happen to the container that is taken down in the end.
+    // First, so that all others use the container that is taken down in the end.
     ("reboot", "the host loses its power, and containers are made anew", reboot),
     ("flap", "the uplink loses its carrier and gets it back", flap),
     ("down", "the uplink is taken down and up again", down_and_up),
@@ -22,7 +22,7 @@ pub const CASES: [(&str, &str, Case); 6] = [
     ("uplink", "a second uplink comes and goes", second_uplink),
 ];
 
-/// What happened, and how long until all was right, in milliseconds.
+/// An event, and milliseconds until all traffic was right.
 pub type Moment = (&'static str, f64);
 
 fn flap(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
@@ -38,8 +38,8 @@ fn flap(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     Ok(vec![("once", once), ("five times", often)])
 }
 
-/// Milliseconds from the command to give the carrier back until the host's kernel has the link send again. Meanwhile nobody asks:
-/// a client's question would be lost, and be repeated a second later, whatever the host does.
+/// Milliseconds from the command that restores the carrier until the host's kernel lets the link send again. No probe runs
+/// meanwhile: a client's request would be lost and repeated a second later, independently of the host.
 fn carrier_goes_and_comes(wire: &mut Wire<'_, '_>) -> Result<f64> {
     wire.vms.host.carrier(0, false)?;
     let begun = Instant::now();
@@ -47,7 +47,7 @@ fn carrier_goes_and_comes(wire: &mut Wire<'_, '_>) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// As a network manager does when it is restarted: IPv6 addresses and all routes go, and come again.
+/// As a restart of a network manager: IPv6 addresses and all routes are removed, and return.
 fn down_and_up(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     wire.long_lived()?;
     wire.host_ip("link set eth0 down\n")?;
@@ -84,12 +84,12 @@ fn dhcp(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     Ok(moments)
 }
 
-/// The wire itself becomes narrower: what is larger is lost, and only the host knows of it.
+/// The link itself becomes narrower: larger packets are lost, and only the host knows.
 fn mtu(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     wire.long_lived()?;
     wire.host_ip(&format!("link set eth0 mtu {NARROW}\n"))?;
     wire.vms.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": NARROW}))?;
-    // Before anybody else can learn the new size for it.
+    // Before a probe can learn the new size for it.
     wire.long_lived_is_there().context("the connection from before")?;
     let narrow = wire.right_with(HOST[0], 20_000)?;
     wire.vms.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
@@ -102,7 +102,7 @@ fn mtu(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
 fn second_uplink(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     wire.long_lived()?;
     wire.vms.host.ask(&json!({"do": "plug", "device": wire.far, "link": "eth1", "within_ms": 10_000}))?;
-    // As with a carrier that comes back, nobody asks before the host's kernel has the link send, and the clock runs meanwhile.
+    // As with a returning carrier, no probe runs before the host's kernel lets the link send, and the clock runs meanwhile.
     let begun = Instant::now();
     wire.vms.second_uplink()?;
     wire.vms.host.ask(&json!({"do": "carrier", "link": "eth1", "up": true, "within_ms": 10_000}))?;
