@@ -1,4 +1,4 @@
-//! The backend of a variant: its program with the variant's environment and options, on the host of a topology.
+//! The backend of a variant: its program, environment and network options, on the host of a topology.
 
 use crate::variants::{Places, Recipe};
 use anyhow::Result;
@@ -13,15 +13,15 @@ pub const NETWORK: u8 = 7;
 pub struct Backend {
     recipe: &'static Recipe,
     program: support::backend::Backend,
-    /// Ends after the backend was called for the last time.
+    /// Kept until the last call of the backend.
     _beside: Option<Neighbour>,
 }
 
 impl Backend {
-    /// For the host of `topology`, on which what it is measured beside is started first.
+    /// For the host of `topology`, after starting the software to measure beside.
     ///
     /// # Errors
-    /// That does not run, or the link by which the program is called cannot be made.
+    /// That software does not run, or the link by which the program is called cannot be made.
     pub fn new(recipe: &'static Recipe, places: &Places, topology: &Topology) -> Result<Self> {
         let aardvark = places.netavark.with_file_name("aardvark-dns");
         let beside = places.beside.map(|kind| start(kind, topology)).transpose()?;
@@ -53,8 +53,8 @@ impl Backend {
     }
 }
 
-/// Its rules accept what is routed: where iptables drops it by policy, Netavark, which has a table of its own, serves nothing that
-/// could be measured.
+/// Its rules must accept forwarded packets: where iptables drops them by policy, Netavark, which has a table of its own, serves
+/// nothing measurable.
 fn start(kind: Kind, topology: &Topology) -> Result<Neighbour> {
     // Docker sets that policy where it finds forwarding off.
     topology.host.set_sysctl("net/ipv4/ip_forward", "1")?;

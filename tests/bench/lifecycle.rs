@@ -1,4 +1,5 @@
-//! Figures of setup and teardown: alone, with a range, and many at a time. One variant is up at a time; variants take turns.
+//! Figures of setup and teardown: one container, one with a range, and many at once. One variant is up at a time; variants take
+//! turns.
 
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -17,13 +18,13 @@ use support::topology::Container;
 const REPEATED: u8 = 7;
 const CONTAINERS: u8 = 60;
 const WIDTH: usize = 8;
-/// After so long there are samples enough.
+/// Time limit of a measurement; the samples taken by then suffice.
 const ENOUGH: Duration = Duration::from_secs(2);
 const RANGE: u16 = 10_000;
 
 type Measure = fn(&'static Variant, &Plan) -> Result<Vec<(Figure, f64)>>;
 
-/// Figures by name, with the seconds that one round of one variant may take.
+/// Figures by name, with the planned seconds per round and variant.
 const JOBS: [(&str, f64, Measure); 3] = [("setup", 3.0, alone), ("range", 2.0, range), ("many", 5.0, many)];
 
 pub fn planned(plan: &Plan) -> Duration {
@@ -54,7 +55,7 @@ pub fn ms(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-/// Setup and teardown, the median of a few containers that come and go beside another.
+/// Setup and teardown: the median of a few containers beside a permanent one.
 fn alone(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     let host = Host::new(variant, &plan.places)?;
     let (setup, teardown) = repeated(&host, REPEATED, |document| document.publish("", 8080, 80, "tcp"))?;
@@ -78,7 +79,7 @@ fn range(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     ])
 }
 
-/// Medians of setup and teardown; fewer samples of what takes long.
+/// Medians of setup and teardown; fewer samples for slow variants.
 fn repeated(host: &Host, times: u8, publish: impl Fn(Document) -> Document) -> Result<(f64, f64)> {
     let (mut setups, mut teardowns) = (Vec::new(), Vec::new());
     let begun = Instant::now();
@@ -94,7 +95,7 @@ fn repeated(host: &Host, times: u8, publish: impl Fn(Document) -> Document) -> R
     Ok((median(&setups).context("no sample")?, median(&teardowns).context("no sample")?))
 }
 
-/// As a host that boots: many at a time. A failure is counted, and the others go on.
+/// A booting host: many at once. A failure is counted, and the others continue.
 fn many(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     let host = Host::new(variant, &plan.places)?;
     let one = |n: u8| -> Result<(Container, Document)> {

@@ -1,7 +1,9 @@
 //! netpath measured side by side with the wire, plain routing and Netavark: `cargo xtask bench`.
 //!
-//! Everything is in namespaces of this process's own and ends with it. Variants take turns, and what is compared was
-//! measured in the same round.
+//! Everything runs in namespaces of this process and ends with it. Variants take turns, and compared values are measured in the
+//! same round.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod backend;
 mod bars;
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// As `cargo xtask bench` passes them; there they are explained.
+/// As passed by `cargo xtask bench`, which documents them.
 #[derive(Default)]
 struct Args {
     only: Vec<String>,
@@ -120,7 +122,7 @@ fn run(args: &Args) -> Result<()> {
 
     let machine = Machine::this();
     let markdown = output::markdown(&plan, &results, &machine);
-    // Those of the page are of hosts without others.
+    // The charts of the page are of hosts without other software.
     let charts = if args.places.beside.is_none() { output::charts(&plan, &results) } else { Vec::new() };
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let write = |name: &str, text: &str| -> Result<()> {

@@ -1,4 +1,4 @@
-//! The results for people and for programs: Markdown, JSON, SVG.
+//! The results as Markdown, JSON and SVG.
 
 use crate::bars::BARS;
 use crate::plan::Plan;
@@ -10,7 +10,7 @@ use report::table::{number, optional, render};
 use serde_json::{Value, json};
 use std::fs;
 
-/// What it was measured on.
+/// The machine of the measurement.
 pub struct Machine {
     pub processors: usize,
     pub model: String,
@@ -34,7 +34,7 @@ fn ratio(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// Rows of one kind for every variant; a row with nothing in it is left out.
+/// Rows of one kind for every variant; empty rows are left out.
 fn table(plan: &Plan, results: &Results, cell: impl Fn(&str, &str) -> String) -> String {
     let head: Vec<String> =
         std::iter::once("").chain(plan.variants.iter().map(|v| v.title)).map(str::to_owned).collect();
@@ -54,7 +54,7 @@ fn table(plan: &Plan, results: &Results, cell: impl Fn(&str, &str) -> String) ->
 fn ratios(plan: &Plan, results: &Results, base: &str) -> String {
     table(plan, results, |figure, variant| {
         let value = results.ratio((figure, variant), (figure, base));
-        // The rare worst case of one round is no measure for that of another.
+        // The worst case varies too much by round for a ratio.
         if variant == base || figure.contains("-p99") { "–".to_owned() } else { optional(value, ratio) }
     })
 }
@@ -77,7 +77,7 @@ fn bars(plan: &Plan, results: &Results) -> String {
     text
 }
 
-/// How many of the aims a variant meets, and which it does not.
+/// The number of goals that a variant meets, and the missed ones.
 fn verdict(results: &Results, variant: &Variant) -> String {
     let measured: Vec<_> = BARS.iter().filter_map(|bar| Some((bar, bar.measured(results, variant)?))).collect();
     let missed: Vec<_> = measured.iter().filter(|(bar, value)| !bar.is_met(*value)).map(|(bar, _)| bar.what).collect();
@@ -86,7 +86,7 @@ fn verdict(results: &Results, variant: &Variant) -> String {
     format!("* {} meets {met} of the {all} that were measured{rest}.\n", variant.title)
 }
 
-/// Everything, as a part of a page whose title is one level above.
+/// All results, as a section of a page whose title is one level above.
 pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
     let has = |key: &str| plan.variants.iter().any(|v| v.key == key);
     let rounds = if plan.rounds == 1 { "one round".to_owned() } else { format!("medians of {} rounds", plan.rounds) };
@@ -99,7 +99,7 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
     );
     if let Some(kind) = plan.places.beside {
         text += &format!(
-            "Every host that sets something up has {} with its defaults, and accepts what is routed.\n\n",
+            "Every host with a backend has {} with its default settings, and accepts forwarded packets.\n\n",
             kind.name()
         );
     }

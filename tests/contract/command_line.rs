@@ -1,4 +1,4 @@
-//! Command line, standard input and the form of errors.
+//! Command line, standard input and the format of errors.
 
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -46,7 +46,7 @@ fn a_usage_error_is_text_on_stderr_and_exit_2() -> Result<()> {
     Ok(())
 }
 
-/// Podman writes all of its document before it waits for the end, into a pipe that it keeps open itself.
+/// Podman writes its whole document before it waits for the end, into a pipe that stays open.
 #[test]
 fn a_large_document_is_read_before_an_error_is_told() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -69,7 +69,7 @@ fn a_large_document_is_read_before_an_error_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Whether all input was taken, the exit code, and the output.
+/// Whether all input was read, the exit code, and the output.
 fn talk(command: &mut Command, input: &[u8]) -> Result<(bool, Option<i32>, String)> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut pipe = child.stdin.take().context("no pipe")?;
@@ -144,7 +144,7 @@ fn firewall_drivers_are_honoured_in_meaning() -> Result<()> {
     residue.nothing_left(&topology, &[&shop])
 }
 
-/// With `podman --syslog` stderr is a pipe, and Podman waits until everybody has closed it.
+/// With `podman --syslog` stderr is a pipe, and Podman waits until every process has closed it.
 #[test]
 fn nothing_that_stays_keeps_the_output_open() -> Result<()> {
     need!(need::root(), need::netpath(), need::program("/usr/lib/podman/aardvark-dns"));

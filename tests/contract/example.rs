@@ -87,7 +87,7 @@ fn links(netns: &Netns) -> Result<Value> {
     Ok(by_name.into())
 }
 
-/// "10.89.7.1/24" and so on, without link-local ones.
+/// "10.89.7.1/24" and so on, without link-local addresses.
 fn addresses(link: &Value) -> Vec<String> {
     let all = link["addr_info"].as_array().into_iter().flatten();
     all.filter(|a| a["scope"] == "global")
@@ -175,7 +175,7 @@ fn dns_files(topology: &Topology, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Asks the DNS server of `front` for www, from the host, by a query written by hand.
+/// Queries the DNS server of `front` for www, from the host, by a hand-written query.
 fn shop_address(topology: &Topology) -> Result<String> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in ["www", "dns", "podman"] {

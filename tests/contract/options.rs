@@ -8,7 +8,7 @@ use support::netavark::{Document, Netavark, Network};
 use support::residue::Residue;
 use support::topology::{Container, Family, Topology};
 
-/// Sets `document` up, looks at it, takes it down, and nothing may be left.
+/// Sets `document` up, runs `look`, tears it down, and checks that nothing is left.
 fn with(document: &Document, look: impl FnOnce(&Topology, &Container, &Value) -> Result<()>) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -24,7 +24,7 @@ fn dual(net: &Network) -> Document {
     Document::new().on_dual(net, "eth0", 7, 5)
 }
 
-/// "dst gateway metric type" of the container's routes that have a gateway or a type of their own.
+/// "dst gateway metric type" of the container's routes that have a gateway or an explicit type.
 fn routes(netns: &Netns) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for family in ["-4", "-6"] {

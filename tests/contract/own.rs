@@ -1,4 +1,4 @@
-//! netpath's own options of a network, and what `netpath status` says of it.
+//! netpath's own network options, and `netpath status`.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn path_of(topology: &Topology) -> Result<(String, String)> {
     Ok((word("path"), word("why")))
 }
 
-/// Podman sends labels through; options that it does not know it refuses itself.
+/// Podman passes labels through; unknown options it rejects itself.
 #[test]
 fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()> {
     need!(need::rung(Rung::best_hooks()), need::netpath());
@@ -50,7 +50,7 @@ fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()>
     let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let mut doctor = std::process::Command::new(&netpath);
     doctor.arg("doctor");
-    // Not with 0: there is something to look at.
+    // The exit code is not 0: there are findings.
     let doctor = String::from_utf8_lossy(&topology.host.output(doctor, b"")?.stdout).into_owned();
     assert!(doctor.contains("PATH      edge, because table inet firewalld chain filter_FORWARD"), "{doctor}");
     topology.host.command("nft", &["delete", "table", "inet", "firewalld"])?;

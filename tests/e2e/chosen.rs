@@ -1,4 +1,4 @@
-//! The rung that netpath takes by itself: where the kernel refuses bpf(2), and beside rules of others.
+//! The rung that netpath chooses: where the kernel denies bpf(2), and beside rules of other software.
 
 use crate::rig::serve;
 use anyhow::{Result, ensure};
@@ -37,8 +37,8 @@ fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
     residue.nothing_left(&topology, &[&container])
 }
 
-/// The kernel's answers promise everything, and then the verifier refuses a program: here because the object calls helpers
-/// that its licence does not open.
+/// The probes succeed, but the verifier rejects a program: here because the object calls helpers that its licence does not
+/// permit.
 #[test]
 fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> {
     need!(support::need::netpath());
@@ -97,7 +97,7 @@ fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() ->
     residue.nothing_left(&topology, &[&container])
 }
 
-/// What netpath says of this host.
+/// Output of a netpath verb on this host.
 fn says(topology: &Topology, verb: &str) -> Result<serde_json::Value> {
     let mut command = std::process::Command::new(support::netavark::binary()?);
     command.args([verb, "--json"]);
@@ -118,8 +118,8 @@ fn served(topology: &Topology, container: &support::host::Netns, what: &str) -> 
     Ok(())
 }
 
-/// One rule each that lets everything pass, wherever forwarded packets can meet it: how to make it, the chain as netpath
-/// names it, and how to remove it.
+/// One accepting rule each, in every chain that forwarded packets can meet: the command to add it, the chain as netpath names
+/// it, and the command to remove it.
 const RULES: [(&str, &str, &str); 8] = [
     (
         "nft add table inet a; nft add chain inet a f { type filter hook forward priority 0 ; }; nft add rule inet a f counter",
@@ -203,7 +203,7 @@ const THIRD_PARTY: &str = "nft add table inet a; nft add chain inet a n '{ type 
                        nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
 const NAMED: &str = "table inet a chain n translates packets after they are forwarded";
 
-/// What a network asks for counts, and what it bypasses is said.
+/// The network's request decides, and netpath names the rules that it bypasses.
 #[test]
 fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<()> {
     need!(support::need::netpath());
@@ -235,7 +235,7 @@ fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_s
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let container = topology.container("web")?;
-    // The first one mounts a bpffs where there is none yet: the others have mount namespaces of their own.
+    // The first call mounts a bpffs where none is mounted: the others run in mount namespaces of their own.
     let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
     let quiet = netavark.try_setup(&container, &document().json(&container))?;
     ensure!(!quiet.stderr.contains("bypass"), "nothing is bypassed: {}", quiet.stderr);

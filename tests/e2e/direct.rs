@@ -1,4 +1,4 @@
-//! What is reached without being published, from which source a container may speak, and who may use what it publishes.
+//! Access to unpublished addresses, allowed sources of containers, and allow lists.
 
 use crate::rig::{Rig, Way, rig_on, serve};
 use anyhow::Result;
@@ -17,7 +17,7 @@ on_every_way!(
     a_containers_own_address_is_not_reached,
     with_direct_it_is,
     a_spoofed_source_does_not_leave,
-    an_allow_list_lets_in_who_is_on_it,
+    an_allow_list_admits_its_clients,
     a_port_can_have_a_list_of_its_own,
     without_masquerade_a_container_is_seen_as_it_is,
 );
@@ -30,10 +30,10 @@ fn routes_to_containers(rig: &Rig<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Drops of programs have their reasons.
+/// Drops of programs are counted by reason.
 fn counted(rig: &Rig<'_>, way: Way, reason: Reason) -> Result<()> {
     if way.rung.is_ebpf() && rig.counted(reason)? == 0 {
-        rig.note(false, || format!("nothing was counted for {}", reason.word()));
+        rig.note(false, || format!("no packet was counted for {}", reason.word()));
     }
     Ok(())
 }
@@ -52,7 +52,7 @@ fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
         let client = &rig.topology.client;
         for family in Family::BOTH {
             for proto in Proto::BOTH {
-                // The published port first: it must not open the way to the container's own.
+                // The published port first: it must not open access to the container's own port.
                 rig.sees("published", client, &Dial::new(proto, family.host(), 8080), "web", family.client());
                 rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
                 rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 8080));
@@ -115,7 +115,7 @@ fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
     })
 }
 
-fn an_allow_list_lets_in_who_is_on_it(way: Way) -> Result<()> {
+fn an_allow_list_admits_its_clients(way: Way) -> Result<()> {
     need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let [v4, v6] = Family::BOTH.map(Family::client);
@@ -177,7 +177,7 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
     })
 }
 
-/// Answers are let in to what a container has begun; nothing else is.
+/// Answers to a container's flows are let in; other packets are not.
 fn without_masquerade_a_container_is_seen_as_it_is(way: Way) -> Result<()> {
     need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {

@@ -1,4 +1,4 @@
-//! Which way packets take through a host that filters what it forwards, and what becomes of flows when that changes.
+//! The path of packets through a host that filters forwarded traffic, and flows across a change of path.
 
 use crate::rig::{Rig, rig, web};
 use anyhow::{Context, Result};
@@ -19,7 +19,7 @@ on_every_rung!(
     a_block_list_before_routing_is_obeyed,
 );
 
-/// What a host's filter sees of a packet to the container.
+/// Matches packets to the container, as the host's filter sees them.
 const NOTHING_TO_THE_CONTAINER: [&str; 2] = ["tcp dport 80 drop", "udp dport 80 drop"];
 
 fn published(path: Option<&str>, host: u8) -> Document {
@@ -48,7 +48,7 @@ fn silent(rig: &Rig<'_>, what: &str) {
     }
 }
 
-/// All packets of the dials of [`served`] went that way.
+/// All packets of the dials of [`served`] took that path.
 fn took(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
     if !rung.is_ebpf() {
         return Ok(());
@@ -107,7 +107,7 @@ fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
     })
 }
 
-/// What the programs redirect would pass it by as well.
+/// Redirected packets would bypass such a filter too.
 fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
     need!(support::need::netpath());
     need!(support::need::program("nft"));
@@ -127,7 +127,7 @@ fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
     })
 }
 
-/// And takes the filter's way as soon as netpath has seen one, with the next container at the latest.
+/// The path changes as soon as netpath has seen a filter, with the next container at the latest.
 fn auto_goes_by_where_there_is_no_filter(rung: Rung) -> Result<()> {
     need!(support::need::netpath());
     need!(support::need::program("nft"));
@@ -169,7 +169,7 @@ fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> 
         };
         let mut streams = start()?;
         let filter = Filter::stateful(&rig.topology.host)?;
-        go_on(&streams, "with a filter that nobody has noticed")?;
+        go_on(&streams, "with a filter that netpath has not noticed")?;
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
         go_on(&streams, "with a filter")?;
         let edge = start()?;
@@ -187,7 +187,7 @@ fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> 
     })
 }
 
-/// New flows are served, and begin that way. (Packets cannot be counted beside running flows.)
+/// New flows are served, and start on that path. (Packets cannot be counted beside running flows.)
 fn took_new(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
     served(rig, "a new flow");
     if rung.is_ebpf() {

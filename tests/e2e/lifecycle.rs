@@ -1,4 +1,4 @@
-//! What happens to clients when containers come and go.
+//! Clients while containers start and stop.
 
 use crate::rig::{rig, serve, web};
 use anyhow::Result;

@@ -2,6 +2,8 @@
 //!
 //! Each test is a function of the rung; [`on_every_rung`] makes it three tests.
 
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
+
 /// `tcx::name`, `clsact::name` and `iptables::name` for each function `name(rung) -> anyhow::Result<()>`.
 macro_rules! on_every_rung {
     ($($name:ident),* $(,)?) => {
@@ -20,8 +22,8 @@ macro_rules! on_every_rung {
     };
 }
 
-/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs once more on the edge path, and where the
-/// host follows connections.
+/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs additionally on the edge path, and on a host
+/// that tracks connections.
 macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
         on_every_way!(@ tcx Tcx Path::Auto, false $($name)*);

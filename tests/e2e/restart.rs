@@ -1,4 +1,4 @@
-//! Datagrams to a published port whose container was replaced by another: nothing may lead to the one that is gone.
+//! Datagrams to a published port whose container was replaced: none may go to the removed one.
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ on_every_way!(
 
 const CONTAINERS: [(&str, u8); 3] = [("first", 5), ("second", 6), ("third", 5)];
 
-/// With conntrack's entry for the old container still alive, datagrams of an old client go to nobody.
+/// With a stale conntrack entry for the old container, datagrams of an old client would be lost.
 fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Result<()> {
     need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {
@@ -39,7 +39,7 @@ fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Resul
     })
 }
 
-/// One datagram each; the sockets do not even know.
+/// One datagram each; the sockets see no interruption.
 fn a_restarted_container_answers_a_socket_that_stays_open(way: Way) -> Result<()> {
     need!(support::need::netpath());
     rig_on(Topology::new(), way, |rig| {

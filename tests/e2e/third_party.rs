@@ -1,4 +1,4 @@
-//! Other users of the hooks at which netpath's programs are: they see their packets, and stay when netpath goes.
+//! Programs of other software at netpath's hooks: they see their packets, and stay when netpath's are removed.
 
 use crate::rig::{Path, Rig, Way, rig_on, serve};
 use anyhow::Result;
@@ -13,7 +13,7 @@ on_every_way!(
     filters_of_others_in_the_same_clsact_qdisc_see_their_packets,
 );
 
-/// Traffic to a published port and out, and the host's own, which netpath leaves alone.
+/// Traffic to a published port and outbound, and the host's own, which netpath does not touch.
 fn all(rig: &Rig<'_>, way: Way, what: &str) -> Result<()> {
     let web = rig.up("web", way.published(7, 5))?;
     let _servers = (
@@ -48,12 +48,12 @@ fn all_see(rig: &Rig<'_>, third_party: &[ThirdParty], what: &str, traffic: impl 
     let before = seen()?;
     traffic()?;
     for ((f, before), after) in third_party.iter().zip(before).zip(seen()?) {
-        rig.note(after > before, || format!("{what}: {} saw nothing", f.name));
+        rig.note(after > before, || format!("{what}: {} saw no packet", f.name));
     }
     Ok(())
 }
 
-/// The client talks to the host, with nothing of netpath's around.
+/// Traffic between client and host, without netpath.
 fn plain(rig: &Rig<'_>) -> Result<()> {
     let _server = serve(&rig.topology.host, 9100, "host")?;
     for family in Family::BOTH {
@@ -87,7 +87,7 @@ fn programs_of_others_at_the_same_tcx_hooks_see_their_packets(way: Way) -> Resul
             rig.note(order == ["third_party", "np_uplink_in", "third_party"], || format!("at the uplink: {order:?}"));
         }
         all_see(rig, &third_party, "beside netpath", || all(rig, way, "beside others"))?;
-        // The bridge goes with its last container, and what was at it.
+        // The bridge and its programs are removed with the last container.
         third_party.truncate(4);
         rig.netavark.teardown(&keeper.0, &keeper.1)?;
         all_see(rig, &third_party, "after netpath", || plain(rig))?;
@@ -134,12 +134,12 @@ fn filters_of_others_in_the_same_clsact_qdisc_see_their_packets(way: Way) -> Res
     })
 }
 
-/// Filters of others in the qdisc that netpath has made for its own: with them the qdisc is no longer netpath's to remove.
+/// Filters of others in the qdisc that netpath created: netpath may then no longer remove the qdisc.
 #[test]
 fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()> {
     need!(need::rung(Rung::Clsact));
     need!(need::program("tc"));
-    // Translated at the uplink, netpath has filters on both sides of it.
+    // On the edge path netpath has filters on both sides of the qdisc.
     let way = Way { rung: Rung::Clsact, path: Path::Edge, tracked: false };
     rig_on(Topology::new(), way, |rig| {
         let host = &rig.topology.host;
@@ -165,7 +165,7 @@ fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()>
         rig.netavark.teardown(&keeper.0, &keeper.1)?;
         filters("after netpath", false)?;
         all_see(rig, &third_party, "after netpath", || plain(rig))?;
-        // The next time it is somebody else's from the beginning.
+        // From now on the qdisc belongs to others from the beginning.
         rig.netavark.setup(&keeper.0, &keeper.1)?;
         filters("beside netpath again", true)?;
         rig.netavark.teardown(&keeper.0, &keeper.1)?;

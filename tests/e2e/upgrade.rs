@@ -1,4 +1,4 @@
-//! Programs that are replaced while traffic goes through them.
+//! Programs that are replaced under traffic.
 
 use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, anyhow};
@@ -17,9 +17,9 @@ use support::traffic::{ANY, Dial, Proto, Server};
 
 on_every_way!(nothing_breaks_when_the_programs_are_replaced);
 
-/// Of each way, in each family: together a hundred.
+/// Connections per path and family: a hundred in total.
 const IDLE: usize = 25;
-/// Of iperf3.
+/// Port of iperf3.
 const BULK: u16 = 5_201;
 
 struct Traffic {
@@ -39,7 +39,7 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     support::need!(support::need::netpath());
     support::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
-        // With every program that there is.
+        // With every program attached.
         let network = way.wide_network(7).option("netpath.xdp", "on");
         let document = Document::new().on_dual(&network, "eth0", 7, 5).publish("", 8080, 80, "tcp");
         let document = document.publish("", BULK, BULK, "tcp");
@@ -70,7 +70,7 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     })
 }
 
-/// A stream to the container, for as long as everything else takes.
+/// A stream to the container for the duration of the test.
 fn bulk(rig: &Rig<'_>, web: &support::topology::Container) -> Result<Option<(Stream, Iperf)>> {
     if let Err(what) = support::need::program("iperf3") {
         support::need::say(&format!("skip: the stream needs {what}"));
@@ -80,7 +80,7 @@ fn bulk(rig: &Rig<'_>, web: &support::topology::Container) -> Result<Option<(Str
     Ok(Some((Stream::start(&rig.topology.client, SocketAddr::new(HOST4, BULK))?, server)))
 }
 
-/// Not a second without a byte but on a slow machine.
+/// No second without a byte, except on a slow machine.
 fn no_pause(rig: &Rig<'_>, stream: Stream) {
     let Some(seconds) = rig.met("a stream", stream.finish()) else { return };
     let pause = seconds.split(|bytes| *bytes > 0.0).map(<[f64]>::len).max().unwrap_or(0);
@@ -88,7 +88,7 @@ fn no_pause(rig: &Rig<'_>, stream: Stream) {
     rig.note(so, || format!("the bytes of a stream, second by second: {seconds:?}"));
 }
 
-/// Waits until all programs in place are those of a monitor, or none is. `unless`: why that cannot come any more.
+/// Waits until all attached programs are those of a monitor, or none is. `unless`: the reason why that can no longer happen.
 fn at_place(rig: &Rig<'_>, monitored: bool, mut unless: impl FnMut() -> Option<String>) -> Result<()> {
     wait_for(&format!("all programs of the monitor in place: {monitored}"), SOON * 4, || {
         if let Some(why) = unless() {
@@ -102,16 +102,16 @@ fn at_place(rig: &Rig<'_>, monitored: bool, mut unless: impl FnMut() -> Option<S
     })?
 }
 
-/// What a monitor that has ended by itself has said.
+/// Error output of a monitor that has ended by itself.
 fn last_words(monitor: &mut Child) -> Option<String> {
     let ended = monitor.try_wait().ok()??;
     let mut words = String::new();
-    // Without them the status alone is told.
+    // Without it, only the status is reported.
     let _ = monitor.stderr.take().map(|mut e| e.read_to_string(&mut words));
     Some(format!("the monitor ended with {ended}: {}", words.trim()))
 }
 
-/// A monitor puts its own programs in place of the others, and takes them away again.
+/// A monitor replaces the programs by its own, and restores them.
 fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
     let mut command = Command::new(binary()?);
     command.args(["monitor", "--show", "drops"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -128,7 +128,7 @@ fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
     traffic.goes_on(rig, "after the monitor")
 }
 
-/// Another build's next command replaces them.
+/// The next command of another build replaces them.
 fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(support::topology::Container, Document)> {
     let digests = || -> Vec<String> {
         let dirs = state_dirs(&format!("{:x}", rig.topology.host.cookie()));

@@ -1,4 +1,4 @@
-//! Networks of the user's own: several at once, names, fixed addresses, and the ones that are shut.
+//! User-defined networks: several at once, names, fixed addresses, and closed networks.
 
 use super::*;
 use anyhow::ensure;
@@ -18,7 +18,7 @@ pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()>
         assert_eq!(PAGE, page_inside(m, ip, 80)?);
     }
     check_rung(m)?;
-    // The port has two owners now; the second must serve when the first goes.
+    // The port has two owners now; the second must serve after the first is gone.
     m.podman(&["network", "disconnect", "one", "web"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);

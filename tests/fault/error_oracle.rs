@@ -1,12 +1,12 @@
-//! Whether a refusal names what was changed in a document.
+//! Decides whether a refusal names the change of a document.
 //!
-//! Three classes, by what came in:
+//! Three classes of input:
 //!
-//! * bytes that are no UTF-8 text: the error names the index of the first bad byte;
-//! * text that is no JSON, as after a cut in its middle, has no fields: the error names line and column;
-//! * JSON: the error names the path of a changed field, of what holds it, or of something in it. A field may be right by
-//!   itself and wrong beside another one: [`BESIDE`] lists these pairs. What only the kernel refuses has no path: the error
-//!   names the kernel's object that is made of the field ([`OBJECTS`]), or the field's new value.
+//! * bytes that are not UTF-8 text: the error names the index of the first bad byte;
+//! * text that is not JSON, such as a truncated document: the error names line and column;
+//! * JSON: the error names the path of a changed field, of its parent, or of a part of it. A field may be valid by itself and
+//! conflict with another: [`BESIDE`] lists these pairs. A rejection by the kernel has no path: the error names the kernel
+//! object of the field ([`OBJECTS`]), or the field's new value.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -14,39 +14,40 @@ use serde_json::Value;
 /// A change to a document.
 #[derive(Default, Debug)]
 pub struct Change {
-    /// Of the fields, as errors write them: `networks[0].static_ips[1]`, `network_info.front.driver`.
+    /// The fields, as errors write them: `networks[0].static_ips[1]`, `network_info.front.driver`.
     pub paths: Vec<String>,
-    /// Their new values, where those are texts.
+    /// New values of type string.
     pub values: Vec<String>,
-    /// For the reader of a failure.
+    /// Description for a failure message.
     pub what: String,
 }
 
 /// The whole of one attachment: `networks[0]`, `networks.front`.
 const ATTACHMENT: &str = "";
 
-/// A changed field, and fields at which this is told. Only within one network, or between two where they share a host.
+/// A changed field, and the fields at which its error is reported. Only within one network, or between two where they share a
+/// host.
 const BESIDE: [(&str, &[&str]); 11] = [
-    // A range of ports ends beyond the last one by where it begins.
+    // The end of a port range depends on its start.
     ("host_port", &["range"]),
     ("container_port", &["range"]),
     // Addresses, gateways and routes must lie in subnets, and an MTU depends on their family.
     ("subnets", &["static_ips", "subnets", "routes", "mtu", ATTACHMENT]),
     ("subnet", &["static_ips", "subnets", "routes", "mtu", ATTACHMENT]),
-    // A container cannot have the gateway's address, a default route is there already.
+    // A container cannot have the gateway's address; a default route exists.
     ("gateway", &["static_ips", "subnets", "routes", ATTACHMENT]),
-    // An attachment without its network, which bears another name now.
+    // An attachment without its network, which has another name now.
     ("name", &[ATTACHMENT]),
     // A route needs an address beside its gateway.
     ("routes", &[ATTACHMENT]),
     ("static_ips", &[ATTACHMENT]),
-    // Two attachments with the same one: told at the second.
+    // Two attachments with the same name: reported at the second.
     ("interface_name", &[ATTACHMENT]),
     ("host_interface_name", &[ATTACHMENT]),
     ("network_interface", &[ATTACHMENT]),
 ];
 
-/// A changed field, and the kernel's object that is made of it.
+/// A changed field, and the kernel object created from it.
 const OBJECTS: [(&str, &[&str]); 8] = [
     ("network_interface", &["bridge"]),
     ("subnets", &["bridge", "address"]),
@@ -59,7 +60,7 @@ const OBJECTS: [(&str, &[&str]); 8] = [
 ];
 
 /// # Errors
-/// It does not.
+/// The refusal does not name it.
 pub fn names_the_change(error: &str, input: &[u8], changes: &[Change]) -> Result<()> {
     let text = match std::str::from_utf8(input) {
         Ok(text) => text,
@@ -91,7 +92,7 @@ pub fn names_the_change(error: &str, input: &[u8], changes: &[Change]) -> Result
     Ok(())
 }
 
-/// The paths at the beginning of the mistakes of a text: `…input: networks[0].name: it is missing; dns_servers: …`.
+/// The paths at the start of the mistakes of a text: `…input: networks[0].name: it is missing; dns_servers: …`.
 fn named_paths(error: &str) -> Vec<String> {
     const TOP: [&str; 6] =
         ["container_id", "container_name", "dns_servers", "port_mappings", "networks", "network_info"];
@@ -116,18 +117,18 @@ fn is_about(named: &str, changed: &str, document: &Value) -> bool {
     let beside = BESIDE.iter().filter(|(field, _)| last_key(changed) == *field);
     let attachment = keys(named)[0] == "networks" && !named.replacen("networks.", "", 1).contains('.');
     if beside.flat_map(|(_, at)| *at).any(|at| if at.is_empty() { attachment } else { keys(named).contains(at) }) {
-        // Two attachments meet in their interfaces and bridges; all else is about one network, or one published port.
+        // Two attachments can conflict in interfaces and bridges; other errors concern one network, or one published port.
         let item = |path: &str| path.split('.').next().map(str::to_owned);
         return last_key(changed).ends_with("interface_name")
             || last_key(changed) == "network_interface"
             || network(changed, document)
                 .map_or(item(named) == item(changed), |n| network(named, document) == Some(n));
     }
-    // A whole network that is gone or another one: its other half is wrong with it.
+    // A network that was removed or replaced: its other half is wrong with it.
     keys(changed).len() <= 2 && network(named, document).is_some_and(|n| Some(n) == network(changed, document))
 }
 
-/// `outer` is `inner` or holds it.
+/// Whether `outer` is `inner` or an ancestor of it.
 fn holds(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
 }

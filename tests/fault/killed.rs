@@ -1,6 +1,6 @@
-//! SIGKILL at random moments of setup and teardown: the following teardown leaves nothing, the following setup works.
+//! SIGKILL at random moments of setup and teardown: the next teardown leaves nothing, the next setup works.
 //!
-//! Only calls that the kill has ended count: one that was faster this time is tried again, at another moment.
+//! Only calls ended by the kill count: one that was faster is tried again, at another moment.
 
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -15,8 +15,8 @@ use support::rng::Rng;
 use support::topology::{CLIENT4, Container, HOST4, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
 
-/// Interrupted calls of setup, and as many of teardown: on the three rungs together more than fifty in every run, and
-/// fifty on each with `NETPATH_SOAK=full`.
+/// Interrupted calls of setup, and as many of teardown: more than fifty over the three rungs in every run, and fifty on each
+/// with `NETPATH_SOAK=full`.
 fn moments() -> usize {
     if need::is_full() { 25 } else { 10 }
 }
@@ -91,7 +91,7 @@ fn killed(rung: Rung) -> Result<()> {
     Ok(())
 }
 
-/// How long a setup and a teardown take here, the middle of five each.
+/// Duration of a setup and of a teardown here, the median of five each.
 fn durations(topology: &Topology, netavark: &Netavark<'_>, document: &Document) -> Result<(Duration, Duration)> {
     let (mut setups, mut teardowns) = (Vec::new(), Vec::new());
     for _ in 0..5 {
@@ -108,7 +108,7 @@ fn durations(topology: &Topology, netavark: &Netavark<'_>, document: &Document) 
     Ok((setups[2], teardowns[2]))
 }
 
-/// True when the kill was what ended it.
+/// True if the kill ended it.
 fn kill_after(
     topology: &Topology,
     netavark: &Netavark<'_>,
@@ -126,7 +126,7 @@ fn kill_after(
     std::thread::sleep(after);
     child.kill()?;
     let status = child.wait()?;
-    // What it had started, such as an iptables program, ends by itself.
+    // Its children, such as an iptables program, end by themselves.
     let children = || topology.host.processes().into_iter().filter(|(_, name)| name != "netpath-agent").count();
     wait_for("the end of its children", support::host::SOON, || (children() == 0).then_some(()))?;
     Ok(status.signal() == Some(nix::sys::signal::Signal::SIGKILL as i32))

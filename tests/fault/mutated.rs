@@ -1,5 +1,5 @@
-//! Garbage in: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
-//! behind, and each refusal names what was changed (`error_oracle.rs`).
+//! Malformed input: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
+//! behind, and each refusal names the change (`error_oracle.rs`).
 
 use crate::error_oracle::{Change, differences, names_the_change, path};
 use anyhow::{Context, Result, ensure};
@@ -16,10 +16,10 @@ use support::rng::Rng;
 use support::topology::{Container, Topology};
 
 const DOCUMENTS: u64 = 10_000;
-/// A call that takes longer hangs; on a machine that others load fully, one has taken 14 s.
+/// Time limit of a call; on a fully loaded machine one has taken 14 s.
 const HANG: Duration = Duration::from_secs(60);
 
-/// For one document of a run: no run with another seed has the same.
+/// The generator for one document of a run: different from that of any other seed.
 fn of_document(seed: u64, n: u64) -> Rng {
     Rng::of(seed.wrapping_mul(1_000_000).wrapping_add(n))
 }
@@ -40,7 +40,7 @@ fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     let (tally, next) = (Tally::default(), AtomicU64::new(0));
     let wrong = Mutex::new(Vec::new());
     let begun = Instant::now();
-    // Each rung has its own way to undo; without one, the most documents go through in a second.
+    // Each rung undoes differently; on none, most documents run per second.
     let rungs = ["ebpf", "none", "iptables", "none"].into_iter().filter(|r| *r != "ebpf" || need::bpf().is_ok());
     let rungs: Vec<&str> = rungs.collect();
     at_once(rungs.len(), &rungs, |rung| {
@@ -71,7 +71,7 @@ fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     Ok(())
 }
 
-/// One host with a container that stays, so that bridges and programs are there, and one that garbage is tried on.
+/// One host with a permanent container, which keeps bridges and programs, and one that the documents are tried on.
 struct Worker<'t> {
     topology: &'t Topology,
     netavark: Netavark<'t>,
@@ -79,7 +79,7 @@ struct Worker<'t> {
     keeper: Container,
     stays: Document,
     shop: Container,
-    /// With the keeper there.
+    /// With the permanent container.
     usual: Snapshot,
     links: Vec<String>,
     done: u64,
@@ -117,7 +117,7 @@ impl<'t> Worker<'t> {
         } else {
             tally.refused.fetch_add(1, Ordering::Relaxed);
             names_the_change(&answer.error()?, input, changes)?;
-            // As an engine does that is not sure.
+            // As an engine that retries.
             if self.done.is_multiple_of(4) {
                 let _ = self.call("teardown", &path, input, tally)?;
             }
@@ -131,7 +131,7 @@ impl<'t> Worker<'t> {
         Ok(())
     }
 
-    /// A call that ends in time, by itself, without a panic.
+    /// Runs a call that must end in time, by itself, without a panic.
     fn call(&self, verb: &str, path: &str, input: &[u8], tally: &Tally) -> Result<Answer> {
         let answer = self.netavark.call(&[verb, path], input)?;
         tally.longest_us.fetch_max(answer.took.as_micros() as u64, Ordering::Relaxed);
@@ -153,7 +153,7 @@ impl<'t> Worker<'t> {
         .with_context(|| format!("left behind or missing:\n  {}", left.join("\n  ")))
     }
 
-    /// After something was left behind: another container, and what is there now is usual.
+    /// After a leftover: takes another container, and the present state as the new reference.
     fn begin_again(&mut self) -> Result<()> {
         self.shop = self.topology.container("shop")?;
         self.shop.ip("link set lo up\n")?;
@@ -169,7 +169,7 @@ impl<'t> Worker<'t> {
     }
 }
 
-/// The names of the links of host and container: cheap enough to be asked after each document.
+/// The names of the links of host and container: cheap enough for each document.
 fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for netns in [&topology.host, &shop.netns] {
@@ -180,16 +180,16 @@ fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// One to three changes to the worked example, and what they were.
+/// One to three changes to the worked example, and their description.
 fn mutation(rng: &Rng, id: &str) -> (Vec<u8>, Vec<Change>) {
     let mut document = worked_example(*rng.pick(&[Shape::Map, Shape::Array]), id);
-    // Most without DNS: a server that starts and stops each time would be all that is tested.
+    // Mostly without DNS: otherwise starting and stopping a server would dominate the run.
     document["network_info"]["front"]["dns_enabled"] = (rng.below(20) == 0).into();
     let mut changes: Vec<Change> = (0..=rng.below(3)).map(|_| change(&mut document, rng)).collect();
     let mut bytes = document.to_string().into_bytes();
     if rng.below(10) == 0 {
         let what = damage(&mut bytes, rng);
-        // Where it is still JSON, fields have changed like any others.
+        // Where it is still JSON, the changed fields count like any others.
         let now = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         changes.push(Change { paths: differences(&document, &now), values: Vec::new(), what });
     }
@@ -327,7 +327,7 @@ fn string(old: &str, rng: &Rng) -> Value {
     }
 }
 
-/// In the text itself, so that it may be no JSON any more.
+/// In the text itself, so it may no longer be JSON.
 fn damage(bytes: &mut Vec<u8>, rng: &Rng) -> String {
     let at = rng.below(bytes.len() as u64) as usize;
     match rng.below(3) {

@@ -1,4 +1,4 @@
-//! The residue check itself: it sees a leftover of each kind.
+//! The residue check itself: it detects a leftover of each kind.
 
 use anyhow::Result;
 use std::fs;
@@ -40,7 +40,7 @@ fn a_leftover_of_each_kind_is_seen() -> Result<()> {
     Ok(())
 }
 
-/// The agent writes its files when it looks, which may be in the middle of a snapshot.
+/// The agent writes its files at any time, perhaps during a snapshot.
 #[test]
 fn a_file_that_is_being_written_is_no_leftover_and_one_that_stays_so_is() -> Result<()> {
     need!(need::root());

@@ -1,4 +1,4 @@
-//! Setup and teardown of one container beside others: printed, not asserted, since the machine is shared.
+//! Setup and teardown times of one container beside others: printed, not asserted, as the machine is shared.
 
 use anyhow::Result;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! firewalld: its zones filter what is forwarded and what comes in; networks of containers belong into `trusted`.
+//! firewalld: its zones filter forwarded and incoming packets; container networks belong into `trusted`.
 
 use crate::rig::{Rig, beside, each, plain, possible, published};
 use anyhow::{Result, ensure};
@@ -69,8 +69,8 @@ fn where_firewalld_is_strict_about_forwarded_ports_they_are_refused() -> Result<
     beside(&topology, &[firewalld.bus()], |rig| {
         let refused = topology.container("refused")?;
         let error = rig.netavark.try_setup(&refused, &published().json(&refused))?.error()?;
-        rig.note(error.contains("StrictForwardPorts"), || format!("the reason is not told: {error}"));
-        // As Podman does; Netavark has not undone what it did.
+        rig.note(error.contains("StrictForwardPorts"), || format!("the reason is missing: {error}"));
+        // As Podman does; Netavark has not undone its setup.
         let undone = rig.netavark.teardown(&refused, &published());
         rig.note(is_incumbent() || undone.is_ok(), || format!("teardown of what was refused: {undone:?}"));
         let web = rig.up("web", plain())?;
@@ -82,7 +82,7 @@ fn where_firewalld_is_strict_about_forwarded_ports_they_are_refused() -> Result<
     })
 }
 
-/// Of Netavark, which leaves reloads to a service of its own. netpath has its agent.
+/// Netavark's reload service, which re-applies its rules. netpath has its agent.
 struct Follower(Child);
 
 impl Follower {
@@ -92,7 +92,7 @@ impl Follower {
         }
         let mut command = rig.netavark.command(&["firewalld-reload"]);
         let child = rig.topology.host.run(|| command.stdin(Stdio::null()).stdout(Stdio::null()).spawn())?;
-        // It says nothing when it listens.
+        // It does not report readiness.
         std::thread::sleep(patient(Duration::from_millis(300)));
         Ok(Some(Self(child)))
     }

@@ -1,4 +1,4 @@
-//! An administrator's own translations of what containers send and get.
+//! An administrator's own translations of container traffic.
 
 use crate::rig::{beside, dial, each, possible, published};
 use anyhow::Result;

@@ -1,5 +1,4 @@
-//! Bytes that nobody meant: whatever comes, the kernel takes the program's answer, and what is not translated is not
-//! touched.
+//! Random bytes: the kernel accepts the program's verdict for any input, and untranslated packets stay unchanged.
 
 use crate::{DROPPED, REDIRECTED, STACK, XDP_DROPPED, XDP_PASSED, XDP_REDIRECTED, at_host, client, host, outside};
 use anyhow::Result;
@@ -12,15 +11,15 @@ use netpath_common::reason::Reason;
 use support::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container};
 use support::rng::Rng;
 
-/// What is wrong with the checksums of a frame: 0 for a sum that is right. A translation neither makes a sum right that was
-/// wrong nor the other way round, so it leaves this as it is. None for what has no sum at a known place.
+/// Checksum errors of a frame: 0 for a valid sum. Translation neither repairs nor breaks a checksum, so it keeps this value.
+/// None for a frame without a sum at a known place.
 fn faults(frame: &[u8]) -> [Option<u16>; 2] {
     let v4 = frame[12] == 8;
     let at16 = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
     let (header, l4, proto, end, addresses) = match v4 {
         true => {
             let l4 = 14 + usize::from(frame[14] & 0xf) * 4;
-            // Pieces behind the first have no transport header.
+            // Later fragments have no transport header.
             let proto = if at16(20) & 0x1fff == 0 { frame[23] } else { 255 };
             (frame.get(14..l4), l4, proto, 14 + at16(16), &frame[26..34])
         }
@@ -37,7 +36,7 @@ fn faults(frame: &[u8]) -> [Option<u16>; 2] {
     [header.map(support::packet::checksum), sum].map(|s| s.map(|s| if s == 0xffff { 0 } else { s }))
 }
 
-/// Ways of networks, the usual one half of the time.
+/// Network flags, the usual ones half of the time.
 const NETWORKS: [u32; 8] = [
     NET_MASQUERADE,
     NET_MASQUERADE | NET_EDGE,
@@ -50,7 +49,7 @@ const NETWORKS: [u32; 8] = [
 ];
 
 #[test]
-fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
+fn random_bytes_are_never_rewritten_nor_rejected_by_the_kernel() -> Result<()> {
     let rng = Rng::new();
     support::need::say(&rng.to_string());
     let programs = [UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN, VETH_IN, XDP_IN];
@@ -79,7 +78,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
             _ => Frame { options: 3, ..Frame::udp(web, (outside(v4), 53)).macs(BRIDGE_MAC, WEB_MAC) },
         };
         let mut bytes = base.bytes();
-        // A few bytes of a packet that is right, or nothing of it behind the Ethernet header.
+        // A few bytes of a valid packet, or nothing of it after the Ethernet header.
         if rng.below(4) == 0 {
             bytes[14..].iter_mut().for_each(|b| *b = rng.below(256) as u8);
         } else {
@@ -98,7 +97,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
         };
         let out = lab.run_repeated(program, at, &bytes, 1)?;
         if program == XDP_IN {
-            // Whatever it does, the classifier behind it would have done.
+            // The classifier behind it would have done the same.
             let then = lab.run(UPLINK_IN, uplink, &bytes)?;
             match out.action {
                 XDP_PASSED => assert_eq!((&bytes, vec![]), (&out.packet, out.counted), "changed and passed on"),
@@ -130,7 +129,7 @@ fn noise_is_never_rewritten_nor_refused_by_the_kernel() -> Result<()> {
             assert_eq!(bytes, out.packet, "{program} changed what it did not translate ({out:?})");
         }
     }
-    assert!(redirected > 20, "the noise hides everything from XDP: {redirected} were redirected");
-    assert!(rewritten > 100, "the noise hides everything: {rewritten} of 20,000 were translated");
+    assert!(redirected > 20, "too few valid frames for XDP: {redirected} were redirected");
+    assert!(rewritten > 100, "too few valid frames: {rewritten} of 20,000 were translated");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! np_lo_in: clients of the host that bound a source address themselves.
+//! np_lo_in: clients of the host that bind a source address.
 
 use crate::{STACK, becomes, cut_everywhere, gateway, host, into, ip, shapes, stays};
 use anyhow::Result;
@@ -38,7 +38,7 @@ fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
     Ok(())
 }
 
-/// A published range may have the port of a client that asks a service of its own host.
+/// A published range may include the port of a client that uses a service of its own host.
 #[test]
 fn an_answer_to_a_socket_of_the_host_is_no_packet_to_a_published_port() -> Result<()> {
     let mut lab = Lab::new(&[LO_IN])?;
@@ -49,7 +49,7 @@ fn an_answer_to_a_socket_of_the_host_is_no_packet_to_a_published_port() -> Resul
         socket.connect((local, 9_999))?;
         stays(&mut lab, "an answer", (LO_IN, LO), &answer.bytes(), STACK, Reason::NotOurs)?;
         drop(socket);
-        assert_ne!(STACK, lab.action(LO_IN, LO, &answer.bytes())?, "nobody's answer is a question");
+        assert_ne!(STACK, lab.action(LO_IN, LO, &answer.bytes())?, "an answer without a flow is taken for a request");
     }
     Ok(())
 }

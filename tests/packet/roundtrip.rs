@@ -1,5 +1,5 @@
-//! Translated there and back again, a packet is what it was, whatever it is: each class of packets with chance for its
-//! ports, its payload and its headers. Checksums are the kit's own, computed anew.
+//! Translated there and back, a packet is unchanged: each class of packets with random ports, payload and headers. Checksums
+//! are recomputed by tests/support.
 
 use crate::{at_host, client, host, into, outside};
 use anyhow::{Result, ensure};
@@ -18,7 +18,7 @@ fn classes(rng: &Rng, from: End, to: End, begun_inside: bool) -> (Frame, Frame) 
     let sctp = |from: End, to: End| Frame::new(from.0, to.0, L4::Sctp { sport: from.1, dport: to.1 });
     let summed = rng.below(4) > 0 || from.0.is_ipv6();
     let udp = |from: End, to: End| Frame::new(from.0, to.0, L4::Udp { sport: from.1, dport: to.1, zero_sum: !summed });
-    // What a host may begin with a container's address alone.
+    // Requests that a host may send with a container's address alone.
     let echo =
         |from: End, to: End, request| Frame::new(from.0, to.0, L4::Echo { request, id: request_id(from, to, request) });
     match rng.below(if begun_inside { 5 } else { 3 }) {
@@ -30,20 +30,20 @@ fn classes(rng: &Rng, from: End, to: End, begun_inside: bool) -> (Frame, Frame) 
     }
 }
 
-/// The identifier is the beginner's, in both directions.
+/// The identifier belongs to the initiator, in both directions.
 fn request_id(from: End, to: End, request: bool) -> u16 {
     if request { from.1 } else { to.1 }
 }
 
-/// `frame` with other bytes in it and around it, as far as its class has any choice.
+/// `frame` with random content and headers, within its class.
 fn dressed(rng: &Rng, frame: Frame, fragment: Option<Piece>) -> Frame {
-    // Pieces but the last are whole units of eight bytes.
+    // All fragments but the last are multiples of eight bytes.
     let len = if fragment.is_some() { 8 * (3 + rng.below(60)) } else { rng.below(1_200) };
     let payload = (0..len).map(|_| rng.below(256) as u8).collect();
     Frame { payload, fragment, options: rng.below(4) as usize, ttl: 2 + rng.below(254) as u8, ..frame }
 }
 
-/// What follows the first piece: without ports.
+/// The fragments after the first: without ports.
 fn rest(rng: &Rng, first: &Frame, proto: u8) -> Frame {
     let piece = first.fragment.map(|p| Piece { offset: 200, more: false, ..p });
     let rest = Frame { l4: L4::Raw(proto), ..first.clone() };
@@ -64,11 +64,11 @@ impl Walk<'_> {
     }
 }
 
-/// An ICMP error about `quoted`, from its receiver to its sender; what it quotes has been on its way for a while.
+/// An ICMP error about `quoted`, from its receiver to its sender; the quoted packet has a lower hop limit.
 fn error(quoted: &Frame) -> Frame {
     let (kind, code) = if quoted.src.is_ipv4() { (3, 3) } else { (1, 4) };
     let mut whole = quoted.quoted();
-    // All of TCP but its ports is beyond what has to be quoted, and stays as it is.
+    // Of TCP only the ports must be quoted; the rest stays as it is.
     if matches!(quoted.l4, L4::Tcp { .. }) {
         whole.truncate(quoted.quoted().len() - quoted.payload.len() - 12);
     }
@@ -76,7 +76,7 @@ fn error(quoted: &Frame) -> Frame {
 }
 
 #[test]
-fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
+fn a_packet_translated_there_and_back_is_unchanged() -> Result<()> {
     let rng = Rng::new();
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
@@ -91,7 +91,7 @@ fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
         };
         let far = (if inside { outside(v4) } else { client(v4) }, 1 + rng.below(65_535) as u16);
         let (there, answer) = if inside { classes(&rng, web, far, true) } else { classes(&rng, far, seen, false) };
-        // SCTP keeps its port, so that this one would have to be published with the same.
+        // SCTP keeps its port, so it would have to be published on the same one.
         if matches!(there.l4, L4::Sctp { .. }) && !inside {
             continue;
         }
@@ -107,7 +107,7 @@ fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
         lab.forget()?;
         let mut walk = Walk { lab: &mut lab, what: format!("{rng} round {round}") };
         let (there, answer) = (dressed(&rng, there, fragment), dressed(&rng, answer, fragment));
-        // The packets of a container by the bridge, as they are and as they are outside; those to it likewise.
+        // The container's outbound packets at the bridge and outside; inbound ones likewise.
         let out =
             |f: Frame| (f.clone().macs(BRIDGE_MAC, WEB_MAC), aged(&as_sent(&f, seen, far)).macs(BRIDGE_MAC, WEB_MAC));
         let back = |f: Frame| (at_host(f.clone()), into(&aged(&as_sent(&f, far, web)), WEB_MAC, BRIDGE_MAC));
@@ -124,7 +124,7 @@ fn a_packet_there_and_back_is_what_it_was() -> Result<()> {
                 walk.becomes(at, &piece, &moved)?;
             }
         }
-        // Fragments are not quoted; options of the quoting header are left alone.
+        // Fragments are not quoted; options of the outer header are left alone.
         if fragment.is_none() && !matches!(outward.0.l4, L4::Raw(_)) {
             let told = Frame { ttl: 64, ..at_host(error(&outward.1)) };
             let restored = Frame { ttl: outward.1.ttl, ..outward.0.clone() };
@@ -139,7 +139,7 @@ fn aged(frame: &Frame) -> Frame {
     Frame { ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// Between these two: the answer of a container is addressed as its own side knows both.
+/// Between these two ends: a container's answer uses the addresses of its own side.
 fn as_sent(frame: &Frame, from: End, to: End) -> Frame {
     let mut sent = Frame { src: from.0, dst: to.0, ..frame.clone() };
     if let L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } | L4::Sctp { sport, dport } = &mut sent.l4 {

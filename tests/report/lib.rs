@@ -1,5 +1,5 @@
-//! What was measured, as medians, ratios, tables and charts: for the bench (tests/bench) and for the measurements between
-//! virtual machines (xtask/src/vm/perf). It measures nothing by itself.
+//! Medians, ratios, tables and charts of measurements: for the bench (tests/bench) and for the measurements between virtual
+//! machines (xtask/src/vm/perf). It measures nothing by itself.
 
 pub mod page;
 pub mod ratios;

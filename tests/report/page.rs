@@ -1,10 +1,10 @@
-//! Puts the results into a page, between two comments that stay.
+//! Inserts the results into a page, between two marks.
 
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 
-/// Replaces what stands in `page` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and puts the charts into `img/`
+/// Replaces the text in `page` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and writes the charts into `img/`
 /// beside it.
 ///
 /// # Errors

@@ -1,11 +1,11 @@
-//! Bars side by side, as SVG: for each figure how many times as good each variant is as one of them, which is the line at 1.
+//! A bar chart as SVG: for each figure the ratio of each variant to a base variant, which is the line at 1.
 
 use crate::svg::{COLOURS, escaped, line, text};
 use std::fmt::Write;
 
 pub struct Ratios<'a> {
     pub title: &'a str,
-    /// Of what the ratios are multiples.
+    /// The base of the ratios.
     pub base: &'a str,
     pub variants: Vec<&'a str>,
     /// A figure and the ratio of each variant, where there is one.
@@ -18,9 +18,9 @@ const RIGHT: f64 = 50.0;
 const TOP: f64 = 64.0;
 const BAR: f64 = 11.0;
 const GAP: f64 = 12.0;
-/// Where a bar is cut; its number alone says then how long it is. One of 65 would leave nothing of the others to see.
+/// Longest bar: longer ones are truncated and labelled. A bar of 65 would make the others invisible.
 const CAP: f64 = 3.0;
-/// The end of a bar that was cut, and the gap before it.
+/// The end of a truncated bar, and the gap before it.
 const END: f64 = 8.0;
 const CUT: f64 = 4.0;
 

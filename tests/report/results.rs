@@ -1,4 +1,4 @@
-//! What was measured: one sample per figure, variant and round.
+//! Samples: one per figure, variant and round.
 
 use crate::stats::{median, paired_ratio};
 use crate::table::{number, optional};
@@ -35,12 +35,12 @@ pub type Cell<'a> = (&'a str, &'a str);
 
 #[derive(Default, Debug)]
 pub struct Results {
-    /// In the order in which they were first measured.
+    /// In the order of their first measurement.
     pub figures: Vec<Figure>,
     samples: BTreeMap<(String, String), Vec<Option<f64>>>,
     /// Nanoseconds per packet of a program, by name, path and family.
     pub programs: Vec<(String, f64)>,
-    /// What did not work or was left out, once each.
+    /// Failures and omissions, once each.
     pub notes: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl Results {
             self.figures.push(figure.clone());
         }
         let samples = self.samples.entry((figure.key.clone(), variant.to_owned())).or_default();
-        // A round that failed is a hole: rounds of different variants belong together.
+        // A failed round is a gap: rounds of different variants are compared by number.
         samples.resize(samples.len().max(round + 1), None);
         samples[round] = Some(value);
     }
@@ -65,14 +65,14 @@ impl Results {
         self.samples.get(&(figure.to_owned(), variant.to_owned())).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// With a hole for each of `rounds` that has none.
+    /// With a gap for each missing one of `rounds`.
     pub fn padded(&self, cell: Cell<'_>, rounds: usize) -> Vec<Option<f64>> {
         let mut samples = self.samples(cell).to_vec();
         samples.resize(samples.len().max(rounds), None);
         samples
     }
 
-    /// The median, and of how many samples it is where that is not all rounds.
+    /// The median, with the number of samples if rounds are missing.
     pub fn shown(&self, cell: Cell<'_>, rounds: usize) -> String {
         let count = self.samples(cell).iter().flatten().count();
         let of = if count < rounds && count > 0 { format!(" ({count} of {rounds})") } else { String::new() };

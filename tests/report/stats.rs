@@ -1,6 +1,6 @@
-//! Medians and the like.
+//! Medians and quantiles.
 
-/// The value below which the part `q` of the samples lies; the mean of the two middle ones for an even median.
+/// The quantile `q` of the samples; the mean of the two middle ones for an even median.
 pub fn quantile(samples: &[f64], q: f64) -> Option<f64> {
     let mut sorted: Vec<f64> = samples.iter().copied().filter(|s| s.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -14,7 +14,7 @@ pub fn median(samples: &[f64]) -> Option<f64> {
     quantile(samples, 0.5)
 }
 
-/// The median of the ratios of each round, and not the ratio of the medians: what made a round slow made both slow.
+/// The median of the ratios of each round, and not the ratio of the medians: a slow round slows both sides.
 pub fn paired_ratio(values: &[Option<f64>], bases: &[Option<f64>]) -> Option<f64> {
     let ratio = |(value, base): (&Option<f64>, &Option<f64>)| Some((*value)? / (*base)?);
     median(&values.iter().zip(bases).filter_map(ratio).collect::<Vec<_>>())
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn what_slows_a_whole_round_does_not_change_a_ratio() {
+    fn a_slow_round_does_not_change_a_ratio() {
         let (values, bases) = ([Some(5.0), Some(50.0), Some(4.0)], [Some(10.0), Some(100.0), Some(8.0)]);
         assert_eq!(Some(0.5), paired_ratio(&values, &bases));
         assert_eq!(Some(0.5), paired_ratio(&[None, Some(1.0)], &[Some(3.0), Some(2.0)]));

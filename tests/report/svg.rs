@@ -1,4 +1,4 @@
-//! A line chart, both axes logarithmic, as SVG. It is read on light and on dark pages: strokes and text of middling grey.
+//! A line chart with two logarithmic axes, as SVG. Mid-grey strokes and text are readable on light and dark pages.
 
 use crate::table::number;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ pub struct Chart<'a> {
     pub title: &'a str,
     pub x: &'a str,
     pub y: &'a str,
-    /// Name and points; points of zero or less are left out, as a logarithm has no place for them.
+    /// Name and points; points of zero or less are left out, as they have no logarithm.
     pub series: Vec<(&'a str, Vec<(f64, f64)>)>,
 }
 
@@ -19,7 +19,7 @@ const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 pub(crate) const COLOURS: [&str; 7] = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777"];
 
-/// A range of decades, and where a value of it lies between 0 and 1.
+/// A range of decades, and the position of a value in it, between 0 and 1.
 struct Axis {
     from: f64,
     to: f64,

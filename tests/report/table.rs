@@ -1,6 +1,6 @@
-//! Markdown tables whose columns stand below each other in a terminal too.
+//! Markdown tables whose columns are aligned in a terminal too.
 
-/// The first column to the left, numbers to the right.
+/// The first column is left-aligned, the others are right-aligned.
 pub fn render(head: &[String], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|r| r.get(column)).chain(head.get(column));
@@ -25,7 +25,7 @@ pub fn render(head: &[String], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Three digits that matter, thousands set apart.
+/// Three significant digits, with thousands separators.
 pub fn number(value: f64) -> String {
     let size = value.abs();
     let digits = match size {
@@ -45,7 +45,7 @@ pub fn number(value: f64) -> String {
     format!("{}{grouped}{rest}", if value < 0.0 { "-" } else { "" })
 }
 
-/// `–` for what there is not.
+/// `–` for a missing value.
 pub fn optional(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
     value.filter(|v| v.is_finite()).map_or_else(|| "–".to_owned(), show)
 }

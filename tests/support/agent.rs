@@ -1,4 +1,4 @@
-//! netpath's agent on the host of a topology, by what the kernel shows.
+//! netpath's agent on the host of a topology, as seen in /proc.
 
 use crate::host::{SOON, patience, wait_for};
 use crate::topology::Topology;
@@ -12,7 +12,7 @@ pub fn agents(topology: &Topology) -> Vec<i32> {
     topology.host.processes().into_iter().filter(|(_, name)| name == "netpath-agent").map(|(pid, _)| pid).collect()
 }
 
-/// The one that the last command has started, which may take a moment to have its name.
+/// The agent that the last command has started, which may take a moment to get its name.
 ///
 /// # Errors
 /// There is none, or several.
@@ -24,7 +24,7 @@ pub fn the_agent(topology: &Topology) -> Result<i32> {
 }
 
 /// # Errors
-/// They do not go.
+/// A process does not end.
 pub fn kill_all(topology: &Topology) -> Result<()> {
     for pid in agents(topology) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -32,17 +32,17 @@ pub fn kill_all(topology: &Topology) -> Result<()> {
     wait_for("no agent", SOON, || agents(topology).is_empty().then_some(()))
 }
 
-/// The same, once it has said who it is, and watches.
+/// The same, once it has registered, and follows the host.
 ///
 /// # Errors
-/// There is none, or it does not.
+/// There is none, or it does not register.
 pub fn watching(topology: &Topology) -> Result<i32> {
     let pid = the_agent(topology)?;
     wait_for("an agent that watches", SOON, || {
         let log = std::fs::read_to_string(format!("/run/netpath/{:x}/agent.log", topology.host.cookie())).ok()?;
         log.contains(&format!("pid={pid}")).then_some(())
     })?;
-    // What it looks at first.
+    // Time for its first look.
     std::thread::sleep(Duration::from_millis(200) * patience());
     Ok(pid)
 }

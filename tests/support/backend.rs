@@ -1,4 +1,4 @@
-//! A network backend called as Podman calls it, and timed as a whole process from fork to exit.
+//! A network backend called as Podman calls it; the time is that of the whole process, from fork to exit.
 
 use crate::host::Netns;
 use anyhow::{Context, Result, bail};

@@ -1,4 +1,4 @@
-//! bpf(2) as it is, for programs of a few instructions that tests write themselves.
+//! Plain bpf(2), for programs of a few instructions that tests write themselves.
 
 use anyhow::{Context, Result};
 use std::io;
@@ -78,20 +78,20 @@ impl Attr {
     }
 
     /// # Errors
-    /// What the kernel answers.
+    /// The errno of bpf(2).
     pub fn call(&mut self, command: i64) -> io::Result<i32> {
-        // SAFETY: a block of the size given; what it points to outlives the call, and is as large as the command reads or
-        // writes.
+        // SAFETY: a block of the size given; its pointers outlive the call, and their targets are as large as the command reads
+        // or writes.
         let answer = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), self.0.len()) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as i32) }
     }
 
-    /// A command that gives a descriptor.
+    /// A command that returns a descriptor.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The errno of bpf(2).
     pub fn open(&mut self, command: i64) -> io::Result<OwnedFd> {
-        // SAFETY: the descriptor was just opened and is nobody else's.
+        // SAFETY: the descriptor was just opened and has no other owner.
         self.call(command).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6 echo: a sender on a ping socket, and a watcher that tells which sources a host was asked by.
+//! ICMP and ICMPv6 echo: a sender on a ping socket, and a watcher that records the sources of a host's echo requests.
 
 use crate::host::{Netns, SOON, patient};
 use crate::topology::Family;
@@ -36,7 +36,7 @@ pub struct Pinger {
 
 impl Pinger {
     /// # Errors
-    /// The namespace refuses ping sockets, or has given the identifier to another.
+    /// The namespace rejects ping sockets, or the identifier is in use.
     pub fn new(netns: &Netns, family: Family, identifier: u16) -> Result<Self> {
         netns.set_sysctl("net/ipv4/ping_group_range", "0 0")?;
         let socket = open(netns, family, SockType::Datagram)?;
@@ -49,15 +49,15 @@ impl Pinger {
         Ok(Self { socket, family })
     }
 
-    /// Sends one request and takes its reply, which must come from `target` with the same sequence number and bytes.
+    /// Sends one request and receives its reply, which must come from `target` with the same sequence number and bytes.
     ///
     /// # Errors
-    /// No reply, or another.
+    /// No reply, or a different one.
     pub fn ping(&self, target: IpAddr, sequence: u16, bytes: usize) -> Result<()> {
         self.ping_within(patient(SOON), target, sequence, bytes)
     }
 
-    /// The same with another patience.
+    /// The same with another time-out.
     ///
     /// # Errors
     /// As [`Pinger::ping`].
@@ -72,7 +72,7 @@ impl Pinger {
         sendto(self.socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).context("send")?;
         let mut answer = vec![0; 65_536];
         let deadline = Instant::now() + patience;
-        // With a timeout set, a receive that a signal meets is not begun again by the kernel (signal(7)).
+        // With a time-out set, the kernel does not restart a receive that a signal interrupts (signal(7)).
         let (len, from) = loop {
             match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut answer) {
                 Err(Errno::EINTR) if Instant::now() < deadline => {}
@@ -86,7 +86,7 @@ impl Pinger {
     }
 }
 
-/// Hears all ICMP of a namespace.
+/// Receives all ICMP of a namespace.
 pub struct Watcher {
     socket: OwnedFd,
     family: Family,
@@ -97,12 +97,12 @@ impl Watcher {
     /// Not root.
     pub fn new(netns: &Netns, family: Family) -> Result<Self> {
         let socket = open(netns, family, SockType::Raw)?;
-        // The shortest timeout there is: what has come is there.
+        // The shortest time-out: packets sent so far have arrived.
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 1))?;
         Ok(Self { socket, family })
     }
 
-    /// The sources of the echo requests that have come so far.
+    /// The sources of the echo requests received so far.
     pub fn sources(&self) -> BTreeSet<IpAddr> {
         let mut sources = BTreeSet::new();
         let mut packet = vec![0; 65_536];
@@ -112,7 +112,7 @@ impl Watcher {
                 Err(Errno::EINTR) => continue,
                 Err(_) => return sources,
             };
-            // A raw IPv4 socket hears the IP header too.
+            // A raw IPv4 socket receives the IP header too.
             let body = match self.family {
                 Family::V4 => packet.get(usize::from(packet[0] & 0xf) * 4..len),
                 Family::V6 => packet.get(..len),

@@ -1,4 +1,4 @@
-//! A list of expectations, of which all are tried before the test fails.
+//! A list of expectations that are all tried before the test fails.
 
 use crate::host::Netns;
 use crate::traffic::{Dial, Seen};
@@ -12,7 +12,7 @@ pub struct Expect {
 }
 
 impl Expect {
-    /// An expectation that gives an error when it is not met.
+    /// Records the error of an expectation that is not met.
     pub fn met<T>(&self, what: &str, expectation: Result<T>) -> Option<T> {
         expectation.map_err(|e| self.note(false, || format!("{what}: {e:#}"))).ok()
     }
@@ -23,7 +23,7 @@ impl Expect {
         }
     }
 
-    /// `dial` from `netns` is answered by `server`, who saw `source`; the client's socket names the address it dialled.
+    /// `dial` from `netns` is answered by `server`, which saw `source`; the client's socket reports the address it dialled.
     pub fn sees(&self, what: &str, netns: &Netns, dial: &Dial, server: &str, source: IpAddr) -> Option<Seen> {
         let seen = self.met(what, dial.ask(netns))?;
         let got = (seen.server.as_str(), seen.client.ip(), seen.peer);
@@ -37,13 +37,13 @@ impl Expect {
         self.met(what, dial.must_fail(netns));
     }
 
-    /// What was not so, until now.
+    /// Takes the errors recorded so far.
     pub fn take(&self) -> Vec<String> {
         self.failed.take()
     }
 
     /// # Errors
-    /// What was not so, all of it.
+    /// All expectations that were not met.
     pub fn all_met(&self, where_: &str) -> Result<()> {
         let failed = self.take();
         ensure!(failed.is_empty(), "{} of the expectations {where_}:\n  {}", failed.len(), failed.join("\n  "));

@@ -1,17 +1,17 @@
-//! A filter for forwarded packets that is not netpath's: what an administrator or a firewall daemon has in nftables.
+//! A filter for forwarded packets in nftables, as an administrator or a firewall daemon has.
 
 use crate::host::Netns;
 use anyhow::Result;
 
 const TABLE: &str = "inet administrator";
 
-/// Gone when it is dropped.
+/// Removed on drop.
 pub struct Filter<'n> {
     netns: &'n Netns,
 }
 
 impl<'n> Filter<'n> {
-    /// A chain at the forward hook that accepts what these rules do not take.
+    /// A chain at the forward hook that accepts all packets that these rules do not match.
     ///
     /// # Errors
     /// `nft` fails.
@@ -25,7 +25,7 @@ impl<'n> Filter<'n> {
         Ok(filter)
     }
 
-    /// One that follows connections, and drops what belongs to none.
+    /// A filter that tracks connections, and drops packets that belong to none.
     ///
     /// # Errors
     /// `nft` fails.

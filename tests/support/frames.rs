@@ -1,18 +1,18 @@
-//! How much stack the programs need at most, as the strictest kernel counts it. The verifier refuses a program of which the
-//! frames of functions that call each other hold more than 512 bytes; before 6.8 each counts as a multiple of 32, later of
-//! 16 (`kernel/bpf/verifier.c`, `check_max_stack_depth()`), so that a newer kernel takes what an older one refuses.
+//! Maximum stack use of the programs, by the rules of the strictest kernel. The verifier rejects a program if the frames of
+//! nested calls exceed 512 bytes; before 6.8 each frame is rounded up to a multiple of 32, later of 16
+//! (`kernel/bpf/verifier.c`, `check_max_stack_depth()`), so that a newer kernel accepts programs that an older one rejects.
 
 use anyhow::{Context, Result};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
 use std::collections::BTreeMap;
 
-/// What a frame is rounded up to, bytes.
+/// Rounding of a frame, in bytes.
 const STEP: u32 = 32;
-/// The size of an instruction, bytes.
+/// The size of an instruction, in bytes.
 const SLOT: u64 = 8;
 const FRAME_POINTER: u8 = 10;
 
-/// The index of a section, and where in it.
+/// The index of a section, and an offset in it.
 type Place = (usize, u64);
 
 struct Function {
@@ -22,17 +22,17 @@ struct Function {
     calls: Vec<Place>,
 }
 
-/// A program and the chain of calls from it that needs most, with the frame of each function, rounded up.
+/// A program and its call chain with the largest stack, with the frame of each function, rounded up.
 #[derive(Debug)]
 pub struct Deepest {
     pub bytes: u32,
     pub chain: Vec<(String, u32)>,
 }
 
-/// For each program of an object.
+/// One entry for each program of an object.
 ///
 /// # Errors
-/// It is no object.
+/// Not an object file.
 pub fn deepest(object: &[u8]) -> Result<Vec<Deepest>> {
     let file = object::File::parse(object).context("the object cannot be read")?;
     let mut functions: BTreeMap<Place, Function> = BTreeMap::new();
@@ -48,7 +48,7 @@ pub fn deepest(object: &[u8]) -> Result<Vec<Deepest>> {
     }
     for section in file.sections() {
         let data = section.data()?;
-        // Calls of functions elsewhere, which the linker has left to the loader.
+        // Calls of functions elsewhere, which the linker leaves to the loader.
         let mut left: BTreeMap<u64, Place> = BTreeMap::new();
         for (at, relocation) in section.relocations() {
             let RelocationTarget::Symbol(symbol) = relocation.target() else { continue };
@@ -105,12 +105,12 @@ fn slot(code: &[u8], at: u64) -> Option<&[u8]> {
     code.get(at as usize..(at + SLOT) as usize)
 }
 
-/// Where a call at `at` leads: its immediate counts instructions from the next one on.
+/// The target of a call at `at`: its immediate counts instructions from the next one on.
 fn behind(at: u64, slot: &[u8]) -> u64 {
     (at as i64 + (i64::from(immediate(slot)) + 1) * SLOT as i64) as u64
 }
 
-/// Of another function of the object, not of a helper.
+/// Whether it calls another function of the object, not a helper.
 fn is_call(slot: &[u8]) -> bool {
     slot[0] == 0x85 && slot[1] >> 4 == 1
 }

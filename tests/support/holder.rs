@@ -13,10 +13,10 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// `command`, once it has said `ready`.
+    /// Starts `command`, and waits until it prints `ready`.
     ///
     /// # Errors
-    /// It ended instead, with what it wrote to standard error.
+    /// It ended instead; the error holds its standard error.
     pub fn start(mut command: Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
@@ -36,7 +36,7 @@ impl Holder {
     }
 
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn namespace(&self, kind: &str) -> Result<File> {
         let path = self.namespace_path(kind);
         File::open(&path).with_context(|| path)
@@ -47,7 +47,7 @@ impl Holder {
         format!("/proc/{}/ns/{file}", self.pid())
     }
 
-    /// nsenter into `kinds` of its namespaces, without the program to run.
+    /// An nsenter command into `kinds` of its namespaces, without the program to run.
     pub fn enter(&self, kinds: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         for kind in kinds {
@@ -57,14 +57,14 @@ impl Holder {
         command
     }
 
-    /// The first process of the namespaces, as seen from here.
+    /// The first process of the PID namespace, as numbered here.
     pub fn init(&self) -> Option<u32> {
         let pid = self.pid();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
 
-    /// Waits until all that was in its process namespace is gone.
+    /// Waits until all processes of its PID namespace are gone.
     pub fn end(&mut self) {
         drop(self.stdin.take());
         let _ = self.child.wait();
@@ -78,7 +78,7 @@ impl Drop for Holder {
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // `--kill-child`: the namespaces' first process goes with it.
+        // `--kill-child`: the namespace's first process ends with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,16 +1,15 @@
-//! The least that a host between client and container can cost: at each of its two devices a program that gives every
-//! IPv4 frame the hardware addresses of its next link and redirects it. It looks nothing up, translates nothing, and
-//! leaves the hop count as it is.
+//! The minimum cost of a host between client and container: a program at each of its two devices sets the hardware addresses of
+//! the next link on every IPv4 frame and redirects it. No lookup, no translation, no change of the hop count.
 
 use crate::bpf::{self, Attr, instruction};
 use crate::host::Netns;
 use anyhow::{Context, Result, bail};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// A device by where it is and what it is called.
+/// A device: namespace and name.
 pub type Device<'a> = (&'a Netns, &'a str);
 
-/// Both programs, attached until this is dropped. TCX: 6.6.
+/// Both programs, attached until dropped. Needs TCX (6.6).
 pub struct Hop {
     _links: [OwnedFd; 2],
 }
@@ -22,12 +21,12 @@ const REDIRECT_PEER: i32 = 155;
 const PROTOCOL: i16 = 16;
 const DATA: i16 = 76;
 const DATA_END: i16 = 80;
-/// As it lies on the wire.
+/// In network byte order.
 const ETH_P_IP: i32 = 0x0008;
 
 impl Hop {
-    /// Between `client` and `container`, over `uplink` and `veth` of one host: straight into the container, and out by
-    /// the uplink.
+    /// Between `client` and `container`, over `uplink` and `veth` of one host: redirects into the container, and out by the
+    /// uplink.
     ///
     /// # Errors
     /// There is no such device, or no TCX.
@@ -48,7 +47,7 @@ fn attach((netns, device): Device<'_>, instructions: &[u64]) -> Result<OwnedFd> 
 fn program(dmac: [u8; 6], smac: [u8; 6], device: u32, redirect: i32) -> Vec<u64> {
     let addresses = [dmac, smac].concat();
     let word = |n: usize| i32::from_le_bytes([0, 1, 2, 3].map(|i| addresses[4 * n + i]));
-    // Behind the last of the conditional jumps: so far is it to "next program".
+    // Distance from the last conditional jump to "next program".
     const AWAY: i16 = 7;
     vec![
         instruction(0x61, 0x12, PROTOCOL, 0),

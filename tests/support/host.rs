@@ -1,7 +1,7 @@
-//! A network namespace that a test made: threads and commands inside it, its settings, its end.
+//! A network namespace made by a test: threads and commands inside it, its settings, its removal.
 //!
-//! A namespace is kept by a bind mount under a private path, so that `netavark setup <path>` can open it, and is gone
-//! when its [`Netns`] is dropped, with every process that was left in it.
+//! A bind mount under a private path keeps the namespace, so that `netavark setup <path>` can open it. When its [`Netns`] is
+//! dropped, it is removed with every process left in it.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -17,23 +17,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what should happen at once, on a machine that others use too.
+/// Time limit for events expected at once, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// How many times as long as [`SOON`] and the like things may take on this machine: `NETPATH_PATIENCE`, which is set in
-/// guests under emulation alone (xtask/src/vm/qemu.rs).
+/// Factor on [`SOON`] and other time limits on this machine: `NETPATH_PATIENCE`, set only in guests under emulation
+/// (xtask/src/vm/qemu.rs).
 pub fn patience() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     *FACTOR.get_or_init(|| std::env::var("NETPATH_PATIENCE").ok().and_then(|v| v.parse().ok()).unwrap_or(1))
 }
 
-/// `deadline` as this machine needs it.
+/// `deadline` multiplied by [`patience`].
 pub fn patient(deadline: Duration) -> Duration {
     deadline * patience()
 }
 
-/// Asks `probe` until it answers, a millisecond apart at first and 20 ms later on; not longer than [`patient`] makes the
-/// deadline.
+/// Calls `probe` until it returns a value, at first a millisecond apart and later 20 ms; not longer than the deadline
+/// multiplied by [`patience`].
 ///
 /// # Errors
 /// The deadline has passed; the text names `what`.
@@ -50,7 +50,7 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Op
     }
 }
 
-/// Does `work` on all `items`, `width` of them at a time, and gives the first error after all are done.
+/// Runs `work` on all `items`, `width` at a time, and returns the first error after all have ended.
 ///
 /// # Errors
 /// Those of `work`.
@@ -73,7 +73,7 @@ pub fn at_once<T: Sync>(width: usize, items: &[T], work: impl Fn(&T) -> Result<(
 
 /// A network namespace of the test's own.
 pub struct Netns {
-    /// False: it was there before, and it outlives this value.
+    /// False: an existing namespace, which outlives this value.
     made: bool,
     path: PathBuf,
     file: File,
@@ -110,7 +110,7 @@ impl Netns {
         Ok(Self { made: true, path: path.to_owned(), file, inode, cookie })
     }
 
-    /// The namespace that this process is in; it and all that is in it stay.
+    /// The namespace of this process, which stays with its processes.
     ///
     /// # Errors
     /// There is no /proc.
@@ -118,7 +118,7 @@ impl Netns {
         Self::at(Path::new(&format!("/proc/{}/ns/net", std::process::id())))
     }
 
-    /// One that another program has made; it outlives this value.
+    /// A namespace that another program has made; it outlives this value.
     ///
     /// # Errors
     /// There is none at `path`.
@@ -130,7 +130,7 @@ impl Netns {
         Ok(found)
     }
 
-    /// What `netavark setup` is given.
+    /// The path given to `netavark setup`.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -144,7 +144,7 @@ impl Netns {
         self.cookie
     }
 
-    /// Does `work` on a thread inside, and waits for it. A panic goes on in the caller.
+    /// Runs `work` on a thread inside, and waits for it. A panic is resumed in the caller.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = || {
@@ -158,7 +158,7 @@ impl Netns {
         })
     }
 
-    /// Does `work` on a thread inside that goes on beside the caller.
+    /// Runs `work` on a thread inside, concurrently with the caller.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -175,7 +175,7 @@ impl Netns {
         enter(&self.file);
     }
 
-    /// Runs a program inside and gives back what it printed.
+    /// Runs a program inside and returns its output.
     ///
     /// # Errors
     /// It cannot be started, or does not end with 0.
@@ -201,7 +201,7 @@ impl Netns {
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
-    /// Runs `command` inside with `input`, whatever it ends with.
+    /// Runs `command` inside with `input`, whatever its exit code.
     ///
     /// # Errors
     /// It cannot be started.
@@ -213,7 +213,7 @@ impl Netns {
             let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
             let pipe = child.stdin.take();
             thread::scope(|scope| {
-                // Beside the reading of its output, as a program may answer before it has read everything.
+                // Written concurrently, as a program may answer before it has read everything.
                 scope.spawn(move || pipe.map(|mut p| p.write_all(input)));
                 child.wait_with_output().with_context(|| format!("cannot wait for {program}"))
             })
@@ -228,7 +228,7 @@ impl Netns {
         self.feed("ip", &["-batch", "-"], lines).map(drop)
     }
 
-    /// What `ip -json …` says.
+    /// The output of `ip -json …`.
     ///
     /// # Errors
     /// `ip` fails, or prints no JSON.
@@ -241,7 +241,7 @@ impl Netns {
         serde_json::from_str(&text).with_context(|| format!("ip {}: no JSON", all.join(" ")))
     }
 
-    /// The names of the programs at the TCX ingress of a link, in their order.
+    /// The names of the programs at the TCX ingress of a link, in order.
     ///
     /// # Errors
     /// The kernel has no TCX, or no such link.
@@ -261,7 +261,7 @@ impl Netns {
         Ok(self.ip_json(&["link", "show", "dev", link])?[0]["xdp"]["prog"]["id"].as_u64())
     }
 
-    /// What the link sends gets its checksum from the kernel, as over a wire, and not from a device that has none to do.
+    /// Disables transmit checksum offload: packets then have complete checksums, as over a wire.
     ///
     /// # Errors
     /// There is no such link.
@@ -277,7 +277,7 @@ impl Netns {
         request[2] = value.as_mut_ptr() as u64;
         self.run(|| {
             let socket = std::os::unix::net::UnixDatagram::unbound()?;
-            // SAFETY: the kernel reads the request and the value behind it, which outlive the call.
+            // SAFETY: the kernel reads the request and the value it points to, which outlive the call.
             match unsafe { libc::ioctl(socket.as_raw_fd(), 0x8946, request.as_mut_ptr()) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
@@ -302,7 +302,7 @@ impl Netns {
         self.run(|| fs::write(format!("/proc/sys/{path}"), value)).with_context(|| format!("cannot set sysctl {path}"))
     }
 
-    /// Processes in this namespace, other than the test itself.
+    /// Processes in this namespace, except for the test itself.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let own = std::process::id().to_string();
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -325,7 +325,7 @@ impl Drop for Netns {
         if !self.made {
             return;
         }
-        // Nobody but what this test has called can be in a namespace of its own.
+        // Only processes that this test started can be in its namespace.
         for (pid, _) in self.processes() {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
@@ -340,7 +340,7 @@ fn enter(file: &File) {
     }
 }
 
-/// Libtest names a test's thread after it; the threads it starts bear the same name.
+/// Libtest names a test's thread after it; its threads inherit the name.
 fn test_name() -> String {
     thread::current().name().unwrap_or("main").to_owned()
 }
@@ -351,7 +351,7 @@ fn own_cookie() -> Result<u64> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").context("cannot open a socket")?;
     let mut cookie = 0_u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the socket is open, and value and length point to what the kernel may write.
+    // SAFETY: the socket is open, and value and length point to writable memory.
     let failed = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,4 +1,7 @@
-//! The only shared helpers of the black-box tests: topology, packets, residue, needs, traffic, podman.
+//! The shared helpers of the black-box tests: topology, packets, residue, requirements, traffic, podman.
+
+// Used by vm_node alone.
+use serde as _;
 
 pub mod agent;
 pub mod backend;

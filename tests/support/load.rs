@@ -1,4 +1,4 @@
-//! Heavy traffic with nothing lost: bulk transfers whose sums are compared, and short connections by the hundred thousand.
+//! Heavy traffic without loss: bulk transfers with checksums, and short connections by the hundred thousand.
 
 use crate::host::{Netns, at_once};
 use crate::traffic::{Proto, Server, again};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 /// Bytes that are generated, sent and summed at a time.
 const BLOCK: usize = 256 * 1024;
-/// No byte for so long is an error.
+/// Time-out without a byte.
 const STALL: Duration = Duration::from_secs(20);
 
-/// Bytes that repeat nowhere, so that a block lost, doubled or out of place changes the sum.
+/// A non-repeating byte sequence, so that a lost, duplicated or misplaced block changes the sum.
 struct Pattern {
     base: Vec<u64>,
     block: u64,
@@ -42,7 +42,7 @@ impl Pattern {
     }
 }
 
-/// Depends on every byte and on its place.
+/// Depends on every byte and on its position.
 fn sum(before: u64, block: &[u8]) -> u64 {
     block.as_chunks::<8>().0.iter().fold(before, |sum, bytes| {
         (sum ^ u64::from_le_bytes(*bytes)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
@@ -76,7 +76,7 @@ fn read_word(stream: &mut TcpStream) -> Result<u64> {
     Ok(u64::from_be_bytes(word))
 }
 
-/// A server that takes a bulk transfer, tells its sum, and sends as much back with its sum.
+/// A server that receives a bulk transfer, returns its sum, and sends as much back with its sum.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -95,7 +95,7 @@ fn serve_bulk(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Half of `bytes` to the server and half back, with equal sums at both ends; the time it took.
+/// Sends half of `bytes` to the server and half back, with equal sums at both ends; returns the time.
 ///
 /// # Errors
 /// The connection fails or stalls, or the sums differ.
@@ -116,20 +116,20 @@ pub fn bulk(netns: &Netns, to: SocketAddr, bytes: u64) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// What a hammer has seen.
+/// Result of a hammer.
 #[derive(Debug)]
 pub struct Hammered {
     pub took: Duration,
-    /// Connections that took a second or more, so that a segment was probably sent again.
+    /// Connections that took a second or more, probably with a retransmission.
     pub slow: usize,
-    /// The first few errors, and how many there were.
+    /// The first few errors, and their number.
     pub errors: Vec<String>,
     pub failed: usize,
 }
 
-/// A server that answers each connection's one request with the same bytes, and closes when the client has: the wait for
-/// latecomers is the client's then (RFC 9293 §3.6.1). Behind one address there are 64,512 ports for all that clients send,
-/// and a server would refuse each of them for a minute.
+/// A server that answers each connection's one request with the same bytes, and closes after the client: TIME-WAIT is then on
+/// the client's side (RFC 9293 §3.6.1). Behind one address there are 64,512 ports for all clients, and a server in TIME-WAIT
+/// would refuse each for a minute.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -144,21 +144,21 @@ pub fn hammer_server(netns: &Netns, ip: IpAddr, port: u16) -> Result<Server> {
     })
 }
 
-/// `connections` of one request each, by four clients; every answer must be its request.
+/// `connections` of one request each, by four clients; every answer must equal its request.
 ///
 /// # Errors
-/// The namespace refuses the settings for so many connections.
+/// The namespace rejects the settings for so many connections.
 pub fn hammer(netns: &Netns, to: SocketAddr, connections: u64) -> Result<Hammered> {
     hammer_as(netns, 0, Proto::Tcp, to, connections)
 }
 
-/// The same over either protocol, with requests that name their `owner`. A datagram has to come back too, at the first
-/// attempt, from [`Server::echo`].
+/// The same over either protocol, with requests that name their `owner`. A datagram has to return too, at the first attempt,
+/// from [`Server::echo`].
 ///
 /// # Errors
 /// As [`hammer`].
 pub fn hammer_as(netns: &Netns, owner: u16, proto: Proto, to: SocketAddr, connections: u64) -> Result<Hammered> {
-    // More ports, and used again after a second: one client to one service would run out of them.
+    // More ports, reused after a second: one client of one service would run out of them.
     netns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
     netns.set_sysctl("net/ipv4/tcp_tw_reuse", "1")?;
     let (next, slow, failed) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -213,7 +213,7 @@ fn request(proto: Proto, to: SocketAddr, n: u64) -> Result<()> {
             let own = socket.local_addr()?;
             let len = again(|| socket.recv(&mut answer)).with_context(|| format!("receive at {own}"))?;
             answer.truncate(len);
-            // Behind the line that tells who was seen.
+            // After the line with the client's address.
             answer.drain(..=answer.iter().position(|b| *b == b'\n').context("an answer of one line")?);
         }
     }

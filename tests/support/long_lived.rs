@@ -1,4 +1,4 @@
-//! Connections that last: one that is never silent, and many that are.
+//! Long-lived connections: one that is always busy, and many idle ones.
 
 use crate::host::{Netns, SOON, patience, wait_for};
 use crate::traffic::{Dial, exchange};
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What goes there and back each time: enough for large segments.
+/// Bytes of each exchange: enough for large segments.
 const BYTES: usize = 200_000;
 
-/// One connection to an echo server that is kept busy until it is asked how it went.
+/// One busy connection to an echo server, until [`LongLived::finish`].
 pub struct LongLived {
     name: String,
     stop: Arc<AtomicBool>,
@@ -21,7 +21,7 @@ pub struct LongLived {
 }
 
 impl LongLived {
-    /// Connects from `netns` and begins.
+    /// Connects from `netns` and starts.
     ///
     /// # Errors
     /// No connection.
@@ -36,8 +36,8 @@ impl LongLived {
                 let (before, begun) = (counted.load(Ordering::Relaxed), Instant::now());
                 exchange(&mut stream, &data).with_context(|| format!("after {before} exchanges"))?;
                 counted.fetch_add(1, Ordering::Relaxed);
-                // Some processor time is left to what goes on beside it, and more where a machine is slow: several of these
-                // would keep an emulated one from ever loading a program.
+                // Leaves processor time to other work, and more on a slow machine: several busy connections would keep an
+                // emulated one from ever loading a program.
                 std::thread::sleep(Duration::from_millis(2) + begun.elapsed() * patience().saturating_sub(1));
             }
             Ok(())
@@ -47,10 +47,10 @@ impl LongLived {
         Ok(long_lived)
     }
 
-    /// Waits until more has gone there and back than what was on its way when this was called.
+    /// Waits until more bytes have returned than were in flight at the time of the call.
     ///
     /// # Errors
-    /// It does not, or the connection is broken.
+    /// It does not continue, or the connection is broken.
     pub fn goes_on(&self) -> Result<()> {
         let before = self.done.load(Ordering::Relaxed);
         let moved = || {
@@ -64,10 +64,10 @@ impl LongLived {
         Ok(())
     }
 
-    /// Ends it; gives what it was that went wrong, if anything.
+    /// Ends it; returns its error, if any.
     ///
     /// # Errors
-    /// The connection broke, or other bytes came back.
+    /// The connection broke, or different bytes returned.
     pub fn finish(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let name = self.name;
@@ -76,7 +76,7 @@ impl LongLived {
     }
 }
 
-/// `count` connections from `netns` that have said one word each.
+/// `count` connections from `netns` with one exchange each.
 ///
 /// # Errors
 /// One of them cannot be made.
@@ -90,10 +90,10 @@ pub fn idle(netns: &Netns, dial: &Dial, count: usize) -> Result<Vec<TcpStream>> 
     Ok(streams)
 }
 
-/// Each of them is still there at both ends.
+/// Checks that each is still alive at both ends.
 ///
 /// # Errors
-/// Those that are not.
+/// The connections that are not.
 pub fn all_answer(streams: &mut [TcpStream]) -> Result<()> {
     let broken: Vec<String> = streams
         .iter_mut()

@@ -1,4 +1,4 @@
-//! The datapath's own account of what it did, read from the pinned maps without netpath: flows and counters.
+//! State of the datapath, read from the pinned maps without netpath: flows and counters.
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -11,7 +11,7 @@ use netpath_common::reason::Reason;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// One direction of a flow: a packet as it is seen, and as it goes on.
+/// One direction of a flow: the packet before and after translation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Flow {
     pub proto: u8,
@@ -38,7 +38,7 @@ impl std::fmt::Display for Flow {
     }
 }
 
-/// The directory of the one host namespace that has pins below `bpffs`; where there are several, name yours by `cookie`.
+/// The directory of the one host namespace that has pins below `bpffs`; with several, select one by `cookie`.
 ///
 /// # Errors
 /// There is none, or not exactly one.
@@ -83,7 +83,7 @@ pub fn flows(pins: &Path) -> Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Ticks of CLOCK_MONOTONIC, as programs count them.
+/// Ticks of CLOCK_MONOTONIC, as the programs count them.
 pub fn now() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec.
@@ -91,7 +91,7 @@ pub fn now() -> u32 {
     ((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> netpath_common::flow::TICK_BITS) as u32
 }
 
-/// Until the next command writes them: the source ports that flows get which cannot keep their own.
+/// Sets the range of drawn source ports, until the next command rewrites it.
 ///
 /// # Errors
 /// The map is not there.
@@ -101,7 +101,7 @@ pub fn set_ports(pins: &Path, ports: std::ops::RangeInclusive<u16>) -> Result<()
     Ok(map.set(0, Config { port_min: *ports.start(), port_max: *ports.end(), ..config }, 0)?)
 }
 
-/// Gives `ports` of the host's address `host` to flows of nobody that talk to `peer`, so that nobody else gets them.
+/// Reserves `ports` of the host's address `host` towards `peer` by dummy flows, so that no other flow gets them.
 ///
 /// # Errors
 /// The maps are not there, or full.
@@ -136,7 +136,7 @@ pub fn take_ports(
     Ok(())
 }
 
-/// Packets and bytes by reason, over all CPUs, without those that are zero.
+/// Packets and bytes by reason, summed over all CPUs, without zero entries.
 ///
 /// # Errors
 /// The map is not there.

@@ -1,11 +1,11 @@
-//! What a test needs of the machine. A test that cannot run says so, and why: `skip <test>: needs …`.
+//! Requirements of a test. A test that cannot run prints the reason: `skip <test>: needs …`.
 
 use crate::netavark::{Rung, is_incumbent};
 use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// Returns from the test, aloud, unless every need is met.
+/// Returns from the test with a skip line unless every requirement is met.
 #[macro_export]
 macro_rules! need {
     ($($need:expr),+ $(,)?) => {
@@ -17,27 +17,27 @@ macro_rules! need {
     };
 }
 
-/// Whether a run is to be as thorough as it can: `NETPATH_SOAK=full`.
+/// Whether the run is to be as thorough as possible: `NETPATH_SOAK=full`.
 pub fn is_full() -> bool {
     std::env::var("NETPATH_SOAK").is_ok_and(|v| v == "full")
 }
 
-/// `Err` holds what is missing.
+/// `Err` holds the missing requirement.
 pub type Need = Result<(), String>;
 
-/// Said past libtest's capture, so that a run shows its skips.
+/// Printed past libtest's capture, so that a run shows its skips.
 pub fn say_skip(place: &str, what: &str) {
     say(&format!("skip {}: needs {what}", test_name(place)));
 }
 
-/// A line for the reader of a passing run, such as the figure of a bar.
+/// A line shown in a passing run, such as a measured figure.
 pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
 }
 
-/// The thread of a test bears its name; with one test thread it is `main` and the place in the source must do.
+/// The thread of a test has its name; with one test thread it is `main`, and the place in the source is used.
 fn test_name(place: &str) -> String {
     match std::thread::current().name() {
         Some(name) if name != "main" => name.to_owned(),
@@ -57,7 +57,7 @@ pub fn netpath() -> Need {
     if is_incumbent() { Err("netpath as the program under test (it is Netavark)".to_owned()) } else { Ok(()) }
 }
 
-/// Cases on the packaged peer prove themselves, not netpath, and take as long again: they run only when asked for.
+/// Cases on the packaged peer validate the cases, not netpath, and double the time: they run only on request.
 ///
 /// # Errors
 /// `NETPATH_PEER=1` is not set.
@@ -69,7 +69,7 @@ pub fn peer() -> Need {
 }
 
 /// # Errors
-/// A program is missing from PATH, or from the place given.
+/// A program is missing from PATH, or from the given path.
 pub fn program(name: &str) -> Need {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
@@ -77,7 +77,7 @@ pub fn program(name: &str) -> Need {
 }
 
 /// # Errors
-/// This machine or the program under test cannot give that rung.
+/// This machine or the program under test does not support that rung.
 pub fn rung(rung: Rung) -> Need {
     root()?;
     match rung {
@@ -88,7 +88,7 @@ pub fn rung(rung: Rung) -> Need {
 }
 
 /// # Errors
-/// Programs that cannot be told a route's source: BPF_FIB_LOOKUP_SRC came with 6.7.
+/// The programs cannot query a route's source: BPF_FIB_LOOKUP_SRC came with 6.7.
 pub fn route_source(rung: Rung) -> Need {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
@@ -97,10 +97,10 @@ pub fn route_source(rung: Rung) -> Need {
 }
 
 /// # Errors
-/// bpf() is refused.
+/// bpf() is denied.
 pub fn bpf() -> Need {
     const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
-    // start_id, next_id, open_flags: the smallest question that only the privileged may ask.
+    // start_id, next_id, open_flags: the smallest request that needs privileges.
     match bpf_call(BPF_PROG_GET_NEXT_ID, &mut [0_u32; 32]) {
         Some(libc::EPERM | libc::ENOSYS) => Err("bpf(): this process may not use it".to_owned()),
         _ => Ok(()),
@@ -116,37 +116,37 @@ pub fn tcx() -> Need {
     attr[0] = 1; // lo
     attr[1] = BPF_TCX_INGRESS;
     match bpf_call(BPF_PROG_QUERY, &mut attr) {
-        // Nothing attached to `lo`, or something: both mean that it could be.
+        // Nothing attached to `lo`, or something: both show support.
         None | Some(libc::ENOENT) => Ok(()),
         Some(errno) => Err(format!("tcx: BPF_PROG_QUERY gave errno {errno} (since 6.6)")),
     }
 }
 
 /// # Errors
-/// The kernel has no tun devices, or refuses them to this process.
+/// The kernel has no tun devices, or denies them to this process.
 pub fn tun() -> Need {
     let opened = std::fs::File::options().read(true).write(true).open(crate::tun::DEVICE);
     opened.map(drop).map_err(|e| format!("tun: {}: {e}", crate::tun::DEVICE))
 }
 
 /// # Errors
-/// No network cards are given to the tests.
+/// The tests have no network cards.
 pub fn cards() -> Need {
     let given = crate::topology::cards();
     given.map(drop).ok_or_else(|| "two network cards that tests may take: cargo xtask vm test gives them".to_owned())
 }
 
-/// That `ip` or `tc` can do this in a namespace with nothing but a pair of veths, `v0` and `v1`.
+/// Whether `ip` or `tc` accepts this in a namespace with nothing but a pair of veths, `v0` and `v1`.
 ///
 /// # Errors
-/// What the program says: a device or a queue that the kernel does not know, for one.
+/// The program's error, such as an unsupported device or queue.
 pub fn accepted(program: &str, words: &str) -> Need {
     root()?;
     let run = |program: &str, words: &str| {
         let out = Command::new(program).args(words.split(' ')).stdin(Stdio::null()).output();
         let out = out.map_err(|e| format!("the program {program}: {e}"))?;
         let said = String::from_utf8_lossy(&out.stderr).trim().replace('\n', ", ");
-        if out.status.success() { Ok(()) } else { Err(format!("what {program} {words} makes: {said}")) }
+        if out.status.success() { Ok(()) } else { Err(format!("{program} {words}: {said}")) }
     };
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("a network namespace: {e}"))?;
@@ -158,7 +158,7 @@ pub fn accepted(program: &str, words: &str) -> Need {
 
 /// The errno of a bpf() call, or `None` for success.
 fn bpf_call(command: libc::c_long, attr: &mut [u32; 32]) -> Option<i32> {
-    // SAFETY: attr is a writable block of the size given; the kernel reads and writes no further.
+    // SAFETY: attr is a writable block of the size given; the kernel accesses no more.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
     if answer < 0 { std::io::Error::last_os_error().raw_os_error() } else { None }
 }

@@ -1,8 +1,8 @@
-//! The backend's command line as Podman uses it, and the documents it is fed.
+//! The backend's command line as Podman uses it, and its documents.
 //!
-//! The program under test is `NETPATH_BIN`, else the `netpath` that was built beside the tests. It is called through a
-//! symbolic link named `netavark`. Where `NETPATH_BIN` is a file named `netavark`, it is the incumbent: then tests that
-//! only netpath can pass are skipped, and the others prove the tests themselves.
+//! The program under test is `NETPATH_BIN`, else the `netpath` built beside the tests. It is called through a symbolic link
+//! named `netavark`. A `NETPATH_BIN` whose file name is `netavark` is the incumbent: tests that only netpath can pass are then
+//! skipped, and the others validate the tests themselves.
 
 use crate::host::Netns;
 use crate::refuse_bpf::RefuseBpf;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// The resolver that backends start where a network has names.
+/// The resolver that backends start for a network with DNS.
 pub const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
 
 /// The program under test.
@@ -30,12 +30,12 @@ pub fn binary() -> Result<PathBuf> {
     built.ok_or_else(|| anyhow!("no netpath beside {}: cargo build -p netpath", own.display()))
 }
 
-/// The program under test is not netpath but Netavark itself.
+/// Whether the program under test is Netavark itself.
 pub fn is_incumbent() -> bool {
     binary().is_ok_and(|path| path.file_name().is_some_and(|name| name == "netavark"))
 }
 
-/// A datapath and the way its programs are attached.
+/// A datapath and its attach type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rung {
     Tcx,
@@ -46,7 +46,7 @@ pub enum Rung {
 impl Rung {
     pub const ALL: [Rung; 3] = [Rung::Tcx, Rung::Clsact, Rung::Iptables];
 
-    /// The eBPF rung that netpath takes by itself on this kernel.
+    /// The eBPF rung that netpath chooses on this kernel.
     pub fn best_hooks() -> Self {
         if crate::need::tcx().is_ok() { Self::Tcx } else { Self::Clsact }
     }
@@ -58,7 +58,7 @@ impl Rung {
     /// The environment that forces it.
     pub fn environment(self) -> Vec<(&'static str, &'static str)> {
         match self {
-            // Not forced: it is what users have, with filters at the veths.
+            // Not forced: the default, with filters at the veths.
             Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")],
             Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
             Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
@@ -66,7 +66,7 @@ impl Rung {
     }
 }
 
-/// What a call has answered.
+/// The result of a call.
 #[derive(Debug)]
 pub struct Answer {
     pub status: ExitStatus,
@@ -85,7 +85,7 @@ impl Answer {
         serde_json::from_str(&self.stdout).with_context(|| format!("{self}"))
     }
 
-    /// Nothing but success.
+    /// Expects success.
     ///
     /// # Errors
     /// It failed.
@@ -94,10 +94,10 @@ impl Answer {
         Ok(())
     }
 
-    /// The text of an error as Podman decodes it: exit 1, one line of JSON, the key `error` and no other.
+    /// The text of an error as Podman decodes it: exit 1, one line of JSON with the key `error` only.
     ///
     /// # Errors
-    /// The call succeeded, or failed in another form.
+    /// The call succeeded, or its error has another format.
     pub fn error(&self) -> Result<String> {
         ensure!(self.status.code() == Some(1), "expected exit 1: {self}");
         ensure!(self.stdout.trim_end().lines().count() == 1, "expected one line on stdout: {self}");
@@ -127,15 +127,15 @@ pub struct Netavark<'t> {
 }
 
 impl<'t> Netavark<'t> {
-    /// On `rung`, with a copy of the program that takes the object it carries for another one than `digest` names: what it
-    /// finds in the kernel is an older version's to it.
+    /// On `rung`, with a copy of the program whose object has another digest than `digest`: objects in the kernel then count as
+    /// an older version's.
     ///
     /// # Errors
     /// The program cannot be copied, or does not know its object by that digest.
     pub fn newer(topology: &'t Topology, rung: Rung, digest: &str) -> Result<Self> {
         let mut bytes = std::fs::read(binary()?)?;
         let mut found = 0;
-        // Printed as sixteen digits; another last one is another digest.
+        // Printed as sixteen digits; another last digit makes another digest.
         let other = format!("{}{}", &digest[..digest.len() - 1], if digest.ends_with('0') { 1 } else { 0 });
         for at in 0..bytes.len() - digest.len() {
             if bytes[at..].starts_with(digest.as_bytes()) {
@@ -153,7 +153,7 @@ impl<'t> Netavark<'t> {
         Ok(newer)
     }
 
-    /// With the rung that `environment` leads to; empty = netpath's own choice.
+    /// With the rung that `environment` selects; empty = netpath's own choice.
     ///
     /// # Errors
     /// There is no program under test.
@@ -174,21 +174,21 @@ impl<'t> Netavark<'t> {
         Self::with(topology, &rung.environment())
     }
 
-    /// From now on the kernel refuses bpf(2) to it.
+    /// From now on bpf(2) is denied to it.
     #[must_use]
     pub fn without_bpf(mut self) -> Self {
         self.bpf_refused = true;
         self
     }
 
-    /// From now on it finds no iptables: system programs are hidden from it, in a mount namespace of its own.
+    /// From now on it finds no iptables: a mount namespace hides the system programs.
     #[must_use]
     pub fn without_iptables(mut self) -> Self {
         self.iptables_hidden = true;
         self
     }
 
-    /// The command as Podman would run it, to be started in the host namespace.
+    /// The command as Podman runs it, to be started in the host namespace.
     pub fn command(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(&self.link);
         command.args(["--config".as_ref(), self.topology.config_dir().as_os_str()]);
@@ -213,7 +213,7 @@ impl<'t> Netavark<'t> {
     /// Runs `verb` with `input`.
     ///
     /// # Errors
-    /// The program cannot be started; not: it fails.
+    /// The program cannot be started. A failure of the program is no error.
     pub fn call(&self, verb: &[&str], input: &[u8]) -> Result<Answer> {
         let command = self.command(verb);
         let begun = Instant::now();
@@ -226,7 +226,7 @@ impl<'t> Netavark<'t> {
         })
     }
 
-    /// Setup, which must succeed; gives the status blocks.
+    /// Setup, which must succeed; returns the status blocks.
     ///
     /// # Errors
     /// It failed.
@@ -255,7 +255,7 @@ impl<'t> Netavark<'t> {
     }
 }
 
-/// Where netpath looks for iptables besides PATH.
+/// The directories, besides PATH, in which netpath looks for iptables.
 fn hide_system_programs(command: &mut Command) {
     use nix::mount::{MsFlags, mount};
     use std::os::unix::process::CommandExt;
@@ -269,11 +269,11 @@ fn hide_system_programs(command: &mut Command) {
         Ok(())
     };
     command.env("PATH", "/usr/bin:/bin");
-    // SAFETY: between fork and exec only bare system calls are made, on strings that the program holds.
+    // SAFETY: between fork and exec only bare system calls are made, on strings owned by the program.
     unsafe { command.pre_exec(hide) };
 }
 
-/// `networks` as Podman 5 sends them, or as Podman 6 does.
+/// `networks` in the format of Podman 5, or of Podman 6.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Shape {
     #[default]
@@ -366,7 +366,7 @@ impl Document {
         self.on(network, interface, &[&v4, &v6])
     }
 
-    /// On `network` with the per-network options as they are.
+    /// On `network` with these per-network options.
     #[must_use]
     pub fn attach(mut self, network: &Network, options: Value) -> Self {
         self.attached.push((network.clone(), options));

@@ -1,4 +1,4 @@
-//! The object as netpath loads it on this kernel, and why the kernel refuses a program of it.
+//! The object as netpath loads it on this kernel, and the verifier's reason for rejecting a program.
 
 use anyhow::{Context, Result};
 use aya::programs::{Program, ProgramError};
@@ -7,7 +7,7 @@ use netpath_common::layout::global;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The object as it was built.
+/// The built object.
 ///
 /// # Errors
 /// It is missing.
@@ -16,11 +16,11 @@ pub fn bytes() -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))
 }
 
-/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier gives its reasons. A `level` of
-/// nothing would have aya hide what the kernel said behind an error of its own second try.
+/// The object, with nothing loaded yet; logging off. With `NETPATH_VERIFIER` set the verifier prints its log. With an empty
+/// `level`, aya would hide the kernel's message behind the error of its retry.
 ///
 /// # Errors
-/// It is missing, or not what aya takes.
+/// It is missing, or aya rejects it.
 pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
     let object = bytes()?;
     let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
@@ -35,11 +35,11 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
         .context("cannot load the object's maps")
 }
 
-/// Brings a program into the kernel. A few times: the verifier stops with EAGAIN where a signal is pending, as of another
-/// test's child that has ended.
+/// Loads a program, with retries: the verifier returns EAGAIN while a signal is pending, such as for an ended child of another
+/// test.
 ///
 /// # Errors
-/// The verifier's, or that it is of a kind that netpath does not have.
+/// The verifier's error, or a program type that netpath does not have.
 pub fn accept(program: &mut Program) -> Result<(), ProgramError> {
     let mut once = || match program {
         Program::SchedClassifier(p) => p.load(),
@@ -57,7 +57,7 @@ pub fn accept(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// Why the verifier refuses a program: the end of what it says.
+/// The verifier's reason for rejecting a program: the end of its log.
 pub fn explained(name: &str) -> String {
     const LINES: usize = 30;
     let again = || -> Result<()> {
@@ -67,10 +67,10 @@ pub fn explained(name: &str) -> String {
     let Err(e) = again() else { return "but it can be loaded again".to_owned() };
     let text = format!("{e}");
     let lines: Vec<&str> = text.lines().collect();
-    format!("the verifier's last words:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+    format!("the end of the verifier's log:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
 }
 
-/// What `netpath doctor` says of a feature; true where the program under test has no such word.
+/// Whether `netpath doctor` reports a feature; true where the program under test has no doctor.
 fn kernel_has(feature: &str) -> bool {
     let asked = || -> Result<bool> {
         let out = Command::new(crate::netavark::binary()?).args(["doctor", "--json"]).output()?;

@@ -1,4 +1,4 @@
-//! Offloads of an interface, as `ethtool -K` switches them, and a look at what they make of packets.
+//! Offloads of an interface, as set by `ethtool -K`, and their effect on packets.
 
 use crate::host::Netns;
 use anyhow::{Context, Result, ensure};
@@ -23,7 +23,7 @@ struct Request {
     rest: [u64; 2],
 }
 
-/// `words`: an ethtool command with its space for the answer.
+/// `words`: an ethtool command with space for its answer.
 fn call(interface: &str, words: &mut [u32]) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     let mut request = Request { name: [0; libc::IFNAMSIZ], data: words.as_mut_ptr(), rest: [0; 2] };
@@ -31,14 +31,14 @@ fn call(interface: &str, words: &mut [u32]) -> io::Result<()> {
     for (to, from) in request.name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
         *to = from;
     }
-    // SAFETY: the command says how much the kernel reads and writes, and callers have made the words as long.
+    // SAFETY: the command determines how much the kernel reads and writes, and callers provide as many words.
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// The number of a feature by the name that `ethtool -k` prints for the kernel's, as in `rx-gro-list`; and how many there are.
+/// The number of a feature by its name in `ethtool -k`, such as `rx-gro-list`; and the number of features.
 fn number(interface: &str, feature: &str) -> Result<(usize, usize)> {
     // The command, a reserved word, the mask of sets in two words, the length of each.
     let mut info = [GET_SET_INFO, 0, 1 << FEATURES, 0, 0];
@@ -53,26 +53,26 @@ fn number(interface: &str, feature: &str) -> Result<(usize, usize)> {
 }
 
 /// # Errors
-/// This kernel has no such feature, or does not switch it.
+/// This kernel does not have the feature, or cannot change it.
 pub fn switch(netns: &Netns, interface: &str, feature: &str, on: bool) -> Result<()> {
     netns.run(|| {
         let (n, all) = number(interface, feature)?;
-        // The kernel wants all of its blocks, or nothing.
+        // The kernel requires all blocks.
         let blocks = all.div_ceil(32);
         let mut words = vec![0; 2 + 2 * blocks];
         (words[0], words[1]) = (SET_FEATURES, blocks as u32);
-        // Which are meant, and what they are to be.
+        // The mask of changed bits, and their values.
         let at = 2 + 2 * (n / 32);
         (words[at], words[at + 1]) = (1 << (n % 32), u32::from(on) << (n % 32));
         call(interface, &mut words).with_context(|| format!("switch {feature} of {interface}"))
     })
 }
 
-/// The lengths of packets as an interface's stack sees them: what a network card or GRO has joined is one.
+/// Packet lengths as seen by an interface's stack: merged packets (GRO, LRO) count as one.
 pub struct Lengths(OwnedFd);
 
 impl Lengths {
-    /// Of all interfaces of the namespace, from now on.
+    /// For all interfaces of the namespace, from now on.
     ///
     /// # Errors
     /// Not root.
@@ -83,15 +83,15 @@ impl Lengths {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(fd),
         });
-        // SAFETY: the descriptor was just opened and is nobody else's.
+        // SAFETY: the descriptor was just opened and has no other owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a packet socket")?) }))
     }
 
-    /// As [`Lengths::of`], but only of packets that come into the namespace and are longer than `bytes`: however many
-    /// others go by, there is room for the first of these.
+    /// As [`Lengths::of`], but only for packets that come into the namespace and are longer than `bytes`: shorter ones cannot
+    /// fill the buffer.
     ///
     /// # Errors
-    /// As [`Lengths::of`], or the kernel refuses the filter.
+    /// As [`Lengths::of`], or the kernel rejects the filter.
     pub fn arriving_above(netns: &Netns, bytes: u32) -> Result<Self> {
         // include/uapi/linux/filter.h: BPF_LD | BPF_W | BPF_ABS, BPF_LD | BPF_W | BPF_LEN, BPF_JMP | BPF_JEQ,
         // BPF_JMP | BPF_JGT, BPF_RET; SKF_AD_OFF + SKF_AD_PKTTYPE; include/uapi/linux/if_packet.h, PACKET_OUTGOING.
@@ -107,21 +107,21 @@ impl Lengths {
         let filter = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
         let lengths = Self::of(netns)?;
         let (fd, size) = (lengths.0.as_raw_fd(), size_of_val(&filter) as libc::socklen_t);
-        // SAFETY: the kernel reads the filter and its steps, which outlive the call.
+        // SAFETY: the kernel reads the filter and its instructions, which outlive the call.
         let set =
             unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const filter).cast(), size) };
         ensure!(set == 0, "cannot attach a filter: {}", io::Error::last_os_error());
-        // What came before it was there.
+        // Discards earlier packets.
         lengths.longest();
         Ok(lengths)
     }
 
-    /// The longest that came so far.
+    /// The longest received so far.
     pub fn longest(&self) -> usize {
         let mut longest = 0;
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
-            // SAFETY: no byte is written; the length that the packet has is asked for.
+            // SAFETY: no byte is written; only the packet's length is requested.
             let len = unsafe {
                 libc::recv(self.0.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT | libc::MSG_TRUNC)
             };

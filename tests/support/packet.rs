@@ -1,5 +1,5 @@
-//! Packets for `BPF_PROG_TEST_RUN`: a builder with checksums of its own, and a laboratory that runs one program after the
-//! other over the same maps, in a private network namespace (the route and socket look-ups are real).
+//! Packets for `BPF_PROG_TEST_RUN`: a builder with independent checksums, and a lab that runs single programs over the same
+//! maps, in a private network namespace (route and socket lookups are real).
 
 pub use crate::object::{accept, explained, load};
 use anyhow::{Context, Result, ensure};
@@ -36,7 +36,7 @@ pub enum L4 {
         dport: u16,
         zero_sum: bool,
     },
-    /// Sixteen bytes with a checksum that nobody here can compute.
+    /// Sixteen bytes with an arbitrary checksum.
     Sctp {
         sport: u16,
         dport: u16,
@@ -45,16 +45,16 @@ pub enum L4 {
         request: bool,
         id: u16,
     },
-    /// An ICMP error; the payload is what it quotes.
+    /// An ICMP error; the payload is the quoted packet.
     Error {
         kind: u8,
         code: u8,
     },
-    /// Any other protocol, with its number; or a later fragment of one.
+    /// Any other protocol, by number; or a later fragment of one.
     Raw(u8),
 }
 
-/// A part of a larger packet.
+/// A fragment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Piece {
     pub id: u16,
@@ -114,14 +114,14 @@ impl Frame {
         Self::new(src.0, dst.0, L4::Udp { sport: src.1, dport: dst.1, zero_sum: false })
     }
 
-    /// `to` and `from` as hardware addresses.
+    /// Sets the hardware addresses `to` and `from`.
     #[must_use]
     pub fn macs(mut self, to: Mac, from: Mac) -> Self {
         (self.dmac, self.smac) = (to, from);
         self
     }
 
-    /// This frame one hop on, with other ends.
+    /// This frame one hop later, with other ends.
     #[must_use]
     pub fn becomes(&self, src: (IpAddr, u16), dst: (IpAddr, u16)) -> Self {
         let mut f = self.clone();
@@ -137,7 +137,7 @@ impl Frame {
         f
     }
 
-    /// Without its Ethernet header, as an ICMP error quotes it.
+    /// Without its Ethernet header, as quoted by an ICMP error.
     pub fn quoted(&self) -> Vec<u8> {
         self.bytes().split_off(14)
     }
@@ -282,7 +282,7 @@ fn octets(a: IpAddr) -> Vec<u8> {
     }
 }
 
-/// RFC 1071 §4.1, by the book.
+/// RFC 1071 §4.1.
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
@@ -301,10 +301,10 @@ pub fn mapped(a: IpAddr) -> Addr {
     }
 }
 
-/// What a program made of a packet.
+/// The result of a program run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// As the program returned it. Classifiers: -1 to the stack, 2 dropped, 7 redirected. XDP: 2, 1 and 4.
+    /// The program's return value. Classifiers: -1 to the stack, 2 dropped, 7 redirected. XDP: 2, 1 and 4.
     pub action: i32,
     pub packet: Vec<u8>,
     /// Packets counted, by reason.
@@ -320,7 +320,7 @@ pub struct Lab {
     pub other_bridge: u32,
     pub web: u32,
     pub app: u32,
-    /// The list of the publishes that follow; 0 = everybody.
+    /// The allow list of the following publishes; 0 = all clients.
     pub allow: u32,
 }
 
@@ -352,10 +352,10 @@ route add default via 2001:db8:1::2 dev eth0
 ";
 
 impl Lab {
-    /// Moves the calling thread into a namespace of its own and loads `programs` there.
+    /// Moves the calling thread into a new network namespace and loads `programs` there.
     ///
     /// # Errors
-    /// The object is missing, or the kernel refuses it, a namespace or a link.
+    /// The object is missing, or the kernel rejects it, a namespace or a link.
     pub fn new(programs: &[&str]) -> Result<Self> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("cannot unshare the network namespace")?;
         let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run ip")?;
@@ -400,7 +400,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Both containers, with `Endpoint::flags`.
+    /// Sets both containers, with `Endpoint::flags`.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -417,7 +417,7 @@ impl Lab {
         Ok(())
     }
 
-    /// The network numbered `n` on bridge `index`, with these flags.
+    /// Sets network `n` on bridge `index`, with these flags.
     ///
     /// # Errors
     /// The maps cannot be written.
@@ -489,7 +489,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Lets `client` use the publishes with this list.
+    /// Admits `client` to the publishes with this list.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -501,7 +501,7 @@ impl Lab {
         Ok(trie.insert(&Key::new(32 + bits, key), 1, 0)?)
     }
 
-    /// What the traffic counter `id` holds.
+    /// The value of the traffic counter `id`.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -516,7 +516,7 @@ impl Lab {
         }))
     }
 
-    /// Forgets all flows.
+    /// Deletes all flows.
     ///
     /// # Errors
     /// The maps cannot be written.
@@ -535,8 +535,7 @@ impl Lab {
         clear::<layout::FlowKey6, layout::Flow6>(self, layout::name::FLOW6)
     }
 
-    /// Changes every half of a flow of a family, by where it is seen and the host's port in it, if it has one; `false`: it
-    /// goes.
+    /// Changes every half of a flow of a family; `change` gets its side and the host's port in it, if any; `false` deletes it.
     fn each_flow(&mut self, v4: bool, mut change: impl FnMut(u8, u16, &mut layout::Next) -> bool) -> Result<()> {
         let port =
             |side, dport: Be16, to_sport: Be16| if side == SIDE_UPLINK { dport.value() } else { to_sport.value() };
@@ -560,7 +559,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Drops the halves of flows that are seen at `side`, as an LRU map does when it is full.
+    /// Deletes the halves of flows at `side`, as an LRU map does when it is full.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -578,7 +577,7 @@ impl Lab {
         Ok(marks.set(port.into(), layout::NatPort::default(), 0)?)
     }
 
-    /// How packets of the halves that are seen at `side` go on: `layout::FORWARD_*`.
+    /// The forwarding of packets of the halves at `side`: `layout::FORWARD_*`.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -591,7 +590,7 @@ impl Lab {
         Ok(ways)
     }
 
-    /// Drops the flows whose answers come to `port` of the host.
+    /// Deletes the flows whose answers arrive at `port` of the host.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -599,7 +598,7 @@ impl Lab {
         self.each_flow(v4, |_, at, _| at != port)
     }
 
-    /// What the halves that are seen at `side` know: `flow::*`.
+    /// The states of the halves at `side`: `flow::*`.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -626,14 +625,14 @@ impl Lab {
     /// The map cannot be written.
     pub fn age_by_ticks(&mut self, v4: bool, ticks: u32) -> Result<()> {
         self.each_flow(v4, |_, _, next| {
-            // As the programs reckon: a virtual machine may have run for less.
+            // Wrapping, as in the programs: a virtual machine may have run for less.
             next.last_seen = next.last_seen.wrapping_sub(ticks);
             true
         })
     }
 
-    /// Makes every flow be of a moment to come, so that a slow machine does not let a tick pass between two packets of a test
-    /// that are to follow each other at once.
+    /// Dates every flow into the future, so that on a slow machine no tick passes between two packets that have to follow each
+    /// other at once.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -644,7 +643,7 @@ impl Lab {
         })
     }
 
-    /// A flow of the UDP packet `frame` that changes nothing but its hop count, for measuring.
+    /// Adds a flow of the UDP packet `frame` that changes only its hop count, for measurements.
     ///
     /// # Errors
     /// The packet is not UDP, or the map cannot be written.
@@ -654,7 +653,7 @@ impl Lab {
         let next = layout::Next {
             ifindex: self.web,
             last_seen: crate::maps::now() + ticks(3),
-            // A repeated run looks at what it has made of the frame.
+            // A repeated run sees its own result.
             dmac: frame.dmac,
             smac: frame.smac,
             mtu: 1500,
@@ -683,18 +682,18 @@ impl Lab {
         Reason::ALL.iter().map(|r| Ok(map.get(&(*r as u32), 0)?.iter().map(|c| c.packets).sum())).collect()
     }
 
-    /// Runs `program` over `packet`, as it would come in at the interface `ifindex`.
+    /// Runs `program` over `packet`, received on the interface `ifindex`.
     ///
     /// # Errors
-    /// The kernel refuses the run.
+    /// The kernel rejects the run.
     pub fn run(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Result<Outcome> {
         self.run_repeated(program, [0, ifindex], packet, 1)
     }
 
-    /// `indices`: where the packet came in first (for egress), and where it is seen.
+    /// `indices`: the input interface (for egress), and the interface of the hook.
     ///
     /// # Errors
-    /// The kernel refuses the run.
+    /// The kernel rejects the run.
     pub fn run_repeated(&mut self, program: &str, indices: [u32; 2], packet: &[u8], repeat: u32) -> Result<Outcome> {
         let before = self.counts()?;
         let (result, out) = self.test_run(program, indices, packet, repeat)?;
@@ -708,23 +707,23 @@ impl Lab {
         })
     }
 
-    /// What `program` says of `packet`, without a look at what it has counted: for runs by the ten thousand.
+    /// The verdict of `program` on `packet`, without reading the counters: for runs by the ten thousand.
     ///
     /// # Errors
-    /// The kernel refuses the run.
+    /// The kernel rejects the run.
     pub fn action(&mut self, program: &str, ifindex: u32, packet: &[u8]) -> Result<i32> {
         Ok(self.test_run(program, [0, ifindex], packet, 1)?.0.return_value as i32)
     }
 
-    /// Nanoseconds of one run over `packet`, if it ends with `action`.
+    /// Nanoseconds of one run over `packet`, which must end with `action`.
     ///
     /// # Errors
-    /// The kernel refuses the run, or it ends otherwise.
+    /// The kernel rejects the run, or its verdict differs.
     pub fn time_once(&mut self, program: &str, ifindex: u32, packet: &[u8], action: i32) -> Result<u128> {
         self.time_once_from(program, [0, ifindex], packet, action)
     }
 
-    /// The same, with the interface that the packet came in by.
+    /// The same, with the input interface of the packet.
     ///
     /// # Errors
     /// As above.

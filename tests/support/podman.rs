@@ -1,5 +1,5 @@
-//! A real Podman on a host of its own: namespaces that look like a freshly booted machine with Podman installed, and a
-//! client beyond a wire. Nothing of the real machine is written to, and everything ends with the [`Machine`].
+//! A real Podman on a host of its own: namespaces that look like a freshly booted machine with Podman installed, and a client
+//! beyond a wire. Nothing is written on the real machine, and everything ends with the [`Machine`].
 //!
 //! ```text
 //! client namespace                        host namespaces (net, mount, pid)
@@ -7,8 +7,9 @@
 //!   lo   203.0.113.9                       default route via the client
 //! ```
 //!
-//! `NETPATH_TEST_PODMAN_ROOT=DIR` takes Podman from another root file system, `NETPATH_TEST_STORAGE=vfs` another storage
-//! driver than overlay, `NETPATH_TEST_PODMAN_LOG=debug` makes Podman and its network talk, and `NETPATH_TC` reaches netpath.
+//! `NETPATH_TEST_PODMAN_ROOT=DIR` takes Podman from another root file system, `NETPATH_TEST_STORAGE=vfs` another storage driver
+//! than overlay, `NETPATH_TEST_PODMAN_LOG=debug` sets the log level of Podman and its network backend, and `NETPATH_TC` is
+//! passed to netpath.
 
 pub mod image;
 pub mod reach;
@@ -34,16 +35,16 @@ pub const FAR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 
-/// What Podman finds under the name `netavark`.
+/// The program that Podman finds under the name `netavark`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Backend {
-    /// netpath, on the datapath that it chooses itself or, given one, on that one.
+    /// netpath, on the datapath that it chooses or on the given one.
     Netpath(Option<&'static str>),
-    /// The distribution's netavark: proves that a test asks for nothing that Podman's own network does not do.
+    /// The distribution's netavark: shows that a test requires nothing beyond Podman's own network.
     Netavark,
 }
 
-/// Longer than any command here takes, even on a loaded machine.
+/// Time limit of each command, sufficient on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub struct Machine {
@@ -55,7 +56,7 @@ pub struct Machine {
     kernel_objects: RefCell<traces::KernelObjects>,
 }
 
-/// What a command printed, and how it ended.
+/// Output and exit status of a command.
 #[derive(Debug)]
 pub struct Output {
     pub code: Option<i32>,
@@ -64,10 +65,10 @@ pub struct Output {
 }
 
 impl Machine {
-    /// What [`Machine::start`] takes.
+    /// Requirements of [`Machine::start`].
     ///
     /// # Errors
-    /// What this machine lacks.
+    /// The missing requirement.
     pub fn need(backend: Backend) -> Need {
         need::root()?;
         for program in ["podman", "crun", "conmon", "busybox", "unshare", "nsenter", "ip", "tar"] {
@@ -88,7 +89,7 @@ impl Machine {
     /// A host with a client, and the image `bb` in its store; `peer` becomes a program of that image.
     ///
     /// # Errors
-    /// What could not be made; nothing is left then.
+    /// A part cannot be made; nothing is left then.
     pub fn start(backend: Backend, peer: Option<&Path>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let serial = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -125,13 +126,13 @@ impl Machine {
         Ok(Self { backend, dir, host, client, before: traces::Traces::default(), kernel_objects })
     }
 
-    /// The wire between host and client, with addresses of documentation (RFC 5737, RFC 3849).
+    /// The wire between host and client, with documentation addresses (RFC 5737, RFC 3849).
     fn wire(&self) -> Result<()> {
         let client = self.client.pid().to_string();
         self.ip(true, &["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &client])?;
         for (on_host, addresses) in [(true, [HOST.into(), HOST6.into()]), (false, [CLIENT.into(), CLIENT6.into()])] {
             self.ip(on_host, &["link", "set", "lo", "up"])?;
-            // Link-local addresses of our own, so that none appears a second later and looks like something left behind.
+            // Explicit link-local addresses: automatic ones appear a second later and would look like leftovers.
             self.ip(on_host, &["link", "set", "eth0", "addrgenmode", "none", "up"])?;
             let local: IpAddr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, if on_host { 1 } else { 2 }).into();
             for address in addresses.into_iter().chain([local]) {
@@ -154,24 +155,24 @@ impl Machine {
     /// Runs `podman` with `args` on the host.
     ///
     /// # Errors
-    /// It failed, with what it wrote to standard error.
+    /// It failed; the error holds its standard error.
     pub fn podman(&self, args: &[&str]) -> Result<String> {
         let output = self.try_podman(args)?;
         ensure!(output.code == Some(0), "podman {}: {}{}", args.join(" "), output.err, output.out);
         Ok(output.out.trim_end().to_owned())
     }
 
-    /// As [`Self::podman`], where failure is an answer too.
+    /// As [`Self::podman`], where a failure is a valid result.
     ///
     /// # Errors
-    /// It did not end in time, or something that it started kept its output open.
+    /// It did not end in time, or a child of it kept its output open.
     pub fn try_podman(&self, args: &[&str]) -> Result<Output> {
         let output = finish(self.engine(args), None)?;
         self.kernel_objects.borrow_mut().note(&self.root("/sys/fs/bpf"));
         Ok(output)
     }
 
-    /// `podman` with `args`, ready to be started on the host.
+    /// `podman` with `args`, to be started on the host.
     pub fn engine(&self, args: &[&str]) -> Command {
         let mut podman = self.on_host("podman", &[]);
         if let Ok(level) = std::env::var("NETPATH_TEST_PODMAN_LOG") {
@@ -181,7 +182,7 @@ impl Machine {
         podman
     }
 
-    /// `program` with `args`, ready to be started in the host's namespaces, in an environment as at boot.
+    /// `program` with `args`, to be started in the host's namespaces, in an environment as at boot.
     pub fn on_host(&self, program: &str, args: &[&str]) -> Command {
         let mut command = self.host.enter(&["mnt", "net", "pid"]);
         command.env_clear().env("PATH", PATH).env("HOME", self.dir.join("home"));
@@ -195,10 +196,10 @@ impl Machine {
         command
     }
 
-    /// Runs `program` on the host and gives what it printed.
+    /// Runs `program` on the host and returns its output.
     ///
     /// # Errors
-    /// It failed, with what it wrote to standard error.
+    /// It failed; the error holds its standard error.
     pub fn run_on_host(&self, program: &str, args: &[&str]) -> Result<String> {
         success(self.on_host(program, args))
     }
@@ -213,7 +214,7 @@ impl Machine {
         within(&self.client.namespace("net")?, f)
     }
 
-    /// `path` of the host as this process reaches it.
+    /// `path` of the host, as seen by this process.
     pub fn root(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.host.pid()))
     }
@@ -222,7 +223,7 @@ impl Machine {
         self.backend
     }
 
-    /// What Podman runs under `name`, as a path on the host.
+    /// The program that Podman runs under `name`, as a path on the host.
     pub fn helper(&self, name: &str) -> String {
         self.dir.join("helpers").join(name).display().to_string()
     }
@@ -249,7 +250,7 @@ fn other_root() -> Option<PathBuf> {
     std::env::var_os("NETPATH_TEST_PODMAN_ROOT").map(PathBuf::from)
 }
 
-/// Where distributions put what Podman calls.
+/// Directories in which distributions install Podman's helpers.
 fn packaged_netavark() -> Option<PathBuf> {
     let root = other_root().unwrap_or_else(|| "/".into());
     let dirs = ["usr/libexec/podman", "usr/lib/podman"];
@@ -275,7 +276,8 @@ pub(crate) fn success(command: Command) -> Result<String> {
     Ok(output.out)
 }
 
-/// Runs `command` to its end. What it left running must not keep its output: an engine would wait for it for ever.
+/// Runs `command` to its end. Processes that it leaves running must not hold its output: an engine would wait for them for
+/// ever.
 ///
 /// # Errors
 /// It took longer than [`DEADLINE`], or its output stayed open after its end.

@@ -1,4 +1,4 @@
-//! Packets that no ordinary socket sends, and the ICMP errors that sockets are told of.
+//! Packets that no ordinary socket sends, and the ICMP errors that sockets receive.
 
 use crate::host::{Netns, SOON, wait_for};
 use crate::topology::Family;
@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// A socket for packets of one protocol; for [`libc::IPPROTO_RAW`] one that sends whole IP packets and hears nothing.
+/// A socket for packets of one protocol; for [`libc::IPPROTO_RAW`] one that sends whole IP packets and receives none.
 pub struct Raw {
     socket: OwnedFd,
     family: Family,
@@ -31,13 +31,13 @@ impl Raw {
             -1 => Err(std::io::Error::last_os_error()),
             fd => Ok(fd),
         });
-        // SAFETY: the descriptor was just opened and is nobody else's.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let socket = unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a raw socket")?) };
         Ok(Self { socket, family })
     }
 
     /// # Errors
-    /// The kernel refuses the packet.
+    /// The kernel rejects the packet.
     pub fn send(&self, to: IpAddr, packet: &[u8]) -> Result<()> {
         let address = SockaddrStorage::from(SocketAddr::new(to, 0));
         let sent = sendto(self.socket.as_raw_fd(), packet, &address, MsgFlags::empty());
@@ -45,7 +45,7 @@ impl Raw {
         Ok(())
     }
 
-    /// The next packet that `is_wanted`, without its network header, and who sent it.
+    /// The next packet for which `is_wanted`, without its network header, and its source.
     ///
     /// # Errors
     /// None comes in time.
@@ -54,14 +54,14 @@ impl Raw {
         let mut packet = vec![0; 65_536];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "nothing heard within {} ms", patience.as_millis());
+            ensure!(!left.is_zero(), "no packet within {} ms", patience.as_millis());
             let timeout = TimeVal::microseconds((left.as_micros() as i64).max(1));
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &timeout)?;
             let (len, from) = match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut packet) {
                 Err(Errno::EINTR | Errno::EAGAIN) => continue,
                 received => received.context("receive")?,
             };
-            // A raw IPv4 socket hears the IP header too.
+            // A raw IPv4 socket receives the IP header too.
             let header = if self.family == Family::V4 { usize::from(packet[0] & 0xf) * 4 } else { 0 };
             let from = from.and_then(|a| address(&a)).context("a packet without a sender")?;
             if let Some(body) = packet.get(header..len).filter(|b| is_wanted(b)) {
@@ -76,20 +76,20 @@ fn address(storage: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
-/// An ICMP error as the socket was told it (`ip(7)`, IP_RECVERR). That it was told is the proof that the error quoted
-/// what the socket had sent.
+/// An ICMP error as reported to the socket (`ip(7)`, IP_RECVERR). The report proves that the error quoted the socket's own
+/// packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Told {
     pub errno: i32,
-    /// Who reported it.
+    /// The sender of the error.
     pub offender: IpAddr,
     /// The MTU, of "too big".
     pub info: u32,
-    /// What the socket had sent to.
+    /// The destination of the packet in error.
     pub to: SocketAddr,
 }
 
-/// A connected datagram socket that is told of errors.
+/// A connected datagram socket that receives errors.
 pub struct Probe {
     socket: UdpSocket,
     family: Family,
@@ -113,19 +113,19 @@ impl Probe {
         set_number(&self.socket, level, name, value)
     }
 
-    /// The TTL or hop limit of what is sent.
+    /// Sets the TTL or hop limit of sent packets.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel rejects it.
     pub fn hops(self, hops: i32) -> Result<Self> {
         self.set((libc::IPPROTO_IP, libc::IP_TTL), (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS), hops)?;
         Ok(self)
     }
 
-    /// Nothing is sent in fragments.
+    /// Disables fragmentation.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel rejects it.
     pub fn whole(self) -> Result<Self> {
         self.set(
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
@@ -135,15 +135,15 @@ impl Probe {
         Ok(self)
     }
 
-    /// Sends `bytes` bytes again and again until an error is told, since routers limit how often they report one.
+    /// Sends `bytes` bytes repeatedly until an error is reported, since routers limit the rate of errors.
     ///
     /// # Errors
-    /// None is told in time.
+    /// None is reported in time.
     pub fn error_of(&self, bytes: usize) -> Result<Told> {
         self.error_within(SOON, bytes)
     }
 
-    /// The same with another patience.
+    /// The same with another time-out.
     ///
     /// # Errors
     /// As [`Probe::error_of`].
@@ -152,7 +152,7 @@ impl Probe {
         let mut sent = None;
         wait_for("an ICMP error", patience, || {
             if sent.is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(300)) {
-                // What was told last fails this call.
+                // A pending error fails this call.
                 let _ = self.socket.send(&data);
                 sent = Some(Instant::now());
             }
@@ -160,7 +160,7 @@ impl Probe {
         })?
     }
 
-    /// What the next datagram of that size is refused with.
+    /// The errno of sending a datagram of that size.
     pub fn refusal_of(&self, bytes: usize) -> Option<i32> {
         self.socket.send(&vec![7; bytes]).err().and_then(|e| e.raw_os_error())
     }
@@ -194,10 +194,10 @@ impl Probe {
     }
 }
 
-/// What a TCP connection with so few hops fails with.
+/// The errno of a TCP connection with so few hops.
 ///
 /// # Errors
-/// It does not fail.
+/// It succeeds.
 pub fn connect_within(netns: &Netns, to: SocketAddr, hops: i32) -> Result<Errno> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, connect, socket};
     netns.run(|| {
@@ -222,7 +222,7 @@ fn set_number(socket: &impl AsFd, level: i32, name: i32, value: i32) -> Result<(
     set_option(socket, level, name, &value.to_ne_bytes())
 }
 
-/// CRC32c (RFC 3720 §12.1), SCTP's checksum, in the order in which it is sent.
+/// CRC32c (RFC 3720 §12.1), SCTP's checksum, in transmission order.
 pub fn crc32c(bytes: &[u8]) -> [u8; 4] {
     let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })

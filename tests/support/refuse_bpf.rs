@@ -1,4 +1,4 @@
-//! A kernel without bpf(2), for one child process: what a locked-down host or a container says.
+//! Denies bpf(2) to one child process, as a locked-down host or a container does.
 //!
 //! ```no_run
 //! use support::refuse_bpf::RefuseBpf;
@@ -6,7 +6,7 @@
 //! netpath.arg("doctor").refuse_bpf();
 //! let output = netpath.output();
 //! ```
-//! The child and everything it starts get EPERM from bpf(2), whatever the command; the caller is not changed.
+//! The child and its descendants get EPERM from bpf(2), for any command; the caller is not affected.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
     use std::process::Stdio;
 
-    /// Started again by the test below: prints the errno of a bpf(2) with a command that the kernel does not have.
+    /// Run as a child by the test below: prints the errno of bpf(2) with a command that the kernel does not have.
     #[test]
     fn child_asks_for_bpf() {
         if std::env::var_os("KIT_ASK_BPF").is_some() {

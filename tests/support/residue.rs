@@ -1,8 +1,8 @@
-//! What a host namespace and the machine's shared places hold, taken without netpath's own code: equal before and after,
-//! or something was left behind.
+//! State of a host namespace and of the machine's shared places, read without netpath's own code: any difference between before
+//! and after is a leftover.
 //!
-//! Tests of other people run at the same time. So this looks only at what can belong to one topology: its namespaces, the
-//! directories that bear its cookie, and BPF programs and maps whose `np_cfg` holds it.
+//! Other tests run at the same time, so this covers only objects of one topology: its namespaces, the directories named by its
+//! cookie, and BPF programs and maps whose `np_cfg` holds it.
 
 use crate::host::{Netns, SOON, wait_for};
 use crate::need;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// What there is, by kind. One line per object, in words that a failing test can print.
+/// Objects by kind. One line per object, printed by a failing test.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot(BTreeMap<&'static str, BTreeSet<String>>);
 
@@ -36,11 +36,11 @@ impl Snapshot {
         put("netfilter", netfilter(host)?);
         put("sysctl", sysctls(host));
         let cookie = format!("{:x}", host.cookie());
-        // The agent begins its log when it has time to, and writes what it has served anew with its first look.
+        // The agent creates its log at any time, and rewrites its list of served containers at its first look.
         const ITS_OWN: [&str; 2] = ["/agent.log", "/served"];
         let state = whole_files(&cookie).into_iter();
         put("state", state.filter(|f| !ITS_OWN.iter().any(|own| f.ends_with(own))).collect());
-        // Netavark keeps this one for ever too: a file that is locked cannot be removed without a race.
+        // Netavark keeps this one for ever too: a locked file cannot be removed without a race.
         let kept = topology.config_dir().join("aardvark.lock").display().to_string();
         put("config", files(&topology.config_dir()).into_iter().filter(|f| *f != kept).collect());
         put("bpf", bpf_objects(host.cookie()));
@@ -48,7 +48,7 @@ impl Snapshot {
         let mut inside = BTreeSet::new();
         for container in containers {
             inside.extend(links(container)?.into_iter().chain(addresses(container)?).filter(|l| !l.starts_with("lo ")));
-            // Those of `lo` come when it is brought up, which setup does and nobody takes back.
+            // Those of `lo` appear when setup brings it up, which is not undone.
             inside.extend(
                 routes(container)?.into_iter().filter(|l| !l.contains(" table local ") && !l.contains("4294967295")),
             );
@@ -57,7 +57,7 @@ impl Snapshot {
         Ok(Self(all))
     }
 
-    /// `+` for what `later` has more, `-` for what it lacks.
+    /// `+` for lines that only `later` has, `-` for lines that it lacks.
     pub fn difference(&self, later: &Self) -> Vec<String> {
         let empty = BTreeSet::new();
         let mut lines = Vec::new();
@@ -75,13 +75,13 @@ impl Snapshot {
     }
 }
 
-/// Watches over one topology from its making to its end.
+/// Compares one topology at its creation and its end.
 pub struct Residue {
     before: Snapshot,
 }
 
 impl Residue {
-    /// To be called before the first setup.
+    /// Call it before the first setup.
     ///
     /// # Errors
     /// As [`Snapshot::take`].
@@ -89,15 +89,15 @@ impl Residue {
         Ok(Self { before: Snapshot::take(topology, &[])? })
     }
 
-    /// Everything is as it was. Waits a little, as the kernel frees programs and links after the call that removed them.
+    /// Checks that everything is as before. Waits a little, as the kernel frees programs and links asynchronously.
     ///
     /// # Errors
-    /// What was left or is missing, line by line.
+    /// The leftovers and missing objects, line by line.
     pub fn nothing_left(&self, topology: &Topology, containers: &[&Container]) -> Result<()> {
         self.nothing_left_of(topology, containers, |_| true)
     }
 
-    /// The same of the lines for which `counts` says so: others may have changed the host meanwhile.
+    /// The same for the lines for which `counts` is true: others may have changed the host meanwhile.
     ///
     /// # Errors
     /// As [`Residue::nothing_left`].
@@ -156,7 +156,7 @@ fn links(netns: &Netns) -> Result<BTreeSet<String>> {
     Ok(each(&found).map(line).collect())
 }
 
-/// Without IPv6 link-local addresses: the kernel adds them when it has time to.
+/// Without IPv6 link-local addresses: the kernel adds them asynchronously.
 fn addresses(netns: &Netns) -> Result<BTreeSet<String>> {
     let found = netns.ip_json(&["address", "show"])?;
     let of_link = |link: &Value| {
@@ -173,7 +173,7 @@ fn routes(netns: &Netns) -> Result<BTreeSet<String>> {
         let found = netns.ip_json(&[family, "route", "show", "table", "all"])?;
         for r in each(&found) {
             let dst = text(r, "dst");
-            // Come and go with the link-local addresses.
+            // These come and go with the link-local addresses.
             if dst.starts_with("fe80:") || dst.starts_with("ff00:") || text(r, "type") == "anycast" {
                 continue;
             }
@@ -196,7 +196,7 @@ fn rules(netns: &Netns) -> Result<BTreeSet<String>> {
 fn qdiscs(netns: &Netns) -> Result<BTreeSet<String>> {
     let mut lines = BTreeSet::new();
     for line in netns.command("tc", &["qdisc", "show"])?.lines() {
-        // "qdisc noqueue 0: dev lo root refcnt 2": those that came with a link are shown with it.
+        // "qdisc noqueue 0: dev lo root refcnt 2": default qdiscs are shown with their link.
         if line.contains("clsact") || line.contains("ingress") {
             lines.insert(line.to_owned());
         }
@@ -204,8 +204,8 @@ fn qdiscs(netns: &Netns) -> Result<BTreeSet<String>> {
     Ok(lines)
 }
 
-/// Rules and chains of iptables in both forms and both families, and tables of nftables that are not iptables' own. Base
-/// chains without a rule, which the first `iptables` call makes, are nothing.
+/// Rules and chains of iptables in both variants and both families, and tables of nftables that are not iptables' own. Base
+/// chains without a rule, which the first `iptables` call creates, do not count.
 pub fn netfilter(netns: &Netns) -> Result<BTreeSet<String>> {
     let mut lines = BTreeSet::new();
     for save in ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"] {
@@ -217,7 +217,7 @@ pub fn netfilter(netns: &Netns) -> Result<BTreeSet<String>> {
             if let Some(name) = line.strip_prefix('*') {
                 table = name.to_owned();
             }
-            // ":FORWARD ACCEPT [0:0]" is a base chain, ":NAME - [0:0]" is one that somebody made.
+            // ":FORWARD ACCEPT [0:0]" is a base chain, ":NAME - [0:0]" is a user-defined one.
             let chain =
                 line.strip_prefix(':').and_then(|l| l.split_once(' ')).filter(|(_, rest)| rest.starts_with('-'));
             if line.starts_with("-A") {
@@ -240,14 +240,14 @@ pub fn netfilter(netns: &Netns) -> Result<BTreeSet<String>> {
     Ok(lines)
 }
 
-/// Forwarding, which stays on once a container ran, and what the kernel changes with it: redirects are not accepted any more,
-/// and a router has anycast addresses.
+/// Whether a line follows from forwarding, which stays on once a container ran: redirects are not accepted any more, and a
+/// router has anycast addresses.
 fn follows_forwarding(line: &str) -> bool {
     let sysctl = line[2..].starts_with("sysctl");
     sysctl && (line.contains("forward") || line.contains("/all/accept_redirects")) || line.contains("anycast")
 }
 
-/// All of net/ipv4 and net/ipv6 that concern forwarding or a link.
+/// All of net/ipv4 and net/ipv6 that concerns forwarding or a link.
 fn sysctls(netns: &Netns) -> BTreeSet<String> {
     netns.run(|| {
         let mut lines = BTreeSet::new();
@@ -260,7 +260,7 @@ fn sysctls(netns: &Netns) -> BTreeSet<String> {
         for dir in ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"] {
             for link in fs::read_dir(dir).into_iter().flatten().flatten() {
                 for file in fs::read_dir(link.path()).into_iter().flatten().flatten() {
-                    // Follows the clock or the link, not us.
+                    // Depends on the clock or the link, not on netpath.
                     if !["mc_forwarding", "stable_secret"].iter().any(|n| file.file_name() == *n) {
                         read(&file.path());
                     }
@@ -283,12 +283,12 @@ fn files(dir: &Path) -> BTreeSet<String> {
     found
 }
 
-/// What the state directories of a host hold. The agent writes there when it looks, and each file first under another name:
-/// one that is half-written is given time to become whole, and was left behind only if it does not.
+/// Contents of a host's state directories. The agent writes files there at any time, first under a temporary name: such a file
+/// counts as left behind only if it stays.
 fn whole_files(cookie: &str) -> BTreeSet<String> {
     const HALF: &str = ".new";
     let mut found = BTreeSet::new();
-    // Without an answer in time, what was found last is the answer.
+    // After the time limit the last result counts.
     let _ = wait_for("files that are whole", SOON / 2, || {
         found = state_dirs(cookie).iter().flat_map(|dir| files(dir)).collect();
         (!found.iter().any(|f| f.ends_with(HALF))).then_some(())
@@ -296,7 +296,7 @@ fn whole_files(cookie: &str) -> BTreeSet<String> {
     found
 }
 
-/// Maps that bear the cookie, and programs that use them.
+/// Maps that hold the cookie, and programs that use them.
 fn bpf_objects(cookie: u64) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut ours = Vec::new();
@@ -327,7 +327,7 @@ fn config_cookie(map: u32) -> Option<u64> {
 
 fn processes(host: &Netns, containers: &[&Container]) -> BTreeSet<String> {
     let here = containers.iter().map(|c| &c.netns).chain([host]);
-    // The agent gives itself a name of its own once it runs.
+    // The agent renames itself once it runs.
     let name = |name: &str| name.trim_end_matches("-agent").to_owned();
     here.flat_map(Netns::processes).map(|(pid, called)| format!("{} ({pid})", name(&called))).collect()
 }

@@ -1,8 +1,8 @@
-//! Chance that can be had again: the same numbers from the same seed.
+//! Reproducible random numbers: the same numbers from the same seed.
 
 use std::cell::Cell;
 
-/// Numbers from a seed: `NETPATH_SEED`, else one that is told with every failure.
+/// A generator seeded by `NETPATH_SEED`, else by a seed that every failure prints.
 pub struct Rng {
     seed: u64,
     state: Cell<u64>,
@@ -25,7 +25,7 @@ impl Rng {
         Self::of(std::env::var("NETPATH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_701))
     }
 
-    /// Another seed than the run's own.
+    /// A generator with another seed than the run's.
     pub fn of(seed: u64) -> Self {
         let rng = Self { seed, state: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1) };
         for _ in 0..8 {

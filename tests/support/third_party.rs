@@ -1,4 +1,4 @@
-//! Somebody else's programs at the hooks of traffic control and bpf::XDP: each counts the packets it sees and lets them go on.
+//! Programs of other software at the hooks of traffic control and XDP: each counts its packets and passes them on.
 
 use crate::bpf::{self, Attr, instruction};
 use crate::host::Netns;
@@ -25,14 +25,14 @@ impl Side {
     }
 }
 
-/// Where in the order of a TCX hook.
+/// A position in the order of a TCX hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     First,
     Last,
 }
 
-/// A program that counts; attached until it is dropped.
+/// A program that counts; attached until dropped.
 pub struct Counter {
     map: OwnedFd,
     program: OwnedFd,
@@ -81,7 +81,7 @@ impl Counter {
         Ok(counter)
     }
 
-    /// As the bpf::XDP program of `device`, which has none.
+    /// As the XDP program of `device`, which must have none.
     ///
     /// # Errors
     /// There is no such device, or it has one.
@@ -96,7 +96,7 @@ impl Counter {
         Ok(counter)
     }
 
-    /// As a filter of the clsact qdisc that `device` has already; it stays when this is dropped.
+    /// As a filter of the existing clsact qdisc of `device`; it stays on drop.
     ///
     /// # Errors
     /// `tc` fails.
@@ -117,7 +117,7 @@ impl Counter {
         added.map(|_| counter)
     }
 
-    /// The packets that it has seen.
+    /// The number of packets seen.
     ///
     /// # Errors
     /// The map cannot be read.

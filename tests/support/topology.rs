@@ -8,8 +8,8 @@
 //!   198.51.100.1 ───eth1─eth0─── far 198.51.100.2                              (with `router`: the client is one)
 //!              ──card1─card0──                                                 (with `cards`: without addresses)
 //! ```
-//! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, who is the
-//! host's default router in both families. Many topologies live side by side: everything is named by pid and counter.
+//! IPv6 likewise: 2001:db8:1::/64 to the client, 2001:db8:2::/64 to `far`, 2001:db8:ff::5 behind the client, which is the
+//! host's default router in both families. Many topologies exist in parallel: all names contain pid and counter.
 
 use crate::host::{Netns, SOON, wait_for};
 use crate::tun::Wire;
@@ -42,7 +42,7 @@ pub const TUN: &str = "tun0";
 
 /// The host's and the client's end of the wire of [`Topology::with_cards`].
 pub const CARDS: [&str; 2] = ["card0", "card1"];
-/// Locked by the one topology that has the cards. It stays: who waits for it has it open.
+/// Locked by the one topology that uses the cards. The file stays: waiting processes have it open.
 const CARDS_LOCK: &str = "/run/netpath-test.cards";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,11 +101,11 @@ impl Family {
     }
 }
 
-/// Below here every topology has a directory `<pid>-<counter>`.
+/// Parent of the directories `<pid>-<counter>`, one per topology.
 const ROOT: &str = "/run/netpath-test";
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-/// The private directory of a topology; gone when the last of its namespaces is.
+/// The private directory of a topology; removed with the last of its namespaces.
 struct Dir(PathBuf);
 
 impl Drop for Dir {
@@ -118,16 +118,16 @@ impl Drop for Dir {
 pub struct Topology {
     pub client: Netns,
     pub host: Netns,
-    /// Before the namespaces that it leads through.
+    /// Dropped before the namespaces that it connects.
     wire: Option<Wire>,
     far: Option<Netns>,
-    /// Let go of after the cards are back.
+    /// Released after the cards are back.
     cards: Option<Flock<File>>,
     containers: AtomicU32,
     dir: Arc<Dir>,
 }
 
-/// A container as an engine makes it: a namespace with nothing in it, and names.
+/// A container as an engine makes it: an empty namespace, and names.
 pub struct Container {
     pub netns: Netns,
     /// 64 hexadecimal digits.
@@ -144,16 +144,16 @@ impl std::ops::Deref for Container {
 }
 
 impl Topology {
-    /// Client and host, joined.
+    /// Client and host, connected.
     ///
     /// # Errors
-    /// Not root, or the kernel refuses a namespace or a link.
+    /// Not root, or the kernel rejects a namespace or a link.
     pub fn new() -> Result<Self> {
         static SWEEP: Once = Once::new();
         SWEEP.call_once(sweep);
 
         let dir = Path::new(ROOT).join(format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-        // Again, where another test process has just removed the root that it found empty.
+        // Repeated where another test process has just removed the empty root.
         let made = (0..5).find_map(|_| fs::create_dir_all(&dir).ok());
         made.with_context(|| format!("cannot create {}: the tests need root", dir.display()))?;
         let dir = Arc::new(Dir(dir));
@@ -184,7 +184,7 @@ impl Topology {
              addr add {CLIENT6}/64 dev eth0 nodad\n\
              link set eth0 up\n"
         ))?;
-        // After the client is up: before, the address of the gateway would be tentative and the route refused.
+        // After the client is up: before, the address of the gateway would be tentative and the route rejected.
         host.ip(&format!("route add default via {CLIENT6} dev eth0\n"))?;
         for (netns, address) in [(&host, HOST6), (&host, HOST6_SECOND), (&client, CLIENT6)] {
             answers_for(netns, address)?;
@@ -224,8 +224,8 @@ impl Topology {
         Ok(topology)
     }
 
-    /// `far` lies behind the client, which is the router between it and the host, and which sends no packet larger than
-    /// `narrow` towards `far`.
+    /// `far` is behind the client, which is the router between it and the host, and which sends no packet larger than `narrow`
+    /// towards `far`.
     ///
     /// # Errors
     /// As [`Topology::new`].
@@ -256,7 +256,7 @@ impl Topology {
         sends(router, "eth1")?;
         sends(&far, "eth0")?;
         far.ip(&format!("route add default via {HOST6_FAR} dev eth0\n"))?;
-        // A locked MTU of a route holds for what is forwarded too; of the device's, the other end would feel it as well.
+        // A locked MTU of a route applies to forwarded packets too; the device's MTU would affect the other end as well.
         if let Some(mtu) = narrow {
             router.ip(&format!(
                 "route add {FAR4}/32 dev eth1 mtu lock {mtu}\nroute add {FAR6}/128 dev eth1 mtu lock {mtu}\n"
@@ -269,7 +269,7 @@ impl Topology {
     /// The host's link to the client carries packets of `mtu` bytes at most.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel rejects it.
     pub fn narrow_uplink(self, mtu: u16) -> Result<Self> {
         for netns in [&self.host, &self.client] {
             netns.ip(&format!("link set eth0 mtu {mtu}\n"))?;
@@ -277,7 +277,7 @@ impl Topology {
         Ok(self)
     }
 
-    /// As [`Topology::with_far`], but the second uplink is a `tun` device with the MTU of a VPN's.
+    /// As [`Topology::with_far`], but the second uplink is a `tun` device with the MTU of a VPN.
     ///
     /// # Errors
     /// As [`Topology::new`], or the kernel has no tun.
@@ -298,8 +298,8 @@ impl Topology {
         Ok(topology)
     }
 
-    /// With the two network cards of the machine that tests may take, [`CARDS`], up and without addresses, beside the veths.
-    /// Tests run side by side, and each waits until it has both for itself.
+    /// With the two network cards that tests may use, [`CARDS`], up and without addresses, beside the veths. Parallel tests
+    /// wait until both cards are free.
     ///
     /// # Errors
     /// As [`Topology::new`], or there are no such cards.
@@ -314,7 +314,7 @@ impl Topology {
         let found = |mac: &String| wait_for(&format!("the network card {mac}"), SOON * 4, || with_mac(&own, mac));
         let names = [found(&macs[0])?, found(&macs[1])?];
         for ((netns, card), name) in topology.ends().into_iter().zip(names) {
-            // Renamed before it moves: where it goes, its name may be taken.
+            // Renamed before it moves: its name may be taken at the target.
             let there = netns.path().display();
             own.ip(&format!("link set {name} down\nlink set {name} name {card}\nlink set {card} netns {there}\n"))?;
             at_once(netns, card)?;
@@ -326,8 +326,8 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Of the wire between the cards. The host's goes back first, so that the client's takes nothing of this test's host
-    /// with it.
+    /// The ends of the wire between the cards. The host's goes back first, so that the client's takes no devices of this test's
+    /// host with it.
     fn ends(&self) -> [(&Netns, &'static str); 2] {
         [(&self.host, CARDS[0]), (&self.client, CARDS[1])]
     }
@@ -340,10 +340,10 @@ impl Topology {
         self.far.as_ref().unwrap_or_else(|| panic!("this topology has no far end"))
     }
 
-    /// A new container named `name`, without any link.
+    /// A new container named `name`, without links.
     ///
     /// # Errors
-    /// The kernel refuses a namespace.
+    /// The kernel rejects a namespace.
     pub fn container(&self, name: &str) -> Result<Container> {
         let n = self.containers.fetch_add(1, Ordering::Relaxed);
         let netns = Netns::create(&self.dir.0.join(format!("netns-{n}")))?;
@@ -356,13 +356,13 @@ impl Topology {
         self.dir.0.join("config")
     }
 
-    /// A place for files of this topology alone.
+    /// A directory for files of this topology.
     pub fn dir(&self) -> &Path {
         &self.dir.0
     }
 }
 
-/// Waits until the kernel has made an IPv6 address of a link that has just come up its own (the local route of it).
+/// Waits until an IPv6 address of a link that has just come up is usable (its local route exists).
 ///
 /// # Errors
 /// It has not within [`SOON`].
@@ -375,21 +375,21 @@ pub fn answers_for(netns: &Netns, address: IpAddr) -> Result<()> {
     })
 }
 
-/// A namespace that stands for other machines, whose links are in use already: their link-local addresses too are theirs at
-/// once. While the kernel still asks whether another has such an address (a second or two, RFC 4862 section 5.4), a router
-/// asks nobody for the link-layer addresses of those it forwards to, and "No route to host" is three questions away.
+/// Makes a namespace represent other machines, whose links are in use already: their link-local addresses are valid at once.
+/// During duplicate address detection (a second or two, RFC 4862 section 5.4), a router sends no solicitations for those it
+/// forwards to, and three missing ones are enough for "No route to host".
 fn outside(netns: &Netns) -> Result<()> {
     at_once(netns, "default")
 }
 
-/// The same for one link, so that those that netpath makes are as it makes them.
+/// The same for one link, so that links made by netpath keep their defaults.
 fn at_once(netns: &Netns, link: &str) -> Result<()> {
     netns.set_sysctl(&format!("net/ipv6/conf/{link}/accept_dad"), "0")
 }
 
-/// Waits until a link does not only say that it is up but sends. Where its peer came up after it, the kernel tells it from
-/// a work queue that looks once a second (net/core/link_watch.c), later where namespaces are being destroyed; until then
-/// it drops what it is given, and three unanswered ARP requests are enough for "No route to host".
+/// Waits until a link that is up also sends. If its peer came up later, the kernel activates it from a work queue that runs
+/// once a second (net/core/link_watch.c), later while namespaces are destroyed; until then it drops packets, and three
+/// unanswered ARP requests are enough for "No route to host".
 ///
 /// # Errors
 /// It does not within [`SOON`] times four, or there is no such link.
@@ -400,23 +400,23 @@ pub fn sends(netns: &Netns, link: &str) -> Result<()> {
     })
 }
 
-/// The hardware addresses of the two network cards that tests may take, which are joined to each other: `NETPATH_CARDS`,
-/// set in guests alone (xtask/src/vm/qemu.rs).
+/// The hardware addresses of the two network cards that tests may use, which are connected to each other: `NETPATH_CARDS`, set
+/// only in guests (xtask/src/vm/qemu.rs).
 pub fn cards() -> Option<[String; 2]> {
     let text = std::env::var("NETPATH_CARDS").ok()?;
     let (first, second) = text.split_once(',')?;
     Some([first, second].map(str::to_owned))
 }
 
-/// The link's name, which is whatever the last test or the kernel has left.
+/// The link's present name, set by the last test or the kernel.
 fn with_mac(netns: &Netns, mac: &str) -> Option<String> {
     let links = netns.ip_json(&["link", "show"]).ok()?;
     let link = links.as_array()?.iter().find(|l| l["address"] == mac)?;
     link["ifname"].as_str().map(str::to_owned)
 }
 
-/// A card goes back to where the tests are run. The kernel does that too when it destroys the namespace, but later, and
-/// until then devices that stand on the card would be in the way of the next test's.
+/// Returns a card to the namespace of the tests. The kernel does that too when it destroys the namespace, but later, and until
+/// then devices on the card would conflict with the next test's.
 fn give_back(netns: &Netns, card: &str) -> Result<()> {
     let links = netns.ip_json(&["link", "show"])?;
     let above = links.as_array().into_iter().flatten().filter(|l| l["link"] == card);
@@ -437,7 +437,7 @@ impl Drop for Topology {
     }
 }
 
-/// Where netpath keeps what belongs to the host namespace with this cookie.
+/// Directories in which netpath keeps the state of the host namespace with this cookie.
 pub fn state_dirs(cookie: &str) -> Vec<PathBuf> {
     let mut dirs = vec![Path::new("/run/netpath").join(cookie)];
     let versions = fs::read_dir("/sys/fs/bpf/netpath").into_iter().flatten().flatten();
@@ -445,14 +445,14 @@ pub fn state_dirs(cookie: &str) -> Vec<PathBuf> {
     dirs
 }
 
-/// A test that failed half-way leaves records and pins; nobody else can own what bears this cookie.
+/// A test that failed half-way leaves records and pins; objects with this cookie have no other owner.
 fn remove_traces(cookie: &str) {
     for dir in state_dirs(cookie) {
         let _ = fs::remove_dir_all(dir);
     }
 }
 
-/// Removes what a killed test process has left: its namespaces, records and pins.
+/// Removes leftovers of a killed test process: namespaces, records and pins.
 fn sweep() {
     for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

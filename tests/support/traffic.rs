@@ -1,8 +1,8 @@
-//! Servers and clients as threads inside namespaces: each answer tells the client who answered, and which source address
-//! and port the server saw, so that a test asserts both.
+//! Servers and clients as threads inside namespaces: each answer names the server, and the source address and port that it saw,
+//! so that a test asserts both.
 //!
-//! Request: the client's bytes, for TCP with their length before them. Answer: `<server's name> <peer>\n` and the same
-//! bytes again.
+//! Request: the client's bytes, for TCP preceded by their length. Answer: `<server's name> <peer>
+//! ` and the same bytes.
 
 use crate::host::{Netns, SOON, patient, wait_for};
 use anyhow::{Context, Result, bail, ensure};
@@ -37,23 +37,23 @@ impl Proto {
 pub const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 pub const ANY4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// What a client got back.
+/// The answer that a client got.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seen {
     /// The name of the server that answered.
     pub server: String,
     /// The client as the server saw it.
     pub client: SocketAddr,
-    /// The server as the client's socket says it: getpeername, or the source of the answer.
+    /// The server as the client's socket reports it: getpeername, or the source of the answer.
     pub peer: SocketAddr,
-    /// The client's own address as its socket says it.
+    /// The client's own address as its socket reports it.
     pub own: SocketAddr,
 }
 
-/// What a server's thread does until it is told to stop.
+/// The work of a server's thread until it is told to stop.
 type Work = Box<dyn FnOnce(&EventFd) + Send>;
 
-/// Threads that serve until this is dropped.
+/// Threads that serve until dropped.
 pub struct Server {
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
@@ -68,7 +68,7 @@ impl Drop for Server {
     }
 }
 
-/// True when `socket` has something to read; false when the server is to stop.
+/// True when `socket` is readable; false when the server is to stop.
 fn readable(socket: &impl AsFd, stop: &EventFd) -> bool {
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     loop {
@@ -83,7 +83,7 @@ fn readable(socket: &impl AsFd, stop: &EventFd) -> bool {
     }
 }
 
-/// As a socket for both families names an IPv4 peer, without the mapping.
+/// An IPv4 peer of a dual-stack socket, without the mapping.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -99,7 +99,7 @@ impl Server {
         Ok(server)
     }
 
-    /// An echo server for `proto` on `ip`:`port` that answers under `name`.
+    /// An echo server for `proto` on `ip`:`port` with the name `name`.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -120,7 +120,7 @@ impl Server {
         }
     }
 
-    /// A TCP echo server that holds up to `connections` at a time.
+    /// A TCP echo server for up to `connections` at a time.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -148,7 +148,7 @@ impl Server {
             let (listener, serve) = (listener.try_clone()?, serve.clone());
             threads.push(Box::new(move |stop| {
                 while readable(&listener, stop) {
-                    // Another worker may have taken it.
+                    // Another worker may have accepted it.
                     if let Ok((stream, peer)) = listener.accept() {
                         serve(stream, plain(peer), stop);
                     }
@@ -159,7 +159,7 @@ impl Server {
     }
 }
 
-/// With a long queue, as a hammer fills the 128 places of the standard library's.
+/// With a long queue, as a hammer fills the 128 entries of the standard library's.
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     use nix::sys::socket::{Backlog, listen};
     let listener = free(|| TcpListener::bind(at))?;
@@ -195,7 +195,7 @@ fn echo_datagrams(socket: &UdpSocket, stop: &EventFd, name: &str) {
     }
 }
 
-/// The server's name and the peer it saw, if the rest is `sent`.
+/// The server's name and the peer it saw, if the rest equals `sent`.
 fn parse(answer: &[u8], sent: &[u8]) -> Result<(String, SocketAddr)> {
     let end = answer.iter().position(|b| *b == b'\n').context("an answer without its first line")?;
     let line = String::from_utf8_lossy(&answer[..end]);
@@ -209,11 +209,11 @@ fn parse(answer: &[u8], sent: &[u8]) -> Result<(String, SocketAddr)> {
     Ok((server.to_owned(), client.parse().with_context(|| format!("peer {client}"))?))
 }
 
-/// `call` until it was not interrupted: where a timeout is set, the kernel does not begin a receive again that a signal
-/// or its own work on the thread has met (signal(7)).
+/// Repeats `call` while it is interrupted: with a time-out set, the kernel does not restart a receive after a signal or its own
+/// work on the thread (signal(7)).
 ///
 /// # Errors
-/// Those of `call`.
+/// The other errors of `call`.
 pub fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -223,11 +223,11 @@ pub fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// `bind` until the port is free: a socket that was closed lives on for a moment in the children that another thread of
-/// this process is starting just then, until they run their program.
+/// Repeats `bind` until the port is free: a closed socket stays open for a moment in children that another thread is starting,
+/// until they call exec.
 ///
 /// # Errors
-/// Of `bind`; that the port is taken when it still is after a while.
+/// An error of `bind`; also if the port is still taken after a while.
 pub fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
@@ -240,7 +240,7 @@ pub fn free<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// Sends `data` to an echo server and takes the answer.
+/// Sends `data` to an echo server and receives the answer.
 ///
 /// # Errors
 /// No answer, or not the same bytes.
@@ -254,14 +254,14 @@ pub fn exchange(stream: &mut TcpStream, data: &[u8]) -> Result<(String, SocketAd
     parse(&answer, data)
 }
 
-/// What a socket's packets have that those of most have not.
+/// Unusual properties of a socket's packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Dress {
     #[default]
     Plain,
     /// UDP without a checksum.
     Unsummed,
-    /// An IPv4 header with options, an IPv6 header with destination options behind it; they say nothing.
+    /// An IPv4 header with options, an IPv6 header with destination options; they have no effect.
     Options,
 }
 
@@ -272,7 +272,7 @@ impl Dress {
             (Dress::Plain, _) => Ok(()),
             (Dress::Unsummed, true) => set_option(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, &1_i32.to_ne_bytes()),
             (Dress::Unsummed, false) => set_option(socket, libc::IPPROTO_UDP, UDP_NO_CHECK6_TX, &1_i32.to_ne_bytes()),
-            // Four times "no operation" (RFC 791 section 3.1); a header with one PadN (RFC 8200 section 4.2).
+            // Four "no operation" options (RFC 791 section 3.1); a header with one PadN (RFC 8200 section 4.2).
             (Dress::Options, true) => set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1; 4]),
             (Dress::Options, false) => {
                 set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[0, 0, 1, 4, 0, 0, 0, 0])
@@ -282,21 +282,21 @@ impl Dress {
 }
 
 /// # Errors
-/// The kernel refuses it.
+/// The kernel rejects it.
 pub fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
     let (fd, len) = (socket.as_fd().as_raw_fd(), value.len() as libc::socklen_t);
-    // SAFETY: the socket is open, and the value is as long as is said.
+    // SAFETY: the socket is open, and the value has the given length.
     let set = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) };
     ensure!(set == 0, "setsockopt {level}/{name}: {}", io::Error::last_os_error());
     Ok(())
 }
 
-/// One dial: where to, and from where if not left to the kernel.
+/// One dial: destination, and source unless left to the kernel.
 #[derive(Clone, Debug)]
 pub struct Dial {
     pub proto: Proto,
     pub to: SocketAddr,
-    /// The socket is bound to this first.
+    /// Address to bind the socket to first.
     pub from: Option<SocketAddr>,
     /// UDP with connect() and send(), else sendto() and recvfrom().
     pub connected: bool,
@@ -324,7 +324,7 @@ impl Dial {
         self
     }
 
-    /// A stream that is dressed has to have a source.
+    /// A dressed stream needs a source.
     #[must_use]
     pub fn dressed(mut self, dress: Dress) -> Self {
         self.dress = dress;
@@ -343,7 +343,7 @@ impl Dial {
         self
     }
 
-    /// Dials inside `netns`, sends a payload and takes the answer.
+    /// Dials inside `netns`, sends a payload and receives the answer.
     ///
     /// # Errors
     /// No answer, or not the same bytes.
@@ -399,7 +399,7 @@ impl Dial {
         let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         self.dress.put_on(&fd, self.to.is_ipv4())?;
-        // Also the patience of connect().
+        // Also the time-out of connect().
         let seconds = self.patience.as_secs() as i64;
         let patience = nix::sys::time::TimeVal::new(seconds, i64::from(self.patience.subsec_micros()));
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
@@ -439,10 +439,10 @@ impl std::fmt::Display for Dial {
     }
 }
 
-/// Waits until `dial` is answered: for a path that comes up by itself, such as an address that is still tentative.
+/// Waits until `dial` is answered: for a path that becomes ready by itself, such as a tentative address.
 ///
 /// # Errors
-/// Not in time; the text is that of the last attempt.
+/// Not in time; the error is that of the last attempt.
 pub fn wait_until_answered(netns: &Netns, dial: &Dial) -> Result<Seen> {
     let quick = dial.clone().patience(Duration::from_millis(300));
     wait_for(&format!("an answer to {dial}"), SOON, || quick.ask(netns).ok())

@@ -1,4 +1,4 @@
-//! Two `tun` devices joined by a thread: a wire that carries bare IP packets, as a VPN's device does, with no Ethernet.
+//! Two `tun` devices connected by a thread: a wire that carries plain IP packets, as a VPN device, without Ethernet.
 
 use crate::host::Netns;
 use anyhow::{Context, Result};
@@ -15,14 +15,14 @@ pub const DEVICE: &str = "/dev/net/tun";
 
 nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 
-/// Carries packets until it is dropped; the devices go with it.
+/// Forwards packets until dropped; the devices are removed with it.
 pub struct Wire {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Wire {
-    /// A device `name` in both namespaces; whatever is sent into one comes out of the other.
+    /// A device `name` in both namespaces; packets sent into one come out of the other.
     ///
     /// # Errors
     /// The kernel has no tun, or the name is taken.
@@ -48,9 +48,9 @@ impl Drop for Wire {
 fn device(name: &str) -> Result<File> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE).context(DEVICE)?;
-    // SAFETY: ifreq is numbers and bytes; all of them zero is a value of it.
+    // SAFETY: ifreq is numbers and bytes, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // One byte stays zero behind the name.
+    // The last byte stays NUL.
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
@@ -77,7 +77,7 @@ fn carry(mut ends: [File; 2], stop: &EventFd) {
             return;
         }
         for (from, _) in ready.iter().take(2).enumerate().filter(|(_, ready)| **ready) {
-            // All that waits, until there is nothing more. What the other end does not take is lost, as on any wire.
+            // Reads until the queue is empty. A packet that the other end rejects is lost, as on any wire.
             while let Ok(len @ 1..) = ends[from].read(&mut packet) {
                 let _ = ends[1 - from].write(&packet[..len]);
             }

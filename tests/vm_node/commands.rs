@@ -1,5 +1,5 @@
-//! What can be asked of a node, as it is written on the control port: `{"n": 7, "do": "down", "name": "web"}`. The answer
-//! has the number of its command.
+//! Commands to a node, as sent on the control port: `{"n": 7, "do": "down", "name": "web"}`. The answer has the number of its
+//! command.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -17,14 +17,14 @@ pub enum Command {
         name: String,
         value: String,
     },
-    /// Gives what the program prints.
+    /// Returns the program's output.
     Run {
         program: String,
         arguments: Vec<String>,
     },
-    /// Makes a container and has a backend set it up; gives milliseconds.
+    /// Creates a container and calls a backend's setup; returns milliseconds.
     Up(Container),
-    /// Has it torn down, and ends it; gives milliseconds.
+    /// Calls its teardown, and removes it; returns milliseconds.
     Down {
         name: String,
     },
@@ -34,12 +34,12 @@ pub enum Command {
         port: u16,
         name: String,
     },
-    /// Side by side, each again and again until the answer is right; gives the milliseconds of each.
+    /// In parallel, each repeated until the answer is right; returns the milliseconds of each.
     Probe {
         probes: Vec<Probe>,
         within_ms: u64,
     },
-    /// Asks again and again until nobody answers.
+    /// Repeated until there is no answer.
     Silent {
         probe: Probe,
         within_ms: u64,
@@ -61,7 +61,7 @@ pub enum Command {
         up: bool,
         within_ms: u64,
     },
-    /// Takes the driver from a device, whose link is gone then; gives the device.
+    /// Unbinds a device from its driver, which removes its link; returns the device.
     Unplug {
         link: String,
     },
@@ -70,12 +70,12 @@ pub enum Command {
         link: String,
         within_ms: u64,
     },
-    /// Takes no packet larger than `mtu` from a link; 0: whatever its own size is.
+    /// Accepts no packet larger than `mtu` from a link; 0: no limit.
     Narrow {
         link: String,
         mtu: u32,
     },
-    /// A DHCP server that knows one client.
+    /// A DHCP server for one client.
     Lease {
         link: String,
         mac: String,
@@ -93,15 +93,15 @@ pub enum Command {
         address: IpAddr,
         within_ms: u64,
     },
-    /// What `netpath status --json` says.
+    /// Output of `netpath status --json`.
     Status,
-    /// Lines of what backends may leave behind on this machine.
+    /// Objects that backends may leave behind on this machine, one per line.
     Left,
-    /// Ends what runs in the background under this name.
+    /// Ends the background process of this name.
     End {
         name: String,
     },
-    /// Servers for measuring.
+    /// Starts the servers for measurements.
     Serve {
         container: Option<String>,
     },
@@ -118,7 +118,7 @@ pub struct Container {
     pub program: String,
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
-    /// Of the network.
+    /// Options of the network.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// Host port, container port; TCP and UDP.
@@ -127,16 +127,16 @@ pub struct Container {
 
 #[derive(Deserialize, Clone)]
 pub struct Probe {
-    /// Whence; the machine itself without a name.
+    /// The source container; the machine itself without a name.
     pub container: Option<String>,
     pub udp: bool,
     pub to: SocketAddr,
-    /// The name of the server that answers.
+    /// The expected name of the answering server.
     #[serde(default)]
     pub server: String,
-    /// The source address that it sees.
+    /// The expected source address, as the server sees it.
     pub seen: Option<IpAddr>,
-    /// Of the payload.
+    /// Size of the payload.
     pub bytes: Option<usize>,
     /// The client's own port.
     pub port: Option<u16>,
@@ -145,7 +145,7 @@ pub struct Probe {
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// Seconds that the processors of the machine were busy since boot.
+    /// Seconds that the machine's processors were busy since boot.
     Busy,
     /// Datagrams that the sink has received.
     Sunk,

@@ -1,4 +1,4 @@
-//! An address by DHCP: dnsmasq gives it, busybox's client takes it.
+//! DHCP: dnsmasq as the server, busybox's client.
 
 use crate::machine::Machine;
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use std::process::Command;
 const SERVER: &str = "dhcp-server";
 const CLIENT: &str = "dhcp-client";
 const SCRIPT: &str = "/run/dhcp-script";
-/// The new address comes before the old one goes, as with a network manager; without a lease there is none.
+/// The new address is added before the old one is removed, as by a network manager; without a lease there is none.
 const ON_LEASE: &str = r#"#!/bin/sh
 case "$1" in
 deconfig) ip -4 addr flush dev "$interface" ;;
@@ -26,7 +26,7 @@ bound|renew)
 esac
 "#;
 
-/// The server gives `address` to `mac` from now on, and no longer what it gave before.
+/// The server gives `address` to `mac` from now on, instead of the address before.
 pub fn lease(machine: &mut Machine, link: &str, mac: &str, address: Ipv4Addr, router: Ipv4Addr) -> Result<Value> {
     machine.end(SERVER)?;
     let mut command = Command::new("dnsmasq");
@@ -39,7 +39,7 @@ pub fn lease(machine: &mut Machine, link: &str, mac: &str, address: Ipv4Addr, ro
     Ok(Value::Null)
 }
 
-/// The link is the client's from now on.
+/// Starts the client on the link.
 pub fn begin(machine: &mut Machine, link: &str) -> Result<()> {
     fs::write(SCRIPT, ON_LEASE).with_context(|| format!("cannot write {SCRIPT}"))?;
     fs::set_permissions(SCRIPT, Permissions::from_mode(0o755))?;
@@ -48,7 +48,7 @@ pub fn begin(machine: &mut Machine, link: &str) -> Result<()> {
     machine.start(CLIENT, command)
 }
 
-/// Asks the server anew, as at half of the lease's time.
+/// Renews the lease, as at half of its time.
 pub fn renew(machine: &Machine) -> Result<()> {
     machine.signal(CLIENT, Signal::SIGUSR1)
 }

@@ -1,4 +1,4 @@
-//! What a node has: its own namespace, containers with their backend, servers, connections, programs in the background.
+//! State of a node: its own namespace, containers with their backend, servers, connections, background programs.
 
 use crate::commands::{Container, Probe};
 use crate::ethtool;
@@ -23,7 +23,7 @@ use support::topology::sends;
 use support::traffic::{ANY, Proto, Server};
 
 const DIR: &str = "/run/vm_node";
-/// As [`Network::dual`] numbers it; and the container's host part in it.
+/// Number for [`Network::dual`], and the container's host part in it.
 const NETWORK: u8 = 7;
 const HOST_PART: u8 = 5;
 const AARDVARK: &str = "/usr/bin/aardvark-dns";
@@ -34,7 +34,7 @@ struct Placed {
     netns: Netns,
     backend: Backend,
     document: Value,
-    /// Of the backend.
+    /// Files of the backend.
     dir: PathBuf,
 }
 
@@ -47,7 +47,7 @@ impl Placed {
 
 pub struct Machine {
     pub own: Netns,
-    // Before the namespaces that they are in.
+    // Dropped before the namespaces that they are in.
     pub served: BTreeMap<Option<String>, Served>,
     echoes: BTreeMap<Option<String>, Vec<Server>>,
     long_lived: BTreeMap<String, LongLived>,
@@ -68,7 +68,7 @@ impl Machine {
         })
     }
 
-    /// Of a container, or the machine's own.
+    /// The namespace of a container, or the machine's own.
     pub fn netns(&self, container: Option<&str>) -> Result<&Netns> {
         let Some(name) = container else { return Ok(&self.own) };
         self.containers.get(name).map(|c| &c.netns).with_context(|| format!("there is no container {name}"))
@@ -114,12 +114,12 @@ impl Machine {
         self.echoes.remove(&key);
         let placed = self.containers.remove(name).with_context(|| format!("there is no container {name}"))?;
         let took = placed.backend.call("teardown", &self.own, placed.netns.path(), &placed.document);
-        // Whatever came of it: the next container takes the name again.
+        // Always: the next container uses the same name.
         let ended = placed.end();
         took.and_then(|took| ended.map(|()| took))
     }
 
-    /// Of netpath on this machine.
+    /// netpath's status on this machine.
     pub fn status(&self) -> Result<Value> {
         let said = self.own.command("netpath", &["status", "--json"])?;
         serde_json::from_str(&said).context("netpath status --json: no JSON")
@@ -160,8 +160,8 @@ impl Machine {
         wait_for(&what, Duration::from_millis(within_ms), || {
             (fs::read_to_string(&carrier).ok()?.trim() == wanted).then_some(())
         })?;
-        // A carrier alone is not enough: until the kernel has seen to it, it drops all that is sent, and a lost question for a
-        // hardware address is repeated after a second, whatever translates packets.
+        // A carrier alone is not enough: until the kernel has processed it, it drops all packets, and a lost neighbour request
+        // is repeated after a second, independently of the datapath.
         if up { sends(&self.own, link) } else { Ok(()) }
     }
 
@@ -190,11 +190,11 @@ impl Machine {
         })
     }
 
-    /// What is larger than the wire could carry is lost, and nobody says so: as on a wire that is narrower than its ends.
+    /// Larger packets are lost without an error: as on a wire that is narrower than its ends.
     pub fn narrow(&self, link: &str, mtu: u32) -> Result<()> {
-        // Packets are counted as they came, and not as the kernel joins them.
+        // Packets must be measured as received, and not as merged by GRO.
         ethtool::set_gro(link, mtu == 0).with_context(|| format!("cannot set GRO of {link}"))?;
-        // Gone or not there yet.
+        // Absent at first.
         let _ = self.own.feed("nft", &["-f", "-"], "delete table netdev narrow\n");
         if mtu == 0 {
             return Ok(());
@@ -206,7 +206,7 @@ impl Machine {
         self.own.feed("nft", &["-f", "-"], &rules).map(drop)
     }
 
-    /// In the background; what it prints goes to the console.
+    /// In the background; its output goes to the console.
     pub fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
@@ -229,8 +229,8 @@ impl Machine {
         child.wait().map(drop).with_context(|| format!("cannot wait for {name}"))
     }
 
-    /// Of all that a backend may leave behind, what is on this machine: files of state and pins, links, queues and programs at
-    /// them, programs of netpath in the kernel, rules, and processes. A line each.
+    /// Objects on this machine that a backend may leave behind: state files and pins, links, qdiscs and their programs, loaded
+    /// programs of netpath, rules, and processes. One line each.
     pub fn left(&self) -> Result<Vec<String>> {
         const BACKENDS: [&str; 3] = ["netpath", "netavark", "aardvark"];
         let mut found = Vec::new();

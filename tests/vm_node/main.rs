@@ -1,8 +1,10 @@
-//! One of the machines of `cargo xtask vm wire` and `vm perf`: does what it is told, one line of JSON at a time, and says
-//! how it went. The guest's init (tests/guest) starts it with the control port as standard input and output; who conducts
-//! is xtask/src/vm/machine.rs.
+//! One of the machines of `cargo xtask vm wire` and `vm perf`: executes commands, one line of JSON at a time, and returns the
+//! results. The guest's init (tests/guest) starts it with the control port as standard input and output; the controller is
+//! xtask/src/vm/machine.rs.
 //!
-//! It runs in the guest's own network namespace, which is a host or a client; containers are namespaces that it makes.
+//! It runs in the guest's own network namespace, which is a host or a client; it creates a namespace per container.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod commands;
 mod dhcp;
@@ -48,7 +50,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// It has the command's number: who has given up waiting does not take it for the answer to what was asked next.
+/// The answer has the command's number: after a time-out, the caller must not take it for the answer to the next command.
 fn answer(machine: &mut Machine, line: &str) -> Value {
     let command = serde_json::from_str::<Value>(line);
     let number = command.as_ref().map_or(Value::Null, |command| command["n"].clone());

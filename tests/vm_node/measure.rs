@@ -1,4 +1,4 @@
-//! The kit's generators of load, told from outside: servers in a container, clients on another machine.
+//! Controls the load generators of tests/support: servers in a container, clients on another machine.
 
 use crate::commands::Measure;
 use crate::machine::Machine;
@@ -11,7 +11,7 @@ use support::generator::udp::{self, Counter};
 use support::generator::{Latency, Servers, cpu, tcp};
 use support::host::Netns;
 
-/// Short connections, and the sink of datagrams.
+/// Ports of short connections and of the datagram sink.
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
@@ -38,7 +38,7 @@ pub fn measure(machine: &Machine, container: Option<&str>, what: Measure) -> Res
     Ok(match what {
         Measure::Busy => json!(cpu::busy()?),
         Measure::Sunk => {
-            let served = machine.served.get(&container.map(str::to_owned)).context("nothing is served there")?;
+            let served = machine.served.get(&container.map(str::to_owned)).context("there are no servers")?;
             json!(served.sink.load(Ordering::Relaxed))
         }
         Measure::Tcp { to, streams, back, seconds } => {

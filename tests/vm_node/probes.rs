@@ -1,4 +1,4 @@
-//! Asking until the answer is right: who answered, and the source address that was seen there.
+//! Probes until the answer is right: the server's name, and the source address that it saw.
 
 use crate::commands::Probe;
 use crate::machine::Machine;
@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::traffic::{ANY, ANY4, Dial, Proto};
 
-/// Of one attempt.
+/// Time limit of one attempt.
 const PATIENCE: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// As the kit dials.
+/// The dial of a probe.
 pub fn dial(probe: &Probe) -> Dial {
     let proto = if probe.udp { Proto::Udp } else { Proto::Tcp };
     let mut dial = Dial::new(proto, probe.to.ip(), probe.to.port()).patience(PATIENCE);
@@ -25,7 +25,7 @@ pub fn dial(probe: &Probe) -> Dial {
     }
 }
 
-/// Milliseconds until each was answered as it should be.
+/// Milliseconds until each was answered as expected.
 pub fn probe(machine: &Machine, probes: &[Probe], within_ms: u64) -> Result<Value> {
     let (begun, within) = (Instant::now(), Duration::from_millis(within_ms));
     let took = thread::scope(|scope| {
@@ -66,7 +66,7 @@ fn once(machine: &Machine, probe: &Probe) -> Result<()> {
 }
 
 /// # Errors
-/// Somebody still answers when the time is up.
+/// There is still an answer after the time limit.
 pub fn silent(machine: &Machine, probe: &Probe, within_ms: u64) -> Result<()> {
     let (begun, within) = (Instant::now(), Duration::from_millis(within_ms));
     loop {

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_without_candidate_is_not_to_be_had() {
+    fn a_package_without_candidate_is_unavailable() {
         assert_eq!(None, candidate_in("rustc-web:\n  Installed: (none)\n  Candidate: (none)\n"));
         assert_eq!(Some("1.2-3".to_owned()), candidate_in("x:\n  Installed: (none)\n  Candidate: 1.2-3\n"));
         assert_eq!(None, candidate_in(""));

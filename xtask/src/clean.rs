@@ -30,7 +30,7 @@ pub fn run() -> Result<ExitCode> {
     for path in &removed {
         println!("removed {}", path.display());
     }
-    println!("{}", if removed.is_empty() { "nothing was left over" } else { "clean" });
+    println!("{}", if removed.is_empty() { "no leftovers" } else { "clean" });
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_living_process_made_is_no_leftover() {
+    fn objects_of_a_living_process_are_no_leftovers() {
         assert!(!left(&format!("/tmp/netpath-xtask-{}", std::process::id())));
         assert!(left("/tmp/netpath-xtask-4194305") && left("/tmp/netpath-engine-4194305-0"));
         assert!(is_leftover(Path::new("/run/netpath-test/4194305-3"), "", &[]));
     }
 
     #[test]
-    fn what_does_not_carry_our_names_is_left_alone() {
+    fn objects_with_other_names_are_left_alone() {
         for name in
             ["/tmp/netpath-4194305", "/tmp/other-user-4194305", "/tmp/netpath-other-4194305", "/tmp/netpath-xtask-a"]
         {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_that_is_none_names_nothing() {
+    fn an_invalid_cookie_names_nothing() {
         let mut removed = Vec::new();
         assert!(remove_traces("../etc", &mut removed).is_ok() && removed.is_empty());
         assert!(remove_traces("", &mut removed).is_ok() && removed.is_empty());

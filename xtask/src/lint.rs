@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_round_by_super_is_seen_too() {
+    fn imports_by_super_are_seen_too() {
         assert_eq!(
             vec!["datapath may not use link"],
             breaches("datapath/ebpf/maps.rs", "use super::super::super::link;")
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_words_stop_at_their_room() {
+    fn restricted_crates_stay_in_their_rooms() {
         assert_eq!(
             vec!["aya stops at datapath/ebpf, datapath/probe.rs, observe"],
             breaches("ops/mod.rs", "use aya::Ebpf;")

@@ -1,5 +1,4 @@
-//! What the two ways are known to do differently, on purpose, with the reason; and for each a step that shows it in every
-//! run.
+//! Intended differences between the programs and netfilter, with their reasons; for each a step that shows it in every run.
 
 use super::step::{From, Outcome, Step, To, What};
 use super::world::{Inside, World};
@@ -12,17 +11,17 @@ use support::traffic::Dress;
 pub struct KnownDifference {
     #[expect(dead_code, reason = "for the reader")]
     pub why: &'static str,
-    /// Whether steps like this may differ so, on the host with netfilter.
+    /// Whether a step may differ in this way, on the host with netfilter.
     pub concerns: fn(&Step, &World<'_>) -> bool,
-    /// What is seen where they do, by the programs and by netfilter.
+    /// Whether the outcomes on the programs and on netfilter differ in this way.
     pub holds: fn(&Step, &Outcome, &Outcome) -> bool,
-    /// This one always does, if it is concerned.
+    /// A step that always differs, where concerned.
     pub witness: Step,
 }
 
 pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
     KnownDifference {
-        why: "on lo a datagram may be larger than what a container takes, and nobody there can cut it: lost. Only of sockets \
+        why: "on lo a datagram may be larger than what a container takes, and is not fragmented there: lost. Only of sockets \
               that are bound to an address of the host, all others are led to the container before",
         concerns: |step, _| {
             step.from == From::Host
@@ -46,7 +45,7 @@ pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
             Outcome::Answered { server, client, keeps_port: true, by_the_asked: true, .. } => {
                 *client == gateway(server, step.family) && matches!(netfilter, Outcome::Refused | Outcome::Silent)
             }
-            // A port without a server: an ICMP error does not find the way to ::1.
+            // A port without a server: an ICMP error does not reach ::1.
             _ => false,
         },
         witness: Step { from: From::Host, to: To::Localhost, family: Family::V6, ..Step::PLAIN },
@@ -60,7 +59,7 @@ pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
                 Outcome::Answered { server, client, keeps_port: true, by_the_asked: true, .. },
                 Outcome::Answered { server: same, client: own, keeps_port: true, by_the_asked: true, .. },
             ) => server == same && *client == gateway(server, step.family) && is_the_hosts(*own, step.family),
-            // A port without a server: the container says so itself.
+            // A port without a server: the container sends the error.
             (Outcome::Told { from, kind, .. }, Outcome::Told { from: asked, kind: same, .. }) => {
                 let web = Inside::Web.address(step.family);
                 kind == same && *from == web && *asked == step.to.address(step.family)
@@ -96,14 +95,14 @@ pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
         concerns: |step, _| step.what == What::Aged && matches!(step.from, From::In(_)) && step.to.is_host(),
         holds: |_, programs, netfilter| {
             let refused = Errno::ECONNREFUSED as u8;
-            // To the sender itself netfilter's error does not find the way.
+            // netfilter's error does not reach the sender.
             matches!(programs, Outcome::Told { kind, .. } if *kind == refused)
                 && (has_aged(netfilter) || *netfilter == Outcome::Silent)
         },
         witness: Step { from: From::In(Inside::Other), what: What::Aged, ..Step::PLAIN },
     },
     KnownDifference {
-        why: "the middle of a connection that nobody saw begin is not masqueraded, and a source that is private does not \
+        why: "a packet in the middle of an unknown connection is not masqueraded, and a source that is private does not \
               leave; netfilter takes it for a connection (nf_conntrack_tcp_loose)",
         concerns: |step, _| {
             let leaves = matches!(step.from, From::In(_)) && matches!(step.to, To::Client | To::Outside | To::Far);
@@ -121,7 +120,7 @@ pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
         },
     },
     KnownDifference {
-        why: "whoever is not on a publish's list gets nothing from its port; what netfilter takes for no connection is not \
+        why: "a client that is not on a publish's list gets nothing from its port; what netfilter takes for no connection is not \
               asked, and the host refuses it",
         concerns: |step, _| {
             let listed = step.port == LISTED && step.to.is_host() && step.from != From::Client;
@@ -180,7 +179,7 @@ fn has_aged(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Told { kind, .. } if *kind == Errno::EHOSTUNREACH as u8)
 }
 
-/// Of the network of the container in which `server` is.
+/// The gateway in the network of the container that runs `server`.
 fn gateway(server: &str, family: Family) -> IpAddr {
     match server {
         "other" => family.gateway(8),

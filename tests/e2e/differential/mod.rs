@@ -1,8 +1,8 @@
-//! The same random packets and connections through the programs and through netfilter's own translation: what is seen at
-//! both ends must be equal, but for what is decided otherwise (`known_differences.rs`).
+//! The same random packets and connections through the programs and through netfilter: the observations at both ends must be
+//! equal, except for `known_differences.rs`.
 //!
-//! `NETPATH_SEED=N` repeats a run. Two hosts stand side by side, one on each rung, with the same addresses; each step is
-//! done on both. Steps of a round run at once, so that silence costs its time only once.
+//! `NETPATH_SEED=N` repeats a run. Two hosts, one on each rung, have the same addresses; each step is done on both. Steps of a
+//! round run at once, so that the time-out of silence is paid once.
 
 mod known_differences;
 mod step;
@@ -24,7 +24,7 @@ use world::World;
 const ROUNDS: u16 = 2;
 const STEPS: u16 = 150;
 
-/// What the programs see is what netfilter's own translation shows on a host of the same kind.
+/// The programs must show the same as netfilter on an equal host.
 fn netfilter(tracked: bool) -> Way {
     Way { rung: Rung::Iptables, path: Path::Auto, tracked }
 }
@@ -45,7 +45,7 @@ fn clsact_is_seen_as_netfilter() -> Result<()> {
     alike(Way { rung: Rung::Clsact, path: Path::Auto, tracked: false }, netfilter(false))
 }
 
-/// Nothing but the rung tells the two hosts apart: without it there is no difference.
+/// Control: only the rung differs between the two hosts, so two equal rungs show no difference.
 #[test]
 fn netfilter_is_seen_as_itself() -> Result<()> {
     need!(thorough());
@@ -77,7 +77,7 @@ fn alike(way: Way, other: Way) -> Result<()> {
     })
 }
 
-/// What a run has shown.
+/// Counts of a run.
 #[derive(Default)]
 struct Tally {
     steps: usize,
@@ -88,10 +88,10 @@ struct Tally {
 impl Tally {
     fn tell(&self, what: &str) {
         let Self { steps, outcomes, decided } = self;
-        need::say(&format!("{what}: {steps} steps, {outcomes:?}; {decided} differ, as decided"));
+        need::say(&format!("{what}: {steps} steps, {outcomes:?}; {decided} known differences"));
     }
 
-    /// A run in which nothing was answered, or nothing refused, would prove nothing.
+    /// A run without answers, or without refusals, would prove nothing.
     fn is_worth_it(&self, rig: &Rig<'_>) {
         for kind in ["answered", "refused", "silent", "told"] {
             let seen = self.outcomes.get(kind).copied().unwrap_or(0);
@@ -100,7 +100,7 @@ impl Tally {
     }
 }
 
-/// `n`: steps that were done before.
+/// `n`: number of earlier steps.
 fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], rng: &Rng, n: &mut u16, tally: &mut Tally) -> Result<()> {
     for round in 0..ROUNDS {
         let mut steps: Vec<Step> = Vec::new();
@@ -108,7 +108,7 @@ fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], rng: &Rng, n: &mut u16, tally
             steps.extend(KNOWN_DIFFERENCES.iter().map(|d| d.witness));
         }
         steps.extend((0..STEPS).map(|_| Step::roll(rng)));
-        // Each has a source port of its own, whatever its seed, so that none meets what another has left.
+        // Each step has a separate source port, whatever its seed, so that no step meets state of another.
         for step in &mut steps {
             *n += 1;
             step.n = *n;
@@ -131,7 +131,7 @@ fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], rng: &Rng, n: &mut u16, tally
     Ok(())
 }
 
-/// All steps in both worlds at once.
+/// Runs all steps in both worlds at once.
 fn done(worlds: [&World<'_>; 2], steps: &[Step]) -> Result<Vec<[Outcome; 2]>> {
     let places: Vec<(usize, usize)> = (0..steps.len()).flat_map(|s| [(s, 0), (s, 1)]).collect();
     let seen = Mutex::new(BTreeMap::new());

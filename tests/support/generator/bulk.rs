@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-/// An `iperf3 -s` until this is dropped.
+/// An `iperf3 -s`, ended on drop.
 pub struct Iperf(Child);
 
 impl Drop for Iperf {
@@ -23,14 +23,13 @@ impl Drop for Iperf {
     }
 }
 
-/// To be called on the main thread: the server ends with the thread that started it, so that a bench which is killed leaves
-/// none behind.
+/// Call it on the main thread: the server ends with the thread that started it, so that a killed bench leaves none behind.
 ///
 /// # Errors
-/// It does not start, or does not listen soon.
+/// It does not start, or does not listen in time.
 pub fn server(netns: &Netns, port: u16) -> Result<Iperf> {
     let server = Iperf(start(netns, &["-s", "-p", &port.to_string()], Stdio::null())?);
-    // Without a connection, which it would take for a client.
+    // Without connecting, which it would take for a client.
     let listens = || ["tcp", "tcp6"].iter().any(|table| listening(&netns.run(|| sockets(table)), port));
     wait_for("iperf3 -s that listens", SOON, || listens().then_some(()))?;
     Ok(server)
@@ -45,13 +44,13 @@ fn start(netns: &Netns, args: &[&str], stdout: Stdio) -> Result<Child> {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         Ok(set_pdeathsig(Signal::SIGKILL)?)
     };
-    // SAFETY: between fork and exec two bare system calls are made, and no memory is taken.
+    // SAFETY: between fork and exec only two bare system calls are made, without allocation.
     unsafe { command.pre_exec(prepare) };
     command.spawn().context("cannot start iperf3")
 }
 
-/// One connection that sends, without taking all of a processor, until it is asked how it went; as with [`server`], the
-/// thread that starts it has to stay.
+/// One connection that sends at a limited rate until [`Stream::finish`]; as with [`server`], the thread that starts it has to
+/// stay.
 pub struct Stream {
     name: String,
     client: Iperf,
@@ -59,21 +58,21 @@ pub struct Stream {
 
 impl Stream {
     /// # Errors
-    /// iperf3 does not start, or is not connected soon.
+    /// iperf3 does not start, or does not connect in time.
     pub fn start(netns: &Netns, to: SocketAddr) -> Result<Self> {
         let (ip, port) = (to.ip().to_string(), to.port().to_string());
         let args = ["-J", "-c", &ip, "-p", &port, "--connect-timeout", "3000", "-t", "0", "-i", "1", "-b", "100M"];
         let stream = Self { name: format!("iperf3 to {to}"), client: Iperf(start(netns, &args, Stdio::piped())?) };
-        // One to speak about the test, and the one that is the test.
+        // One connection for control, and one for the test.
         let connected = || ["tcp", "tcp6"].iter().any(|t| connections(&netns.run(|| sockets(t)), to.port()) >= 2);
         wait_for(&format!("two connections of {}", stream.name), SOON, || connected().then_some(()))?;
         Ok(stream)
     }
 
-    /// Ends it, and gives the bytes of each second.
+    /// Ends it, and returns the bytes of each second.
     ///
     /// # Errors
-    /// It had ended by itself, or has nothing to tell.
+    /// It had ended by itself, or has no report.
     pub fn finish(mut self) -> Result<Vec<f64>> {
         let ended = self.client.0.try_wait()?;
         if ended.is_none() {
@@ -85,7 +84,7 @@ impl Stream {
     }
 }
 
-/// The bytes of each interval. A client that was interrupted says so as an error.
+/// The bytes of each interval. An interrupted client reports that as an error.
 fn read_stream(text: &str, ended: bool) -> Result<Vec<f64>> {
     let report: Value = serde_json::from_str(text).context("no JSON")?;
     let error = report["error"].as_str().unwrap_or("no error");
@@ -100,7 +99,7 @@ fn sockets(table: &str) -> String {
     std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default()
 }
 
-/// Has a table of the kernel a socket in state LISTEN on `port`?
+/// Whether a socket table of the kernel has a socket in state LISTEN on `port`.
 fn listening(table: &str, port: u16) -> bool {
     let end = format!(":{port:04X}");
     table.lines().any(|line| {
@@ -109,18 +108,18 @@ fn listening(table: &str, port: u16) -> bool {
     })
 }
 
-/// What went through.
+/// Result of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer {
     pub bytes: f64,
     pub gbit_per_second: f64,
 }
 
-/// What arrived of datagrams.
+/// Received datagrams.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagrams {
     pub gbit_per_second: f64,
-    /// Of those that were sent.
+    /// Percentage of those sent.
     pub lost_percent: f64,
 }
 
@@ -134,7 +133,7 @@ pub fn transfer(netns: &Netns, to: SocketAddr, streams: u8, back: bool, seconds:
     iperf(netns, to, seconds, &[&["-P", &streams], direction].concat(), read)
 }
 
-/// Datagrams of `bytes` each as fast as they go, for `seconds`.
+/// Datagrams of `bytes` each at full speed, for `seconds`.
 ///
 /// # Errors
 /// iperf3 fails.
@@ -171,7 +170,7 @@ fn read(report: &Value) -> Result<Transfer> {
     Ok(Transfer { bytes: field("bytes")?, gbit_per_second: field("bits_per_second")? / 1e9 })
 }
 
-/// The sum of a sender of datagrams holds what its receiver has told it; bytes there are those that were sent.
+/// The sender's sum contains the receiver's report; its bytes are the sent ones.
 fn read_datagrams(report: &Value) -> Result<Datagrams> {
     let sum = &report["end"]["sum"];
     let field = |name: &str| sum[name].as_f64().with_context(|| format!("no end.sum.{name}"));
@@ -180,7 +179,7 @@ fn read_datagrams(report: &Value) -> Result<Datagrams> {
     Ok(Datagrams { gbit_per_second: bits * arrived / 1e9, lost_percent: 100.0 * (1.0 - arrived) })
 }
 
-/// How many sockets of a table of the kernel are in state ESTABLISHED with `port` at the other end?
+/// Number of sockets in a table of the kernel in state ESTABLISHED with `port` at the other end.
 fn connections(table: &str, port: u16) -> usize {
     let end = format!(":{port:04X}");
     let is_one = |line: &&str| {
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn of_datagrams_those_that_arrived_count() {
+    fn received_datagrams_are_counted() {
         let text = r#"{"end":{"sum":{"bits_per_second":4e9,"packets":200,"lost_packets":50}}}"#;
         let read = report(text).and_then(|r| read_datagrams(&r)).expect("a report");
         assert_eq!((3.0, 25.0), (read.gbit_per_second, read.lost_percent));
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_iperf_is_said() {
+    fn an_error_of_iperf_is_reported() {
         let error = report(r#"{"start":{},"error":"unable to connect"}"#).expect_err("an error").to_string();
         assert!(error.contains("unable to connect"), "{error}");
     }

@@ -1,10 +1,10 @@
-//! How long the processors of the machine were busy, by /proc/stat: everything is in it, softirqs and other people's work
-//! too, which is why figures made of it are approximate. Times of processes would miss the softirqs that do the forwarding.
+//! Busy time of the machine's processors, from /proc/stat: it includes softirqs and the work of other processes, so figures
+//! from it are approximate. Process times would miss the softirqs that do the forwarding.
 
 use anyhow::{Context, Result};
 use std::fs;
 
-/// Seconds of all processors together since boot, without idle, iowait and what a hypervisor took.
+/// Seconds of all processors together since boot, without idle, iowait and steal.
 ///
 /// # Errors
 /// /proc/stat cannot be read.

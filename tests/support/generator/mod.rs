@@ -1,7 +1,7 @@
-//! Generators of load: servers that are as cheap as can be, and clients that count.
+//! Load generators: servers of minimal cost, and clients that count.
 //!
-//! All are threads of this process inside namespaces, each with a table of open files of its own: a table shared by
-//! clients and servers would be what short connections wait for.
+//! All are threads of this process inside namespaces, each with a file table of its own: contention on a shared table would
+//! dominate short connections.
 
 pub mod bulk;
 pub mod cpu;
@@ -21,15 +21,15 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a request, of an answer, of a datagram.
 pub const MESSAGE: usize = 64;
-/// How often a server that has nothing to do looks whether it is to stop.
+/// How often an idle server checks whether to stop.
 const GLANCE: Duration = Duration::from_millis(200);
-/// No answer for so long is a failure.
+/// Time-out of an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Not counted at the beginning of a measurement.
+/// Excluded from the start of a measurement.
 const WARM_UP: Duration = Duration::from_millis(100);
 
-/// Starts `work` on a thread inside `netns`, and returns when the thread has its own table of open files: a pipe that the
-/// caller opens afterwards is in nobody else's table.
+/// Starts `work` on a thread inside `netns`, and returns once the thread has its own file table: a pipe that the caller opens
+/// afterwards is in no other table.
 fn spawn<T: Send + 'static>(netns: &Netns, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     let (ready, begun) = channel();
     let thread = netns.spawn(move || {
@@ -45,7 +45,7 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the load panicked"))
 }
 
-/// Threads that serve until this is dropped.
+/// Threads that serve until dropped.
 #[derive(Default)]
 pub struct Servers {
     stop: Arc<AtomicBool>,
@@ -69,7 +69,7 @@ impl Drop for Servers {
     }
 }
 
-/// A socket whose patience has ended says something about blocking.
+/// Names the time-out of a socket, which is reported as "would block".
 fn spoken(error: std::io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EINPROGRESS) => anyhow!("no answer in {} s", PATIENCE.as_secs()),
@@ -77,22 +77,22 @@ fn spoken(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-/// Keeps the calling thread on one processor: two that take turns are measured as a path, and not by whether an idle
-/// processor had to be woken up, which comes and goes and costs more than the path.
+/// Pins the calling thread to one processor: two alternating threads then measure the path, and not the wake-up of an idle
+/// processor, which varies and costs more.
 fn stay_together() {
     let mut set = CpuSet::new();
-    // Refused, the figure is less steady and nothing else.
+    // If denied, the figure varies more.
     let _ = set.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
 }
 
-/// Round trips that one client saw, one after the other.
+/// Sequential round trips of one client.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Latency {
     pub median_us: f64,
     pub p99_us: f64,
 }
 
-/// On the processor of the servers, asks again and again for `time` after a warm-up.
+/// On the servers' processor, calls `ask` repeatedly for `time` after a warm-up.
 fn latency(to: SocketAddr, time: Duration, mut ask: impl FnMut() -> std::io::Result<()>) -> Result<Latency> {
     stay_together();
     let begun = Instant::now();

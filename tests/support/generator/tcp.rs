@@ -13,12 +13,12 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Clients that connect at the same time, and threads that accept.
+/// Concurrent clients, and accepting threads.
 const CLIENTS: usize = 4;
-/// A connection that took as long has probably had a segment sent again.
+/// A connection this slow has probably had a retransmission.
 const SLOW: Duration = Duration::from_millis(900);
 
-/// What a second of short connections came to.
+/// Result of a second of short connections.
 #[derive(Clone, Debug, Default)]
 pub struct Rate {
     pub per_second: f64,
@@ -163,7 +163,7 @@ fn once(to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Blocking and still with an end: a non-blocking connect would cost system calls that are not the path's.
+/// Blocking, with a time-out: a non-blocking connect would add system calls to the measurement.
 fn dial(to: SocketAddr) -> Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("socket")?;

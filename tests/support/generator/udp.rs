@@ -1,4 +1,4 @@
-//! Datagrams of 64 bytes: as many as go, and one at a time.
+//! Datagrams of 64 bytes: at full rate, and one at a time.
 
 use super::{GLANCE, Latency, MESSAGE, PATIENCE, Servers, WARM_UP, join, latency, spawn, stay_together};
 use crate::host::Netns;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-/// Datagrams per system call, so that the path is the larger part of what is measured.
+/// Datagrams per system call, so that the path dominates the measurement.
 const BATCH: usize = 64;
 const RECEIVE_BUFFER: usize = 8 << 20;
 
@@ -78,7 +78,7 @@ pub struct Blast {
     pub received: f64,
 }
 
-/// One flow as fast as the sender can, for `time` after a warm-up; `counter` is that of the sink at `to`.
+/// One flow at full rate, for `time` after a warm-up; `counter` is that of the sink at `to`.
 ///
 /// # Errors
 /// Nothing can be sent, or nothing arrives.
@@ -92,21 +92,21 @@ pub fn blast(netns: &Netns, to: SocketAddr, counter: &Counter, time: Duration) -
     let after = read();
     stop.store(true, Ordering::Relaxed);
     join(sender)??;
-    // What still lies in the sink's buffer belongs to this blast and not to the next.
+    // Datagrams still in the sink's buffer belong to this blast and not to the next.
     sleep(Duration::from_millis(20));
     ensure!(after.2 > before.2, "not one of {} datagrams has arrived at {to}", after.1 - before.1);
     let seconds = (after.0 - before.0).as_secs_f64();
     Ok(Blast { sent: (after.1 - before.1) as f64 / seconds, received: (after.2 - before.2) as f64 / seconds })
 }
 
-/// What one flow has sent.
+/// Datagrams sent by one flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Flood {
     pub datagrams: u64,
     pub seconds: f64,
 }
 
-/// As [`blast`], where the sink is on another machine: all that is sent counts, and the sink's own count says what arrived.
+/// As [`blast`], with the sink on another machine: counts all sent datagrams; the sink's own count gives the received ones.
 ///
 /// # Errors
 /// Nothing can be sent.
@@ -140,7 +140,7 @@ fn sender(netns: &Netns, to: SocketAddr, stop: Arc<AtomicBool>, sent: Counter) -
 /// One datagram at a time and its answer.
 ///
 /// # Errors
-/// One gets lost.
+/// A datagram is lost.
 pub fn round_trips(netns: &Netns, to: SocketAddr, time: Duration) -> Result<Latency> {
     join(spawn(netns, move || -> Result<Latency> {
         let socket = dial(to)?;
@@ -152,7 +152,7 @@ pub fn round_trips(netns: &Netns, to: SocketAddr, time: Duration) -> Result<Late
     })?)?
 }
 
-/// Room for [`BATCH`] datagrams, and the headers that sendmmsg(2) and recvmmsg(2) want.
+/// Buffers for [`BATCH`] datagrams, with the headers for sendmmsg(2) and recvmmsg(2).
 struct Batch {
     data: Vec<[u8; MESSAGE]>,
     vectors: Vec<libc::iovec>,
@@ -165,7 +165,7 @@ impl Batch {
         let mut vectors: Vec<_> =
             data.iter_mut().map(|d| libc::iovec { iov_base: d.as_mut_ptr().cast(), iov_len: MESSAGE }).collect();
         let header = |vector: &mut libc::iovec| {
-            // SAFETY: a structure of integers and pointers, for which all zeroes is a value.
+            // SAFETY: a structure of integers and pointers, for which all zeroes is a valid value.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
@@ -177,12 +177,12 @@ impl Batch {
 
     fn send(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         debug_assert!(self.data.len() == BATCH && self.vectors.len() == BATCH);
-        // SAFETY: the headers lead to vectors and data that `self` owns and never moves or resizes.
+        // SAFETY: the headers point to vectors and data that `self` owns and never moves or resizes.
         let n = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), BATCH as u32, 0) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Waits for one datagram and takes what else is there.
+    /// Waits for one datagram and receives all that are queued.
     fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         let (fd, headers) = (socket.as_raw_fd(), self.headers.as_mut_ptr());
         // SAFETY: as in `send`; the kernel writes no more than each vector's length.

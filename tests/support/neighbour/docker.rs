@@ -1,4 +1,4 @@
-//! Docker: a dockerd with an image that holds busybox alone.
+//! Docker: a dockerd with an image that contains busybox alone.
 
 use super::{OWN, Pids, Place, unpacked};
 use crate::host::{Netns, SOON, wait_for};
@@ -21,7 +21,7 @@ impl Docker {
     /// Its files are in `dir`.
     ///
     /// # Errors
-    /// It does not run; its log is in the text.
+    /// It does not run; the error holds its log.
     pub fn start(host: &Netns, dir: &Path) -> Result<Self> {
         let docker = Self { place: Place::new(host, dir, &[OWN], Pids::Own)? };
         let line = format!(
@@ -43,12 +43,12 @@ impl Docker {
     /// `docker` with `args`.
     ///
     /// # Errors
-    /// It failed, with what it wrote.
+    /// It failed; the error holds its output.
     pub fn command(&self, args: &[&str]) -> Result<String> {
         self.place.run("docker", args).map(|said| said.trim_end().to_owned())
     }
 
-    /// A container that sleeps, with further options of `docker run`; gives its network namespace.
+    /// A sleeping container, with additional options of `docker run`; returns its network namespace.
     ///
     /// # Errors
     /// It does not run.

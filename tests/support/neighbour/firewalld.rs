@@ -1,4 +1,4 @@
-//! firewalld with a D-Bus of its own.
+//! firewalld with a private D-Bus.
 
 use super::{OWN, Pids, Place, unpacked};
 use crate::host::{Netns, SOON, wait_for};
@@ -6,12 +6,12 @@ use crate::need::Need;
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// Debian's next release of it, which lies over the Python of the machine's own.
+/// Debian's next release of it, overlaid on the machine's own Python.
 const NEWER: &str = "firewalld-2";
 const PROGRAM: &str = "usr/sbin/firewalld";
 const NAME: &str = "org.fedoraproject.FirewallD1";
 
-/// A bus on which root may do everything, as on the system's.
+/// A bus on which root may do everything, as on the system bus.
 const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -38,7 +38,7 @@ impl Firewalld {
         unpacked("usr/bin/dbus-daemon", &[OWN])
     }
 
-    /// Of [`Firewalld::strict`].
+    /// Requirement of [`Firewalld::strict`].
     pub fn need_newer() -> Need {
         Self::need()?;
         let there = super::tree(NEWER).join(PROGRAM).exists();
@@ -49,10 +49,10 @@ impl Firewalld {
         }
     }
 
-    /// With its defaults; the links of `host` are in its default zone. Its files are in `dir`.
+    /// Default settings; the links of `host` are in the default zone. Its files are in `dir`.
     ///
     /// # Errors
-    /// It does not run; its log is in the text.
+    /// It does not run; the error holds its log.
     pub fn start(host: &Netns, dir: &Path) -> Result<Self> {
         Self::with(host, dir, &[OWN], &[])
     }
@@ -96,7 +96,7 @@ impl Firewalld {
         self.command(&["--state"]).map(drop)
     }
 
-    /// What a program is to find the bus by: DBUS_SYSTEM_BUS_ADDRESS.
+    /// The environment variable of the bus: DBUS_SYSTEM_BUS_ADDRESS.
     pub fn bus(&self) -> (&'static str, &str) {
         ("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
     }
@@ -104,7 +104,7 @@ impl Firewalld {
     /// `firewall-cmd` with `args`.
     ///
     /// # Errors
-    /// It failed, with what it wrote.
+    /// It failed; the error holds its output.
     pub fn command(&self, args: &[&str]) -> Result<String> {
         self.on_the_bus("firewall-cmd", args)
     }

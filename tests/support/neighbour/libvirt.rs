@@ -1,4 +1,4 @@
-//! The rules that libvirt writes for its network `default`, and a virtual machine behind its bridge: a namespace.
+//! The rules of libvirt for its network `default`, and a virtual machine behind its bridge: a namespace.
 
 use crate::host::Netns;
 use crate::topology::{Container, Topology, sends};
@@ -52,19 +52,19 @@ COMMIT
 COMMIT
 ";
 
-/// The rules, and forwarding switched on.
+/// The rules, with forwarding enabled.
 ///
 /// # Errors
-/// iptables refuses them.
+/// iptables rejects them.
 pub fn rules(host: &Netns) -> Result<()> {
     host.set_sysctl("net/ipv4/ip_forward", "1")?;
     host.feed("iptables-restore", &["--noflush"], RULES).map(drop)
 }
 
-/// A machine behind the bridge, which has no rules of its own yet.
+/// A machine behind the bridge.
 ///
 /// # Errors
-/// The kernel refuses a namespace or a link.
+/// The kernel rejects a namespace or a link.
 pub fn vm(topology: &Topology) -> Result<Container> {
     let vm = topology.container("vm")?;
     topology.host.ip(&format!(

@@ -1,8 +1,7 @@
-//! Real software that filters or translates on a host beside netpath: firewalld, ufw, Docker, libvirt's rules. Each runs in a
-//! host namespace of a test, in a mount namespace of its own, and ends when its value is dropped; what it did to
-//! netfilter stays with the host namespace.
+//! Other software that filters or translates on a host: firewalld, ufw, Docker, libvirt's rules. Each runs in a host namespace
+//! of a test, in a mount namespace of its own, and ends on drop; its changes to netfilter stay with the host namespace.
 //!
-//! The packages are those that `cargo xtask setup` has unpacked below `target/neighbours` (xtask/src/neighbours.rs).
+//! The packages are unpacked by `cargo xtask setup` below `target/neighbours` (xtask/src/neighbours.rs).
 
 mod docker;
 mod firewalld;
@@ -30,7 +29,7 @@ fn tree(name: &str) -> PathBuf {
     Path::new(TREES).join(name)
 }
 
-/// That `program` (`usr/sbin/ufw`) can be run from `trees` or is installed.
+/// Whether `program` (`usr/sbin/ufw`) is in `trees` or installed.
 fn unpacked(program: &str, trees: &[&str]) -> Need {
     need::root()?;
     for tool in ["unshare", "nsenter"] {
@@ -41,21 +40,21 @@ fn unpacked(program: &str, trees: &[&str]) -> Need {
     if there { Ok(()) } else { Err(format!("{name}, which cargo xtask setup unpacks where there is Debian's apt")) }
 }
 
-/// The numbers of a neighbour's processes.
+/// The PID namespace of a neighbour.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pids {
-    /// Those of the machine: others ask the bus for them.
+    /// The machine's: other processes look its pids up over the bus.
     Shared,
-    /// A namespace of its own: containers end with it.
+    /// A private one: containers end with it.
     Own,
 }
 
 /// The namespaces of one neighbour.
 pub struct Place {
     holder: Holder,
-    /// Seen inside and outside.
+    /// The same path inside and outside.
     dir: PathBuf,
-    /// For groups of cgroup2, which are gone with it.
+    /// Name of its cgroup2 group, removed at the end.
     cgroup: String,
 }
 
@@ -78,17 +77,17 @@ impl Place {
         Ok(Self { holder, dir: dir.to_owned(), cgroup })
     }
 
-    /// `program` with `args`, ready to be started inside.
+    /// `program` with `args`, to be started inside.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = self.holder.enter(&["mnt", "net", "pid"]);
         command.env_clear().env("PATH", PATH).env("HOME", "/root").env("LC_ALL", "C").arg(program).args(args);
         command
     }
 
-    /// Runs `program` inside and gives what it printed.
+    /// Runs `program` inside and returns its output.
     ///
     /// # Errors
-    /// It failed, with what it wrote.
+    /// It failed; the error holds its output.
     pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
         self.finish(self.command(program, args), None)
     }
@@ -100,26 +99,26 @@ impl Place {
         Ok(output.out)
     }
 
-    /// Starts a program that stays; what it prints is in the [`Place::log`] of that name.
+    /// Starts a daemon; its output is in the [`Place::log`] of that name.
     fn daemon(&self, name: &str, line: &str) -> Result<()> {
         let log = self.dir.join(format!("{name}.log"));
         self.run("sh", &["-c", &format!("exec </dev/null >{} 2>&1; {line} &", log.display())]).map(drop)
     }
 
-    /// The end of what the daemon `name` has printed.
+    /// The end of the output of the daemon `name`.
     fn log(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
-    /// `path` inside as this process reaches it.
+    /// `path` inside, as seen by this process.
     fn root(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder.pid()))
     }
 }
 
-/// What a host can have beside netpath.
+/// Kinds of software that a host can have beside netpath.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Firewalld,
@@ -127,7 +126,7 @@ pub enum Kind {
     Docker,
 }
 
-/// One of them, running.
+/// A running one.
 pub enum Neighbour {
     Firewalld(Firewalld),
     Ufw(Ufw),
@@ -153,7 +152,7 @@ impl Kind {
         }
     }
 
-    /// Started in `host` with its defaults; its files are in `dir`.
+    /// Starts it in `host` with default settings; its files are in `dir`.
     ///
     /// # Errors
     /// It does not run.
@@ -167,7 +166,7 @@ impl Kind {
 }
 
 impl Neighbour {
-    /// What a network backend finds it by.
+    /// The environment by which a network backend finds it.
     pub fn environment(&self) -> Vec<(&'static str, &str)> {
         match self {
             Neighbour::Firewalld(firewalld) => vec![firewalld.bus()],

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// What `http://container/` answers.
+/// The body at `http://container/`.
 pub const PAGE: &str = "netpath says hello\n";
 
 /// A tar archive of the root file system for `podman import`, made once per run.

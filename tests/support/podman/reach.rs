@@ -1,4 +1,4 @@
-//! What a client sees of a server: pages and answers, each with a deadline, from the namespace of the calling thread.
+//! Requests of a client: pages and answers, each with a deadline, from the namespace of the calling thread.
 
 use crate::traffic::again;
 use anyhow::{Context, Result, bail, ensure};
@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// A first packet may wait for a neighbour, and a loaded machine is slow.
+/// A first packet may wait for neighbour resolution, and a loaded machine is slow.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The body of `http://to/`.
@@ -25,7 +25,7 @@ pub fn page(to: SocketAddr) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// One line of the `peer` at `to`, by TCP.
+/// One line from the `peer` at `to`, by TCP.
 ///
 /// # Errors
 /// No connection, or no answer.
@@ -39,10 +39,10 @@ pub fn tcp(to: SocketAddr) -> Result<String> {
     Ok(answer.trim_end().to_owned())
 }
 
-/// One answer of the `peer` at `to` to a socket that is not connected, and it must come from the address dialled.
+/// One answer from the `peer` at `to` to an unconnected socket; it must come from the address dialled.
 ///
 /// # Errors
-/// No answer, or one from elsewhere.
+/// No answer, or one from another address.
 pub fn udp(to: SocketAddr) -> Result<String> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
@@ -69,11 +69,11 @@ pub fn udp_connected(to: SocketAddr) -> Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
 }
 
-/// Nobody answers at `to`: refused, unreachable, or silent for a second.
+/// Expects no answer at `to`: refused, unreachable, or silent for a second.
 ///
 /// # Errors
-/// Somebody does.
-pub fn nobody(to: SocketAddr) -> Result<()> {
+/// There is an answer.
+pub fn silent(to: SocketAddr) -> Result<()> {
     // An accept alone proves nothing: Podman before 6 listens on published ports itself, and never answers.
     let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_secs(1)) else { return Ok(()) };
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;

@@ -1,4 +1,4 @@
-//! What is on a [`Machine`](super::Machine), read without netpath's own code, so that what stays behind is seen.
+//! The state of a [`Machine`](super::Machine), read without netpath's own code, so that leftovers are found.
 
 use super::{Backend, Machine};
 use anyhow::{Context, Result, ensure};
@@ -6,19 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Things by their kind: links, routes, rules, files, processes …
+/// Objects by kind: links, routes, rules, files, processes …
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Traces(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Traces {
-    /// What `self` has and `before` had not, and the reverse, one line each.
+    /// Objects that only `self` or only `before` has, one line each.
     fn differences(&self, before: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         let empty = BTreeSet::new();
         for kind in self.0.keys().chain(before.0.keys()).collect::<BTreeSet<_>>() {
             let (now, then) = (self.0.get(kind).unwrap_or(&empty), before.0.get(kind).unwrap_or(&empty));
             lines.extend(now.difference(then).map(|x| format!("{kind} left: {x}")));
-            // A mount of the real host goes when somebody there removes the directory that it is on.
+            // A mount of the real host is removed when its directory is removed there.
             if *kind != "mount" {
                 lines.extend(then.difference(now).map(|x| format!("{kind} gone: {x}")));
             }
@@ -31,7 +31,7 @@ impl Traces {
     }
 }
 
-/// Ids of the programs and maps that were pinned on the machine: the kernel gives no id twice.
+/// Ids of the programs and maps that were pinned on the machine: the kernel does not reuse an id.
 #[derive(Default)]
 pub struct KernelObjects {
     programs: BTreeSet<u32>,
@@ -39,7 +39,7 @@ pub struct KernelObjects {
 }
 
 impl KernelObjects {
-    /// Adds what is pinned below `bpffs` now.
+    /// Adds the objects pinned below `bpffs` now.
     pub fn note(&mut self, bpffs: &Path) {
         for file in files_below(bpffs) {
             let path = bpffs.join(file);
@@ -61,7 +61,7 @@ impl KernelObjects {
 }
 
 impl Machine {
-    /// Everything that a container network could leave behind.
+    /// All objects that a container network could leave behind.
     ///
     /// # Errors
     /// A kind could not be read.
@@ -72,18 +72,18 @@ impl Machine {
         traces.add("link", links.lines().filter_map(|l| l.split_whitespace().nth(1)).map(str::to_owned));
         for family in ["-4", "-6"] {
             let routes = words(self.run_on_host("ip", &[family, "route", "show", "table", "all"])?);
-            // Anycast comes with forwarding, which stays.
+            // Anycast routes come with forwarding, which stays.
             traces.add("route", routes.into_iter().filter(|r| !r.starts_with("anycast ")));
         }
         traces.add("policy rule", words(self.run_on_host("ip", &["rule"])?));
         traces.add("namespace", names_in(&self.root("/run/netns")));
         traces.add("process", self.processes()?);
-        // Directories too: netpath's are to go with the last of what is in them.
+        // Directories too: netpath removes its own with their last entry.
         let pins = everything_below(&self.root("/sys/fs/bpf")).into_iter();
-        // The kernel's own in every bpffs.
+        // Present in every bpffs.
         traces.add("pin", pins.filter(|p| !["maps.debug", "progs.debug"].contains(&p.as_str())));
         traces.add("file", everything_below(&self.root("/run")).into_iter().filter(|f| f.starts_with("netpath")));
-        // Podman's and crun's own: databases, storage, and what crun keeps of a container whose conmon was killed.
+        // Files of Podman and crun: databases, storage, and crun's record of a container whose conmon was killed.
         let files = files_below(&self.root("/run")).into_iter();
         traces.add(
             "file",
@@ -91,7 +91,7 @@ impl Machine {
                 let podmans =
                     ["/run/containers/storage/", "/run/containers/networks/ipam.db", "/run/libpod/", "/run/crun/"];
                 let locks = ["/run/lock/netavark.lock", "/run/containers/networks/aardvark.lock"];
-                // Netavark 2 keeps the name of its driver.
+                // Netavark 2 stores the name of its driver.
                 let netavarks: &[&str] = match self.backend() {
                     Backend::Netavark => &["/run/containers/networks/firewall/"],
                     Backend::Netpath(_) => &[],
@@ -100,7 +100,7 @@ impl Machine {
             }),
         );
         if self.backend() != Backend::Netavark {
-            // Netavark leaves its chains and its bridges' sysctls for the next container.
+            // Netavark keeps its chains and its bridges' sysctls for the next container.
             traces.add("netfilter rule", self.netfilter()?);
             traces.add("sysctl", self.sysctls()?);
             traces.add("mount", self.mounts()?);
@@ -108,11 +108,11 @@ impl Machine {
         Ok(traces)
     }
 
-    /// Rules of netfilter in the host's namespace, as iptables and nft show them; the empty chains of iptables itself
-    /// do not count.
+    /// Rules of netfilter in the host's namespace, as iptables and nft show them; the empty base chains of iptables do not
+    /// count.
     ///
     /// # Errors
-    /// No tool that could show them is installed.
+    /// No tool to show them is installed.
     pub fn netfilter(&self) -> Result<Vec<String>> {
         let mut rules = Vec::new();
         let mut shown = false;
@@ -137,12 +137,12 @@ impl Machine {
         Ok(rules)
     }
 
-    /// Programs were seen in the host's bpffs after a command of the engine.
+    /// Whether programs were seen in the host's bpffs after a command of the engine.
     pub fn has_pinned_programs(&self) -> bool {
         !self.kernel_objects.borrow().programs.is_empty()
     }
 
-    /// Commands that run in the host's pid namespace, without the machine's own and without ours of this moment.
+    /// Command lines in the host's pid namespace, without its init and without the reader's own.
     fn processes(&self) -> Result<Vec<String>> {
         let proc = self.root("/proc");
         let mut processes = Vec::new();
@@ -157,8 +157,8 @@ impl Machine {
         Ok(processes)
     }
 
-    /// Settings of the network, without those that are meant to stay: forwarding is the host's once a container ran, and a
-    /// router accepts no redirects.
+    /// Network settings, without those that are meant to stay: forwarding stays on once a container ran, and a router accepts
+    /// no redirects.
     fn sysctls(&self) -> Result<Vec<String>> {
         let script = "cd /proc/sys/net && grep -r . ipv4/conf/all ipv4/conf/default ipv4/conf/lo ipv4/conf/eth0 \
                       ipv6/conf/all ipv6/conf/default ipv6/conf/lo ipv6/conf/eth0 2>/dev/null";
@@ -170,7 +170,7 @@ impl Machine {
             .collect())
     }
 
-    /// Mounts of the host, without bpffs: whoever finds none mounts it, and it stays.
+    /// Mounts of the host, without bpffs: it is mounted on demand, and stays.
     fn mounts(&self) -> Result<Vec<String>> {
         let text = self.run_on_host("cat", &["/proc/self/mountinfo"])?;
         let line = |l: &str| {
@@ -183,12 +183,11 @@ impl Machine {
         Ok(text.lines().filter_map(line).filter(|l| !podmans.iter().any(|p| l.ends_with(p))).collect())
     }
 
-    /// Nothing that came after the start of the machine is left. Engines clean up behind their caller: a few seconds are
-    /// theirs. Programs and maps without a pin are freed when the kernel comes to it, which on a loaded machine takes
-    /// longer.
+    /// Checks that nothing made after the start of the machine is left. Engines clean up asynchronously: a few seconds are
+    /// allowed. The kernel frees unpinned programs and maps later, on a loaded machine even more so.
     ///
     /// # Errors
-    /// What is left, one thing a line.
+    /// The leftovers, one per line.
     pub fn nothing_left(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -205,7 +204,7 @@ impl Machine {
         }
     }
 
-    /// The machine as it is, for a reader who has to find out why a test failed.
+    /// The state of the machine, for a failure message.
     pub fn picture(&self) -> String {
         let script = "podman ps -a; ip -br address; ip route; ip -6 route; iptables-save; ip6tables-save; \
                       cat /run/netpath/*/rung; ls -R /sys/fs/bpf/netpath /run/netpath; ps ax";
@@ -222,7 +221,7 @@ fn names_in(dir: &Path) -> Vec<String> {
     entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Files and directories below `dir`, with their path from there; a directory's ends with a slash.
+/// Files and directories below `dir`, as relative paths; a directory's ends with a slash.
 fn everything_below(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut open = vec![String::new()];

@@ -57,7 +57,7 @@ impl Kernel {
     /// Counts and rows of one series must not be mixed with those of another.
     fn named_as_it_is(mut self) -> Self {
         if !is_of(&self.release, &self.label) {
-            println!("Linux {} is here where {} was asked for", self.release, self.label);
+            println!("Linux {} takes the place of {}, which Debian no longer has", self.release, self.label);
             self.label = self.release.split('.').take(2).collect::<Vec<_>>().join(".");
         }
         self

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_module_needs_is_read_from_its_information() {
+    fn module_dependencies_are_read_from_modinfo() {
         let module = b"\x7fELF\0license=GPL\0depends=nf-tables,nf_nat\0softdep=pre: libcrc32c post: x\0name=a\0";
         assert_eq!(vec!["nf_tables", "nf_nat", "libcrc32c"], needs(module));
         assert!(needs(b"license=GPL\0depends=\0").is_empty());

@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let more = vec![
         ("netavark", peers.join("netavark")),
         ("aardvark-dns", peers.join("aardvark-dns")),
-        ("iperf3", need::program("iperf3").context("iperf3 is gone")?),
+        ("iperf3", need::program("iperf3").context("iperf3 is missing")?),
     ];
     let programs = Programs { init: built("guest"), netpath: binary, more };
     let mut steps = Steps::of(0);

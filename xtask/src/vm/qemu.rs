@@ -238,7 +238,7 @@ impl Guest<'_> {
         let broken = broken.or_else(|| {
             (!text.contains("::done")).then(|| {
                 let last = [&console, &log("qemu")].map(|f| tail(read(f).trim_end(), 12)).join("\n");
-                format!("the guest ended before its tests did; its last words:\n{last}")
+                format!("the guest ended before its tests did; the end of its output:\n{last}")
             })
         });
         Ok(Ran { results: text, log: results, acceleration, took: begun.elapsed(), broken })

@@ -170,7 +170,7 @@ test c ... ok
 thread panicked";
 
     #[test]
-    fn what_a_guest_wrote_is_read_suite_by_suite() {
+    fn guest_output_is_parsed_by_suite() {
         let report = read(TEXT);
         assert_eq!(("6.1.0-50-amd64", 1), (report.release.as_str(), report.refused.len()));
         let [packet, e2e] = report.sections.as_slice() else { panic!("two suites") };

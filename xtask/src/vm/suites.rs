@@ -229,7 +229,7 @@ impl Plan {
         })?;
         if suites.iter().any(|s| s.name == "packet" && s.is_whole) {
             for row in rows.iter().filter(|r| r.is_of_series() && !r.has_counts) {
-                total.failed.push(format!("vm-{} packet: no program's verified instructions were told", row.label));
+                total.failed.push(format!("vm-{} packet: no counts of verified instructions", row.label));
             }
         }
         Ok(rows)

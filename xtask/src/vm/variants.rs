@@ -49,7 +49,7 @@ impl Variant {
     pub fn is_in_use(&self, status: &Value, uplinks: &[&str]) -> Result<()> {
         if let Some(wrong) = self.wrong(status, uplinks) {
             bail!(
-                "{} is not what is set up: {wrong}\n  next: leave it out by --variants, or take another --kernel",
+                "{} is not in use: {wrong}\n  next: leave it out by --variants, or take another --kernel",
                 self.title
             );
         }

@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let binary = released()?;
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(&binary, false, &args.variants)?;
-    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is gone")?)];
+    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is missing")?)];
     let programs = Programs { init: built("guest"), netpath: binary, more };
     let (mut passed, mut failed) = (0, Vec::new());
     let mut times = Times::default();
@@ -210,7 +210,7 @@ impl Wire<'_, '_> {
         // Positive control: otherwise the check for their absence at the end would prove nothing.
         for mark in [" /run/netpath/", " netpath-agent"] {
             let is_marked = |line: &String| format!(" {line}").contains(mark);
-            ensure!(self.is_there()?.iter().any(is_marked), "nothing like{mark} is on the host of a container");
+            ensure!(self.is_there()?.iter().any(is_marked), "no{mark} on a host with a container");
         }
         self.vms.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
     }
@@ -235,7 +235,7 @@ impl Wire<'_, '_> {
     /// Objects that backends may leave on hosts.
     fn is_there(&mut self) -> Result<Vec<String>> {
         let lines = self.vms.host.ask(&json!({"do": "left"}))?;
-        serde_json::from_value(lines).context("what is on the host: not lines of text")
+        serde_json::from_value(lines).context("the objects on the host are not lines of text")
     }
 
     /// Milliseconds until traffic of the first uplink is right, for a host with the IPv4 address `host4`.
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_answers_the_slowest_counts_and_each_error_is_said() {
+    fn of_two_answers_the_slowest_counts_and_each_error_is_reported() {
         assert_eq!(7.0, slowest([Ok(json!([1.0, 7.0])), Ok(json!([3.0]))]).expect("right"));
         let error = slowest([Err(anyhow::anyhow!("a")), Err(anyhow::anyhow!("b"))]).expect_err("wrong").to_string();
         assert_eq!("a; b", error);

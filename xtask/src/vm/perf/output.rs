@@ -58,7 +58,7 @@ impl Run<'_> {
         let rounds =
             if self.rounds == 1 { "one round".to_owned() } else { format!("medians of {} rounds", self.rounds) };
         let caution = if self.is_emulated() {
-            " **Emulated (TCG): what is measured is the number of instructions, so only the ratios say something.**"
+            " **Emulated (TCG): speed depends on the number of instructions, so only the ratios are meaningful.**"
         } else {
             ""
         };

@@ -14,7 +14,7 @@ pub type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
 
 pub const CASES: [(&str, &str, Case); 6] = [
     // First, so that all others use the container that is taken down in the end.
-    ("reboot", "the host loses its power, and containers are made anew", reboot),
+    ("reboot", "the host loses its power, and containers are set up again", reboot),
     ("flap", "the uplink loses its carrier and gets it back", flap),
     ("down", "the uplink is taken down and up again", down_and_up),
     ("dhcp", "DHCP gives the uplink another address", dhcp),
