@@ -14,8 +14,8 @@ fn document() -> Document {
 
 #[test]
 fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::Iptables));
+    need!(need::netpath());
+    need!(need::rung(Rung::Iptables));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?.without_bpf();
@@ -41,9 +41,9 @@ fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
 /// permit.
 #[test]
 fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
-    need!(support::need::rung(Rung::Iptables));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
     if is_incumbent() {
         return Ok(());
     }
@@ -84,7 +84,7 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
 
 #[test]
 fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     if is_incumbent() {
         return Ok(());
     }
@@ -165,10 +165,10 @@ const RULES: [(&str, &str, &str); 8] = [
 
 #[test]
 fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
-    need!(support::need::rung(Rung::Iptables));
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
@@ -178,7 +178,7 @@ fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
     netavark.teardown(&container, &document())?;
     for (make, chain, remove) in RULES {
         if make.starts_with("iptables-legacy") && topology.host.command("sh", &["-c", make]).is_err() {
-            support::need::say(&format!("without {chain}: this kernel has no legacy iptables"));
+            need::say(&format!("without {chain}: this kernel has no legacy iptables"));
             continue;
         }
         topology.host.command("sh", &["-ec", &make.replace('{', "'{").replace('}', "}'")])?;
@@ -206,9 +206,9 @@ const NAMED: &str = "table inet a chain n translates packets after they are forw
 /// The network's request decides, and netpath names the rules that it bypasses.
 #[test]
 fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     topology.host.command("sh", &["-ec", THIRD_PARTY])?;
@@ -229,9 +229,9 @@ fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<
 
 #[test]
 fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_says_so() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let container = topology.container("web")?;
@@ -260,10 +260,10 @@ fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_s
 /// Until the last container is gone: flows belong to one datapath.
 #[test]
 fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_iptables() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
-    need!(support::need::rung(Rung::Iptables));
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
@@ -291,8 +291,8 @@ fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container
 /// Another service finds forwarding on, and relies on it.
 #[test]
 fn forwarding_stays_on_and_doctor_says_who_switched_it_on() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::best_hooks()));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
     let topology = Topology::new()?;
     let netavark = Netavark::on(&topology, Rung::best_hooks())?;
     let container = topology.container("web")?;

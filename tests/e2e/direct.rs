@@ -46,7 +46,7 @@ fn up(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<S
 }
 
 fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
         let client = &rig.topology.client;
@@ -68,7 +68,7 @@ fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
 }
 
 fn with_direct_it_is(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let net = way.network(7).option("netpath.direct", "true");
         let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");
@@ -90,7 +90,7 @@ fn with_direct_it_is(way: Way) -> Result<()> {
 }
 
 fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
@@ -116,7 +116,7 @@ fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
 }
 
 fn an_allow_list_admits_its_clients(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let [v4, v6] = Family::BOTH.map(Family::client);
         let net = way.network(7).option("netpath.allow", &format!("{v4}/32,{v6}"));
@@ -138,7 +138,7 @@ fn an_allow_list_admits_its_clients(way: Way) -> Result<()> {
 }
 
 fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let [v4, v6] = Family::BOTH.map(Family::client);
         let [other4, other6] = Family::BOTH.map(Family::outside);
@@ -179,7 +179,7 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
 
 /// Answers to a container's flows are let in; other packets are not.
 fn without_masquerade_a_container_is_seen_as_it_is(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let net = way.network(7).option("netpath.masquerade", "false");
         let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");

@@ -68,8 +68,8 @@ fn took(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
 }
 
 fn a_filter_of_the_host_is_obeyed_on_edge(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published(Some("edge"), 5))?;
         took(rig, rung, true)?;
@@ -82,8 +82,8 @@ fn a_filter_of_the_host_is_obeyed_on_edge(rung: Rung) -> Result<()> {
 }
 
 fn a_filter_of_the_host_is_passed_by_on_offload(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     need!(if rung.is_ebpf() { Ok(()) } else { Err("a way past netfilter: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
         let _filter = Filter::forward(&rig.topology.host, &NOTHING_TO_THE_CONTAINER)?;
@@ -94,8 +94,8 @@ fn a_filter_of_the_host_is_passed_by_on_offload(rung: Rung) -> Result<()> {
 }
 
 fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let filter = Filter::forward(&rig.topology.host, &NOTHING_TO_THE_CONTAINER)?;
         let (web, _servers) = web(rig, published(None, 5))?;
@@ -109,8 +109,8 @@ fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
 
 /// Redirected packets would bypass such a filter too.
 fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let list = |sets: &str| {
             let table = "table inet guard";
@@ -129,8 +129,8 @@ fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
 
 /// The path changes as soon as netpath has seen a filter, with the next container at the latest.
 fn auto_goes_by_where_there_is_no_filter(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published(None, 5))?;
         took(rig, rung, false)?;
@@ -145,8 +145,8 @@ fn auto_goes_by_where_there_is_no_filter(rung: Rung) -> Result<()> {
 }
 
 fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let up = rig.up("web", published(None, 5))?;
         let _servers = (

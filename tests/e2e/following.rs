@@ -136,7 +136,7 @@ fn numbered<T>(socket: &UdpSocket, work: impl FnOnce(&AtomicU64) -> Result<T>) -
 
 /// Without an agent, the next command updates existing flows before it ends.
 fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) -> Result<()> {
-    support::need!(support::need::netpath());
+    support::need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let Topology { client, host, .. } = rig.topology;
         let environment = [way.rung.environment(), vec![("NETPATH_AGENT", "off")]].concat();

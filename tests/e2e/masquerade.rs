@@ -112,7 +112,7 @@ fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
 }
 
 fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let net = Network::dual(7)
             .option("outbound_addr4", &Family::V4.host_second().to_string())

@@ -104,7 +104,7 @@ fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
 
 /// Netavark fails here: with br_netfilter, a bridge port without hairpin mode drops frames back to itself.
 fn hairpin_same_container(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &web.0, Family::host, |f| f.gateway(7));

@@ -26,7 +26,7 @@ fn up_on(rig: &Rig<'_>, n: u8, net: &Network, publish: bool) -> Result<(Containe
 
 /// Netavark's truth table: open and isolated networks communicate unless both are isolated; strict ones reach no other network.
 fn isolation_follows_its_table(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -57,7 +57,7 @@ fn isolation_follows_its_table(rung: Rung) -> Result<()> {
 }
 
 fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -81,7 +81,7 @@ fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> 
 }
 
 fn an_internal_network_has_no_way_out_and_none_in(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let internal = Network::dual(7).set("internal", true);
         let open = Network::dual(8).option("isolate", "false");

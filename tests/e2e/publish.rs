@@ -110,7 +110,7 @@ fn the_v6_wildcard_serves_v6_only(rung: Rung) -> Result<()> {
 
 /// Netavark 1.4.0 takes both families for the wildcard address.
 fn only_one_family(rung: Rung, host_ip: &str, served: Family, other: Family) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let document = one(&Network::dual(7)).publish(host_ip, 8080, 80, "tcp").publish(host_ip, 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
@@ -166,7 +166,7 @@ fn two_containers_share_a_port_on_two_addresses(rung: Rung) -> Result<()> {
 /// A publish on one address takes precedence over one on all addresses, for as long as it exists; the order of setup does not
 /// matter.
 fn one_address_of_a_shared_port_falls_back_to_the_wildcard_publish(rung: Rung) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let on = |host: u8, addresses: &[String]| {
             let ports = addresses.iter().flat_map(|a| Proto::BOTH.map(|p| (a, p)));
@@ -259,7 +259,7 @@ fn every_uplink_reaches_a_published_port(rung: Rung) -> Result<()> {
 /// The host's own route to the client uses the other uplink. (Through the stack the host's route decides.)
 fn an_answer_leaves_as_the_question_came(rung: Rung) -> Result<()> {
     if !rung.is_ebpf() {
-        support::need::say("skip: netfilter's answers take the host's route");
+        need::say("skip: netfilter's answers take the host's route");
         return Ok(());
     }
     for path in ["offload", "edge"] {

@@ -18,7 +18,7 @@ const CONTAINERS: [(&str, u8); 3] = [("first", 5), ("second", 6), ("third", 5)];
 
 /// With a stale conntrack entry for the old container, datagrams of an old client would be lost.
 fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         for (name, host) in CONTAINERS {
@@ -41,7 +41,7 @@ fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Resul
 
 /// One datagram each; the sockets see no interruption.
 fn a_restarted_container_answers_a_socket_that_stays_open(way: Way) -> Result<()> {
-    need!(support::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         let mut sockets = Vec::new();

@@ -79,7 +79,9 @@ fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
                 }
             }
             let longest = lengths.longest();
-            rig.note(longest > 2 * usize::from(EACH), || format!("{family:?}: no packets were merged: {longest} bytes"));
+            rig.note(longest > 2 * usize::from(EACH), || {
+                format!("{family:?}: no packets were merged: {longest} bytes")
+            });
         }
         Ok(vec![web])
     })

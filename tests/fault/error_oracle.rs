@@ -5,8 +5,8 @@
 //! * bytes that are not UTF-8 text: the error names the index of the first bad byte;
 //! * text that is not JSON, such as a truncated document: the error names line and column;
 //! * JSON: the error names the path of a changed field, of its parent, or of a part of it. A field may be valid by itself and
-//! conflict with another: [`BESIDE`] lists these pairs. A rejection by the kernel has no path: the error names the kernel
-//! object of the field ([`OBJECTS`]), or the field's new value.
+//!   conflict with another: [`BESIDE`] lists these pairs. A rejection by the kernel has no path: the error names the kernel
+//!   object of the field ([`OBJECTS`]), or the field's new value.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

@@ -118,7 +118,7 @@ fn commands_sweep_where_no_agent_does() -> Result<()> {
     let mut map = flows(&topology)?;
     age(&mut map, |_| true, 9_000)?;
     let swept = Path::new("/run/netpath").join(format!("{:x}", topology.host.cookie())).join("swept");
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(61);
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(61);
     std::fs::File::options().write(true).open(&swept).context("swept")?.set_modified(long_ago)?;
     netavark.setup(&other, &document(6))?;
     ensure!(map.keys().flatten().count() == 0, "expired flows stay");

@@ -124,7 +124,14 @@ fn the_port_of_a_closed_connection_is_taken_before_none_is() -> Result<()> {
         let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
         becomes(&mut lab, "its answer", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
         let late = from_app(SYN).bytes();
-        stays(&mut lab, "the former owner of the port", (BRIDGE_IN, other), &late, DROPPED, Reason::DropPortsExhausted)?;
+        stays(
+            &mut lab,
+            "the former owner of the port",
+            (BRIDGE_IN, other),
+            &late,
+            DROPPED,
+            Reason::DropPortsExhausted,
+        )?;
         becomes(&mut lab, "and still", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
     }
     Ok(())

@@ -65,7 +65,7 @@ fn unpublished_ports_are_left_alone() -> Result<()> {
             ("another port", Frame::tcp(from, (host(v4), 8081), SYN)),
             ("an address that is not the host's", Frame::tcp(from, (other, 8080), SYN)),
             ("tagged", Frame { tagged: true, ..published.clone() }),
-            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], support::packet::CLIENT_MAC)),
+            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], CLIENT_MAC)),
             ("an echo request", Frame::new(from.0, host(v4), L4::Echo { request: true, id: 8080 })),
             ("an echo reply without a request", Frame::new(from.0, host(v4), L4::Echo { request: false, id: 8080 })),
             ("another protocol", Frame::new(from.0, host(v4), L4::Raw(47))),

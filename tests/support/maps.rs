@@ -29,8 +29,8 @@ impl std::fmt::Display for Flow {
             _ => "other",
         };
         let side = match self.side {
-            layout::SIDE_UPLINK => "uplink",
-            layout::SIDE_BRIDGE => "bridge",
+            SIDE_UPLINK => "uplink",
+            SIDE_BRIDGE => "bridge",
             _ => "lo",
         };
         let (seen, becomes) = (self.seen, self.becomes);

@@ -573,7 +573,7 @@ impl Lab {
     /// The map cannot be written.
     pub fn lose_mark(&mut self, port: u16) -> Result<()> {
         let map = self.ebpf.map_mut(layout::name::NAT_PORT).context("no marks")?;
-        let mut marks: aya::maps::Array<_, layout::NatPort> = map.try_into()?;
+        let mut marks: Array<_, layout::NatPort> = map.try_into()?;
         Ok(marks.set(port.into(), layout::NatPort::default(), 0)?)
     }
 
