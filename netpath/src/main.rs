@@ -1,6 +1,8 @@
 //! The name it is called by says which face answers: `netavark` speaks Podman's contract, everything else the verbs
 //! for people.
 
+#![allow(unused_crate_dependencies, reason = "checked in the library")]
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,34 +1,35 @@
-//! The backend of a variant: its program with the variant's environment and options, on the host of a topology.
+//! The backend of a variant: its program, environment and network options, on the host of a topology.
 
 use crate::variants::{Places, Recipe};
 use anyhow::Result;
-use kit::neighbour::{Kind, Neighbour};
-use kit::netavark::{Document, Network};
-use kit::topology::{Container, Topology};
 use std::time::Duration;
+use support::neighbour::{Kind, Neighbour};
+use support::netavark::{Document, Network};
+use support::topology::{Container, Topology};
 
 /// The network that containers are put on, as [`Network::dual`] numbers it.
 pub const NETWORK: u8 = 7;
 
 pub struct Backend {
     recipe: &'static Recipe,
-    program: kit::backend::Backend,
-    /// Ends after the backend was called for the last time.
+    program: support::backend::Backend,
+    /// Kept until the last call of the backend.
     _beside: Option<Neighbour>,
 }
 
 impl Backend {
-    /// For the host of `topology`, on which what it is measured beside is started first.
+    /// For the host of `topology`, after starting the software to measure beside.
     ///
     /// # Errors
-    /// That does not run, or the link by which the program is called cannot be made.
+    /// That software does not run, or the link by which the program is called cannot be made.
     pub fn new(recipe: &'static Recipe, places: &Places, topology: &Topology) -> Result<Self> {
         let aardvark = places.netavark.with_file_name("aardvark-dns");
         let beside = places.beside.map(|kind| start(kind, topology)).transpose()?;
         let of_neighbour = beside.as_ref().map(Neighbour::environment).unwrap_or_default();
         let environment = recipe.environment.iter().copied().chain(of_neighbour);
         let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let program = kit::backend::Backend::new(places.of(recipe.program), &aardvark, environment, topology.dir())?;
+        let program =
+            support::backend::Backend::new(places.of(recipe.program), &aardvark, environment, topology.dir())?;
         Ok(Self { recipe, program, _beside: beside })
     }
 
@@ -52,8 +53,8 @@ impl Backend {
     }
 }
 
-/// Its rules accept what is routed: where iptables drops it by policy, Netavark, which has a table of its own, serves nothing that
-/// could be measured.
+/// Its rules must accept forwarded packets: where iptables drops them by policy, Netavark, which has a table of its own, serves
+/// nothing measurable.
 fn start(kind: Kind, topology: &Topology) -> Result<Neighbour> {
     // Docker sets that policy where it finds forwarding off.
     topology.host.set_sysctl("net/ipv4/ip_forward", "1")?;

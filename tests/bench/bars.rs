@@ -1,7 +1,7 @@
-//! What must be true of speed, and whether it is: the aims that docs/performance.md names, by the figures of this run.
+//! The speed goals of docs/performance.md, checked against the figures of this run.
 
 use crate::variants::{DIRECT, PEER, Variant};
-use figures::results::{Cell, Results};
+use report::results::{Cell, Results};
 
 pub struct Bar {
     pub what: &'static str,
@@ -15,15 +15,15 @@ enum Aim {
     AtMost(f64),
 }
 
-/// Figures of the variant that is judged, unless another is named.
+/// A figure of the judged variant, unless another variant is named.
 #[derive(Clone, Copy)]
 enum Measured {
-    /// Of the same figure of another variant.
+    /// Ratio to the same figure of another variant.
     Times(&'static str, &'static str),
-    /// Of another figure of the same variant.
+    /// Ratio to another figure of the same variant.
     TimesOwn(&'static str, &'static str),
     Value(&'static str),
-    /// The first less the second.
+    /// Difference of the two.
     More(&'static str, &'static str),
     Program(&'static str),
 }
@@ -43,7 +43,7 @@ pub const BARS: &[Bar] = &[
     bar("masqueraded, conn/s, of direct", Times("conn.masqueraded", DIRECT), AtLeast(0.95)),
     bar("masqueraded, conn/s, of netavark 2.1", Times("conn.masqueraded", PEER), AtLeast(1.35)),
     bar("published, TCP 4 streams, of direct", Times("tcp4.published", DIRECT), AtLeast(0.97)),
-    // Three per cent for the noise.
+    // Three per cent for noise.
     bar("conn/s beside 2,000 ports, of beside one", TimesOwn("ports-conn.2000", "ports-conn.1"), AtLeast(0.97)),
     bar("conn/s beside 60,000 ports, of beside one", TimesOwn("ports-conn.60000", "ports-conn.1"), AtLeast(0.97)),
     bar("localhost, conn/s, of the container's address", TimesOwn("conn.localhost", "conn.address"), AtLeast(0.97)),
@@ -77,7 +77,7 @@ impl Bar {
             TimesOwn(figure, base) => results.ratio(own(figure), own(base)),
             Value(figure) => results.median(own(figure)),
             More(figure, base) => Some(results.median(own(figure))? - results.median(own(base))?),
-            // The same programs on every eBPF rung; what the kernel takes for a run is not theirs.
+            // The programs are equal on every eBPF rung; the kernel's overhead per run is subtracted.
             Program(name) => {
                 let own = results.program(name)? - results.program("an empty run")?;
                 Some(own).filter(|_| variant.is_ebpf())
@@ -97,7 +97,7 @@ impl Bar {
 mod tests {
     use super::*;
     use crate::variants::ALL;
-    use figures::results::Figure;
+    use report::results::Figure;
 
     #[test]
     fn a_bar_is_met_by_the_ratio_of_this_run() {

@@ -1,29 +1,30 @@
-//! Figures of setup and teardown: alone, with a range, and many at a time. One variant is up at a time; variants take turns.
+//! Figures of setup and teardown: one container, one with a range, and many at once. One variant is up at a time; variants take
+//! turns.
 
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
 use crate::variants::Variant;
 use anyhow::{Context, Result};
-use figures::results::{Figure, Results};
-use figures::stats::median;
-use kit::host::at_once;
-use kit::netavark::Document;
-use kit::topology::Container;
+use report::results::{Figure, Results};
+use report::stats::median;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use support::host::at_once;
+use support::netavark::Document;
+use support::topology::Container;
 
 /// Containers one after the other in one round.
 const REPEATED: u8 = 7;
 const CONTAINERS: u8 = 60;
 const WIDTH: usize = 8;
-/// After so long there are samples enough.
+/// Time limit of a measurement; the samples taken by then suffice.
 const ENOUGH: Duration = Duration::from_secs(2);
 const RANGE: u16 = 10_000;
 
 type Measure = fn(&'static Variant, &Plan) -> Result<Vec<(Figure, f64)>>;
 
-/// Figures by name, with the seconds that one round of one variant may take.
+/// Figures by name, with the planned seconds per round and variant.
 const JOBS: [(&str, f64, Measure); 3] = [("setup", 3.0, alone), ("range", 2.0, range), ("many", 5.0, many)];
 
 pub fn planned(plan: &Plan) -> Duration {
@@ -54,7 +55,7 @@ pub fn ms(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-/// Setup and teardown, the median of a few containers that come and go beside another.
+/// Setup and teardown: the median of a few containers beside a permanent one.
 fn alone(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     let host = Host::new(variant, &plan.places)?;
     let (setup, teardown) = repeated(&host, REPEATED, |document| document.publish("", 8080, 80, "tcp"))?;
@@ -78,7 +79,7 @@ fn range(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     ])
 }
 
-/// Medians of setup and teardown; fewer samples of what takes long.
+/// Medians of setup and teardown; fewer samples for slow variants.
 fn repeated(host: &Host, times: u8, publish: impl Fn(Document) -> Document) -> Result<(f64, f64)> {
     let (mut setups, mut teardowns) = (Vec::new(), Vec::new());
     let begun = Instant::now();
@@ -94,7 +95,7 @@ fn repeated(host: &Host, times: u8, publish: impl Fn(Document) -> Document) -> R
     Ok((median(&setups).context("no sample")?, median(&teardowns).context("no sample")?))
 }
 
-/// As a host that boots: many at a time. A failure is counted, and the others go on.
+/// A booting host: many at once. A failure is counted, and the others continue.
 fn many(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
     let host = Host::new(variant, &plan.places)?;
     let one = |n: u8| -> Result<(Container, Document)> {

@@ -1,31 +1,33 @@
 //! netpath measured side by side with the wire, plain routing and Netavark: `cargo xtask bench`.
 //!
-//! Everything is in namespaces of this process's own and ends with it. Variants take turns, and what is compared was
-//! measured in the same round.
+//! Everything runs in namespaces of this process and ends with it. Variants take turns, and compared values are measured in the
+//! same round.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod backend;
 mod bars;
 mod lifecycle;
+mod output;
 mod plan;
 mod ports;
 mod private;
 mod programs;
 mod progress;
-mod report;
 mod stage;
 mod traffic;
 mod variants;
 
 use anyhow::{Context, Result, bail};
-use figures::results::Results;
-use kit::neighbour::Kind;
+use output::Machine;
 use plan::Plan;
 use progress::{Progress, clock};
-use report::Machine;
+use report::results::Results;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
+use support::neighbour::Kind;
 use variants::Places;
 
 fn main() -> ExitCode {
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// As `cargo xtask bench` passes them; there they are explained.
+/// As passed by `cargo xtask bench`, which documents them.
 #[derive(Default)]
 struct Args {
     only: Vec<String>,
@@ -119,22 +121,22 @@ fn run(args: &Args) -> Result<()> {
     ports::run(&plan, &mut progress, &mut results);
 
     let machine = Machine::this();
-    let markdown = report::markdown(&plan, &results, &machine);
-    // Those of the page are of hosts without others.
-    let charts = if args.places.beside.is_none() { report::charts(&plan, &results) } else { Vec::new() };
+    let markdown = output::markdown(&plan, &results, &machine);
+    // The charts of the page are of hosts without other software.
+    let charts = if args.places.beside.is_none() { output::charts(&plan, &results) } else { Vec::new() };
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let write = |name: &str, text: &str| -> Result<()> {
         let file = args.out.join(name);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     };
-    write("bench.json", &format!("{:#}\n", report::json(&plan, &results, &machine)))?;
+    write("bench.json", &format!("{:#}\n", output::json(&plan, &results, &machine)))?;
     write("bench.md", &markdown)?;
     charts.iter().try_for_each(|(name, svg)| write(name, svg))?;
     println!("\n{markdown}");
     if let Some(page) = &args.write {
         let mark =
             args.places.beside.map_or_else(|| "bench".to_owned(), |kind| format!("bench beside {}", kind.name()));
-        figures::page::write(page, &mark, &markdown, &charts)?;
+        report::page::write(page, &mark, &markdown, &charts)?;
         println!("written into {}", page.display());
     }
     println!(

@@ -1,11 +1,11 @@
-//! What a run is asked to do.
+//! The parameters of a run.
 
 use crate::variants::{Places, Variant};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Figures by the name that `--only` knows, with what they tell.
+/// Names for `--only`, with descriptions.
 pub const NAMES: [(&str, &str); 11] = [
     ("tcp", "bulk TCP, 1 and 4 streams (iperf3), with the processor time per GB"),
     ("tcp-back", "the same, the server sends"),
@@ -32,7 +32,7 @@ pub struct Plan {
 
 impl Plan {
     /// # Errors
-    /// A figure that does not exist.
+    /// An unknown figure.
     pub fn check(&self) -> Result<()> {
         let known = |o: &String| NAMES.iter().any(|(n, _)| o.split('.').next() == Some(n));
         match self.only.iter().find(|o| !known(o)) {
@@ -52,7 +52,7 @@ impl Plan {
         if self.quick { Duration::from_millis(300) } else { Duration::from_secs(1) }
     }
 
-    /// Those that set something up.
+    /// The variants that have a backend.
     pub fn backends(&self) -> Vec<&'static Variant> {
         self.variants.iter().copied().filter(|v| v.recipe().is_some()).collect()
     }

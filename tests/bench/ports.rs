@@ -1,5 +1,5 @@
-//! Figures against the number of published ports: one container publishes so many single ports, then another publishes the
-//! port that is dialled, so that a list which is walked is walked to its end. One variant is up at a time.
+//! Figures by the number of published ports: one container publishes that many single ports, then another publishes the dialled
+//! port, so that a list would be walked to its end. One variant is up at a time.
 
 use crate::lifecycle::ms;
 use crate::plan::Plan;
@@ -7,11 +7,11 @@ use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
 use crate::variants::Variant;
 use anyhow::Result;
-use figures::results::{Figure, Results};
+use report::results::{Figure, Results};
 use std::time::{Duration, Instant};
 
 pub const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];
-/// The first of the many; below lies what is dialled.
+/// The first of the many; the dialled port is below.
 const FROM: u16 = 3_000;
 const DIALLED: u16 = 2_080;
 
@@ -27,12 +27,12 @@ fn seconds(plan: &Plan, count: u16) -> f64 {
     plan.sample().as_secs_f64() + 0.8 + f64::from(count) / 8_000.0
 }
 
-/// 60,000 takes some variants so long that once is enough.
+/// 60,000 ports take some variants so long that one round has to do.
 fn rounds(plan: &Plan, count: u16) -> usize {
     if count > 10_000 { plan.rounds.min(2) } else { plan.rounds }
 }
 
-/// Longer than this nobody waits for one variant's setup.
+/// Time limit of one variant's setup.
 fn patience(plan: &Plan) -> f64 {
     if plan.quick { 5e3 } else { 45e3 }
 }
@@ -41,7 +41,7 @@ pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     if !plan.wants("ports") {
         return;
     }
-    // Milliseconds of the slowest call with the last number of ports, and that number, for each variant.
+    // For each variant: milliseconds of the slowest call at the last number of ports, and that number.
     let mut seen: Vec<(&'static Variant, f64, u16)> = plan.backends().into_iter().map(|v| (v, 0.0, 1)).collect();
     for count in COUNTS {
         seen.retain(|(variant, took, before)| {
@@ -61,7 +61,7 @@ pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
                 progress.now(&format!("{count} ports, {}, round {}", variant.title, round + 1));
                 match measure(variant, plan, count) {
                     Ok(sample) => {
-                        // What does not grow with the ports says nothing about more of them.
+                        // The part that does not grow with the ports does not predict more of them.
                         let grows = (sample.setup.max(sample.next).max(sample.teardown) - 150.0).max(0.0);
                         (*slowest, *before) = (grows, count);
                         let mut add = |key: &str,

@@ -1,8 +1,7 @@
-//! A place of the bench's own: a mount namespace with an empty /run and a bpffs that nobody else sees, and a namespace
-//! of processes.
+//! Private namespaces of the bench: a mount namespace with an empty /run and a bpffs of its own, and a PID namespace.
 //!
-//! So two runs side by side share no lock, record or pin, and when this process ends, however it ends, the kernel takes
-//! back all of it: the agents that netpath has started, mounts, namespaces, programs, maps.
+//! So two parallel runs share no lock, record or pin, and when this process ends in any way, the kernel removes everything:
+//! netpath's agents, mounts, namespaces, programs, maps.
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -16,8 +15,8 @@ use std::fs;
 
 const NICE: i32 = -10;
 
-/// Goes on there, as the first process, with the one that called waiting outside for its end. To be called before the
-/// first thread is started: threads and children inherit it.
+/// Continues there as the first process; the caller waits outside for its end. Must be called before the first thread is
+/// started: threads and children inherit the namespaces.
 ///
 /// # Errors
 /// Not root, or the kernel refuses a mount.
@@ -32,13 +31,13 @@ pub fn enter() -> Result<()> {
     set_pdeathsig(Signal::SIGKILL).context("cannot ask to end with the process that waits")?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make mounts private")?;
     mount(Some("bench"), "/proc", Some("proc"), MsFlags::empty(), none).context("cannot mount a private /proc")?;
-    // xtables.lock, records of the backends, mounts of namespaces.
+    // For xtables.lock, records of the backends, mounts of namespaces.
     mount(Some("bench"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("cannot mount a private /run")?;
     mount(Some("bench"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
         .context("cannot mount a private bpffs on /sys/fs/bpf")
 }
 
-/// Ends as `child` ends; before that with the process that started it, or by a signal, and `child` with it.
+/// Ends as `child` ends; earlier, together with `child`, on the end of its parent or by a signal.
 fn wait_outside(child: Pid) -> ! {
     let _ = set_pdeathsig(Signal::SIGKILL);
     let status = loop {
@@ -52,13 +51,13 @@ fn wait_outside(child: Pid) -> ! {
     std::process::exit(status)
 }
 
-/// Before what else the machine does, for this process and all that it starts: on a machine that others use, figures are
-/// steadier by it. Where it is refused, they are less steady.
+/// Raises the priority of this process and its children: figures vary less on a busy machine. Without effect where the kernel
+/// denies it.
 pub fn go_first() {
     // SAFETY: three numbers.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
-    // With autogroups a priority counts within a session only, and the session itself has one. In a session of its own
-    // the bench no longer hears Ctrl-C: it ends with the process that waits outside.
+    // With autogroups a priority counts within a session only, and the session itself has one. In a session of its own the
+    // bench does not receive Ctrl-C: it ends with the process that waits outside.
     if setsid().is_ok() {
         let _ = fs::write("/proc/self/autogroup", NICE.to_string());
     }

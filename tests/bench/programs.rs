@@ -1,9 +1,9 @@
-//! Time per packet of the programs themselves: the packet suite measures it (tests/packet/cost.rs), this reads it.
+//! Time per packet of the programs: measured by the packet suite (tests/packet/cost.rs), parsed here.
 
 use crate::plan::Plan;
 use crate::progress::Progress;
 use anyhow::{Context, Result, ensure};
-use figures::results::Results;
+use report::results::Results;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
-//! What is running, how far it is, and when it will end. On a terminal the line is redrawn with every sample; elsewhere
-//! there is one line per finished figure.
+//! Shows the running figure, progress and remaining time. On a terminal the line is redrawn with every sample; elsewhere there
+//! is one line per finished figure.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 pub struct Progress {
     begun: Instant,
-    /// Planned seconds: all, and of what is done.
+    /// Planned seconds: in total, and of the finished parts.
     total: f64,
     done: f64,
     terminal: bool,
@@ -18,7 +18,7 @@ impl Progress {
         Self { begun: Instant::now(), total: total.as_secs_f64(), done: 0.0, terminal }
     }
 
-    /// What begins now.
+    /// Names the part that starts.
     pub fn now(&self, what: &str) {
         if self.terminal {
             print!("\r\x1b[K{} {what}", self.place());
@@ -26,12 +26,12 @@ impl Progress {
         }
     }
 
-    /// A part that was planned to take so long is over.
+    /// Counts a finished part by its planned duration.
     pub fn advance(&mut self, planned: Duration) {
         self.done += planned.as_secs_f64();
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn say(&self, text: &str) {
         let redraw = if self.terminal { "\r\x1b[K" } else { "" };
         println!("{redraw}{} {text}", self.place());
@@ -47,7 +47,7 @@ impl Progress {
     }
 }
 
-/// Seconds that are left, if the rest goes as slow as what is done; nothing to go by at the beginning but the plan.
+/// Remaining seconds, if the rest is as slow as the finished part; at the beginning the plan alone.
 fn remaining(total: f64, done: f64, elapsed: f64) -> Option<f64> {
     let left = (total - done).max(0.0);
     if done <= 0.0 {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_said_as_people_say_them() {
+    fn durations_are_readable() {
         assert_eq!(("59 s", "2 min 05 s"), (clock(59.4).as_str(), clock(125.0).as_str()));
     }
 }

@@ -1,20 +1,20 @@
-//! One variant with everything up: namespaces, container, servers; and where each way through it begins and ends.
+//! One variant with everything up: namespaces, container, servers; and the ends of each traffic path.
 //!
-//! Where there is no host between, the topology's host plays the container: it is joined to the client by one veth.
+//! In a variant without a host the topology's host acts as the container: it is joined to the client by one veth.
 
 use crate::backend::{Backend, NETWORK};
 use crate::variants::{Kind, Places, Variant};
 use anyhow::{Context, Result};
-use kit::generator::bulk::{self, Iperf};
-use kit::generator::udp::Counter;
-use kit::generator::{Servers, tcp};
-use kit::hop::Hop;
-use kit::host::Netns;
-use kit::netavark::Document;
-use kit::topology::{CLIENT4, Container, Family, HOST4, Topology};
 use std::net::{IpAddr, SocketAddr};
+use support::generator::bulk::{self, Iperf};
+use support::generator::udp::Counter;
+use support::generator::{Servers, tcp};
+use support::hop::Hop;
+use support::host::Netns;
+use support::netavark::Document;
+use support::topology::{CLIENT4, Container, Family, HOST4, Topology};
 
-/// The ways that traffic goes.
+/// Traffic paths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     /// Client → published port of the host.
@@ -23,7 +23,7 @@ pub enum Way {
     Masqueraded,
     /// Host → 127.0.0.1, published port.
     Local,
-    /// Host → the container's own address: what `Local` is compared with.
+    /// Host → the container's own address: the reference for `Local`.
     Address,
     /// Container → published port of the host, which is its own.
     Hairpin,
@@ -50,12 +50,12 @@ impl Way {
     }
 }
 
-/// Ports of the servers; the published port is greater by [`SHIFT`], as translating it is a part of the work.
+/// Ports of the servers; the published port is greater by [`SHIFT`], so that translation is part of the cost.
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
-/// Short connections of each way that reaches the server from the gateway's address have a port of their own: the kernel
-/// delays a connection whose addresses and ports another has just left, unless the same host has made both.
+/// Short connections of each path that reaches the server from the gateway's address have a separate port: the kernel delays a
+/// connection whose addresses and ports another has just used, unless the same host has made both.
 const ONCE_LOCAL: u16 = 83;
 const ONCE_ADDRESS: u16 = 84;
 const ONCE_HAIRPIN: u16 = 85;
@@ -83,7 +83,7 @@ impl Served {
     }
 }
 
-/// Servers end first, then the container goes, then the namespaces.
+/// Dropped in order: servers, container, namespaces.
 pub struct Stage {
     pub variant: &'static Variant,
     inside: Served,
@@ -94,7 +94,7 @@ pub struct Stage {
     topology: Topology,
 }
 
-/// One way through a stage.
+/// One traffic path through a stage.
 pub struct Path<'s> {
     pub from: &'s Netns,
     ip: IpAddr,
@@ -129,7 +129,7 @@ impl Path<'_> {
 
 impl Stage {
     /// # Errors
-    /// What could not be made, or a way that does not answer.
+    /// A part cannot be made, or a path gives no answer.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
         let topology = topology()?;
         if variant.is_as_over_a_wire() {
@@ -163,7 +163,7 @@ impl Stage {
         Ok(Self { variant, inside, outside, up, _hop: hop, container, topology })
     }
 
-    /// `None` where this variant has no such way.
+    /// `None` where this variant lacks the path.
     pub fn path(&self, way: Way) -> Option<Path<'_>> {
         if !way.goes_through(&self.variant.kind) {
             return None;
@@ -204,12 +204,12 @@ impl Drop for Stage {
     }
 }
 
-/// Bridged packets do not pass netfilter, as on a host where nobody has loaded br_netfilter: with it, every packet would
-/// pass the rules of Netavark twice, and a container would not reach its own published port.
+/// Keeps bridged packets out of netfilter, as on a host without br_netfilter: with it every packet would pass the rules of
+/// Netavark twice, and a container would not reach its own published port.
 fn topology() -> Result<Topology> {
     let topology = Topology::new()?;
     for family in ["iptables", "ip6tables"] {
-        // Not there without the module.
+        // Absent without the module.
         let _ = topology.host.set_sysctl(&format!("net/bridge/bridge-nf-call-{family}"), "0");
     }
     Ok(topology)
@@ -230,24 +230,24 @@ fn route(topology: &Topology, container: &Container) -> Result<()> {
     topology.client.ip(&format!("route add {net}/24 via {HOST4}\n"))
 }
 
-/// A host with a backend and one small container that keeps bridge and programs there, as where others run.
+/// A host with a backend and one permanent container that keeps bridge and programs in place, as on a host in use.
 pub struct Host {
     pub backend: Backend,
     pub topology: Topology,
     keeper: (Container, Document),
-    /// What the first container of the host took.
+    /// Duration of the setup of the host's first container.
     pub first: std::time::Duration,
 }
 
-/// Of the container that [`Host`] keeps; the others come after it.
+/// Host part of the container that [`Host`] keeps; others follow it.
 const KEEPER: u8 = 2;
 pub const FIRST_FREE: u8 = 3;
 
 impl Host {
     /// # Errors
-    /// What could not be made. Direct and routed have no backend.
+    /// A part cannot be made. Direct and routed have no backend.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
-        let recipe = variant.recipe().with_context(|| format!("{} sets nothing up", variant.key))?;
+        let recipe = variant.recipe().with_context(|| format!("{} has no backend", variant.key))?;
         let topology = topology()?;
         let backend = Backend::new(recipe, places, &topology)?;
         let container = topology.container("keeper")?;

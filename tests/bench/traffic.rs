@@ -1,14 +1,14 @@
-//! Figures of traffic. All variants are up at the same time and take turns, sample by sample: what slows the machine for
-//! a while slows all of them.
+//! Figures of traffic. All variants are up at the same time and take turns, sample by sample, so that a slow period of the
+//! machine affects all.
 
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::stage::{Path, Stage, Way};
 use anyhow::Result;
-use figures::results::{Figure, Results};
-use figures::table::number;
-use kit::generator::{bulk, cpu, tcp, udp};
+use report::results::{Figure, Results};
+use report::table::number;
 use std::time::Duration;
+use support::generator::{bulk, cpu, tcp, udp};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -19,7 +19,7 @@ enum Kind {
     UdpLatency,
 }
 
-/// One row to be, or a few.
+/// One row of the table, or a few.
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
     kind: Kind,
@@ -47,14 +47,14 @@ impl Job {
     }
 }
 
-/// Every row of traffic that is wanted.
+/// Every requested row of traffic.
 pub fn jobs(plan: &Plan) -> Vec<Job> {
     let mut jobs = Vec::new();
     for way in [Way::Published, Way::Masqueraded, Way::Local, Way::Address, Way::Hairpin] {
         let bulk = |streams, back| Kind::Bulk { streams, back };
         let mut kinds = vec![bulk(1, false), bulk(4, false), bulk(1, true), bulk(4, true)];
         if way == Way::Address {
-            // What localhost is compared with: the noise shows in one direction.
+            // The reference for localhost: noise shows in one direction.
             kinds.truncate(2);
         }
         kinds.extend([Kind::Udp, Kind::Connections, Kind::TcpLatency, Kind::UdpLatency]);
@@ -64,7 +64,7 @@ pub fn jobs(plan: &Plan) -> Vec<Job> {
     jobs
 }
 
-/// How long they will take.
+/// The planned duration.
 pub fn planned(plan: &Plan) -> Duration {
     let one_round = |job: &Job| {
         let variants = plan.variants.iter().filter(|v| job.way.goes_through(&v.kind)).count();
@@ -73,7 +73,7 @@ pub fn planned(plan: &Plan) -> Duration {
     jobs(plan).iter().map(one_round).sum::<Duration>() * plan.rounds as u32
 }
 
-/// Measures them all.
+/// Runs all measurements.
 pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     let jobs = jobs(plan);
     if jobs.is_empty() {

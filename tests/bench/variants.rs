@@ -1,8 +1,8 @@
-//! What is compared: the wire, plain routing, Netavark with its two drivers, and netpath's rungs.
+//! The compared variants: the wire, plain routing, Netavark with its two drivers, and netpath's rungs.
 
 use anyhow::{Result, bail};
-use kit::{need, neighbour};
 use std::path::PathBuf;
+use support::{need, neighbour};
 
 /// One column of the tables.
 #[derive(Debug)]
@@ -16,10 +16,10 @@ pub struct Variant {
 pub enum Kind {
     /// Client and container joined by one veth: the limit.
     Direct,
-    /// The host routes and translates nothing; the client dials the container's own address.
+    /// The host routes without translation; the client dials the container's own address.
     Routed,
-    /// The same, but two programs of a few instructions send the packets past the host's stack: what a host between costs
-    /// at least.
+    /// The same, but two programs of a few instructions redirect the packets past the host's stack: the minimum cost of a host
+    /// in between.
     Hop,
     /// A program with the command line of Netavark.
     Backend(Recipe),
@@ -29,23 +29,23 @@ pub enum Kind {
 pub struct Recipe {
     pub program: Program,
     pub environment: &'static [(&'static str, &'static str)],
-    /// Of the network.
+    /// Options of the network.
     pub options: &'static [(&'static str, &'static str)],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Program {
     Netpath,
-    /// The current release, from its crate.
+    /// The current release, built from its crate.
     Netavark,
-    /// The distribution's, which still has an iptables driver.
+    /// The distribution's package, which still has an iptables driver.
     OldNetavark,
 }
 
 pub const DIRECT: &str = "direct";
-/// On the datapath that it chooses itself: measured beside others, where that is not the one of an empty host.
+/// On the datapath that netpath chooses: measured beside other software, where it differs from that of an empty host.
 pub const CHOSEN: &str = "netpath";
-/// What netpath is compared with.
+/// The peer of the comparison.
 pub const PEER: &str = "netavark-nft";
 
 const TCX: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")];
@@ -53,7 +53,7 @@ const CLSACT: &[(&str, &str)] = &[("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "
 const EDGE: (&str, &str) = ("netpath.path", "edge");
 const XDP: (&str, &str) = ("netpath.xdp", "on");
 
-/// A new one is a line here: another path through the host is netpath with another network option.
+/// To add a variant, add a line: another path through the host is netpath with another network option.
 pub const ALL: &[Variant] = &[
     Variant { key: DIRECT, title: "direct", kind: Kind::Direct },
     Variant { key: "routed", title: "routed", kind: Kind::Routed },
@@ -87,7 +87,7 @@ impl Variant {
         }
     }
 
-    /// Whether the aims are meant for it: netpath as it is without options.
+    /// Whether the goals apply: to netpath without options.
     pub fn is_judged(&self) -> bool {
         self.recipe().is_some_and(|r| r.program == Program::Netpath && r.options.is_empty())
     }
@@ -96,13 +96,13 @@ impl Variant {
         self.recipe().is_some_and(|r| r.environment.contains(&("NETPATH_DATAPATH", "ebpf")))
     }
 
-    /// Whether packets are to come with complete checksums, as over a wire: XDP has no use for others.
+    /// Whether packets must have complete checksums, as over a wire: XDP cannot handle others.
     pub fn is_as_over_a_wire(&self) -> bool {
         self.recipe().is_some_and(|r| r.options.contains(&XDP))
     }
 
     /// # Errors
-    /// What this machine lacks for it.
+    /// A requirement of the variant that this machine lacks.
     pub fn is_possible(&self, places: &Places) -> Result<(), String> {
         if matches!(self.kind, Kind::Hop) {
             need::tcx()?;
@@ -122,11 +122,11 @@ impl Variant {
     }
 }
 
-/// The variants named, in the order of [`ALL`]. Without a name all but netpath's own choice, or beside other software that
-/// and what it is compared with.
+/// The named variants, in the order of [`ALL`]. Without a name: all but netpath's own choice, or, beside other software, that
+/// one and its peer.
 ///
 /// # Errors
-/// A name that none has.
+/// An unknown name.
 pub fn chosen(names: &[String], beside: bool) -> Result<Vec<&'static Variant>> {
     let unnamed = |v: &Variant| if beside { [DIRECT, PEER, CHOSEN].contains(&v.key) } else { v.key != CHOSEN };
     if let Some(unknown) = names.iter().find(|n| !ALL.iter().any(|v| v.key == **n)) {
@@ -137,13 +137,13 @@ pub fn chosen(names: &[String], beside: bool) -> Result<Vec<&'static Variant>> {
     Ok(ALL.iter().filter(|v| is_wanted(v)).collect())
 }
 
-/// Where the programs lie.
+/// Paths of the programs.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
     pub netpath: PathBuf,
     pub netavark: PathBuf,
     pub old_netavark: PathBuf,
-    /// What runs on every host with a backend.
+    /// Software that runs on every host with a backend.
     pub beside: Option<neighbour::Kind>,
 }
 

@@ -1,14 +1,14 @@
-//! Command line, standard input and the form of errors.
+//! Command line, standard input and the format of errors.
 
 use anyhow::{Context, Result, ensure};
-use kit::example::worked_example;
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Netavark, Shape};
-use kit::residue::Residue;
-use kit::topology::Topology;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use support::example::worked_example;
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Netavark, Shape};
+use support::residue::Residue;
+use support::topology::Topology;
 
 #[test]
 fn version_is_told_in_both_forms() -> Result<()> {
@@ -46,7 +46,7 @@ fn a_usage_error_is_text_on_stderr_and_exit_2() -> Result<()> {
     Ok(())
 }
 
-/// Podman writes all of its document before it waits for the end, into a pipe that it keeps open itself.
+/// Podman writes its whole document before it waits for the end, into a pipe that stays open.
 #[test]
 fn a_large_document_is_read_before_an_error_is_told() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -69,7 +69,7 @@ fn a_large_document_is_read_before_an_error_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Whether all input was taken, the exit code, and the output.
+/// Whether all input was read, the exit code, and the output.
 fn talk(command: &mut Command, input: &[u8]) -> Result<(bool, Option<i32>, String)> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut pipe = child.stdin.take().context("no pipe")?;
@@ -125,8 +125,9 @@ fn firewall_drivers_are_honoured_in_meaning() -> Result<()> {
         let mut document = worked_example(Shape::Map, &shop.id);
         document["network_info"]["front"]["dns_enabled"] = false.into();
         netavark.try_setup(&shop, &document)?.json().with_context(|| format!("NETAVARK_FW={driver}"))?;
-        let served = kit::traffic::Server::echo(&shop, kit::traffic::Proto::Tcp, kit::traffic::ANY, 80, "http")?;
-        let dial = kit::traffic::Dial::new(kit::traffic::Proto::Tcp, kit::topology::HOST4, 8080);
+        let served =
+            support::traffic::Server::echo(&shop, support::traffic::Proto::Tcp, support::traffic::ANY, 80, "http")?;
+        let dial = support::traffic::Dial::new(support::traffic::Proto::Tcp, support::topology::HOST4, 8080);
         if driver == "none" {
             dial.must_fail(&topology.client)?;
         } else {
@@ -143,7 +144,7 @@ fn firewall_drivers_are_honoured_in_meaning() -> Result<()> {
     residue.nothing_left(&topology, &[&shop])
 }
 
-/// With `podman --syslog` stderr is a pipe, and Podman waits until everybody has closed it.
+/// With `podman --syslog` stderr is a pipe, and Podman waits until every process has closed it.
 #[test]
 fn nothing_that_stays_keeps_the_output_open() -> Result<()> {
     need!(need::root(), need::netpath(), need::program("/usr/lib/podman/aardvark-dns"));

@@ -1,14 +1,14 @@
 //! The worked example of the contract, in both shapes and on each rung: answer, links, routes, settings, DNS, ports.
 
 use anyhow::{Context, Result, ensure};
-use kit::example::worked_example;
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Netavark, Rung, Shape};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, CLIENT6, HOST4, HOST4_SECOND, HOST6, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use serde_json::{Value, json};
+use support::example::worked_example;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Netavark, Rung, Shape};
+use support::residue::Residue;
+use support::topology::{CLIENT4, CLIENT6, HOST4, HOST4_SECOND, HOST6, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 #[test]
 fn as_a_map_with_tcx() -> Result<()> {
@@ -87,7 +87,7 @@ fn links(netns: &Netns) -> Result<Value> {
     Ok(by_name.into())
 }
 
-/// "10.89.7.1/24" and so on, without link-local ones.
+/// "10.89.7.1/24" and so on, without link-local addresses.
 fn addresses(link: &Value) -> Vec<String> {
     let all = link["addr_info"].as_array().into_iter().flatten();
     all.filter(|a| a["scope"] == "global")
@@ -175,7 +175,7 @@ fn dns_files(topology: &Topology, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Asks the DNS server of `front` for www, from the host, by a query written by hand.
+/// Queries the DNS server of `front` for www, from the host, by a hand-written query.
 fn shop_address(topology: &Topology) -> Result<String> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in ["www", "dns", "podman"] {
@@ -185,10 +185,11 @@ fn shop_address(topology: &Topology) -> Result<String> {
     query.extend([0, 0, 1, 0, 1]);
     topology.host.run(|| {
         let socket = std::net::UdpSocket::bind("10.89.7.1:0")?;
-        socket.set_read_timeout(Some(kit::host::SOON))?;
+        socket.set_read_timeout(Some(support::host::SOON))?;
         socket.send_to(&query, "10.89.7.1:53")?;
         let mut answer = [0; 512];
-        let (len, _) = kit::traffic::again(|| socket.recv_from(&mut answer)).context("no answer of the DNS server")?;
+        let (len, _) =
+            support::traffic::again(|| socket.recv_from(&mut answer)).context("no answer of the DNS server")?;
         let address = answer[..len].last_chunk::<4>().context("a short answer")?;
         Ok(std::net::Ipv4Addr::from(*address).to_string())
     })

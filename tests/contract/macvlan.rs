@@ -1,11 +1,11 @@
 //! Macvlan networks that cannot be: refused with the reason, and nothing is changed.
 
 use anyhow::{Result, ensure};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Topology};
 use serde_json::{Value, json};
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::Residue;
+use support::topology::{CLIENT4, Topology};
 
 fn lan(parent: &str) -> Network {
     Network::new("lan", parent).set("driver", "macvlan").subnet("192.0.2.0/24", &CLIENT4.to_string())
@@ -56,7 +56,7 @@ fn a_name_that_the_container_has_is_refused_and_one_that_the_host_has_is_not() -
         "{told}"
     );
     ensure!(told.contains("none left behind"), "{told}");
-    let links = |netns: &kit::host::Netns| -> Result<usize> {
+    let links = |netns: &support::host::Netns| -> Result<usize> {
         Ok(netns.ip_json(&["link", "show", "type", "macvlan"])?.as_array().map_or(0, Vec::len))
     };
     assert_eq!(0, links(&web)?, "not even under another name");
@@ -99,7 +99,7 @@ fn published_ports_warn_where_no_network_serves_them() -> Result<()> {
     let (web, both) = (topology.container("web")?, topology.container("both")?);
     let alone = document(&lan("eth0"), "eth0").publish("", 8080, 80, "tcp");
     let beside = alone.clone().on_dual(&Network::dual(7), "eth1", 7, 5);
-    let warned = |answer: kit::netavark::Answer| -> Result<bool> {
+    let warned = |answer: support::netavark::Answer| -> Result<bool> {
         let _: Value = answer.json()?;
         Ok(answer.stderr.contains("published ports have no effect on network lan: it is no bridge network"))
     };

@@ -1,4 +1,6 @@
-//! What Podman sends and expects: command line, documents, answers, and what they leave in the kernel.
+//! Podman's contract: command line, documents, answers, and the resulting state of the kernel.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod command_line;
 mod example;

@@ -1,14 +1,14 @@
 //! Options of networks and containers, one by one.
 
 use anyhow::{Context, Result};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::Residue;
-use kit::topology::{Container, Family, Topology};
 use serde_json::{Value, json};
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::Residue;
+use support::topology::{Container, Family, Topology};
 
-/// Sets `document` up, looks at it, takes it down, and nothing may be left.
+/// Sets `document` up, runs `look`, tears it down, and checks that nothing is left.
 fn with(document: &Document, look: impl FnOnce(&Topology, &Container, &Value) -> Result<()>) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -24,7 +24,7 @@ fn dual(net: &Network) -> Document {
     Document::new().on_dual(net, "eth0", 7, 5)
 }
 
-/// "dst gateway metric type" of the container's routes that have a gateway or a type of their own.
+/// "dst gateway metric type" of the container's routes that have a gateway or an explicit type.
 fn routes(netns: &Netns) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for family in ["-4", "-6"] {
@@ -49,7 +49,7 @@ fn the_mac_may_be_written_with_dashes() -> Result<()> {
     need!(need::root());
     let options = json!({"interface_name": "eth0", "static_ips": ["10.89.7.5"], "static_mac": "0a:11:22:33:44:55"});
     let mut dashes = options.clone();
-    if !kit::netavark::is_incumbent() {
+    if !support::netavark::is_incumbent() {
         dashes["static_mac"] = "0A-11-22-33-44-55".into();
     }
     let net = Network::new("four", "podman7").subnet("10.89.7.0/24", "10.89.7.1");
@@ -89,7 +89,7 @@ fn large_transfers_fit_a_small_mtu() -> Result<()> {
     need!(need::root());
     let document = dual(&Network::dual(7).option("mtu", "1300")).publish("", 8080, 80, "tcp");
     with(&document, |topology, shop, _| {
-        use kit::traffic::{ANY, Dial, Proto, Server};
+        use support::traffic::{ANY, Dial, Proto, Server};
         let _server = Server::echo(shop, Proto::Tcp, ANY, 80, "web")?;
         let _out = Server::echo(&topology.client, Proto::Tcp, ANY, 9000, "near")?;
         for family in Family::BOTH {
@@ -169,7 +169,7 @@ fn several_addresses_of_one_subnet_are_set() -> Result<()> {
         let subnets = blocks["net7"]["interfaces"]["eth0"]["subnets"].as_array().context("no subnets")?;
         let nets: Vec<&str> = subnets.iter().filter_map(|s| s["ipnet"].as_str()).collect();
         assert_eq!(vec!["10.89.7.5/24", "10.89.7.6/24", "fd41:7::5/64", "fd41:7::6/64"], nets);
-        use kit::traffic::{ANY, Dial, Proto, Server};
+        use support::traffic::{ANY, Dial, Proto, Server};
         let _server = Server::echo(shop, Proto::Tcp, ANY, 80, "web")?;
         for address in ["10.89.7.5", "10.89.7.6", "fd41:7::5", "fd41:7::6"] {
             Dial::new(Proto::Tcp, address.parse()?, 80).ask(&topology.host)?;
@@ -184,7 +184,7 @@ fn a_network_of_ipv6_alone_works() -> Result<()> {
     let net = Network::new("six", "podman7").subnet("fd41:7::/64", "fd41:7::1");
     let document = Document::new().on(&net, "eth0", &["fd41:7::5"]).publish("", 8080, 80, "tcp");
     with(&document, |topology, shop, _| {
-        use kit::traffic::{ANY, Dial, Proto, Server};
+        use support::traffic::{ANY, Dial, Proto, Server};
         let _server = Server::echo(shop, Proto::Tcp, ANY, 80, "web")?;
         let seen = Dial::new(Proto::Tcp, Family::V6.host(), 8080).ask(&topology.client)?;
         assert_eq!(Family::V6.client(), seen.client.ip());

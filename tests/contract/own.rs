@@ -1,14 +1,14 @@
-//! netpath's own options of a network, and what `netpath status` says of it.
+//! netpath's own network options, and `netpath status`.
 
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::Topology;
 use serde_json::{Value, json};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::Topology;
 
 fn status(topology: &Topology) -> Result<Value> {
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     serde_json::from_str(&topology.host.command(&netpath, &["status", "--json"])?).context("status --json")
 }
 
@@ -18,7 +18,7 @@ fn path_of(topology: &Topology) -> Result<(String, String)> {
     Ok((word("path"), word("why")))
 }
 
-/// Podman sends labels through; options that it does not know it refuses itself.
+/// Podman passes labels through; unknown options it rejects itself.
 #[test]
 fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()> {
     need!(need::rung(Rung::best_hooks()), need::netpath());
@@ -47,10 +47,10 @@ fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()>
     let (found, reason) = path_of(&topology)?;
     assert_eq!("edge", found);
     assert!(reason.contains("table inet firewalld chain filter_FORWARD"), "{reason}");
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let mut doctor = std::process::Command::new(&netpath);
     doctor.arg("doctor");
-    // Not with 0: there is something to look at.
+    // The exit code is not 0: there are findings.
     let doctor = String::from_utf8_lossy(&topology.host.output(doctor, b"")?.stdout).into_owned();
     assert!(doctor.contains("PATH      edge, because table inet firewalld chain filter_FORWARD"), "{doctor}");
     topology.host.command("nft", &["delete", "table", "inet", "firewalld"])?;
@@ -93,7 +93,7 @@ fn status_has_a_line_for_each_network_endpoint_and_port() -> Result<()> {
     }
     // The port arrays alone hold more than a megabyte.
     assert!(status["memory_bytes"].as_u64().is_some_and(|b| b > 1 << 20), "{}", status["memory_bytes"]);
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let text = topology.host.command(&netpath, &["status"])?;
     for words in
         ["PATH      offload of net7: nothing", "TRAFFIC OF", "* 8080/tcp", "127.0.0.1 9000-9009/udp", "all maps hold"]

@@ -1,11 +1,11 @@
-//! One port of one host address has one container.
+//! A port of a host address belongs to one container.
 
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::{Residue, Snapshot};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn on(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host)
@@ -37,7 +37,7 @@ fn a_port_of_a_living_container_is_refused_and_both_are_named() -> Result<()> {
     }
     netavark.teardown(&web, &owner)?;
     let late_document = on(6).publish("", 8050, 80, "tcp");
-    netavark.setup(&late, &late_document).context("once the owner is gone")?;
+    netavark.setup(&late, &late_document).context("after the owner's teardown")?;
     netavark.teardown(&late, &late_document)?;
     residue.nothing_left(&topology, &[&web, &late])
 }
@@ -62,7 +62,7 @@ fn other_places_are_no_conflict() -> Result<()> {
     assert_eq!("late", shared.ask(&topology.client)?.server, "one address before all");
     assert_eq!("web", other.ask(&topology.client)?.server);
     netavark.teardown(&late, &wanted)?;
-    assert_eq!("web", shared.ask(&topology.client)?.server, "who has all addresses has it again");
+    assert_eq!("web", shared.ask(&topology.client)?.server, "the wildcard publish serves it again");
     netavark.setup(&late, &wanted)?;
     netavark.teardown(&web, &owner)?;
     assert_eq!("late", shared.ask(&topology.client)?.server, "it stays where it was");
@@ -71,7 +71,7 @@ fn other_places_are_no_conflict() -> Result<()> {
     residue.nothing_left(&topology, &[&web, &late])
 }
 
-/// Podman starts a container again without having torn it down, and connects it to further networks.
+/// Podman restarts a container without a teardown, and connects it to further networks.
 #[test]
 fn a_container_is_no_conflict_with_itself() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -84,7 +84,7 @@ fn a_container_is_no_conflict_with_itself() -> Result<()> {
     netavark.setup(&web, &first)?;
     netavark.setup(&web, &second)?;
     netavark.teardown(&web, &second)?;
-    // Its interface went with another namespace: nobody has called teardown.
+    // Its interface is deleted with another namespace, without a teardown.
     web.ip("link del eth0\n")?;
     netavark.setup(&web, &first).context("again")?;
     netavark.teardown(&web, &first)?;

@@ -1,16 +1,16 @@
-//! Input that is wrong is refused before anything is changed, with an error that names the field.
+//! Wrong input is refused before anything is changed, with an error that names the field.
 
 use anyhow::Result;
-use kit::example::worked_example;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, Shape};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::Topology;
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::RULE_CHAIN;
 use serde_json::{Value, json};
+use support::example::worked_example;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, Shape};
+use support::residue::{Residue, Snapshot};
+use support::topology::Topology;
+use support::traffic::{ANY, Dial, Proto, Server};
 
-/// A pointer into the worked example (array shape), its new value (`REMOVE` = the key goes), and what the error names.
+/// A pointer into the worked example (array shape), its new value (`REMOVE` deletes the key), and the words of the error.
 type Row = (&'static str, Value, &'static [&'static str]);
 const REMOVE: &str = "\u{0}remove";
 
@@ -122,7 +122,7 @@ fn each_bad_field_is_named_and_nothing_is_changed() -> Result<()> {
                 if !missing.is_empty() {
                     wrong.push(format!("{pointer} = {new}: the error does not name {missing:?}: {text}"));
                 }
-                // Not even a link that is taken away again: its interface index would be gone.
+                // A temporary link counts too: it would consume an interface index.
                 if let Err(e) = residue.nothing_left(&topology, &[&shop]) {
                     wrong.push(format!("{pointer} = {new}: {e:#}"));
                 }
@@ -134,7 +134,7 @@ fn each_bad_field_is_named_and_nothing_is_changed() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_json_is_refused() -> Result<()> {
+fn invalid_json_is_refused() -> Result<()> {
     need!(need::root());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -153,7 +153,7 @@ fn what_is_no_json_is_refused() -> Result<()> {
     residue.nothing_left(&topology, &[&shop])
 }
 
-/// What is unknown comes from a newer Podman.
+/// Unknown fields come from a newer Podman.
 #[test]
 fn unknown_fields_are_ignored() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -172,7 +172,7 @@ fn unknown_fields_are_ignored() -> Result<()> {
     residue.nothing_left(&topology, &[&shop])
 }
 
-/// The programs walk so many rules of a port and no more: one that would never be found is refused.
+/// The programs walk a bounded number of rules per port: a rule beyond it would never match and is refused.
 #[test]
 fn a_port_on_more_addresses_than_the_programs_look_at_is_refused() -> Result<()> {
     need!(need::root(), need::netpath(), need::rung(Rung::best_hooks()));

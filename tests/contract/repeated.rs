@@ -1,14 +1,14 @@
-//! Calls that come twice, too late, in the wrong order, or together; and setups that fail half-way.
+//! Repeated, late, unordered and concurrent calls; and setups that fail half-way.
 
 use anyhow::{Context, Result};
-use kit::host::{Netns, at_once};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::net::if_::if_nametoindex;
 use serde_json::json;
+use support::host::{Netns, at_once};
+use support::need;
+use support::netavark::{Document, Netavark, Network};
+use support::residue::{Residue, Snapshot};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
@@ -43,7 +43,7 @@ fn teardown_without_the_namespace_clears_the_host() -> Result<()> {
     residue.nothing_left(&topology, &[])
 }
 
-/// The kernel frees the memory of links later, and nobody waits for that; their names are free at once.
+/// The kernel frees the memory of links later, which teardown does not wait for; their names are free at once.
 #[test]
 fn the_links_are_gone_when_teardown_returns() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -73,7 +73,7 @@ fn the_links_are_gone_when_teardown_returns() -> Result<()> {
     residue.nothing_left(&topology, &[&web, &other])
 }
 
-/// An interface of that name is there already: what was there stays, and works.
+/// An interface of that name exists: it stays, and works.
 #[test]
 fn a_second_setup_is_refused_and_the_first_stays() -> Result<()> {
     need!(need::root(), need::netpath());
@@ -101,7 +101,7 @@ fn a_setup_that_fails_on_its_second_network_undoes_the_first() -> Result<()> {
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
     let web = topology.container("web")?;
-    // The engine's container has a link of that name from elsewhere, which no check of the document can foresee.
+    // The container already has a link of that name, which no check of the document can detect.
     web.ip("link add eth1 type veth peer name other\n")?;
     let before = Snapshot::take(&topology, &[&web])?;
     let both = document(5).on_dual(&Network::dual(8), "eth1", 8, 5);

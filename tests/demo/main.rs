@@ -1,7 +1,9 @@
-//! netpath shown to somebody who has never seen it: a container, a published port, a page fetched through it, what
-//! carried the page, and a host as clean afterwards as before.
+//! A demonstration of netpath for newcomers: a container, a published port, a page fetched through it, the objects that carried
+//! it, and a host as clean afterwards as before.
 //!
 //! `demo` wires a namespace by hand, as an engine would; `demo --engine podman` lets a real Podman do it.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod namespaces;
 mod podman;
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
     match shown {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nthe demo failed: {error:#}\n  next: netpath doctor tells what this host can do");
+            eprintln!("\nthe demo failed: {error:#}\n  next: netpath doctor shows the capabilities of this host");
             ExitCode::FAILURE
         }
     }

@@ -2,28 +2,28 @@
 
 use crate::steps::Steps;
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::maps;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, binary};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{ANY, Server};
 use netpath_common::reason::Reason;
 use std::io::{IsTerminal, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::host::Netns;
+use support::maps;
+use support::need;
+use support::netavark::{Document, Netavark, Network, binary};
+use support::residue::{Residue, netfilter};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{ANY, Server};
 
 const PORT: u16 = 8080;
 const NETWORK: u8 = 1;
 const HOST_PART: u8 = 5;
 
-/// Runs the demo. `keep`: waits before cleaning up, so that the three namespaces can be looked at.
+/// Runs the demo. `keep`: waits before the cleanup, so that the three namespaces can be inspected.
 ///
 /// # Errors
-/// What did not come out as promised.
+/// A step has an unexpected result.
 pub fn run(keep: bool) -> Result<()> {
     need::root().map_err(|what| anyhow::anyhow!("the demo needs {what}: it makes network namespaces"))?;
     println!("A container's port, published by eBPF\n");
@@ -35,10 +35,10 @@ pub fn run(keep: bool) -> Result<()> {
     let topology = Topology::new()?;
     let container = topology.container("web")?;
     let residue = Residue::watch(&topology)?;
-    step.done(&[format!("client {client} ── wire ── {} host          web (nothing in it yet)", Family::V4.host())]);
+    step.done(&[format!("client {client} ── wire ── {} host          web (empty)", Family::V4.host())]);
 
     let step = steps.next("netavark setup <web>      netpath under that name, as Podman calls its network backend");
-    // Without a way back to netfilter: this is about the programs.
+    // Forces eBPF: the demo shows the programs.
     let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf")])?;
     let document = document();
     let begun = Instant::now();
@@ -95,7 +95,7 @@ fn document() -> Document {
     Document::new().on_dual(&network, "eth0", NETWORK, HOST_PART).publish("", PORT, 80, "tcp")
 }
 
-/// A page that tells its reader who they are.
+/// A page that shows its reader's address.
 fn serve(netns: &Netns) -> Result<Server> {
     Server::tcp(netns, SocketAddr::new(ANY, 80), 2, |mut stream, peer, _| {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
@@ -105,7 +105,7 @@ fn serve(netns: &Netns) -> Result<Server> {
     })
 }
 
-/// Fetches the page; `expected` is whom the server must have seen.
+/// Fetches the page; `expected` is the client address that the server must see.
 fn fetch(netns: &Netns, place: &str, address: IpAddr, expected: Option<IpAddr>) -> Result<String> {
     let to = SocketAddr::new(address, PORT);
     let page = netns.run(|| get(to)).with_context(|| format!("{place}, http://{to}/"))?;
@@ -128,7 +128,7 @@ fn get(to: SocketAddr) -> Result<String> {
     Ok(page.to_owned())
 }
 
-/// The other way: the container fetches a page outside, which must see the host's address.
+/// Outbound: the container fetches a page outside, whose server must see the host's address.
 fn outwards(topology: &Topology, container: &Container) -> Result<String> {
     let outside = serve(&topology.client)?;
     let to = SocketAddr::new(Family::V4.outside(), 80);
@@ -138,7 +138,7 @@ fn outwards(topology: &Topology, container: &Container) -> Result<String> {
     Ok(format!("{:<13} {:<30} {:?}, the host's address", "from web out", format!("http://{to}/"), page.trim_end()))
 }
 
-/// What netpath says about itself, checked against its maps.
+/// netpath's own report, checked against its maps.
 fn carried(topology: &Topology, web: SocketAddr) -> Result<Vec<String>> {
     let pins = maps::pins(Path::new("/sys/fs/bpf"), Some(topology.host.cookie()))?;
     let flows = maps::flows(&pins)?;
@@ -156,11 +156,11 @@ fn carried(topology: &Topology, web: SocketAddr) -> Result<Vec<String>> {
     ])
 }
 
-/// How many rules the distribution's netavark makes for the same container, where it is installed.
+/// Number of rules that the distribution's netavark creates for the same container, where it is installed.
 fn incumbent_rules(document: &Document) -> Result<String> {
     const PLACES: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
     let Some(program) = PLACES.iter().find(|p| Path::new(p).exists()) else {
-        return Ok("(the distribution's netavark is not installed: nothing to compare with)".to_owned());
+        return Ok("(the distribution's netavark is not installed: no comparison)".to_owned());
     };
     let topology = Topology::new()?;
     let container = topology.container("web")?;
@@ -171,7 +171,7 @@ fn incumbent_rules(document: &Document) -> Result<String> {
     };
     let out = call("setup")?;
     if !out.status.success() {
-        return Ok(format!("({program} fails on this host: nothing to compare with)"));
+        return Ok(format!("({program} fails on this host: no comparison)"));
     }
     let rules = netfilter(&topology.host)?.len();
     call("teardown")?;

@@ -1,21 +1,21 @@
-//! The demo with a real Podman: `podman run -p`, and a look at who carried the packets.
+//! The demo with a real Podman: `podman run -p`, and which component carried the packets.
 
 use crate::steps::Steps;
 use anyhow::{Context, Result, ensure};
-use kit::maps;
-use kit::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
 use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use support::maps;
+use support::podman::{Backend, CLIENT, HOST, Machine, image::PAGE, reach};
 
 const PORT: u16 = 8080;
 
-/// Runs the demo. `keep`: waits before cleaning up, so that the machine can be looked at.
+/// Runs the demo. `keep`: waits before the cleanup, so that the machine can be inspected.
 ///
 /// # Errors
-/// What did not come out as promised.
+/// A step has an unexpected result.
 pub fn run(keep: bool) -> Result<()> {
     let backend = Backend::Netpath(None);
     if let Err(missing) = Machine::need(backend) {
@@ -55,7 +55,7 @@ pub fn run(keep: bool) -> Result<()> {
 
     let step = steps.next("netpath ports; netpath flows      what carried it");
     let mut lines = carried_by_ebpf(&machine, SocketAddr::new(web, 80), host)?;
-    let netpath = kit::netavark::binary()?;
+    let netpath = support::netavark::binary()?;
     for verb in ["ports", "flows"] {
         lines.extend([" ".to_owned(), machine.run_on_host(&netpath.to_string_lossy(), &[verb])?]);
     }
@@ -74,7 +74,7 @@ pub fn run(keep: bool) -> Result<()> {
 
     let step = steps.next("podman rm -f web");
     machine.podman(&["rm", "-f", "-t", "0", "web"])?;
-    machine.client(|| reach::nobody(host))??;
+    machine.client(|| reach::silent(host))??;
     machine.nothing_left()?;
     drop(machine);
     step.done(&[
@@ -91,7 +91,7 @@ fn fetch(to: SocketAddr) -> Result<String> {
     Ok(page)
 }
 
-/// `client` as the server's log has it.
+/// `client` as logged by the server.
 fn server_saw(machine: &Machine, client: &str) -> Result<String> {
     let logs = machine.try_podman(&["logs", "web"])?;
     let text = logs.out + &logs.err;
@@ -99,7 +99,7 @@ fn server_saw(machine: &Machine, client: &str) -> Result<String> {
     Ok(line.split("]:").next().unwrap_or(line).trim_start_matches("[::ffff:").trim_end_matches(']').to_owned())
 }
 
-/// The flow of the page that was fetched from outside, and the counters of the programs.
+/// The flow of the page fetched from outside, and the counters of the programs.
 fn carried_by_ebpf(machine: &Machine, web: SocketAddr, host: SocketAddr) -> Result<Vec<String>> {
     let pins = maps::pins(&machine.root("/sys/fs/bpf"), None)?;
     let flows = maps::flows(&pins)?;
@@ -125,10 +125,10 @@ fn carried_by_ebpf(machine: &Machine, web: SocketAddr, host: SocketAddr) -> Resu
     ])
 }
 
-/// What the distribution's netavark needs for the same, where it is installed.
+/// Number of rules that the distribution's netavark needs for the same, where it is installed.
 fn incumbent_rules() -> Result<String> {
     if Machine::need(Backend::Netavark).is_err() {
-        return Ok("(the distribution's netavark is not installed: nothing to compare with)".to_owned());
+        return Ok("(the distribution's netavark is not installed: no comparison)".to_owned());
     }
     let machine = Machine::start(Backend::Netavark, None)?;
     let version = machine.run_on_host(&machine.helper("netavark"), &["--version"])?;

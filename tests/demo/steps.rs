@@ -1,4 +1,4 @@
-//! What a demo tells its reader: what is done, with which command, what was seen, how long it took.
+//! Output of the demo: each step with its command, result and duration.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ impl Steps {
         Self { total, begun: 0 }
     }
 
-    /// Begins the next step; `what` is a sentence or the command that one would type.
+    /// Begins the next step; `what` is a sentence or the command as typed.
     pub fn next(&mut self, what: &str) -> Step {
         self.begun += 1;
         println!("[{}/{}] {what}", self.begun, self.total);
@@ -23,7 +23,7 @@ impl Steps {
 pub struct Step(Instant);
 
 impl Step {
-    /// What was seen.
+    /// Prints the result.
     pub fn done(self, lines: &[String]) {
         let took = self.0.elapsed().as_secs_f32();
         for line in lines.iter().flat_map(|l| l.lines()) {

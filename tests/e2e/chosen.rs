@@ -1,12 +1,12 @@
-//! The rung that netpath takes by itself: where the kernel refuses bpf(2), and beside rules of others.
+//! The rung that netpath chooses: where the kernel denies bpf(2), and beside rules of other software.
 
 use crate::rig::serve;
 use anyhow::{Result, ensure};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, is_incumbent};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, is_incumbent};
+use support::residue::{Residue, netfilter};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 fn document() -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
@@ -14,8 +14,8 @@ fn document() -> Document {
 
 #[test]
 fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::Iptables));
+    need!(need::netpath());
+    need!(need::rung(Rung::Iptables));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?.without_bpf();
@@ -37,19 +37,19 @@ fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
     residue.nothing_left(&topology, &[&container])
 }
 
-/// The kernel's answers promise everything, and then the verifier refuses a program: here because the object calls helpers
-/// that its licence does not open.
+/// The probes succeed, but the verifier rejects a program: here because the object calls helpers that its licence does not
+/// permit.
 #[test]
 fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
-    need!(kit::need::rung(Rung::Iptables));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
     if is_incumbent() {
         return Ok(());
     }
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let mut bytes = std::fs::read(kit::netavark::binary()?)?;
+    let mut bytes = std::fs::read(support::netavark::binary()?)?;
     let (open, closed) = (b"Dual MIT/GPL\0", b"Proprietary!\0");
     let places: Vec<usize> = bytes.windows(open.len()).enumerate().filter(|(_, w)| w == open).map(|(i, _)| i).collect();
     ensure!(!places.is_empty(), "the object's licence is not found in the binary");
@@ -66,7 +66,7 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
     let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
     ensure!(seen.server == "web", "{seen:?}");
     for verb in ["status", "doctor"] {
-        let mut command = std::process::Command::new(kit::netavark::binary()?);
+        let mut command = std::process::Command::new(support::netavark::binary()?);
         command.arg(verb);
         let out = topology.host.output(command, b"")?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -84,7 +84,7 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
 
 #[test]
 fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     if is_incumbent() {
         return Ok(());
     }
@@ -97,14 +97,14 @@ fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() ->
     residue.nothing_left(&topology, &[&container])
 }
 
-/// What netpath says of this host.
+/// Output of a netpath verb on this host.
 fn says(topology: &Topology, verb: &str) -> Result<serde_json::Value> {
-    let mut command = std::process::Command::new(kit::netavark::binary()?);
+    let mut command = std::process::Command::new(support::netavark::binary()?);
     command.args([verb, "--json"]);
     Ok(serde_json::from_slice(&topology.host.output(command, b"")?.stdout)?)
 }
 
-fn served(topology: &Topology, container: &kit::host::Netns, what: &str) -> Result<()> {
+fn served(topology: &Topology, container: &support::host::Netns, what: &str) -> Result<()> {
     let _servers = serve(container, 80, "web")?;
     for family in Family::BOTH {
         for proto in Proto::BOTH {
@@ -118,8 +118,8 @@ fn served(topology: &Topology, container: &kit::host::Netns, what: &str) -> Resu
     Ok(())
 }
 
-/// One rule each that lets everything pass, wherever forwarded packets can meet it: how to make it, the chain as netpath
-/// names it, and how to remove it.
+/// One accepting rule each, in every chain that forwarded packets can meet: the command to add it, the chain as netpath names
+/// it, and the command to remove it.
 const RULES: [(&str, &str, &str); 8] = [
     (
         "nft add table inet a; nft add chain inet a f { type filter hook forward priority 0 ; }; nft add rule inet a f counter",
@@ -165,10 +165,10 @@ const RULES: [(&str, &str, &str); 8] = [
 
 #[test]
 fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
-    need!(kit::need::rung(Rung::Iptables));
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
@@ -178,7 +178,7 @@ fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
     netavark.teardown(&container, &document())?;
     for (make, chain, remove) in RULES {
         if make.starts_with("iptables-legacy") && topology.host.command("sh", &["-c", make]).is_err() {
-            kit::need::say(&format!("without {chain}: this kernel has no legacy iptables"));
+            need::say(&format!("without {chain}: this kernel has no legacy iptables"));
             continue;
         }
         topology.host.command("sh", &["-ec", &make.replace('{', "'{").replace('}', "}'")])?;
@@ -199,19 +199,19 @@ fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
     residue.nothing_left(&topology, &[&container])
 }
 
-const FOREIGN: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
+const THIRD_PARTY: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
                        nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
 const NAMED: &str = "table inet a chain n translates packets after they are forwarded";
 
-/// What a network asks for counts, and what it bypasses is said.
+/// The network's request decides, and netpath names the rules that it bypasses.
 #[test]
 fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    topology.host.command("sh", &["-ec", FOREIGN])?;
+    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
     let netavark = Netavark::with(&topology, &[])?;
     let container = topology.container("web")?;
     let net = Network::dual(7).option("netpath.path", "offload");
@@ -229,18 +229,18 @@ fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<
 
 #[test]
 fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_says_so() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let container = topology.container("web")?;
-    // The first one mounts a bpffs where there is none yet: the others have mount namespaces of their own.
+    // The first call mounts a bpffs where none is mounted: the others run in mount namespaces of their own.
     let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
     let quiet = netavark.try_setup(&container, &document().json(&container))?;
     ensure!(!quiet.stderr.contains("bypass"), "nothing is bypassed: {}", quiet.stderr);
     netavark.teardown(&container, &document())?;
-    topology.host.command("sh", &["-ec", FOREIGN])?;
+    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
     let hidden = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?.without_iptables();
     let second = topology.container("second")?;
     let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
@@ -260,16 +260,16 @@ fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_s
 /// Until the last container is gone: flows belong to one datapath.
 #[test]
 fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_iptables() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
-    need!(kit::need::rung(Rung::Iptables));
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
     let container = topology.container("web")?;
     netavark.setup(&container, &document())?;
-    topology.host.command("sh", &["-ec", FOREIGN])?;
+    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
     let (status, doctor) = (says(&topology, "status")?, says(&topology, "doctor")?);
     ensure!(status["rung"] == "ebpf" && status["bypassed"][0] == NAMED, "{status}");
     let finding = doctor["findings"][0]["what"].as_str().unwrap_or_default();
@@ -291,8 +291,8 @@ fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container
 /// Another service finds forwarding on, and relies on it.
 #[test]
 fn forwarding_stays_on_and_doctor_says_who_switched_it_on() -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::rung(Rung::best_hooks()));
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
     let topology = Topology::new()?;
     let netavark = Netavark::on(&topology, Rung::best_hooks())?;
     let container = topology.container("web")?;

@@ -1,23 +1,23 @@
-//! What is reached without being published, from which source a container may speak, and who may use what it publishes.
+//! Access to unpublished addresses, allowed sources of containers, and allow lists.
 
 use crate::rig::{Rig, Way, rig_on, serve};
 use anyhow::Result;
-use kit::echo::Pinger;
-use kit::need;
-use kit::netavark::Document;
-use kit::packet::Frame;
-use kit::raw::Raw;
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{Dial, Proto, Server};
 use netpath_common::reason::Reason;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
+use support::echo::Pinger;
+use support::need;
+use support::netavark::Document;
+use support::packet::Frame;
+use support::raw::Raw;
+use support::topology::{Container, Family, Topology};
+use support::traffic::{Dial, Proto, Server};
 
 on_every_way!(
     a_containers_own_address_is_not_reached,
     with_direct_it_is,
     a_spoofed_source_does_not_leave,
-    an_allow_list_lets_in_who_is_on_it,
+    an_allow_list_admits_its_clients,
     a_port_can_have_a_list_of_its_own,
     without_masquerade_a_container_is_seen_as_it_is,
 );
@@ -30,10 +30,10 @@ fn routes_to_containers(rig: &Rig<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Drops of programs have their reasons.
+/// Drops of programs are counted by reason.
 fn counted(rig: &Rig<'_>, way: Way, reason: Reason) -> Result<()> {
     if way.rung.is_ebpf() && rig.counted(reason)? == 0 {
-        rig.note(false, || format!("nothing was counted for {}", reason.word()));
+        rig.note(false, || format!("no packet was counted for {}", reason.word()));
     }
     Ok(())
 }
@@ -46,13 +46,13 @@ fn up(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<S
 }
 
 fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
         let client = &rig.topology.client;
         for family in Family::BOTH {
             for proto in Proto::BOTH {
-                // The published port first: it must not open the way to the container's own.
+                // The published port first: it must not open access to the container's own port.
                 rig.sees("published", client, &Dial::new(proto, family.host(), 8080), "web", family.client());
                 rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
                 rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 8080));
@@ -68,7 +68,7 @@ fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
 }
 
 fn with_direct_it_is(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let net = way.network(7).option("netpath.direct", "true");
         let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");
@@ -90,7 +90,7 @@ fn with_direct_it_is(way: Way) -> Result<()> {
 }
 
 fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
@@ -106,7 +106,7 @@ fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
                 raw.send(family.client(), &Frame::udp((source, 9_002), (family.client(), 9_001)).quoted())?;
             }
             let mut data = [0; 100];
-            let heard = kit::traffic::again(|| heard.recv_from(&mut data));
+            let heard = support::traffic::again(|| heard.recv_from(&mut data));
             rig.note(heard.is_err(), || format!("{family:?}: it arrived: {heard:?}"));
             let more = rig.counted(Reason::DropSpoofed)? - before;
             rig.note(more == 2, || format!("{family:?}: {more} spoofed packets were counted, expected 2"));
@@ -115,8 +115,8 @@ fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
     })
 }
 
-fn an_allow_list_lets_in_who_is_on_it(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+fn an_allow_list_admits_its_clients(way: Way) -> Result<()> {
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let [v4, v6] = Family::BOTH.map(Family::client);
         let net = way.network(7).option("netpath.allow", &format!("{v4}/32,{v6}"));
@@ -138,7 +138,7 @@ fn an_allow_list_lets_in_who_is_on_it(way: Way) -> Result<()> {
 }
 
 fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let [v4, v6] = Family::BOTH.map(Family::client);
         let [other4, other6] = Family::BOTH.map(Family::outside);
@@ -153,7 +153,7 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
         let document = document.publish_range("", 8100, 80, 10, "tcp");
         let web = rig.up("web", document)?;
         let _servers = serve(&web.0, 80, "web")?;
-        let _ranged = Server::echo(&web.0, Proto::Tcp, kit::traffic::ANY, 85, "ranged")?;
+        let _ranged = Server::echo(&web.0, Proto::Tcp, support::traffic::ANY, 85, "ranged")?;
         let client = &rig.topology.client;
         for family in Family::BOTH {
             let (listed, other) = (family.client(), family.outside());
@@ -177,9 +177,9 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
     })
 }
 
-/// Answers are let in to what a container has begun; nothing else is.
+/// Answers to a container's flows are let in; other packets are not.
 fn without_masquerade_a_container_is_seen_as_it_is(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let net = way.network(7).option("netpath.masquerade", "false");
         let document = Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp");

@@ -1,14 +1,14 @@
-//! Which way packets take through a host that filters what it forwards, and what becomes of flows when that changes.
+//! The path of packets through a host that filters forwarded traffic, and flows across a change of path.
 
 use crate::rig::{Rig, rig, web};
 use anyhow::{Context, Result};
-use kit::filter::Filter;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::steady::Steady;
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::reason::Reason;
+use support::filter::Filter;
+use support::long_lived::LongLived;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 on_every_rung!(
     a_filter_of_the_host_is_obeyed_on_edge,
@@ -19,7 +19,7 @@ on_every_rung!(
     a_block_list_before_routing_is_obeyed,
 );
 
-/// What a host's filter sees of a packet to the container.
+/// Matches packets to the container, as the host's filter sees them.
 const NOTHING_TO_THE_CONTAINER: [&str; 2] = ["tcp dport 80 drop", "udp dport 80 drop"];
 
 fn published(path: Option<&str>, host: u8) -> Document {
@@ -48,7 +48,7 @@ fn silent(rig: &Rig<'_>, what: &str) {
     }
 }
 
-/// All packets of the dials of [`served`] went that way.
+/// All packets of the dials of [`served`] took that path.
 fn took(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
     if !rung.is_ebpf() {
         return Ok(());
@@ -68,8 +68,8 @@ fn took(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
 }
 
 fn a_filter_of_the_host_is_obeyed_on_edge(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published(Some("edge"), 5))?;
         took(rig, rung, true)?;
@@ -82,8 +82,8 @@ fn a_filter_of_the_host_is_obeyed_on_edge(rung: Rung) -> Result<()> {
 }
 
 fn a_filter_of_the_host_is_passed_by_on_offload(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     need!(if rung.is_ebpf() { Ok(()) } else { Err("a way past netfilter: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
         let _filter = Filter::forward(&rig.topology.host, &NOTHING_TO_THE_CONTAINER)?;
@@ -94,8 +94,8 @@ fn a_filter_of_the_host_is_passed_by_on_offload(rung: Rung) -> Result<()> {
 }
 
 fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let filter = Filter::forward(&rig.topology.host, &NOTHING_TO_THE_CONTAINER)?;
         let (web, _servers) = web(rig, published(None, 5))?;
@@ -107,10 +107,10 @@ fn auto_goes_through_a_filter_that_was_there_before(rung: Rung) -> Result<()> {
     })
 }
 
-/// What the programs redirect would pass it by as well.
+/// Redirected packets would bypass such a filter too.
 fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let list = |sets: &str| {
             let table = "table inet guard";
@@ -127,10 +127,10 @@ fn a_block_list_before_routing_is_obeyed(rung: Rung) -> Result<()> {
     })
 }
 
-/// And takes the filter's way as soon as netpath has seen one, with the next container at the latest.
+/// The path changes as soon as netpath has seen a filter, with the next container at the latest.
 fn auto_goes_by_where_there_is_no_filter(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published(None, 5))?;
         took(rig, rung, false)?;
@@ -145,8 +145,8 @@ fn auto_goes_by_where_there_is_no_filter(rung: Rung) -> Result<()> {
 }
 
 fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
-    need!(kit::need::program("nft"));
+    need!(need::netpath());
+    need!(need::program("nft"));
     rig(Topology::new(), rung, |rig| {
         let up = rig.up("web", published(None, 5))?;
         let _servers = (
@@ -154,22 +154,22 @@ fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> 
             Server::echo(&up.0, Proto::Udp, ANY, 80, "web")?,
             Server::echo_for(&rig.topology.client, 20, ANY, 9000, "near")?,
         );
-        let start = || -> Result<Vec<Steady>> {
+        let start = || -> Result<Vec<LongLived>> {
             let mut streams = Vec::new();
             for family in Family::BOTH {
                 let inward = Dial::new(Proto::Tcp, family.host(), 8080);
                 let outward = Dial::new(Proto::Tcp, family.client(), 9000);
-                streams.push(Steady::start(&rig.topology.client, &inward)?);
-                streams.push(Steady::start(&up.0, &outward)?);
+                streams.push(LongLived::start(&rig.topology.client, &inward)?);
+                streams.push(LongLived::start(&up.0, &outward)?);
             }
             Ok(streams)
         };
-        let go_on = |streams: &[Steady], when: &str| -> Result<()> {
-            streams.iter().try_for_each(Steady::goes_on).with_context(|| when.to_owned())
+        let go_on = |streams: &[LongLived], when: &str| -> Result<()> {
+            streams.iter().try_for_each(LongLived::goes_on).with_context(|| when.to_owned())
         };
         let mut streams = start()?;
         let filter = Filter::stateful(&rig.topology.host)?;
-        go_on(&streams, "with a filter that nobody has noticed")?;
+        go_on(&streams, "with a filter that netpath has not noticed")?;
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6))?;
         go_on(&streams, "with a filter")?;
         let edge = start()?;
@@ -187,7 +187,7 @@ fn running_flows_outlive_a_filter_that_comes_and_goes(rung: Rung) -> Result<()> 
     })
 }
 
-/// New flows are served, and begin that way. (Packets cannot be counted beside running flows.)
+/// New flows are served, and start on that path. (Packets cannot be counted beside running flows.)
 fn took_new(rig: &Rig<'_>, rung: Rung, edge: bool) -> Result<()> {
     served(rig, "a new flow");
     if rung.is_ebpf() {

@@ -1,24 +1,24 @@
-//! ICMP errors through translations, and path MTU discovery, which lives from them.
+//! ICMP errors through translation, and path MTU discovery, which depends on them.
 
 use crate::protocols::{INIT, PORT, sctp};
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result};
-use kit::host::{SOON, wait_for};
-use kit::load::{bulk, bulk_server};
-use kit::netavark::Document;
-use kit::packet::{Frame, L4};
-use kit::raw::{Probe, Raw, connect_within};
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 use nix::errno::Errno;
 use std::net::SocketAddr;
 use std::time::Duration;
+use support::host::{SOON, wait_for};
+use support::load::{bulk, bulk_server};
+use support::netavark::Document;
+use support::packet::{Frame, L4};
+use support::raw::{Probe, Raw, connect_within};
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, ANY4, Dial, Proto, wait_until_answered};
 
 on_every_way!(
     a_published_port_without_a_server_refuses_datagrams,
     a_closed_port_outside_refuses_a_containers_datagrams,
-    a_packet_that_has_aged_is_reported_by_the_host,
-    a_containers_aged_packet_is_reported_by_each_router,
+    an_expired_ttl_is_reported_by_the_host,
+    a_containers_expired_ttl_is_reported_by_each_router,
     large_transfers_pass_a_small_uplink,
     large_transfers_pass_a_small_link_of_the_client,
     a_datagram_too_large_for_the_uplink_is_refused_with_its_mtu,
@@ -28,7 +28,7 @@ on_every_way!(
     an_error_about_sctp_quotes_what_was_sent,
 );
 
-/// Datagrams of one flow, which was there before: the first answer that is too large now brings its server the new MTU.
+/// Datagrams of an established flow: the first answer that is too large now tells its server the new MTU.
 fn a_flow_follows_the_uplink_whose_mtu_shrinks(way: Way) -> Result<()> {
     const OWN_PORT: u16 = 4_000;
     rig_on(Topology::new(), way, |rig| {
@@ -48,7 +48,7 @@ fn a_flow_follows_the_uplink_whose_mtu_shrinks(way: Way) -> Result<()> {
         resize(1_280)?;
         for dial in &dials {
             let quick = dial.clone().patience(Duration::from_millis(300));
-            // The agent may be in a pause that it makes after work on a busy machine.
+            // The agent may pause after work on a busy machine.
             let answered = wait_for("an answer", SOON * 4, || quick.ask(&rig.topology.client).ok());
             rig.met("with a smaller MTU", answered);
         }
@@ -57,7 +57,7 @@ fn a_flow_follows_the_uplink_whose_mtu_shrinks(way: Way) -> Result<()> {
     })
 }
 
-/// Bytes of headers in front of what a datagram carries.
+/// Bytes of headers before a datagram's payload.
 fn headers(family: Family) -> usize {
     if family == Family::V4 { 28 } else { 48 }
 }
@@ -96,8 +96,8 @@ fn a_closed_port_outside_refuses_a_containers_datagrams(way: Way) -> Result<()> 
     })
 }
 
-/// As `traceroute` to a published port: its first hop is the router, its second the host, and then it is there.
-fn a_packet_that_has_aged_is_reported_by_the_host(way: Way) -> Result<()> {
+/// As `traceroute` to a published port: the first hop is the router, the second the host, the third the container.
+fn an_expired_ttl_is_reported_by_the_host(way: Way) -> Result<()> {
     rig_on(Topology::with_router(None), way, |rig| {
         let web = rig.up("web", way.published(7, 5))?;
         let _servers = serve(&web.0, 80, "web")?;
@@ -120,7 +120,7 @@ fn a_packet_that_has_aged_is_reported_by_the_host(way: Way) -> Result<()> {
     })
 }
 
-fn a_containers_aged_packet_is_reported_by_each_router(way: Way) -> Result<()> {
+fn a_containers_expired_ttl_is_reported_by_each_router(way: Way) -> Result<()> {
     rig_on(Topology::with_router(None), way, |rig| {
         let app = rig.up("app", Document::new().on_dual(&way.wide_network(7), "eth0", 7, 5))?;
         let _servers = serve(rig.topology.far(), 9000, "far")?;
@@ -142,7 +142,7 @@ fn a_containers_aged_packet_is_reported_by_each_router(way: Way) -> Result<()> {
 
 const BULK: u64 = 8 << 20;
 
-/// Both ways through a published port and out, with equal sums at both ends.
+/// In both directions through a published port and outbound, with equal sums at both ends.
 fn large_transfers(topology: Result<Topology>, way: Way) -> Result<()> {
     rig_on(topology, way, |rig| {
         let web = rig.up("web", way.published(7, 5))?;
@@ -198,10 +198,10 @@ fn a_datagram_too_large_for_a_link_beyond_is_refused_with_its_mtu(way: Way) -> R
     refused_with(Topology::with_router(Some(1_300)), way, 1_300, Family::client)
 }
 
-/// A datagram of the server is lost on the way back, and the container told why: the next one is sent in fragments.
+/// The server's large datagram is lost on the way back, and the container gets an error: the next one is sent in fragments.
 ///
-/// Where br_netfilter hands bridged frames to connection tracking, that puts the fragments together again, and what the
-/// host then sends is one packet as large as the first: the kernel forgets on the way how large the pieces were.
+/// Where br_netfilter passes bridged frames to conntrack, it reassembles the fragments, and the host sends one packet of the
+/// original size: the kernel does not keep the size of the fragments.
 fn a_servers_answer_passes_a_small_link_of_the_client(way: Way) -> Result<()> {
     rig_on(Topology::with_router(Some(1_300)), way, |rig| {
         const TO_NETFILTER: &str = "net/bridge/bridge-nf-call-ip6tables";
@@ -218,8 +218,8 @@ fn a_servers_answer_passes_a_small_link_of_the_client(way: Way) -> Result<()> {
     })
 }
 
-/// What a socket for ICMP hears if it is an error of this type that quotes `sent`: addresses, ports, and what else eight
-/// bytes hold (RFC 792, RFC 4443 section 3).
+/// Whether an ICMP socket received an error of this type that quotes `sent`: addresses, ports, and the rest of eight bytes (RFC
+/// 792, RFC 4443 section 3).
 fn quotes(heard: &[u8], kind: u8, sent: &Frame) -> bool {
     let (addresses, header) = if sent.src.is_ipv4() { (12, 20) } else { (8, 40) };
     let sent = sent.quoted();
@@ -227,7 +227,7 @@ fn quotes(heard: &[u8], kind: u8, sent: &Frame) -> bool {
     heard.first() == Some(&kind) && quoted.get(addresses..header + 8) == sent.get(addresses..header + 8)
 }
 
-/// SCTP keeps its ports, and nobody can put its checksum right in what is quoted.
+/// SCTP keeps its ports, and its checksum cannot be corrected in a quoted packet.
 fn an_error_about_sctp_quotes_what_was_sent(way: Way) -> Result<()> {
     rig_on(Topology::with_router(None), way, |rig| {
         let document = Document::new().on_dual(&way.network(7), "eth0", 7, 5).publish("", PORT, PORT, "sctp");
@@ -241,7 +241,7 @@ fn an_error_about_sctp_quotes_what_was_sent(way: Way) -> Result<()> {
         for family in Family::BOTH {
             let (icmp, aged, refused) = match family {
                 Family::V4 => (libc::IPPROTO_ICMP, 11, (3, 2)),
-                // A parameter problem: the next header is not known.
+                // A parameter problem: unknown next header.
                 Family::V6 => (libc::IPPROTO_ICMPV6, 3, (4, 1)),
             };
             let (inside, outside) = (Raw::new(&web.0, family, icmp)?, Raw::new(far, family, icmp)?);
@@ -253,7 +253,7 @@ fn an_error_about_sctp_quotes_what_was_sent(way: Way) -> Result<()> {
             from_inside.send(family.far(), &sent.quoted())?;
             let heard = inside.receive(SOON, |b| quotes(b, aged, &sent)).context("of a router");
             if let Some((by, _)) = rig.met(&format!("{family:?}, masqueraded"), heard) {
-                rig.note(by == family.client(), || format!("{family:?}, masqueraded: told by {by}"));
+                rig.note(by == family.client(), || format!("{family:?}, masqueraded: reported by {by}"));
             }
 
             let hears = Raw::new(&web.0, family, libc::IPPROTO_SCTP)?;
@@ -262,14 +262,14 @@ fn an_error_about_sctp_quotes_what_was_sent(way: Way) -> Result<()> {
             from_outside.send(family.host(), &sent.quoted())?;
             let came = hears.receive(SOON, |b| b == question).context("the question");
             rig.met(&format!("{family:?}, published"), came);
-            // As the container's kernel says it where nobody has a socket.
+            // As the container's kernel reports it for a protocol without a socket.
             let seen = begins(family.far(), family.container(7, 5), 62, &question);
             let error = Frame::new(seen.dst, seen.src, L4::Error { kind: refused.0, code: refused.1 });
             let error = Frame { payload: seen.quoted(), ..error };
             from_inside.send(family.far(), &error.quoted())?;
             let heard = outside.receive(SOON, |b| quotes(b, refused.0, &sent)).context("of the container");
             if let Some((by, _)) = rig.met(&format!("{family:?}, published"), heard) {
-                rig.note(by == family.host(), || format!("{family:?}, published: told by {by}"));
+                rig.note(by == family.host(), || format!("{family:?}, published: reported by {by}"));
             }
         }
         Ok(vec![web])

@@ -1,17 +1,18 @@
-//! Flows that go on while the host's addresses and routes change, and what a container hears of a neighbour that is not there.
+//! Flows that continue while the host's addresses and routes change, and the errors that a container gets for an absent
+//! neighbour.
 
 use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, anyhow};
-use kit::host::{Netns, SOON, patience, wait_for};
-use kit::need;
-use kit::netavark::{Document, Netavark};
-use kit::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
-use kit::traffic::{ANY, Dial, Proto, Server, again};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::host::{Netns, SOON, patience, wait_for};
+use support::need;
+use support::netavark::{Document, Netavark};
+use support::topology::{CLIENT4, CLIENT6, Family, HOST4, HOST6, HOST6_SECOND, Topology, answers_for, sends};
+use support::traffic::{ANY, Dial, Proto, Server, again};
 
 on_every_way!(
     a_sender_that_never_stops_gets_the_hosts_new_address,
@@ -19,18 +20,18 @@ on_every_way!(
     a_sender_that_never_stops_follows_the_route,
     a_sender_with_the_source_of_a_route_follows_that_route,
     a_sender_with_the_source_of_a_route_gets_another_when_that_goes,
-    nobody_at_an_address_is_told_to_who_dials_it,
-    who_talks_to_somebody_who_goes_is_told,
+    an_unused_address_is_reported_to_its_client,
+    a_sender_is_told_when_its_peer_disappears,
     an_uplink_serves_ipv6_before_its_link_local_address_is_sure,
-    what_was_asked_without_a_carrier_is_asked_again_with_it,
+    a_solicitation_lost_without_a_carrier_is_repeated_with_it,
 );
 
-/// Between two datagrams; no flow would end of itself.
+/// Between two datagrams; short enough that no flow expires.
 const BEAT: Duration = Duration::from_millis(100);
-/// A second for the host or the programs to see the change, and the time of a slow host.
+/// A second for the host or the programs to see the change, plus the time of a slow host.
 const FOLLOWS: Duration = Duration::from_secs(4);
 
-/// A socket of a container that keeps its port.
+/// A container's socket that keeps its port.
 struct Sender(UdpSocket);
 
 impl Sender {
@@ -42,10 +43,10 @@ impl Sender {
         Ok(Self(socket))
     }
 
-    /// Who answers, and as whom it has seen this.
+    /// The answering server, and the source address that it saw.
     fn ask(&self) -> Result<(String, IpAddr)> {
         let mut answer = [0; 200];
-        // What came too late for the last question.
+        // Discards late answers to the last question.
         self.0.set_nonblocking(true)?;
         while self.0.recv(&mut answer).is_ok() {}
         self.0.set_nonblocking(false)?;
@@ -58,7 +59,7 @@ impl Sender {
         Ok((server, seen.ip()))
     }
 
-    /// Asks until `server` has seen this as `source`, without a longer pause than [`BEAT`].
+    /// Sends until `server` has seen this as `source`, without a longer pause than [`BEAT`].
     fn is_seen(&self, rig: &Rig<'_>, what: &str, server: &str, source: IpAddr) {
         let begun = Instant::now();
         let limit = FOLLOWS * patience();
@@ -77,22 +78,22 @@ impl Sender {
     }
 }
 
-/// On the host's uplink to the client.
+/// Changes addresses of the host's uplink to the client.
 fn change(host: &Netns, family: Family, gone: &[IpAddr], come: &[IpAddr]) -> Result<()> {
     let (len, nodad, gateway) = if family == Family::V4 { (24, "", CLIENT4) } else { (64, " nodad", CLIENT6) };
     let gone = gone.iter().map(|a| format!("addr del {a}/{len} dev eth0\n"));
     let come_lines = come.iter().map(|a| format!("addr add {a}/{len} dev eth0{nodad}\n"));
-    // A packet of the moment without an address is what netfilter masquerades as any other of the host's, which is there
-    // for as long as its connection is (`nf_nat_masquerade_ipv6()`). In IPv4 its route has gone with the address.
+    // netfilter masquerades a packet sent without an address by another address of the host, for as long as its connection
+    // exists (`nf_nat_masquerade_ipv6()`). In IPv4 its route is removed with the address.
     let lines: String =
         if family == Family::V4 { gone.chain(come_lines).collect() } else { come_lines.chain(gone).collect() };
     host.ip(&lines)?;
     come.iter().try_for_each(|a| answers_for(host, *a))?;
-    // In IPv4 the kernel takes the routes by an address with it.
+    // In IPv4 the kernel removes the routes of an address with it.
     host.ip(&format!("route replace default via {gateway} dev eth0\n"))
 }
 
-/// The second address of IPv4 went with the first.
+/// IPv4 removes the second address with the first.
 fn change_back(host: &Netns, family: Family, gone: IpAddr) -> Result<()> {
     let both = [family.host(), family.host_second()];
     change(host, family, &[gone], if family == Family::V4 { &both } else { &both[..1] })
@@ -116,13 +117,13 @@ fn a_sender_that_never_stops_gets_the_hosts_new_address(way: Way) -> Result<()> 
     })
 }
 
-/// Numbers that are sent one by one while `work` goes on, which is given the next one.
+/// Sends numbers one by one while `work` runs, which is given the next one.
 fn numbered<T>(socket: &UdpSocket, work: impl FnOnce(&AtomicU64) -> Result<T>) -> Result<T> {
     let (next, done) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                // It may be told that there is no way just now.
+                // The send may fail while there is no route.
                 let _ = socket.send(&next.fetch_add(1, Ordering::SeqCst).to_be_bytes());
                 std::thread::sleep(BEAT / 10);
             }
@@ -133,9 +134,9 @@ fn numbered<T>(socket: &UdpSocket, work: impl FnOnce(&AtomicU64) -> Result<T>) -
     })
 }
 
-/// Nobody watches over the host: what its next command finds is true for flows that are there, from its end on.
+/// Without an agent, the next command updates existing flows before it ends.
 fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) -> Result<()> {
-    kit::need!(kit::need::netpath());
+    support::need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let Topology { client, host, .. } = rig.topology;
         let environment = [way.rung.environment(), vec![("NETPATH_AGENT", "off")]].concat();
@@ -147,7 +148,7 @@ fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) 
             let new: IpAddr = new.parse()?;
             let server = client.run(|| UdpSocket::bind(SocketAddr::new(family.client(), 9001)))?;
             server.set_read_timeout(Some(BEAT))?;
-            // The first that came of those from `number` on: who sent it.
+            // The sender of the first received number from `number` on.
             let source_since = |number: u64| {
                 let mut data = [0; 8];
                 wait_for("a datagram", SOON, || {
@@ -171,7 +172,7 @@ fn without_an_agent_any_command_brings_a_sender_the_hosts_new_address(way: Way) 
             rig.met(&format!("{family:?}"), done);
             change_back(host, family, new)?;
         }
-        let agents = kit::agent::agents(rig.topology).len();
+        let agents = support::agent::agents(rig.topology).len();
         rig.note(agents == 0, || format!("{agents} agents are running"));
         Ok(up)
     })
@@ -265,8 +266,8 @@ fn a_sender_with_the_source_of_a_route_gets_another_when_that_goes(way: Way) -> 
     })
 }
 
-/// As above, in the middle of a conversation.
-fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
+/// As above, during a conversation.
+fn a_sender_is_told_when_its_peer_disappears(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
@@ -278,7 +279,7 @@ fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
             let server = Server::echo(client, Proto::Udp, address, 9001, "near")?;
             let sender = Sender::new(&app.0, SocketAddr::new(address, 9001))?;
             sender.is_seen(rig, "before", "near", family.host());
-            // Or only errors of ports are told (net/ipv4/icmp.c, icmp_err_convert).
+            // Otherwise only port errors are reported (net/ipv4/icmp.c, icmp_err_convert).
             match family {
                 Family::V4 => setsockopt(&sender.0, sockopt::Ipv4RecvErr, &true)?,
                 Family::V6 => setsockopt(&sender.0, sockopt::Ipv6RecvErr, &true)?,
@@ -296,18 +297,18 @@ fn who_talks_to_somebody_who_goes_is_told(way: Way) -> Result<()> {
                     break is_told;
                 }
             };
-            rig.note(told, || format!("{family:?}: not told within {limit:?}"));
+            rig.note(told, || format!("{family:?}: no error within {limit:?}"));
         }
         Ok(vec![app])
     })
 }
 
-/// After three seconds in which the kernel asks for its hardware address (RFC 1122 §2.3.2.2, RFC 4861 §7.2.2).
-fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
+/// After three seconds in which the kernel resolves its hardware address (RFC 1122 §2.3.2.2, RFC 4861 §7.2.2).
+fn an_unused_address_is_reported_to_its_client(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
-        for nobody in ["192.0.2.200", "2001:db8:1::200"] {
-            let to = SocketAddr::new(nobody.parse()?, 80);
+        for unused in ["192.0.2.200", "2001:db8:1::200"] {
+            let to = SocketAddr::new(unused.parse()?, 80);
             let begun = Instant::now();
             let dialled = app.0.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(20)));
             let told = dialled.as_ref().is_err_and(|e| e.kind() == ErrorKind::HostUnreachable);
@@ -317,17 +318,17 @@ fn nobody_at_an_address_is_told_to_who_dials_it(way: Way) -> Result<()> {
     })
 }
 
-/// A neighbour is asked for with the source of the packet that waits for it if the uplink has that, else with the uplink's
-/// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which may not be used for a second or two after the link came up.
-/// Where packets are translated after that, on the edge path, the agent asks.
+/// The kernel solicits a neighbour with the source of the waiting packet if the uplink has that address, else with the uplink's
+/// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which is tentative for a second or two after the link comes up. On
+/// the edge path, which translates later, the agent solicits.
 fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
         let Topology { client, host, .. } = rig.topology;
         let _near = Server::echo(client, Proto::Tcp, ANY, 9001, "near")?;
         if way.rung.is_ebpf() {
-            // One that begins after the uplink has come takes it for one that was there.
-            kit::agent::watching(rig.topology)?;
+            // An agent that starts after the uplink would take it for an existing one.
+            support::agent::watching(rig.topology)?;
         }
         for (key, value) in [("accept_dad", "1"), ("dad_transmits", "100")] {
             host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
@@ -339,11 +340,11 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
         };
         let is_unsure = || has_local(&["tentative"]);
         let dial = Dial::new(Proto::Tcp, CLIENT6, 9001).patience(Duration::from_millis(400));
-        // Asked from the beginning: later on the agent leaves it to the kernel, which takes longer here than anywhere.
+        // Dialled from the beginning: later the agent leaves it to the kernel, which takes longer here.
         let (before, answer) = std::thread::scope(|scope| -> Result<_> {
             let asking = scope.spawn(|| wait_for("an answer", SOON * 2, || dial.ask(&app.0).ok()).map(drop));
             let come = host.ip(&format!("link set eth0 up\naddr replace {HOST6}/64 dev eth0 nodad\n"));
-            // It comes with the carrier, which a slow kernel sees later.
+            // The address appears with the carrier, which a slow kernel sees later.
             let is_there = || has_local(&[]).ok().filter(|there| *there);
             let before = come.and_then(|()| wait_for("a link-local address", SOON, is_there)).and_then(|_| is_unsure());
             let answer = asking.join().unwrap_or_else(|_| Err(anyhow!("the thread panicked")));
@@ -355,7 +356,7 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
         rig.met("outwards", answer);
         let after = is_unsure()?;
         rig.note(before == after, || "the link-local address has become sure meanwhile".to_owned());
-        // What went with the link; the others may be there again.
+        // Settings lost with the link; the others may be there again.
         for (key, value) in [("accept_dad", "0"), ("dad_transmits", "1")] {
             host.set_sysctl(&format!("net/ipv6/conf/eth0/{key}"), value)?;
         }
@@ -367,8 +368,8 @@ fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Resu
     })
 }
 
-/// The kernel's own repetition is put off beyond the end of the test.
-fn what_was_asked_without_a_carrier_is_asked_again_with_it(way: Way) -> Result<()> {
+/// The kernel's own retransmission is put off beyond the end of the test.
+fn a_solicitation_lost_without_a_carrier_is_repeated_with_it(way: Way) -> Result<()> {
     need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;
@@ -380,7 +381,7 @@ fn what_was_asked_without_a_carrier_is_asked_again_with_it(way: Way) -> Result<(
             host.set_sysctl(&repeat, "600000")?;
             let sender = Sender::new(&app.0, SocketAddr::new(family.client(), 9001))?;
             client.ip("link set eth0 down\n")?;
-            // What is asked before the host has seen it is forgotten, and asked for again with the next packet.
+            // A solicitation sent before the host has seen the carrier is lost, and repeated with the next packet.
             wait_for("the loss of the carrier", SOON, || {
                 (host.ip_json(&["link", "show", "dev", "eth0"]).ok()?[0]["operstate"] != "UP").then_some(())
             })?;

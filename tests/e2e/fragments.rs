@@ -2,14 +2,14 @@
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result, ensure};
-use kit::echo::{Pinger, Watcher};
-use kit::host::{Netns, SOON};
-use kit::netavark::Document;
-use kit::packet::{Frame, L4, Piece};
-use kit::raw::Raw;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again, wait_until_answered};
 use std::net::{SocketAddr, UdpSocket};
+use support::echo::{Pinger, Watcher};
+use support::host::{Netns, SOON};
+use support::netavark::Document;
+use support::packet::{Frame, L4, Piece};
+use support::raw::Raw;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again, wait_until_answered};
 
 on_every_way!(
     a_published_port_takes_and_gives_large_datagrams,
@@ -92,7 +92,7 @@ fn send_in_pieces(
     Ok(())
 }
 
-/// Behind a fragmented datagram whose pieces were in order, as it is where packets of one flow overtake each other.
+/// After a fragmented datagram whose fragments were in order, as where packets of one flow are reordered.
 fn a_later_fragment_may_come_first(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let web = rig.up("web", way.published(7, 5))?;
@@ -118,7 +118,7 @@ fn a_later_fragment_may_come_first(way: Way) -> Result<()> {
     })
 }
 
-/// The host's stack cuts them smaller, or tells the container to.
+/// The host's stack fragments them further, or sends the container an error.
 fn large_datagrams_pass_a_small_uplink(way: Way) -> Result<()> {
     rig_on(Topology::new().and_then(|t| t.narrow_uplink(1_280)), way, |rig| {
         let web = rig.up("web", way.published(7, 5))?;
@@ -126,7 +126,7 @@ fn large_datagrams_pass_a_small_uplink(way: Way) -> Result<()> {
         for family in Family::BOTH {
             let outward = Dial::new(Proto::Udp, family.client(), 9000).bytes(LARGE);
             let inward = Dial::new(Proto::Udp, family.host(), 8080).bytes(LARGE);
-            // With IPv6 the first one is lost: only its sender cuts a datagram.
+            // With IPv6 the first one is lost: only its sender fragments a datagram.
             for (what, netns, dial, source) in [
                 ("masquerade", &*web.0, outward, family.host()),
                 ("published", &rig.topology.client, inward, family.client()),

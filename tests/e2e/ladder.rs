@@ -1,13 +1,13 @@
-//! The rung and the hooks that netpath takes by itself are those that the kernel has; `doctor` says which, and why.
+//! The rung and the hooks that netpath chooses are the best that the kernel has; `doctor` names them and the reason.
 
 use crate::rig::serve;
 use anyhow::{Context, Result, ensure};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, binary};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use serde_json::Value;
+use support::need;
+use support::netavark::{Document, Netavark, Network, binary};
+use support::residue::{Residue, netfilter};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Hooks {
@@ -16,7 +16,7 @@ enum Hooks {
     None,
 }
 
-/// Asked without netpath.
+/// Probed without netpath.
 fn of_this_kernel() -> Hooks {
     let clsact = need::accepted("tc", "qdisc add dev v0 clsact");
     match (need::tcx(), clsact) {
@@ -47,7 +47,7 @@ fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Resul
     let probe = |name: &str| report["probes"].as_array().into_iter().flatten().find(|p| p["name"] == name).cloned();
     for (name, there) in [("tcx", hooks == Hooks::Tcx), ("clsact", hooks != Hooks::None)] {
         let probe = probe(name).with_context(|| format!("doctor has no probe {name}"))?;
-        // A kernel with TCX may have been built without clsact.
+        // A kernel with TCX may lack clsact.
         ensure!(
             hooks == Hooks::Tcx && name == "clsact" || probe["answer"] == if there { "yes" } else { "no" },
             "{probe}"
@@ -92,7 +92,7 @@ fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Resul
     residue.nothing_left(&topology, &[&container])
 }
 
-/// What runs at the host's end of a container's veth, as the kernel says: attached by TCX, and by clsact.
+/// Programs at the host's end of a container's veth, as the kernel reports: attached by TCX, and by clsact.
 fn at_the_veth(topology: &Topology) -> Result<(bool, bool)> {
     let links = topology.host.ip_json(&["link", "show", "type", "veth"])?;
     let veth =
@@ -103,8 +103,8 @@ fn at_the_veth(topology: &Topology) -> Result<(bool, bool)> {
     Ok((tcx.iter().any(|p| p.starts_with("np_veth_in")), clsact.contains("np_veth_in")))
 }
 
-/// Where programs are attached can be forced; by itself netpath takes TCX, and filters for what comes and goes with a
-/// container. One that somebody removes is missed by nobody.
+/// The attach type can be forced; by default netpath uses TCX, and clsact filters at the veths, which come and go with
+/// containers. A removed veth filter does no harm.
 #[test]
 fn programs_are_attached_as_is_asked_for() -> Result<()> {
     need!(need::netpath(), need::tcx(), need::accepted("tc", "qdisc add dev v0 clsact"));

@@ -1,10 +1,10 @@
-//! What happens to clients when containers come and go.
+//! Clients while containers start and stop.
 
 use crate::rig::{rig, serve, web};
 use anyhow::Result;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     an_established_connection_survives_another_containers_coming_and_going,
@@ -30,11 +30,11 @@ fn an_established_connection_survives_another_containers_coming_and_going(rung: 
             let app =
                 rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 6).publish("", 9090, 80, "tcp"))?;
             for stream in &mut streams {
-                kit::traffic::exchange(stream, b"while it is there")?;
+                support::traffic::exchange(stream, b"while it is there")?;
             }
             rig.netavark.teardown(&app.0, &app.1)?;
             for stream in &mut streams {
-                kit::traffic::exchange(stream, b"when it is gone")?;
+                support::traffic::exchange(stream, b"when it is gone")?;
             }
         }
         Ok(vec![web])

@@ -2,12 +2,12 @@
 
 use crate::rig::{rig, web};
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::raw::Probe;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::raw::Probe;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(a_published_port_answers_on_the_uplinks_link_local_address);
 
@@ -32,11 +32,11 @@ fn a_published_port_answers_on_the_uplinks_link_local_address(rung: Rung) -> Res
         ] {
             let dial = Dial { to: at(8080).into(), ..dial };
             if !rung.is_ebpf() {
-                // No source of one link is forwarded to another, and netfilter changes it too late.
+                // A link-local source is not forwarded to another link, and netfilter translates it too late.
                 rig.silent("netfilter", client, &dial);
                 continue;
             }
-            // Twice: the second meets the flow of the first, or one beside it.
+            // Twice: the second uses the flow of the first, or one beside it.
             for _ in 0..2 {
                 if let Some(seen) = rig.met("link-local", dial.ask(client)) {
                     let by_the_asked = seen.peer.ip() == IpAddr::V6(own) && seen.peer.port() == 8080;

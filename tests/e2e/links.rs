@@ -1,14 +1,14 @@
-//! Uplinks of other kinds than a plain veth. Where the kernel has no such device, a test says so.
+//! Uplinks of other kinds than a plain veth. Without kernel support for a device, its test is skipped with the reason.
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{CARDS, CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
-use kit::traffic::{Dial, Proto, exchange, wait_until_answered};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{CARDS, CLIENT4, CLIENT6, Family, HOST4, HOST6, Topology, answers_for};
+use support::traffic::{Dial, Proto, exchange, wait_until_answered};
 
 on_every_rung!(
     a_vlan,
@@ -40,12 +40,12 @@ fn published() -> Document {
     Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
 }
 
-/// The host's and the client's addresses move from `eth0` to a device that these lines of `ip` make of it.
+/// Moves the host's and the client's addresses from `eth0` to a device that these lines of `ip` create.
 fn moved(host: (&str, &str), client: Option<(&str, &str)>) -> Result<Topology> {
     moved_in(Topology::new()?, host, client)
 }
 
-/// The same to a device that they make of a network card, or to the card; the client has its addresses on `client`.
+/// The same to a device on a network card, or to the card; the client has its addresses on `client`.
 fn moved_to_card(host: (&str, &str), client: (&str, &str)) -> Result<Topology> {
     moved_in(Topology::with_cards()?, host, Some(client))
 }
@@ -69,7 +69,7 @@ fn moved_in(topology: Topology, host: (&str, &str), client: Option<(&str, &str)>
     Ok(topology)
 }
 
-/// In by a published port, and out with the host's address.
+/// Inbound by a published port, and outbound with the host's address.
 fn serves(topology: Result<Topology>, rung: Rung) -> Result<()> {
     serves_and(topology, rung, |_| Ok(()))
 }
@@ -96,7 +96,7 @@ fn reached(rig: &Rig<'_>, family: Family, address: IpAddr) {
     }
 }
 
-/// What `ip` does to make a VLAN, in [`need::accepted`].
+/// The `ip` command that creates a VLAN, for [`need::accepted`].
 const VLAN: &str = "link add link v0 name v0.5 type vlan id 5";
 const MACVLAN: &str = "link add link v0 name mv0 type macvlan mode bridge";
 const IPVLAN: &str = "link add link v0 name iv0 type ipvlan mode l2";
@@ -112,8 +112,8 @@ fn a_bridge_that_holds_the_address(rung: Rung) -> Result<()> {
     serves(moved(("link add br0 type bridge\nlink set eth0 master br0", "br0"), None), rung)
 }
 
-/// The host's addresses are in VLAN 5, which the port takes tagged, and nothing untagged. Those in VLAN 6 nobody reaches
-/// until the port takes that too.
+/// The host's addresses are in VLAN 5, which the port accepts tagged, and untagged frames are dropped. Addresses in VLAN 6 are
+/// unreachable until the port accepts that VLAN too.
 fn a_bridge_that_filters_vlans(rung: Rung) -> Result<()> {
     need!(
         need::program("bridge"),
@@ -143,7 +143,7 @@ fn a_bridge_that_filters_vlans(rung: Rung) -> Result<()> {
         }
         bridge_vlan(host, "add dev eth0 vid 6")?;
         for (family, dial) in each() {
-            // The client asks for the hardware address again, once it has given up.
+            // The client resolves the hardware address again after its time-out.
             rig.met("a VLAN that the port has", wait_until_answered(client, &dial));
             rig.sees("a VLAN that the port has", client, &dial, "web", family.far());
         }
@@ -162,7 +162,7 @@ fn a_macvlan(rung: Rung) -> Result<()> {
     serves(alone(topology, "eth0", "eth0"), rung)
 }
 
-/// Or the device below a macvlan answers for the address too, and packets come in where no address is.
+/// Otherwise the device below a macvlan answers for the address too, and packets arrive where no address is.
 fn alone(topology: Topology, below: &str, client: &str) -> Result<Topology> {
     topology.host.set_sysctl(&format!("net/ipv4/conf/{below}/arp_ignore"), "1")?;
     topology.client.ip(&format!("neigh flush dev {client}\n"))?;
@@ -181,7 +181,7 @@ fn a_bond(rung: Rung) -> Result<()> {
     serves(moved((lines, "bond0"), None), rung)
 }
 
-/// By the rules of netfilter alone a packet in the VRF finds no way to a bridge outside of it.
+/// With netfilter rules alone a packet in the VRF finds no route to a bridge outside of it.
 fn a_member_of_a_vrf(rung: Rung) -> Result<()> {
     need!(need::accepted("ip", "link add blue type vrf table 10"));
     need!(if rung.is_ebpf() { Ok(()) } else { Err("a route from the VRF to the bridge".to_owned()) });
@@ -199,7 +199,7 @@ fn a_member_of_a_vrf(rung: Rung) -> Result<()> {
     })
 }
 
-/// As of a router that gives its services addresses of their own.
+/// As on a router with service addresses.
 fn an_address_on_a_dummy(rung: Rung) -> Result<()> {
     need!(need::accepted("ip", "link add dummy0 type dummy"));
     let addresses: [IpAddr; 2] = ["203.0.113.77".parse()?, "2001:db8:fe::77".parse()?];
@@ -221,7 +221,7 @@ fn an_address_on_a_dummy(rung: Rung) -> Result<()> {
     })
 }
 
-/// The client's card as it is.
+/// The client's card without a device on it.
 const CARD: (&str, &str) = ("", CARDS[1]);
 
 fn a_network_card(rung: Rung) -> Result<()> {
@@ -235,7 +235,7 @@ fn a_vlan_on_a_network_card(rung: Rung) -> Result<()> {
     serves(moved_to_card(host, ("link add link card1 name card1.5 type vlan id 5", "card1.5")), rung)
 }
 
-/// The card has to be told to take frames for a second hardware address.
+/// The card has to accept frames for a second hardware address.
 fn a_macvlan_on_a_network_card(rung: Rung) -> Result<()> {
     need!(need::cards(), need::accepted("ip", MACVLAN));
     let topology = moved_to_card(("link add link card0 name mv0 type macvlan mode bridge", "mv0"), CARD)?;
@@ -247,7 +247,7 @@ fn an_ipvlan_on_a_network_card(rung: Rung) -> Result<()> {
     serves(moved_to_card(("link add link card0 name iv0 type ipvlan mode l2", "iv0"), CARD), rung)
 }
 
-/// Neither loses a byte, nor takes two directions of a flow for two flows.
+/// No byte is lost, and the two directions of a flow stay one flow.
 fn a_wire_that_delays_and_reorders(rung: Rung) -> Result<()> {
     const QDISC: &str = "root netem delay 3ms 2ms reorder 20%";
     need!(need::accepted("tc", &format!("qdisc add dev v0 {QDISC}")));
@@ -261,7 +261,7 @@ fn a_wire_that_delays_and_reorders(rung: Rung) -> Result<()> {
     serves(Ok(topology), rung)
 }
 
-/// As when another machine takes over an address, and says so.
+/// As when another machine takes over an address, and announces it.
 fn a_client_whose_hardware_address_changes(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published())?;
@@ -280,7 +280,7 @@ fn a_client_whose_hardware_address_changes(rung: Rung) -> Result<()> {
             let begun = Instant::now();
             exchange(&mut stream, b"after").with_context(|| format!("{family:?}, published"))?;
             exchange(&mut out, b"after").with_context(|| format!("{family:?}, masqueraded"))?;
-            // A second until a flow asks again, and the pause before what was lost meanwhile is sent again.
+            // A second until a flow resolves again, and the sender's retransmission pause.
             let took = begun.elapsed();
             rig.note(took < Duration::from_secs(4), || format!("{family:?}: an answer after {took:?}"));
             for dial in dials(family.host(), 8080) {

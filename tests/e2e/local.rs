@@ -1,12 +1,12 @@
-//! Clients on the host itself: what their sockets are told, and those that are bound before they dial.
+//! Clients on the host itself: the addresses that their sockets report, and clients that bind before they connect.
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::Result;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{CLIENT4, Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, Ipv4Addr};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{CLIENT4, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     a_client_bound_to_localhost_is_served,
@@ -29,7 +29,7 @@ fn dials(ip: IpAddr) -> Vec<Dial> {
     ]
 }
 
-/// The programs at connect() must not touch these: the container could never answer 127.0.0.1. They are caught on `lo`.
+/// The programs at connect() must not redirect these: the container could not answer 127.0.0.1. They are translated on `lo`.
 fn a_client_bound_to_localhost_is_served(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published())?;
@@ -50,7 +50,7 @@ fn a_client_bound_to_the_hosts_address_is_served(rung: Rung) -> Result<()> {
         for family in Family::BOTH {
             for dial in dials(family.host()) {
                 let dial = dial.from(family.host(), 0);
-                // Its own address if nobody had to translate it, else the bridge's.
+                // The host's own address where no translation is needed, else the bridge's.
                 let seen = dial.ask(&rig.topology.host);
                 let may = [family.host(), family.gateway(7)];
                 let so =
@@ -73,7 +73,7 @@ fn ipv6_localhost_reaches_a_container_without_ipv6(rung: Rung) -> Result<()> {
         let document =
             Document::new().on(&net, "eth0", &["10.89.7.5"]).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
-        // Not by sendto(): there the kernel refuses an address of the other family (net/ipv6/udp.c, udpv6_sendmsg()).
+        // Not by sendto(): there the kernel rejects an address of the other family (net/ipv6/udp.c, udpv6_sendmsg()).
         for dial in dials(Family::V6.localhost()).into_iter().filter(|d| d.connected) {
             rig.sees("::1", &rig.topology.host, &dial, "web", Family::V4.gateway(7));
         }
@@ -81,7 +81,7 @@ fn ipv6_localhost_reaches_a_container_without_ipv6(rung: Rung) -> Result<()> {
     })
 }
 
-/// recvfrom() names for each answer the address that was dialled for it.
+/// recvfrom() returns for each answer the address that was dialled.
 fn one_datagram_socket_talks_to_two_services(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published())?;
@@ -99,13 +99,13 @@ fn two_services(rig: &Rig<'_>, family: Family) -> Result<()> {
     let localhost = family.localhost();
     let heard = rig.topology.host.run(|| -> Result<Vec<(std::net::SocketAddr, String)>> {
         let socket = std::net::UdpSocket::bind((if family == Family::V4 { "0.0.0.0" } else { "::" }, 0))?;
-        socket.set_read_timeout(Some(kit::host::SOON))?;
+        socket.set_read_timeout(Some(support::host::SOON))?;
         let mut heard = Vec::new();
         for _ in 0..3 {
             for port in [8080, 8081] {
                 socket.send_to(b"hello", (localhost, port))?;
                 let mut answer = [0; 200];
-                let (len, from) = kit::traffic::again(|| socket.recv_from(&mut answer))?;
+                let (len, from) = support::traffic::again(|| socket.recv_from(&mut answer))?;
                 let text = String::from_utf8_lossy(&answer[..len]);
                 heard.push((from, text.split(' ').next().unwrap_or("").to_owned()));
             }
@@ -119,11 +119,11 @@ fn two_services(rig: &Rig<'_>, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The programs hang on the whole machine's cgroup tree; only the host they serve may feel them.
+/// The programs are attached to the machine's cgroup root; only sockets of the served host may be affected.
 fn a_client_elsewhere_on_the_host_is_left_alone(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let (web, _servers) = web(rig, published())?;
-        // The client's namespace has a server of its own on the published port and on its own localhost.
+        // The client's namespace has its own server on the published port and on its localhost.
         let _own = serve(&rig.topology.client, 8080, "own")?;
         for dial in dials(IpAddr::V4(Ipv4Addr::LOCALHOST)) {
             rig.sees("localhost elsewhere", &rig.topology.client, &dial, "own", Family::V4.localhost());

@@ -3,14 +3,14 @@
 
 use crate::rig::{Rig, rig, serve, serve_at};
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{CLIENT4, CLIENT6, Container, FAR4, Family, OUTSIDE4, OUTSIDE6, Topology};
-use kit::traffic::{Dial, Proto, Server};
 use serde_json::{Value, json};
 use std::net::IpAddr;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::residue::{Residue, Snapshot};
+use support::topology::{CLIENT4, CLIENT6, Container, FAR4, Family, OUTSIDE4, OUTSIDE6, Topology};
+use support::traffic::{Dial, Proto, Server};
 
 on_every_rung!(a_container_is_on_the_wire_of_its_parent, two_macvlans_and_a_bridge_serve_side_by_side);
 
@@ -231,10 +231,10 @@ fn a_container_that_is_gone_without_a_teardown_is_forgotten_and_no_other() -> Re
     need!(need::netpath(), need::accepted("ip", MACVLAN));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let netavark = kit::netavark::Netavark::with(&topology, &[])?;
+    let netavark = support::netavark::Netavark::with(&topology, &[])?;
     let document = |n| attached(Document::new(), &lan("lan"), "eth0", n);
     let endpoints = || -> Result<Value> {
-        let netpath = kit::netavark::binary()?.display().to_string();
+        let netpath = support::netavark::binary()?.display().to_string();
         topology.host.command(&netpath, &["gc"])?;
         let status = topology.host.command(&netpath, &["status", "--json"])?;
         Ok(serde_json::from_str::<Value>(&status)?["endpoints"].clone())

@@ -2,6 +2,8 @@
 //!
 //! Each test is a function of the rung; [`on_every_rung`] makes it three tests.
 
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
+
 /// `tcx::name`, `clsact::name` and `iptables::name` for each function `name(rung) -> anyhow::Result<()>`.
 macro_rules! on_every_rung {
     ($($name:ident),* $(,)?) => {
@@ -13,15 +15,15 @@ macro_rules! on_every_rung {
         mod $module {
             $(#[test]
             fn $name() -> anyhow::Result<()> {
-                kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
-                super::$name(kit::netavark::Rung::$rung)
+                support::need!(support::need::rung(support::netavark::Rung::$rung));
+                super::$name(support::netavark::Rung::$rung)
             })*
         }
     };
 }
 
-/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs once more on the edge path, and where the
-/// host follows connections.
+/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs additionally on the edge path, and on a host
+/// that tracks connections.
 macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
         on_every_way!(@ tcx Tcx Path::Auto, false $($name)*);
@@ -37,11 +39,11 @@ macro_rules! on_every_way {
         mod $module {
             $(#[test]
             fn $name() -> anyhow::Result<()> {
-                kit::need!(kit::need::rung(kit::netavark::Rung::$rung));
+                support::need!(support::need::rung(support::netavark::Rung::$rung));
                 use crate::rig::Path;
-                let way = crate::rig::Way { rung: kit::netavark::Rung::$rung, path: $path, tracked: $tracked };
-                kit::need!(way.turn());
-                kit::need!(way.need());
+                let way = crate::rig::Way { rung: support::netavark::Rung::$rung, path: $path, tracked: $tracked };
+                support::need!(way.turn());
+                support::need!(way.need());
                 super::$name(way)
             })*
         }
@@ -54,7 +56,6 @@ mod direct;
 mod edge;
 mod errors;
 mod following;
-mod foreign;
 mod fragments;
 mod ladder;
 mod lifecycle;
@@ -73,6 +74,7 @@ mod rig;
 mod route_source;
 mod segments;
 mod tables;
+mod third_party;
 mod tun;
 mod upgrade;
 mod xdp;

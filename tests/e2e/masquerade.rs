@@ -1,20 +1,20 @@
-//! Out of a container through the host: ports, echo, fixed source addresses, and what does not leave translated.
+//! Outbound traffic of containers: ports, echo, fixed source addresses, and packets that are dropped.
 
 use crate::rig::{rig, serve};
 use anyhow::{Context, Result};
-use kit::agent::{kill_all, the_agent};
-use kit::echo::{Pinger, Watcher};
-use kit::host::SOON;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again};
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use support::agent::{kill_all, the_agent};
+use support::echo::{Pinger, Watcher};
+use support::host::SOON;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again};
 
 on_every_rung!(
     icmp_echo_goes_out_and_comes_back,
@@ -39,7 +39,7 @@ fn icmp_echo_goes_out_and_comes_back(rung: Rung) -> Result<()> {
                 let watcher = Watcher::new(netns, family)?;
                 for bytes in [0, 56, 1_400] {
                     for container in [&app.0, &other.0] {
-                        // Both containers with one identifier, again and again.
+                        // Both containers use one identifier, repeatedly.
                         for sequence in 0..3 {
                             let echo = Pinger::new(container, family, 4_711)?.ping(target, sequence, bytes);
                             rig.note(echo.is_ok(), || format!("echo of {bytes} bytes to {target}: {echo:?}"));
@@ -81,7 +81,7 @@ fn two_containers_with_one_source_port_are_told_apart(rung: Rung) -> Result<()> 
             let mut second = other.0.run(|| dial(6).connect_stream()).context("second")?;
             let mut peers = Vec::new();
             for stream in [&mut first, &mut second] {
-                peers.push(kit::traffic::exchange(stream, b"who am I")?.1);
+                peers.push(support::traffic::exchange(stream, b"who am I")?.1);
             }
             let so = peers[0].port() == 23_456 && peers[1].port() != 23_456;
             rig.note(so && peers.iter().all(|p| p.ip() == family.host()), || format!("tcp: {peers:?}"));
@@ -94,7 +94,7 @@ fn two_containers_with_one_source_port_are_told_apart(rung: Rung) -> Result<()> 
     })
 }
 
-/// The host talks from a port of its own to the same service: a container with that source port gets another.
+/// The host uses a port for the same service: a container with that source port gets another.
 fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
@@ -105,14 +105,14 @@ fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
             let dial = Dial::new(Proto::Tcp, family.client(), 9000).from(family.container(7, 5), 23_457);
             let seen = rig.sees("drawn", &app.0, &dial, "near", family.host());
             rig.note(seen.as_ref().is_some_and(|s| s.client.port() != 23_457), || format!("{dial}: {seen:?}"));
-            kit::traffic::exchange(&mut own, b"still mine")?;
+            support::traffic::exchange(&mut own, b"still mine")?;
         }
         Ok(vec![app])
     })
 }
 
 fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let net = Network::dual(7)
             .option("outbound_addr4", &Family::V4.host_second().to_string())
@@ -129,12 +129,12 @@ fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
     })
 }
 
-/// The flow that a container began is open for its peer's address and port, and for nobody else's.
+/// A container's flow admits its peer's address and port only.
 fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         for family in Family::BOTH {
-            let bind = |netns: &kit::host::Netns, at: (std::net::IpAddr, u16)| -> Result<std::net::UdpSocket> {
+            let bind = |netns: &support::host::Netns, at: (std::net::IpAddr, u16)| -> Result<std::net::UdpSocket> {
                 let socket = netns.run(|| std::net::UdpSocket::bind(at))?;
                 socket.set_read_timeout(Some(SOON))?;
                 Ok(socket)
@@ -149,7 +149,7 @@ fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
             server.send_to(b"answer", seen)?;
             let (len, from) = again(|| inside.recv_from(&mut data)).context("the answer")?;
             rig.note(&data[..len] == b"answer" && from.port() == 9001, || format!("{family:?}: heard {from}"));
-            // The stranger's was sent first: what it sent would be there.
+            // The other host's datagram was sent first: it would have arrived by now.
             inside.set_read_timeout(Some(Duration::from_millis(400)))?;
             let more = again(|| inside.recv_from(&mut data));
             rig.note(more.is_err(), || format!("{family:?}: a stranger was let in: {more:?}"));
@@ -158,37 +158,37 @@ fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
     })
 }
 
-/// All ports that a flow to one service could get are others': it is dropped, counted, and `netpath status` says so.
+/// All ports for a flow to one service are taken: the packet is dropped and counted, and `netpath status` reports it.
 fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: netfilter counts no such thing".to_owned()) });
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         let _servers = (serve(&rig.topology.client, 9000, "near")?, serve(&rig.topology.client, 9001, "beside")?);
-        let pins = kit::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
+        let pins = support::maps::pins(Path::new("/sys/fs/bpf"), Some(rig.topology.host.cookie()))?;
         let own = 23_459;
-        // It would write its own range again; one that is still being started too.
+        // A starting or running agent would rewrite its port range.
         the_agent(rig.topology)?;
         kill_all(rig.topology)?;
-        kit::maps::set_ports(&pins, 61_000..=62_000)?;
+        support::maps::set_ports(&pins, 61_000..=62_000)?;
         for family in Family::BOTH {
             for (proto, number) in [(Proto::Tcp, PROTO_TCP), (Proto::Udp, PROTO_UDP)] {
                 let dial = |port| Dial::new(proto, family.client(), port).from(family.container(7, 5), own);
                 let ports = std::iter::once(own).chain(61_000..=62_000);
                 let peer = SocketAddr::new(family.client(), 9000);
-                kit::maps::take_ports(&pins, number, peer, family.host(), ports)?;
+                support::maps::take_ports(&pins, number, peer, family.host(), ports)?;
                 let before = rig.counted(Reason::DropPortsExhausted)?;
                 rig.silent("no port is left", &app.0, &dial(9000));
                 let more = rig.counted(Reason::DropPortsExhausted)? - before;
-                rig.note(more > 0, || format!("{family:?} {proto:?}: nothing was counted"));
+                rig.note(more > 0, || format!("{family:?} {proto:?}: no drop was counted"));
                 rig.sees("another service", &app.0, &dial(9001), "beside", family.host());
             }
         }
-        let mut command = Command::new(kit::netavark::binary()?);
+        let mut command = Command::new(support::netavark::binary()?);
         command.arg("status");
         let told = String::from_utf8(rig.topology.host.output(command, b"")?.stdout)?;
         let line = told.lines().find(|l| l.starts_with(Reason::DropPortsExhausted.word()));
-        rig.note(line.is_some(), || format!("status does not tell:\n{told}"));
+        rig.note(line.is_some(), || format!("status does not report it:\n{told}"));
         Ok(vec![app])
     })
 }

@@ -1,13 +1,13 @@
-//! Every way to a published port and out: {v4, v6} × {tcp, udp} × where the client is × the path through the host.
+//! Every path to a published port and outbound: {v4, v6} × {tcp, udp} × the client's place × the path through the host.
 
 use crate::rig::{Rig, Way, rig_on, serve, serve_at, web};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::Document;
-use kit::topology::{Family, HOST4, Topology};
-use kit::traffic::{Dial, Proto};
 use std::net::{IpAddr, SocketAddr};
+use support::host::Netns;
+use support::need;
+use support::netavark::Document;
+use support::topology::{Family, HOST4, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_way!(
     external,
@@ -23,7 +23,7 @@ on_every_way!(
     container_to_container,
 );
 
-/// Enough for several segments of TCP that offloads put together, and a datagram that fills a frame.
+/// Enough for several TCP segments that offloads merge, and a datagram that fills a frame.
 fn dials(ip: IpAddr, port: u16) -> Vec<Dial> {
     vec![
         Dial::new(Proto::Tcp, ip, port).bytes(300_000),
@@ -71,8 +71,7 @@ fn localhost(way: Way) -> Result<()> {
     })
 }
 
-/// Served at connect time the socket is routed to the bridge; with netfilter it has the address it dialled before it is
-/// translated.
+/// A socket served at connect time is routed to the bridge; with netfilter it keeps the address that it had before translation.
 fn own_address(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;
@@ -82,8 +81,8 @@ fn own_address(way: Way) -> Result<()> {
     })
 }
 
-/// A socket for both families has IPv4 addresses mapped into IPv6 (RFC 4291 section 2.5.5.2), as Java's have: the kernel asks
-/// the programs for IPv6, or for sendto() those for IPv4, and goes on as IPv4.
+/// A dual-stack socket has IPv4 addresses mapped into IPv6 (RFC 4291 section 2.5.5.2), as Java's: the kernel calls the IPv6
+/// programs, or for sendto() the IPv4 ones, and continues as IPv4.
 fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;
@@ -94,7 +93,7 @@ fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
             for dial in dials(v4.to_ipv6_mapped().into(), 8080) {
                 let seen = dial.ask(&rig.topology.host);
                 let got = seen.as_ref().map(|s| (s.server.as_str(), s.client.ip(), s.peer)).ok();
-                // What the socket names is told without the mapping.
+                // The socket reports the address without the mapping.
                 let expected = Some(("web", source, SocketAddr::new(ip, 8080)));
                 rig.note(got == expected, || format!("{dial}: expected {expected:?}, got {seen:?}"));
             }
@@ -103,9 +102,9 @@ fn ipv4_addresses_dialled_by_ipv6_sockets(way: Way) -> Result<()> {
     })
 }
 
-/// Netavark fails here: where br_netfilter is on, a bridge port without hairpin mode drops what comes back to it.
+/// Netavark fails here: with br_netfilter, a bridge port without hairpin mode drops frames back to itself.
 fn hairpin_same_container(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;
         all(rig, &web.0, Family::host, |f| f.gateway(7));
@@ -140,12 +139,12 @@ fn hairpin_by_the_gateway(way: Way) -> Result<()> {
     })
 }
 
-/// Out through the host, to its neighbour and beyond its default router, with the address of the way out.
+/// Outbound to the host's neighbour and beyond its default router, with the address of the outgoing route.
 fn masquerade(way: Way) -> Result<()> {
     rig_on(Topology::with_far(), way, |rig| {
         let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 5))?;
         let _near = serve(&rig.topology.client, 9000, "near")?;
-        // Bound to their addresses: to a wildcard socket's datagrams the kernel gives the address of the way back.
+        // Bound to their addresses: for datagrams of a wildcard socket the kernel selects the address of the return route.
         let _outside = serve_at(&rig.topology.client, Family::V4.outside(), 9001, "outside")?;
         let _outside6 = serve_at(&rig.topology.client, Family::V6.outside(), 9001, "outside")?;
         let _far = serve(rig.topology.far(), 9000, "far")?;
@@ -164,7 +163,7 @@ fn masquerade(way: Way) -> Result<()> {
     })
 }
 
-/// On one bridge: nobody translates.
+/// On one bridge: no translation.
 fn container_to_container(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = web(rig, way.published(7, 5))?;

@@ -1,20 +1,20 @@
-//! netpath's own options of networks: allow lists, networks that are reached directly, masquerade off.
+//! netpath's own network options: allow lists, direct access, masquerade off.
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use serde_json::json;
 use std::time::Duration;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     an_allow_list_lets_in_its_clients_and_the_host,
-    a_container_is_reached_by_its_own_address_only_where_that_is_asked_for,
+    a_container_is_reached_by_its_own_address_only_with_direct,
     without_masquerade_containers_are_seen_as_they_are,
-    traffic_is_counted_for_whom_it_is,
+    traffic_is_counted_by_publish_and_endpoint,
     a_filter_of_the_hosts_sees_published_and_masqueraded_packets,
 );
 
@@ -24,7 +24,7 @@ fn one(net: &Network) -> Document {
     Document::new().on_dual(net, "eth0", 7, 5)
 }
 
-/// Tells a neighbour of the host where containers are.
+/// Adds routes to containers on a neighbour of the host.
 fn route_to_containers(neighbour: &Netns, host: impl Fn(Family) -> std::net::IpAddr) -> Result<()> {
     for family in Family::BOTH {
         let prefix = if family == Family::V4 { 24 } else { 64 };
@@ -59,7 +59,7 @@ fn an_allow_list_lets_in_its_clients_and_the_host(rung: Rung) -> Result<()> {
     })
 }
 
-fn a_container_is_reached_by_its_own_address_only_where_that_is_asked_for(rung: Rung) -> Result<()> {
+fn a_container_is_reached_by_its_own_address_only_with_direct(rung: Rung) -> Result<()> {
     need!(need::netpath());
     for direct in [false, true] {
         rig(Topology::new(), rung, |rig| {
@@ -108,7 +108,7 @@ fn without_masquerade_containers_are_seen_as_they_are(rung: Rung) -> Result<()> 
     })
 }
 
-/// And once it is gone, nobody pays for it.
+/// And without the filter there is no cost.
 fn a_filter_of_the_hosts_sees_published_and_masqueraded_packets(rung: Rung) -> Result<()> {
     need!(need::netpath());
     if !rung.is_ebpf() {
@@ -156,8 +156,8 @@ fn a_filter_of_the_hosts_sees_published_and_masqueraded_packets(rung: Rung) -> R
     })
 }
 
-/// On the eBPF rung; netfilter keeps its own counters.
-fn traffic_is_counted_for_whom_it_is(rung: Rung) -> Result<()> {
+/// On the eBPF rung; netfilter has counters of its own.
+fn traffic_is_counted_by_publish_and_endpoint(rung: Rung) -> Result<()> {
     need!(need::netpath());
     if !rung.is_ebpf() {
         return Ok(());
@@ -170,7 +170,7 @@ fn traffic_is_counted_for_whom_it_is(rung: Rung) -> Result<()> {
             Dial::new(Proto::Udp, Family::V4.host(), 8080).ask(&rig.topology.client)?;
         }
         let before = traffic(rig)?;
-        // TCP 8080, UDP 8080, all of the endpoint.
+        // TCP 8080, UDP 8080, the whole endpoint.
         rig.note(before[0] == (0, 0) && before[1] == (5, 5) && before[2] == (5, 5), || {
             format!("published: {before:?}")
         });
@@ -187,9 +187,9 @@ fn traffic_is_counted_for_whom_it_is(rung: Rung) -> Result<()> {
     })
 }
 
-/// (packets in, packets out) of each publish, and at the end of the endpoint.
+/// (packets in, packets out) of each publish, last of the endpoint.
 fn traffic(rig: &Rig<'_>) -> Result<Vec<(u64, u64)>> {
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let status: serde_json::Value =
         serde_json::from_str(&rig.topology.host.command(&netpath, &["status", "--json"])?).context("status --json")?;
     let endpoint = &status["networks"][0]["endpoints"][0];

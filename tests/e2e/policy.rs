@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, rig, serve};
 use anyhow::Result;
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{Dial, Proto};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     isolation_follows_its_table,
@@ -24,10 +24,9 @@ fn up_on(rig: &Rig<'_>, n: u8, net: &Network, publish: bool) -> Result<(Containe
     rig.up(&format!("on{n}"), document)
 }
 
-/// Netavark's truth table as far as an answer goes: open and isolated networks talk unless both are isolated; strict
-/// ones talk to nobody.
+/// Netavark's truth table: open and isolated networks communicate unless both are isolated; strict ones reach no other network.
 fn isolation_follows_its_table(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -46,7 +45,7 @@ fn isolation_follows_its_table(rung: Rung) -> Result<()> {
                             let seen = dial.ask(&up[i].0);
                             rig.note(seen.as_ref().is_ok_and(|s| s.server == other), || format!("{what}: {seen:?}"));
                         } else if proto == Proto::Udp || (i + usize::from(to)).is_multiple_of(2) {
-                            // Silence costs time, so TCP is tried on half of the pairs.
+                            // A time-out costs time, so TCP is tried on half of the pairs.
                             rig.silent(&what, &up[i].0, &dial.patience(std::time::Duration::from_millis(150)));
                         }
                     }
@@ -58,7 +57,7 @@ fn isolation_follows_its_table(rung: Rung) -> Result<()> {
 }
 
 fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let mut up = Vec::new();
         let mut servers = Vec::new();
@@ -82,7 +81,7 @@ fn published_ports_are_reached_from_isolated_networks(rung: Rung) -> Result<()> 
 }
 
 fn an_internal_network_has_no_way_out_and_none_in(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let internal = Network::dual(7).set("internal", true);
         let open = Network::dual(8).option("isolate", "false");
@@ -95,7 +94,7 @@ fn an_internal_network_has_no_way_out_and_none_in(rung: Rung) -> Result<()> {
             serve(&rig.topology.client, 9000, "near")?,
             serve(&rig.topology.host, 9000, "host")?,
         );
-        // Somebody in the container sets the route that it was not given, and the client believes to know the way.
+        // A process in the container adds the missing route, and the client has a route too.
         for family in Family::BOTH {
             inside.0.ip(&format!("route add default via {}\n", family.gateway(7)))?;
             let prefix = if family == Family::V4 { 24 } else { 64 };

@@ -2,12 +2,12 @@
 
 use crate::rig::{Way, rig_on};
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, SOON};
-use kit::netavark::Document;
-use kit::raw::{Raw, crc32c};
-use kit::topology::{Family, Topology};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
+use support::host::{Netns, SOON};
+use support::netavark::Document;
+use support::raw::{Raw, crc32c};
+use support::topology::{Family, Topology};
 
 on_every_way!(
     a_protocol_without_ports_goes_out_and_is_answered,
@@ -18,13 +18,13 @@ on_every_way!(
 
 const GRE: i32 = 47;
 
-/// No header of its own matters: the kernel hands it to whoever listens to the protocol.
+/// Its header does not matter: the kernel passes the packet to any listener of the protocol.
 fn a_protocol_without_ports_goes_out_and_is_answered(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", Document::new().on_dual(&way.network(7), "eth0", 7, 5))?;
         for family in Family::BOTH {
             let (inside, outside) = (Raw::new(&app.0, family, GRE)?, Raw::new(&rig.topology.client, family, GRE)?);
-            // A GRE header without options for a protocol that nobody has (RFC 2784 §2).
+            // A GRE header without options for an unused protocol (RFC 2784 §2).
             let (question, answer) = (b"\0\0\x88\xb5question".as_slice(), b"\0\0\x88\xb5answer".as_slice());
             inside.send(family.client(), question)?;
             let heard = outside.receive(SOON, |b| b == question).context("the question");
@@ -43,7 +43,7 @@ fn a_protocol_without_ports_goes_out_and_is_answered(way: Way) -> Result<()> {
 
 pub const PORT: u16 = 38_412;
 
-/// A packet with one chunk that begins an association, or accepts one (RFC 9260 §3.3.2, §3.3.3).
+/// A packet with one chunk that starts an association, or accepts one (RFC 9260 §3.3.2, §3.3.3).
 pub fn sctp(kind: u8, sport: u16, dport: u16, tag: u32) -> Vec<u8> {
     let mut packet = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     packet.extend(tag.to_be_bytes());
@@ -61,7 +61,7 @@ pub const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const TAG: u32 = 0x0102_0304;
 
-/// Whether it goes between these ports, and is otherwise as it was sent, with a right checksum.
+/// Whether a packet has these ports, is otherwise as sent, and has a valid checksum.
 fn is_between(packet: &[u8], sent: &[u8], sport: u16, dport: u16) -> bool {
     let ports = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     let mut unsummed = packet.to_vec();
@@ -73,7 +73,7 @@ fn is_between(packet: &[u8], sent: &[u8], sport: u16, dport: u16) -> bool {
         && packet.get(8..12) == Some(crc32c(&unsummed).as_slice())
 }
 
-/// `asker` begins an association with `to`, which is answered by `server` from its port [`INSIDE`]; gives who was seen there.
+/// `asker` starts an association with `to`, which `server` answers from its port [`INSIDE`]; returns the source seen there.
 fn associate(asker: &Netns, sport: u16, to: (IpAddr, u16), server: &Netns) -> Result<IpAddr> {
     let family = if to.0.is_ipv4() { Family::V4 } else { Family::V6 };
     let outside = Raw::new(asker, family, libc::IPPROTO_SCTP)?;
@@ -125,7 +125,7 @@ fn sctp_reaches_a_published_port_of_another_number(way: Way) -> Result<()> {
                 meets("over localhost", host, (localhost, PORT), family.gateway(7));
                 meets("on localhost alone", host, (localhost, 7_000), family.gateway(7));
             }
-            // What it begins itself is masqueraded as ever.
+            // Its own outbound associations are masqueraded as usual.
             let (inside, outside) =
                 (Raw::new(&web.0, family, libc::IPPROTO_SCTP)?, Raw::new(client, family, libc::IPPROTO_SCTP)?);
             let question = sctp(INIT, 24_000, 24_001, 0);

@@ -1,12 +1,12 @@
-//! Which host addresses and ports lead where.
+//! The destinations of host addresses and ports.
 
 use crate::rig::{rig, serve, web};
 use anyhow::{Context, Result};
-use kit::need;
-use kit::netavark::{Document, Network, Rung, is_incumbent};
-use kit::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use std::net::{IpAddr, Ipv4Addr};
+use support::need;
+use support::netavark::{Document, Network, Rung, is_incumbent};
+use support::topology::{Family, HOST4, HOST4_SECOND, HOST6, Topology, answers_for};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 on_every_rung!(
     a_range_leads_to_the_same_place_in_the_range,
@@ -14,7 +14,7 @@ on_every_rung!(
     the_v4_wildcard_serves_v4_only,
     the_v6_wildcard_serves_v6_only,
     two_containers_share_a_port_on_two_addresses,
-    an_address_of_a_shared_port_falls_back_to_who_has_all,
+    one_address_of_a_shared_port_falls_back_to_the_wildcard_publish,
     two_networks_of_one_container_hold_the_port_in_turn,
     every_uplink_reaches_a_published_port,
     an_answer_leaves_as_the_question_came,
@@ -71,7 +71,7 @@ fn a_range_of_ten_thousand_ports(rung: Rung) -> Result<()> {
     })
 }
 
-/// What a container sees of a client on the host that dials the host's own address.
+/// The source that a container sees of a client on the host that dials the host's own address.
 fn local_source(rung: Rung, family: Family) -> IpAddr {
     if rung.is_ebpf() { family.gateway(7) } else { family.host() }
 }
@@ -108,9 +108,9 @@ fn the_v6_wildcard_serves_v6_only(rung: Rung) -> Result<()> {
     only_one_family(rung, "::", Family::V6, Family::V4)
 }
 
-/// Netavark 1.4.0 takes both for addresses of the host.
+/// Netavark 1.4.0 takes both families for the wildcard address.
 fn only_one_family(rung: Rung, host_ip: &str, served: Family, other: Family) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let document = one(&Network::dual(7)).publish(host_ip, 8080, 80, "tcp").publish(host_ip, 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
@@ -156,16 +156,17 @@ fn two_containers_share_a_port_on_two_addresses(rung: Rung) -> Result<()> {
         rig.netavark.teardown(&first, &document)?;
         answers("second", Family::host_second);
         for (_, dial) in dials(Family::host).as_flattened() {
-            rig.silent("of the one that is gone", &rig.topology.client, dial);
-            rig.silent("of the one that is gone, from the host", &rig.topology.host, dial);
+            rig.silent("of the removed container", &rig.topology.client, dial);
+            rig.silent("of the removed container, from the host", &rig.topology.host, dial);
         }
         Ok(up)
     })
 }
 
-/// Whoever has one address goes before who has all of them, for as long as it is there; who came first does not matter.
-fn an_address_of_a_shared_port_falls_back_to_who_has_all(rung: Rung) -> Result<()> {
-    need!(kit::need::netpath());
+/// A publish on one address takes precedence over one on all addresses, for as long as it exists; the order of setup does not
+/// matter.
+fn one_address_of_a_shared_port_falls_back_to_the_wildcard_publish(rung: Rung) -> Result<()> {
+    need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let on = |host: u8, addresses: &[String]| {
             let ports = addresses.iter().flat_map(|a| Proto::BOTH.map(|p| (a, p)));
@@ -181,14 +182,14 @@ fn an_address_of_a_shared_port_falls_back_to_who_has_all(rung: Rung) -> Result<(
                 for dial in Proto::BOTH.map(|p| Dial::new(p, address(family), 8080)) {
                     match name {
                         Some(name) => drop(rig.sees(name, &rig.topology.client, &dial, name, family.client())),
-                        None => rig.silent("nobody's", &rig.topology.client, &dial),
+                        None => rig.silent("unpublished", &rig.topology.client, &dial),
                     }
                 }
             }
         };
         rig.netavark.setup(&all, &every)?;
         rig.netavark.setup(&some, &one)?;
-        // At every address of theirs: they outlast a teardown.
+        // Servers on all addresses of the containers: they outlast a teardown.
         let mut servers = vec![serve(&all, 80, "all")?, serve(&some, 80, "some")?];
         asked(Some("all"), Some("some"));
         rig.netavark.teardown(&some, &one)?;
@@ -198,7 +199,7 @@ fn an_address_of_a_shared_port_falls_back_to_who_has_all(rung: Rung) -> Result<(
         servers.remove(0);
         rig.netavark.teardown(&all, &every)?;
         asked(None, Some("some"));
-        // The younger one has all addresses now.
+        // The newer container has all addresses now.
         rig.netavark.setup(&all, &every)?;
         servers.push(serve(&all, 80, "all")?);
         asked(Some("all"), Some("some"));
@@ -213,10 +214,10 @@ fn two_networks_of_one_container_hold_the_port_in_turn(rung: Rung) -> Result<()>
         let first = with_ports(Document::new().on_dual(&Network::dual(7), "eth0", 7, 5));
         let second = with_ports(Document::new().on_dual(&Network::dual(8), "eth1", 8, 5));
         let web = rig.topology.container("web")?;
-        // As `podman network connect` does: one network a call.
+        // As `podman network connect`: one network per call.
         rig.netavark.setup(&web, &first)?;
         rig.netavark.setup(&web, &second)?;
-        // One server for each of the two addresses, so that the answer tells the way it took.
+        // One server for each of the two addresses, so that the answer identifies the path.
         let mut servers = Vec::new();
         for family in Family::BOTH {
             for proto in Proto::BOTH {
@@ -255,10 +256,10 @@ fn every_uplink_reaches_a_published_port(rung: Rung) -> Result<()> {
     })
 }
 
-/// The host's own route to the client is by the other uplink. (Through the stack the host's route decides.)
+/// The host's own route to the client uses the other uplink. (Through the stack the host's route decides.)
 fn an_answer_leaves_as_the_question_came(rung: Rung) -> Result<()> {
     if !rung.is_ebpf() {
-        kit::need::say("skip: netfilter's answers take the host's route");
+        need::say("skip: netfilter's answers take the host's route");
         return Ok(());
     }
     for path in ["offload", "edge"] {
@@ -273,7 +274,7 @@ fn answers_leave_as_questions_came(rung: Rung, path: &str) -> Result<()> {
         let document = one(&network).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
         let far = rig.topology.far();
-        // As a router between would, it has no word for who asks who on the link has the client's address.
+        // A router in between would not answer ARP for the client's address.
         far.set_sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
         for (family, len) in [(Family::V4, "/32"), (Family::V6, "/128 nodad")] {
             far.ip(&format!("addr add {}{len} dev lo\n", family.outside()))?;
@@ -294,7 +295,7 @@ fn a_loopback_publish_is_never_reached_from_a_wire(rung: Rung) -> Result<()> {
             one(&Network::dual(7)).publish("127.0.0.1", 8080, 80, "tcp").publish("127.0.0.1", 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
         let (client, host) = (&rig.topology.client, &rig.topology.host);
-        // A client that believes 127.0.0.1 to lie behind the host.
+        // A client with a route for 127.0.0.1 by the host.
         client.ip("route del local 127.0.0.1 dev lo table local\n\
              route del local 127.0.0.0/8 dev lo table local\n\
              route add 127.0.0.1/32 via 192.0.2.1 dev eth0 src 192.0.2.2\n")?;

@@ -1,13 +1,13 @@
-//! Datagrams to a published port whose container was replaced by another: nothing may lead to the one that is gone.
+//! Datagrams to a published port whose container was replaced: none may go to the removed one.
 
 use crate::rig::{Way, rig_on, serve};
 use anyhow::{Context, Result};
-use kit::host::SOON;
-use kit::need;
-use kit::netavark::Document;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto, again};
 use std::net::UdpSocket;
+use support::host::SOON;
+use support::need;
+use support::netavark::Document;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto, again};
 
 on_every_way!(
     a_restarted_container_answers_a_client_that_keeps_its_port,
@@ -16,9 +16,9 @@ on_every_way!(
 
 const CONTAINERS: [(&str, u8); 3] = [("first", 5), ("second", 6), ("third", 5)];
 
-/// With conntrack's entry for the old container still alive, datagrams of an old client go to nobody.
+/// With a stale conntrack entry for the old container, datagrams of an old client would be lost.
 fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         for (name, host) in CONTAINERS {
@@ -39,9 +39,9 @@ fn a_restarted_container_answers_a_client_that_keeps_its_port(way: Way) -> Resul
     })
 }
 
-/// One datagram each; the sockets do not even know.
+/// One datagram each; the sockets see no interruption.
 fn a_restarted_container_answers_a_socket_that_stays_open(way: Way) -> Result<()> {
-    need!(kit::need::netpath());
+    need!(need::netpath());
     rig_on(Topology::new(), way, |rig| {
         let keeper = rig.up("keeper", Document::new().on_dual(&way.network(7), "eth0", 7, 9))?;
         let mut sockets = Vec::new();

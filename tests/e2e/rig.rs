@@ -1,66 +1,66 @@
-//! What the end-to-end tests share: a host that is checked for leftovers at its end, and a list of expectations of which
-//! all are tried before the test fails.
+//! Shared by the end-to-end tests: a host that is checked for leftovers at its end, and a list of expectations that are all
+//! tried before the test fails.
 
 use anyhow::{Context, Result, ensure};
-use kit::expect::Expect;
-use kit::filter::Filter;
-use kit::host::Netns;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::{Residue, netfilter};
-use kit::topology::{Container, Topology};
-use kit::traffic::{ANY, Proto, Server};
 use netpath_common::reason::Reason;
 use serde_json::Value;
 use std::cell::Cell;
 use std::net::IpAddr;
+use support::expect::Expect;
+use support::filter::Filter;
+use support::host::Netns;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::{Residue, netfilter};
+use support::topology::{Container, Topology};
+use support::traffic::{ANY, Proto, Server};
 
 /// A host on one rung.
 pub struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
     expect: Expect,
-    /// SCTP ports that programs cannot translate: rules of netfilter are there for them, on the eBPF rung too.
+    /// SCTP ports that programs cannot translate: they have netfilter rules, on the eBPF rung too.
     pub moves_sctp: Cell<bool>,
 }
 
-/// netpath's option of networks for the path of their packets.
+/// The network option for the path of packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Path {
     /// Not set.
     Auto,
-    /// Past the host's stack.
+    /// Bypasses the host's stack.
     Offload,
     /// Translated at the uplink, through the host's stack.
     Edge,
 }
 
-/// A rung, and which way its packets take through the host.
+/// A rung, and the path of its packets through the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
     pub rung: Rung,
     pub path: Path,
-    /// The host follows the connections that it forwards, and drops what belongs to none.
+    /// The host tracks forwarded connections, and drops packets that belong to none.
     pub tracked: bool,
 }
 
 impl Way {
-    /// Every run has each rung, and the edge path where the host tracks connections, which is the harder one, on the best
-    /// hooks of the kernel; the other ways are the same programs and rules once more.
-    pub fn turn(self) -> kit::need::Need {
+    /// Every run covers each rung, and, on the best hooks of the kernel, the edge path with connection tracking, the hardest
+    /// one; the other ways use the same programs and rules.
+    pub fn turn(self) -> support::need::Need {
         let harder = self.path == Path::Edge && self.tracked;
         let always = self.path == Path::Auto || (harder && self.rung == Rung::best_hooks());
-        if always || kit::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
+        if always || support::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
     }
 
-    /// What it needs besides its rung.
-    pub fn need(self) -> kit::need::Need {
+    /// Requirements besides the rung.
+    pub fn need(self) -> support::need::Need {
         if self.path != Path::Auto {
-            kit::need::netpath()?;
+            support::need::netpath()?;
         }
-        if self.tracked { kit::need::program("nft") } else { Ok(()) }
+        if self.tracked { support::need::program("nft") } else { Ok(()) }
     }
 
-    /// [`Network::dual`] on that path.
+    /// [`Network::dual`] with the option for that path.
     pub fn network(self, n: u8) -> Network {
         let network = Network::dual(n);
         match self.path {
@@ -70,7 +70,7 @@ impl Way {
         }
     }
 
-    /// Containers send frames as large as Ethernet's, whatever the host's uplink takes.
+    /// Containers send frames of Ethernet's size, whatever the host's uplink takes.
     pub fn wide_network(self, n: u8) -> Network {
         self.network(n).option("mtu", "1500")
     }
@@ -82,7 +82,7 @@ impl Way {
     }
 }
 
-/// As [`rig`], on a host that is as `way` says.
+/// As [`rig`], on a host as described by `way`.
 pub fn rig_on(
     topology: Result<Topology>,
     way: Way,
@@ -94,8 +94,8 @@ pub fn rig_on(
     })
 }
 
-/// Runs `test` on a new host; afterwards everything that was expected must have been so, and nothing may be left.
-/// `test` gives back the containers that it has torn down.
+/// Runs `test` on a new host; afterwards all expectations must have been met, and nothing may be left. `test` returns the
+/// containers that it has torn down.
 pub fn rig(
     topology: Result<Topology>,
     rung: Rung,
@@ -141,21 +141,21 @@ impl std::ops::Deref for Rig<'_> {
 }
 
 impl Rig<'_> {
-    /// A new container, set up; it is to be given back by the test.
+    /// A new container, set up; the test has to return it.
     pub fn up(&self, name: &str, document: Document) -> Result<(Container, Document)> {
         let container = self.topology.container(name)?;
         self.netavark.setup(&container, &document).with_context(|| format!("setup of {name}"))?;
         Ok((container, document))
     }
 
-    /// What the programs have counted and know, for the reader of a failure.
+    /// Counters and maps of the programs, for a failure message.
     fn state(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for verb in ["flows", "status", "ports"] {
-            if kit::netavark::is_incumbent() {
+            if support::netavark::is_incumbent() {
                 break;
             }
-            let Ok(binary) = kit::netavark::binary() else { break };
+            let Ok(binary) = support::netavark::binary() else { break };
             let mut command = std::process::Command::new(binary);
             command.arg(verb);
             if let Ok(out) = self.topology.host.output(command, b"") {
@@ -165,15 +165,15 @@ impl Rig<'_> {
         lines
     }
 
-    /// What `netpath status` says.
+    /// Output of `netpath status`.
     pub fn status(&self) -> Result<Value> {
-        let mut command = std::process::Command::new(kit::netavark::binary()?);
+        let mut command = std::process::Command::new(support::netavark::binary()?);
         command.args(["status", "--json"]);
         let out = self.topology.host.output(command, b"")?;
         serde_json::from_slice(&out.stdout).context("netpath status")
     }
 
-    /// The packets that were counted for `reason`.
+    /// Number of packets counted for `reason`.
     pub fn counted(&self, reason: Reason) -> Result<u64> {
         let status = self.status()?;
         let counters = status["counters"].as_array().context("no counters")?;

@@ -1,14 +1,14 @@
-//! Out of a container by a route that names its source (`ip route … src`): masquerade takes it, and follows it.
+//! Outbound traffic by a route with an explicit source (`ip route … src`): masquerade uses it, and follows changes.
 
 use crate::rig::{Rig, rig, serve_at};
 use anyhow::Result;
-use kit::host::{Netns, SOON, patience, wait_for};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, Topology, answers_for};
-use kit::traffic::{Dial, Proto, Server, exchange};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+use support::host::{Netns, SOON, patience, wait_for};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology, answers_for};
+use support::traffic::{Dial, Proto, Server, exchange};
 
 on_every_rung!(
     the_source_of_the_default_route_is_used,
@@ -19,7 +19,7 @@ on_every_rung!(
     the_source_of_each_of_two_uplinks_is_used,
 );
 
-/// Beside [`Family::outside`], reached by the default route too.
+/// An address beside [`Family::outside`], also reached by the default route.
 fn beside(family: Family) -> IpAddr {
     match family {
         Family::V4 => [203, 0, 113, 99].into(),
@@ -41,12 +41,12 @@ fn default_route(host: &Netns, family: Family, source: Option<IpAddr>) -> Result
     host.ip(&format!("route replace default via {} dev eth0{source}\n", family.client()))
 }
 
-/// As the host was before.
+/// Restores the host's routes.
 fn restore(host: &Netns) -> Result<()> {
     Family::BOTH.iter().try_for_each(|family| default_route(host, *family, None))
 }
 
-/// On port 9000 of each of these: a server of datagrams on all addresses answers from another one.
+/// On port 9000 of each of these: a UDP server on all addresses would answer from another one.
 fn serve(netns: &Netns, of: &[fn(Family) -> IpAddr], name: &str) -> Result<Vec<Server>> {
     let all = Family::BOTH.iter().flat_map(|family| of.iter().map(|address| address(*family)));
     Ok(all.map(|ip| serve_at(netns, ip, 9000, name)).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
@@ -56,10 +56,10 @@ fn app(n: u8, host: u8) -> Document {
     Document::new().on_dual(&Network::dual(n), "eth0", n, host)
 }
 
-/// Waits until nothing changes by itself any more that makes the agent look: the last is that the link-local addresses of the
-/// new links become sure. What is followed then is the route.
+/// Waits until nothing wakes the agent any more: last, the link-local addresses of the new links leave the tentative state.
+/// After that only the route changes.
 fn is_quiet(topology: &Topology) -> Result<()> {
-    kit::agent::watching(topology)?;
+    support::agent::watching(topology)?;
     wait_for("all addresses to be sure", SOON * 4, || {
         let unsure = topology.host.ip_json(&["-6", "addr", "show", "tentative"]).ok()?;
         (!unsure.to_string().contains("fe80")).then_some(())
@@ -75,7 +75,7 @@ fn leaves_as(rig: &Rig<'_>, what: &str, netns: &Netns, to: IpAddr, server: &str,
     }
 }
 
-/// As [`leaves_as`], for new connections within the time that following takes.
+/// As [`leaves_as`], for new connections within the time that the agent needs.
 fn comes_to_leave_as(rig: &Rig<'_>, what: &str, netns: &Netns, to: IpAddr, source: IpAddr) {
     let begun = Instant::now();
     let limit = Duration::from_secs(2) * patience();
@@ -144,7 +144,8 @@ fn a_rule_about_one_container_leads_to_its_tables_source(rung: Rung) -> Result<(
     rule_leads_to_source(rung, about, app(7, 6), 7)
 }
 
-/// What the rule is about leaves by the source of table 100, the other container, on network `n`, by the address of the way out.
+/// Traffic of the rule's subject leaves by the source of table 100, that of the other container, on network `n`, by the address
+/// of the outgoing route.
 fn rule_leads_to_source(rung: Rung, about: impl Fn(Family) -> String, other: Document, n: u8) -> Result<()> {
     need!(need::netpath(), need::route_source(rung));
     rig(Topology::new(), rung, |rig| {
@@ -207,7 +208,7 @@ fn another_source_of_a_route_is_used_from_then_on(rung: Rung) -> Result<()> {
     })
 }
 
-/// Each with the same number of ways: a rule names its interface.
+/// Rungs differ in the number of paths: a rule names its interface.
 fn the_source_of_each_of_two_uplinks_is_used(rung: Rung) -> Result<()> {
     need!(need::netpath(), need::route_source(rung));
     rig(Topology::with_far(), rung, |rig| {
@@ -218,7 +219,7 @@ fn the_source_of_each_of_two_uplinks_is_used(rung: Rung) -> Result<()> {
             let nodad = if family == Family::V6 { " nodad" } else { "" };
             far.ip(&format!("addr add {}/{} dev lo{nodad}\n", beside(family), len(family)))?;
             answers_for(far, beside(family))?;
-            // An address of the other uplink, as of a service address on `lo`: the answers are sent to it.
+            // An address of the other uplink, as a service address on `lo`: the answers are sent to it.
             let (to, source) = (beside(family), family.host_second());
             host.ip(&format!("route add {to}/{} via {} dev eth1 src {source}\n", len(family), family.far()))?;
             far.ip(&format!("route add {source}/{} via {} dev eth0\n", len(family), family.host_far()))?;

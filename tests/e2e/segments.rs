@@ -1,18 +1,18 @@
-//! Packets that stand for many. Datagrams that the host's GRO has joined to a list (`rx-gro-list`): a program sees the first
-//! one's headers, and each must come as if it had been alone. What TCP leaves to the network card to cut: it must come through
-//! in one piece.
+//! Merged packets. UDP datagrams that the host's GRO chains into a list (`rx-gro-list`): a program sees the first one's
+//! headers, and each datagram must arrive as if alone. TCP segments left to the network card (TSO): they must pass in one
+//! piece.
 
 use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, SOON};
-use kit::load::{bulk, bulk_server};
-use kit::netavark::Document;
-use kit::offload::{Lengths, send_segments, switch};
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, again, free};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use support::host::{Netns, SOON};
+use support::load::{bulk, bulk_server};
+use support::netavark::Document;
+use support::offload::{Lengths, send_segments, switch};
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, again, free};
 
 on_every_way!(a_list_of_datagrams_arrives_whole, bulk_traffic_stays_in_large_packets);
 
@@ -29,7 +29,7 @@ fn bound(netns: &Netns, family: Family, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// `from` sends so many datagrams in one go; each has to come once, from one sender, whose address is given.
+/// `from` sends that many datagrams in one burst; each must arrive once, all from one sender, whose address is returned.
 fn burst(from: &UdpSocket, to: &UdpSocket) -> Result<SocketAddr> {
     let data: Vec<u8> = (0..MANY).flat_map(|n| [n as u8; EACH as usize]).collect();
     send_segments(from, &data, EACH)?;
@@ -43,13 +43,13 @@ fn burst(from: &UdpSocket, to: &UdpSocket) -> Result<SocketAddr> {
         senders.insert(sender);
     }
     ensure!(senders.len() == 1, "from {senders:?}");
-    senders.pop_first().context("nobody")
+    senders.pop_first().context("no sender")
 }
 
 fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let Topology { client, host, .. } = rig.topology;
-        // The client's device sends one by one, in one go, and the host's joins what comes so.
+        // The client's device sends datagrams one by one in a burst, and the host's device merges them.
         switch(client, "eth0", "tx-udp-segmentation", false)?;
         for feature in ["rx-gro", "rx-gro-list"] {
             switch(host, "eth0", feature, true)?;
@@ -63,13 +63,13 @@ fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
             let app = bound(&web.0, family, 40_001)?;
             app.connect((family.client(), 9001))?;
             let lengths = Lengths::of(host)?;
-            // Twice: the first begins the flow.
+            // Twice: the first creates the flow.
             for _ in 0..2 {
                 let seen = burst(&asks, &inside).with_context(|| format!("{family:?}, published"));
                 if let Some(seen) = rig.met("in", seen) {
                     rig.note(seen == SocketAddr::new(family.client(), 40_000), || format!("seen as {seen}"));
                 }
-                // And answers to what a container has begun.
+                // And answers to a container's flow.
                 app.send(b"begin")?;
                 let (_, seen) = again(|| outside.recv_from(&mut [0; 10])).context("a datagram out")?;
                 outside.connect(seen)?;
@@ -79,22 +79,24 @@ fn a_list_of_datagrams_arrives_whole(way: Way) -> Result<()> {
                 }
             }
             let longest = lengths.longest();
-            rig.note(longest > 2 * usize::from(EACH), || format!("{family:?}: nothing was joined: {longest} bytes"));
+            rig.note(longest > 2 * usize::from(EACH), || {
+                format!("{family:?}: no packets were merged: {longest} bytes")
+            });
         }
         Ok(vec![web])
     })
 }
 
-/// Of each transfer; TCP's packets have grown to their largest long before.
+/// Bytes per transfer; TCP's packets reach their maximum size long before.
 const BULK: u64 = 16 << 20;
-/// Of a packet of TCP, 64 KiB is the most: whole segments, and their headers.
+/// Minimum length for a merged TCP packet; the maximum is 64 KiB with headers.
 const LARGE: u32 = 60_000;
 
-/// A transfer there and back; at both ends packets have to come that are as large as they were sent.
+/// A transfer in both directions; at both ends packets as large as sent must arrive.
 fn large_both_ways(rig: &Rig<'_>, what: &str, from: &Netns, to: &Netns, dial: SocketAddr) -> Result<()> {
     let (there, back) = (Lengths::arriving_above(to, LARGE)?, Lengths::arriving_above(from, LARGE)?);
     let mut came = [false; 2];
-    // Again where a busy machine let no packet grow.
+    // Repeated where a busy machine let no packet grow.
     for _ in 0..5 {
         bulk(from, dial, BULK).with_context(|| format!("{what}, {dial}"))?;
         came = [came[0] || there.longest() > 0, came[1] || back.longest() > 0];

@@ -1,18 +1,18 @@
-//! An uplink without Ethernet: packets begin with their IP header, as those of a VPN do.
+//! An uplink without Ethernet: packets start with their IP header, as on a VPN device.
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::Result;
-use kit::echo::{Pinger, Watcher};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Family, TUN, Topology};
-use kit::traffic::{Dial, Proto};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use support::echo::{Pinger, Watcher};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, TUN, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(a_published_port_is_reached_over_tun, containers_go_out_over_tun, a_tun_beside_a_veth_serves_both);
 
-/// Several segments of TCP, and datagrams of connected and other sockets.
+/// Several TCP segments, and datagrams of connected and unconnected sockets.
 fn dials(ip: IpAddr, port: u16) -> [Dial; 3] {
     [
         Dial::new(Proto::Tcp, ip, port).bytes(300_000),
@@ -35,7 +35,7 @@ fn a_published_port_is_reached_over_tun(rung: Rung) -> Result<()> {
             for dial in dials(family.host_far(), 8080) {
                 rig.sees("over tun", rig.topology.far(), &dial, "web", family.far());
             }
-            // Not published: nobody answers, although the container serves it.
+            // Not published: unreachable, although the container serves it.
             rig.silent("unpublished", rig.topology.far(), &Dial::new(Proto::Tcp, family.host_far(), 80));
         }
         Ok(vec![web])
@@ -64,7 +64,7 @@ fn containers_go_out_over_tun(rung: Rung) -> Result<()> {
     })
 }
 
-/// Each client is answered by the way it came, and from one to the other netpath is no router.
+/// Each client is answered over its own uplink, and netpath does not route between the two.
 fn a_tun_beside_a_veth_serves_both(rung: Rung) -> Result<()> {
     need!(need::tun());
     rig(Topology::with_tun(), rung, |rig| {
@@ -85,13 +85,13 @@ fn a_tun_beside_a_veth_serves_both(rung: Rung) -> Result<()> {
     })
 }
 
-/// On the eBPF rung the device has the program for packets without Ethernet, and no other.
+/// On the eBPF rung the device has only the program for packets without Ethernet.
 fn of_layer_3(rig: &Rig<'_>, rung: Rung) -> Result<()> {
     let at = match rung {
         Rung::Tcx => rig.topology.host.tcx_ingress(TUN)?,
         Rung::Clsact => {
             let shown = rig.topology.host.command("tc", &["filter", "show", "dev", TUN, "ingress"])?;
-            // Each program is named twice, as the filter and as the program.
+            // Each program is listed twice, as the filter and as the program.
             let names: BTreeSet<&str> = shown.split_whitespace().filter(|w| w.starts_with("np_")).collect();
             names.into_iter().map(str::to_owned).collect()
         }

@@ -1,45 +1,45 @@
-//! Programs that are replaced while traffic goes through them.
+//! Programs that are replaced under traffic.
 
 use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, anyhow};
-use kit::generator::bulk::{Iperf, Stream, server};
-use kit::host::{SOON, patience, wait_for};
-use kit::netavark::{Document, Netavark, binary};
-use kit::steady::{Steady, all_answer, idle};
-use kit::topology::{Family, HOST4, Topology, state_dirs};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::program::XDP_IN;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use support::generator::bulk::{Iperf, Stream, server};
+use support::host::{SOON, patience, wait_for};
+use support::long_lived::{LongLived, all_answer, idle};
+use support::netavark::{Document, Netavark, binary};
+use support::topology::{Family, HOST4, Topology, state_dirs};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 on_every_way!(nothing_breaks_when_the_programs_are_replaced);
 
-/// Of each way, in each family: together a hundred.
+/// Connections per path and family: a hundred in total.
 const IDLE: usize = 25;
-/// Of iperf3.
+/// Port of iperf3.
 const BULK: u16 = 5_201;
 
 struct Traffic {
-    steady: Vec<Steady>,
+    long_lived: Vec<LongLived>,
     idle: Vec<TcpStream>,
 }
 
 impl Traffic {
     fn goes_on(&mut self, rig: &Rig<'_>, when: &str) -> Result<()> {
-        self.steady.iter().try_for_each(Steady::goes_on).with_context(|| when.to_owned())?;
+        self.long_lived.iter().try_for_each(LongLived::goes_on).with_context(|| when.to_owned())?;
         rig.met(when, all_answer(&mut self.idle));
         Ok(())
     }
 }
 
 fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
-    kit::need!(kit::need::netpath());
-    kit::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    support::need!(support::need::netpath());
+    support::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
-        // With every program that there is.
+        // With every program attached.
         let network = way.wide_network(7).option("netpath.xdp", "on");
         let document = Document::new().on_dual(&network, "eth0", 7, 5).publish("", 8080, 80, "tcp");
         let document = document.publish("", BULK, BULK, "tcp");
@@ -48,20 +48,20 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
             Server::echo_for(&web.0, 2 * IDLE + 10, ANY, 80, "web")?,
             Server::echo_for(&rig.topology.client, 2 * IDLE + 10, ANY, 9000, "near")?,
         );
-        let mut traffic = Traffic { steady: Vec::new(), idle: Vec::new() };
+        let mut traffic = Traffic { long_lived: Vec::new(), idle: Vec::new() };
         for family in Family::BOTH {
             let inward = Dial::new(Proto::Tcp, family.host(), 8080);
             let outward = Dial::new(Proto::Tcp, family.client(), 9000);
             for (netns, dial) in [(&rig.topology.client, inward), (&*web.0, outward)] {
-                traffic.steady.push(Steady::start(netns, &dial)?);
+                traffic.long_lived.push(LongLived::start(netns, &dial)?);
                 traffic.idle.extend(idle(netns, &dial, IDLE)?);
             }
         }
         let bulk = bulk(rig, &web.0)?;
         monitored(rig, &mut traffic)?;
         let app = upgraded(rig, way, &mut traffic)?;
-        for steady in traffic.steady {
-            rig.met("a steady connection", steady.finish());
+        for long_lived in traffic.long_lived {
+            rig.met("a long-lived connection", long_lived.finish());
         }
         if let Some((stream, _server)) = bulk {
             no_pause(rig, stream);
@@ -70,17 +70,17 @@ fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     })
 }
 
-/// A stream to the container, for as long as everything else takes.
-fn bulk(rig: &Rig<'_>, web: &kit::topology::Container) -> Result<Option<(Stream, Iperf)>> {
-    if let Err(what) = kit::need::program("iperf3") {
-        kit::need::say(&format!("skip: the stream needs {what}"));
+/// A stream to the container for the duration of the test.
+fn bulk(rig: &Rig<'_>, web: &support::topology::Container) -> Result<Option<(Stream, Iperf)>> {
+    if let Err(what) = support::need::program("iperf3") {
+        support::need::say(&format!("skip: the stream needs {what}"));
         return Ok(None);
     }
     let server = server(web, BULK)?;
     Ok(Some((Stream::start(&rig.topology.client, SocketAddr::new(HOST4, BULK))?, server)))
 }
 
-/// Not a second without a byte but on a slow machine.
+/// No second without a byte, except on a slow machine.
 fn no_pause(rig: &Rig<'_>, stream: Stream) {
     let Some(seconds) = rig.met("a stream", stream.finish()) else { return };
     let pause = seconds.split(|bytes| *bytes > 0.0).map(<[f64]>::len).max().unwrap_or(0);
@@ -88,7 +88,7 @@ fn no_pause(rig: &Rig<'_>, stream: Stream) {
     rig.note(so, || format!("the bytes of a stream, second by second: {seconds:?}"));
 }
 
-/// Waits until all programs in place are those of a monitor, or none is. `unless`: why that cannot come any more.
+/// Waits until all attached programs are those of a monitor, or none is. `unless`: the reason why that can no longer happen.
 fn at_place(rig: &Rig<'_>, monitored: bool, mut unless: impl FnMut() -> Option<String>) -> Result<()> {
     wait_for(&format!("all programs of the monitor in place: {monitored}"), SOON * 4, || {
         if let Some(why) = unless() {
@@ -102,16 +102,16 @@ fn at_place(rig: &Rig<'_>, monitored: bool, mut unless: impl FnMut() -> Option<S
     })?
 }
 
-/// What a monitor that has ended by itself has said.
+/// Error output of a monitor that has ended by itself.
 fn last_words(monitor: &mut Child) -> Option<String> {
     let ended = monitor.try_wait().ok()??;
     let mut words = String::new();
-    // Without them the status alone is told.
+    // Without it, only the status is reported.
     let _ = monitor.stderr.take().map(|mut e| e.read_to_string(&mut words));
     Some(format!("the monitor ended with {ended}: {}", words.trim()))
 }
 
-/// A monitor puts its own programs in place of the others, and takes them away again.
+/// A monitor replaces the programs by its own, and restores them.
 fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
     let mut command = Command::new(binary()?);
     command.args(["monitor", "--show", "drops"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -128,8 +128,8 @@ fn monitored(rig: &Rig<'_>, traffic: &mut Traffic) -> Result<()> {
     traffic.goes_on(rig, "after the monitor")
 }
 
-/// Another build's next command replaces them.
-fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(kit::topology::Container, Document)> {
+/// The next command of another build replaces them.
+fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(support::topology::Container, Document)> {
     let digests = || -> Vec<String> {
         let dirs = state_dirs(&format!("{:x}", rig.topology.host.cookie()));
         let names = dirs.into_iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();

@@ -1,23 +1,23 @@
-//! `netpath.xdp=on`: the program ahead of the uplink's classifier. Traffic is what it is without; datagrams of known flows
-//! pass the classifier by; and where the program cannot be, nobody misses it.
+//! `netpath.xdp=on`: the XDP program ahead of the uplink's classifier. Traffic is the same as without; datagrams of known flows
+//! bypass the classifier; and where XDP cannot be attached, traffic is not affected.
 
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::{Context, Result};
-use kit::foreign::{Counter, Place, Side};
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Document, Network, Rung};
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{Dial, Proto};
 use netpath_common::reason::Reason;
 use std::time::Duration;
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Document, Network, Rung};
+use support::third_party::{Counter, Place, Side};
+use support::topology::{Container, Family, Topology};
+use support::traffic::{Dial, Proto};
 
 on_every_rung!(
-    traffic_is_what_it_is_without,
+    traffic_is_the_same_as_without_xdp,
     datagrams_of_known_flows_pass_the_classifier_by,
-    what_is_dropped_is_dropped_early,
-    it_comes_and_goes_with_the_networks_that_ask_for_it,
-    somebody_elses_program_stays_and_nobody_misses_ours,
+    dropped_packets_are_dropped_early,
+    the_program_is_attached_while_networks_request_it,
+    a_program_of_others_stays_and_traffic_goes_on_without_ours,
     an_uplink_that_has_no_xdp_goes_without,
 );
 
@@ -27,7 +27,7 @@ fn document(n: u8, host: u8) -> Document {
     document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
 }
 
-/// In and out, both protocols and families.
+/// Inbound and outbound, both protocols and families.
 fn all(rig: &Rig<'_>, what: &str, web: &Container) {
     for family in Family::BOTH {
         for proto in Proto::BOTH {
@@ -43,7 +43,7 @@ fn all(rig: &Rig<'_>, what: &str, web: &Container) {
     }
 }
 
-fn traffic_is_what_it_is_without(rung: Rung) -> Result<()> {
+fn traffic_is_the_same_as_without_xdp(rung: Rung) -> Result<()> {
     need!(need::netpath());
     rig(Topology::new(), rung, |rig| {
         let (up, _servers) = web(rig, document(7, 5))?;
@@ -78,10 +78,10 @@ fn datagrams_of_known_flows_pass_the_classifier_by(rung: Rung) -> Result<()> {
                 ] {
                     let redirected = rig.counted(Reason::Redirected)?;
                     let before = behind.seen()?;
-                    // One that is lost is enough, and takes a while.
+                    // One loss is enough for a failure, and takes a while.
                     let _ = (0..MANY).try_for_each(|_| rig.sees(what, netns, &dial, server, source).map(drop));
                     let came = behind.seen()? - before;
-                    // Neighbour discovery and the like come in too, and each flow's first packet.
+                    // Neighbour discovery and the like arrive too, and each flow's first packet.
                     let so = if complete { came < MANY / 2 } else { came >= MANY };
                     rig.note(so, || {
                         format!("{what}, {family:?}, checksums complete {complete}: {came} of {MANY} at the classifier")
@@ -95,7 +95,7 @@ fn datagrams_of_known_flows_pass_the_classifier_by(rung: Rung) -> Result<()> {
     })
 }
 
-fn what_is_dropped_is_dropped_early(rung: Rung) -> Result<()> {
+fn dropped_packets_are_dropped_early(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(if rung.is_ebpf() { need::tcx() } else { Err("programs: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
@@ -117,7 +117,7 @@ fn what_is_dropped_is_dropped_early(rung: Rung) -> Result<()> {
     })
 }
 
-fn it_comes_and_goes_with_the_networks_that_ask_for_it(rung: Rung) -> Result<()> {
+fn the_program_is_attached_while_networks_request_it(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig(Topology::with_far(), rung, |rig| {
@@ -125,18 +125,18 @@ fn it_comes_and_goes_with_the_networks_that_ask_for_it(rung: Rung) -> Result<()>
         let plain = Document::new().on_dual(&Network::dual(8), "eth0", 8, 5);
         let keeper = rig.up("keeper", plain)?;
         let at = || -> Result<[bool; 2]> { Ok([host.xdp("eth0")?.is_some(), host.xdp("eth1")?.is_some()]) };
-        rig.note(at()? == [false; 2], || "attached, and nobody has asked for it".to_owned());
+        rig.note(at()? == [false; 2], || "attached without a request".to_owned());
         let internal = Network::dual(9).option("netpath.xdp", "on").set("internal", true);
         let closed = rig.up("closed", Document::new().on_dual(&internal, "eth0", 9, 5))?;
         rig.note(at()? == [false; 2], || "attached for an internal network".to_owned());
         let first = rig.up("first", document(7, 5))?;
-        // Again at once: what went may not be in the way of what comes.
+        // Repeated at once: a detached program must not block the next attachment.
         for round in 0..3 {
             let second = rig.up(&format!("second{round}"), Document::new().on_dual(&of_second(), "eth0", 6, 5))?;
             rig.note(at()? == [true; 2], || format!("round {round}: not at both uplinks"));
             if round == 0 {
                 rig.netavark.teardown(&first.0, &first.1)?;
-                rig.note(at()? == [true; 2], || "gone, and one network still asks for it".to_owned());
+                rig.note(at()? == [true; 2], || "gone, and one network still requests it".to_owned());
             }
             rig.netavark.teardown(&second.0, &second.1)?;
             rig.note(at()? == [false; 2], || format!("round {round}: left behind"));
@@ -149,9 +149,9 @@ fn of_second() -> Network {
     Network::dual(6).option("netpath.xdp", "on")
 }
 
-/// What `netpath doctor` has to say of the program at `interface`.
+/// The finding of `netpath doctor` on the program at `interface`.
 fn finding(rig: &Rig<'_>, interface: &str) -> Result<Option<String>> {
-    let netpath = kit::netavark::binary()?.to_string_lossy().into_owned();
+    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let mut command = std::process::Command::new(netpath);
     command.args(["doctor", "--json"]);
     let out = rig.topology.host.output(command, b"")?;
@@ -161,31 +161,31 @@ fn finding(rig: &Rig<'_>, interface: &str) -> Result<Option<String>> {
     Ok(all.iter().find_map(|f| f["what"].as_str()?.strip_prefix(&missing).map(str::to_owned)))
 }
 
-/// What `netpath status` says of it.
+/// The reason in `netpath status`.
 fn refused(rig: &Rig<'_>, interface: &str) -> Result<Option<String>> {
     let status = rig.status()?;
     let all = status["xdp_refused"].as_array().context("no xdp_refused")?;
     Ok(all.iter().find(|r| r["interface"] == interface).and_then(|r| r["why"].as_str().map(str::to_owned)))
 }
 
-fn somebody_elses_program_stays_and_nobody_misses_ours(rung: Rung) -> Result<()> {
+fn a_program_of_others_stays_and_traffic_goes_on_without_ours(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
         let host = &rig.topology.host;
-        let foreign = Counter::xdp(host, "eth0")?;
+        let third_party = Counter::xdp(host, "eth0")?;
         let theirs = host.xdp("eth0")?;
         let (up, _servers) = web(rig, document(7, 5))?;
         let _near = serve(&rig.topology.client, 9000, "near")?;
-        let before = foreign.seen()?;
+        let before = third_party.seen()?;
         all(rig, "beside another program", &up.0);
-        rig.note(foreign.seen()? > before, || "the other program sees nothing".to_owned());
+        rig.note(third_party.seen()? > before, || "the other program sees no packet".to_owned());
         rig.note(host.xdp("eth0")? == theirs, || "another program is there".to_owned());
         let why = Some("another XDP program is there".to_owned());
         let said = (refused(rig, "eth0")?, finding(rig, "eth0")?);
         rig.note(said == (why.clone(), why), || format!("status and doctor say {said:?}"));
-        drop(foreign);
-        // The kernel frees a link when it has time to.
+        drop(third_party);
+        // The kernel frees a link asynchronously.
         let came = wait_for("our program at the uplink", SOON * 4, || {
             rig.netavark.call(&["firewall-reload"], b"").ok()?;
             host.xdp("eth0").ok()?.filter(|_| refused(rig, "eth0").is_ok_and(|r| r.is_none()))
@@ -202,7 +202,7 @@ fn an_uplink_that_has_no_xdp_goes_without(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig(Topology::new(), rung, |rig| {
-        // With an address of its own a bridge leads somewhere.
+        // A bridge with an address of its own is an uplink.
         rig.topology.host.ip("link add br0 type bridge\naddr add 198.51.100.1/24 dev br0\nlink set br0 up\n")?;
         let (up, _servers) = web(rig, document(7, 5))?;
         let _near = serve(&rig.topology.client, 9000, "near")?;

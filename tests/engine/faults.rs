@@ -1,8 +1,8 @@
-//! What goes wrong on real hosts: killed processes, taken ports, names in use.
+//! Faults of real hosts: killed processes, taken ports, names in use.
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 fn pid_of(m: &Machine, field: &str, name: &str) -> Result<String> {
     m.podman(&["inspect", "--format", &format!("{{{{.State.{field}}}}}"), name])
@@ -30,7 +30,7 @@ pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result
         m.run_on_host("sh", &["-c", &format!("kill -KILL {pid}")])?;
     }
     m.podman(&["rm", "-f", "-t", "0", "web"])?;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8080)))??;
     assert_eq!(PAGE, page_outside(m, HOST, 8081)?);
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
@@ -38,18 +38,18 @@ pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result
     check_rung(m)
 }
 
-pub fn a_taken_host_port_is_refused_and_harms_nobody(m: &Machine) -> Result<()> {
+pub fn a_taken_host_port_is_refused_without_harm_to_others(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let second = m.try_podman(&["run", "-d", "--name", "rival", "-p", "8080:80", "bb", "sleep", "100"])?;
     assert_ne!(Some(0), second.code);
-    // netpath is asked before Podman binds the port, and knows whose it is.
+    // netpath is called before Podman binds the port, and knows its owner.
     let why = if m.backend() == Backend::Netavark { "address already in use" } else { "container web" };
     ensure!(second.err.contains("8080") && second.err.contains(why), "{}", second.err);
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     m.podman(&["rm", "-f", "rival"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
-    // Netavark 1.4 takes away what the two had in common.
+    // Netavark 1.4 removes the rules that both containers share.
     if m.backend() != Backend::Netavark {
         assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
     }
@@ -57,7 +57,7 @@ pub fn a_taken_host_port_is_refused_and_harms_nobody(m: &Machine) -> Result<()> 
 }
 
 pub fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Result<()> {
-    // Someone else's link has the bridge's name.
+    // A link of other software has the bridge's name.
     m.podman(&["network", "create", "--subnet", "10.89.5.0/24", "clash"])?;
     let format = "{{.NetworkInterface}}";
     let bridge = m.podman(&["network", "inspect", "--format", format, "clash"])?;
@@ -75,8 +75,8 @@ pub fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Resu
     Ok(())
 }
 
-pub fn a_backend_killed_during_setup_is_made_good_by_the_next_container(m: &Machine) -> Result<()> {
-    // Podman does not call teardown after a setup that failed, and what netavark had made by then stays for ever.
+pub fn a_backend_killed_during_setup_is_repaired_by_the_next_container(m: &Machine) -> Result<()> {
+    // Podman does not call teardown after a failed setup, so objects that netavark has created stay for ever.
     if m.backend() == Backend::Netavark {
         return Ok(());
     }
@@ -84,9 +84,9 @@ pub fn a_backend_killed_during_setup_is_made_good_by_the_next_container(m: &Mach
     for round in 0..40_u64 {
         let run =
             m.engine(&["run", "-d", "--name", "web", "-p", "8080:80", "bb", "httpd", "-f", "-p", "80", "-h", "/www"]);
-        let podman = std::thread::spawn(|| kit::podman::finish(run, None));
+        let podman = std::thread::spawn(|| support::podman::finish(run, None));
         let helper = m.helper("netavark");
-        // A short setup can pass unseen.
+        // A short setup may be missed.
         while !podman.is_finished() {
             if kill_setup(&helper, Duration::from_millis(round % 12 * 12))? {
                 killed += 1;
@@ -109,11 +109,11 @@ pub fn a_backend_killed_during_setup_is_made_good_by_the_next_container(m: &Mach
     check_rung(m)
 }
 
-/// Kills the machine's `netavark … setup` some time after it was seen; false = there was none, or it was faster.
+/// Kills the machine's `netavark … setup` some time after it was seen; false = there was none, or it had ended.
 fn kill_setup(helper: &str, after: Duration) -> Result<bool> {
     let Some(seen) = setup_of(helper) else { return Ok(false) };
     std::thread::sleep(after);
-    // Still the same one: a pid alone could have been given to somebody else meanwhile.
+    // Checked again: the kernel may have given the pid to another process.
     if setup_of(helper) != Some(seen) {
         return Ok(false);
     }

@@ -1,14 +1,14 @@
-//! What happens to containers in their lives.
+//! Containers from start to removal.
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     m.podman(&["stop", "-t", "0", "web"])?;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8080)))??;
     m.nothing_left().context("after stop")?;
     m.podman(&["start", "web"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
@@ -20,20 +20,20 @@ pub fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> 
 }
 
 pub fn a_paused_container_goes_on_after_unpause(m: &Machine) -> Result<()> {
-    // `podman pause` needs the freezer of a cgroup, which a machine without cgroups for containers does not have:
-    // the same is done to its process.
+    // `podman pause` needs the freezer cgroup, which a machine without cgroups for containers lacks: the process is stopped by
+    // a signal.
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let pid = m.podman(&["inspect", "--format", "{{.State.Pid}}", "web"])?;
     m.run_on_host("sh", &["-c", &format!("kill -STOP {pid}")])?;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8080)))??;
     m.run_on_host("sh", &["-c", &format!("kill -CONT {pid}")])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     check_rung(m)
 }
 
 pub fn a_container_that_ends_by_itself_leaves_nothing(m: &Machine) -> Result<()> {
-    // In the foreground podman removes it, in the background the cleanup process that conmon starts.
+    // In the foreground podman removes it, in the background the cleanup process of conmon does.
     let address = m.podman(&["run", "--rm", "-p", "8080:80", "bb", "ip", "-4", "-o", "address", "show", "eth0"])?;
     ensure!(address.contains("10.88.0."), "{address}");
     m.nothing_left().context("after a container in the foreground")?;
@@ -48,7 +48,7 @@ pub fn a_container_that_ends_by_itself_leaves_nothing(m: &Machine) -> Result<()>
 }
 
 pub fn a_pod_shares_one_network(m: &Machine) -> Result<()> {
-    // Podman's own pause image cannot be fetched here; any image that sleeps will do.
+    // Podman's pause image cannot be fetched here; any image that sleeps is enough.
     let infra = ["--infra-image", "localhost/bb", "--infra-command", "sleep 1000"];
     m.podman(&[&["pod", "create", "--name", "pair", "-p", "8080:80", "-p", "9000:9000"][..], &infra].concat())?;
     m.podman(&["run", "-d", "--pod", "pair", "--name", "web", "bb", "httpd", "-f", "-p", "80", "-h", "/www"])?;
@@ -102,7 +102,7 @@ pub fn many_containers_start_and_go_at_once(m: &Machine) -> Result<()> {
 }
 
 fn all_at_once(commands: Vec<std::process::Command>) -> Result<()> {
-    let run = |c| std::thread::spawn(|| kit::podman::finish(c, None));
+    let run = |c| std::thread::spawn(|| support::podman::finish(c, None));
     let threads: Vec<_> = commands.into_iter().map(run).collect();
     for thread in threads {
         let output = thread.join().map_err(|_| anyhow::anyhow!("a command panicked"))??;
@@ -111,9 +111,9 @@ fn all_at_once(commands: Vec<std::process::Command>) -> Result<()> {
     Ok(())
 }
 
-/// As services with mounts of their own and `ip netns exec` have it: each sees another bpffs, or none.
+/// As with `ip netns exec` and services with private mounts: each command sees another bpffs, or none.
 pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine) -> Result<()> {
-    // What Podman mounts for a container is seen by all, as on a host with systemd.
+    // Mounts that Podman makes for a container propagate to all, as on a host with systemd.
     m.run_on_host("mount", &["--make-rshared", "/run"])?;
     let apart = |args: &[&str]| {
         let hidden = "umount /sys/fs/bpf 2>/dev/null; exec \"$@\"";
@@ -128,7 +128,7 @@ pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine)
         assert_eq!(PAGE, page_outside(m, HOST, port)?);
     }
     if m.backend() == Backend::Netpath(None) {
-        let netpath = kit::netavark::binary()?.display().to_string();
+        let netpath = support::netavark::binary()?.display().to_string();
         let status: serde_json::Value = serde_json::from_str(&apart(&[&netpath, "status", "--json"])?)?;
         let uplinks = |s: &serde_json::Value| {
             let hooks = s["hooks"].as_array().into_iter().flatten();
@@ -143,10 +143,10 @@ pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine)
     }
     apart(&["podman", "rm", "-f", "-t", "0", "one"])?;
     m.podman(&["rm", "-f", "-t", "0", "two"])?;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8080)))??;
     assert_eq!(PAGE, page_outside(m, HOST, 8082)?);
     apart(&["podman", "rm", "-f", "-t", "0", "three"])?;
-    // A server of the host's own has its port back.
+    // A server of the host gets its port back.
     let server = m.host(|| std::net::TcpListener::bind(SocketAddr::new(HOST, 8082)))??;
     let client =
         m.client(|| std::net::TcpStream::connect_timeout(&SocketAddr::new(HOST, 8082), Duration::from_secs(3)))?;

@@ -1,8 +1,9 @@
-//! A real Podman with netpath in netavark's place: what a user types, and what a client then sees.
+//! A real Podman with netpath in netavark's place: commands of a user, and the observations of a client.
 //!
-//! Each case runs three times: `ebpf::` and `iptables::` on netpath's rungs, and with `NETPATH_PEER=1` `netavark::` on
-//! the distribution's netavark, which proves the case itself. Every one has a machine of its own, and ends with nothing
-//! left on it.
+//! Each case runs three times: `ebpf::` and `iptables::` on netpath's rungs, and with `NETPATH_PEER=1` `netavark::` on the
+//! distribution's netavark, which validates the case itself. Each has a machine of its own, and leaves nothing on it.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod faults;
 mod lifecycle;
@@ -10,30 +11,30 @@ mod networks;
 mod publish;
 
 use anyhow::{Context, Result, anyhow};
-use kit::podman::{Backend, Machine, reach};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+use support::podman::{Backend, Machine, reach};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOCALHOST6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-const HOST: IpAddr = IpAddr::V4(kit::podman::HOST);
-const HOST6: IpAddr = IpAddr::V6(kit::podman::HOST6);
-const CLIENT: IpAddr = IpAddr::V4(kit::podman::CLIENT);
-const CLIENT6: IpAddr = IpAddr::V6(kit::podman::CLIENT6);
+const HOST: IpAddr = IpAddr::V4(support::podman::HOST);
+const HOST6: IpAddr = IpAddr::V6(support::podman::HOST6);
+const CLIENT: IpAddr = IpAddr::V4(support::podman::CLIENT);
+const CLIENT6: IpAddr = IpAddr::V6(support::podman::CLIENT6);
 
 macro_rules! cases {
     ($($room:ident: $($case:ident)*;)*) => {
-        cases!(@ ebpf Backend::Netpath(None), kit::need::Need::Ok(()), $($($room $case)*)*);
-        cases!(@ iptables Backend::Netpath(Some("iptables")), kit::need::Need::Ok(()), $($($room $case)*)*);
-        cases!(@ netavark Backend::Netavark, kit::need::peer(), $($($room $case)*)*);
+        cases!(@ ebpf Backend::Netpath(None), support::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ iptables Backend::Netpath(Some("iptables")), support::need::Need::Ok(()), $($($room $case)*)*);
+        cases!(@ netavark Backend::Netavark, support::need::peer(), $($($room $case)*)*);
     };
     (@ $module:ident $backend:expr, $asked:expr, $($room:ident $case:ident)*) => {
         mod $module {
             use super::*;
             $(#[test]
             fn $case() -> Result<()> {
-                kit::need!($asked, Machine::need($backend));
+                support::need!($asked, Machine::need($backend));
                 run($backend, super::$room::$case)
             })*
         }
@@ -68,13 +69,13 @@ cases! {
         a_container_is_on_two_macvlans_and_a_bridge;
     faults:
         a_killed_container_is_removed_and_replaced
-        a_taken_host_port_is_refused_and_harms_nobody
+        a_taken_host_port_is_refused_without_harm_to_others
         an_error_of_setup_names_its_cause_and_leaves_nothing
         a_container_is_removed_after_its_conmon_was_killed
-        a_backend_killed_during_setup_is_made_good_by_the_next_container;
+        a_backend_killed_during_setup_is_repaired_by_the_next_container;
 }
 
-/// One case on a machine of its own; on failure, with the machine as it was.
+/// Runs one case on a machine of its own; on failure, reports the state of the machine.
 fn run(backend: Backend, case: fn(&Machine) -> Result<()>) -> Result<()> {
     let machine =
         Machine::start(backend, Some(Path::new(env!("CARGO_BIN_EXE_peer")))).context("start of the machine")?;
@@ -82,13 +83,13 @@ fn run(backend: Backend, case: fn(&Machine) -> Result<()>) -> Result<()> {
     outcome.map_err(|e| anyhow!("{e:#}\n--- the machine then\n{}", machine.picture()))
 }
 
-/// The check at the end of each case, checked: whatever could be left behind is seen.
+/// Control of the final check: it detects each kind of leftover.
 #[test]
-fn what_is_left_behind_is_seen() -> Result<()> {
+fn leftovers_are_detected() -> Result<()> {
     let backend = Backend::Netpath(None);
-    kit::need!(Machine::need(backend));
+    support::need!(Machine::need(backend));
     let machine = Machine::start(backend, None)?;
-    machine.nothing_left().context("a machine that nothing was done to")?;
+    machine.nothing_left().context("an unused machine")?;
     let leave = [
         ("link left: left0", "ip link add left0 type bridge"),
         ("namespace left: left", "ip netns add left"),
@@ -104,33 +105,33 @@ fn what_is_left_behind_is_seen() -> Result<()> {
     for (_, how) in leave {
         machine.run_on_host("sh", &["-c", how])?;
     }
-    let found = machine.nothing_left().err().context("nothing was found")?.to_string();
+    let found = machine.nothing_left().err().context("no leftover was found")?.to_string();
     for (what, _) in leave {
         anyhow::ensure!(found.contains(what), "{what:?} was not found: {found}");
     }
     Ok(())
 }
 
-/// What a case has not removed itself: containers, pods, networks.
+/// Removes what a case has left in Podman: containers, pods, networks.
 fn remove_everything(machine: &Machine) -> Result<()> {
     machine.podman(&["pod", "rm", "-fa", "-t", "0"])?;
     machine.podman(&["rm", "-fa", "-t", "0"])?;
     machine.podman(&["network", "prune", "-f"]).map(drop)
 }
 
-/// A container named `name` that serves the page on port 80, with further options of `podman run`.
+/// A container named `name` that serves the page on port 80, with additional options of `podman run`.
 fn run_httpd(machine: &Machine, name: &str, options: &[&str]) -> Result<()> {
     let command = ["bb", "httpd", "-f", "-vv", "-p", "80", "-h", "/www"];
     machine.podman(&[&["run", "-d", "--name", name, "--hostname", name], options, &command].concat()).map(drop)
 }
 
-/// A container named `name` that answers on `ports`, TCP and UDP, with its name and whom it sees.
+/// A container named `name` that answers on `ports`, TCP and UDP, with its name and the client's address.
 fn run_peer(machine: &Machine, name: &str, ports: &[&str], options: &[&str]) -> Result<()> {
     machine.podman(&[&["run", "-d", "--name", name, "--hostname", name], options, &["bb", "peer"], ports].concat())?;
     logs_until(machine, name, "serving").map(drop)
 }
 
-/// The container's output once it has `text` in it.
+/// The container's output once it contains `text`.
 fn logs_until(machine: &Machine, name: &str, text: &str) -> Result<String> {
     reach::eventually(Duration::from_secs(5), || {
         let output = machine.try_podman(&["logs", name])?;
@@ -140,25 +141,25 @@ fn logs_until(machine: &Machine, name: &str, text: &str) -> Result<String> {
     })
 }
 
-/// A page as the client beyond the wire gets it; the server may still be starting.
+/// A page fetched by the client beyond the wire; the server may still be starting.
 fn page_outside(machine: &Machine, ip: impl Into<IpAddr>, port: u16) -> Result<String> {
     let to = SocketAddr::new(ip.into(), port);
     machine.client(|| reach::eventually(Duration::from_secs(3), || reach::page(to)))?.context("from outside")
 }
 
-/// A page as a process of the host gets it.
+/// A page fetched by a process of the host.
 fn page_inside(machine: &Machine, ip: impl Into<IpAddr>, port: u16) -> Result<String> {
     let to = SocketAddr::new(ip.into(), port);
     machine.host(|| reach::eventually(Duration::from_secs(3), || reach::page(to)))?.context("from the host itself")
 }
 
-/// A page as busybox wget gets it inside the container `from`.
+/// A page fetched by busybox wget inside the container `from`.
 fn page_from(machine: &Machine, from: &str, url: &str) -> Result<String> {
-    // Not `wget -T 3`: that crashes in Debian's static busybox.
+    // Not `wget -T 3`: it crashes in Debian's static busybox.
     machine.podman(&["exec", from, "timeout", "3", "wget", "-q", "-O", "-", url])
 }
 
-/// What must hold while containers run: the rung that was asked for, and on eBPF no rule of netfilter.
+/// Invariants while containers run: the requested rung, and on eBPF no rule of netfilter.
 fn check_rung(machine: &Machine) -> Result<()> {
     let rules = machine.netfilter()?;
     match machine.backend() {
@@ -166,7 +167,7 @@ fn check_rung(machine: &Machine) -> Result<()> {
             anyhow::ensure!(rules.is_empty(), "rules of netfilter on the eBPF rung: {rules:#?}");
             anyhow::ensure!(machine.has_pinned_programs(), "no program is pinned: not the eBPF rung");
         }
-        _ => anyhow::ensure!(!rules.is_empty(), "no rule of netfilter: another rung than asked for?"),
+        _ => anyhow::ensure!(!rules.is_empty(), "no rule of netfilter: another rung than requested?"),
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! Networks of the user's own: several at once, names, fixed addresses, and the ones that are shut.
+//! User-defined networks: several at once, names, fixed addresses, and closed networks.
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
@@ -18,7 +18,7 @@ pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()>
         assert_eq!(PAGE, page_inside(m, ip, 80)?);
     }
     check_rung(m)?;
-    // The port has two owners now; the second must serve when the first goes.
+    // The port has two owners now; the second must serve after the first is gone.
     m.podman(&["network", "disconnect", "one", "web"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     assert_eq!(PAGE, page_inside(m, LOCALHOST, 8080)?);
@@ -90,8 +90,8 @@ pub fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
     run_httpd(m, "outsider", &[])?;
     let ip = m.address("inside", "shut")?;
     assert_eq!(PAGE.trim_end(), page_from(m, "friend", &format!("http://{ip}/"))?);
-    let listener = m.client(|| std::net::TcpListener::bind((kit::podman::FAR, 8000)))??;
-    ensure!(page_from(m, "inside", &format!("http://{}:8000/", kit::podman::FAR)).is_err(), "there is a way out");
+    let listener = m.client(|| std::net::TcpListener::bind((support::podman::FAR, 8000)))??;
+    ensure!(page_from(m, "inside", &format!("http://{}:8000/", support::podman::FAR)).is_err(), "there is a way out");
     ensure!(page_from(m, "outsider", &format!("http://{ip}/")).is_err(), "there is a way in from another network");
     drop(listener);
     let route = m.podman(&["exec", "inside", "ip", "route"])?;
@@ -134,9 +134,9 @@ pub fn a_container_is_on_two_macvlans_and_a_bridge(m: &Machine) -> Result<()> {
     assert_eq!(IpAddr::V4(on_lan), m.address("web", "lan")?);
     // Before 2.0 Netavark gave both default routes the same metric.
     if m.backend() != Backend::Netavark {
-        let listener = m.client(|| std::net::TcpListener::bind((kit::podman::FAR, 8000)))??;
+        let listener = m.client(|| std::net::TcpListener::bind((support::podman::FAR, 8000)))??;
         listener.set_nonblocking(true)?;
-        ensure!(page_from(m, "web", &format!("http://{}:8000/", kit::podman::FAR)).is_err(), "there is no page");
+        ensure!(page_from(m, "web", &format!("http://{}:8000/", support::podman::FAR)).is_err(), "there is no page");
         let (_, client) = listener.accept().context("it has not come")?;
         assert_eq!(IpAddr::V4(on_lan), client.ip(), "the way out is not the macvlan");
     }

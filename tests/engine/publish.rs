@@ -1,8 +1,8 @@
-//! Published ports and the way out, from every side that a client can stand on.
+//! Published ports and outbound traffic, from every kind of client.
 
 use super::*;
 use anyhow::ensure;
-use kit::podman::image::PAGE;
+use support::podman::image::PAGE;
 
 pub fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
@@ -12,14 +12,14 @@ pub fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<(
     assert_eq!(PAGE, page_inside(m, HOST, 8080)?);
     let own = m.address("web", "podman")?;
     assert_eq!(PAGE, page_inside(m, own, 80)?);
-    // What netfilter cannot do: ::1, and that of a container without IPv6.
+    // Not possible with netfilter: ::1, and ::1 of a container without IPv6.
     if m.backend() == Backend::Netpath(None) {
         assert_eq!(PAGE, page_inside(m, LOCALHOST6, 8080)?);
     }
     check_rung(m)?;
     m.podman(&["rm", "-f", "-t", "0", "web"])?;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8080)))??;
-    m.host(|| reach::nobody(SocketAddr::new(LOCALHOST, 8080)))?
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8080)))??;
+    m.host(|| reach::silent(SocketAddr::new(LOCALHOST, 8080)))?
 }
 
 pub fn a_udp_port_answers_from_the_address_that_was_asked(m: &Machine) -> Result<()> {
@@ -47,8 +47,8 @@ pub fn a_range_leads_each_port_to_its_own(m: &Machine) -> Result<()> {
         let inside = m.host(|| reach::tcp(local))??;
         ensure!(inside.starts_with(&format!("many:{} ", 7000 + offset)), "{local}: {inside}");
     }
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 9010)))??;
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8999)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 9010)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8999)))??;
     check_rung(m)
 }
 
@@ -56,11 +56,11 @@ pub fn a_port_of_localhost_is_not_reached_from_outside(m: &Machine) -> Result<()
     run_httpd(m, "private", &["-p", "127.0.0.1:8081:80"])?;
     run_httpd(m, "public", &["-p", &format!("{HOST}:8082:80")])?;
     assert_eq!(PAGE, page_inside(m, LOCALHOST, 8081)?);
-    m.client(|| reach::nobody(SocketAddr::new(HOST, 8081)))??;
-    m.host(|| reach::nobody(SocketAddr::new(HOST, 8081)))??;
+    m.client(|| reach::silent(SocketAddr::new(HOST, 8081)))??;
+    m.host(|| reach::silent(SocketAddr::new(HOST, 8081)))??;
     assert_eq!(PAGE, page_outside(m, HOST, 8082)?);
     assert_eq!(PAGE, page_inside(m, HOST, 8082)?);
-    m.host(|| reach::nobody(SocketAddr::new(LOCALHOST, 8082)))??;
+    m.host(|| reach::silent(SocketAddr::new(LOCALHOST, 8082)))??;
     check_rung(m)
 }
 
@@ -90,19 +90,19 @@ pub fn a_container_reaches_published_ports_by_the_host_address(m: &Machine) -> R
     run_httpd(m, "neighbour", &[])?;
     run_httpd(m, "stranger", &["--network", "other"])?;
     page_outside(m, HOST, 8080)?;
-    // Where bridges call iptables (br_netfilter), Netavark's bridge does not send a frame back to the port it came from.
+    // With br_netfilter, Netavark's bridge does not send a frame back to its port.
     let own = if m.backend() == Backend::Netavark { None } else { Some("web") };
     for from in ["neighbour", "stranger"].into_iter().chain(own) {
         let page = page_from(m, from, &format!("http://{HOST}:8080/")).with_context(|| format!("from {from}"))?;
         assert_eq!(PAGE.trim_end(), page);
     }
-    // The bridge's own address is one of the host's.
+    // The bridge's own address is an address of the host.
     assert_eq!(PAGE.trim_end(), page_from(m, "neighbour", "http://10.88.0.1:8080/")?);
     check_rung(m)
 }
 
 pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
-    let far = IpAddr::V4(kit::podman::FAR);
+    let far = IpAddr::V4(support::podman::FAR);
     let server = m.client(|| std::net::TcpListener::bind((far, 8000)))??;
     let thread = std::thread::spawn(move || -> Result<SocketAddr> {
         let (mut stream, from) = server.accept()?;
@@ -119,7 +119,7 @@ pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
 }
 
 pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Result<()> {
-    // One socket, as a resolver or a game client keeps it: its flow is known when the container goes.
+    // One socket, as of a resolver or a game client: its flow exists when the container is removed.
     let publish = ["-p", "5353:5300/udp"];
     run_peer(m, "first", &["5300"], &publish)?;
     let to = SocketAddr::new(HOST, 5353);
@@ -128,7 +128,7 @@ pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Re
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         socket.send_to(b"who\n", to)?;
         let mut buffer = [0; 512];
-        let len = kit::traffic::again(|| socket.recv(&mut buffer)).context("no answer")?;
+        let len = support::traffic::again(|| socket.recv(&mut buffer)).context("no answer")?;
         Ok(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned())
     };
     assert_eq!(format!("first:5300 sees {CLIENT}"), reach::eventually(Duration::from_secs(3), ask)?);
@@ -137,7 +137,7 @@ pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Re
     // Another address, so that an old flow leads nowhere.
     run_peer(m, "second", &["5300"], &[&publish[..], &["--ip", "10.88.0.77"]].concat())?;
     let answer = reach::eventually(Duration::from_secs(3), ask);
-    // Netavark leaves the old flow where it is (netavark#1045).
+    // Netavark keeps the old flow (netavark#1045).
     if m.backend() != Backend::Netavark {
         assert_eq!(format!("second:5300 sees {CLIENT}"), answer?);
     }

@@ -1,18 +1,18 @@
-//! The agent: it comes with the first container, follows the host, goes with the last one, and nobody needs it.
+//! The agent: it starts with the first container, follows the host, ends with the last one, and is not required.
 
 use anyhow::{Context, Result, ensure};
-use kit::agent::{agents, kill_all, the_agent as agent, watching};
-use kit::host::{SOON, wait_for};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::net::IpAddr;
 use std::process::{Command, Output};
+use support::agent::{agents, kill_all, the_agent as agent, watching};
+use support::host::{SOON, wait_for};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, Container, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp")
@@ -47,14 +47,14 @@ fn on_every_rung(test: impl Fn(Rung) -> Result<()>) -> Result<()> {
 }
 
 #[test]
-fn it_comes_with_the_first_container_and_goes_with_the_last() -> Result<()> {
+fn the_agent_starts_with_the_first_container_and_ends_with_the_last() -> Result<()> {
     need!(need::root(), need::netpath());
     on_every_rung(|rung| {
         let topology = Topology::new()?;
         let residue = Residue::watch(&topology)?;
         let netavark = Netavark::on(&topology, rung)?;
         let (web, other) = (topology.container("web")?, topology.container("other")?);
-        // The kit reads setup's output to its end: an agent that held it open would never let it come.
+        // `setup` reads the output to its end: it would hang if the agent held it open.
         netavark.setup(&web, &document(5))?;
         let pid = agent(&topology)?;
         netavark.setup(&other, &document(6))?;
@@ -74,14 +74,14 @@ fn it_comes_with_the_first_container_and_goes_with_the_last() -> Result<()> {
 }
 
 #[test]
-fn of_many_that_start_at_once_one_stays() -> Result<()> {
+fn of_many_agents_started_at_once_one_stays() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
     let containers: Vec<(Container, Document)> =
         (5..13).map(|n| Ok((topology.container(&format!("c{n}"))?, document(n)))).collect::<Result<_>>()?;
-    kit::host::at_once(8, &containers, |(c, d)| netavark.setup(c, d).map(drop))?;
+    support::host::at_once(8, &containers, |(c, d)| netavark.setup(c, d).map(drop))?;
     let pid = watching(&topology)?;
     for foreground in [&["agent"][..], &["agent", "--foreground"]] {
         let second = call(&topology, foreground)?;
@@ -89,15 +89,15 @@ fn of_many_that_start_at_once_one_stays() -> Result<()> {
         ensure!(!second.status.success() && text.contains(&format!("pid {pid}")), "{text}");
     }
     kill_all(&topology)?;
-    kit::host::at_once(8, &[(); 8], |()| call(&topology, &["gc"]).map(drop))?;
+    support::host::at_once(8, &[(); 8], |()| call(&topology, &["gc"]).map(drop))?;
     let again = watching(&topology)?;
     ensure!(again != pid && agents(&topology) == [again], "{:?}", agents(&topology));
-    kit::host::at_once(8, &containers, |(c, d)| netavark.teardown(c, d))?;
+    support::host::at_once(8, &containers, |(c, d)| netavark.teardown(c, d))?;
     residue.nothing_left(&topology, &containers.iter().map(|(c, _)| c).collect::<Vec<_>>())
 }
 
 #[test]
-fn it_may_be_killed_at_any_moment() -> Result<()> {
+fn the_agent_may_be_killed_at_any_moment() -> Result<()> {
     need!(need::root(), need::netpath());
     on_every_rung(|rung| {
         let topology = Topology::new()?;
@@ -113,7 +113,7 @@ fn it_may_be_killed_at_any_moment() -> Result<()> {
             kill_all(&topology)?;
             answers(&topology, "192.0.2.1", 8005)?;
             topology.host.ip(&format!("addr del 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
-            // Whatever the command is, it brings the agent back.
+            // Any command starts the agent again.
             netavark.setup(&other, &document(6))?;
             agent(&topology)?;
             netavark.teardown(&other, &document(6))?;
@@ -125,7 +125,7 @@ fn it_may_be_killed_at_any_moment() -> Result<()> {
 }
 
 #[test]
-fn it_ends_on_sigterm() -> Result<()> {
+fn the_agent_ends_on_sigterm() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -172,9 +172,9 @@ fn addresses_and_uplinks_that_come_are_followed_without_a_command() -> Result<()
     })
 }
 
-/// netpath's own rules are taken away by somebody who flushes all rules.
+/// Another program flushes all rules, netpath's own included.
 #[test]
-fn rules_that_somebody_flushes_come_back() -> Result<()> {
+fn flushed_rules_come_back() -> Result<()> {
     need!(need::netpath(), need::rung(Rung::Iptables), need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -190,7 +190,7 @@ fn rules_that_somebody_flushes_come_back() -> Result<()> {
 }
 
 #[test]
-fn a_link_that_flaps_keeps_nobody_busy() -> Result<()> {
+fn a_flapping_link_causes_no_load() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -223,7 +223,7 @@ fn ticks(pid: i32) -> Result<u64> {
 }
 
 #[test]
-fn without_it_everything_works_too() -> Result<()> {
+fn without_the_agent_everything_works_too() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;

@@ -1,14 +1,9 @@
-//! A flow table with more to hold than it can: its memory stays what it is, `netpath status` tells at once how full it is, and
-//! what has expired is given back.
+//! An overfull flow table: its memory stays constant, `netpath status` reports its fill level at once, and expired flows are
+//! removed.
 
 use crate::gc::{NO_AGENT, age, document, flows, gc};
 use crate::scaled;
 use anyhow::{Context, Result, ensure};
-use kit::need;
-use kit::netavark::{Netavark, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::addr::Be16;
 use netpath_common::family::Ipv4;
 use netpath_common::flow::{REPLIED, REPLY_HALF};
@@ -18,6 +13,11 @@ use netpath_common::reason::Reason;
 use serde_json::Value;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::need;
+use support::netavark::{Netavark, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn status(topology: &Topology) -> Result<(Value, Duration)> {
     let mut command = Command::new(binary()?);
@@ -28,7 +28,7 @@ fn status(topology: &Topology) -> Result<(Value, Duration)> {
     Ok((serde_json::from_slice(&out.stdout)?, begun.elapsed()))
 }
 
-/// Number `n` of flows that a container has begun to as many ends outside.
+/// Flow number `n` of a container, each to another outside end.
 fn halves(n: u32, now: u32) -> [(FlowKey4, Flow4); 2] {
     let [_, a, b, c] = n.to_be_bytes();
     let (web, outside, host) = ([10, 89, 7, 5], [100, a, b, c], [192, 0, 2, 1]);
@@ -77,7 +77,7 @@ fn a_million_flows_take_no_more_memory_and_are_told_at_once() -> Result<()> {
 
     let mut map = flows(&topology)?;
     let wanted = scaled(1_000_000) as u32;
-    let now = kit::maps::now();
+    let now = support::maps::now();
     for n in 0..wanted {
         for (key, flow) in halves(n, now) {
             map.insert(key, flow, 0)?;
@@ -88,18 +88,18 @@ fn a_million_flows_take_no_more_memory_and_are_told_at_once() -> Result<()> {
     let told = |status: &Value, key: &str| status["flows"][key].as_u64().with_context(|| format!("{key}: {status}"));
     let (used, limit) = (told(&full, "used")?, told(&full, "limit")?);
     need::say(&format!(
-        "{wanted} flows: {used} of {limit} in the table, {} KiB; told in {} ms",
+        "{wanted} flows: {used} of {limit} in the table, {} KiB; reported in {} ms",
         told(&full, "memory_bytes")? / 1024,
         took.as_millis()
     ));
     ensure!(limit == u64::from(FLOWS4 + FLOWS6) / 2, "the limit is {limit}");
-    ensure!(used == there.div_ceil(2) && used <= limit, "{used} flows told, {there} halves there");
+    ensure!(used == there.div_ceil(2) && used <= limit, "{used} flows reported, {there} halves present");
     ensure!(there * 10 > u64::from(FLOWS4) * 9, "{there} halves of {FLOWS4}: not full");
     for (of, [before, after]) in [("flows", [&empty["flows"], &full["flows"]]), ("all maps", [&empty, &full])] {
         ensure!(before["memory_bytes"] == after["memory_bytes"], "the memory of {of}: {before}, {after}");
     }
 
-    // New ones have their place, and what is in nobody's use goes.
+    // New flows find a place, and unused ones are evicted.
     Dial::new(Proto::Tcp, HOST4, 8005).ask(&topology.client)?;
     Dial::new(Proto::Udp, CLIENT4, 9000).ask(&web)?;
     age(&mut map, |key| key.dst[0] == 100 || key.src[0] == 100, 9_000)?;

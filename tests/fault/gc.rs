@@ -1,12 +1,6 @@
-//! Sweeping, and connections that outlive a change of the maps' layout.
+//! Sweeping, and connections that survive a change of the map layout.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use netpath_common::layout::{Flow4, FlowKey4, LAYOUT_VERSION, name};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -15,6 +9,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use support::host::Netns;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::residue::Residue;
+use support::topology::{CLIENT4, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 pub const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
 
@@ -55,7 +55,7 @@ fn flows_of(tree: &Path) -> Result<Flows4> {
     Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
 }
 
-/// Moves the last packet of these flows into the past.
+/// Ages the last packet of these flows.
 pub fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
     let all: Vec<(FlowKey4, Flow4)> = flows.iter().flatten().filter(|(k, _)| which(k)).collect();
     for (key, mut flow) in all.iter().copied() {
@@ -77,7 +77,7 @@ fn expired_flows_go_in_pairs_and_living_ones_stay() -> Result<()> {
     let _servers = [Server::echo(&web, Proto::Tcp, ANY, 80, "web")?, Server::echo(&web, Proto::Udp, ANY, 80, "web")?];
     Dial::new(Proto::Tcp, HOST4, 8005).ask(&topology.client)?;
     Dial::new(Proto::Udp, HOST4, 8005).ask(&topology.client)?;
-    // A masqueraded one, which has a mark.
+    // A masqueraded flow, which has a mark.
     let _outside = Server::echo(&topology.client, Proto::Udp, ANY, 9000, "outside")?;
     Dial::new(Proto::Udp, CLIENT4, 9000).ask(&web)?;
     ensure!(nothing(&gc(&topology)?), "something was removed while everything lives");
@@ -87,24 +87,24 @@ fn expired_flows_go_in_pairs_and_living_ones_stay() -> Result<()> {
     let all = count(&map);
     ensure!(all >= 6, "{all} halves of three flows");
     let udp = age(&mut map, |k| k.proto == 17, 200)?;
-    // One half alone is old: its flow lives.
+    // Only one half is old: its flow lives.
     ensure!(age(&mut map, |k| k.proto == 6 && k.side == 0, 9_000)? == 1, "one half of the TCP flow");
     let removed = gc(&topology)?;
     ensure!(removed["flows"] == udp && count(&map) == all - udp, "of {all} halves {udp} were old: {removed}");
-    // Or after a while every port of the host would take its packets the long way.
+    // Otherwise every port of the host would take the slow path after a while.
     ensure!(removed["marks"] == 1, "the mark of the port that was masqueraded to: {removed}");
     ensure!(nothing(&gc(&topology)?), "the second call removed something");
     age(&mut map, |_| true, 9_000)?;
     gc(&topology)?;
     ensure!(count(&map) == 0, "{} halves stay", count(&map));
-    // And all begins anew.
+    // And new flows work again.
     Dial::new(Proto::Udp, HOST4, 8005).ask(&topology.client)?;
     Dial::new(Proto::Udp, CLIENT4, 9000).ask(&web)?;
     netavark.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web])
 }
 
-/// A command that comes when nobody has swept for a minute sweeps a little.
+/// A command sweeps a little if there was no sweep for a minute.
 #[test]
 fn commands_sweep_where_no_agent_does() -> Result<()> {
     need!(need::netpath(), need::rung(Rung::Tcx));
@@ -118,7 +118,7 @@ fn commands_sweep_where_no_agent_does() -> Result<()> {
     let mut map = flows(&topology)?;
     age(&mut map, |_| true, 9_000)?;
     let swept = Path::new("/run/netpath").join(format!("{:x}", topology.host.cookie())).join("swept");
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(61);
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(61);
     std::fs::File::options().write(true).open(&swept).context("swept")?.set_modified(long_ago)?;
     netavark.setup(&other, &document(6))?;
     ensure!(map.keys().flatten().count() == 0, "expired flows stay");
@@ -126,7 +126,7 @@ fn commands_sweep_where_no_agent_does() -> Result<()> {
     netavark.teardown(&web, &document(5))
 }
 
-/// What a host leaves whose namespace has gone while its containers ran.
+/// Leftovers of a host whose namespace was removed while its containers ran.
 #[test]
 fn pins_and_records_of_a_host_that_is_gone_are_removed() -> Result<()> {
     need!(need::netpath(), need::rung(Rung::Tcx));
@@ -141,14 +141,14 @@ fn pins_and_records_of_a_host_that_is_gone_are_removed() -> Result<()> {
     setup.envs(Rung::Tcx.environment()).env(NO_AGENT.0, NO_AGENT.1);
     let out = gone.output(setup, document(5).json(&web).to_string().as_bytes())?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
-    let places = kit::topology::state_dirs(&format!("{:x}", gone.cookie()));
+    let places = support::topology::state_dirs(&format!("{:x}", gone.cookie()));
     let left = || places.iter().filter(|p| p.exists()).count();
     ensure!(left() >= 2, "{places:?}");
     gc(&here)?;
     ensure!(left() >= 2, "a host that lives has lost {places:?}");
     drop((gone, web));
-    // The kernel takes a namespace away when it has time to.
-    let ended = kit::host::wait_for("the end of the host's traces", kit::host::SOON, || {
+    // The kernel removes a namespace asynchronously.
+    let ended = support::host::wait_for("the end of the host's traces", support::host::SOON, || {
         gc(&here).ok()?;
         (left() == 0).then_some(())
     });
@@ -167,8 +167,8 @@ fn connections_outlive_a_new_layout_of_the_maps() -> Result<()> {
     Ok(())
 }
 
-/// What layout 1 kept of flows has the sizes of today's and, but for the unit of their stamps, its meaning: a tree of today
-/// under its name, with seconds in it, is one of its.
+/// The flow records of layout 1 have today's sizes and, except for the unit of their stamps, today's meaning: a tree of today
+/// under its name, with stamps in seconds, is one of its.
 fn relayout(rung: Rung) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -183,7 +183,7 @@ fn relayout(rung: Rung) -> Result<()> {
         topology.host.run(|| TcpStream::connect(SocketAddr::from((HOST4, 8005))))?,
     ];
     talk(&mut connections)?;
-    // Nobody else may put things right in between.
+    // No agent may repair the state meanwhile.
     for (pid, _) in topology.host.processes() {
         kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?;
     }
@@ -192,8 +192,8 @@ fn relayout(rung: Rung) -> Result<()> {
     std::fs::create_dir_all(old.parent().context("no parent")?)?;
     std::fs::rename(pins(&topology, LAYOUT_VERSION), &old).context("renaming a tree")?;
     talk(&mut connections).context("before the change")?;
-    // The programs that run are today's: to them a stamp in seconds is hours old on a host that is up for hours. The last
-    // acknowledgements have come before the stamps change, and nobody speaks until the map is another.
+    // The running programs are today's: to them a stamp in seconds is hours old on a host that is up for hours. The last
+    // acknowledgements have arrived before the stamps change, and no packet is sent until the map is replaced.
     std::thread::sleep(Duration::from_millis(500));
     let mut stamped = flows_of(&old)?;
     for (key, mut flow) in stamped.iter().collect::<Result<Vec<_>, _>>()? {
@@ -202,7 +202,7 @@ fn relayout(rung: Rung) -> Result<()> {
     }
     netavark.setup(&other, &document(6))?;
     ensure!(!old.exists(), "the old tree stays");
-    let now = kit::maps::now();
+    let now = support::maps::now();
     let idle = |flow: &Flow4| flow.next.last_seen.max(now) - flow.next.last_seen.min(now);
     let ages = flows(&topology)?.iter().map(|f| f.map(|(_, flow)| idle(&flow))).collect::<Result<Vec<_>, _>>()?;
     let oldest = netpath_common::flow::ticks(60);
@@ -218,7 +218,7 @@ fn relayout(rung: Rung) -> Result<()> {
 
 fn talk(connections: &mut [TcpStream]) -> Result<()> {
     for (at, connection) in connections.iter_mut().enumerate() {
-        connection.set_read_timeout(Some(kit::host::SOON))?;
+        connection.set_read_timeout(Some(support::host::SOON))?;
         connection.write_all(b"still there?").with_context(|| format!("connection {at}"))?;
         let mut answer = [0; 12];
         connection.read_exact(&mut answer).with_context(|| format!("connection {at}"))?;
@@ -227,7 +227,7 @@ fn talk(connections: &mut [TcpStream]) -> Result<()> {
     Ok(())
 }
 
-/// Says everything again, to everybody who connects.
+/// Repeats all input, to every client.
 fn repeater(netns: &Netns, port: u16) -> Result<()> {
     let listener = netns.run(|| TcpListener::bind(("::", port)))?;
     std::thread::spawn(move || {

@@ -1,22 +1,22 @@
-//! SIGKILL at random moments of setup and teardown: the following teardown leaves nothing, the following setup works.
+//! SIGKILL at random moments of setup and teardown: the next teardown leaves nothing, the next setup works.
 //!
-//! Only calls that the kill has ended count: one that was faster this time is tried again, at another moment.
+//! Only calls ended by the kill count: one that was faster is tried again, at another moment.
 
 use anyhow::{Context, Result, ensure};
-use kit::dice::Dice;
-use kit::host::wait_for;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
+use support::host::wait_for;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::rng::Rng;
+use support::topology::{CLIENT4, Container, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
-/// Interrupted calls of setup, and as many of teardown: on the three rungs together more than fifty in every run, and
-/// fifty on each with `NETPATH_SOAK=full`.
+/// Interrupted calls of setup, and as many of teardown: more than fifty over the three rungs in every run, and fifty on each
+/// with `NETPATH_SOAK=full`.
 fn moments() -> usize {
     if need::is_full() { 25 } else { 10 }
 }
@@ -59,7 +59,7 @@ fn killed(rung: Rung) -> Result<()> {
 /// `dial` reaches the container's port 80.
 fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
     need!(need::netpath(), need::rung(rung));
-    let dice = Dice::new();
+    let rng = Rng::new();
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;
@@ -70,17 +70,17 @@ fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
         while cut < moments() {
             ensure!(
                 tries < 4 * moments(),
-                "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({dice})"
+                "{rung:?}: of {tries} calls of {verb} only {cut} were killed in time ({rng})"
             );
             tries += 1;
             let web = topology.container("web")?;
             if verb == "teardown" {
                 netavark.setup(&web, document)?;
             }
-            let after = whole.mul_f64(dice.below(1_000) as f64 / 1_000.0);
+            let after = whole.mul_f64(rng.below(1_000) as f64 / 1_000.0);
             let what = || {
                 format!(
-                    "{rung:?}: {verb} {tries} killed after {} of {} µs ({dice})",
+                    "{rung:?}: {verb} {tries} killed after {} of {} µs ({rng})",
                     after.as_micros(),
                     whole.as_micros()
                 )
@@ -107,7 +107,7 @@ fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
     Ok(())
 }
 
-/// How long a setup and a teardown take here, the middle of five each.
+/// Duration of a setup and of a teardown here, the median of five each.
 fn durations(topology: &Topology, netavark: &Netavark<'_>, document: &Document) -> Result<(Duration, Duration)> {
     let (mut setups, mut teardowns) = (Vec::new(), Vec::new());
     for _ in 0..5 {
@@ -124,7 +124,7 @@ fn durations(topology: &Topology, netavark: &Netavark<'_>, document: &Document) 
     Ok((setups[2], teardowns[2]))
 }
 
-/// True when the kill was what ended it.
+/// True if the kill ended it.
 fn kill_after(
     topology: &Topology,
     netavark: &Netavark<'_>,
@@ -142,8 +142,8 @@ fn kill_after(
     std::thread::sleep(after);
     child.kill()?;
     let status = child.wait()?;
-    // What it had started, such as an iptables program, ends by itself.
+    // Its children, such as an iptables program, end by themselves.
     let children = || topology.host.processes().into_iter().filter(|(_, name)| name != "netpath-agent").count();
-    wait_for("the end of its children", kit::host::SOON, || (children() == 0).then_some(()))?;
+    wait_for("the end of its children", support::host::SOON, || (children() == 0).then_some(()))?;
     Ok(status.signal() == Some(nix::sys::signal::Signal::SIGKILL as i32))
 }

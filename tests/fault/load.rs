@@ -2,14 +2,14 @@
 
 use crate::scaled;
 use anyhow::{Context, Result, ensure};
-use kit::host::Netns;
-use kit::load::{bulk, bulk_server, hammer, hammer_server};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{Family, Topology};
-use kit::traffic::ANY;
 use std::net::SocketAddr;
+use support::host::Netns;
+use support::load::{bulk, bulk_server, hammer, hammer_server};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::{Family, Topology};
+use support::traffic::ANY;
 
 #[test]
 fn tcx_loses_nothing() -> Result<()> {

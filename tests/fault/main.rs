@@ -1,9 +1,11 @@
-//! What goes wrong, and how much there is of it: load, garbage, SIGKILL, many at once, the agent. Each test prints its figure.
+//! Faults and volume: load, malformed input, SIGKILL, concurrency, the agent. Each test prints its figure.
 //!
-//! `NETPATH_SOAK=full` gives the full bars where a plain run is scaled down.
+//! `NETPATH_SOAK=full` sets the full bars; a plain run scales them down.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod agent;
-mod blame;
+mod error_oracle;
 mod full;
 mod gc;
 mod killed;
@@ -16,5 +18,5 @@ mod speed;
 
 /// The full bar, or a tenth of it.
 fn scaled(full: u64) -> u64 {
-    if kit::need::is_full() { full } else { full / 10 }
+    if support::need::is_full() { full } else { full / 10 }
 }

@@ -1,12 +1,6 @@
-//! Containers that come and go side by side: no failure, nothing left, and all of them as if each had come alone.
+//! Containers that start and stop concurrently: no failure, nothing left, and each as if alone.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::at_once;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{CLIENT4, Container, HOST4, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,6 +9,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
+use support::host::at_once;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::{CLIENT4, Container, HOST4, Topology};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 const CONTAINERS: u8 = 60;
 const WIDTH: usize = 8;
@@ -71,7 +71,7 @@ fn sixty(rung: Rung) -> Result<()> {
     residue.nothing_left(&topology, &containers.iter().map(|(_, c, _)| c).collect::<Vec<_>>())
 }
 
-/// The second one joins a bridge that has no port yet, and so the MTU of a new bridge: the first is stopped just there.
+/// The second one joins a bridge that has no port yet, and so the MTU of a new bridge: the first is stopped at that point.
 #[test]
 fn a_container_that_joins_a_bridge_without_a_port_has_the_mtu_of_the_way_out() -> Result<()> {
     need!(need::rung(Rung::Iptables));
@@ -101,7 +101,7 @@ fn a_container_that_joins_a_bridge_without_a_port_has_the_mtu_of_the_way_out() -
     Ok(())
 }
 
-/// A setup that is stopped as soon as its bridge is there and it has let go of the lock.
+/// A setup that is stopped once its bridge exists and it has released the lock.
 struct Stopped(std::process::Child);
 
 impl Stopped {
@@ -118,7 +118,7 @@ impl Stopped {
             let mut child = command.spawn().context("cannot start setup")?;
             child.stdin.take().context("its input")?.write_all(json.as_bytes())?;
             while nix::net::if_::if_nametoindex("podman7").is_err() && child.try_wait()?.is_none() {}
-            // Others would wait for it.
+            // Otherwise other commands would wait for it.
             while is_locked(topology) {}
             let stopped = Self(child);
             stopped.signal(Signal::SIGSTOP)?;

@@ -1,27 +1,27 @@
-//! Garbage in: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
-//! behind, and each refusal names what was changed (`blame.rs`).
+//! Malformed input: documents mutated from the worked example. None makes the program panic or hang, none leaves anything
+//! behind, and each refusal names the change (`error_oracle.rs`).
 
-use crate::blame::{Change, differences, names_the_change, path};
+use crate::error_oracle::{Change, differences, names_the_change, path};
 use anyhow::{Context, Result, ensure};
-use kit::dice::Dice;
-use kit::example::worked_example;
-use kit::host::at_once;
-use kit::need;
-use kit::netavark::{Answer, Document, Netavark, Network, Shape};
-use kit::residue::{Residue, Snapshot};
-use kit::topology::{Container, Topology};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use support::example::worked_example;
+use support::host::at_once;
+use support::need;
+use support::netavark::{Answer, Document, Netavark, Network, Shape};
+use support::residue::{Residue, Snapshot};
+use support::rng::Rng;
+use support::topology::{Container, Topology};
 
 const DOCUMENTS: u64 = 10_000;
-/// A call that takes longer hangs; on a machine that others load fully, one has taken 14 s.
+/// Time limit of a call; on a fully loaded machine one has taken 14 s.
 const HANG: Duration = Duration::from_secs(60);
 
-/// For one document of a run: no run with another seed has the same.
-fn of_document(seed: u64, n: u64) -> Dice {
-    Dice::of(seed.wrapping_mul(1_000_000).wrapping_add(n))
+/// The generator for one document of a run: different from that of any other seed.
+fn of_document(seed: u64, n: u64) -> Rng {
+    Rng::of(seed.wrapping_mul(1_000_000).wrapping_add(n))
 }
 
 #[derive(Default)]
@@ -34,13 +34,13 @@ struct Tally {
 #[test]
 fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     need!(need::root(), need::netpath());
-    let dice = Dice::new();
-    let seed = dice.seed();
+    let rng = Rng::new();
+    let seed = rng.seed();
     let documents = crate::scaled(DOCUMENTS);
     let (tally, next) = (Tally::default(), AtomicU64::new(0));
     let wrong = Mutex::new(Vec::new());
     let begun = Instant::now();
-    // Each rung has its own way to undo; without one, the most documents go through in a second.
+    // Each rung undoes differently; on none, most documents run per second.
     let rungs = ["ebpf", "none", "iptables", "none"].into_iter().filter(|r| *r != "ebpf" || need::bpf().is_ok());
     let rungs: Vec<&str> = rungs.collect();
     at_once(rungs.len(), &rungs, |rung| {
@@ -60,18 +60,18 @@ fn mutated_documents_are_refused_or_served_and_leave_nothing() -> Result<()> {
     let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
     let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
     need::say(&format!(
-        "{documents} mutated documents ({dice}): {} refused, {} served, {} wrong; longest call {} ms; {} s",
+        "{documents} mutated documents ({rng}): {} refused, {} served, {} wrong; longest call {} ms; {} s",
         count(&tally.refused),
         count(&tally.accepted),
         wrong.len(),
         count(&tally.longest_us) / 1_000,
         begun.elapsed().as_secs()
     ));
-    ensure!(wrong.is_empty(), "{dice}\n{}", wrong.join("\n\n"));
+    ensure!(wrong.is_empty(), "{rng}\n{}", wrong.join("\n\n"));
     Ok(())
 }
 
-/// One host with a container that stays, so that bridges and programs are there, and one that garbage is tried on.
+/// One host with a permanent container, which keeps bridges and programs, and one that the documents are tried on.
 struct Worker<'t> {
     topology: &'t Topology,
     netavark: Netavark<'t>,
@@ -79,7 +79,7 @@ struct Worker<'t> {
     keeper: Container,
     stays: Document,
     shop: Container,
-    /// With the keeper there.
+    /// With the permanent container.
     usual: Snapshot,
     links: Vec<String>,
     done: u64,
@@ -99,8 +99,8 @@ impl<'t> Worker<'t> {
         Ok(Self { topology, netavark, residue, keeper, stays, shop, usual, links, done: 0 })
     }
 
-    fn one(&mut self, dice: &Dice, tally: &Tally) -> Result<()> {
-        let (input, changes) = mutation(dice, &self.shop.id);
+    fn one(&mut self, rng: &Rng, tally: &Tally) -> Result<()> {
+        let (input, changes) = mutation(rng, &self.shop.id);
         self.try_it(&input, &changes, tally).with_context(|| {
             let what: Vec<&str> = changes.iter().map(|c| c.what.as_str()).collect();
             format!("{}\n{}", what.join(" + "), String::from_utf8_lossy(&input))
@@ -117,7 +117,7 @@ impl<'t> Worker<'t> {
         } else {
             tally.refused.fetch_add(1, Ordering::Relaxed);
             names_the_change(&answer.error()?, input, changes)?;
-            // As an engine does that is not sure.
+            // As an engine that retries.
             if self.done.is_multiple_of(4) {
                 let _ = self.call("teardown", &path, input, tally)?;
             }
@@ -131,7 +131,7 @@ impl<'t> Worker<'t> {
         Ok(())
     }
 
-    /// A call that ends in time, by itself, without a panic.
+    /// Runs a call that must end in time, by itself, without a panic.
     fn call(&self, verb: &str, path: &str, input: &[u8], tally: &Tally) -> Result<Answer> {
         let answer = self.netavark.call(&[verb, path], input)?;
         tally.longest_us.fetch_max(answer.took.as_micros() as u64, Ordering::Relaxed);
@@ -143,7 +143,7 @@ impl<'t> Worker<'t> {
 
     fn as_usual(&self) -> Result<()> {
         let mut left = Vec::new();
-        kit::host::wait_for("a host as usual", Duration::from_secs(2), || {
+        support::host::wait_for("a host as usual", Duration::from_secs(2), || {
             left = match Snapshot::take(self.topology, &[&self.shop]) {
                 Ok(now) => self.usual.difference(&now),
                 Err(e) => vec![e.to_string()],
@@ -153,7 +153,7 @@ impl<'t> Worker<'t> {
         .with_context(|| format!("left behind or missing:\n  {}", left.join("\n  ")))
     }
 
-    /// After something was left behind: another container, and what is there now is usual.
+    /// After a leftover: takes another container, and the present state as the new reference.
     fn begin_again(&mut self) -> Result<()> {
         self.shop = self.topology.container("shop")?;
         self.shop.ip("link set lo up\n")?;
@@ -169,7 +169,7 @@ impl<'t> Worker<'t> {
     }
 }
 
-/// The names of the links of host and container: cheap enough to be asked after each document.
+/// The names of the links of host and container: cheap enough for each document.
 fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for netns in [&topology.host, &shop.netns] {
@@ -180,16 +180,16 @@ fn links(topology: &Topology, shop: &Container) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// One to three changes to the worked example, and what they were.
-fn mutation(dice: &Dice, id: &str) -> (Vec<u8>, Vec<Change>) {
-    let mut document = worked_example(*dice.pick(&[Shape::Map, Shape::Array]), id);
-    // Most without DNS: a server that starts and stops each time would be all that is tested.
-    document["network_info"]["front"]["dns_enabled"] = (dice.below(20) == 0).into();
-    let mut changes: Vec<Change> = (0..=dice.below(3)).map(|_| change(&mut document, dice)).collect();
+/// One to three changes to the worked example, and their description.
+fn mutation(rng: &Rng, id: &str) -> (Vec<u8>, Vec<Change>) {
+    let mut document = worked_example(*rng.pick(&[Shape::Map, Shape::Array]), id);
+    // Mostly without DNS: otherwise starting and stopping a server would dominate the run.
+    document["network_info"]["front"]["dns_enabled"] = (rng.below(20) == 0).into();
+    let mut changes: Vec<Change> = (0..=rng.below(3)).map(|_| change(&mut document, rng)).collect();
     let mut bytes = document.to_string().into_bytes();
-    if dice.below(10) == 0 {
-        let what = damage(&mut bytes, dice);
-        // Where it is still JSON, fields have changed like any others.
+    if rng.below(10) == 0 {
+        let what = damage(&mut bytes, rng);
+        // Where it is still JSON, the changed fields count like any others.
         let now = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         changes.push(Change { paths: differences(&document, &now), values: Vec::new(), what });
     }
@@ -209,19 +209,19 @@ fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
     }
 }
 
-fn change(document: &mut Value, dice: &Dice) -> Change {
+fn change(document: &mut Value, rng: &Rng) -> Change {
     let mut all = Vec::new();
     pointers(document, "", &mut all);
     if all.is_empty() {
         return Change::default();
     }
-    let at = dice.pick(&all).clone();
-    let other = dice.pick(&all).clone();
+    let at = rng.pick(&all).clone();
+    let other = rng.pick(&all).clone();
     let from_elsewhere = document.pointer(&other).cloned().unwrap_or(Value::Null);
     let (parent, key) = at.rsplit_once('/').unwrap_or(("", &at));
     let here = path(document, &at);
     let changed = |paths, what: String| Change { paths, values: Vec::new(), what: what.chars().take(300).collect() };
-    let new = match dice.below(8) {
+    let new = match rng.below(8) {
         0 | 1 => {
             match document.pointer_mut(parent) {
                 Some(Value::Object(object)) => drop(object.remove(key)),
@@ -246,13 +246,13 @@ fn change(document: &mut Value, dice: &Dice) -> Change {
         3 => from_elsewhere,
         4 => {
             let any = [json!(null), json!(true), json!(-1), json!(1.5), json!(""), json!([]), json!({}), json!([[]])];
-            dice.pick(&any).clone()
+            rng.pick(&any).clone()
         }
         _ => match document.pointer(&at) {
-            Some(Value::Number(_)) => number(dice),
-            Some(Value::String(s)) => string(s, dice),
+            Some(Value::Number(_)) => number(rng),
+            Some(Value::String(s)) => string(s, rng),
             Some(Value::Bool(b)) => json!(!b),
-            _ => number(dice),
+            _ => number(rng),
         },
     };
     let mut change = changed(vec![here], format!("{at} = {new}"));
@@ -263,13 +263,13 @@ fn change(document: &mut Value, dice: &Dice) -> Change {
     change
 }
 
-fn number(dice: &Dice) -> Value {
+fn number(rng: &Rng) -> Value {
     let all =
         [json!(-1), json!(0), json!(1), json!(53), json!(65_535), json!(65_536), json!(u32::MAX), json!(u64::MAX)];
-    dice.pick(&all).clone()
+    rng.pick(&all).clone()
 }
 
-fn string(old: &str, dice: &Dice) -> Value {
+fn string(old: &str, rng: &Rng) -> Value {
     const STRINGS: [&str; 36] = [
         "",
         " ",
@@ -308,39 +308,39 @@ fn string(old: &str, dice: &Dice) -> Value {
         "sctp",
         "ff:ff:ff:ff:ff:ff",
     ];
-    match dice.below(4) {
-        0 | 1 => (*dice.pick(&STRINGS)).into(),
-        2 => old.repeat(1 + dice.below(300) as usize).into(),
+    match rng.below(4) {
+        0 | 1 => (*rng.pick(&STRINGS)).into(),
+        2 => old.repeat(1 + rng.below(300) as usize).into(),
         _ => {
             let mut bytes = old.as_bytes().to_vec();
             if bytes.is_empty() {
                 bytes.push(b'x');
             }
-            let at = dice.below(bytes.len() as u64) as usize;
-            match dice.below(3) {
+            let at = rng.below(bytes.len() as u64) as usize;
+            match rng.below(3) {
                 0 => drop(bytes.remove(at)),
-                1 => bytes.insert(at, b"0f:./- "[dice.below(7) as usize]),
-                _ => bytes[at] ^= 1 << dice.below(7),
+                1 => bytes.insert(at, b"0f:./- "[rng.below(7) as usize]),
+                _ => bytes[at] ^= 1 << rng.below(7),
             }
             String::from_utf8_lossy(&bytes).into_owned().into()
         }
     }
 }
 
-/// In the text itself, so that it may be no JSON any more.
-fn damage(bytes: &mut Vec<u8>, dice: &Dice) -> String {
-    let at = dice.below(bytes.len() as u64) as usize;
-    match dice.below(3) {
+/// In the text itself, so it may no longer be JSON.
+fn damage(bytes: &mut Vec<u8>, rng: &Rng) -> String {
+    let at = rng.below(bytes.len() as u64) as usize;
+    match rng.below(3) {
         0 => {
             bytes.truncate(at);
             format!("cut at byte {at}")
         }
         1 => {
-            bytes[at] = dice.below(256) as u8;
+            bytes[at] = rng.below(256) as u8;
             format!("byte {at} = {}", bytes[at])
         }
         _ => {
-            bytes.insert(at, dice.below(256) as u8);
+            bytes.insert(at, rng.below(256) as u8);
             format!("a byte put in at {at}")
         }
     }

@@ -1,12 +1,12 @@
-//! The residue check itself: it sees a leftover of each kind.
+//! The residue check itself: it detects a leftover of each kind.
 
 use anyhow::Result;
-use kit::need;
-use kit::residue::Snapshot;
-use kit::topology::{Topology, state_dirs};
 use std::fs;
 use std::thread;
 use std::time::Duration;
+use support::need;
+use support::residue::Snapshot;
+use support::topology::{Topology, state_dirs};
 
 #[test]
 fn a_leftover_of_each_kind_is_seen() -> Result<()> {
@@ -40,7 +40,7 @@ fn a_leftover_of_each_kind_is_seen() -> Result<()> {
     Ok(())
 }
 
-/// The agent writes its files when it looks, which may be in the middle of a snapshot.
+/// The agent writes its files at any time, perhaps during a snapshot.
 #[test]
 fn a_file_that_is_being_written_is_no_leftover_and_one_that_stays_so_is() -> Result<()> {
     need!(need::root());

@@ -1,18 +1,18 @@
-//! The host and its containers together against one address and port: nothing is lost, nobody gets what is another's, and no two
-//! of them are seen with one source port.
+//! The host and its containers together against one address and port: nothing is lost or misdelivered, and no two senders are
+//! seen with one source port.
 
 use anyhow::{Context, Result, ensure};
-use kit::host::{Netns, at_once};
-use kit::load::{hammer_as, hammer_server};
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung};
-use kit::residue::Residue;
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, Dial, Proto, Server, again, exchange};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+use support::host::{Netns, at_once};
+use support::load::{hammer_as, hammer_server};
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung};
+use support::residue::Residue;
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, Dial, Proto, Server, again, exchange};
 
 #[test]
 fn host_and_containers_against_one_port_on_tcx() -> Result<()> {
@@ -39,12 +39,12 @@ fn soak_in_full(rung: Rung, path: &str) -> Result<()> {
     soak(rung, path)
 }
 
-/// Of all senders, protocols and families together.
+/// Over all senders, protocols and families.
 fn connections() -> u64 {
     if need::is_full() { 1_000_000 } else { 40_000 }
 }
 
-/// Sockets of each sender that are open at the same time, on the same ports.
+/// Sockets per sender that are open at the same time, on the same ports.
 const OPEN: u16 = 150;
 
 fn soak(rung: Rung, path: &str) -> Result<()> {
@@ -63,8 +63,8 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
     let mut servers =
         vec![hammer_server(client, ANY, 9001)?, Server::echo_for(client, 4 * usize::from(OPEN), ANY, 9002, "near")?];
     for family in Family::BOTH {
-        // Not on all addresses: the kernel has all sockets of a port that are on one chain, which a socket leaves when it is
-        // connected, and who searches that very chain meanwhile finds no server (`net/ipv4/udp.c, udp_lib_rehash()`).
+        // Not on all addresses: the kernel keeps all sockets of a port with one address in a hash chain, which a socket leaves
+        // when it connects; a concurrent lookup in that chain may then miss the server (`net/ipv4/udp.c, udp_lib_rehash()`).
         for port in [9001, 9002] {
             servers.push(Server::echo(client, Proto::Udp, family.client(), port, "near")?);
         }
@@ -90,9 +90,9 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
     residue.nothing_left(&topology, &containers)
 }
 
-/// What `netpath status` has counted.
+/// Counters of `netpath status`.
 fn counted(host: &Netns) -> String {
-    let status = kit::netavark::binary().and_then(|binary| {
+    let status = support::netavark::binary().and_then(|binary| {
         let mut command = std::process::Command::new(binary);
         command.arg("status");
         host.output(command, b"")
@@ -100,14 +100,14 @@ fn counted(host: &Netns) -> String {
     status.map_or_else(|e| e.to_string(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// Packets that all processors of this machine have dropped ahead of any stack since it began: it is too busy
-/// (`net/core/net-procfs.c, softnet_seq_show()`, the second column).
+/// Packets that all processors have dropped ahead of any stack since boot, as they were too busy (`net/core/net-procfs.c,
+/// softnet_seq_show()`, the second column).
 fn dropped_in_backlogs() -> u64 {
     let table = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
     table.lines().filter_map(|l| u64::from_str_radix(l.split(' ').nth(1)?, 16).ok()).sum()
 }
 
-/// Short ones from all senders at once, each with a request that names who sent it.
+/// Short connections from all senders at once, each with a request that names its sender.
 fn nothing_is_lost(what: &str, senders: &[&Netns], proto: Proto, to: SocketAddr) -> Result<()> {
     let each = connections() / (4 * senders.len() as u64);
     let numbers: Vec<u16> = (0..senders.len() as u16).collect();
@@ -123,7 +123,7 @@ fn nothing_is_lost(what: &str, senders: &[&Netns], proto: Proto, to: SocketAddr)
     Ok(())
 }
 
-/// All senders have sockets open on the same ports to the same service: it sees no port twice.
+/// All senders have sockets open on the same ports to the same service: it sees each source port once.
 fn seen_apart(senders: &[&Netns], proto: Proto, family: Family) -> Result<()> {
     let seen = Mutex::new(BTreeMap::<SocketAddr, Vec<(usize, u16)>>::new());
     let open = Mutex::new(Vec::new());
@@ -141,10 +141,10 @@ fn seen_apart(senders: &[&Netns], proto: Proto, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A socket that is kept open by whoever gets it.
+/// A socket that is kept open until dropped.
 type Held = Box<dyn Send>;
 
-/// As whom the service sees a socket on `port`.
+/// The source that the service sees of a socket on `port`.
 fn first_words(proto: Proto, family: Family, port: u16, sender: u16) -> Result<(SocketAddr, Held)> {
     let any: IpAddr = if family == Family::V4 { "0.0.0.0" } else { "::" }.parse()?;
     let to = SocketAddr::new(family.client(), 9002);
@@ -155,14 +155,14 @@ fn first_words(proto: Proto, family: Family, port: u16, sender: u16) -> Result<(
         return Ok((at, Box::new(stream)));
     }
     let socket = UdpSocket::bind((any, port))?;
-    socket.set_read_timeout(Some(kit::host::SOON))?;
+    socket.set_read_timeout(Some(support::host::SOON))?;
     socket.connect(to)?;
     socket.send(words.as_bytes())?;
     let mut answer = [0; 200];
     let len = again(|| socket.recv(&mut answer)).context("receive")?;
     let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
     let (line, echoed) = answer.split_once('\n').context("an answer of one line")?;
-    ensure!(echoed == words, "somebody else's words: {echoed}");
+    ensure!(echoed == words, "another sender's payload: {echoed}");
     let at = line.split(' ').nth(1).and_then(|at| at.parse().ok()).context("an answer without a peer")?;
     Ok((at, Box::new(socket)))
 }

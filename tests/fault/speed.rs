@@ -1,11 +1,11 @@
-//! Setup and teardown of one container beside others: printed, not asserted, since the machine is shared.
+//! Setup and teardown times of one container beside others: printed, not asserted, as the machine is shared.
 
 use anyhow::Result;
-use kit::need;
-use kit::netavark::{Document, Netavark, Network, Rung, binary};
-use kit::residue::Residue;
-use kit::topology::Topology;
 use std::time::Duration;
+use support::need;
+use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::residue::Residue;
+use support::topology::Topology;
 
 #[test]
 fn setup_and_teardown_times_are_printed() -> Result<()> {

@@ -1,6 +1,8 @@
-//! The first process of a virtual machine of `cargo xtask vm`: makes a small host of it, runs the suites that the plan in
-//! its initramfs names, and turns it off. What it says and what the suites print goes to the second serial port; lines
-//! that begin with `::` are for xtask/src/vm/results.rs. A suite that is conducted also reads that port (tests/station).
+//! The first process of a virtual machine of `cargo xtask vm`: sets up a small host, runs the suites that the plan in its
+//! initramfs names, and powers off. Its output and that of the suites go to the second serial port; lines that begin with `::`
+//! are parsed by xtask/src/vm/results.rs. A controlled suite also reads that port (tests/vm_node).
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -15,8 +17,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const RESULTS: &str = "/dev/ttyS1";
-/// What the tests are told of the machine: how many times as long as elsewhere they wait (tests/kit/host.rs), and which
-/// network cards they may take (tests/kit/topology.rs).
+/// Kernel parameters passed to the tests: the factor of their time-outs (tests/support/host.rs), and the network cards that
+/// they may use (tests/support/topology.rs).
 const TOLD: [&str; 2] = ["NETPATH_PATIENCE", "NETPATH_CARDS"];
 /// Kind and place.
 const MOUNTS: [(&str, &str); 7] = [
@@ -29,7 +31,7 @@ const MOUNTS: [(&str, &str); 7] = [
     ("bpf", "/sys/fs/bpf"),
 ];
 
-/// What devtmpfs does not make; nft reads `/dev/stdin`.
+/// Links that devtmpfs does not create; nft reads `/dev/stdin`.
 const LINKS: [(&str, &str); 4] = [
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -53,7 +55,7 @@ fn main() {
 
 fn run() -> Result<()> {
     for (kind, place) in MOUNTS {
-        // The checkout may lie below it, and with it what the tests read; the initramfs is memory as well.
+        // The checkout, and files that the tests read, may be below it; the initramfs is memory as well.
         if kind == "tmpfs" && fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some()) {
             continue;
         }
@@ -92,12 +94,12 @@ fn run() -> Result<()> {
         run_suite(suite, &plan, &mut results)?;
     }
     writeln!(results, "::done")?;
-    // SAFETY: the file is open. Until the last byte has left the port; without it some are lost.
+    // SAFETY: the file is open. Waits until the last byte is sent; otherwise some are lost.
     unsafe { libc::tcdrain(results.as_raw_fd()) };
     Ok(())
 }
 
-/// What netpath finds on this kernel, in one line.
+/// The output of `netpath doctor` on this kernel, in one line.
 fn doctor() -> Option<Value> {
     let out = Command::new("/usr/bin/netpath").args(["doctor", "--json"]).env_clear().env("PATH", "/usr/bin").output();
     serde_json::from_slice(&out.ok()?.stdout).ok()
@@ -116,7 +118,7 @@ fn load_module(name: &str) -> Result<()> {
     if failed != 0 {
         bail!("cannot be loaded: {}", std::io::Error::last_os_error());
     }
-    // Held in memory by the kernel now; the initramfs is memory too.
+    // The kernel holds it in memory now; the initramfs is memory too.
     fs::remove_file(&path).with_context(|| format!("cannot remove {path}"))
 }
 
@@ -129,7 +131,7 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
     command.args(strings(&suite["arguments"])).stdout(results.try_clone()?);
     let is_conducted = suite["conducted"].as_bool().unwrap_or_default();
     if is_conducted {
-        // What it and its programs complain of stays apart from its answers.
+        // Its error output stays apart from its answers.
         command.stdin(results.try_clone()?).stderr(Stdio::inherit());
     } else {
         command.stdin(Stdio::null()).stderr(results.try_clone()?);
@@ -140,15 +142,15 @@ fn run_suite(suite: &Value, plan: &Value, results: &mut File) -> Result<()> {
         ("NETPATH_BIN", "/usr/bin/netpath"),
         ("RUST_BACKTRACE", "0"),
     ]);
-    // What the one who started all this has set for the tests.
+    // Variables that the caller of xtask has set for the tests.
     command.envs(plan["environment"].as_object().into_iter().flatten().filter_map(|(k, v)| Some((k, v.as_str()?))));
-    // From the kernel's command line. Who conducts a suite brings its own patience.
+    // From the kernel's command line. The controller of a suite has time-outs of its own.
     if !is_conducted {
         command.envs(TOLD.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     }
     command.current_dir(plan["directory"].as_str().unwrap_or("/"));
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
-    // As the first process we inherit every orphan, and they have to be waited for too.
+    // The first process inherits every orphan and has to wait for them too.
     let code = loop {
         match waitpid(None, None).context("cannot wait for a suite")? {
             WaitStatus::Exited(pid, code) if pid.as_raw() as u32 == child.id() => break code.to_string(),

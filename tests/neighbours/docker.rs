@@ -1,13 +1,13 @@
-//! Docker: it forwards for its own containers, and drops by policy what else would be forwarded.
+//! Docker: it forwards for its own containers, and drops other forwarded packets by policy.
 
 use crate::rig::{Rig, Up, beside, dial, possible, published};
 use anyhow::{Result, anyhow, ensure};
-use kit::host::Netns;
-use kit::need;
-use kit::neighbour::Docker;
-use kit::topology::{CLIENT4, Family, HOST4, OUTSIDE4, Topology};
-use kit::traffic::{ANY, Proto, Server};
 use std::cell::OnceCell;
+use support::host::Netns;
+use support::need;
+use support::neighbour::Docker;
+use support::topology::{CLIENT4, Family, HOST4, OUTSIDE4, Topology};
+use support::traffic::{ANY, Proto, Server};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Starts {
@@ -17,7 +17,7 @@ enum Starts {
 
 #[test]
 fn beside_docker_that_was_first_both_serve_and_its_users_rules_hold() -> Result<()> {
-    // Netavark 2 has no rules in iptables, and where a chain drops by policy no other table accepts for it.
+    // Netavark 2 has no rules in iptables, and no other table can accept what a chain drops by policy.
     need!(possible(), need::netpath(), Docker::need());
     both(Starts::First)
 }
@@ -35,7 +35,7 @@ fn both(starts: Starts) -> Result<()> {
     if starts == Starts::First {
         let docker = start()?;
         let policy = topology.host.command("iptables", &["-S", "FORWARD"])?;
-        ensure!(policy.starts_with("-P FORWARD DROP"), "Docker forwards what is not its own: {policy}");
+        ensure!(policy.starts_with("-P FORWARD DROP"), "Docker does not drop foreign packets: {policy}");
         return beside(&topology, &[], |rig| together(rig, &docker, &rig.up("web", published())?, starts));
     }
     let docker = OnceCell::new();
@@ -58,7 +58,7 @@ fn together(rig: &Rig<'_>, docker: &Docker, web: &Up, starts: Starts) -> Result<
     of_docker(rig, "Docker's", &docked);
     rig.unreached("by its own address")?;
     if starts == Starts::Second {
-        // What forwarded packets can meet now counts from the host's next first container on.
+        // The new rules count from the host's next first container on.
         rig.netavark.teardown(&web.0, &web.1)?;
         of_docker(rig, "Docker's while netpath has no container", &docked);
         rig.netavark.setup(&web.0, &web.1)?;
@@ -84,7 +84,7 @@ fn together(rig: &Rig<'_>, docker: &Docker, web: &Up, starts: Starts) -> Result<
     Ok(Vec::new())
 }
 
-/// Docker's own container is reached, and reaches the world.
+/// Docker's own container is reachable, and reaches the outside.
 fn of_docker(rig: &Rig<'_>, what: &str, docked: &Netns) {
     for proto in Proto::BOTH {
         let client = &rig.topology.client;

@@ -1,16 +1,16 @@
-//! firewalld: its zones filter what is forwarded and what comes in; networks of containers belong into `trusted`.
+//! firewalld: its zones filter forwarded and incoming packets; container networks belong into `trusted`.
 
 use crate::rig::{Rig, beside, each, plain, possible, published};
 use anyhow::{Result, ensure};
-use kit::host::{SOON, patient, wait_for};
-use kit::need;
-use kit::neighbour::Firewalld;
-use kit::netavark::is_incumbent;
-use kit::steady::Steady;
-use kit::topology::{Family, Topology};
-use kit::traffic::{Dial, Proto};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
+use support::host::{SOON, patient, wait_for};
+use support::long_lived::LongLived;
+use support::need;
+use support::neighbour::Firewalld;
+use support::netavark::is_incumbent;
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
 
 #[test]
 fn beside_firewalld_with_its_defaults_all_is_served_and_a_reload_breaks_nothing() -> Result<()> {
@@ -34,8 +34,8 @@ fn beside_firewalld_with_its_defaults_all_is_served_and_a_reload_breaks_nothing(
 
         let mut streams = Vec::new();
         for family in Family::BOTH {
-            streams.push(Steady::start(&topology.client, &Dial::new(Proto::Tcp, family.host(), 8080))?);
-            streams.push(Steady::start(&web.0, &Dial::new(Proto::Tcp, family.client(), 9000))?);
+            streams.push(LongLived::start(&topology.client, &Dial::new(Proto::Tcp, family.host(), 8080))?);
+            streams.push(LongLived::start(&web.0, &Dial::new(Proto::Tcp, family.client(), 9000))?);
         }
         let _follower = Follower::start(rig)?;
         firewalld.command(&["--reload"])?;
@@ -69,8 +69,8 @@ fn where_firewalld_is_strict_about_forwarded_ports_they_are_refused() -> Result<
     beside(&topology, &[firewalld.bus()], |rig| {
         let refused = topology.container("refused")?;
         let error = rig.netavark.try_setup(&refused, &published().json(&refused))?.error()?;
-        rig.note(error.contains("StrictForwardPorts"), || format!("the reason is not told: {error}"));
-        // As Podman does; Netavark has not undone what it did.
+        rig.note(error.contains("StrictForwardPorts"), || format!("the reason is missing: {error}"));
+        // As Podman does; Netavark has not undone its setup.
         let undone = rig.netavark.teardown(&refused, &published());
         rig.note(is_incumbent() || undone.is_ok(), || format!("teardown of what was refused: {undone:?}"));
         let web = rig.up("web", plain())?;
@@ -82,7 +82,7 @@ fn where_firewalld_is_strict_about_forwarded_ports_they_are_refused() -> Result<
     })
 }
 
-/// Of Netavark, which leaves reloads to a service of its own. netpath has its agent.
+/// Netavark's reload service, which re-applies its rules. netpath has its agent.
 struct Follower(Child);
 
 impl Follower {
@@ -92,7 +92,7 @@ impl Follower {
         }
         let mut command = rig.netavark.command(&["firewalld-reload"]);
         let child = rig.topology.host.run(|| command.stdin(Stdio::null()).stdout(Stdio::null()).spawn())?;
-        // It says nothing when it listens.
+        // It does not report readiness.
         std::thread::sleep(patient(Duration::from_millis(300)));
         Ok(Some(Self(child)))
     }

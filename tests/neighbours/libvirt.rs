@@ -1,14 +1,14 @@
-//! Another on the host whose traffic is masqueraded to the same address, as libvirt does it: its flows and those of containers
-//! are told apart, whatever ports they use.
+//! Another masquerade to the same address on the host, as by libvirt: its flows and those of containers are kept apart,
+//! whatever ports they use.
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::neighbour::libvirt::{self, VM};
-use kit::topology::{CLIENT4, Family, HOST4, Topology};
-use kit::traffic::Proto;
 use std::net::IpAddr;
+use support::host::Netns;
+use support::need;
+use support::neighbour::libvirt::{self, VM};
+use support::topology::{CLIENT4, Family, HOST4, Topology};
+use support::traffic::Proto;
 
 #[test]
 fn beside_libvirt_a_machine_and_a_container_use_the_same_source_ports() -> Result<()> {
@@ -40,7 +40,7 @@ fn told_apart(topology: &Topology, vm: &Netns) -> Result<()> {
         for proto in Proto::BOTH {
             answered(rig, "from the published port", vm, proto, VM, 8080);
             answered(rig, "from the published port", &web.0, proto, container, 8080);
-            // One after the other, the second from a port that is taken, and the first goes on.
+            // One after the other, the second from a taken port, and the first continues.
             for port in [123, 4500, 40_000] {
                 answered(rig, "from one port, first", &web.0, proto, container, port);
                 answered(rig, "from one port, second", vm, proto, VM, port);

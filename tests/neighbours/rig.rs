@@ -1,26 +1,26 @@
-//! A host beside whose neighbours netpath runs, and what must be so on each of them.
+//! A host with another network software beside netpath, and the invariants on each.
 
 use anyhow::{Context, Result, ensure};
-use kit::expect::Expect;
-use kit::host::{Netns, patient};
-use kit::need::{self, Need};
-use kit::netavark::{AARDVARK, Document, Netavark, Network, Rung, is_incumbent};
-use kit::residue::Residue;
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 use std::cell::Cell;
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use support::expect::Expect;
+use support::host::{Netns, patient};
+use support::need::{self, Need};
+use support::netavark::{AARDVARK, Document, Netavark, Network, Rung, is_incumbent};
+use support::residue::Residue;
+use support::topology::{Container, Family, Topology};
+use support::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 
-/// Longer than an answer takes where IPv6 addresses of a bridge are still tentative, as with Netavark.
+/// Longer than an answer takes while IPv6 addresses of a bridge are still tentative, as with Netavark.
 const QUICK: Duration = Duration::from_secs(3);
 
 pub struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
     expect: Expect,
-    /// The neighbour's own rules change meanwhile: only what bears netpath's names is netpath's to take away.
+    /// The neighbour changes its rules meanwhile: only objects with netpath's names must be gone.
     pub others_change: Cell<bool>,
 }
 
@@ -33,13 +33,13 @@ impl std::ops::Deref for Rig<'_> {
 
 pub type Up = (Container, Document);
 
-/// netpath has a datapath for hosts with rules, and a resolver.
+/// Requires a datapath for hosts with rules, and a resolver.
 pub fn possible() -> Need {
     need::rung(Rung::Iptables)?;
     if Path::new(AARDVARK).exists() { Ok(()) } else { Err(AARDVARK.to_owned()) }
 }
 
-/// Runs `test` on a host that is left as it was found. `test` gives back what it has not torn down.
+/// Runs `test` on a host that must be restored. `test` returns the containers that it has not torn down.
 pub fn beside(
     topology: &Topology,
     environment: &[(&str, &str)],
@@ -71,7 +71,7 @@ pub fn plain() -> Document {
 }
 
 impl Rig<'_> {
-    /// Of the differences between the host before and after.
+    /// Whether a difference between the host before and after must be gone.
     fn is_to_be_gone(&self, line: &str) -> bool {
         const OURS: [&str; 7] = ["podman7", "10.89.7.", "fd41:7:", "NETAVARK", "NETPATH", "netpath", "bpf"];
         !self.others_change.get() || OURS.iter().any(|name| line.contains(name))
@@ -83,8 +83,7 @@ impl Rig<'_> {
         Ok((container, document))
     }
 
-    /// Servers that answer for the container, for the world outside, and on a port of the host that the neighbour may have
-    /// closed.
+    /// Servers that answer for the container, for the outside, and on a port of the host that the neighbour may have closed.
     pub fn serve(&self, container: &Netns) -> Result<Vec<Server>> {
         let Topology { client, host, .. } = self.topology;
         let mut servers = Vec::new();
@@ -96,18 +95,18 @@ impl Rig<'_> {
         Ok(servers)
     }
 
-    /// What is promised of the container on every host.
+    /// The guarantees for the container on every host.
     pub fn served(&self, what: &str, container: &Netns) {
         self.reached(what, 8080, "web");
         for family in Family::BOTH {
             self.leaves(what, container, family);
-            // The resolver has a moment to come up.
+            // The resolver takes a moment to start.
             let begun = Instant::now();
             let mut named = self.named(container, family);
             while named.is_err() && begun.elapsed() < patient(QUICK) {
                 named = self.named(container, family);
             }
-            self.met(&format!("{what}: a name, asked {family:?}"), named);
+            self.met(&format!("{what}: a name, over {family:?}"), named);
         }
     }
 
@@ -143,7 +142,7 @@ impl Rig<'_> {
         }
     }
 
-    /// What leaves the container is answered, and comes from the host.
+    /// Outbound traffic of the container is answered, and comes from the host.
     pub fn leaves(&self, what: &str, container: &Netns, family: Family) {
         for proto in Proto::BOTH {
             let to = dial(proto, family.client(), 9000);
@@ -151,7 +150,7 @@ impl Rig<'_> {
         }
     }
 
-    /// The container's port is not reached by its own address, though the client knows the way.
+    /// The container's port is not reachable by its own address, even with a route.
     pub fn unreached(&self, what: &str) -> Result<()> {
         if is_incumbent() {
             return Ok(());
@@ -167,7 +166,7 @@ impl Rig<'_> {
         Ok(())
     }
 
-    /// Port 9100 of the host answers the client, or not.
+    /// Whether port 9100 of the host answers the client.
     pub fn own_port(&self, what: &str, open: bool) {
         for (family, proto) in each() {
             let to = dial(proto, family.host(), 9100);
@@ -178,17 +177,17 @@ impl Rig<'_> {
         }
     }
 
-    /// The port is closed to the client's first address for `proto`, and open to its second: who asks is told by the rule.
+    /// The port is closed to the client's first address for `proto`, and open to its second: the rule matches the source.
     pub fn closed_but_to_one(&self, what: &str, family: Family, proto: Proto) {
         let to = dial(proto, family.host(), 8080);
         let from = |ip: IpAddr| to.clone().from(ip, 0);
         let allowed = family.outside();
-        self.sees(&format!("{what}: who is let in"), &self.topology.client, &from(allowed), "web", allowed);
-        self.silent(&format!("{what}: who is shut out"), &self.topology.client, &from(family.client()));
+        self.sees(&format!("{what}: the admitted client"), &self.topology.client, &from(allowed), "web", allowed);
+        self.silent(&format!("{what}: another client"), &self.topology.client, &from(family.client()));
     }
 }
 
-/// Not as patient as elsewhere: on a host where nothing is served, there are many to wait for.
+/// Less patient than elsewhere: on a host without service, many would be waited for.
 pub fn dial(proto: Proto, ip: IpAddr, port: u16) -> Dial {
     Dial::new(proto, ip, port).patience(patient(QUICK))
 }

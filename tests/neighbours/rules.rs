@@ -1,16 +1,16 @@
-//! An administrator's rules that close a published port to all but one client, at every place where such rules are written.
+//! An administrator's rules that close a published port to all but one client, at every place for such rules.
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::need;
-use kit::topology::{Family, Topology};
-use kit::traffic::Proto;
+use support::host::Netns;
+use support::need;
+use support::topology::{Family, Topology};
+use support::traffic::Proto;
 
 /// A rule that closes TCP 8080 of the host to all clients but one.
 #[derive(Clone, Copy, Debug)]
 enum Closer {
-    /// In this table and chain of iptables, by what the client asked for.
+    /// In this table and chain of iptables, by the original destination.
     Iptables(&'static str, &'static str, &'static str),
     /// In a chain of nftables of this family, hook and priority.
     Nft(&'static str, &'static str, &'static str),
@@ -31,7 +31,7 @@ const CLOSERS: [Closer; 8] = [
 ];
 
 impl Closer {
-    /// Puts it in, or takes it out again.
+    /// Adds or removes the rule.
     fn put(self, host: &Netns, family: Family, into: bool) -> Result<()> {
         let allowed = family.outside();
         match self {
@@ -54,7 +54,7 @@ impl Closer {
         Ok(())
     }
 
-    /// The port is closed, and nothing else is.
+    /// The port is closed, and no other.
     fn holds(self, rig: &Rig<'_>, family: Family, when: &str) {
         let what = format!("{self:?} {family:?}, {when}");
         rig.closed_but_to_one(&what, family, Proto::Tcp);
@@ -87,7 +87,7 @@ fn a_rule_that_closes_a_port_holds_for_a_container_that_comes_after_it() -> Resu
 fn a_rule_that_closes_a_port_holds_for_a_container_that_was_there_before_it() -> Result<()> {
     need!(possible(), need::program("nft"));
     let topology = Topology::new()?;
-    // A host with rules, from before the first container on.
+    // A host with rules before its first container.
     for program in ["iptables", "ip6tables"] {
         topology.host.command(program, &["-A", "FORWARD", "-p", "tcp", "--dport", "25", "-j", "DROP"])?;
     }

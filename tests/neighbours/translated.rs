@@ -1,10 +1,10 @@
-//! An administrator's own translations of what containers send and get.
+//! An administrator's own translations of container traffic.
 
 use crate::rig::{beside, dial, each, possible, published};
 use anyhow::Result;
-use kit::need;
-use kit::topology::{Family, Topology};
-use kit::traffic::{ANY, Proto, Server};
+use support::need;
+use support::topology::{Family, Topology};
+use support::traffic::{ANY, Proto, Server};
 
 #[test]
 fn an_administrators_translations_of_containers_traffic_hold() -> Result<()> {

@@ -1,15 +1,15 @@
-//! ufw: what comes in and what is routed is dropped by policy, after all rules.
+//! ufw: incoming and forwarded packets are dropped by policy, after all rules.
 
 use crate::rig::{Rig, beside, dial, possible, published};
 use anyhow::Result;
-use kit::need;
-use kit::neighbour::Ufw;
-use kit::topology::{Family, Topology};
-use kit::traffic::Proto;
+use support::need;
+use support::neighbour::Ufw;
+use support::topology::{Family, Topology};
+use support::traffic::Proto;
 
 #[test]
 fn beside_ufw_with_its_defaults_all_is_served_and_its_rules_hold() -> Result<()> {
-    // Where a chain of iptables drops by policy, Netavark's table of nftables accepts in vain.
+    // Where a chain of iptables drops by policy, accepting in Netavark's nftables table has no effect.
     need!(possible(), need::netpath(), Ufw::need());
     let topology = Topology::new()?;
     let ufw = Ufw::start(&topology.host, &topology.dir().join("ufw"))?;
@@ -18,7 +18,7 @@ fn beside_ufw_with_its_defaults_all_is_served_and_its_rules_hold() -> Result<()>
         let _servers = rig.serve(&web.0)?;
         rig.served("with its defaults", &web.0);
         rig.unreached("by its own address")?;
-        rig.own_port("what is denied to come in", false);
+        rig.own_port("an incoming port that ufw denies", false);
 
         rig.others_change.set(true);
         for family in Family::BOTH {
@@ -35,7 +35,7 @@ fn beside_ufw_with_its_defaults_all_is_served_and_its_rules_hold() -> Result<()>
     })
 }
 
-/// The rule is about TCP.
+/// The rule concerns TCP only.
 fn udp_is_open(rig: &Rig<'_>, family: Family) {
     let to = dial(Proto::Udp, family.host(), 8080);
     rig.sees("the other protocol", &rig.topology.client, &to, "web", family.client());

@@ -5,12 +5,14 @@ use crate::{
     stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::layout::{NET_INTERNAL, NET_ISOLATED, NET_MASQUERADE, NET_STRICT, SIDE_BRIDGE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{
+    ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container,
+};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -27,7 +29,7 @@ fn echo(src: IpAddr, dst: IpAddr, request: bool, id: u16) -> Frame {
 }
 
 #[test]
-fn what_leaves_has_the_address_of_the_way_out_and_the_answer_comes_back() -> Result<()> {
+fn outbound_packets_have_the_outgoing_address_and_answers_come_back() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -78,8 +80,8 @@ fn a_taken_port_is_replaced_by_one_of_the_range_and_none_left_is_a_drop() -> Res
         let got = second.becomes((host(v4), 61_000), there);
         becomes(&mut lab, "another's is taken", (BRIDGE_IN, other), &second, &got, Reason::FlowMasqueraded)?;
         let third = from_web(Frame::udp((container(7, v4), 61_000), there)).bytes();
-        stays(&mut lab, "nothing left", (BRIDGE_IN, bridge), &third, DROPPED, Reason::DropPortsExhausted)?;
-        // Another destination is another name space.
+        stays(&mut lab, "no port left", (BRIDGE_IN, bridge), &third, DROPPED, Reason::DropPortsExhausted)?;
+        // Another destination has a port space of its own.
         let fourth = from_web(Frame::udp((container(7, v4), 61_000), (outside(v4), 54)));
         let got = fourth.becomes((host(v4), 61_000), (outside(v4), 54));
         becomes(&mut lab, "another destination", (BRIDGE_IN, bridge), &fourth, &got, Reason::FlowMasqueraded)?;
@@ -117,18 +119,25 @@ fn the_port_of_a_closed_connection_is_taken_before_none_is() -> Result<()> {
         let before = lab.ways(v4, SIDE_BRIDGE)?.len();
         let got = wanting.becomes(out, there);
         becomes(&mut lab, "closed", (BRIDGE_IN, bridge), &wanting, &got, Reason::FlowMasqueraded)?;
-        assert_eq!(before, lab.ways(v4, SIDE_BRIDGE)?.len(), "v4 {v4}: the other half of what was there is gone");
+        assert_eq!(before, lab.ways(v4, SIDE_BRIDGE)?.len(), "v4 {v4}: the other half is gone");
         let answer = Frame::tcp(there, out, SYN | ACK);
         let back = into(&answer.becomes(there, web), WEB_MAC, BRIDGE_MAC);
         becomes(&mut lab, "its answer", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
         let late = from_app(SYN).bytes();
-        stays(&mut lab, "who had it", (BRIDGE_IN, other), &late, DROPPED, Reason::DropPortsExhausted)?;
+        stays(
+            &mut lab,
+            "the former owner of the port",
+            (BRIDGE_IN, other),
+            &late,
+            DROPPED,
+            Reason::DropPortsExhausted,
+        )?;
         becomes(&mut lab, "and still", (UPLINK_IN, uplink), &answer, &back, Reason::Redirected)?;
     }
     Ok(())
 }
 
-/// A full table drops the half that was sent by first.
+/// A full table evicts the half that first sent.
 #[test]
 fn the_port_of_a_quiet_flow_that_has_lost_its_first_half_is_taken_before_none_is() -> Result<()> {
     let mut lab = lab()?;
@@ -159,7 +168,7 @@ fn the_port_of_a_quiet_flow_that_has_lost_its_first_half_is_taken_before_none_is
     Ok(())
 }
 
-/// RFC 9293 §3.5: each SYN meets the other's under way.
+/// RFC 9293 §3.5: each SYN meets the other's in flight.
 #[test]
 fn two_ends_that_dial_each_other_at_once_are_one_connection() -> Result<()> {
     let mut lab = lab()?;
@@ -181,7 +190,7 @@ fn two_ends_that_dial_each_other_at_once_are_one_connection() -> Result<()> {
     Ok(())
 }
 
-/// Both pings have one identifier (on Windows all have), and each is answered by who was asked.
+/// Both pings use the same identifier (on Windows all do), and each is answered by its target.
 #[test]
 fn a_request_is_no_reply_to_a_ping_of_a_container() -> Result<()> {
     let mut lab = lab()?;
@@ -190,9 +199,9 @@ fn a_request_is_no_reply_to_a_ping_of_a_container() -> Result<()> {
         let (web, there, seen) = (container(7, v4), outside(v4), host(v4));
         assert_eq!(REDIRECTED, lab.action(BRIDGE_IN, bridge, &from_web(echo(web, there, true, 1)).bytes())?);
         let theirs = at_host(echo(there, seen, true, 1)).bytes();
-        stays(&mut lab, "the host is asked", (UPLINK_IN, uplink), &theirs, STACK, Reason::NotOurs)?;
+        stays(&mut lab, "a request to the host", (UPLINK_IN, uplink), &theirs, STACK, Reason::NotOurs)?;
         let reply = from_web(echo(web, there, false, 1)).bytes();
-        stays(&mut lab, "a reply that nobody asked for", (BRIDGE_IN, bridge), &reply, STACK, Reason::NotOurs)?;
+        stays(&mut lab, "a reply without a request", (BRIDGE_IN, bridge), &reply, STACK, Reason::NotOurs)?;
         let reply = at_host(echo(there, seen, false, 1)).bytes();
         assert_eq!(REDIRECTED, lab.action(UPLINK_IN, uplink, &reply)?);
     }
@@ -218,14 +227,14 @@ fn a_port_of_a_socket_of_the_host_is_spared() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
+fn untranslatable_packets_are_left_to_the_stack() -> Result<()> {
     let mut lab = lab()?;
     let at = (BRIDGE_IN, lab.bridge);
     for v4 in [true, false] {
         let (web, there) = ((container(7, v4), 40_000), (outside(v4), 53));
         let nowhere = if v4 { ip("224.0.0.251") } else { ip("ff02::fb") };
         for (what, frame) in [
-            ("a protocol that nobody can translate", Frame::new(web.0, there.0, L4::Raw(136))),
+            ("a protocol that cannot be translated", Frame::new(web.0, there.0, L4::Raw(136))),
             ("the middle of a connection", Frame::tcp(web, there, ACK)),
             ("an echo answer", echo(web.0, there.0, false, 7)),
             ("multicast", Frame::udp(web, (nowhere, 5353))),
@@ -248,7 +257,7 @@ fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
         ] {
             stays(&mut lab, what, at, &frame.bytes(), STACK, reason)?;
         }
-        // The same of a flow that exists.
+        // The same packet of an existing flow.
         assert_eq!(REDIRECTED, lab.run(at.0, at.1, &udp.bytes())?.action);
         let large = Frame { payload: vec![0; 1473], ..udp.clone() };
         stays(&mut lab, "larger, of a flow", at, &large.bytes(), STACK, Reason::StackMtu)?;
@@ -257,7 +266,7 @@ fn what_cannot_be_translated_is_left_to_the_stack() -> Result<()> {
     }
     assert!(std::process::Command::new("ip").args(["route", "del", "default"]).status()?.success());
     assert!(std::process::Command::new("ip").args(["-6", "route", "del", "default"]).status()?.success());
-    // Without a route the kernel says "not forwarded" as it does of its own addresses, and 8080 is published on those.
+    // Without a route the kernel returns "not forwarded", as for its own addresses, and 8080 is published on those.
     for v4 in [true, false] {
         for port in [1, 8080] {
             let lost = from_web(Frame::udp((container(7, v4), 1), (outside(v4), port)));

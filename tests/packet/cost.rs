@@ -1,12 +1,8 @@
-//! What the programs cost: instructions as the verifier counts them, and time per packet. Printed, not judged.
+//! Cost of the programs: instructions as the verifier counts them, and time per packet. Printed, not asserted.
 
 use crate::{REDIRECTED, STACK, at_host, client, host, outside};
 use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
-use kit::bpf;
-use kit::frames::deepest;
-use kit::need::say;
-use kit::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
 use netpath_common::layout::{
@@ -14,6 +10,10 @@ use netpath_common::layout::{
     SIDE_LO, SIDE_UPLINK,
 };
 use netpath_common::reason::Reason;
+use support::bpf;
+use support::frames::deepest;
+use support::need::say;
+use support::packet::{BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, accept, container, explained, load};
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
@@ -34,11 +34,11 @@ fn every_program_is_accepted_by_the_verifier() -> Result<()> {
     Ok(())
 }
 
-/// So that what only an old kernel refuses is seen on every kernel.
+/// Detects on every kernel what only an old kernel rejects.
 #[test]
 fn no_chain_of_calls_needs_more_stack_than_the_oldest_kernel_has() -> Result<()> {
     const MOST: u32 = 512;
-    let programs = deepest(&kit::object::bytes()?)?;
+    let programs = deepest(&support::object::bytes()?)?;
     ensure!(programs.len() == 16, "16 programs, and not {}", programs.len());
     let too_deep: Vec<String> = programs.iter().filter(|d| d.bytes > MOST).map(|d| format!("{d:?}")).collect();
     ensure!(too_deep.is_empty(), "more than {MOST} bytes in {} programs:\n{}", too_deep.len(), too_deep.join("\n"));
@@ -50,7 +50,7 @@ fn time_per_packet() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, XDP_IN, VETH_IN, LO_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge, veth, lo) = (lab.uplink, lab.bridge, lab.web, 1);
-    // `r0 = 0; exit`: what a run costs that does nothing, which is in all the others.
+    // `r0 = 0; exit`: the overhead of a run, which is part of all the others.
     let nothing = [bpf::instruction(0xb7, 0, 0, 0), bpf::instruction(0x95, 0, 0, 0)];
     let nothing = bpf::load(bpf::PROG_TYPE_SCHED_CLS, &nothing, "nothing")?;
     let frame = Frame::udp((client(true), 40_000), (host(true), 8080)).bytes();
@@ -78,20 +78,20 @@ fn time_per_packet() -> Result<()> {
             ("established", XDP_IN, [0, uplink], asked),
             ("established", BRIDGE_IN, [0, bridge], answer.clone()),
             ("established", VETH_IN, [0, veth], answer.clone()),
-            // A host's packet by the edge path, at the device that its flow leaves by.
+            // A packet of the host on the edge path, at the device by which its flow leaves.
             ("established", UPLINK_OUT, [bridge, veth], answer),
             ("established", LO_IN, [0, lo], own),
         ] {
-            // A repeated run hands the changed packet to the next one, so an established flow is one that translates to
-            // itself and has hops enough.
+            // A repeated run passes the changed packet to the next one, so an established flow translates to itself and has
+            // hops enough.
             let mut samples = Vec::new();
-            // Each call for XDP makes the kernel exchange its dispatcher, for which it waits (`bpf_prog_change_xdp()`).
+            // Each XDP call makes the kernel replace its dispatcher, and wait for it (`bpf_prog_change_xdp()`).
             let (repeat, rounds) = match (what, program) {
                 ("established", XDP_IN) => (200, 50),
                 ("established", _) => (200, 1_000),
                 _ => (100_000, 20),
             };
-            // Before it is measured: that it is what it is called.
+            // Before the measurement: the packet has the named effect.
             let found = lab.run_repeated(program, indices, &frame.bytes(), 1)?;
             let is_found = found.counted.iter().any(|(r, _)| matches!(r, Reason::Redirected | Reason::Translated));
             ensure!(is_found == (what == "established"), "{program} {family} {what}: {found:?}");
@@ -100,7 +100,7 @@ fn time_per_packet() -> Result<()> {
             }
             tell(&format!("{program} {family} {what}"), samples);
         }
-        // Each has to be another packet: one run at a time, which has the clock's own time in it.
+        // Each has to be another packet: one run at a time, which includes the overhead of the clock.
         lab.forget()?;
         let (mut published, mut masqueraded, mut local) = (Vec::new(), Vec::new(), Vec::new());
         for port in 10_000..12_000 {

@@ -1,12 +1,13 @@
-//! The edge path: translated at the uplink, routed and filtered by the host's stack; and what of the other path ends there.
+//! The edge path: translation at the uplink, routing and filtering by the host's stack; and flows of the other path that use
+//! it.
 
 use crate::{REDIRECTED, STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, SYN, WEB_MAC, container};
 
 fn lab(flags: u32) -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
@@ -16,7 +17,7 @@ fn lab(flags: u32) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Its hops are the stack's to count.
+/// The stack decrements its hop limit.
 fn as_old(frame: Frame) -> Frame {
     Frame { ttl: frame.ttl + 1, ..frame }
 }
@@ -49,7 +50,7 @@ fn a_published_port_is_translated_at_the_uplink_in_both_directions() -> Result<(
 }
 
 #[test]
-fn what_leaves_is_masqueraded_at_the_uplink_and_the_answer_comes_back() -> Result<()> {
+fn outbound_packets_are_masqueraded_at_the_uplink_and_answers_come_back() -> Result<()> {
     let mut lab = lab(NET_MASQUERADE | NET_EDGE)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -75,7 +76,7 @@ fn what_leaves_is_masqueraded_at_the_uplink_and_the_answer_comes_back() -> Resul
 }
 
 #[test]
-fn the_last_hop_of_an_offloaded_flow_is_the_stacks_to_tell() -> Result<()> {
+fn the_stack_reports_the_last_hop_of_an_offloaded_flow() -> Result<()> {
     let mut lab = lab(NET_MASQUERADE)?;
     let uplink = lab.uplink;
     for v4 in [true, false] {
@@ -145,7 +146,7 @@ fn a_network_without_masquerade_is_seen_as_it_is_and_gets_its_answers() -> Resul
     Ok(())
 }
 
-/// What br_netfilter has put together does not arrive in a container with IPv6, unless the stack cuts it again.
+/// A packet reassembled by br_netfilter does not reach an IPv6 container unless the stack fragments it again.
 #[test]
 fn a_packet_larger_than_a_container_takes_is_the_stacks_with_ipv6() -> Result<()> {
     let mut lab = lab(NET_MASQUERADE)?;

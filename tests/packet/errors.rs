@@ -1,15 +1,15 @@
-//! ICMP errors in both directions: whoever is told reads his own packet in them.
+//! ICMP errors in both directions: the receiver finds its own packet quoted.
 
 use crate::{STACK, at_host, becomes, client, cut_everywhere, goes_on_as, host, into, ip, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{ACK, BRIDGE_MAC, Frame, L4, Lab, SYN, WEB_MAC, container};
 
 const LO: u32 = 1;
-const NO_MAC: kit::packet::Mac = [0; 6];
+const NO_MAC: support::packet::Mac = [0; 6];
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT, LO_IN])?;
@@ -17,7 +17,7 @@ fn lab() -> Result<Lab> {
     Ok(lab)
 }
 
-/// A machine on the way.
+/// A router on the path.
 fn router(v4: bool) -> IpAddr {
     ip(if v4 { "198.51.100.9" } else { "2001:db8:9::9" })
 }
@@ -31,13 +31,13 @@ fn error(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), quoted: Vec<u8>) -> F
     Frame { payload: quoted, ..Frame::new(src, dst, L4::Error { kind, code }) }
 }
 
-/// One flow: what the containers' side and the outside see of its packets in each direction.
+/// One flow: its packets in each direction, on the container's side and outside.
 struct Case {
     what: &'static str,
     begin: (&'static str, Frame),
-    /// To the outside: as the container sent it, and as it was on the wire.
+    /// Outbound: as the container sent it, and on the wire.
     out: (Frame, Frame),
-    /// From the outside: as it was on the wire, and as the container got it.
+    /// Inbound: on the wire, and as the container received it.
     back: (Frame, Frame),
 }
 
@@ -92,11 +92,11 @@ fn cases(v4: bool) -> Vec<Case> {
     ]
 }
 
-/// What the error quotes: all of the packet, or the least that it has to.
+/// The quoted bytes: the whole packet, or the required minimum.
 fn quotes(sent: &Frame, restored: &Frame) -> Vec<(Vec<u8>, Vec<u8>)> {
     let least = if sent.src.is_ipv4() { 28 } else { 48 };
     let mut all = vec![(sent.quoted()[..least].to_vec(), restored.quoted()[..least].to_vec())];
-    // Of TCP, whose checksum is not restored, no more than that.
+    // Of TCP, whose checksum is not restored, only the minimum.
     if !matches!(sent.l4, L4::Tcp { .. }) {
         all.push((sent.quoted(), restored.quoted()));
     }
@@ -111,7 +111,7 @@ fn an_error_from_outside_quotes_what_the_container_sent() -> Result<()> {
         for Case { what, begin, out: (sent, wire), .. } in cases(v4) {
             lab.run(begin.0, if begin.0 == UPLINK_IN { uplink } else { bridge }, &begin.1.bytes())?;
             for kind in kinds(v4) {
-                // A router on the way, and the far end itself.
+                // A router on the path, and the far end itself.
                 for by in [router(v4), wire.dst] {
                     for (quoted, restored) in quotes(&wire, &sent) {
                         let what = format!("{what}, {kind:?} by {by}, {} bytes quoted", quoted.len());
@@ -127,9 +127,9 @@ fn an_error_from_outside_quotes_what_the_container_sent() -> Result<()> {
     Ok(())
 }
 
-/// Nobody has the address: the kernel asks for it with the host's, and tells that.
+/// No host has the address: the kernel resolves it with the host's address, and reports the failure.
 #[test]
-fn what_the_host_tells_itself_about_a_translated_packet_the_container_reads() -> Result<()> {
+fn the_container_reads_the_hosts_own_error_about_a_translated_packet() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -190,7 +190,7 @@ fn an_error_of_the_host_itself_quotes_what_the_client_sent() -> Result<()> {
 }
 
 #[test]
-fn an_error_about_a_flow_of_nobody_is_left_alone() -> Result<()> {
+fn an_error_about_an_unknown_flow_is_left_alone() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -200,14 +200,14 @@ fn an_error_about_a_flow_of_nobody_is_left_alone() -> Result<()> {
         let own = Frame::udp((client(v4), 5_001), (container(7, v4), 5_000)).quoted();
         let told = error(container(7, v4), client(v4), kinds(v4)[0], own).macs(BRIDGE_MAC, WEB_MAC);
         stays(&mut lab, "of a container", (BRIDGE_IN, bridge), &told.bytes(), STACK, Reason::NotOurs)?;
-        // A redirect, and in IPv6 what is no error.
+        // A redirect, and in IPv6 an informational message.
         let redirect = error(router(v4), host(v4), (if v4 { 5 } else { 137 }, 0), theirs);
         stays(&mut lab, "a redirect", (UPLINK_IN, uplink), &redirect.bytes(), STACK, Reason::NotOurs)?;
     }
     Ok(())
 }
 
-/// The port may be a socket's of the host by now.
+/// A socket of the host may use the port by now.
 #[test]
 fn an_error_about_a_flow_that_has_expired_is_left_alone() -> Result<()> {
     let mut lab = lab()?;
@@ -236,7 +236,7 @@ fn an_error_cut_anywhere_is_left_alone() -> Result<()> {
         lab.run(UPLINK_IN, uplink, &at_host(Frame::udp(from, to)).bytes())?;
         let told = error(router(v4), host(v4), kinds(v4)[0], Frame::udp(to, from).quoted());
         cut_everywhere(&mut lab, "an error", (UPLINK_IN, uplink), &told)?;
-        // The frame goes on behind the packet's end, as short ones do.
+        // The frame is longer than the packet, as short frames are.
         let mut short = at_host(told).bytes();
         let (len, at) = if v4 { (20 + 8 + 20 + 4, 16) } else { (8 + 40 + 4, 18) };
         short[at..at + 2].copy_from_slice(&u16::to_be_bytes(len));

@@ -1,12 +1,12 @@
-//! Fragments: those behind the first go where it went.
+//! Fragments: later fragments follow the first.
 
 use crate::{STACK, at_host, becomes, client, gateway, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, WEB_MAC, container};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
@@ -18,7 +18,7 @@ fn first(frame: Frame, id: u16) -> Frame {
     Frame { payload: vec![0x5a; 24], fragment: Some(Piece { id, ..Piece::FIRST }), ..frame }
 }
 
-/// The pieces behind it: no ports in them.
+/// The later fragments: without ports.
 fn later(src: IpAddr, dst: IpAddr, proto: u8, id: u16) -> Vec<Frame> {
     let piece = |offset, more| Frame {
         payload: vec![0xa5; 32],
@@ -29,7 +29,7 @@ fn later(src: IpAddr, dst: IpAddr, proto: u8, id: u16) -> Vec<Frame> {
 }
 
 #[test]
-fn all_of_a_datagram_goes_in_and_out_by_one_flow() -> Result<()> {
+fn all_fragments_of_a_datagram_use_one_flow() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {
@@ -86,14 +86,14 @@ fn a_masqueraded_datagram_and_a_large_echo() -> Result<()> {
 }
 
 #[test]
-fn a_piece_that_comes_before_the_first_goes_where_the_last_datagram_went() -> Result<()> {
+fn a_fragment_before_the_first_goes_where_the_last_datagram_went() -> Result<()> {
     let mut lab = lab()?;
     let uplink = lab.uplink;
     for v4 in [true, false] {
         let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
         let [early, _] = &later(from.0, to.0, 17, 1)[..] else { anyhow::bail!("two pieces") };
         let unknown = at_host(early.clone()).bytes();
-        stays(&mut lab, "nothing is known yet", (UPLINK_IN, uplink), &unknown, STACK, Reason::Fragment)?;
+        stays(&mut lab, "no datagram seen yet", (UPLINK_IN, uplink), &unknown, STACK, Reason::Fragment)?;
         let sent = at_host(first(Frame::udp(from, to), 1));
         let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);
         becomes(&mut lab, "first", (UPLINK_IN, uplink), &sent, &got, Reason::FlowPublished)?;
@@ -106,7 +106,7 @@ fn a_piece_that_comes_before_the_first_goes_where_the_last_datagram_went() -> Re
 }
 
 #[test]
-fn pieces_of_the_hosts_own_datagrams_are_left_alone() -> Result<()> {
+fn fragments_of_the_hosts_own_datagrams_are_left_alone() -> Result<()> {
     let mut lab = lab()?;
     let at = (UPLINK_IN, lab.uplink);
     for v4 in [true, false] {
@@ -120,9 +120,9 @@ fn pieces_of_the_hosts_own_datagrams_are_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A hairpin flow's answers go to the bridge's own address, and so does what the container says to the host.
+/// A hairpin flow's answers go to the bridge's own address, and so do a container's packets to the host.
 #[test]
-fn pieces_to_the_host_are_not_those_of_a_flow_between_the_same_two() -> Result<()> {
+fn fragments_to_the_host_are_not_those_of_a_flow_between_the_same_two() -> Result<()> {
     let mut lab = lab()?;
     let (bridge, other) = (lab.bridge, lab.other_bridge);
     for v4 in [true, false] {
@@ -143,9 +143,9 @@ fn pieces_to_the_host_are_not_those_of_a_flow_between_the_same_two() -> Result<(
     Ok(())
 }
 
-/// The stack has cut what was too large for the uplink.
+/// The stack has fragmented a packet too large for the uplink.
 #[test]
-fn what_the_stack_has_cut_is_translated_on_its_way_out() -> Result<()> {
+fn fragments_made_by_the_stack_are_translated_at_egress() -> Result<()> {
     let mut lab = lab()?;
     let at = (UPLINK_OUT, [lab.bridge, lab.uplink]);
     for v4 in [true, false] {
@@ -160,9 +160,9 @@ fn what_the_stack_has_cut_is_translated_on_its_way_out() -> Result<()> {
     Ok(())
 }
 
-/// The stack does not tell of the pieces that it has cut where they came in (net/ipv6/ip6_output.c, ip6_copy_metadata()).
+/// Fragments made by the stack do not carry their input interface (net/ipv6/ip6_output.c, ip6_copy_metadata()).
 #[test]
-fn pieces_without_an_origin_are_known_by_their_source() -> Result<()> {
+fn fragments_without_an_input_interface_are_known_by_their_source() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, veth) = (lab.uplink, lab.web);
     let (web, there, seen) = ((container(7, false), 40_000), (outside(false), 53), (host(false), 40_000));
@@ -183,7 +183,7 @@ fn pieces_without_an_origin_are_known_by_their_source() -> Result<()> {
     Ok(())
 }
 
-/// RFC 6946: a fragment header on a packet that is whole.
+/// RFC 6946: a fragment header on a complete packet.
 #[test]
 fn an_atomic_fragment_is_a_whole_packet() -> Result<()> {
     let mut lab = lab()?;

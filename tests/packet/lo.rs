@@ -1,14 +1,14 @@
-//! np_lo_in: clients of the host that bound a source address themselves.
+//! np_lo_in: clients of the host that bind a source address.
 
 use crate::{STACK, becomes, cut_everywhere, gateway, host, into, ip, shapes, stays};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, Frame, Lab, SYN, WEB_MAC, container, mapped};
 
 const LO: u32 = 1;
-const NO_MAC: kit::packet::Mac = [0; 6];
+const NO_MAC: support::packet::Mac = [0; 6];
 
 #[test]
 fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
@@ -27,7 +27,7 @@ fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
                 becomes(&mut lab, &what, (LO_IN, LO), &sent, &got, Reason::FlowLoopback)?;
                 becomes(&mut lab, &what, (LO_IN, LO), &sent, &got, Reason::Redirected)?;
                 let answer = Frame::tcp(web, seen, SYN | ACK).macs(BRIDGE_MAC, WEB_MAC);
-                if matches!(sent.l4, kit::packet::L4::Tcp { .. }) {
+                if matches!(sent.l4, support::packet::L4::Tcp { .. }) {
                     let back = answer.becomes(to, from).macs(NO_MAC, NO_MAC);
                     becomes(&mut lab, &what, (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
                 }
@@ -38,7 +38,7 @@ fn a_bound_client_reaches_the_container_through_lo_and_back() -> Result<()> {
     Ok(())
 }
 
-/// A published range may have the port of a client that asks a service of its own host.
+/// A published range may include the port of a client that uses a service of its own host.
 #[test]
 fn an_answer_to_a_socket_of_the_host_is_no_packet_to_a_published_port() -> Result<()> {
     let mut lab = Lab::new(&[LO_IN])?;
@@ -49,7 +49,7 @@ fn an_answer_to_a_socket_of_the_host_is_no_packet_to_a_published_port() -> Resul
         socket.connect((local, 9_999))?;
         stays(&mut lab, "an answer", (LO_IN, LO), &answer.bytes(), STACK, Reason::NotOurs)?;
         drop(socket);
-        assert_ne!(STACK, lab.action(LO_IN, LO, &answer.bytes())?, "nobody's answer is a question");
+        assert_ne!(STACK, lab.action(LO_IN, LO, &answer.bytes())?, "an answer without a flow is taken for a request");
     }
     Ok(())
 }

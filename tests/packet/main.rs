@@ -1,26 +1,28 @@
-//! Packets through the programs with `BPF_PROG_TEST_RUN`: what goes in, what comes out, what is counted. GSO and the
-//! redirects themselves are not seen here but in `e2e`; the programs for uplinks without Ethernet neither (`e2e::tun`), since a test run always has one.
+//! Packets through the programs with `BPF_PROG_TEST_RUN`: input, output, counters. GSO and the redirects themselves are tested
+//! in `e2e`; the programs for uplinks without Ethernet too (`e2e::tun`), as a test run always has an Ethernet header.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod bridge;
 mod cost;
 mod edge;
 mod errors;
 mod fragments;
-mod identity;
+mod fuzz;
 mod lo;
 mod next_hop;
-mod noise;
 mod policy;
 mod protocols;
 mod repair;
+mod roundtrip;
 mod uplink;
 mod veth;
 mod xdp;
 
 use anyhow::Result;
-use kit::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
 
 /// tc's verdicts: to the next program and the stack, dropped, redirected.
 const STACK: i32 = -1;
@@ -47,7 +49,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
-/// One row: a packet at a program, and what must become of it.
+/// One row: a packet at a program, and the expected result.
 #[track_caller]
 fn becomes(lab: &mut Lab, what: &str, at: (&str, u32), sent: &Frame, got: &Frame, reason: Reason) -> Result<()> {
     let out = lab.run(at.0, at.1, &sent.bytes())?;
@@ -57,7 +59,8 @@ fn becomes(lab: &mut Lab, what: &str, at: (&str, u32), sent: &Frame, got: &Frame
     Ok(())
 }
 
-/// The packet is changed and goes on up, or out of, the host's stack. `indices`: where it came in first, and where it is.
+/// The packet is changed and continues up to, or out of, the host's stack. `indices`: its input interface, and where it is
+/// seen.
 #[track_caller]
 fn goes_on_as(
     lab: &mut Lab,
@@ -79,7 +82,7 @@ const XDP_DROPPED: i32 = 1;
 const XDP_PASSED: i32 = 2;
 const XDP_REDIRECTED: i32 = 4;
 
-/// The packet is left as it is, with this verdict.
+/// The packet stays unchanged, with this verdict.
 #[track_caller]
 fn stays(lab: &mut Lab, what: &str, at: (&str, u32), sent: &[u8], action: i32, reason: Reason) -> Result<()> {
     let out = lab.run(at.0, at.1, sent)?;
@@ -89,8 +92,8 @@ fn stays(lab: &mut Lab, what: &str, at: (&str, u32), sent: &[u8], action: i32, r
     Ok(())
 }
 
-/// The frame cut at every byte that the kernel lets a test run have: never an error, never a rewrite. (It wants a whole
-/// network header since 6.18: net/bpf/test_run.c, bpf_prog_test_run_skb().)
+/// The frame truncated at every byte that the kernel accepts in a test run: never an error, never a rewrite. (Since 6.18 it
+/// requires a complete network header: net/bpf/test_run.c, bpf_prog_test_run_skb().)
 #[track_caller]
 fn cut_everywhere(lab: &mut Lab, what: &str, at: (&str, u32), whole: &Frame) -> Result<()> {
     let bytes = whole.bytes();
@@ -102,7 +105,7 @@ fn cut_everywhere(lab: &mut Lab, what: &str, at: (&str, u32), whole: &Frame) -> 
     Ok(())
 }
 
-/// The shapes in which each packet must be translated alike.
+/// Variants in which each packet must be translated equally.
 fn shapes(frame: &Frame) -> Vec<(String, Frame)> {
     let mut all = vec![("plain".to_owned(), frame.clone())];
     for options in [1, 4] {
@@ -119,8 +122,8 @@ fn shapes(frame: &Frame) -> Vec<(String, Frame)> {
     all
 }
 
-/// To the container, as the bridge sends frames.
-fn into(frame: &Frame, mac: kit::packet::Mac, bridge: kit::packet::Mac) -> Frame {
+/// To the container, as a frame from the bridge.
+fn into(frame: &Frame, mac: support::packet::Mac, bridge: support::packet::Mac) -> Frame {
     frame.clone().macs(mac, bridge)
 }
 

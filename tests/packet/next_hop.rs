@@ -1,20 +1,20 @@
-//! The next hop that flows remember: known when it can be, asked for again after a while, never without the kernel's
-//! neighbour table hearing that it is wanted.
+//! The cached next hop of flows: cached when known, resolved again after a while, and always with the kernel's neighbour table
+//! being told of its use.
 
 use crate::{REDIRECTED, at_host, client, host, outside};
 use anyhow::{Context, Result, ensure};
-use kit::host::patience;
-use kit::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::{Addr, Mac};
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
 use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, SIDE_BRIDGE};
 use std::net::IpAddr;
 use std::process::Command;
+use support::host::patience;
+use support::packet::{ACK, BRIDGE_MAC, Frame, HOST_MAC, Lab, RST, SYN, WEB_MAC, container};
 
 const NEXT: Mac = [2, 0, 0, 0, 0, 0x42];
 const OTHER: Mac = [2, 0, 0, 0, 0, 0x43];
 
-/// The client as the kernel's neighbour table has it: it is the gateway as well.
+/// Sets the client in the kernel's neighbour table: it is the gateway as well.
 fn neighbour(v4: bool, verb: &str, mac: Mac) -> Result<()> {
     let (address, mac) = (client(v4).to_string(), mac.map(|b| format!("{b:02x}")).join(":"));
     let mut words = vec!["neigh", verb, &address, "dev", "eth0"];
@@ -25,7 +25,7 @@ fn neighbour(v4: bool, verb: &str, mac: Mac) -> Result<()> {
     Ok(())
 }
 
-/// The hardware addresses that the frame went on with; its own, where the kernel sees to them.
+/// The frame's hardware addresses afterwards; its own, where the kernel fills them in.
 fn sent_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> {
     let out = lab.run(at.0, at.1, &frame.bytes())?;
     ensure!(out.action == REDIRECTED, "{frame:?}: {out:?}");
@@ -33,8 +33,8 @@ fn sent_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> 
     Ok((mac(0)?, mac(6)?))
 }
 
-/// The same for a packet behind another. A second later such a one has the bridge's program ask for the next hop again: where
-/// the tests are patient that is how long a packet may take.
+/// The same for a packet after another. After a second the bridge's program would resolve the next hop again: with patient
+/// tests this is the time that a packet may take.
 fn goes_on_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac)> {
     for _ in 1..patience() {
         if let Ok(sent) = sent_to(lab, at, frame)
@@ -47,8 +47,8 @@ fn goes_on_to(lab: &mut Lab, at: (&str, u32), frame: &Frame) -> Result<(Mac, Mac
     sent_to(lab, at, frame)
 }
 
-/// Begins a flow by [`NEXT`], published or masqueraded. What begins it, or the first answer, is sent at `first` and tells the
-/// neighbour table. Gives the flow's packets outward, by their flags.
+/// Creates a flow by [`NEXT`], published or masqueraded. Its first packet, or the first answer, is sent at `first` and updates
+/// the neighbour table. Returns the flow's outbound packets, by their flags.
 fn begin(
     lab: &mut Lab,
     what: &str,
@@ -86,7 +86,7 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
                     goes_on_to(&mut lab, (program, index), &out(ACK))?,
                     "{what}: those behind it"
                 );
-                // Another one answers to the address: found after a second, by way of the kernel.
+                // Another machine takes the address: found after a second, by the kernel.
                 neighbour(v4, "replace", OTHER)?;
                 lab.age_flows(v4, 2)?;
                 assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "{what}: after a while");
@@ -108,7 +108,7 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
     Ok(())
 }
 
-/// A tick later neither hook may go on to the address that the neighbour had.
+/// A tick later neither hook may use the address that the neighbour had.
 #[test]
 fn a_next_hop_that_is_gone_is_asked_for_by_the_kernel() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
@@ -122,9 +122,9 @@ fn a_next_hop_that_is_gone_is_asked_for_by_the_kernel() -> Result<()> {
         lab.age_flows(v4, 2)?;
         for n in 0..3 {
             assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "{what}: gone, {n}");
-            // Within the second in which it was asked for.
+            // Within a second of its resolution.
             lab.age_by_ticks(v4, 1)?;
-            // Or left to the bridge's program: on a slow machine it is asked for again by now.
+            // Or left to the bridge's program: on a slow machine it is due for resolution by now.
             let early = lab.run(VETH_IN, veth, &out(ACK).bytes())?;
             assert_eq!(out(ACK).bytes()[..12], early.packet[..12], "{what}: gone, {n}, at the veth");
         }
@@ -137,7 +137,7 @@ fn a_next_hop_that_is_gone_is_asked_for_by_the_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Each half is written down for both: the one that leads outward must not take the other's packets for its own question.
+/// Each half is stored for both: the outbound one must not take the other's packets for its own use of the next hop.
 #[test]
 fn packets_that_come_in_do_not_keep_a_next_hop_alive() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -153,7 +153,7 @@ fn packets_that_come_in_do_not_keep_a_next_hop_alive() -> Result<()> {
         neighbour(v4, "replace", OTHER)?;
         lab.age_flows(v4, 2)?;
         ensure!(lab.run(UPLINK_IN, uplink, &arriving(v4, ACK))?.action == REDIRECTED, "in");
-        assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: asks");
+        assert_eq!(BY_THE_KERNEL, sent_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: resolves");
         assert_eq!((OTHER, HOST_MAC), goes_on_to(&mut lab, (BRIDGE_IN, bridge), &out(ACK))?, "v4 {v4}: found");
         neighbour(v4, "del", OTHER)?;
     }
@@ -193,13 +193,13 @@ fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()>
     Ok(())
 }
 
-/// The host's route to the client is another's, or none: answers leave as the question came, now and later.
+/// The host's route to the client uses another uplink, or none: answers leave by the uplink of the request, now and later.
 #[test]
-fn an_answer_without_a_route_by_its_uplink_goes_to_who_has_asked() -> Result<()> {
+fn an_answer_without_a_route_by_its_uplink_goes_to_the_sender_of_the_request() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);
-    // This host has no route to link-local addresses; as which the container sees them is the bridge's address.
+    // This host has no route to link-local addresses; the container sees the bridge's address as the source.
     let (asker, seen) = (("fe80::2".parse::<IpAddr>()?, 40_000), (crate::gateway(7, false), 40_000));
     let asked = Frame::udp(asker, (host(false), 8080)).macs(HOST_MAC, NEXT);
     let answer = Frame::udp((container(7, false), 80), seen).macs(BRIDGE_MAC, WEB_MAC);

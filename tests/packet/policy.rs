@@ -1,12 +1,12 @@
-//! Who may reach what: container addresses from outside, sources on bridges, lists of clients; and what is counted.
+//! Access control: container addresses from outside, sources on bridges, allow lists; and traffic counters.
 
 use crate::{DROPPED, REDIRECTED, STACK, at_host, becomes, client, gateway, host, into, ip, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::layout::{NET_DIRECT, NET_INTERNAL, NET_MASQUERADE};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, Piece, SYN, WEB_MAC, container};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -22,7 +22,7 @@ fn a_container_is_not_reached_by_its_own_address() -> Result<()> {
         lab.set_network(7, bridge, flags)?;
         for v4 in [true, false] {
             let from = (client(v4), 40_000);
-            let nobody = if v4 { ip("10.89.7.99") } else { ip("fd41:7::99") };
+            let unused = if v4 { ip("10.89.7.99") } else { ip("fd41:7::99") };
             for (what, frame) in [
                 ("a port", Frame::tcp(from, (container(7, v4), 80), SYN)),
                 ("the middle of a connection", Frame::tcp(from, (container(7, v4), 80), ACK)),
@@ -30,7 +30,7 @@ fn a_container_is_not_reached_by_its_own_address() -> Result<()> {
                 ("ping", Frame::new(from.0, container(7, v4), L4::Echo { request: true, id: 1 })),
                 ("another protocol", Frame::new(from.0, container(7, v4), L4::Raw(47))),
                 ("a fragment", Frame { fragment: Some(Piece::FIRST), ..Frame::udp(from, (container(7, v4), 80)) }),
-                ("an address that nobody has", Frame::udp(from, (nobody, 80))),
+                ("an unused address", Frame::udp(from, (unused, 80))),
             ] {
                 let at = (UPLINK_IN, uplink);
                 stays(&mut lab, what, at, &at_host(frame).bytes(), DROPPED, Reason::DropDirect)?;
@@ -97,7 +97,7 @@ fn a_source_that_a_bridge_does_not_have_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn a_list_says_who_may_use_a_publish() -> Result<()> {
+fn an_allow_list_restricts_a_publish() -> Result<()> {
     let mut lab = lab()?;
     let (uplink, other) = (lab.uplink, lab.other_bridge);
     lab.allow = 5;
@@ -153,7 +153,7 @@ fn packets_are_counted_for_their_publish_or_endpoint_by_direction() -> Result<()
     Ok(())
 }
 
-/// Who may send whatever it likes on an internal network cannot send in the flow of somebody else.
+/// A raw sender on an internal network cannot send in a flow of another container.
 #[test]
 fn an_internal_network_has_no_part_in_flows() -> Result<()> {
     let mut lab = lab()?;
@@ -175,7 +175,7 @@ fn an_internal_network_has_no_part_in_flows() -> Result<()> {
             for frame in &forged {
                 let frame = frame.clone().macs(OTHER_BRIDGE_MAC, APP_MAC);
                 let out = lab.run(BRIDGE_IN, other, &frame.bytes())?;
-                // A container answers by its default route, on whichever of its networks it was asked.
+                // A container answers by its default route, whichever of its networks the request came from.
                 assert_eq!(action, out.action, "flags {flags}: {frame:?}: {out:?}");
             }
         }

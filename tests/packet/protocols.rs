@@ -1,13 +1,13 @@
-//! SCTP with its own ports, and protocols without any.
+//! SCTP with its own ports, and protocols without ports.
 
 use crate::{DROPPED, STACK, at_host, becomes, client, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::ENDPOINT_MOVED_SCTP;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{APP_MAC, BRIDGE_MAC, Frame, L4, Lab, OTHER_BRIDGE_MAC, WEB_MAC, container};
 
 fn sctp(src: (IpAddr, u16), dst: (IpAddr, u16)) -> Frame {
     Frame::new(src.0, dst.0, L4::Sctp { sport: src.1, dport: dst.1 })
@@ -41,7 +41,7 @@ fn sctp_keeps_its_ports() -> Result<()> {
 }
 
 #[test]
-fn what_netfilter_has_let_in_goes_back_through_the_stack() -> Result<()> {
+fn answers_to_packets_let_in_by_netfilter_go_through_the_stack() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
     lab.publish(1, Addr::ANY, 5_000, 7)?;
     lab.set_endpoints(ENDPOINT_MOVED_SCTP)?;
@@ -51,7 +51,7 @@ fn what_netfilter_has_let_in_goes_back_through_the_stack() -> Result<()> {
         stays(&mut lab, "in", (UPLINK_IN, uplink), &at_host(sctp(from, to)).bytes(), STACK, Reason::NotOurs)?;
         let answer = sctp(web, from).macs(BRIDGE_MAC, WEB_MAC);
         stays(&mut lab, "the answer", (BRIDGE_IN, bridge), &answer.bytes(), STACK, Reason::NotOurs)?;
-        // Its ports of the same number, and its other protocols, are as ever.
+        // Its ports of the same number, and its other protocols, are unaffected.
         let (to, web) = ((host(v4), 5_000), (container(7, v4), 5_000));
         let sent = at_host(sctp(from, to));
         let got = into(&sent.becomes(from, web), WEB_MAC, BRIDGE_MAC);

@@ -1,23 +1,23 @@
-//! Halves of flows that the table has dropped, and ports that the host and a container would both use.
+//! Halves of flows that the table has evicted, and ports that the host and a container would both use.
 
 use crate::{REDIRECTED, STACK, at_host, becomes, client, goes_on_as, host, into, outside, stays};
 use anyhow::Result;
-use kit::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MAC, RST, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::flow::ticks;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{FLOWS6, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::net::UdpSocket;
+use support::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MAC, RST, SYN, WEB_MAC, container};
 
-/// After a while, and in the next tick: a full table passes in a few seconds, and a port may be used again in the same one.
+/// After a while, and in the next tick: a full table turns over in a few seconds, and a port may be reused in the same one.
 #[test]
 fn a_half_that_was_dropped_is_made_anew_from_the_other() -> Result<()> {
     made_anew(ticks(2))?;
     made_anew(1)
 }
 
-/// Each half of a published and of a masqueraded flow is lost, then a packet of the other half comes `after` so many ticks,
+/// Each half of a published and of a masqueraded flow is lost, then a packet of the other half arrives `after` so many ticks,
 /// and then the one that needs the lost half.
 fn made_anew(after: u32) -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -48,7 +48,7 @@ fn made_anew(after: u32) -> Result<()> {
                 let back = if published { outward.becomes(to, from) } else { outward.becomes(seen, there) };
                 lab.lose_half(v4, lost)?;
                 if lost == SIDE_UPLINK {
-                    // A sweep may have seen neither half, each when it was not there.
+                    // A sweep may have missed either half, each while it was lost.
                     lab.lose_mark(seen.1)?;
                 }
                 lab.age_by_ticks(v4, after)?;
@@ -65,7 +65,7 @@ fn made_anew(after: u32) -> Result<()> {
 }
 
 #[test]
-fn a_mended_half_on_lo_leads_the_way_that_the_first_one_did() -> Result<()> {
+fn a_repaired_half_on_lo_takes_the_path_of_the_first() -> Result<()> {
     let mut lab = Lab::new(&[LO_IN, BRIDGE_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let bridge = lab.bridge;
@@ -83,7 +83,7 @@ fn a_mended_half_on_lo_leads_the_way_that_the_first_one_did() -> Result<()> {
     Ok(())
 }
 
-/// The half that the container sends by is gone, and the container sends before anybody else does.
+/// The container's outbound half is lost, and the container sends first.
 #[test]
 fn the_middle_of_a_connection_finds_its_other_half_again() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -106,9 +106,9 @@ fn the_middle_of_a_connection_finds_its_other_half_again() -> Result<()> {
     Ok(())
 }
 
-/// What is late for a connection that has ended does not end the next one from the same port.
+/// Late packets of an ended connection do not end the next one from the same port.
 #[test]
-fn a_half_that_a_later_flow_has_left_behind_tells_that_nothing() -> Result<()> {
+fn a_stale_half_does_not_affect_a_later_flow() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
     lab.set_ports(61_000, 61_000)?;
     let (uplink, bridge, other) = (lab.uplink, lab.bridge, lab.other_bridge);
@@ -141,7 +141,7 @@ fn a_half_that_a_later_flow_has_left_behind_tells_that_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A socket of the host had to take another port, and the next one from there need not.
+/// A socket of the host needed another port, and the next one from there does not.
 #[test]
 fn nothing_is_left_of_the_port_that_the_host_need_not_change_any_more() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
@@ -156,7 +156,7 @@ fn nothing_is_left_of_the_port_that_the_host_need_not_change_any_more() -> Resul
         let ours = Frame::tcp(own, there, SYN);
         let moved = Frame { ttl: 64, ..ours.becomes((host(v4), 61_000), there) };
         goes_on_as(&mut lab, "taken", out, &ours, &moved, Reason::FlowHost)?;
-        // It is closing, so that a SYN begins anew; and the container's flow is gone.
+        // It is closing, so that a SYN starts a new connection; and the container's flow is gone.
         let fin = Frame::tcp(own, there, FIN | ACK);
         let sent = Frame { ttl: 64, ..fin.becomes((host(v4), 61_000), there) };
         goes_on_as(&mut lab, "its end", out, &fin, &sent, Reason::Translated)?;
@@ -171,8 +171,7 @@ fn nothing_is_left_of_the_port_that_the_host_need_not_change_any_more() -> Resul
     Ok(())
 }
 
-/// All that is in the table has been looked up since the kernel last went round: then it drops what has not, which is the
-/// newest.
+/// All entries have been looked up since the kernel's last LRU pass: it then evicts those that have not, which are the newest.
 #[test]
 fn a_full_table_keeps_what_waits_for_its_answer() -> Result<()> {
     const AT_ONCE: u16 = 100;
@@ -206,7 +205,7 @@ fn a_full_table_keeps_what_waits_for_its_answer() -> Result<()> {
     Ok(())
 }
 
-/// The table drops the half that holds the port, and the host connects from there.
+/// The table evicts the half that holds the port, and the host connects from there.
 #[test]
 fn a_half_is_not_made_anew_in_the_way_of_a_connection_of_the_host() -> Result<()> {
     let mut lab = Lab::new(&[BRIDGE_IN])?;
@@ -245,7 +244,7 @@ fn the_host_gets_another_port_where_a_container_has_its() -> Result<()> {
             let other = (host(v4), 61_000);
             let same = |f: &Frame| Frame { ttl: 64, ..f.becomes(other, there) };
             goes_on_as(&mut lab, "taken", out, &ours, &same(&ours), Reason::FlowHost)?;
-            // A VLAN or macvlan on an uplink: the device below has the program too. (Any other will do for it here.)
+            // A VLAN or macvlan on an uplink: the device below has the program too. (Any other interface represents it here.)
             let below = lab.run_repeated(UPLINK_OUT, [0, bridge], &same(&ours).bytes(), 1)?;
             assert_eq!((STACK, same(&ours).bytes(), vec![]), (below.action, below.packet, below.counted), "below it");
             let more = make(own, there, ACK);
@@ -263,5 +262,5 @@ fn the_host_gets_another_port_where_a_container_has_its() -> Result<()> {
     }
     let stranger = at_host(Frame::udp((outside(true), 53), (host(true), 40_001)));
     lab.forget()?;
-    stays(&mut lab, "nobody's", (UPLINK_IN, uplink), &stranger.bytes(), STACK, Reason::NotOurs)
+    stays(&mut lab, "without a flow", (UPLINK_IN, uplink), &stranger.bytes(), STACK, Reason::NotOurs)
 }

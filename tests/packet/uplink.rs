@@ -1,15 +1,17 @@
-//! np_uplink_in: published ports; np_uplink_out: what must not leave.
+//! np_uplink_in: published ports; np_uplink_out: packets that must not leave.
 
 use crate::{
     DROPPED, REDIRECTED, STACK, at_host, becomes, client, cut_everywhere, gateway, host, into, ip, shapes, stays,
 };
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, FIN, Frame, HOST_MAC, L4, Lab, RST, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
 use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
+use support::packet::{
+    ACK, BRIDGE_MAC, CLIENT_MAC, FIN, Frame, HOST_MAC, L4, Lab, RST, SYN, WEB_MAC, container, mapped,
+};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
@@ -52,7 +54,7 @@ fn a_published_port_leads_into_the_container_and_the_answer_back() -> Result<()>
 }
 
 #[test]
-fn what_is_not_published_is_left_alone() -> Result<()> {
+fn unpublished_ports_are_left_alone() -> Result<()> {
     let mut lab = lab()?;
     let at = (UPLINK_IN, lab.uplink);
     for v4 in [true, false] {
@@ -63,9 +65,9 @@ fn what_is_not_published_is_left_alone() -> Result<()> {
             ("another port", Frame::tcp(from, (host(v4), 8081), SYN)),
             ("an address that is not the host's", Frame::tcp(from, (other, 8080), SYN)),
             ("tagged", Frame { tagged: true, ..published.clone() }),
-            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], kit::packet::CLIENT_MAC)),
+            ("addressed to another machine", published.clone().macs([2, 9, 9, 9, 9, 9], CLIENT_MAC)),
             ("an echo request", Frame::new(from.0, host(v4), L4::Echo { request: true, id: 8080 })),
-            ("an echo answer nobody asked for", Frame::new(from.0, host(v4), L4::Echo { request: false, id: 8080 })),
+            ("an echo reply without a request", Frame::new(from.0, host(v4), L4::Echo { request: false, id: 8080 })),
             ("another protocol", Frame::new(from.0, host(v4), L4::Raw(47))),
         ] {
             stays(&mut lab, what, at, &frame.bytes(), STACK, Reason::NotOurs)?;
@@ -86,7 +88,7 @@ fn a_packet_cut_anywhere_is_left_alone() -> Result<()> {
                 cut_everywhere(&mut lab, &format!("{frame:?}"), (UPLINK_IN, uplink), &frame)?;
             }
         }
-        // A flow that exists does not change that.
+        // An existing flow does not change that.
         let syn = Frame::tcp(from, to, SYN);
         assert_eq!(REDIRECTED, lab.run(UPLINK_IN, uplink, &syn.bytes())?.action);
         cut_everywhere(&mut lab, "of a flow", (UPLINK_IN, uplink), &syn)?;
@@ -122,7 +124,7 @@ fn a_rule_for_one_address_answers_there_only() -> Result<()> {
     stays(&mut lab, "another address of the host", at, &elsewhere.bytes(), STACK, Reason::NotOurs)
 }
 
-/// Of the wire that the client is on; the container sees its bridge.
+/// Of the client's wire; the container sees its bridge's address.
 #[test]
 fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
     let mut lab = lab()?;
@@ -144,7 +146,7 @@ fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
             becomes(&mut lab, "in", at, &sent, &got, Reason::FlowPublished)?;
             becomes(&mut lab, "in again", at, &sent, &got, Reason::Redirected)?;
             let answer = answer.macs(BRIDGE_MAC, WEB_MAC);
-            // To whom it came from: this host has no route to link-local addresses.
+            // Back to the sender's hardware address: this host has no route to link-local addresses.
             let back = answer.becomes(to, neighbour).macs(CLIENT_MAC, HOST_MAC);
             becomes(&mut lab, "back", (BRIDGE_IN, bridge), &answer, &back, Reason::Redirected)?;
         }
@@ -250,7 +252,7 @@ fn a_private_source_does_not_leave() -> Result<()> {
     Ok(())
 }
 
-/// Tunnels may send it (RFC 6935); a sum made of nothing would be a wrong one.
+/// Tunnels may send it (RFC 6935); an incremental update of no sum would give a wrong one.
 #[test]
 fn a_datagram_of_ipv6_without_a_checksum_stays_without_one() -> Result<()> {
     let mut lab = lab()?;

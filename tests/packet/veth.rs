@@ -1,11 +1,11 @@
-//! np_veth_in: known flows leave before the bridge; nothing else is touched.
+//! np_veth_in: known flows bypass the bridge; other packets are unchanged.
 
 use crate::{STACK, at_host, becomes, client, host, into, outside};
 use anyhow::Result;
-use kit::packet::{ACK, BRIDGE_MAC, FIN, Frame, Lab, SYN, WEB_MAC, container};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, VETH_IN};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, FIN, Frame, Lab, SYN, WEB_MAC, container};
 
 #[track_caller]
 fn passes(lab: &mut Lab, what: &str, sent: &Frame) -> Result<()> {
@@ -52,7 +52,7 @@ fn answers_and_what_follows_leave_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Hairpin stays the bridge's: where the frame goes is another container.
+/// Hairpin is handled at the bridge: the frame goes to another container.
 #[test]
 fn a_hairpin_flow_is_left_to_the_bridge() -> Result<()> {
     let mut lab = Lab::new(&[BRIDGE_IN, VETH_IN])?;

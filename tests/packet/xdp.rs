@@ -1,15 +1,15 @@
-//! np_xdp_in: it does what the classifier behind it does, or nothing.
+//! np_xdp_in: does the same as the classifier behind it, or nothing.
 
 use crate::{
     DROPPED, REDIRECTED, STACK, XDP_DROPPED, XDP_PASSED, XDP_REDIRECTED, at_host, client, gateway, host, into, ip,
     outside, shapes,
 };
 use anyhow::{Context, Result};
-use kit::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container, mapped};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, XDP_IN};
 use netpath_common::layout::{ENDPOINT_XDP, NET_DIRECT, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE};
 use netpath_common::reason::Reason;
+use support::packet::{ACK, BRIDGE_MAC, CLIENT_MAC, Frame, L4, Lab, Piece, SYN, WEB_MAC, container, mapped};
 
 fn lab() -> Result<Lab> {
     let mut lab = Lab::new(&[XDP_IN, UPLINK_IN, BRIDGE_IN])?;
@@ -22,7 +22,7 @@ fn asked(v4: bool) -> Frame {
     at_host(Frame::udp((client(v4), 40_000), (host(v4), 8080)))
 }
 
-/// Begins the flow of [`asked`], with the classifier.
+/// Creates the flow of [`asked`] by the classifier.
 fn begin(lab: &mut Lab, v4: bool) -> Result<()> {
     let out = lab.run(UPLINK_IN, lab.uplink, &asked(v4).bytes())?;
     assert_eq!((REDIRECTED, vec![(Reason::FlowPublished, 1)]), (out.action, out.counted));
@@ -38,7 +38,7 @@ fn passes(lab: &mut Lab, what: &str, sent: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// As the classifier would redirect it, to the byte; what that one makes of it comes back.
+/// XDP redirects it exactly as the classifier would; returns the classifier's result.
 #[track_caller]
 fn redirects(lab: &mut Lab, what: &str, sent: &[u8]) -> Result<Vec<u8>> {
     let early = lab.run(XDP_IN, lab.uplink, sent)?;
@@ -83,7 +83,7 @@ fn answers_to_masqueraded_flows_go_in_and_are_seen() -> Result<()> {
         let early = lab.run(XDP_IN, lab.uplink, &answer.bytes())?;
         let got = into(&answer.becomes(there, app), WEB_MAC, BRIDGE_MAC);
         assert_eq!((XDP_REDIRECTED, got.bytes()), (early.action, early.packet));
-        // The flow is a conversation by that: what was asked alone would be forgotten after 30 s.
+        // This makes the flow bidirectional: a request alone would expire after 30 s.
         lab.age_flows(v4, 100)?;
         redirects(&mut lab, "a while later", &answer.bytes())?;
     }
@@ -91,7 +91,7 @@ fn answers_to_masqueraded_flows_go_in_and_are_seen() -> Result<()> {
 }
 
 #[test]
-fn what_it_is_not_for_passes_unchanged() -> Result<()> {
+fn packets_outside_its_scope_pass_unchanged() -> Result<()> {
     let mut lab = lab()?;
     for v4 in [true, false] {
         begin(&mut lab, v4)?;
@@ -137,7 +137,7 @@ fn a_packet_cut_anywhere_passes_unchanged() -> Result<()> {
     Ok(())
 }
 
-/// In the checksum field the sum of the pseudo-header, by the book (RFC 768): the rest is left to the device.
+/// The checksum field holds the sum of the pseudo-header (RFC 768): the device computes the rest.
 fn left_to_the_device(frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let l4 = if frame.src.is_ipv4() { 34 } else { 54 };
@@ -153,7 +153,7 @@ fn left_to_the_device(frame: &Frame) -> Vec<u8> {
 }
 
 #[test]
-fn checksums_that_nobody_has_completed_pass_and_others_stay_as_right_or_wrong_as_they_are() -> Result<()> {
+fn incomplete_checksums_pass_and_others_stay_valid_or_invalid() -> Result<()> {
     let mut lab = lab()?;
     for v4 in [true, false] {
         begin(&mut lab, v4)?;
@@ -165,7 +165,7 @@ fn checksums_that_nobody_has_completed_pass_and_others_stay_as_right_or_wrong_as
             wrong[at] ^= 0x10;
             redirects(&mut lab, "wrong", &wrong)?;
         }
-        // Zero is written as its other zero, or it would mean that there is none.
+        // A zero sum is written as 0xffff: zero means that there is no checksum.
         let zero = (0..=u16::MAX).map(|n| Frame { payload: n.to_be_bytes().to_vec(), ..asked(v4) }).find(|f| {
             let got = f.becomes((client(v4), 40_000), (container(7, v4), 80)).bytes();
             got[got.len() - 4..got.len() - 2] == [0xff; 2]
@@ -221,7 +221,7 @@ fn dropped(lab: &mut Lab, what: &str, sent: &Frame, reason: Reason, early: bool)
     Ok(())
 }
 
-/// The classifier lets it through, and so does XDP.
+/// The classifier passes it, and so does XDP.
 #[track_caller]
 fn let_through(lab: &mut Lab, what: &str, sent: &Frame) -> Result<()> {
     let sent = at_host(sent.clone()).bytes();
@@ -231,7 +231,7 @@ fn let_through(lab: &mut Lab, what: &str, sent: &Frame) -> Result<()> {
 }
 
 #[test]
-fn what_the_classifier_would_drop_for_certain_is_dropped() -> Result<()> {
+fn packets_that_the_classifier_certainly_drops_are_dropped() -> Result<()> {
     let mut lab = lab()?;
     lab.publish(3, mapped(ip("127.0.0.1")), 9090, 7)?;
     for (src, dst) in [("192.0.2.2", "127.0.0.1"), ("127.0.0.1", "192.0.2.1"), ("2001:db8:1::2", "::1")] {
@@ -243,13 +243,13 @@ fn what_the_classifier_would_drop_for_certain_is_dropped() -> Result<()> {
     }
     for v4 in [true, false] {
         let from = (client(v4), 40_000);
-        let nobody = if v4 { ip("10.89.7.99") } else { ip("fd41:7::99") };
+        let unused = if v4 { ip("10.89.7.99") } else { ip("fd41:7::99") };
         for (what, frame, early) in [
             ("a port", Frame::tcp(from, (container(7, v4), 80), SYN), true),
             ("the middle of a connection", Frame::tcp(from, (container(7, v4), 80), ACK), true),
             ("the published number", Frame::udp(from, (container(7, v4), 8080)), true),
             ("ping", Frame::new(from.0, container(7, v4), L4::Echo { request: true, id: 1 }), false),
-            ("an address that nobody has", Frame::udp(from, (nobody, 80)), false),
+            ("an unused address", Frame::udp(from, (unused, 80)), false),
         ] {
             dropped(&mut lab, what, &frame, Reason::DropDirect, early)?;
         }
@@ -286,7 +286,7 @@ fn clients_that_are_on_no_list_are_dropped() -> Result<()> {
     dropped(&mut lab, "one address", &fixed, Reason::DropNotAllowed, true)?;
     let elsewhere = Frame::udp((outside(true), 40_000), (ip("198.51.100.9"), 9090));
     let_through(&mut lab, "the port of another machine", &elsewhere)?;
-    // An address that the control plane has not seen is asked of the kernel, which is the classifier's to do.
+    // An address unknown to the control plane needs a kernel lookup, which only the classifier does.
     assert!(std::process::Command::new("ip").args(["addr", "add", "192.0.2.99/24", "dev", "eth0"]).status()?.success());
     let unknown = Frame::udp((outside(true), 40_000), (ip("192.0.2.99"), 9090));
     dropped(&mut lab, "a new address", &unknown, Reason::DropNotAllowed, false)?;

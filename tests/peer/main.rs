@@ -1,7 +1,9 @@
-//! Runs inside the containers of the engine tests: a server that tells each client who it is and whom it sees.
+//! Runs inside the containers of the engine tests: a server that tells each client its own name and the client's address.
 //!
-//! `peer FIRST [LAST]` answers on these ports, TCP and UDP, IPv4 and IPv6, one line per line:
-//! `HOSTNAME:PORT sees ADDRESS`, so that a client knows whom it reached and as whom.
+//! `peer FIRST [LAST]` answers on these ports, TCP and UDP, IPv4 and IPv6, each line with a line: `HOSTNAME:PORT sees ADDRESS`,
+//! so that a client knows which server it reached, and from which address.
+
+#![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};

@@ -1,4 +1,4 @@
-//! Debian's packages: what is to be had, and installing it without asking and without more than is needed.
+//! Debian packages: queries, and installation without prompts or recommended packages.
 
 use crate::need;
 use crate::steps::Steps;
@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;
 
-/// Is this a machine whose packages come through apt?
+/// Whether this machine installs its packages by apt.
 pub fn is_here() -> bool {
     need::program("apt-get").is_some() && Path::new("/var/lib/dpkg/status").exists()
 }
@@ -16,7 +16,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }
 
-/// The version that `apt-get install` would install, or `None` where the package lists have none.
+/// The version that `apt-get install` would install, or `None` without an entry in the package lists.
 pub fn candidate(package: &str) -> Option<String> {
     let out = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output().ok()?;
     candidate_in(&String::from_utf8_lossy(&out.stdout))
@@ -27,26 +27,26 @@ fn candidate_in(policy: &str) -> Option<String> {
     Some(line.trim().to_owned()).filter(|v| v != "(none)")
 }
 
-/// Is this package on the machine?
+/// Whether this package is installed.
 pub fn is_installed(package: &str) -> bool {
     let out = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Abbrev}", package]).output();
     out.is_ok_and(|o| o.status.success() && o.stdout.starts_with(b"ii"))
 }
 
-/// Brings the package lists up to date.
+/// Updates the package lists.
 ///
 /// # Errors
-/// What apt-get says.
+/// `apt-get update` fails.
 pub fn update(steps: &mut Steps) -> Result<()> {
     steps.one_more();
     steps.run("apt-get update", apt_get().arg("update"))
 }
 
-/// Installs packages; lists that are missing or too old are fetched first. Removes nothing: a conflict with what the
-/// user has installed is an error.
+/// Installs packages; fetches missing or outdated lists first. Removes nothing: a conflict with an installed package is an
+/// error.
 ///
 /// # Errors
-/// Not root, or what apt-get says.
+/// Not root, or `apt-get` fails.
 pub fn install(steps: &mut Steps, what: &str, packages: &[String]) -> Result<()> {
     if !is_root() {
         bail!(
@@ -60,7 +60,7 @@ pub fn install(steps: &mut Steps, what: &str, packages: &[String]) -> Result<()>
     if steps.run(what, &mut install_command(packages)).is_ok() {
         return Ok(());
     }
-    // The lists may name versions that the mirror no longer has.
+    // The lists may name versions that the mirror has dropped.
     update(steps)?;
     steps.one_more();
     steps.run(what, &mut install_command(packages))
@@ -78,7 +78,7 @@ fn apt_get() -> Command {
     command
 }
 
-/// The `1.96.0` of `1:1.96.0+dfsg1-1~deb12u2` as numbers.
+/// The upstream version as numbers: 1.96 of `1:1.96.0+dfsg1-1~deb12u2`.
 pub fn upstream(version: &str) -> (u32, u32) {
     let after_epoch = version.split_once(':').map_or(version, |(_, v)| v);
     let mut numbers = after_epoch.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_without_candidate_is_not_to_be_had() {
+    fn a_package_without_candidate_is_unavailable() {
         assert_eq!(None, candidate_in("rustc-web:\n  Installed: (none)\n  Candidate: (none)\n"));
         assert_eq!(Some("1.2-3".to_owned()), candidate_in("x:\n  Installed: (none)\n  Candidate: 1.2-3\n"));
         assert_eq!(None, candidate_in(""));

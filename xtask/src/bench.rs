@@ -1,4 +1,4 @@
-//! Builds what the bench needs, installs what it compares with, and runs it; the bench itself is `tests/bench/`.
+//! Builds the bench (`tests/bench/`) and its peers, and runs it.
 
 use crate::need::PEER;
 use crate::setup::{self, Part};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// The releases that netpath is compared with.
+/// Releases that netpath is compared with.
 const PEERS: [(&str, &str); 2] = [("netavark", "2.1.0"), ("aardvark-dns", "2.1.0")];
 /// The distribution's netavark, for its iptables driver.
 const OLD_NETAVARK: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
@@ -48,14 +48,14 @@ pub struct Args {
     /// How often each sample is taken; medians are shown [default: 3, with --quick 1]
     #[arg(long)]
     rounds: Option<usize>,
-    /// Short samples, one round: shows that all works, and the order of magnitude, in about two minutes
+    /// Short samples, one round: a check of the bench and the order of magnitude, in about two minutes
     #[arg(long)]
     quick: bool,
-    /// On hosts that have this too; compares netpath's own choice with Netavark and the wire
+    /// Run beside this software on the same host; compares netpath's own choice with Netavark and the wire
     #[arg(long, value_name = "firewalld|ufw|docker")]
     beside: Option<String>,
-    /// Also put the results into this page, between `<!-- bench: begin -->` and `<!-- bench: end -->` (`bench beside ufw`), and
-    /// charts beside it
+    /// Also write the results into this page, between `<!-- bench: begin -->` and `<!-- bench: end -->` (`bench beside ufw`),
+    /// and charts beside it
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
 }
@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The suite that measures the programs, built for releases as everything that is measured.
+/// The suite that measures the programs, in the release profile.
 fn packet_tests() -> Result<PathBuf> {
     let mut build = workspace::cargo();
     build.args(["test", "--release", "--quiet", "--package", "netpath-tests", "--test", "packet", "--no-run"]);
@@ -115,10 +115,10 @@ fn packet_tests() -> Result<PathBuf> {
     Ok(found.context("cargo has built no suite packet")?.path)
 }
 
-/// Netavark and aardvark-dns from their crates, below `target/tools`; gives the directory.
+/// Builds Netavark and aardvark-dns from their crates, below `target/tools`; returns the directory.
 ///
 /// # Errors
-/// What cannot be installed.
+/// A crate cannot be installed.
 pub fn install_peers() -> Result<PathBuf> {
     let root = workspace::tools().join("peer");
     let bin = root.join("bin");

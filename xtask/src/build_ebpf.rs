@@ -1,7 +1,7 @@
-//! Builds the eBPF programs and lays the object where `netpath/build.rs` takes it from.
+//! Builds the eBPF programs and writes the object to the path that `netpath/build.rs` reads.
 //!
-//! The object depends on the sources and the toolchain alone: paths are mapped away, and nothing of the caller's
-//! environment reaches the compiler (`reproducible.rs` holds that).
+//! The object depends on the sources and the toolchain alone: paths are remapped, and the caller's environment does not reach
+//! the compiler (checked by `reproducible.rs`).
 
 use crate::steps::seconds;
 use crate::toolchain::Toolchain;
@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 const TARGET: &str = "bpfel-unknown-none";
-/// Moves when the way of building changes in a manner that cargo does not see (`rustc.rs`).
+/// Increased when the build changes in a way that cargo cannot detect (`rustc.rs`).
 const RECIPE: u32 = 4;
 
 pub fn run() -> Result<ExitCode> {
@@ -26,10 +26,10 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Brings the object up to date. `true`: it is another one than before.
+/// Brings the object up to date; `true` if it changed.
 ///
 /// # Errors
-/// No toolchain (both ways to one are named), or the compiler's own words on stderr.
+/// No toolchain (the error names both ways to get one), or compiler errors on stderr.
 pub fn build() -> Result<bool> {
     let toolchain = toolchain()?;
     let directory = workspace::target().join("ebpf");
@@ -39,14 +39,14 @@ pub fn build() -> Result<bool> {
     if fs::read(&object).is_ok_and(|old| old == new) {
         return Ok(false);
     }
-    // Renamed into place: a build of netpath that runs at the same time sees the old object or the new one.
+    // Renamed into place: a concurrent build of netpath sees either the old object or the new one.
     let partial = directory.join(format!("netpath-ebpf.o.{}", std::process::id()));
     fs::write(&partial, new).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, &object).with_context(|| format!("cannot write {}", object.display()))?;
     Ok(true)
 }
 
-/// The toolchain, installed first where that can be done.
+/// The toolchain, installed first where possible.
 pub fn toolchain() -> Result<Toolchain> {
     if let Some(found) = Toolchain::find() {
         return Ok(found);
@@ -55,10 +55,10 @@ pub fn toolchain() -> Result<Toolchain> {
     Toolchain::find().with_context(setup::both_ways)
 }
 
-/// Builds the programs of the checkout at `root`, with everything that is made below `target_dir`; gives the object's path.
+/// Builds the programs of the checkout at `root`, with all output below `target_dir`; returns the object's path.
 ///
 /// # Errors
-/// The compiler's.
+/// The compilation fails.
 pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: Stdio) -> Result<PathBuf> {
     let crate_dir = root.join("netpath-ebpf");
     if !crate_dir.join("Cargo.toml").exists() {
@@ -73,7 +73,7 @@ pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: S
     let xtask = std::env::current_exe().context("cannot tell where xtask lies")?;
     cargo.env("RUSTC_WRAPPER", xtask).env(rustc::ENVIRONMENT, root);
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker.path);
-    // Named here, as `.cargo/cc` has another path in every checkout and build scripts would be built again for it.
+    // Set explicitly: `.cargo/cc` has a different path in every checkout, which would rebuild the build scripts.
     cargo.env(format!("CARGO_TARGET_{}_LINKER", toolchain.compiler.host_as_variable()), "cc");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags().join("\u{1f}"));
     let status = cargo.stdin(Stdio::null()).stdout(output).status();
@@ -84,9 +84,9 @@ pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: S
     Ok(target_dir.join(TARGET).join("release/netpath-ebpf"))
 }
 
-/// Without `--disable-expand-memcpy-in-order` the linker has copies of sixteen bytes done by a loop over bytes.
-/// Debug information is what BTF is made from; it is the kernel's view of our types and lets the verifier quote lines.
-/// The same for every checkout, so that what is built of other crates serves all of them; our own paths: `rustc.rs`.
+/// `--disable-expand-memcpy-in-order`: otherwise the linker expands copies of sixteen bytes into a byte loop. Debug information
+/// is the source of BTF, which gives the kernel our types and lets the verifier quote lines. The flags are equal for every
+/// checkout, so that artefacts of other crates are shared; our own paths are remapped by `rustc.rs`.
 fn rust_flags() -> Vec<String> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cargo")));
@@ -96,7 +96,8 @@ fn rust_flags() -> Vec<String> {
     flags
 }
 
-/// Cargo does not see that the linker behind a path has changed, nor how we call it: our crates are built again then.
+/// Cargo does not detect a changed linker behind the same path, nor changed linker flags: remove the artefacts of our crates
+/// then.
 fn forget_other_linker(toolchain: &Toolchain, target_dir: &Path) -> Result<()> {
     let linker = &toolchain.linker;
     let meta = fs::metadata(&linker.path).with_context(|| format!("cannot read {}", linker.path.display()))?;

@@ -1,7 +1,8 @@
-//! Removes what tests and demos that were killed have left: only what carries our names and whose maker is dead.
+//! Removes the leftovers of killed tests and demos: only objects that carry our names and whose creating process is dead.
 //!
 //! Names: `<temporary directory>/netpath-<room>-<pid>[-<n>]`, and `/run/netpath-test/<pid>-<n>`, where a topology
-//! (tests/kit/topology.rs) mounts its namespaces and writes down the cookie of its host, which names records and pins.
+//! (tests/support/topology.rs) mounts its namespaces and stores the cookie of its host, which is part of the names of records
+//! and pins.
 
 use anyhow::{Context, Result};
 use std::fs;
@@ -29,11 +30,11 @@ pub fn run() -> Result<ExitCode> {
     for path in &removed {
         println!("removed {}", path.display());
     }
-    println!("{}", if removed.is_empty() { "nothing was left over" } else { "clean" });
+    println!("{}", if removed.is_empty() { "no leftovers" } else { "clean" });
     Ok(ExitCode::SUCCESS)
 }
 
-/// Records and pins of the host namespace with this cookie.
+/// Removes records and pins of the host namespace with this cookie.
 fn remove_traces(cookie: &str, removed: &mut Vec<PathBuf>) -> Result<()> {
     if cookie.is_empty() || !cookie.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Ok(());
@@ -43,7 +44,7 @@ fn remove_traces(cookie: &str, removed: &mut Vec<PathBuf>) -> Result<()> {
     traces.iter().filter(|t| t.exists()).try_for_each(|t| remove(t, removed))
 }
 
-/// Ends the processes in a namespace that is mounted on `file`, and unmounts it.
+/// Ends the processes in the namespace mounted on `file`, and unmounts it.
 fn end_namespace(file: &Path) {
     let Ok(meta) = fs::metadata(file) else { return };
     let mounted = file.parent().and_then(|d| fs::metadata(d).ok()).is_some_and(|d| d.dev() != meta.dev());
@@ -70,7 +71,7 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
-/// `<prefix><room>-<pid>[-<n>]` of a process that is gone; without rooms `<pid>-<n>`.
+/// `<prefix><room>-<pid>[-<n>]` of a dead process; without rooms `<pid>-<n>`.
 fn is_leftover(path: &Path, prefix: &str, rooms: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(mut parts) = name.strip_prefix(prefix).map(|rest| rest.split('-')) else { return false };
@@ -90,23 +91,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_living_process_made_is_no_leftover() {
+    fn objects_of_a_living_process_are_no_leftovers() {
         assert!(!left(&format!("/tmp/netpath-xtask-{}", std::process::id())));
         assert!(left("/tmp/netpath-xtask-4194305") && left("/tmp/netpath-engine-4194305-0"));
         assert!(is_leftover(Path::new("/run/netpath-test/4194305-3"), "", &[]));
     }
 
     #[test]
-    fn what_does_not_carry_our_names_is_left_alone() {
+    fn objects_with_other_names_are_left_alone() {
         for name in
-            ["/tmp/netpath-4194305", "/tmp/somebody-else-4194305", "/tmp/netpath-other-4194305", "/tmp/netpath-xtask-a"]
+            ["/tmp/netpath-4194305", "/tmp/other-user-4194305", "/tmp/netpath-other-4194305", "/tmp/netpath-xtask-a"]
         {
             assert!(!left(name), "{name}");
         }
     }
 
     #[test]
-    fn a_cookie_that_is_none_names_nothing() {
+    fn an_invalid_cookie_names_nothing() {
         let mut removed = Vec::new();
         assert!(remove_traces("../etc", &mut removed).is_ok() && removed.is_empty());
         assert!(remove_traces("", &mut removed).is_ok() && removed.is_empty());

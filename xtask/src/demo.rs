@@ -1,4 +1,4 @@
-//! Builds what the demo needs and runs it; the demo itself is `tests/demo/main.rs`.
+//! Builds the demo (`tests/demo/`) and runs it.
 
 use crate::setup::{self, Part};
 use crate::{build_ebpf, steps, workspace};
@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Let a real engine run the container instead of the demo itself
+    /// Let a real engine run the container
     #[arg(long, value_parser = ["podman"])]
     engine: Option<String>,
-    /// Leave everything in place until Enter is pressed, to look around
+    /// Leave everything in place until Enter is pressed, for inspection
     #[arg(long)]
     keep: bool,
 }

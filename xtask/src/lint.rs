@@ -1,5 +1,4 @@
-//! Holds the table of who may import whom (docs/architecture.md) by reading the sources, and tells of files that have
-//! grown too long.
+//! Checks the table of allowed imports (docs/architecture.md) against the sources, and reports files that are too long.
 
 use crate::workspace;
 use anyhow::{Context, Result};
@@ -18,14 +17,14 @@ const GROUPS: [&[&str]; 7] = [
     &["model", "netlink"],
 ];
 
-/// Foreign words that stop at a room: crate, and the only paths below `netpath/src` that may name it.
+/// Crates that only some rooms may name: crate, and the allowed paths below `netpath/src`.
 const WORDS: [(&str, &[&str]); 3] = [
     ("rtnetlink", &["link", "datapath"]),
     ("netlink_packet_route", &["link", "datapath"]),
     ("aya", &["datapath/ebpf", "datapath/probe.rs", "observe"]),
 ];
 
-/// A file that outgrows the first often has a second purpose; past the second it nearly always has.
+/// A file longer than the first limit often has a second purpose; past the second limit it nearly always has.
 const LONG: usize = 500;
 const TOO_LONG: usize = 700;
 
@@ -44,7 +43,7 @@ pub fn run() -> Result<ExitCode> {
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Every breach of the import rules, as `file:line: …`.
+/// Every violation of the import rules, as `file:line: …`.
 ///
 /// # Errors
 /// A source cannot be read.
@@ -68,7 +67,7 @@ fn in_netpath(inside: &Path, text: &str) -> Vec<(usize, String)> {
     let module = module_path(inside);
     let mut found = Vec::new();
     let from = module.first().map(String::as_str).unwrap_or_default();
-    // A test may build what it observes with any room.
+    // A test may build its fixtures with any room.
     let is_test = module.last().is_some_and(|m| m.ends_with("tests"));
     for (line, target) in imports(text, &module) {
         if !is_test && !may_import(from, &target) {
@@ -109,7 +108,7 @@ fn may_import(from: &str, target: &str) -> bool {
     }
 }
 
-/// The rooms that a source names by `crate::`, or by as many `super::` as lead to the crate's root.
+/// The rooms that a source names by `crate::`, or by enough `super::` to reach the crate root.
 fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
     let root = "super::".repeat(module.len());
     let mut found = Vec::new();
@@ -137,7 +136,7 @@ fn imports(text: &str, module: &[String]) -> Vec<(usize, String)> {
     found
 }
 
-/// The first words of `a::b, c::{d, e}, f}`: a, c and f.
+/// The first path segments of `a::b, c::{d, e}, f}`: a, c and f.
 fn heads_of_group(text: &str) -> Vec<String> {
     let (mut depth, mut head, mut heads) = (0usize, String::new(), Vec::new());
     for c in text.chars() {
@@ -159,7 +158,7 @@ fn first_word(text: &str) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
-/// The words of a line, each with what follows it.
+/// The identifiers of a line, each with the text after it.
 fn words(line: &str) -> impl Iterator<Item = (&str, &str)> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut rest = line;
@@ -177,7 +176,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(n, l)| (n + 1, l.split("//").next().unwrap_or_default()))
 }
 
-/// Files that have grown too long, as sentences.
+/// Files that are too long, as messages.
 ///
 /// # Errors
 /// A source cannot be read.
@@ -199,7 +198,7 @@ pub fn long_files() -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Every Rust source below a directory, sorted, without build output; none where the directory does not exist.
+/// Every Rust source below a directory, sorted, without build output; empty where the directory does not exist.
 fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(directory) else { return Ok(found) };
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_round_by_super_is_seen_too() {
+    fn imports_by_super_are_seen_too() {
         assert_eq!(
             vec!["datapath may not use link"],
             breaches("datapath/ebpf/maps.rs", "use super::super::super::link;")
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_words_stop_at_their_room() {
+    fn restricted_crates_stay_in_their_rooms() {
         assert_eq!(
             vec!["aya stops at datapath/ebpf, datapath/probe.rs, observe"],
             breaches("ops/mod.rs", "use aya::Ebpf;")

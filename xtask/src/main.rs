@@ -1,6 +1,6 @@
-//! Every command that a developer or user of the sources types: `cargo xtask <verb>`.
+//! The commands of a developer or a user of the sources: `cargo xtask <verb>`.
 //!
-//! Light on purpose: it is the first thing that a bare machine compiles.
+//! Has few dependencies: it is the first crate that a bare machine compiles.
 
 mod apt;
 mod bench;
@@ -32,13 +32,13 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Make this machine ready to build and test: compilers, bpf-linker, the programs that tests use
+    /// Install compilers, bpf-linker and the programs that the tests use
     Setup,
-    /// Build the eBPF object that the netpath binary carries
+    /// Build the eBPF object that the netpath binary embeds
     BuildEbpf,
     /// Build everything and run every check and test; ends with "N passed, N failed, N skipped"
     Test(test::Args),
-    /// Check the import rules between the rooms, and look for files that have grown too long
+    /// Check the import rules between the rooms, and report files that are too long
     Lint,
     /// Show netpath at work: a container, a published port, a page fetched through it
     Demo(demo::Args),
@@ -46,7 +46,7 @@ enum Verb {
     Bench(bench::Args),
     /// Run the tests on other kernels, in virtual machines
     Vm(vm::Args),
-    /// Remove what tests and demos that were killed have left on this machine
+    /// Remove leftovers of killed tests and demos from this machine
     Clean,
 }
 

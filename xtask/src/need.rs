@@ -1,9 +1,9 @@
-//! What a machine must have, as values: how to see that it is there, and which Debian package brings it.
+//! Requirements of a machine as values: how to detect each, and the Debian package that provides it.
 
 use std::path::{Path, PathBuf};
 
 pub struct Need {
-    /// For people.
+    /// Shown to users.
     pub what: &'static str,
     pub seen_by: Probe,
     /// Debian's package.
@@ -30,7 +30,7 @@ const fn program_of(what: &'static str, name: &'static str, apt: &'static str) -
     Need { what, seen_by: Probe::Program(name), apt }
 }
 
-/// To compile anything at all.
+/// Required by every build.
 pub const BUILD: &[Need] = &[
     program_of("C compiler", "cc", "gcc"),
     Need { what: "C library headers", seen_by: Probe::AnyFile(&["/usr/include/stdio.h"]), apt: "libc6-dev" },
@@ -45,7 +45,7 @@ pub const BUILD: &[Need] = &[
     },
 ];
 
-/// What the tests and the demo drive besides netpath itself.
+/// Programs that the tests and the demo call besides netpath itself.
 pub const TEST: &[Need] = &[
     program_of("iproute2", "ip", "iproute2"),
     program_of("nftables", "nft", "nftables"),
@@ -53,11 +53,11 @@ pub const TEST: &[Need] = &[
     program_of("busybox", "busybox", "busybox-static"),
     program_of("iperf3", "iperf3", "iperf3"),
     program_of("conntrack", "conntrack", "conntrack"),
-    // Modules of the kernels that guests run are packed with it.
+    // Modules of guest kernels are compressed with it.
     program_of("xz", "xz", "xz-utils"),
 ];
 
-/// A real Podman with the parts that netpath takes the place of.
+/// A real Podman, with the parts that netpath replaces.
 pub const ENGINE: &[Need] = &[
     program_of("podman", "podman", "podman"),
     program_of("crun", "crun", "crun"),
@@ -74,13 +74,13 @@ pub const ENGINE: &[Need] = &[
     },
 ];
 
-/// What the wire between virtual machines takes besides: who gives addresses.
+/// Required by virtual machines on a wire: a DHCP server.
 pub const WIRE: &[Need] = &[program_of("dnsmasq", "dnsmasq", "dnsmasq-base")];
 
-/// To build the Netavark that the bench compares with.
+/// Required to build the Netavark that the bench compares with.
 pub const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
 
-/// Finds a program in PATH, then where distributions keep what only root runs.
+/// Finds a program in PATH, then in the system's sbin directories.
 pub fn program(name: &str) -> Option<PathBuf> {
     in_path(name).next().or_else(|| {
         ["/usr/local/sbin", "/usr/sbin", "/sbin"].iter().map(|d| Path::new(d).join(name)).find(|p| p.is_file())

@@ -1,6 +1,6 @@
-//! The same sources give the same object, wherever they lie: the checkout is copied to another directory, built there,
-//! and compared. What was built of `core` and of crates from the registry comes along, so that it takes seconds; our own
-//! crates, whose directory is another one now, are compiled anew.
+//! Checks that the object does not depend on the checkout's path: the checkout is copied to another directory, built there, and
+//! compared. Artefacts of `core` and of registry crates are copied too, so that it takes seconds; our own crates are recompiled
+//! because of their new path.
 
 use crate::{build_ebpf, workspace};
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 const BUILD: &str = "elsewhere";
 
-/// `Ok(Some(text))`: the objects differ, and how.
+/// `Ok(Some(text))`: the objects differ; the text says how.
 ///
 /// # Errors
 /// The copy or the build failed.
@@ -33,7 +33,7 @@ pub fn difference() -> Result<Option<String>> {
     )))
 }
 
-/// A copy of what the programs are built from, in a directory of its own; removed on drop.
+/// A copy of the sources of the programs, in a directory of its own; removed on drop.
 struct Copy(PathBuf);
 
 impl Copy {
@@ -44,7 +44,7 @@ impl Copy {
             copy_tree(&root.join(directory), &copy.0.join(directory))?;
         }
         copy_tree(&workspace::target().join("ebpf/cargo"), &copy.0.join(BUILD))?;
-        // netpath-common takes its version from the workspace, whose other members must be there in name.
+        // netpath-common inherits its version from the workspace, whose other members must exist by name.
         fs::copy(root.join("Cargo.toml"), copy.0.join("Cargo.toml")).context("cannot copy Cargo.toml")?;
         for member in ["netpath", "tests", "xtask"] {
             copy_manifest(&root.join(member), &copy.0.join(member))?;
@@ -77,7 +77,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
             }
         } else {
             fs::copy(&source, &copy).with_context(|| format!("cannot copy {}", source.display()))?;
-            // Cargo tells by the time whether something is still good.
+            // Cargo decides by modification time whether an artefact is fresh.
             fs::File::options().write(true).open(&copy)?.set_modified(entry.metadata()?.modified()?)?;
         }
     }

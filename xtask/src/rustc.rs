@@ -1,22 +1,22 @@
-//! xtask in the place of rustc, while cargo builds the eBPF programs.
+//! xtask as a rustc wrapper, while cargo builds the eBPF programs.
 //!
-//! Cargo derives `-C metadata`, and with it every symbol, from the directory of a crate that lies outside the workspace
-//! root, as netpath-common does seen from netpath-ebpf. Our own crates get their name instead, so that the object does
-//! not depend on where the checkout lies. May go when cargo hashes such paths relative to something. The checkout's own
-//! paths are mapped away here too, and not by RUSTFLAGS, which would have `core` built again for every checkout.
+//! Cargo derives `-C metadata`, and with it every symbol, from the directory of a crate outside the workspace root, such as
+//! netpath-common seen from netpath-ebpf. The wrapper replaces it by the crate's name, so that the object does not depend on
+//! the checkout's path. Obsolete once cargo hashes such paths relative to a root. The checkout's own paths are remapped here
+//! and not by RUSTFLAGS, which would rebuild `core` for every checkout.
 
 use anyhow::{Result, bail};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Set for the cargo that is to call us as its `RUSTC_WRAPPER`; holds the checkout's directory.
+/// Set for a cargo that calls xtask as its `RUSTC_WRAPPER`; holds the checkout's directory.
 pub const ENVIRONMENT: &str = "NETPATH_XTASK_IS_RUSTC";
 const OUR_CRATES: [&str; 2] = ["netpath_common", "netpath_ebpf"];
 
-/// Becomes the rustc that is named in the first argument.
+/// Replaces this process by the rustc named in the first argument.
 ///
 /// # Errors
-/// It could not be started.
+/// rustc cannot be started.
 pub fn become_rustc(arguments: Vec<String>) -> Result<std::process::ExitCode> {
     let Some((rustc, arguments)) = arguments.split_first() else {
         bail!("{ENVIRONMENT} is set, but no rustc is named")

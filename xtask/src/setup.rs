@@ -1,7 +1,7 @@
-//! Makes a machine ready to build and to test. Idempotent: what is there is not touched.
+//! Prepares a machine for builds and tests. Idempotent: installed parts are left alone.
 //!
-//! Installs Debian's packages and, below `target/tools`, a bpf-linker, and unpacks neighbours below `target/neighbours`; nothing
-//! else. On other distributions it names what is missing and stops.
+//! Installs Debian packages and, below `target/tools`, a bpf-linker, and unpacks neighbours below `target/neighbours`; nothing
+//! else. On other distributions it lists the missing parts and stops.
 
 use crate::need::{BUILD, ENGINE, Need, TEST, WIRE};
 use crate::steps::{Steps, seconds};
@@ -12,22 +12,22 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// The release of bpf-linker that is installed, and the newest LLVM that it knows.
+/// The bpf-linker release to install, and the newest LLVM that it supports.
 const LINKER_VERSION: &str = "0.13.0";
 const LINKER_NEWEST_LLVM: u32 = 23;
 
-/// What a verb needs of the machine.
+/// A group of requirements; each verb names those it needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Compilers and bpf-linker.
     Toolchain,
-    /// The programs that tests and demo drive.
+    /// Programs that the tests and the demo call.
     Tests,
     /// A real Podman.
     Engine,
     /// Other users of a host's netfilter: firewalld, Docker, ufw.
     Neighbours,
-    /// What virtual machines on a wire need besides.
+    /// Requirements of virtual machines on a wire.
     Wire,
 }
 
@@ -47,10 +47,10 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes sure of these parts; silent when nothing is missing. `true`: something was installed.
+/// Installs the missing parts of these groups; silent if none is missing. `true`: something was installed.
 ///
 /// # Errors
-/// Not root, no apt, or what failed to install.
+/// Not root, no apt, or an installation fails.
 pub fn ensure(parts: &[Part]) -> Result<bool> {
     ensure_with(parts, Toolchain::find().as_ref())
 }
@@ -76,7 +76,7 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     let for_toolchain = match first_with_llvm(&present) {
         _ if !no_toolchain => 0,
         Some(_) => 2, // LLVM, bpf-linker
-        None => 3,    // and a compiler before them
+        None => 3,    // and a compiler first
     };
     let mut steps = Steps::of(usize::from(!missing.is_empty()) + for_toolchain);
     if !missing.is_empty() {
@@ -85,17 +85,17 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     if no_toolchain {
         install_toolchain(&mut steps, &present)?;
     }
-    // Asked again each time: the first may have brought the lists of packages that the next is found by.
+    // Computed again each time: the first may have fetched the package lists that the next lookup needs.
     while let Some(tree) = next_neighbours() {
         neighbours::unpack(tree, &mut steps)?;
     }
     Ok(true)
 }
 
-/// Installs the packages of what is missing.
+/// Installs the packages of missing requirements.
 ///
 /// # Errors
-/// No apt, not root, or what apt-get says.
+/// No apt, not root, or `apt-get` fails.
 pub fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|n| n.what).collect();
     if !apt::is_here() {
@@ -129,13 +129,13 @@ fn install_toolchain(steps: &mut Steps, present: &[Compiler]) -> Result<()> {
     bail!("{}", both_ways())
 }
 
-/// A compiler, and the major version of an LLVM that reads what it writes.
+/// A compiler, and the major version of an LLVM that reads its bitcode.
 struct Pair {
     compiler: Compiler,
     llvm: u32,
 }
 
-/// The first compiler for which an LLVM is there or to be had.
+/// The first compiler for which an LLVM is installed or available.
 fn first_with_llvm(compilers: &[Compiler]) -> Option<Pair> {
     compilers.iter().find_map(|compiler| {
         let newest = LINKER_NEWEST_LLVM.max(compiler.llvm);
@@ -149,7 +149,7 @@ fn has_llvm_package(major: u32) -> bool {
     apt::is_here() && apt::candidate(&format!("llvm-{major}-dev")).is_some()
 }
 
-/// A distribution's rustc with its library source. `false`: it has none that is new enough.
+/// Installs the distribution's rustc with its library source. `false`: none is new enough.
 fn install_compiler(steps: &mut Steps) -> Result<bool> {
     const SETS: [[&str; 3]; 2] = [["rustc-web", "cargo-web", "rust-web-src"], ["rustc", "cargo", "rust-src"]];
     let usable =
@@ -189,7 +189,7 @@ fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
     let build = workspace::tools().join("build");
     let mut install = workspace::cargo();
     workspace::clean_environment(&mut install);
-    // The rustc beside this cargo: the one in PATH may be rustup's proxy, which would choose for itself.
+    // The rustc beside this cargo: the one in PATH may be rustup's proxy, which would select another toolchain.
     let cargo = install.get_program().to_owned();
     let rustc = Path::new(&cargo).with_file_name("rustc");
     if rustc.is_absolute() && rustc.exists() {
@@ -212,7 +212,7 @@ fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
     }
 }
 
-/// The two ways to a compiler for the programs, for people.
+/// The two ways to get a compiler for the programs, shown to users.
 pub fn both_ways() -> String {
     let (major, minor) = OLDEST_RUST;
     format!(

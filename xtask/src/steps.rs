@@ -1,4 +1,5 @@
-//! Long work said aloud: what, how far, how long. On a terminal the line is redrawn; elsewhere one line per finished step.
+//! Progress of long work: the step, its number, and its duration. On a terminal the line is redrawn; elsewhere one line per
+//! finished step.
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
@@ -18,21 +19,21 @@ impl Steps {
         Self { total, done: 0, terminal: std::io::stdout().is_terminal() }
     }
 
-    /// One more step than was thought at first.
+    /// Adds a step to the planned number.
     pub fn one_more(&mut self) {
         self.total += 1;
     }
 
-    /// A step of the count for which nothing is to be done.
+    /// Counts a step that has nothing to do.
     pub fn nothing_to_do(&mut self, what: &str) {
         self.done += 1;
         println!("[{}/{}] {what} … there already", self.done, self.total);
     }
 
-    /// Runs a program as the next step; its output goes to a file, whose end is shown when the program fails.
+    /// Runs a program as the next step; its output goes to a file, whose end is shown if the program fails.
     ///
     /// # Errors
-    /// The program could not be started or did not succeed.
+    /// The program cannot be started or fails.
     pub fn run(&mut self, what: &str, command: &mut Command) -> Result<()> {
         self.done += 1;
         let head = format!("[{}/{}] {what} …", self.done, self.total);
@@ -67,12 +68,12 @@ impl Steps {
     }
 }
 
-/// `41 s`, or `0.3 s` where tenths tell something.
+/// `41 s`, or `0.3 s` below ten seconds.
 pub fn seconds(took: Duration) -> String {
     if took.as_secs() < 10 { format!("{:.1} s", took.as_secs_f64()) } else { format!("{} s", took.as_secs()) }
 }
 
-/// A command as one would type it.
+/// A command as typed in a shell.
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")

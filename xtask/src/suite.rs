@@ -1,6 +1,6 @@
-//! Runs a test executable (libtest) and reads what it prints: passed, failed, skipped with a reason.
+//! Runs a test executable (libtest) and parses its output: passed, failed, skipped with a reason.
 //!
-//! A test that cannot run prints `skip <test>: needs …` and returns. libtest calls that a pass; here it is a skip.
+//! A test that cannot run prints `skip <test>: needs …` and returns. libtest reports it as passed; xtask counts it as skipped.
 
 use crate::steps::{seconds, tail};
 use crate::workspace;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A suite that takes longer hangs: it is stopped, and what it was doing is shown.
+/// Time limit of a suite. After it the suite is stopped, and its output so far is shown.
 const LONGEST: Duration = Duration::from_secs(20 * 60);
 
 pub struct Suite {
@@ -22,7 +22,7 @@ pub struct Suite {
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub passed: usize,
-    /// Of those that passed, where a suite tells them.
+    /// Names of the passed tests, where a suite prints them.
     pub names: Vec<String>,
     pub failed: Vec<String>,
     /// Test and reason.
@@ -39,10 +39,10 @@ impl Outcome {
 }
 
 impl Suite {
-    /// Runs it, prints one line, and what failed in full.
+    /// Runs the suite and prints one line, and the output of failed tests in full.
     ///
     /// # Errors
-    /// It could not be started, or its output could not be kept.
+    /// The executable cannot be started, or its output cannot be stored.
     pub fn run(mut self) -> Result<Outcome> {
         let log = workspace::logs().join(format!("test-{}.log", self.name));
         fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
@@ -70,7 +70,7 @@ impl Suite {
         let mut outcome = read(&text);
         match status {
             None => outcome.failed.push(format!("stopped after {}; next: cargo xtask clean", seconds(LONGEST))),
-            // A crash, or an executable without libtest's harness that failed.
+            // A crash, or a failed executable without libtest's harness.
             Some(s) if !s.success() && outcome.failed.is_empty() => outcome.failed.push(format!("ended with {s}")),
             Some(_) => {}
         }
@@ -97,8 +97,8 @@ pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
     format!("{name:<14} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {}", seconds(took))
 }
 
-/// Reads libtest's output. A skip line comes captured (after the results, with `--show-output`) or, written past the
-/// capture, anywhere: also between a test's name and its result.
+/// Parses libtest's output. A skip line is either captured (after the results, with `--show-output`) or written past the
+/// capture, then at any place: also between a test's name and its result.
 pub fn read(text: &str) -> Outcome {
     let mut outcome = Outcome::default();
     let mut passed: Vec<&str> = Vec::new();
@@ -131,7 +131,7 @@ pub fn read(text: &str) -> Outcome {
             waiting = None;
         }
     }
-    // The test as a whole, or one row of its table: only the first is no pass.
+    // A skip of the whole test, or of one row of its table: only the first removes the pass.
     let whole = |test: &str, label: &str| {
         test == label || test.ends_with(&format!("::{label}")) || label.ends_with(&format!("::{test}"))
     };
@@ -141,7 +141,7 @@ pub fn read(text: &str) -> Outcome {
     outcome
 }
 
-/// From libtest's list of failures on, or the end of the output.
+/// The output from libtest's list of failures on, or the end of the output.
 pub fn what_failed(text: &str) -> String {
     match text.find("\nfailures:\n") {
         Some(at) => text[at..].trim().to_owned(),
@@ -149,7 +149,7 @@ pub fn what_failed(text: &str) -> String {
     }
 }
 
-/// The arguments that make libtest print what [`read`] reads.
+/// The arguments with which libtest prints the format that [`read`] parses.
 pub fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
     let mut command = Command::new(executable);
     command.args(["--show-output", "--color", "never"]).args(filters);

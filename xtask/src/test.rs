@@ -1,5 +1,5 @@
-//! Every check and test, in the order in which a failure tells most: the object, the build, the rules, then the suites
-//! from the smallest to the largest. Ends with `N passed, N failed, N skipped`, alone on its line.
+//! Every check and test, most telling failures first: the object, the build, the rules, then the suites from the smallest to
+//! the largest. Ends with `N passed, N failed, N skipped`, alone on its line.
 
 use crate::setup::{self, Part};
 use crate::steps::{self, seconds, tail};
@@ -18,18 +18,18 @@ pub struct Args {
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
-    /// If all pass, put this kernel's row into the table of this page, as `cargo xtask vm test --write` does
+    /// If all pass, write this kernel's row into the table of this page, as `cargo xtask vm test --write` does
     #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "quick"])]
     write: Option<PathBuf>,
-    /// Leave out the second build of the object and the suites that take longest (fault, engine, vm)
+    /// Skip the second build of the object and the slowest suites (fault, engine, vm)
     #[arg(long)]
     quick: bool,
 }
 
-/// Suites of the `tests` package, and how many of their tests may run side by side: most of their time they wait.
+/// Suites of the `tests` package, and how many of their tests may run in parallel: they mostly wait.
 const SUITES: [(&str, usize); 6] =
     [("packet", 2), ("contract", 4), ("e2e", 4), ("neighbours", 4), ("fault", 2), ("engine", 2)];
-/// Packets and the core of e2e on other kernels, in virtual machines (`vm/`).
+/// Packet tests and the core of e2e on other kernels, in virtual machines (`vm/`).
 const VM: &str = "vm";
 const SLOW: [&str; 3] = ["fault", "engine", VM];
 const CHECKS: [&str; 4] = ["object", "fmt", "clippy", "lint"];
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if total.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The row of the kernel that this machine runs.
+/// Writes the row of the kernel that this machine runs.
 fn write(page: &Path, outcomes: &BTreeMap<String, Outcome>) -> Result<()> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
     let (major, minor) = numbers(&release);
@@ -86,7 +86,7 @@ fn write(page: &Path, outcomes: &BTreeMap<String, Outcome>) -> Result<()> {
     let doctor = serde_json::from_slice(&out.context("cannot start netpath doctor")?.stdout).ok();
     let empty = Outcome::default();
     let of = |suite: &str| outcomes.get(suite).unwrap_or(&empty);
-    // Behind the numbers stands who has built it.
+    // The suffix after the numbers names the builder.
     let release = release.split('-').next().unwrap_or_default().trim();
     let row = vm::page::value(release, "`cargo xtask test`", of, doctor.as_ref());
     vm::page::write(page, &[(format!("{major}.{minor}"), row)])
@@ -129,7 +129,7 @@ fn all(args: &Args, outcomes: &mut BTreeMap<String, Outcome>, total: &mut Outcom
     Ok(())
 }
 
-/// One check, as a test of that name.
+/// Runs one check, reported as a test of that name.
 fn check(name: &str) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let failed = match name {
@@ -153,7 +153,7 @@ fn check(name: &str) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// `cargo fmt` or `cargo clippy`; the inner `Err` is why it cannot run here.
+/// `cargo fmt` or `cargo clippy`; the inner `Err` says why it cannot run here.
 fn rust_check(name: &str) -> Result<Result<Option<String>, String>> {
     let tool = if name == "fmt" { "rustfmt" } else { "clippy-driver" };
     if !Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success()) {
@@ -195,7 +195,7 @@ fn build() -> Result<Vec<Executable>> {
     Ok(out.lines().filter_map(executable).collect())
 }
 
-/// What a line of cargo's messages says was built, if it is a test.
+/// The test executable that a line of cargo's messages reports, if any.
 pub fn executable(message: &str) -> Option<Executable> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     let path = message.get("executable")?.as_str()?.into();
@@ -208,10 +208,10 @@ pub fn executable(message: &str) -> Option<Executable> {
     Some(Executable { package, target, path })
 }
 
-/// Runs cargo; gives what it printed.
+/// Runs cargo; returns its standard output.
 ///
 /// # Errors
-/// It did not succeed.
+/// cargo fails.
 pub fn run_cargo(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !out.status.success() {
@@ -220,7 +220,7 @@ pub fn run_cargo(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// What is to be run, in order. A suite of which the checkout has no executable is not there yet.
+/// The suites to run, in order. A suite without an executable in this checkout is left out.
 fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
     let mut all = Vec::new();
     let is_suite = |e: &Executable| e.package == "tests" && SUITES.iter().any(|(n, _)| *n == e.target);
@@ -239,7 +239,7 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
     }
     for (_, command) in &mut all {
         command.current_dir(workspace::root()).env("NETPATH_BIN", workspace::target().join("debug/netpath"));
-        // A failed test says where; forty frames of libtest say nothing more.
+        // A failed test names its place; frames of libtest add nothing.
         command.env("RUST_BACKTRACE", "0");
     }
     all

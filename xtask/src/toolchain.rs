@@ -1,21 +1,21 @@
-//! Which compiler and which linker build the eBPF programs.
+//! Selects the compiler and the linker that build the eBPF programs.
 //!
-//! `core` has to be built for the BPF target, so a compiler counts only with its library source: (a) rustup's nightly
-//! with `rust-src`, (b) a distribution's rustc with its library source, told by `RUSTC_BOOTSTRAP` to accept `-Z`.
-//! The linker reads the bitcode that the compiler writes, so its LLVM must not be older than the compiler's.
+//! `core` has to be built for the BPF target, so a compiler counts only with its library source: (a) rustup's nightly with
+//! `rust-src`, (b) a distribution's rustc with its library source, which accepts `-Z` with `RUSTC_BOOTSTRAP`. The linker reads
+//! the compiler's bitcode, so its LLVM must not be older than the compiler's.
 
 use crate::{need, workspace};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The oldest compiler that the programs are written for (`rust-version` of the workspace).
+/// The minimum compiler of the programs (`rust-version` of the workspace).
 pub const OLDEST_RUST: (u32, u32) = (1, 88);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Compiler {
     pub rustc: PathBuf,
     pub cargo: PathBuf,
-    /// The whole of `rustc -vV`.
+    /// The full output of `rustc -vV`.
     pub version: String,
     /// Major version.
     pub llvm: u32,
@@ -35,18 +35,18 @@ pub struct Toolchain {
 }
 
 impl Compiler {
-    /// The first line of its version, for people.
+    /// The first line of its version, shown to users.
     pub fn name(&self) -> &str {
         self.version.lines().next().unwrap_or("rustc")
     }
 
-    /// The host's triple as cargo spells it in names of variables.
+    /// The host triple as cargo spells it in names of environment variables.
     pub fn host_as_variable(&self) -> String {
         field(&self.version, "host:").unwrap_or_default().to_uppercase().replace('-', "_")
     }
 
     fn at(rustc: &Path) -> Option<Self> {
-        // `bin` lies in the sysroot, at rustup and at distributions; asking rustc would take a process each.
+        // In rustup and in distributions `bin` lies in the sysroot; asking rustc would start a process for each.
         let sysroot = rustc.parent()?.parent()?;
         let source = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
         let cargo = rustc.with_file_name("cargo");
@@ -60,7 +60,7 @@ impl Compiler {
 }
 
 impl Toolchain {
-    /// The best pair on this machine.
+    /// The best compatible pair on this machine.
     pub fn find() -> Option<Self> {
         let linkers = linkers();
         compilers().into_iter().find_map(|compiler| {
@@ -86,7 +86,7 @@ pub fn compilers() -> Vec<Compiler> {
         (!name.starts_with("nightly"), dated, std::cmp::Reverse(name))
     });
     let rustup = rustup.into_iter().map(|p| p.join("bin/rustc"));
-    // A rustc beside a rustup is rustup's proxy: it would choose a toolchain by the directory it is called in.
+    // A rustc beside a rustup is rustup's proxy, which selects a toolchain by the working directory.
     let distribution = need::in_path("rustc").filter(|p| !p.with_file_name("rustup").exists());
     let mut found: Vec<Compiler> = Vec::new();
     for compiler in rustup.chain(distribution).filter_map(|p| Compiler::at(&p)) {
@@ -109,7 +109,7 @@ fn linkers() -> Vec<Linker> {
         .collect()
 }
 
-/// The names of libraries stand near the beginning; the rest of a large program is read only where they do not.
+/// Library names are near the beginning of a program; the rest of a large one is read only if they are not found there.
 fn llvm_of_file(path: &Path) -> Option<u32> {
     use std::io::Read;
     let mut file = std::fs::File::open(path).ok()?;
@@ -133,7 +133,7 @@ fn llvm_of(program: &[u8]) -> Option<u32> {
     })
 }
 
-/// `llvm-config` of this major version: its prefix, and what to put before PATH.
+/// `llvm-config` of this major version.
 pub fn llvm_config(major: u32) -> Option<PathBuf> {
     let versioned = PathBuf::from(format!("/usr/lib/llvm-{major}/bin/llvm-config"));
     let names = [format!("llvm-config-{major}"), format!("llvm-config{major}"), "llvm-config".to_owned()];

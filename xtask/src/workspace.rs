@@ -1,4 +1,4 @@
-//! Where things are in the checkout, and the environment in which other builds are started.
+//! Paths of the checkout, and the environment of the builds that xtask starts.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,37 +9,36 @@ pub fn root() -> PathBuf {
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
-/// The workspace's target directory, whatever `CARGO_TARGET_DIR` says: `netpath/build.rs`, the tests and the demo look
-/// for the object and the binary in a place that does not depend on the caller's environment.
+/// The workspace's target directory, independent of `CARGO_TARGET_DIR`: `netpath/build.rs`, the tests and the demo find the
+/// object and the binary there whatever the caller's environment.
 pub fn target() -> PathBuf {
     root().join("target")
 }
 
-/// Programs that `setup` built for itself.
+/// Programs built by `setup`.
 pub fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// The object that the netpath binary carries.
+/// The object that the netpath binary embeds.
 pub fn object() -> PathBuf {
     target().join("ebpf/netpath-ebpf.o")
 }
 
-/// Where the output of the programs that we start goes.
+/// Output of the programs that xtask starts.
 pub fn logs() -> PathBuf {
     target().join("xtask")
 }
 
-/// The cargo that runs us, or the one in PATH; it builds into [`target`], wherever the caller has other builds go.
+/// The cargo that runs xtask, or the one in PATH; it builds into [`target`], whatever the caller's configuration.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("CARGO_TARGET_DIR", target());
     command
 }
 
-/// Takes away what an outer cargo or rustup has put into the environment, so that a build with another toolchain sees
-/// its own settings alone. Network settings (registry, proxy, offline) and
-/// rustup's own are the user's and stay.
+/// Removes the variables of an outer cargo or rustup, so that a build with another toolchain sees only its own settings.
+/// Network settings (registry, proxy, offline) and rustup's own stay: they are the user's.
 pub fn clean_environment(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };

@@ -4,6 +4,7 @@
 //! SIGHUP, and must not inherit anything of ours: an engine waits for every holder of our output to close it.
 
 use crate::model::error::{Context, Error, Result};
+use bytes::BufMut;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -199,12 +200,15 @@ fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
 
 /// A question for the A record of `name.dns.podman`, which the server never passes on (RFC 1035 §4.1).
 fn query(name: &str) -> Option<Vec<u8>> {
-    let mut q = vec![0x6e, 0x70, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+    let mut q = Vec::new();
+    // Id, flags, one question, no records.
+    [0x6e70, 0x0100, 1, 0, 0, 0].into_iter().for_each(|n| q.put_u16(n));
     for label in name.split('.').chain(["dns", "podman"]) {
-        q.push(u8::try_from(label.len()).ok().filter(|n| (1..=63).contains(n))?);
-        q.extend_from_slice(label.as_bytes());
+        q.put_u8(u8::try_from(label.len()).ok().filter(|n| (1..=63).contains(n))?);
+        q.put_slice(label.as_bytes());
     }
-    q.extend_from_slice(&[0, 0, 1, 0, 1]);
+    q.put_u8(0);
+    [1, 1].into_iter().for_each(|n| q.put_u16(n));
     Some(q)
 }
 

@@ -6,7 +6,7 @@ use crate::datapath::ebpf::sweep;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::flow;
-use netpath_common::layout::{self, Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
@@ -117,11 +117,11 @@ pub fn origin(number: u8) -> &'static str {
 fn state(proto: u8, state: u8) -> &'static str {
     let fins = flow::FIN_ORIGINAL | flow::FIN_REPLY;
     match proto {
-        layout::PROTO_TCP if state & flow::RESET != 0 => "reset",
-        layout::PROTO_TCP if state & fins == fins => "closed",
-        layout::PROTO_TCP if state & fins != 0 => "closing",
-        layout::PROTO_TCP if state & flow::REPLIED != 0 => "established",
-        layout::PROTO_TCP => "opening",
+        PROTO_TCP if state & flow::RESET != 0 => "reset",
+        PROTO_TCP if state & fins == fins => "closed",
+        PROTO_TCP if state & fins != 0 => "closing",
+        PROTO_TCP if state & flow::REPLIED != 0 => "established",
+        PROTO_TCP => "opening",
         _ if state & flow::REPLIED != 0 => "replied",
         _ => "unreplied",
     }

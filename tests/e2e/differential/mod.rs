@@ -1,30 +1,30 @@
-//! The same random packets and connections through the programs and through netfilter's own translation: what is seen at
-//! both ends must be equal, but for what is decided otherwise (`decided.rs`).
+//! The same random packets and connections through the programs and through netfilter: the observations at both ends must be
+//! equal, except for `known_differences.rs`.
 //!
-//! `NETPATH_SEED=N` repeats a run. Two hosts stand side by side, one on each rung, with the same addresses; each step is
-//! done on both. Steps of a round run at once, so that silence costs its time only once.
+//! `NETPATH_SEED=N` repeats a run. Two hosts, one on each rung, have the same addresses; each step is done on both. Steps of a
+//! round run at once, so that the time-out of silence is paid once.
 
-mod decided;
+mod known_differences;
 mod step;
 mod world;
 
 use crate::rig::{Path, Rig, Way, rig_on};
 use anyhow::{Result, ensure};
-use decided::DECIDED;
-use kit::dice::Dice;
-use kit::host::at_once;
-use kit::need;
-use kit::netavark::Rung;
-use kit::topology::Topology;
+use known_differences::KNOWN_DIFFERENCES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use step::{Outcome, Step};
+use support::host::at_once;
+use support::need;
+use support::netavark::Rung;
+use support::rng::Rng;
+use support::topology::Topology;
 use world::World;
 
 const ROUNDS: u16 = 2;
 const STEPS: u16 = 150;
 
-/// What the programs see is what netfilter's own translation shows on a host of the same kind.
+/// The programs must show the same as netfilter on an equal host.
 fn netfilter(tracked: bool) -> Way {
     Way { rung: Rung::Iptables, path: Path::Auto, tracked }
 }
@@ -45,7 +45,7 @@ fn clsact_is_seen_as_netfilter() -> Result<()> {
     alike(Way { rung: Rung::Clsact, path: Path::Auto, tracked: false }, netfilter(false))
 }
 
-/// Nothing but the rung tells the two hosts apart: without it there is no difference.
+/// Control: only the rung differs between the two hosts, so two equal rungs show no difference.
 #[test]
 fn netfilter_is_seen_as_itself() -> Result<()> {
     need!(thorough());
@@ -58,7 +58,7 @@ fn thorough() -> need::Need {
 
 fn alike(way: Way, other: Way) -> Result<()> {
     need!(need::rung(way.rung), need::rung(other.rung), way.need(), need::netpath());
-    let dice = Dice::new();
+    let rng = Rng::new();
     let seeds = if need::is_full() { 20 } else { 1 };
     rig_on(Topology::with_far(), way, |one| {
         let here = World::new(one, way)?;
@@ -66,10 +66,10 @@ fn alike(way: Way, other: Way) -> Result<()> {
             let there = World::new(another, other)?;
             let mut tally = Tally::default();
             let mut n = 0;
-            for seed in dice.seed()..dice.seed() + seeds {
-                compare(one, [&here, &there], &Dice::of(seed), &mut n, &mut tally)?;
+            for seed in rng.seed()..rng.seed() + seeds {
+                compare(one, [&here, &there], &Rng::of(seed), &mut n, &mut tally)?;
             }
-            tally.tell(&format!("{way:?} beside {other:?}, {dice}, {seeds} seeds"));
+            tally.tell(&format!("{way:?} beside {other:?}, {rng}, {seeds} seeds"));
             tally.is_worth_it(one);
             Ok(there.end())
         })?;
@@ -77,7 +77,7 @@ fn alike(way: Way, other: Way) -> Result<()> {
     })
 }
 
-/// What a run has shown.
+/// Counts of a run.
 #[derive(Default)]
 struct Tally {
     steps: usize,
@@ -88,10 +88,10 @@ struct Tally {
 impl Tally {
     fn tell(&self, what: &str) {
         let Self { steps, outcomes, decided } = self;
-        need::say(&format!("{what}: {steps} steps, {outcomes:?}; {decided} differ, as decided"));
+        need::say(&format!("{what}: {steps} steps, {outcomes:?}; {decided} known differences"));
     }
 
-    /// A run in which nothing was answered, or nothing refused, would prove nothing.
+    /// A run without answers, or without refusals, would prove nothing.
     fn is_worth_it(&self, rig: &Rig<'_>) {
         for kind in ["answered", "refused", "silent", "told"] {
             let seen = self.outcomes.get(kind).copied().unwrap_or(0);
@@ -100,15 +100,15 @@ impl Tally {
     }
 }
 
-/// `n`: steps that were done before.
-fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], dice: &Dice, n: &mut u16, tally: &mut Tally) -> Result<()> {
+/// `n`: number of earlier steps.
+fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], rng: &Rng, n: &mut u16, tally: &mut Tally) -> Result<()> {
     for round in 0..ROUNDS {
         let mut steps: Vec<Step> = Vec::new();
         if round == 0 {
-            steps.extend(DECIDED.iter().map(|d| d.witness));
+            steps.extend(KNOWN_DIFFERENCES.iter().map(|d| d.witness));
         }
-        steps.extend((0..STEPS).map(|_| Step::roll(dice)));
-        // Each has a source port of its own, whatever its seed, so that none meets what another has left.
+        steps.extend((0..STEPS).map(|_| Step::roll(rng)));
+        // Each step has a separate source port, whatever its seed, so that no step meets state of another.
         for step in &mut steps {
             *n += 1;
             step.n = *n;
@@ -118,20 +118,20 @@ fn compare(rig: &Rig<'_>, worlds: [&World<'_>; 2], dice: &Dice, n: &mut u16, tal
             tally.steps += 1;
             *tally.outcomes.entry(programs.kind()).or_default() += 1;
             let tellable = worlds[0].is_ebpf != worlds[1].is_ebpf;
-            let mut known = DECIDED.iter().filter(|d| tellable && (d.concerns)(step, worlds[1]));
-            let is_witness = round == 0 && at < DECIDED.len() && known.clone().next().is_some();
+            let mut known = KNOWN_DIFFERENCES.iter().filter(|d| tellable && (d.concerns)(step, worlds[1]));
+            let is_witness = round == 0 && at < KNOWN_DIFFERENCES.len() && known.clone().next().is_some();
             let so = match programs == netfilter {
                 true => !is_witness,
                 false => known.any(|d| (d.holds)(step, programs, netfilter)),
             };
             tally.decided += usize::from(so && programs != netfilter);
-            rig.note(so, || format!("{dice} {step:?}\n    programs:  {programs:?}\n    netfilter: {netfilter:?}"));
+            rig.note(so, || format!("{rng} {step:?}\n    programs:  {programs:?}\n    netfilter: {netfilter:?}"));
         }
     }
     Ok(())
 }
 
-/// All steps in both worlds at once.
+/// Runs all steps in both worlds at once.
 fn done(worlds: [&World<'_>; 2], steps: &[Step]) -> Result<Vec<[Outcome; 2]>> {
     let places: Vec<(usize, usize)> = (0..steps.len()).flat_map(|s| [(s, 0), (s, 1)]).collect();
     let seen = Mutex::new(BTreeMap::new());

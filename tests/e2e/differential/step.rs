@@ -1,19 +1,19 @@
-//! One packet or connection, chosen by chance, and what those at its ends see of it.
+//! One random packet or connection, and the observations at its ends.
 
 use super::world::{Inside, World};
 use anyhow::{Error, Result, ensure};
-use kit::dice::Dice;
-use kit::echo::Pinger;
-use kit::host::{Netns, patient};
-use kit::packet::{ACK, FIN, Frame, L4, RST, SYN};
-use kit::raw::{Probe, Raw};
-use kit::topology::Family;
-use kit::traffic::{Dial, Dress, Proto};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
+use support::echo::Pinger;
+use support::host::{Netns, patient};
+use support::packet::{ACK, FIN, Frame, L4, RST, SYN};
+use support::raw::{Probe, Raw};
+use support::rng::Rng;
+use support::topology::Family;
+use support::traffic::{Dial, Dress, Proto};
 
-/// What silence costs. Whoever answers does it at once; all steps of a round share two processors.
+/// Time-out of silence. Answers come at once; all steps of a round share two processors.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,22 +37,22 @@ pub enum To {
     Client,
     Outside,
     Far,
-    /// Behind the client, and nobody's.
-    Nobody,
+    /// An unused address behind the client.
+    Unused,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     Tcp(Dress),
     Udp(Dress),
-    /// Not connected.
+    /// An unconnected socket.
     Sendto(Dress),
     Echo,
-    /// A datagram at its last hop.
+    /// A datagram whose TTL expires at the next hop.
     Aged,
     /// A TCP packet of no connection, with these flags.
     Flags(u8),
-    /// A protocol that nobody listens to.
+    /// A protocol without a listener.
     Other(u8),
 }
 
@@ -65,30 +65,30 @@ pub struct Step {
     pub to: To,
     pub port: u16,
     pub bytes: usize,
-    /// To its own address; else only to a port.
+    /// Bound to its own address; else only to a port.
     pub bound: bool,
 }
 
-/// What was seen at both ends.
+/// The observations at both ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     Answered {
         server: String,
-        /// As the server saw it.
+        /// The client address that the server saw.
         client: IpAddr,
         keeps_port: bool,
-        /// As the client's socket says it.
+        /// The client's address as its socket reports it.
         own: IpAddr,
-        /// Who the answer came from is who was asked.
+        /// Whether the answer came from the address asked.
         by_the_asked: bool,
     },
     Echoed,
-    /// A packet that came back to one of no connection.
+    /// A packet in answer to one that belongs to no connection.
     Heard {
         from: IpAddr,
         flags: u8,
     },
-    /// An ICMP error, by what it is and who says so.
+    /// An ICMP error: its kind and its sender.
     Told {
         from: IpAddr,
         kind: u8,
@@ -156,12 +156,12 @@ impl To {
             Self::Client => family.client(),
             Self::Outside => family.outside(),
             Self::Far => family.far(),
-            Self::Nobody if family == Family::V4 => Ipv4Addr::new(203, 0, 113, 99).into(),
-            Self::Nobody => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x99).into(),
+            Self::Unused if family == Family::V4 => Ipv4Addr::new(203, 0, 113, 99).into(),
+            Self::Unused => Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x99).into(),
         }
     }
 
-    /// One of the host's own.
+    /// Whether this is an address of the host.
     pub fn is_host(self) -> bool {
         matches!(self, Self::Host | Self::HostSecond | Self::HostFar | Self::Localhost | Self::Gateway(_))
     }
@@ -179,42 +179,42 @@ impl Step {
         bound: false,
     };
 
-    pub fn roll(dice: &Dice) -> Self {
-        let from = *dice.pick(&From::ALL);
-        let family = *dice.pick(&Family::BOTH);
-        let what = match dice.below(20) {
-            0..=5 => What::Tcp(*dice.pick(&[Dress::Plain, Dress::Plain, Dress::Options])),
-            6..=9 => What::Udp(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
-            10..=12 => What::Sendto(*dice.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+    pub fn roll(rng: &Rng) -> Self {
+        let from = *rng.pick(&From::ALL);
+        let family = *rng.pick(&Family::BOTH);
+        let what = match rng.below(20) {
+            0..=5 => What::Tcp(*rng.pick(&[Dress::Plain, Dress::Plain, Dress::Options])),
+            6..=9 => What::Udp(*rng.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
+            10..=12 => What::Sendto(*rng.pick(&[Dress::Plain, Dress::Unsummed, Dress::Options])),
             13..=14 => What::Echo,
             15 => What::Aged,
-            16..=17 => What::Flags(*dice.pick(&[SYN, ACK, SYN | ACK, RST, FIN | ACK])),
-            // Nobody's, and of each sender another: a protocol without ports has one flow to an end at a time.
+            16..=17 => What::Flags(*rng.pick(&[SYN, ACK, SYN | ACK, RST, FIN | ACK])),
+            // Unassigned, and different for each sender: a protocol without ports has one flow per end at a time.
             _ => What::Other(150 + From::ALL.iter().position(|f| *f == from).unwrap_or(0) as u8),
         };
-        let inside = To::In(*dice.pick(&Inside::ALL));
+        let inside = To::In(*rng.pick(&Inside::ALL));
         let hosts = [To::Host, To::HostSecond, To::HostFar, To::Gateway(7), To::Gateway(8), To::Localhost];
-        let others = [To::Client, To::Outside, To::Far, To::Nobody, inside, inside];
-        let to = if dice.below(5) < 3 { *dice.pick(&hosts) } else { *dice.pick(&others) };
+        let others = [To::Client, To::Outside, To::Far, To::Unused, inside, inside];
+        let to = if rng.below(5) < 3 { *rng.pick(&hosts) } else { *rng.pick(&others) };
         let port = match to {
-            To::Client | To::Far if dice.below(4) > 0 => 9000,
-            To::Outside if dice.below(4) > 0 => 9001,
-            To::In(_) if dice.below(3) > 0 => *dice.pick(&[80, 1443, 8080]),
-            _ => *dice.pick(&[8080, 8080, 8080, 8181, 8282, 8443, 8445, 8444, 8447, 9090, 6060, 7000, 7777, 80, 5999]),
+            To::Client | To::Far if rng.below(4) > 0 => 9000,
+            To::Outside if rng.below(4) > 0 => 9001,
+            To::In(_) if rng.below(3) > 0 => *rng.pick(&[80, 1443, 8080]),
+            _ => *rng.pick(&[8080, 8080, 8080, 8181, 8282, 8443, 8445, 8444, 8447, 9090, 6060, 7000, 7777, 80, 5999]),
         };
-        let bytes = match dice.below(4) {
-            0 => dice.below(64),
-            1 => dice.below(1_400),
-            2 => 1_400 + dice.below(200),
-            _ => dice.below(9_000),
+        let bytes = match rng.below(4) {
+            0 => rng.below(64),
+            1 => rng.below(1_400),
+            2 => 1_400 + rng.below(200),
+            _ => rng.below(9_000),
         };
-        // A ping socket and raw ones have no port, and what is not bound has the address of the way.
-        let bound = from == From::Outside || dice.below(4) == 0;
+        // A ping socket and raw ones have no port; an unbound socket has the address of its route.
+        let bound = from == From::Outside || rng.below(4) == 0;
         let step = Self { from, family, what, to, port, bytes: bytes as usize, bound, ..Self::PLAIN };
-        if step.is_meant() { step } else { Self::roll(dice) }
+        if step.is_meant() { step } else { Self::roll(rng) }
     }
 
-    /// Others say nothing about the host, or hang on moments: a container asks who has an address of its own network for
+    /// Excludes steps that do not concern the host, or depend on timing: a container resolves an address of its own network for
     /// three seconds.
     fn is_meant(&self) -> bool {
         let raw = matches!(self.what, What::Flags(_) | What::Other(_) | What::Echo | What::Aged);
@@ -230,7 +230,7 @@ impl Step {
         20_000 + self.n
     }
 
-    /// Does it, and tells what was seen.
+    /// Runs the step, and returns the observations.
     pub fn take(&self, world: &World<'_>) -> Outcome {
         let netns = self.from.netns(world);
         let to = SocketAddr::new(self.to.address(self.family), self.port);
@@ -248,7 +248,7 @@ impl Step {
         seen.unwrap_or_else(|e| failure(&e))
     }
 
-    /// Twice: the second meets what the first has left.
+    /// Twice: the second meets the state of the first.
     fn ask(&self, netns: &Netns, dial: Dial) -> Result<Outcome> {
         let any = if self.family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let source = if self.bound { self.from.address(self.family) } else { any };
@@ -264,7 +264,7 @@ impl Step {
             })
         };
         let first = once()?;
-        // A TCP socket leaves its port behind for a while.
+        // A TCP socket keeps its port for a while.
         if dial.proto == Proto::Udp {
             let second = once().unwrap_or_else(|e| failure(&e));
             ensure!(first == second, "the second time another outcome than {first:?}: {second:?}");
@@ -299,14 +299,14 @@ impl Step {
         let frame =
             Frame { payload: mark.clone(), ..Frame::new(self.from.address(self.family), to, L4::Raw(protocol)) };
         Raw::new(netns, self.family, libc::IPPROTO_RAW)?.send(to, &frame.quoted())?;
-        // Behind the error's header and the network header that it quotes.
+        // After the error's header and the quoted network header.
         let at = 8 + if v4 { 20 } else { 40 };
         let (from, error) = ear.receive(patient(PATIENCE), |b| b.len() >= at + 8 && b[at..at + 8] == mark[..])?;
         Ok(Outcome::Told { from, kind: error[0], code: error[1] })
     }
 }
 
-/// An error of a socket, by what it means to who meets it.
+/// An error of a socket, classified by its meaning to the caller.
 fn failure(error: &Error) -> Outcome {
     let raw = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -316,7 +316,7 @@ fn failure(error: &Error) -> Outcome {
     });
     let waited = error.chain().any(|c| {
         let text = c.to_string();
-        text.contains("nothing heard within") || text.contains("not so after")
+        text.contains("no packet within") || text.contains("not so after")
     });
     match raw {
         Some(Errno::ECONNREFUSED) => Outcome::Refused,

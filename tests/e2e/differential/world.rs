@@ -1,21 +1,21 @@
-//! One of the two hosts: three networks, a server behind everything that is published, and whoever can be asked.
+//! One of the two hosts: three networks, a server behind everything published, and all peers of the steps.
 
 use crate::rig::{Rig, Way, serve, serve_at};
 use anyhow::Result;
-use kit::host::Netns;
-use kit::netavark::Document;
-use kit::topology::{Container, Family, Topology};
-use kit::traffic::Server;
+use support::host::Netns;
+use support::netavark::Document;
+use support::topology::{Container, Family, Topology};
+use support::traffic::Server;
 
-/// A container, its document.
+/// A container and its document.
 type Up = (Container, Document);
 
 pub struct World<'t> {
     pub topology: &'t Topology,
     pub is_ebpf: bool,
-    /// Connections are followed on this host, or on the one beside it.
+    /// Whether conntrack is active on this host, or on the one beside it.
     pub tracked: bool,
-    /// br_netfilter hands IPv6 frames of bridges to netfilter, so that `::1` is left to the host there.
+    /// br_netfilter passes IPv6 frames of bridges to netfilter, so `::1` is left to the host there.
     pub keeps_localhost6: bool,
     web: Up,
     app: Up,
@@ -95,7 +95,7 @@ impl<'t> World<'t> {
         }
     }
 
-    /// Nobody serves any more; the containers are given back to be torn down.
+    /// Ends the servers; returns the containers for their teardown.
     pub fn end(self) -> Vec<Up> {
         drop(self.servers);
         vec![self.web, self.app, self.other, self.listed]
@@ -129,7 +129,7 @@ impl Inside {
     }
 }
 
-/// Both neighbours believe to know the way to containers and to each other, by the host.
+/// Adds routes to containers and to each other by the host on both neighbours.
 fn routes(topology: &Topology) -> Result<()> {
     for (family, prefix) in [(Family::V4, 24), (Family::V6, 64)] {
         for n in [7, 8, 9] {
@@ -147,11 +147,11 @@ fn routes(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Which of many refusals is told must not depend on how many there were.
+/// Disables the ICMP rate limits: a result must not depend on the number of earlier errors.
 fn tells_every_error(netns: &Netns) -> Result<()> {
     netns.set_sysctl("net/ipv4/icmp_ratelimit", "0")?;
     netns.set_sysctl("net/ipv6/icmp/ratelimit", "0")?;
-    // The machine's own on older kernels, and out of a namespace's reach.
+    // On older kernels these are global, and read-only in a namespace.
     for all in ["net/ipv4/icmp_msgs_per_sec", "net/ipv4/icmp_msgs_burst"] {
         let _ = netns.set_sysctl(all, "100000");
     }

@@ -1,5 +1,5 @@
-//! Debian's packages of other releases, fetched and unpacked below `target/vm` without installing anything: with apt's own
-//! programs and keys, from the mirror that the machine's own apt uses, but with lists and caches of their own.
+//! Debian packages of other releases, fetched and unpacked below `target/vm` without installation: by apt's own programs and
+//! keys, from the mirror that the machine's apt uses, with separate lists and caches.
 
 use crate::steps::Steps;
 use crate::{apt, need, workspace};
@@ -10,7 +10,7 @@ use std::process::Command;
 
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Why packages cannot be had on this machine.
+/// The reason why packages are unavailable on this machine, if they are.
 pub fn missing() -> Option<String> {
     if !apt::is_here() || need::program("dpkg").is_none() {
         return Some("apt and dpkg, which fetch and unpack kernels".to_owned());
@@ -22,13 +22,13 @@ pub fn missing() -> Option<String> {
     }
 }
 
-/// The mirror of Debian that this machine's apt uses.
+/// The Debian mirror that this machine's apt uses.
 fn mirror() -> Option<String> {
     let out = Command::new("apt-cache").arg("policy").env("LC_ALL", "C").output().ok()?;
     mirror_in(&String::from_utf8_lossy(&out.stdout))
 }
 
-/// `apt-cache policy` has a line with the address, then one with what the release says of itself.
+/// `apt-cache policy` prints a line with the address, then one with the fields of the release.
 fn mirror_in(policy: &str) -> Option<String> {
     let lines: Vec<&str> = policy.lines().map(str::trim).collect();
     lines.windows(2).find_map(|pair| {
@@ -44,10 +44,10 @@ pub struct Release {
 }
 
 impl Release {
-    /// Fetches the list of the packages of `suite`.
+    /// Fetches the package list of `suite`.
     ///
     /// # Errors
-    /// What apt-get says.
+    /// apt-get fails.
     pub fn open(suite: &str, steps: &mut Steps) -> Result<Self> {
         let Some(mirror) = mirror() else { bail!("{} is needed", missing().unwrap_or_default()) };
         let directory = workspace::target().join("vm/apt").join(suite);
@@ -69,7 +69,7 @@ impl Release {
             format!("Dir::Etc::sourcelist={}", sources.display()),
             "Dir::Etc::sourceparts=-".to_owned(),
             "Acquire::Languages=none".to_owned(),
-            // A mirror that stands still is as good: signatures are still looked at, and a kernel to test on may be old.
+            // An outdated mirror is acceptable: signatures are still verified, and a test kernel may be old.
             "Acquire::Check-Valid-Until=false".to_owned(),
             "APT::Sandbox::User=".to_owned(),
         ];
@@ -86,7 +86,7 @@ impl Release {
         command
     }
 
-    /// The packages that `package` depends on.
+    /// The dependencies of `package`.
     ///
     /// # Errors
     /// apt-cache cannot be started.
@@ -96,10 +96,10 @@ impl Release {
         Ok(text.lines().filter_map(|l| l.trim().strip_prefix("Depends: ")).map(|n| n.trim().to_owned()).collect())
     }
 
-    /// Fetches `packages` and unpacks them into `to`, which is there afterwards as a whole or not at all.
+    /// Fetches `packages` and unpacks them into `to`, completely or not at all.
     ///
     /// # Errors
-    /// What apt-get or dpkg say.
+    /// apt-get or dpkg fails.
     pub fn unpack(&self, packages: &[String], to: &Path, steps: &mut Steps) -> Result<()> {
         let debs = self.directory.join("debs");
         let _ = fs::remove_dir_all(&debs);
@@ -113,11 +113,11 @@ impl Release {
     }
 }
 
-/// Fetches what this machine lacks of `packages` and all that they depend on, in the versions that its own apt would install,
-/// and unpacks it into `to`. Installed, a package may push out others, or start a service.
+/// Fetches those of `packages` and their dependencies that are not installed here, in the versions that the machine's apt would
+/// install, and unpacks them into `to`. An installation could remove other packages, or start a service.
 ///
 /// # Errors
-/// What apt-get or dpkg say.
+/// apt-get or dpkg fails.
 pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result<()> {
     let debs = to.with_extension("debs");
     fs::create_dir_all(debs.join("partial")).with_context(|| format!("cannot create {}", debs.display()))?;
@@ -131,7 +131,7 @@ pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result
         if !apt::is_root() {
             return Err(error.context("next: apt-get update as root, or install the packages"));
         }
-        // No list of packages yet, or one that names versions that the mirror no longer has.
+        // There is no package list yet, or it names versions that the mirror has dropped.
         apt::update(steps)?;
         steps.one_more();
         steps.run(&what, &mut fetch)?;
@@ -143,7 +143,7 @@ pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result
 /// Unpacks all packages in `debs` into `to`.
 ///
 /// # Errors
-/// What dpkg says.
+/// dpkg fails.
 pub fn unpack(debs: &Path, to: &Path) -> Result<()> {
     let partial = to.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);

@@ -1,4 +1,4 @@
-//! Writes an initramfs: the "newc" form of cpio (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Writes an initramfs in the "newc" format of cpio (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 pub struct Archive {
     bytes: Vec<u8>,
     count: u32,
-    /// What is in it already: the first of a name stays.
+    /// Names already written: the first entry of a name stays.
     names: BTreeSet<PathBuf>,
 }
 
@@ -39,7 +39,7 @@ impl Archive {
         self.bytes
     }
 
-    /// With the directories above it, which the kernel does not make by itself.
+    /// Adds an entry with its parent directories, which the kernel does not create.
     fn add(&mut self, path: &Path, mode: u32, device: (u32, u32), content: &[u8]) {
         let path = relative(path);
         if path.as_os_str().is_empty() || self.names.contains(&path) {
@@ -55,7 +55,7 @@ impl Archive {
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
         self.count += 1;
         let (size, name_size) = (content.len() as u32, name.len() as u32 + 1);
-        // inode, mode, uid, gid, links, mtime, size, device of the file, device it is, length of the name, check
+        // inode, mode, uid, gid, links, mtime, size, device of the file, device number, length of the name, checksum
         let fields = [self.count, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend(b"070701");
         for field in fields {
@@ -92,7 +92,7 @@ mod tests {
         for (name, times) in [("usr\0", 1), ("usr/bin\0", 1), ("usr/bin/b\0", 1), ("TRAILER!!!\0", 1), ("another", 0)] {
             assert_eq!(times, text.matches(name).count(), "{name}");
         }
-        // 110 bytes of head, the name and its zero, padded; then the content.
+        // 110 bytes of header, the name with its NUL, padded; then the content.
         assert!(text.starts_with("070701") && text.contains("abcde"));
     }
 }

@@ -1,4 +1,4 @@
-//! The initramfs of a guest: init, modules, the programs under test and those that they call, with their libraries.
+//! The initramfs of a guest: init, kernel modules, the programs under test, the programs that they call, and libraries.
 
 use super::cpio::Archive;
 use super::kernel::Kernel;
@@ -10,17 +10,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs that the tests call. iptables by all its names: the tests look at both its forms where there are both.
+/// Programs that the tests call. iptables under all its names: the tests use both variants where both exist.
 const CALLED: [&str; 6] = ["ip", "tc", "bridge", "nft", "conntrack", "busybox"];
 const APPLETS: [&str; 11] =
     ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true", "udhcpc"];
-/// Podman's helper for names, which netpath starts from its place.
+/// Podman's DNS server, which netpath starts by this path.
 const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
-/// Read by some of them where it is there.
+/// Files that some of them read.
 const FILES: [&str; 4] = ["/etc/protocols", "/etc/services", "/etc/passwd", "/etc/group"];
 const BIN: &str = "/usr/bin";
 
-/// Of the environment, what tests look at in a guest too.
+/// Environment variables that tests read in a guest too.
 const HANDED_ON: [&str; 3] = ["NETPATH_SOAK", "NETPATH_SEED", "NETPATH_VERIFIER"];
 
 /// A suite to run in the guest; arguments are those of libtest.
@@ -29,9 +29,9 @@ pub struct Suite {
     pub name: String,
     pub executable: PathBuf,
     pub arguments: Vec<String>,
-    /// All of it runs, if perhaps in several guests.
+    /// Whether the whole suite runs, if perhaps in several guests.
     pub is_whole: bool,
-    /// It is told by the second serial port what to do.
+    /// Whether it is controlled over the second serial port.
     pub conducted: bool,
 }
 
@@ -39,11 +39,11 @@ pub struct Suite {
 pub struct Programs {
     pub init: PathBuf,
     pub netpath: PathBuf,
-    /// Others, by the names under which they are called.
+    /// Other programs, by the names under which they are called.
     pub more: Vec<(&'static str, PathBuf)>,
 }
 
-/// Everything but the plan and the modules: the same for all kernels, so it is made once.
+/// Everything except the plan and the modules: equal for all kernels, so it is built once.
 pub struct Base(Vec<(PathBuf, Entry)>);
 
 enum Entry {
@@ -86,7 +86,7 @@ impl Base {
         for applet in APPLETS {
             base.0.push((Path::new(BIN).join(applet), Entry::Link("busybox".to_owned())));
         }
-        // What iptables loads by itself lies beside its library.
+        // iptables loads its extensions from a directory beside its library.
         for directory in libraries.iter().filter_map(|l| l.parent()).map(|d| d.join("xtables")).collect::<BTreeSet<_>>()
         {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -97,14 +97,14 @@ impl Base {
             let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             base.0.push((merged(path), Entry::File(content, true)));
         }
-        // The tests read the object from its place in the checkout.
+        // The tests read the object from its path in the checkout.
         let object = workspace::object();
         let content = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
         base.0.push((object, Entry::File(content, false)));
         Ok(base)
     }
 
-    /// A program of this machine, which may be one name of a larger one.
+    /// Adds a program of this machine, which may be one name of a multi-call binary.
     fn called(&mut self, name: &str, path: &Path, libraries: &mut BTreeSet<PathBuf>) -> Result<()> {
         let real = fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display()))?;
         let real_name = real.file_name().unwrap_or_default();
@@ -125,7 +125,7 @@ impl Base {
     /// The initramfs for `kernel`, without the modules `without`.
     ///
     /// # Errors
-    /// A module cannot be read, or the archive not be written.
+    /// A module cannot be read, or the archive cannot be written.
     pub fn image(&self, kernel: &Kernel, suites: &[Suite], without: &[String], to: &Path) -> Result<()> {
         let mut archive = Archive::default();
         for directory in ["proc", "sys", "dev", "run", "tmp", "root", BIN, "usr/lib", "usr/lib64"] {
@@ -144,7 +144,7 @@ impl Base {
                 Entry::Link(target) => archive.link(path, target),
             }
         }
-        // The way to the object leads through it.
+        // The path to the object passes through it.
         archive.directory(&workspace::root().join("tests"));
         let modules = modules::gather(&kernel.modules, modules::WANTED, without)?;
         for (name, content) in &modules {
@@ -160,7 +160,7 @@ fn names_of_iptables() -> impl Iterator<Item = String> {
     forms.flat_map(|f| ["", "-save", "-restore"].map(|v| format!("{f}{v}")))
 }
 
-/// What the guest's init does (tests/guest/main.rs).
+/// The plan that the guest's init executes (tests/guest/main.rs).
 fn plan(modules: &[Module], suites: &[Suite]) -> String {
     let names: Vec<&String> = modules.iter().map(|(name, _)| name).collect();
     let suites: Vec<_> = suites
@@ -177,13 +177,13 @@ fn in_guest(executable: &Path) -> PathBuf {
     Path::new("/tests").join(executable.file_name().unwrap_or_default())
 }
 
-/// /lib and /lib64 are links in the guest, as on every current distribution.
+/// /lib and /lib64 are symbolic links in the guest, as on every current distribution.
 fn merged(path: &Path) -> PathBuf {
     let is_split = path.starts_with("/lib") || path.starts_with("/lib64");
     if is_split { Path::new("/usr").join(path.strip_prefix("/").unwrap_or(path)) } else { path.to_owned() }
 }
 
-/// The shared libraries of a program, and the loader. A static program has none.
+/// The shared libraries of a program, with the loader. Empty for a static program.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("cannot start ldd")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -197,11 +197,11 @@ fn libraries_in(ldd: &str) -> Vec<PathBuf> {
     ldd.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/'))).map(PathBuf::from).collect()
 }
 
-/// Without debug information, which is ten times the rest.
+/// The program without debug information, which is ten times the rest.
 fn stripped(program: &Path) -> Result<Vec<u8>> {
     let directory = workspace::target().join("vm/stripped");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    // Another run may be at it.
+    // Another run may do the same at this time.
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let to = directory.join(format!("{}-{name}", std::process::id()));
     let out = Command::new("strip").arg("--strip-debug").arg("-o").args([&to, program]).output();

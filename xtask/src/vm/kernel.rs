@@ -1,4 +1,4 @@
-//! The kernels that the tests run on: Debian's packages, unpacked below `target/vm/kernels`, or a directory of the user's.
+//! The kernels that the tests run on: Debian packages, unpacked below `target/vm/kernels`, or a directory of the user's.
 
 use super::apt_sources::Release;
 use crate::steps::Steps;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A kernel's series and the release of Debian that brings it.
+/// Kernel series, and the Debian release that ships each.
 pub const SERIES: [(&str, &str); 3] = [("6.1", "bookworm"), ("6.12", "trixie"), ("7.2", "forky")];
 
-/// The names with `all` as what it means.
+/// The names, with `all` expanded.
 pub fn expanded(names: &[String]) -> Vec<String> {
     let all = || SERIES.iter().map(|(series, _)| (*series).to_owned());
     let mut kernels: Vec<String> = Vec::new();
@@ -23,9 +23,9 @@ pub fn expanded(names: &[String]) -> Vec<String> {
 }
 
 pub struct Kernel {
-    /// As it was asked for; of a series that Debian no longer has, the one that came instead.
+    /// The requested name; if Debian no longer has that series, the series that was fetched instead.
     pub label: String,
-    /// As `uname -r` says it.
+    /// The output of `uname -r`.
     pub release: String,
     pub image: PathBuf,
     pub modules: PathBuf,
@@ -54,10 +54,10 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Counts and rows of one series are not those of another.
+    /// Counts and rows of one series must not be mixed with those of another.
     fn named_as_it_is(mut self) -> Self {
         if !is_of(&self.release, &self.label) {
-            println!("Linux {} is here where {} was asked for", self.release, self.label);
+            println!("Linux {} takes the place of {}, which Debian no longer has", self.release, self.label);
             self.label = self.release.split('.').take(2).collect::<Vec<_>>().join(".");
         }
         self
@@ -68,7 +68,7 @@ fn is_of(release: &str, series: &str) -> bool {
     release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The newest kernel in a directory laid out as a root file system.
+/// The newest kernel in a directory with the layout of a root file system.
 fn find(label: &str, directory: &Path) -> Result<Kernel> {
     let mut found = Vec::new();
     for modules in ["usr/lib/modules", "lib/modules"].map(|d| directory.join(d)) {
@@ -91,7 +91,7 @@ fn find(label: &str, directory: &Path) -> Result<Kernel> {
     })
 }
 
-/// The package `linux-image-amd64` leads to the kernel of a release; from 7.x on image and modules are packages apart.
+/// The package `linux-image-amd64` depends on the kernel of a release; from 7.x on image and modules are separate packages.
 fn fetch(series: &str, suite: &str, to: &Path, steps: &mut Steps) -> Result<()> {
     let release = Release::open(suite, steps)?;
     let is_kernel = |p: &String| ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|n| p.starts_with(n));

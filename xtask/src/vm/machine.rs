@@ -1,4 +1,4 @@
-//! A guest that is conducted: it comes up, is told by a control port what to do (tests/station), and is turned off.
+//! A controlled guest: it boots, receives commands over a control port (tests/vm_node), and is powered off.
 
 use super::qemu::{Acceleration, Qemu, READY, Running};
 use crate::steps::{seconds, tail};
@@ -14,12 +14,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const MEMORY_MIB: u32 = 1024;
-/// Longer than anything that is asked of a station may take, also in emulation.
+/// Time limit of one command, also under emulation.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// Until QEMU has opened its sockets.
+/// Time limit for QEMU to open its sockets.
 const OPENING: Duration = Duration::from_secs(20);
 
-/// What all guests of a wire are booted from, and where their sockets are.
+/// Boot files of all guests of a wire, and the directory of their sockets.
 pub struct Boot<'a> {
     pub qemu: &'a Qemu,
     pub kernel: &'a Path,
@@ -37,12 +37,12 @@ pub struct Machine {
     name: &'static str,
     qemu: Running,
     control: UnixStream,
-    /// Of the last order.
+    /// Number of the last command.
     number: u64,
-    /// Of the line that is not complete yet.
+    /// Bytes of the incomplete line.
     read: Vec<u8>,
     monitor: UnixStream,
-    /// All that has come from the control port, and the kernel's words.
+    /// Everything received from the control port, and the kernel's messages.
     log: File,
     console: PathBuf,
     /// `uname -r`
@@ -50,7 +50,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it; [`Machine::is_up`] waits for it. `ends`: its ends of the wires, at most two, in the order of `part.macs`.
+    /// Starts the guest; [`Machine::is_up`] waits for it. `ends`: its ends of the wires, at most two, in the order of
+    /// `part.macs`.
     ///
     /// # Errors
     /// QEMU cannot be started or ends at once.
@@ -60,7 +61,7 @@ impl Machine {
         let console = log("console");
         let listen = |what: &str| -> Result<(UnixListener, PathBuf)> {
             let path = boot.directory.join(format!("{}-{what}", part.name));
-            // Of the time before it was turned off.
+            // Left by the previous boot.
             let _ = fs::remove_file(&path);
             let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
             listener.set_nonblocking(true)?;
@@ -73,8 +74,8 @@ impl Machine {
             command.arg("-chardev").arg(format!("socket,id={id},path={}", path.display()));
         }
         command.args(["-serial", "chardev:control", "-mon", "chardev=monitor,mode=readline"]);
-        // A pair of datagram sockets is a wire that keeps frames whole, waits where its other end is slow, and outlives
-        // both machines. Standard input and output are the two descriptors that a child is given without more ado.
+        // A pair of datagram sockets is a wire that preserves frames, applies backpressure, and outlives both machines.
+        // Standard input and output are the two descriptors that every child inherits.
         for (n, mac) in part.macs.iter().enumerate() {
             command.arg("-netdev").arg(format!("socket,id=wire{n},fd={n}"));
             command.arg("-device").arg(format!("virtio-net-pci,netdev=wire{n},mac={mac},romfile="));
@@ -117,10 +118,10 @@ impl Machine {
         })
     }
 
-    /// Waits until its station listens; `false`: not within `patience`.
+    /// Waits until its node is ready; `false`: not within `patience`.
     ///
     /// # Errors
-    /// It has ended, or its init has given up.
+    /// The guest has ended, or its init has given up.
     pub fn is_up(&mut self, patience: Duration) -> Result<bool> {
         let begun = Instant::now();
         loop {
@@ -135,31 +136,31 @@ impl Machine {
         }
     }
 
-    /// Has its station do something, and gives the answer.
+    /// Sends a command and returns the answer.
     ///
     /// # Errors
-    /// It cannot, or does not answer.
-    pub fn ask(&mut self, order: &Value) -> Result<Value> {
-        self.send(order)?;
+    /// The command fails, or there is no answer.
+    pub fn ask(&mut self, command: &Value) -> Result<Value> {
+        self.send(command)?;
         self.answer()
     }
 
-    /// Has its station begin something; [`Machine::answer`] waits for it.
+    /// Sends a command; [`Machine::answer`] waits for its end.
     ///
     /// # Errors
-    /// The machine is gone.
-    pub fn send(&mut self, order: &Value) -> Result<()> {
+    /// The machine has ended.
+    pub fn send(&mut self, command: &Value) -> Result<()> {
         self.number += 1;
-        let mut order = order.clone();
-        order["n"] = self.number.into();
-        let _ = writeln!(self.log, "> {order}");
-        self.control.write_all(format!("{order}\n").as_bytes()).with_context(|| format!("{}: {order}", self.name))
+        let mut command = command.clone();
+        command["n"] = self.number.into();
+        let _ = writeln!(self.log, "> {command}");
+        self.control.write_all(format!("{command}\n").as_bytes()).with_context(|| format!("{}: {command}", self.name))
     }
 
-    /// To the last order. What comes too late to those before it is passed over.
+    /// The answer to the last command. Late answers to earlier commands are ignored.
     ///
     /// # Errors
-    /// It could not do it, or does not answer.
+    /// The command failed, or there is no answer.
     pub fn answer(&mut self) -> Result<Value> {
         loop {
             let Some(line) = self.line(PATIENCE)? else {
@@ -173,17 +174,17 @@ impl Machine {
         }
     }
 
-    /// Takes the carrier of link `n` away, or gives it back.
+    /// Removes or restores the carrier of link `n`.
     ///
     /// # Errors
-    /// The machine is gone.
+    /// The machine has ended.
     pub fn carrier(&mut self, n: usize, up: bool) -> Result<()> {
         let state = if up { "on" } else { "off" };
         writeln!(self.monitor, "set_link wire{n} {state}").with_context(|| format!("{}: the monitor", self.name))?;
         self.ask(&json!({"do": "carrier", "link": format!("eth{n}"), "up": up, "within_ms": 10_000})).map(drop)
     }
 
-    /// The next line from the control port, if one is complete in time.
+    /// The next line from the control port, if complete in time.
     fn line(&mut self, patience: Duration) -> Result<Option<String>> {
         let begun = Instant::now();
         loop {
@@ -211,7 +212,7 @@ impl Machine {
         tail(String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).trim_end(), 12)
     }
 
-    /// As when the power fails.
+    /// Powers the machine off without a shutdown.
     ///
     /// # Errors
     /// QEMU cannot be ended.
@@ -221,8 +222,8 @@ impl Machine {
     }
 }
 
-/// What a line of the station answers to the order `number`, or the error that it had. `None`: it answers an older one, or is
-/// no JSON, as what init says when the station has ended. An answer without a number is to what was not read as an order.
+/// The result in a line from the node for the command `number`. `None`: the line answers an older command, or is not JSON, as
+/// the message of init when the node has ended. An answer without a number belongs to input that was not parsed as a command.
 fn said(line: &str, number: u64) -> Option<Result<Value, String>> {
     let answer: Value = serde_json::from_str(line).ok()?;
     if answer["n"].as_u64().is_some_and(|n| n < number) {
@@ -236,12 +237,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_comes_late_is_not_that_to_the_next_order() {
+    fn a_late_answer_is_not_taken_for_the_next_command() {
         assert_eq!(None, said(r#"{"n":6,"ok":1}"#, 7));
         assert_eq!(None, said(r#"{"n":6,"error":"late"}"#, 7));
-        assert_eq!(None, said("::end station 0 12", 7));
+        assert_eq!(None, said("::end vm_node 0 12", 7));
         assert_eq!(Some(Ok(json!(2))), said(r#"{"n":7,"ok":2}"#, 7));
         assert_eq!(Some(Err("why".to_owned())), said(r#"{"n":7,"error":"why"}"#, 7));
-        assert_eq!(Some(Err("no order".to_owned())), said(r#"{"n":null,"error":"no order"}"#, 7));
+        assert_eq!(Some(Err("no command".to_owned())), said(r#"{"n":null,"error":"no command"}"#, 7));
     }
 }

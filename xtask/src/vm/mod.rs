@@ -1,5 +1,5 @@
-//! `cargo xtask vm`: virtual machines that are booted for it. One after the other with the test suites on other kernels
-//! (`suites`), or three on a wire (`trio`), whose failures are tried (`wire`) and on which is measured (`perf`).
+//! `cargo xtask vm`: virtual machines, booted for each run. Either one for each other kernel, with the test suites (`suites`),
+//! or three on a wire (`three_vms`), for faults (`wire`) and measurements (`perf`).
 
 pub mod apt_sources;
 mod cpio;
@@ -12,7 +12,7 @@ mod perf;
 mod qemu;
 mod results;
 mod suites;
-mod trio;
+mod three_vms;
 mod variants;
 mod verified;
 mod wire;
@@ -32,7 +32,7 @@ pub struct Args {
 enum Verb {
     /// Run the suites packet, contract and e2e on other kernels
     Test(suites::Args),
-    /// Try what happens to wires and hosts (flaps, DHCP, MTU, another uplink, power cuts) between three machines
+    /// Test faults of links and hosts (flaps, DHCP, MTU, another uplink, power cuts) between three machines
     Wire(wire::Args),
     /// Measure netpath and Netavark between three machines: two clients and the host between them
     Perf(perf::Args),

@@ -1,14 +1,15 @@
-//! Kernel modules with what they depend on, in the order in which they can be loaded.
+//! Kernel modules with their dependencies, in load order.
 //!
-//! Read from the modules themselves: an unpacked package has no `modules.dep`, which depmod writes at installation.
+//! Dependencies are read from the modules themselves: an unpacked package has no `modules.dep`, which depmod writes at
+//! installation.
 
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What netpath, the tests and the programs that they drive ask of a kernel. A kernel may have some built in, or not at
-/// all; then the tests that need it say so.
+/// Modules that netpath, the tests and the programs they call need. A kernel may have some built in, or lack them; then the
+/// tests that need them say so.
 pub const WANTED: &[&str] = &[
     // links
     "veth",
@@ -33,7 +34,7 @@ pub const WANTED: &[&str] = &[
     "sch_fq_codel",
     "cls_bpf",
     "act_bpf",
-    // asked for by name in the middle of loading others, when nobody can fetch it
+    // requested by name while others are loaded, when no modprobe is present
     "crc32c_generic",
     "crc32c_intel",
     // nf_tables, and iptables on it
@@ -91,7 +92,7 @@ pub const WANTED: &[&str] = &[
 /// A module's name and its uncompressed content.
 pub type Module = (String, Vec<u8>);
 
-/// The modules `wanted` of those below `directory`, dependencies first; those in `without` and what needs them left out.
+/// The modules `wanted` below `directory`, dependencies first; without those in `without` and their dependents.
 ///
 /// # Errors
 /// A module cannot be read.
@@ -113,7 +114,7 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
-    /// What is not in the index is built in, or not in this kernel.
+    /// A module that is not in the index is built in, or missing from this kernel.
     fn add(&mut self, name: &str) -> Result<()> {
         if self.without.iter().any(|w| canonical(w) == name) || !self.seen.insert(name.to_owned()) {
             return Ok(());
@@ -141,7 +142,7 @@ fn list(directory: &Path, index: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Files are named with either of both characters; the kernel knows only one.
+/// File names use either `-` or `_`; the kernel knows only `_`.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -161,7 +162,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(out.stdout)
 }
 
-/// The modules that a module names in its section `.modinfo`: `depends=a,b`, and `softdep=pre: a b`.
+/// The modules that the section `.modinfo` of a module names: `depends=a,b`, and `softdep=pre: a b`.
 fn needs(module: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
     for (key, separator) in [("depends=", ','), ("softdep=pre: ", ' ')] {
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_module_needs_is_read_from_its_information() {
+    fn module_dependencies_are_read_from_modinfo() {
         let module = b"\x7fELF\0license=GPL\0depends=nf-tables,nf_nat\0softdep=pre: libcrc32c post: x\0name=a\0";
         assert_eq!(vec!["nf_tables", "nf_nat", "libcrc32c"], needs(module));
         assert!(needs(b"license=GPL\0depends=\0").is_empty());

@@ -1,4 +1,4 @@
-//! The README's table of kernels: a row for each, of its last whole run. What the rows say is kept in `docs/kernels.json`.
+//! The README's table of kernels: one row per kernel, from its last complete run. The data is in `docs/kernels.json`.
 
 use super::results::Row;
 use crate::suite::Outcome;
@@ -12,17 +12,17 @@ use std::path::Path;
 const KEPT: &str = "docs/kernels.json";
 const MARK: &str = "kernels";
 const SUITES: [&str; 2] = ["packet", "contract"];
-/// The rungs and the two hooks of the first, by the modules of e2e; a test of none is of what they have in common.
+/// The rungs and the two hooks of the eBPF rung, by the modules of e2e; a test outside them counts for all.
 const RUNGS: [(&str, &str); 4] = [("tcx", "TCX"), ("clsact", "clsact"), ("iptables", "iptables"), ("", "all of them")];
 
-/// What one run says of a kernel, by its label.
+/// The row of a kernel in one run, by its label.
 pub fn row(row: &Row) -> (String, Value) {
     let empty = Outcome::default();
     let of = |suite: &str| row.outcomes.get(suite).unwrap_or(&empty);
     (row.label.clone(), value(&row.release, row.acceleration, of, row.doctor.as_ref()))
 }
 
-/// `how`: under what it ran. `doctor`: what `netpath doctor --json` says there.
+/// `how`: the acceleration. `doctor`: the output of `netpath doctor --json` there.
 pub fn value<'o>(release: &str, how: &str, of: impl Fn(&str) -> &'o Outcome, doctor: Option<&Value>) -> Value {
     let count = |outcome: &Outcome, rung: Option<&str>| {
         let is_of = |test: &str| rung.is_none_or(|r| rung_of(test) == r);
@@ -50,16 +50,16 @@ pub fn value<'o>(release: &str, how: &str, of: impl Fn(&str) -> &'o Outcome, doc
     Value::Object(all)
 }
 
-/// The rung in a test's name: a module that begins with it, as in `publish::tcx_edge::…`.
+/// The rung in a test's name: a module that starts with it, as in `publish::tcx_edge::…`.
 fn rung_of(test: &str) -> &'static str {
     let is_in = |rung: &str| test.split("::").any(|m| m == rung || m.starts_with(&format!("{rung}_")));
     RUNGS.iter().map(|(rung, _)| *rung).find(|rung| rung.is_empty() || is_in(rung)).unwrap_or_default()
 }
 
-/// Puts these rows into `docs/kernels.json`, and all that are there into the table of `page`.
+/// Writes these rows into `docs/kernels.json`, and all rows of that file into the table of `page`.
 ///
 /// # Errors
-/// One of both cannot be read or written, or the page has no marks.
+/// A file cannot be read or written, or the page has no marks.
 pub fn write(page: &Path, rows: &[(String, Value)]) -> Result<()> {
     let kept = workspace::root().join(KEPT);
     let mut all: Map<String, Value> = match fs::read_to_string(&kept) {
@@ -67,10 +67,10 @@ pub fn write(page: &Path, rows: &[(String, Value)]) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(),
         Err(e) => return Err(e).with_context(|| format!("cannot read {KEPT}")),
     };
-    // A guest without some modules is a test of the ladder and not a kernel.
+    // A guest without some modules tests the ladder and is not a kernel of its own.
     let is_kernel = |value: &Value| value["packet"]["passed"] != 0;
     all.extend(rows.iter().filter(|(_, value)| is_kernel(value)).cloned());
-    figures::page::write(page, MARK, &table(&all), &[])?;
+    report::page::write(page, MARK, &table(&all), &[])?;
     let json = serde_json::to_string_pretty(&Value::Object(all))? + "\n";
     fs::write(&kept, json).with_context(|| format!("cannot write {KEPT}"))?;
     println!("the table of kernels is in {}", page.display());

@@ -1,23 +1,23 @@
-//! `cargo xtask vm perf`: what a container's port gives to clients on other machines, by netpath's ways and by Netavark.
+//! `cargo xtask vm perf`: speed of a published port for clients on other machines, on netpath's paths and on Netavark.
 //!
-//! The host has one variant up at a time and all of them in each round, in another order each time: what slows the machine
-//! for a while slows all, and ratios are of one round. Under TCG a machine is as fast as its instructions are few: ratios
-//! say something there, absolute figures do not.
+//! The host has one variant up at a time. Each round runs all variants in a new order, so that a slow period of the machine
+//! affects all, and ratios are computed within a round. Under TCG speed depends on the number of instructions: ratios are
+//! meaningful there, absolute figures are not.
 
-mod report;
+mod output;
 
 use super::image::Programs;
 use super::kernel::Kernel;
 use super::machine::Machine;
 use super::qemu::{Acceleration, Qemu};
-use super::trio::{CLIENT, HOST, HOST_FAR, Kit, Trio};
+use super::three_vms::{CLIENT, HOST, HOST_FAR, ThreeVms, VmSetup};
 use super::variants::{PEER, Variant, built, chosen, released, version};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
 use crate::{bench, build_ebpf, need, workspace};
 use anyhow::{Context, Result, bail};
-use figures::results::{Figure, Results};
+use report::results::{Figure, Results};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,11 +38,11 @@ pub struct Args {
     /// Only these variants: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables, netavark
     #[arg(long, value_name = "VARIANT", num_args = 1.., value_delimiter = ',')]
     variants: Vec<String>,
-    /// How often each variant has its turn; medians are shown
+    /// Rounds per variant; medians are shown
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Also put the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, chart and JSON beside
-    /// it; all figures and variants, two rounds or more
+    /// Also write the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, with chart and
+    /// JSON beside it; requires all figures, all variants and two rounds
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
@@ -51,37 +51,37 @@ pub struct Args {
 }
 
 impl Args {
-    /// Not of all figures and variants, or not of medians.
+    /// Whether figures or variants are missing, or there are no medians.
     fn is_partial(&self) -> bool {
         !self.only.is_empty() || !self.variants.is_empty() || self.rounds < 2
     }
 }
 
-/// Of each sample of traffic. iperf3 takes whole seconds.
+/// Duration of each sample of traffic. iperf3 takes whole seconds.
 const SAMPLE: Duration = Duration::from_secs(2);
-/// How often it is looked whether the host is idle, a second at a time, and how much of a processor an idle one uses: in
-/// emulation its clock alone takes some.
+/// Maximum number of idle checks, one per second, and the processor share of an idle host: under emulation its timer tick alone
+/// uses some.
 const SETTLING: usize = 20;
 const IDLE: f64 = 0.15;
-/// How often it is looked whether a flood has ended, ten times a second.
+/// Maximum number of checks for the end of a flood, ten per second.
 const DRAINING: usize = 100;
-/// The size of the host's table of connections, and how many it has room for. By a guest's memory both would be 8,192: one is
-/// there for two minutes after its end, those of a few turns fill it, and then whatever is new is dropped.
+/// Buckets and maximum of the host's conntrack table. By a guest's memory both would be 8,192: an entry stays for two minutes
+/// after its end, so a few turns fill the table, and new connections are dropped.
 const TRACKED: [(&str, &str); 2] = [("buckets", "65536"), ("max", "262144")];
-/// Of the host.
+/// Uplinks of the host.
 const UPLINKS: [&str; 2] = ["eth0", "eth1"];
-/// Of the container's servers (tests/station/measure.rs); the published ports are greater by [`SHIFT`].
+/// Ports of the container's servers (tests/vm_node/measure.rs); the published ports are greater by [`SHIFT`].
 const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
 const SHIFT: u16 = 8000;
-/// A datagram that fills a frame, nearly.
+/// Payload of a datagram that nearly fills a frame.
 const LARGE: u16 = 1_400;
 
 type Sample = Vec<(Figure, f64)>;
-type Job = fn(&mut Trio<'_>) -> Result<Sample>;
+type Job = fn(&mut ThreeVms<'_>) -> Result<Sample>;
 
-/// Each under the name of its first figure.
+/// Jobs by the name of their first figure.
 const JOBS: [(&str, Job); 10] = [
     ("tcp", tcp),
     ("tcp-back", tcp_back),
@@ -91,8 +91,8 @@ const JOBS: [(&str, Job); 10] = [
     ("conn", conn),
     ("conn-both", conn_both),
     ("conn-out", conn_out),
-    ("tcp-rr", |trio| round_trips(trio, false)),
-    ("udp-rr", |trio| round_trips(trio, true)),
+    ("tcp-rr", |vms| round_trips(vms, false)),
+    ("udp-rr", |vms| round_trips(vms, true)),
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -113,27 +113,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
     let (binary, netpath) = (released()?, version());
-    // The tests' own package is optimized in every profile.
+    // The tests package is optimized in every profile.
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(&binary, true, &args.variants)?;
     let more = vec![
         ("netavark", peers.join("netavark")),
         ("aardvark-dns", peers.join("aardvark-dns")),
-        ("iperf3", need::program("iperf3").context("iperf3 is gone")?),
+        ("iperf3", need::program("iperf3").context("iperf3 is missing")?),
     ];
     let programs = Programs { init: built("guest"), netpath: binary, more };
     let mut steps = Steps::of(0);
     let kernel = Kernel::get(&args.kernel, &mut steps)?;
-    let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
-    let mut trio = Trio::boot(&kit, args.acceleration)?;
-    prepare(&mut trio)?;
+    let setup = VmSetup::new(Qemu::get(&mut steps)?, kernel, &programs, built("vm_node"))?;
+    let mut vms = ThreeVms::boot(&setup, args.acceleration)?;
+    prepare(&mut vms)?;
     let (mut results, mut failed) = (Results::default(), Vec::new());
     let rounds = args.rounds.max(1);
     for round in 0..rounds {
         for turn in 0..variants.len() {
             let variant = variants[(turn + round) % variants.len()];
             let since = Instant::now();
-            if let Err(error) = measure(&mut trio, variant, &jobs, round, &mut results) {
+            if let Err(error) = measure(&mut vms, variant, &jobs, round, &mut results) {
                 let wrong = format!("{}, round {}: {error:#}", variant.title, round + 1);
                 results.note(wrong.clone());
                 failed.push(wrong);
@@ -142,77 +142,77 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("[{done}/{}] {} … {}", rounds * variants.len(), variant.title, seconds(since.elapsed()));
         }
     }
-    let run = report::Run { netpath, variants: &variants, results: &results, rounds, trio: &trio };
+    let run = output::Run { netpath, variants: &variants, results: &results, rounds, vms: &vms };
     run.keep(&workspace::target().join("vm/perf"), args.write.as_deref())?;
     println!("measured in {}", seconds(begun.elapsed()));
     failed.iter().for_each(|wrong| println!("FAILED {wrong}"));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Both uplinks, and bridged packets past netfilter, as on a host where nobody has loaded br_netfilter.
-fn prepare(trio: &mut Trio<'_>) -> Result<()> {
-    trio.second_uplink()?;
+/// Sets up both uplinks, and keeps bridged packets out of netfilter, as on a host without br_netfilter.
+fn prepare(vms: &mut ThreeVms<'_>) -> Result<()> {
+    vms.second_uplink()?;
     for family in ["iptables", "ip6tables"] {
         let name = format!("net/bridge/bridge-nf-call-{family}");
-        trio.host.ask(&json!({"do": "sysctl", "name": name, "value": "0"}))?;
+        vms.host.ask(&json!({"do": "sysctl", "name": name, "value": "0"}))?;
     }
     for (name, value) in TRACKED {
-        trio.host
-            .ask(&json!({"do": "sysctl", "name": format!("net/netfilter/nf_conntrack_{name}"), "value": value}))?;
+        vms.host.ask(&json!({"do": "sysctl", "name": format!("net/netfilter/nf_conntrack_{name}"), "value": value}))?;
     }
-    trio.client.ask(&json!({"do": "serve"})).map(drop)
+    vms.client.ask(&json!({"do": "serve"})).map(drop)
 }
 
-/// What variants leave behind: connections that have ended, and the peer's table, whose chains keep all packets tracked.
-fn tidied(trio: &mut Trio<'_>) -> Result<()> {
+/// Removes what variants leave behind: ended connections, and the peer's table, whose chains keep conntrack active for all
+/// packets.
+fn tidied(vms: &mut ThreeVms<'_>) -> Result<()> {
     const LEFT: [&str; 4] =
         ["conntrack -F", "nft add table inet netavark", "nft delete table inet netavark", "nft list ruleset"];
     let mut rules = Value::Null;
     for words in LEFT {
         let mut words = words.split(' ');
         let program = words.next();
-        rules = trio.host.ask(&json!({"do": "run", "program": program, "arguments": words.collect::<Vec<_>>()}))?;
+        rules = vms.host.ask(&json!({"do": "run", "program": program, "arguments": words.collect::<Vec<_>>()}))?;
     }
     match rules.as_str() {
         None | Some("") => Ok(()),
-        Some(rules) => bail!("rules that nobody is to have left:\n{rules}"),
+        Some(rules) => bail!("rules left behind:\n{rules}"),
     }
 }
 
 /// One turn of one variant.
 ///
 /// # Errors
-/// It cannot be set up, or figures of it cannot be had; the others are in `results` all the same.
+/// The setup fails, or some figures cannot be measured; the others are in `results` nevertheless.
 fn measure(
-    trio: &mut Trio<'_>,
+    vms: &mut ThreeVms<'_>,
     variant: &Variant,
     jobs: &[(&str, Job)],
     round: usize,
     results: &mut Results,
 ) -> Result<()> {
-    let measured = figures_of(trio, variant, jobs, round, results);
-    // Whatever came of it, also where the answer to its setup came too late: the next variant takes the same names and ports.
-    let down = trio.down();
-    let tidy = tidied(trio);
+    let measured = figures_of(vms, variant, jobs, round, results);
+    // Always, also after a setup whose answer came too late: the next variant uses the same names and ports.
+    let down = vms.down();
+    let tidy = tidied(vms);
     measured.and(down.map(drop)).and(tidy)
 }
 
 fn figures_of(
-    trio: &mut Trio<'_>,
+    vms: &mut ThreeVms<'_>,
     variant: &Variant,
     jobs: &[(&str, Job)],
     round: usize,
     results: &mut Results,
 ) -> Result<()> {
-    trio.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
-    variant.is_in_use(&trio.host.ask(&json!({"do": "status"}))?, &UPLINKS)?;
-    trio.host.ask(&json!({"do": "serve", "container": "web"}))?;
-    if !settles(trio)? {
+    vms.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
+    variant.is_in_use(&vms.host.ask(&json!({"do": "status"}))?, &UPLINKS)?;
+    vms.host.ask(&json!({"do": "serve", "container": "web"}))?;
+    if !settles(vms)? {
         results.note(format!("{}, round {}: the host was not idle when it began", variant.title, round + 1));
     }
     let mut failed = Vec::new();
     for (name, job) in jobs {
-        match job(trio) {
+        match job(vms) {
             Ok(sample) => sample.iter().for_each(|(figure, value)| results.add(figure, variant.key, round, *value)),
             Err(error) => failed.push(format!("{name}: {error:#}")),
         }
@@ -220,12 +220,12 @@ fn figures_of(
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
 }
 
-/// Waits until the host has nothing to do: what a setup leaves to be done, an agent that starts for one, is not the path's.
-/// `false`: it always had.
-fn settles(trio: &mut Trio<'_>) -> Result<bool> {
+/// Waits until the host is idle: work that a setup leaves behind, such as an agent that starts, must not count for the path.
+/// `false`: it never was.
+fn settles(vms: &mut ThreeVms<'_>) -> Result<bool> {
     for _ in 0..SETTLING {
         let begun = Instant::now();
-        let ((), used) = with_cost(trio, |_| {
+        let ((), used) = with_cost(vms, |_| {
             std::thread::sleep(Duration::from_secs(1));
             Ok(())
         })?;
@@ -244,60 +244,60 @@ fn of(machine: &mut Machine, what: Value) -> Result<Value> {
     machine.ask(&json!({"do": "measure", "what": what}))
 }
 
-/// Of the container on the host.
-fn of_web(trio: &mut Trio<'_>, what: Value) -> Result<Value> {
-    trio.host.ask(&json!({"do": "measure", "container": "web", "what": what}))
+/// Measures in the container on the host.
+fn of_web(vms: &mut ThreeVms<'_>, what: Value) -> Result<Value> {
+    vms.host.ask(&json!({"do": "measure", "container": "web", "what": what}))
 }
 
 fn field(value: &Value, name: &str) -> Result<f64> {
     value[name].as_f64().with_context(|| format!("{name} is missing in {value}"))
 }
 
-fn busy(trio: &mut Trio<'_>) -> Result<f64> {
-    of(&mut trio.host, json!("busy"))?.as_f64().context("no time of processors")
+fn busy(vms: &mut ThreeVms<'_>) -> Result<f64> {
+    of(&mut vms.host, json!("busy"))?.as_f64().context("no time of processors")
 }
 
-/// What `work` gives, and the seconds that the processors of the host were busy with it.
-fn with_cost<T>(trio: &mut Trio<'_>, work: impl FnOnce(&mut Trio<'_>) -> Result<T>) -> Result<(T, f64)> {
-    let before = busy(trio)?;
-    let done = work(trio)?;
-    Ok((done, busy(trio)? - before))
+/// The result of `work`, and the seconds that the host's processors were busy with it.
+fn with_cost<T>(vms: &mut ThreeVms<'_>, work: impl FnOnce(&mut ThreeVms<'_>) -> Result<T>) -> Result<(T, f64)> {
+    let before = busy(vms)?;
+    let done = work(vms)?;
+    Ok((done, busy(vms)? - before))
 }
 
-/// The same order to both clients at once, each to the host's address on its side.
-fn both(trio: &mut Trio<'_>, what: impl Fn(String) -> Value) -> Result<[Value; 2]> {
-    let order = |host| json!({"do": "measure", "what": what(to(host, ONCE))});
-    trio.client.send(&order(HOST))?;
-    trio.second.send(&order(HOST_FAR))?;
-    let answers = [trio.client.answer(), trio.second.answer()];
+/// Sends the same command to both clients at once, each with the host's address on its side.
+fn both(vms: &mut ThreeVms<'_>, what: impl Fn(String) -> Value) -> Result<[Value; 2]> {
+    let command = |host| json!({"do": "measure", "what": what(to(host, ONCE))});
+    vms.client.send(&command(HOST))?;
+    vms.second.send(&command(HOST_FAR))?;
+    let answers = [vms.client.answer(), vms.second.answer()];
     let [first, second] = answers;
     Ok([first?, second?])
 }
 
-fn bulk(trio: &mut Trio<'_>, back: bool) -> Result<(Value, f64)> {
+fn bulk(vms: &mut ThreeVms<'_>, back: bool) -> Result<(Value, f64)> {
     let what = json!({"tcp": {"to": to(HOST, BULK), "streams": 1, "back": back, "seconds": SAMPLE.as_secs()}});
-    with_cost(trio, |trio| of(&mut trio.client, what))
+    with_cost(vms, |vms| of(&mut vms.client, what))
 }
 
-fn tcp(trio: &mut Trio<'_>) -> Result<Sample> {
-    let (done, used) = bulk(trio, false)?;
+fn tcp(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let (done, used) = bulk(vms, false)?;
     Ok(vec![
         (Figure::more("tcp", "TCP, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
         (Figure::less("cpu-tcp", "host CPU, TCP", "ms/GB"), 1e3 * used / (field(&done, "bytes")? / 1e9)),
     ])
 }
 
-fn tcp_back(trio: &mut Trio<'_>) -> Result<Sample> {
-    let (done, _) = bulk(trio, true)?;
+fn tcp_back(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let (done, _) = bulk(vms, true)?;
     Ok(vec![(Figure::more("tcp-back", "TCP, the container sends", "Mb/s"), field(&done, "gbit_per_second")? * 1e3)])
 }
 
-fn udp(trio: &mut Trio<'_>) -> Result<Sample> {
+fn udp(vms: &mut ThreeVms<'_>) -> Result<Sample> {
     let what = json!({"udp": {"to": to(HOST, BULK), "bytes": LARGE, "seconds": SAMPLE.as_secs()}});
-    let done = of(&mut trio.client, what)?;
+    let done = of(&mut vms.client, what)?;
     Ok(vec![
         (Figure::more("udp", "UDP 1,400 B, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
-        (Figure::less(report::LOST, "lost of it", "%"), field(&done, "lost_percent")?),
+        (Figure::less(output::LOST, "lost of it", "%"), field(&done, "lost_percent")?),
     ])
 }
 
@@ -305,17 +305,17 @@ fn flood(to: String) -> Value {
     json!({"flood": {"to": to, "ms": SAMPLE.as_millis() as u64}})
 }
 
-/// Datagrams that came to the container while `send` sent.
-fn sunk<T>(trio: &mut Trio<'_>, send: impl FnOnce(&mut Trio<'_>) -> Result<T>) -> Result<(T, f64, f64)> {
-    let count = |trio: &mut Trio<'_>| of_web(trio, json!("sunk"))?.as_f64().context("no count");
-    let before = count(trio)?;
-    let (sent, used) = with_cost(trio, send)?;
-    let received = count(trio)? - before;
-    // What is still on its way then is nobody's: not of this figure, and not of the next.
+/// Datagrams that reached the container while `send` ran.
+fn sunk<T>(vms: &mut ThreeVms<'_>, send: impl FnOnce(&mut ThreeVms<'_>) -> Result<T>) -> Result<(T, f64, f64)> {
+    let count = |vms: &mut ThreeVms<'_>| of_web(vms, json!("sunk"))?.as_f64().context("no count");
+    let before = count(vms)?;
+    let (sent, used) = with_cost(vms, send)?;
+    let received = count(vms)? - before;
+    // Datagrams still in flight count neither for this figure nor for the next.
     let mut last = before + received;
     for _ in 0..DRAINING {
         std::thread::sleep(Duration::from_millis(100));
-        let now = count(trio)?;
+        let now = count(vms)?;
         if now == last {
             return Ok((sent, received, used));
         }
@@ -324,16 +324,16 @@ fn sunk<T>(trio: &mut Trio<'_>, send: impl FnOnce(&mut Trio<'_>) -> Result<T>) -
     bail!("datagrams come after all were sent, for {} s", DRAINING / 10)
 }
 
-fn udp64(trio: &mut Trio<'_>) -> Result<Sample> {
-    let (sent, received, used) = sunk(trio, |trio| of(&mut trio.client, flood(to(HOST, ONCE))))?;
+fn udp64(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let (sent, received, used) = sunk(vms, |vms| of(&mut vms.client, flood(to(HOST, ONCE))))?;
     Ok(vec![
         (Figure::more("udp64", "UDP 64 B", "kpps"), received / field(&sent, "seconds")? / 1e3),
         (Figure::less("cpu-udp64", "host CPU, UDP 64 B", "ms/100,000"), 1e3 * used / (received.max(1.0) / 1e5)),
     ])
 }
 
-fn udp64_both(trio: &mut Trio<'_>) -> Result<Sample> {
-    let ([one, two], received, _) = sunk(trio, |trio| both(trio, flood))?;
+fn udp64_both(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let ([one, two], received, _) = sunk(vms, |vms| both(vms, flood))?;
     let took = field(&one, "seconds")?.max(field(&two, "seconds")?);
     Ok(vec![(Figure::more("udp64-both", "UDP 64 B, both clients", "kpps"), received / took / 1e3)])
 }
@@ -342,7 +342,7 @@ fn connections(to: String) -> Value {
     json!({"connections": {"to": to, "ms": SAMPLE.as_millis() as u64}})
 }
 
-/// Connections per second, of which none may have failed.
+/// Connections per second; a failed connection is an error.
 fn rate(done: &Value) -> Result<f64> {
     let failed = field(done, "failed")?;
     if failed > 0.0 {
@@ -351,8 +351,8 @@ fn rate(done: &Value) -> Result<f64> {
     field(done, "per_second")
 }
 
-fn conn(trio: &mut Trio<'_>) -> Result<Sample> {
-    let (done, used) = with_cost(trio, |trio| of(&mut trio.client, connections(to(HOST, ONCE))))?;
+fn conn(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let (done, used) = with_cost(vms, |vms| of(&mut vms.client, connections(to(HOST, ONCE))))?;
     Ok(vec![
         (Figure::more("conn", "connect, request, close", "conn/s"), rate(&done)?),
         (
@@ -362,20 +362,20 @@ fn conn(trio: &mut Trio<'_>) -> Result<Sample> {
     ])
 }
 
-fn conn_both(trio: &mut Trio<'_>) -> Result<Sample> {
-    let [one, two] = both(trio, connections)?;
+fn conn_both(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let [one, two] = both(vms, connections)?;
     Ok(vec![(Figure::more("conn-both", "the same, both clients", "conn/s"), rate(&one)? + rate(&two)?)])
 }
 
-/// Masqueraded.
-fn conn_out(trio: &mut Trio<'_>) -> Result<Sample> {
-    let done = of_web(trio, connections(format!("{}:{ONCE}", CLIENT[0])))?;
+/// Masqueraded connections.
+fn conn_out(vms: &mut ThreeVms<'_>) -> Result<Sample> {
+    let done = of_web(vms, connections(format!("{}:{ONCE}", CLIENT[0])))?;
     Ok(vec![(Figure::more("conn-out", "the same, container → client", "conn/s"), rate(&done)?)])
 }
 
-fn round_trips(trio: &mut Trio<'_>, udp: bool) -> Result<Sample> {
+fn round_trips(vms: &mut ThreeVms<'_>, udp: bool) -> Result<Sample> {
     let what = json!({"round_trips": {"to": to(HOST, ECHO), "udp": udp, "ms": SAMPLE.as_millis() as u64}});
-    let done = of(&mut trio.client, what)?;
+    let done = of(&mut vms.client, what)?;
     let (key, name) = if udp { ("udp-rr", "UDP") } else { ("tcp-rr", "TCP") };
     Ok(vec![
         (Figure::less(key, format!("{name} request and answer"), "µs"), field(&done, "median_us")?),

@@ -1,5 +1,5 @@
-//! QEMU: found or unpacked, and a guest booted under it. The results come over the second serial port, so that the
-//! kernel's own words on the first one cannot fall into the middle of a line.
+//! QEMU: found or unpacked, and a guest booted under it. The results come over the second serial port, so that kernel messages
+//! on the first one cannot interrupt a line.
 
 use super::apt_sources;
 use crate::steps::{Steps, seconds, tail};
@@ -14,38 +14,37 @@ use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
-/// What the guest says when its modules are loaded and its file systems mounted (tests/guest/main.rs).
+/// Printed by the guest once its modules are loaded and its file systems mounted (tests/guest/main.rs).
 pub const READY: &str = "::ready ";
-/// What a guest that lives for minutes does not need, and what makes emulation slow: retpolines, memory cleared twice, a
-/// fifth level of page tables.
+/// Disables what short-lived guests do not need and emulation makes slow: retpolines, double clearing of memory, the fifth
+/// level of page tables.
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off init_on_alloc=0 kfence.sample_interval=0 no5lvl audit=0";
-/// Behind it under TCG, which translates code anew for each address that it runs at, so that programs have the same ones each
-/// time, and which runs the string instructions of x86 (`rep movsb`) an element at a time, so that the kernel copies with
-/// ordinary ones; nor does it count the memory of groups. What the kernel does not know it gives to init: the tests wait as
-/// many times as long.
+/// Appended under TCG. TCG retranslates code for each address it runs at, so programs get equal addresses each time. It
+/// executes x86 string instructions (`rep movsb`) per element, so the kernel copies with ordinary ones. It does not count
+/// memory of cgroups. Parameters unknown to the kernel are passed to init: the tests multiply their timeouts by this factor.
 const UNDER_TCG: &str = "norandmaps clearcpuid=rep_good cgroup_disable=memory NETPATH_PATIENCE=6";
 const MEMORY_MIB: u32 = 2048;
-/// The hardware addresses of the network cards of a guest that runs suites. As with the patience, init has them from the
-/// kernel (tests/guest/main.rs), and the tests from init (tests/kit/topology.rs).
+/// Hardware addresses of the network cards of a guest that runs suites. Like the patience, init gets them from the kernel
+/// (tests/guest/main.rs), and the tests get them from init (tests/support/topology.rs).
 const CARDS: [&str; 2] = ["52:54:00:6e:70:01", "52:54:00:6e:70:02"];
-/// A guest under KVM that has not got there by now hangs: on some machines /dev/kvm opens and guests stand still.
+/// Boot limit under KVM: on some machines /dev/kvm opens but guests hang.
 const KVM_PATIENCE: Duration = Duration::from_secs(15);
-/// Nor does one under TCG come up any more, not even beside others on a busy machine.
+/// Boot limit under TCG, sufficient on a busy machine with other guests.
 const TCG_PATIENCE: Duration = Duration::from_secs(300);
 
-/// The program, and what it needs where it was not installed but unpacked.
+/// The program, and its environment where it was unpacked and not installed.
 pub struct Qemu {
     program: PathBuf,
     unpacked: Option<PathBuf>,
 }
 
 impl Qemu {
-    /// The machine's own QEMU, or one unpacked below `target/vm`: installed as a package it may push out others, such as
-    /// another version's qemu-utils.
+    /// The machine's own QEMU, or one unpacked below `target/vm`: its installation could remove other packages, such as another
+    /// version's qemu-utils.
     ///
     /// # Errors
-    /// There is no apt, or what apt-get says.
+    /// There is no apt, or apt-get fails.
     pub fn get(steps: &mut Steps) -> Result<Self> {
         if let Some(program) = need::program(PROGRAM) {
             return Ok(Self { program, unpacked: None });
@@ -61,13 +60,13 @@ impl Qemu {
         Ok(Self { program, unpacked: Some(root) })
     }
 
-    /// A machine without devices, which ends instead of booting again.
+    /// A machine without devices, which exits on reboot.
     pub fn machine(&self, acceleration: Acceleration, memory_mib: u32) -> Command {
         let mut command = self.command();
         match acceleration {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
-            // One processor: with two, emulation now and then has one run into the breakpoint behind which the other
-            // patches a static key, after it is gone ("Oops: int3"), and the guest dies of it.
+            // One processor: with two, under emulation one sometimes hits the breakpoint that the other uses to patch a static
+            // key, after its removal ("Oops: int3"), and the guest crashes.
             Acceleration::Tcg => command.args(["-accel", "tcg", "-cpu", "max,-erms,-fsrm", "-smp", "1"]),
         };
         command.args([
@@ -84,7 +83,7 @@ impl Qemu {
     }
 
     fn command(&self) -> Command {
-        // Ends with us, also where we are killed and `Running` cannot end it.
+        // Ends with this process, also on SIGKILL, where `Running` cannot end it.
         let mut command = match need::program("setpriv") {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
@@ -135,11 +134,11 @@ impl Acceleration {
     }
 }
 
-/// Boots under KVM and, where that does not come up, under TCG; what it was is kept until this machine boots again.
-/// `boot` says inside why its guest is not up within the patience that it is given.
+/// Boots under KVM and, if that fails, under TCG; the result is stored until this machine reboots. The inner error of `boot`
+/// says why its guest is not up within the given time.
 ///
 /// # Errors
-/// Those of `boot`, or that no guest comes up under KVM where nothing else is wanted.
+/// An error of `boot`, or no guest boots under KVM where only KVM is wanted.
 pub fn accelerated<T>(
     name: &str,
     wanted: Option<Acceleration>,
@@ -168,38 +167,38 @@ pub fn accelerated<T>(
     }
 }
 
-/// How many guests may run side by side: a processor for each of theirs, and memory.
+/// Number of guests that may run in parallel: limited by processors and memory.
 pub fn room(acceleration: Option<Acceleration>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let each = if acceleration == Some(Acceleration::Tcg) { 1 } else { 2 };
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free = memory.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
-    // A guest takes what it has and QEMU some more.
+    // A guest uses its memory, and QEMU some more.
     let fit = free.map_or(1, |kib: usize| kib / 1024 / (MEMORY_MIB as usize * 5 / 4));
     (processors / each).min(fit).max(1)
 }
 
 /// A guest to be booted.
 pub struct Guest<'a> {
-    /// For people, and for the names of the logs.
+    /// Shown to users, and part of the names of the logs.
     pub name: String,
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
     pub longest: Duration,
 }
 
-/// What a guest has written.
+/// The output of a guest.
 pub struct Ran {
     pub results: String,
     pub log: PathBuf,
     pub acceleration: Acceleration,
     pub took: Duration,
-    /// Why it did not come to its end.
+    /// Why the guest did not finish.
     pub broken: Option<String>,
 }
 
 impl Guest<'_> {
-    /// Boots it and waits for its end.
+    /// Boots the guest and waits for its end.
     ///
     /// # Errors
     /// QEMU cannot be started.
@@ -222,7 +221,7 @@ impl Guest<'_> {
         for file in [&console, &results] {
             command.arg("-serial").arg(format!("file:{}", file.display()));
         }
-        // Joined to each other and to nothing else.
+        // The cards are connected to each other only.
         for (n, mac) in CARDS.iter().enumerate() {
             command.arg("-netdev").arg(format!("hubport,id=card{n},hubid=0"));
             command.arg("-device").arg(format!("virtio-net-pci,netdev=card{n},mac={mac},romfile="));
@@ -239,7 +238,7 @@ impl Guest<'_> {
         let broken = broken.or_else(|| {
             (!text.contains("::done")).then(|| {
                 let last = [&console, &log("qemu")].map(|f| tail(read(f).trim_end(), 12)).join("\n");
-                format!("the guest ended before its tests did; its last words:\n{last}")
+                format!("the guest ended before its tests did; the end of its output:\n{last}")
             })
         });
         Ok(Ran { results: text, log: results, acceleration, took: begun.elapsed(), broken })
@@ -266,7 +265,7 @@ impl Guest<'_> {
             if begun.elapsed() > self.longest {
                 return Ok(Some(format!("stopped after {}, in:\n{}", seconds(self.longest), tail(&so_far, 3))));
             }
-            // Several would write over each other.
+            // Several guests would overwrite each other's line.
             if terminal && UP.load(Relaxed) == 1 {
                 let doing = so_far.lines().rev().find_map(|l| l.strip_prefix("::begin ")).unwrap_or("booting");
                 print!("\r{:<14} {doing:<12} … {} s ", self.name, begun.elapsed().as_secs());
@@ -277,10 +276,10 @@ impl Guest<'_> {
     }
 }
 
-/// How many there are.
+/// Number of running guests.
 static UP: AtomicUsize = AtomicUsize::new(0);
 
-/// Ends the guest whatever becomes of us, short of SIGKILL.
+/// Ends the guest on every exit except SIGKILL.
 pub struct Running(pub Child);
 
 impl Running {
@@ -303,7 +302,7 @@ fn read(file: &Path) -> String {
     String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).replace('\r', "")
 }
 
-/// How the last guest came up, for as long as this machine is not booted again.
+/// The acceleration of the last guest, valid until this machine reboots.
 pub fn remembered() -> Option<Acceleration> {
     let text = fs::read_to_string(memory()).ok()?;
     let (boot, name) = text.trim().split_once(' ')?;
@@ -312,7 +311,7 @@ pub fn remembered() -> Option<Acceleration> {
 }
 
 fn remember(acceleration: Acceleration) {
-    // Nothing is lost without it but time.
+    // A failure costs only time.
     let _ = fs::write(memory(), format!("{} {}\n", boot_id(), acceleration.name()));
 }
 

@@ -1,4 +1,4 @@
-//! What a guest has written (tests/guest/main.rs), as outcomes of suites; and the table over all kernels.
+//! Parses the output of a guest (tests/guest/main.rs) into outcomes of suites; and the table over all kernels.
 
 use super::kernel::SERIES;
 use super::qemu::READY;
@@ -19,13 +19,13 @@ pub struct Section {
 /// One guest.
 #[derive(Default)]
 pub struct Report {
-    /// `uname -r`; empty: it did not come up.
+    /// `uname -r`; empty: the guest did not boot.
     pub release: String,
-    /// Modules that the kernel has refused, with its words.
+    /// Modules that the kernel rejected, with its message.
     pub refused: Vec<String>,
     /// Why init gave up.
     pub broken: Option<String>,
-    /// What `netpath doctor --json` says there.
+    /// The output of `netpath doctor --json` there.
     pub doctor: Option<Value>,
     pub sections: Vec<Section>,
 }
@@ -54,7 +54,7 @@ pub fn read(text: &str) -> Report {
             lines.push(line);
         }
     }
-    // The guest was stopped, or died, in the middle of it.
+    // The guest was stopped, or crashed, within a suite.
     if let Some((name, lines)) = open {
         report.sections.push(section(name, &lines, 0, Some("did not come to its end".to_owned())));
     }
@@ -64,7 +64,7 @@ pub fn read(text: &str) -> Report {
 fn section(name: String, lines: &[&str], ms: u64, wrong: Option<String>) -> Section {
     let text = lines.join("\n");
     let mut outcome = suite::read(&text);
-    // A crash, for one; libtest names what failed by itself.
+    // A crash, for example; libtest names failed tests by itself.
     if let Some(wrong) = wrong.filter(|_| outcome.failed.is_empty()) {
         outcome.failed.push(wrong);
     }
@@ -77,20 +77,20 @@ pub struct Row {
     pub release: String,
     pub acceleration: &'static str,
     pub guests: usize,
-    /// How many of them did not come to their end.
+    /// Number of guests that did not finish.
     pub broken: usize,
-    /// The longest of them.
+    /// Duration of the longest guest.
     pub took: Duration,
-    /// As [`Report::doctor`].
+    /// See [`Report::doctor`].
     pub doctor: Option<Value>,
-    /// The verifier's counts were told.
+    /// Whether the verifier's counts were printed.
     pub has_counts: bool,
     /// By suite.
     pub outcomes: BTreeMap<String, Outcome>,
 }
 
 impl Row {
-    /// Before any of its guests has come up.
+    /// A row before any of its guests has booted.
     pub fn of(label: String, release: String) -> Self {
         Self {
             label,
@@ -138,7 +138,7 @@ pub fn table(rows: &[Row]) -> String {
     text + "(passed/failed/skipped)"
 }
 
-/// Why tests were skipped, and how many of them for each reason.
+/// Skip reasons, each with the number of tests.
 pub fn reasons(row: &Row) -> Vec<String> {
     let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (test, why) in row.outcomes.values().flat_map(|o| &o.skipped) {
@@ -170,7 +170,7 @@ test c ... ok
 thread panicked";
 
     #[test]
-    fn what_a_guest_wrote_is_read_suite_by_suite() {
+    fn guest_output_is_parsed_by_suite() {
         let report = read(TEXT);
         assert_eq!(("6.1.0-50-amd64", 1), (report.release.as_str(), report.refused.len()));
         let [packet, e2e] = report.sections.as_slice() else { panic!("two suites") };

@@ -1,4 +1,4 @@
-//! `cargo xtask vm test`: the test suites on other kernels, in a virtual machine that is booted for each.
+//! `cargo xtask vm test`: the test suites on other kernels, in one virtual machine per kernel and suite.
 
 use super::image::{Base, Programs, Suite};
 use super::kernel::{self, Kernel, SERIES};
@@ -18,13 +18,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-/// The suites that a guest can run, and how many of their tests side by side.
+/// Suites that a guest can run, and how many of their tests run in parallel.
 const SUITES: [(&str, usize); 3] = [("packet", 2), ("contract", 2), ("e2e", 2)];
-/// Judges nothing and runs each program millions of times.
+/// Asserts nothing and runs each program millions of times.
 const NOT_IN_A_GUEST: &str = "time_per_packet";
 const WHY_NOT: &str = "needs the machine itself, for what it measures";
 
-/// What `cargo xtask test` runs: on the first and the last kernel all packet tests, then traffic on each rung.
+/// Run by `cargo xtask test`: all packet tests on the first and the last kernel, then traffic on each rung.
 const CORE_KERNELS: [&str; 2] = ["6.1", "7.2"];
 const CORE_E2E: [&str; 7] = [
     "ladder::",
@@ -35,18 +35,18 @@ const CORE_E2E: [&str; 7] = [
     "matrix::iptables::external_on_the_second",
     "matrix::iptables::masquerade",
 ];
-/// A guest under emulation has one processor, so a suite that takes long is dealt out to two guests: of so many tests in turn so
-/// many go to the first. The second one of the core has e2e as well.
+/// A guest under emulation has one processor, so a slow suite is split between two guests: of `.0` tests in turn, `.1` go to
+/// the first. The second guest of the core also runs e2e.
 const HALVES: (usize, usize) = (2, 1);
 const CORE_PARTS: (usize, usize) = (5, 3);
-/// Left out of a guest, these take all of the eBPF rung away from a kernel without TCX.
+/// Without these modules, a kernel without TCX cannot use the eBPF rung.
 const CLSACT: [&str; 3] = ["sch_ingress", "cls_bpf", "act_bpf"];
 /// The last kernel of the series without TCX.
 const WITHOUT_TCX: &str = "6.1";
 
-/// No guest that still does something takes as long, not even with all of e2e under emulation on a busy machine.
+/// Time limit of a guest, sufficient for all of e2e under emulation on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120 * 60);
-/// The same for one of the core, which takes two or three minutes.
+/// Time limit of a guest of the core, which takes two or three minutes.
 const LONGEST_OF_CORE: Duration = Duration::from_secs(20 * 60);
 
 #[derive(clap::Args)]
@@ -57,14 +57,14 @@ pub struct Args {
     /// Only these: packet, contract, e2e, or a part of one, as in `e2e::matrix::tcx`
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<String>,
-    /// Only what `cargo xtask test` runs of it
+    /// Only the part that `cargo xtask test` runs
     #[arg(long, conflicts_with = "only")]
     core: bool,
-    /// Take the verifier's counts of this run for the new measure
+    /// Accept the verifier's counts of this run as the new baseline
     #[arg(long)]
     accept: bool,
-    /// If all pass, put the rows of these kernels into the table of this page, between `<!-- kernels: begin -->` and
-    /// `<!-- kernels: end -->`
+    /// If all pass, write the rows of these kernels into the table of this page, between `<!-- kernels: begin -->` and `<!--
+    /// kernels: end -->`
     #[arg(long, value_name = "PAGE")]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
@@ -119,10 +119,10 @@ impl Args {
     }
 }
 
-/// The core on the first and the last kernel, for `cargo xtask test`. `Err` inside: why this machine cannot.
+/// Runs the core on the first and the last kernel, for `cargo xtask test`. The inner `Err` says why this machine cannot.
 ///
 /// # Errors
-/// A kernel or QEMU cannot be had, or something cannot be built.
+/// A kernel or QEMU is unavailable, or a build fails.
 pub fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
     if let Some(missing) = apt_sources::missing() {
         return Ok(Err(format!("needs {missing}")));
@@ -140,12 +140,12 @@ pub fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
     Ok(Ok(()))
 }
 
-/// What one guest of a kernel runs.
+/// The part of a kernel's tests that one guest runs.
 struct Portion {
     /// Part of its name.
     name: String,
     suites: Vec<Suite>,
-    /// Where a suite is dealt out, one of its guests speaks for what none of them runs.
+    /// Where a suite is split, one of its guests reports the tests that none of them runs.
     speaks: bool,
 }
 
@@ -153,7 +153,7 @@ struct Plan {
     parts: Vec<Portion>,
     accept: bool,
     acceleration: Option<Acceleration>,
-    /// For one guest.
+    /// Time limit of one guest.
     longest: Duration,
 }
 
@@ -166,7 +166,8 @@ struct Job<'a> {
 }
 
 impl Plan {
-    /// A row for each kernel; what happened is added to `total`. As many guests side by side as this machine has room for.
+    /// Returns a row for each kernel; outcomes are added to `total`. As many guests run in parallel as this machine has room
+    /// for.
     fn run(&self, kernels: &[String], total: &mut Outcome) -> Result<Vec<Row>> {
         let mut steps = Steps::of(0);
         let qemu = Qemu::get(&mut steps)?;
@@ -184,7 +185,8 @@ impl Plan {
             };
             rows.push(Row::of(kernel.label.clone(), kernel.release.clone()));
             jobs.extend(self.parts.iter().map(|part| without(kernel.label.clone(), &[], part)));
-            // The rung below is taken where the hooks of this one are missing: shown once, where leaving out modules does it.
+            // The lower rung is taken where the hooks of the eBPF rung are missing: tested once, on a kernel where leaving out
+            // modules removes them.
             if kernel.label == WITHOUT_TCX
                 && let Some(ladder) = &ladder
             {
@@ -193,13 +195,13 @@ impl Plan {
                 jobs.push_back(without(label, &CLSACT, ladder));
             }
         }
-        // What takes longest is begun first.
+        // Longest jobs first.
         jobs.make_contiguous().sort_by_key(|j| std::cmp::Reverse((j.part.weight(), numbers(&j.kernel.release))));
         let mut finish = |job: &Job<'_>, ran: Result<Ran>| -> Result<()> {
             let row = rows.iter_mut().find(|r| r.label == job.label).context("a guest of no kernel")?;
             self.read(job, ran?, row, total)
         };
-        // How guests run is found out by the first one.
+        // The first guest determines the acceleration.
         if self.acceleration.is_none()
             && remembered().is_none()
             && let Some(job) = jobs.pop_front()
@@ -227,13 +229,13 @@ impl Plan {
         })?;
         if suites.iter().any(|s| s.name == "packet" && s.is_whole) {
             for row in rows.iter().filter(|r| r.is_of_series() && !r.has_counts) {
-                total.failed.push(format!("vm-{} packet: no program's verified instructions were told", row.label));
+                total.failed.push(format!("vm-{} packet: no counts of verified instructions", row.label));
             }
         }
         Ok(rows)
     }
 
-    /// The tests of the ladder alone, if e2e is to run at all and includes them.
+    /// The tests of the ladder alone, if e2e is selected and includes them.
     fn ladder(&self) -> Option<Portion> {
         let e2e = self.parts.iter().flat_map(|p| &p.suites).find(|s| s.name == "e2e")?;
         let filtered: Vec<&String> = e2e.arguments.iter().skip(FIXED).collect();
@@ -254,7 +256,7 @@ impl Plan {
         ran
     }
 
-    /// Adds what a guest has said to the row of its kernel and to `total`.
+    /// Adds the output of a guest to the row of its kernel and to `total`.
     fn read(&self, job: &Job<'_>, ran: Ran, row: &mut Row, total: &mut Outcome) -> Result<()> {
         let name = job.name();
         let report = results::read(&ran.results);
@@ -301,7 +303,7 @@ impl Plan {
         Ok(())
     }
 
-    /// What is wrong with the verifier's counts, which only the series have in the committed page.
+    /// Checks the verifier's counts; only the kernel series have committed ones.
     fn judge(&self, kernel: &Kernel, counts: &verified::Counts) -> Result<Vec<String>> {
         if counts.is_empty() || !SERIES.iter().any(|(series, _)| *series == kernel.label) {
             return Ok(Vec::new());
@@ -327,15 +329,15 @@ impl Job<'_> {
     }
 }
 
-/// Debian's kernels have every driver that netpath knows of, and the guest its cards: what `e2e::links` does not find there has
-/// been lost on the way.
+/// Debian's kernels have every driver that netpath supports, and the guest has its cards: a driver that `e2e::links` misses
+/// there is an error of the image.
 fn lacks_a_driver(test: &str, why: &str) -> bool {
     test.starts_with("links::")
         && ["needs what ip ", "needs what tc ", "needs two network cards"].iter().any(|w| why.starts_with(w))
 }
 
 impl Portion {
-    /// The more, the longer it takes.
+    /// Relative duration.
     fn weight(&self) -> usize {
         self.suites.iter().map(|s| if s.name == "e2e" { 2 } else { 1 }).sum()
     }
@@ -355,10 +357,10 @@ fn programs() -> Result<Programs> {
     Ok(Programs { init: built("guest"), netpath: built("netpath"), more: Vec::new() })
 }
 
-/// Arguments of libtest that every suite gets, before its filters.
+/// Number of libtest arguments that every suite gets, before its filters.
 const FIXED: usize = 6;
 
-/// All of all suites, a guest for each, for e2e two; or only what is named, in one guest.
+/// The whole of all suites, one guest for each, two for e2e; or only the named ones, in one guest.
 fn parts(only: &[String]) -> Result<Vec<Portion>> {
     let names = || SUITES.iter().map(|(name, _)| *name);
     let of = |o: &String| o.split("::").next().unwrap_or_default().to_owned();
@@ -382,7 +384,7 @@ fn parts(only: &[String]) -> Result<Vec<Portion>> {
         let filters = only.iter().filter_map(|o| o.strip_prefix(&format!("{name}::"))).map(str::to_owned);
         suites.push(suite(name, filters.collect())?);
     }
-    // With a filter nobody speaks of what it leaves out.
+    // With a filter no guest reports the tests that are left out.
     let speaks = suites.iter().all(|s| s.is_whole);
     Ok(vec![Portion { name: String::new(), suites, speaks }])
 }
@@ -404,7 +406,7 @@ fn suite(name: &str, filters: Vec<String>) -> Result<Suite> {
     Ok(Suite { name: name.to_owned(), executable: test_executable(name)?, arguments, is_whole, conducted: false })
 }
 
-/// A suite in two, test by test: of each `of` in turn, `first` go to the first.
+/// Splits a suite by tests: of each `of` in turn, `first` go to the first part.
 fn dealt(suite: &Suite, (of, first): (usize, usize)) -> Result<[Suite; 2]> {
     let mut list = Command::new(&suite.executable);
     list.args(["--list", "--format=terse", "--skip", NOT_IN_A_GUEST]).stdin(Stdio::null());

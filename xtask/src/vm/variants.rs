@@ -1,4 +1,4 @@
-//! What is set up on the host of three machines.
+//! The network backends that are set up on the host of the three machines.
 
 use crate::test::run_cargo;
 use crate::workspace;
@@ -10,7 +10,7 @@ use std::process::Command;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Program {
     Netpath,
-    /// The release that netpath is compared with, from its crate.
+    /// The release that netpath is compared with, built from its crate.
     Netavark,
 }
 
@@ -29,27 +29,27 @@ pub struct Variant {
     pub title: &'static str,
     pub program: Program,
     pub environment: &'static [(&'static str, &'static str)],
-    /// Of the network.
+    /// Options of the network.
     pub options: &'static [(&'static str, &'static str)],
-    /// An option that the program must know; before it does, there is no such variant.
+    /// An option that the program must know; without it the variant does not exist.
     since: Option<&'static str>,
 }
 
-/// The environment's word for the rung, and the network's for the path and for the program ahead of it.
+/// The environment variable of the rung, and the network options of the path and of XDP.
 const RUNG: &str = "NETPATH_DATAPATH";
 const PATH: &str = "netpath.path";
 const XDP: &str = "netpath.xdp";
 
 impl Variant {
-    /// Holds what `netpath status --json` says while the container is up against what was asked for: where a kernel refuses
-    /// something, the container comes up another way, and that would be measured under this name.
+    /// Compares `netpath status --json` while the container is up with the request: where a kernel rejects something, netpath
+    /// falls back, and another variant would be measured under this name.
     ///
     /// # Errors
-    /// Another rung, another path, or programs that are not where they should be.
+    /// Another rung, another path, or programs at the wrong hooks.
     pub fn is_in_use(&self, status: &Value, uplinks: &[&str]) -> Result<()> {
         if let Some(wrong) = self.wrong(status, uplinks) {
             bail!(
-                "{} is not what is set up: {wrong}\n  next: leave it out by --variants, or take another --kernel",
+                "{} is not in use: {wrong}\n  next: leave it out by --variants, or take another --kernel",
                 self.title
             );
         }
@@ -70,7 +70,7 @@ impl Variant {
             ));
         }
         if wanted != Some("ebpf") {
-            // They would have their part in each packet.
+            // They would add to the cost of each packet.
             let hook = hooks().next()?;
             return Some(format!("{} is still attached, side {}", hook["program"], hook["side"]));
         }
@@ -98,12 +98,12 @@ fn list<'a>(status: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
     status[name].as_array().into_iter().flatten()
 }
 
-/// The reasons in a list of what netpath has not taken, if there are any.
+/// The reasons in a list of rejected choices, if any.
 fn why(status: &Value, name: &str) -> String {
     list(status, name).filter_map(|r| r["why"].as_str()).map(|why| format!(": {why}")).collect()
 }
 
-/// What netpath is compared with.
+/// The peer of the comparison.
 pub const PEER: &str = "netavark";
 
 pub const ALL: &[Variant] = &[
@@ -133,10 +133,10 @@ const fn netpath(
     Variant { key, title, program: Program::Netpath, environment, options, since }
 }
 
-/// Those of the `netpath` binary at `binary` and, with `peer`, Netavark; with `names` these alone.
+/// The variants of the `netpath` binary at `binary` and, with `peer`, Netavark; with `names` only these.
 ///
 /// # Errors
-/// A name that none has, or the binary cannot be read.
+/// An unknown name, or the binary cannot be read.
 pub fn chosen(binary: &Path, peer: bool, names: &[String]) -> Result<Vec<&'static Variant>> {
     let code = std::fs::read(binary)?;
     let knows = |option: &str| code.windows(option.len()).any(|w| w == option.as_bytes());
@@ -149,22 +149,21 @@ pub fn chosen(binary: &Path, peer: bool, names: &[String]) -> Result<Vec<&'stati
     Ok(there.into_iter().filter(|v| names.is_empty() || names.iter().any(|n| n == v.key)).collect())
 }
 
-/// Where a build puts a program.
+/// The path of a built program.
 pub fn built(name: &str) -> PathBuf {
     workspace::target().join("debug").join(name)
 }
 
-/// Builds netpath as users have it, for what is measured. Gives the binary.
+/// Builds netpath in the release profile, for measurements. Returns the binary.
 ///
 /// # Errors
-/// It does not build.
+/// The build fails.
 pub fn released() -> Result<PathBuf> {
     run_cargo(workspace::cargo().args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
     Ok(workspace::target().join("release/netpath"))
 }
 
-/// Of the netpath that this checkout builds: its number and, where git knows it, the commit. What git does not follow is not
-/// looked at.
+/// Version of the netpath of this checkout and, where git is available, the commit. Untracked files are ignored.
 pub fn version() -> String {
     let git = |arguments: &[&str]| {
         let out = Command::new("git").current_dir(workspace::root()).args(arguments).output().ok()?;
@@ -181,7 +180,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// What netpath says on the eBPF rung: a path, and the uplinks that have the program of XDP.
+    /// The status on the eBPF rung: a path, and the uplinks that have the XDP program.
     fn status(path: &str, early: &[&str]) -> Value {
         let hook = |program: &str, uplink: &str| json!({"program": program, "interface": uplink, "side": "ingress"});
         let uplinks = ["eth0", "eth1"].iter().map(|u| hook("np_uplink_in", u));

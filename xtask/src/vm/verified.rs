@@ -1,5 +1,5 @@
-//! How many instructions the verifier of each kernel walked for each program, against the counts that are committed: a
-//! program that grows there comes nearer to a kernel that refuses it (a million is the limit).
+//! Compares how many instructions the verifier of each kernel processed for each program with the committed counts: a growing
+//! program approaches the limit (a million), at which a kernel rejects it.
 
 use crate::workspace;
 use anyhow::{Context, Result};
@@ -9,15 +9,15 @@ use std::fs;
 use std::path::PathBuf;
 
 const PAGE: &str = "docs/verified-instructions.json";
-/// Growth that is let through, in percent.
+/// Tolerated growth, in percent.
 const SLACK: u64 = 10;
 
 pub type Counts = BTreeMap<String, u64>;
 
-/// The lines of the packet suite: `np_lo_in: 1234 verified instructions`.
+/// Parses lines of the packet suite: `np_lo_in: 1234 verified instructions`.
 pub fn read(text: &str) -> Counts {
     let line = |l: &str| {
-        // Written past libtest's capture, it may follow the name of a test.
+        // The line bypasses libtest's capture, so it may follow the name of a test.
         let l = l.rsplit(" ... ").next().unwrap_or(l);
         let (name, rest) = l.split_once(": ")?;
         let count = rest.strip_suffix(" verified instructions")?.parse().ok()?;
@@ -26,7 +26,7 @@ pub fn read(text: &str) -> Counts {
     text.lines().filter_map(line).collect()
 }
 
-/// The programs that have grown by more than they may, are new, or are gone, in words.
+/// Messages for the programs that have grown too much, are new, or are gone.
 ///
 /// # Errors
 /// The page cannot be read.
@@ -52,7 +52,7 @@ fn grown(kernel: &str, committed: &Map<String, Value>, counts: &Counts) -> Vec<S
     found
 }
 
-/// Writes the counts of `kernel` into the page, and says what has changed.
+/// Writes the counts of `kernel` into the page, and returns the changes.
 ///
 /// # Errors
 /// The page cannot be read or written.

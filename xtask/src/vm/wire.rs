@@ -1,14 +1,14 @@
-//! `cargo xtask vm wire`: what happens to wires and to whole hosts, and whether traffic is right within a second of it.
+//! `cargo xtask vm wire`: faults of links and hosts, and whether traffic is right within a second after each.
 //!
-//! Right is: from the client to the published port and from the container to the client, TCP and UDP, IPv4 and IPv6, the
-//! bytes come back and each server has seen the source address that it should.
+//! Right means: from the client to the published port and from the container to the client, TCP and UDP, IPv4 and IPv6, the
+//! bytes come back and each server has seen the expected source address.
 
 mod cases;
 
 use super::image::Programs;
 use super::kernel::{self, Kernel};
 use super::qemu::{Acceleration, Qemu};
-use super::trio::{CLIENT, HOST, Kit, Trio, ip};
+use super::three_vms::{CLIENT, HOST, ThreeVms, VmSetup, ip};
 use super::variants::{Variant, built, chosen, released};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
@@ -33,7 +33,7 @@ pub struct Args {
     /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
     #[arg(long, value_name = "VARIANT", num_args = 1..)]
     variants: Vec<String>,
-    /// If all is right, put the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
+    /// If all cases pass, write the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
     #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "variants"])]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
@@ -41,17 +41,17 @@ pub struct Args {
     acceleration: Option<Acceleration>,
 }
 
-/// Where the container's server listens, where it is published, and where the servers of the clients listen.
+/// The port of the container's server, its published port, and the port of the clients' servers.
 const SERVED: u16 = 80;
 const PUBLISHED: u16 = 8080;
 const OUTSIDE: u16 = 7000;
-/// By the clock of the guest that asks.
+/// By the clock of the probing guest.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Emulation makes each step of it up to thirty times longer, also that of the guests' kernels: so much is let pass on a machine
-/// that does other work too. On one that does not, all but what waits for another's timer is right within [`LIMIT`] even so.
+/// Emulation slows each step by up to thirty times, also in the guests' kernels: this factor is tolerated on a busy machine. On
+/// an idle one, all cases but those that wait for a peer's timer meet [`LIMIT`] even so.
 const TCG_FACTOR: u32 = 5;
-/// How often it is looked whether all is gone, five times a second: the agent ends by itself, and the kernel frees programs
-/// after the call that took them away.
+/// Maximum number of checks for leftovers, five per second: the agent ends by itself, and the kernel frees programs
+/// asynchronously.
 const LEAVING: u32 = 25;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -65,21 +65,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let binary = released()?;
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(&binary, false, &args.variants)?;
-    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is gone")?)];
+    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is missing")?)];
     let programs = Programs { init: built("guest"), netpath: binary, more };
     let (mut passed, mut failed) = (0, Vec::new());
     let mut times = Times::default();
     for name in &kernel::expanded(&args.kernel) {
         let mut steps = Steps::of(0);
         let kernel = Kernel::get(name, &mut steps)?;
-        let kit = Kit::new(Qemu::get(&mut steps)?, kernel, &programs, built("station"))?;
-        let mut trio = Trio::boot(&kit, args.acceleration)?;
-        let factor = if trio.acceleration == Acceleration::Tcg { TCG_FACTOR } else { 1 };
+        let setup = VmSetup::new(Qemu::get(&mut steps)?, kernel, &programs, built("vm_node"))?;
+        let mut vms = ThreeVms::boot(&setup, args.acceleration)?;
+        let factor = if vms.acceleration == Acceleration::Tcg { TCG_FACTOR } else { 1 };
         let within = LIMIT * factor;
         println!(
             "Linux {}, three machines under {}: right within {}{}",
-            trio.host.release,
-            trio.acceleration.name(),
+            vms.host.release,
+            vms.acceleration.name(),
             seconds(within),
             if factor > 1 {
                 format!(", {factor} times what it is on a real machine: emulation")
@@ -87,13 +87,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 String::new()
             }
         );
-        let trio_name = trio.acceleration.name();
-        for (machine, name) in [(&mut trio.client, "client"), (&mut trio.second, "second")] {
+        let acceleration = vms.acceleration.name();
+        for (machine, name) in [(&mut vms.client, "client"), (&mut vms.second, "second")] {
             machine.ask(&json!({"do": "echo", "port": OUTSIDE, "name": name}))?;
         }
         for variant in &variants {
             let wanted = CASES.iter().filter(|(n, ..)| args.only.is_empty() || args.only.iter().any(|o| o == n));
-            let mut wire = Wire { trio: &mut trio, variant, within, far: Value::Null, found: Vec::new() };
+            let mut wire = Wire { vms: &mut vms, variant, within, far: Value::Null, found: Vec::new() };
             let mut is_fresh = false;
             for (case, what, act) in wanted {
                 let done = (if is_fresh { Ok(()) } else { wire.begin() }).and_then(|()| act(&mut wire));
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 match done {
                     Ok(moments) => {
                         passed += 1;
-                        times.add(&kit.kernel.release, trio_name, variant.key, case, &moments);
+                        times.add(&setup.kernel.release, acceleration, variant.key, case, &moments);
                         println!("{:<17} {case:<7} ok    {what}: {}", variant.key, told(&moments));
                     }
                     Err(error) => {
@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                             "what was ordered and answered: {}",
                             workspace::logs().join("vm-wire-*.log").display()
                         );
-                        failed.push(format!("{} {} {case}", kit.kernel.label, variant.key));
+                        failed.push(format!("{} {} {case}", setup.kernel.label, variant.key));
                     }
                 }
             }
@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                     Ok(()) => passed += 1,
                     Err(error) => {
                         println!("{:<17} teardown FAILED: {error:#}", variant.key);
-                        failed.push(format!("{} {} teardown", kit.kernel.label, variant.key));
+                        failed.push(format!("{} {} teardown", setup.kernel.label, variant.key));
                     }
                 }
             }
@@ -131,12 +131,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         times.write(page)?;
     }
     println!("in {}", seconds(begun.elapsed()));
-    // Nothing is left out but by --only and --variants.
+    // Only --only and --variants leave cases out.
     println!("{passed} passed, {} failed, 0 skipped", failed.len());
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What was measured, by kernel and moment: a row of the page's table, with a column for each variant.
+/// Measured times, by kernel and moment: a row of the page's table, with a column for each variant.
 #[derive(Default)]
 struct Times(BTreeMap<(String, String, String), BTreeMap<&'static str, f64>>);
 
@@ -154,7 +154,7 @@ impl Times {
     }
 
     fn write(&self, page: &Path) -> Result<()> {
-        figures::page::write(page, "vm wire", &self.table(), &[])
+        report::page::write(page, "vm wire", &self.table(), &[])
     }
 
     fn table(&self) -> String {
@@ -177,22 +177,22 @@ fn told(moments: &[Moment]) -> String {
 
 /// Three machines with a container of one variant.
 struct Wire<'t, 'k> {
-    trio: &'t mut Trio<'k>,
+    vms: &'t mut ThreeVms<'k>,
     variant: &'t Variant,
     within: Duration,
     /// The device of the second uplink, while it has no driver.
     far: Value,
-    /// What was on the host before its container.
+    /// State of the host before its container was set up.
     found: Vec<String>,
 }
 
 impl Wire<'_, '_> {
-    /// A host that has just been booted, with its container up and its second uplink not there yet.
+    /// Begins with a host that has just booted, with its container up and its second uplink unplugged.
     fn begin(&mut self) -> Result<()> {
-        self.trio.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
-        self.trio.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
-        if !self.trio.is_fresh {
-            self.trio.restart_host()?;
+        self.vms.client.ask(&json!({"do": "end", "name": "dhcp-server"}))?;
+        self.vms.client.ask(&json!({"do": "narrow", "link": "eth0", "mtu": 0}))?;
+        if !self.vms.is_fresh {
+            self.vms.restart_host()?;
         }
         self.unplug()?;
         self.found = self.is_there()?;
@@ -201,23 +201,23 @@ impl Wire<'_, '_> {
     }
 
     fn unplug(&mut self) -> Result<()> {
-        self.far = self.trio.host.ask(&json!({"do": "unplug", "link": "eth1"}))?;
+        self.far = self.vms.host.ask(&json!({"do": "unplug", "link": "eth1"}))?;
         Ok(())
     }
 
     fn container(&mut self) -> Result<()> {
-        self.trio.up(self.variant, &[(PUBLISHED, SERVED)])?;
-        // Else that nothing of this is there in the end would say nothing.
+        self.vms.up(self.variant, &[(PUBLISHED, SERVED)])?;
+        // Positive control: otherwise the check for their absence at the end would prove nothing.
         for mark in [" /run/netpath/", " netpath-agent"] {
             let is_marked = |line: &String| format!(" {line}").contains(mark);
-            ensure!(self.is_there()?.iter().any(is_marked), "nothing like{mark} is on the host of a container");
+            ensure!(self.is_there()?.iter().any(is_marked), "no{mark} on a host with a container");
         }
-        self.trio.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
+        self.vms.host.ask(&json!({"do": "echo", "container": "web", "port": SERVED, "name": "web"})).map(drop)
     }
 
-    /// Takes the container down; what is left of netpath then is an error.
+    /// Takes the container down; leftovers of netpath are an error.
     fn end(&mut self) -> Result<()> {
-        self.trio.down()?;
+        self.vms.down()?;
         let mut left = Vec::new();
         for _ in 0..LEAVING {
             let now = self.is_there()?;
@@ -232,58 +232,58 @@ impl Wire<'_, '_> {
         bail!("left behind or missing: {}", left.join(", "))
     }
 
-    /// What backends leave on hosts.
+    /// Objects that backends may leave on hosts.
     fn is_there(&mut self) -> Result<Vec<String>> {
-        let lines = self.trio.host.ask(&json!({"do": "left"}))?;
-        serde_json::from_value(lines).context("what is on the host: not lines of text")
+        let lines = self.vms.host.ask(&json!({"do": "left"}))?;
+        serde_json::from_value(lines).context("the objects on the host are not lines of text")
     }
 
-    /// Milliseconds until traffic of the first uplink is right, where the host has the IPv4 address `host4`.
+    /// Milliseconds until traffic of the first uplink is right, for a host with the IPv4 address `host4`.
     fn right(&mut self, host4: &str) -> Result<f64> {
         self.right_with(host4, 1_000)
     }
 
     fn right_with(&mut self, host4: &str, bytes: usize) -> Result<f64> {
         let (inward, outward) = ways([host4, HOST[1]], CLIENT, "client", bytes);
-        let [client, host] = [&inward, &outward].map(|asks| self.asking(asks));
-        self.trio.client.send(&client)?;
-        self.trio.host.send(&host)?;
-        // Both answers are taken, whatever they are: what comes next is another answer.
-        let answers = [self.trio.client.answer(), self.trio.host.answer()];
+        let [client, host] = [&inward, &outward].map(|probes| self.probing(probes));
+        self.vms.client.send(&client)?;
+        self.vms.host.send(&host)?;
+        // Both answers are read, whatever the first one is: otherwise the next read would return the second.
+        let answers = [self.vms.client.answer(), self.vms.host.answer()];
         slowest(answers)
     }
 
-    fn asking(&self, asks: &Value) -> Value {
-        json!({"do": "ask", "asks": asks, "within_ms": self.within.as_millis() as u64})
+    fn probing(&self, probes: &Value) -> Value {
+        json!({"do": "probe", "probes": probes, "within_ms": self.within.as_millis() as u64})
     }
 
-    fn steady(&mut self) -> Result<()> {
-        let ask = json!({"udp": false, "to": at(HOST[0], PUBLISHED)});
-        self.trio.client.ask(&json!({"do": "steady", "name": "steady", "ask": ask})).map(drop)
+    fn long_lived(&mut self) -> Result<()> {
+        let probe = json!({"udp": false, "to": at(HOST[0], PUBLISHED)});
+        self.vms.client.ask(&json!({"do": "long_lived", "name": "long_lived", "probe": probe})).map(drop)
     }
 
-    /// It has not noticed more than a pause.
-    fn steady_is_there(&mut self) -> Result<()> {
-        self.trio.client.ask(&json!({"do": "goes_on", "name": "steady"})).map(drop)
+    /// The connection has noticed no more than a pause.
+    fn long_lived_is_there(&mut self) -> Result<()> {
+        self.vms.client.ask(&json!({"do": "goes_on", "name": "long_lived"})).map(drop)
     }
 
-    fn steady_ends(&mut self) -> Result<()> {
-        self.steady_is_there()?;
-        self.trio.client.ask(&json!({"do": "finish", "name": "steady"})).map(drop)
+    fn long_lived_ends(&mut self) -> Result<()> {
+        self.long_lived_is_there()?;
+        self.vms.client.ask(&json!({"do": "finish", "name": "long_lived"})).map(drop)
     }
 
     fn host_ip(&mut self, lines: &str) -> Result<()> {
-        self.trio.host.ask(&ip(lines)).map(drop)
+        self.vms.host.ask(&ip(lines)).map(drop)
     }
 }
 
-/// Questions of an outside machine at `outside` to the published port, and of the container to the server `name` there.
+/// Probes from a machine at `outside` to the published port, and from the container to the server `name` there.
 fn ways(host: [&str; 2], outside: [&str; 2], name: &str, bytes: usize) -> (Value, Value) {
     let mut inward = Vec::new();
     let mut outward = Vec::new();
     for (host, outside) in host.into_iter().zip(outside) {
         for udp in [false, true] {
-            // A datagram that one frame carries, and one that it does not.
+            // A datagram that fits one frame, and one that does not.
             let bytes = if udp { bytes.min(1_400) } else { bytes };
             inward
                 .push(json!({"udp": udp, "to": at(host, PUBLISHED), "server": "web", "seen": outside, "bytes": bytes}));
@@ -299,7 +299,7 @@ fn at(ip: &str, port: u16) -> String {
     if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }
 
-/// Of the milliseconds in all answers the most.
+/// The largest value in all answers, in milliseconds.
 fn slowest(answers: [Result<Value>; 2]) -> Result<f64> {
     let mut most = 0.0_f64;
     let mut failed = Vec::new();
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_answers_the_slowest_counts_and_each_error_is_said() {
+    fn of_two_answers_the_slowest_counts_and_each_error_is_reported() {
         assert_eq!(7.0, slowest([Ok(json!([1.0, 7.0])), Ok(json!([3.0]))]).expect("right"));
         let error = slowest([Err(anyhow::anyhow!("a")), Err(anyhow::anyhow!("b"))]).expect_err("wrong").to_string();
         assert_eq!("a; b", error);

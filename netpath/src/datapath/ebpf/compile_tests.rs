@@ -369,7 +369,7 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
 
 #[test]
 fn each_limit_of_the_maps_is_known_before_anything_is_written() {
-    let exceeded = |records: &[Record]| super::exceeded(&records.iter().collect::<Vec<_>>());
+    let exceeded = |records: &[Record]| exceeded(&records.iter().collect::<Vec<_>>());
     let on = |n: u32, mut r: Record| {
         r.network.attachment = Attachment::Bridge(name(&format!("br{n}")));
         r.links = None;

@@ -139,7 +139,7 @@ fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
     // One goes, another takes its counters.
     let next = desired.records.remove(0);
     host.reconcile(&desired);
-    let mut next = crate::model::Record { order: 9, ..next };
+    let mut next = Record { order: 9, ..next };
     next.endpoint.addresses = vec!["10.88.0.77/16".parse().expect("an address")];
     desired.records.push(next);
     host.reconcile(&desired);

@@ -207,7 +207,7 @@ pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
 
 /// The addresses of all endpoints in this family.
 pub fn addresses(desired: &Desired, family: Family) -> BTreeSet<IpAddr> {
-    let all = desired.bridged().flat_map(|(r, _)| &r.endpoint.addresses).map(ipnet::IpNet::addr);
+    let all = desired.bridged().flat_map(|(r, _)| &r.endpoint.addresses).map(IpNet::addr);
     all.filter(|a| Family::of(a) == family).collect()
 }
 

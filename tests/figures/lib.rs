@@ -1,9 +1,0 @@
-//! What was measured, as medians, ratios, tables and charts: for the bench (tests/bench) and for the measurements between
-//! virtual machines (xtask/src/vm/perf). It measures nothing by itself.
-
-pub mod page;
-pub mod ratios;
-pub mod results;
-pub mod stats;
-pub mod svg;
-pub mod table;

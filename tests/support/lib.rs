@@ -1,0 +1,35 @@
+//! The shared helpers of the black-box tests: topology, packets, residue, requirements, traffic, podman.
+
+// Used by vm_node alone.
+use serde as _;
+
+pub mod agent;
+pub mod backend;
+pub mod bpf;
+pub mod echo;
+pub mod example;
+pub mod expect;
+pub mod filter;
+pub mod frames;
+pub mod generator;
+pub mod holder;
+pub mod hop;
+pub mod host;
+pub mod load;
+pub mod long_lived;
+pub mod maps;
+pub mod need;
+pub mod neighbour;
+pub mod netavark;
+pub mod object;
+pub mod offload;
+pub mod packet;
+pub mod podman;
+pub mod raw;
+pub mod refuse_bpf;
+pub mod residue;
+pub mod rng;
+pub mod third_party;
+pub mod topology;
+pub mod traffic;
+pub mod tun;

@@ -1,0 +1,433 @@
+//! The backend's command line as Podman uses it, and its documents.
+//!
+//! The program under test is `NETPATH_BIN`, else the `netpath` built beside the tests. It is called through a symbolic link
+//! named `netavark`. A `NETPATH_BIN` whose file name is `netavark` is the incumbent: tests that only netpath can pass are then
+//! skipped, and the others validate the tests themselves.
+
+use crate::host::Netns;
+use crate::refuse_bpf::RefuseBpf;
+use crate::topology::{Container, Family, Topology};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// The resolver that backends start for a network with DNS.
+pub const AARDVARK: &str = "/usr/lib/podman/aardvark-dns";
+
+/// The program under test.
+///
+/// # Errors
+/// There is none.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("NETPATH_BIN") {
+        return std::fs::canonicalize(&path).with_context(|| format!("NETPATH_BIN={}", Path::new(&path).display()));
+    }
+    let own = std::env::current_exe().context("cannot tell where the tests were built")?;
+    // target/debug/deps/e2e-… or target/debug/demo
+    let built = own.ancestors().skip(1).take(2).map(|dir| dir.join("netpath")).find(|path| path.is_file());
+    built.ok_or_else(|| anyhow!("no netpath beside {}: cargo build -p netpath", own.display()))
+}
+
+/// Whether the program under test is Netavark itself.
+pub fn is_incumbent() -> bool {
+    binary().is_ok_and(|path| path.file_name().is_some_and(|name| name == "netavark"))
+}
+
+/// A datapath and its attach type.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rung {
+    Tcx,
+    Clsact,
+    Iptables,
+}
+
+impl Rung {
+    pub const ALL: [Rung; 3] = [Rung::Tcx, Rung::Clsact, Rung::Iptables];
+
+    /// The eBPF rung that netpath chooses on this kernel.
+    pub fn best_hooks() -> Self {
+        if crate::need::tcx().is_ok() { Self::Tcx } else { Self::Clsact }
+    }
+
+    pub fn is_ebpf(self) -> bool {
+        self != Rung::Iptables
+    }
+
+    /// The environment that forces it.
+    pub fn environment(self) -> Vec<(&'static str, &'static str)> {
+        match self {
+            // Not forced: the default, with filters at the veths.
+            Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")],
+            Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
+            Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
+        }
+    }
+}
+
+/// The result of a call.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Answer {
+    /// The JSON of a call that succeeded.
+    ///
+    /// # Errors
+    /// It failed, or printed no JSON.
+    pub fn json(&self) -> Result<Value> {
+        ensure!(self.status.success(), "{self}");
+        serde_json::from_str(&self.stdout).with_context(|| format!("{self}"))
+    }
+
+    /// Expects success.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn done(&self) -> Result<()> {
+        ensure!(self.status.success(), "{self}");
+        Ok(())
+    }
+
+    /// The text of an error as Podman decodes it: exit 1, one line of JSON with the key `error` only.
+    ///
+    /// # Errors
+    /// The call succeeded, or its error has another format.
+    pub fn error(&self) -> Result<String> {
+        ensure!(self.status.code() == Some(1), "expected exit 1: {self}");
+        ensure!(self.stdout.trim_end().lines().count() == 1, "expected one line on stdout: {self}");
+        let value: Map<String, Value> = serde_json::from_str(&self.stdout).with_context(|| format!("{self}"))?;
+        ensure!(value.len() == 1, "expected the key error alone: {self}");
+        match value.get("error") {
+            Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+            _ => bail!("expected the key error with a text: {self}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (out, err) = (self.stdout.trim_end(), self.stderr.trim_end());
+        write!(f, "{} after {} ms\n  stdout: {out}\n  stderr: {err}", self.status, self.took.as_millis())
+    }
+}
+
+/// The backend, called in the host namespace of a topology.
+pub struct Netavark<'t> {
+    pub topology: &'t Topology,
+    link: PathBuf,
+    environment: Vec<(String, String)>,
+    bpf_refused: bool,
+    iptables_hidden: bool,
+}
+
+impl<'t> Netavark<'t> {
+    /// On `rung`, with a copy of the program whose object has another digest than `digest`: objects in the kernel then count as
+    /// an older version's.
+    ///
+    /// # Errors
+    /// The program cannot be copied, or does not know its object by that digest.
+    pub fn newer(topology: &'t Topology, rung: Rung, digest: &str) -> Result<Self> {
+        let mut bytes = std::fs::read(binary()?)?;
+        let mut found = 0;
+        // Printed as sixteen digits; another last digit makes another digest.
+        let other = format!("{}{}", &digest[..digest.len() - 1], if digest.ends_with('0') { 1 } else { 0 });
+        for at in 0..bytes.len() - digest.len() {
+            if bytes[at..].starts_with(digest.as_bytes()) {
+                bytes[at..at + digest.len()].copy_from_slice(other.as_bytes());
+                found += 1;
+            }
+        }
+        ensure!(found > 0, "the program does not hold the digest {digest}");
+        let mut newer = Self::on(topology, rung)?;
+        let dir = topology.dir().join("newer");
+        std::fs::create_dir_all(&dir)?;
+        newer.link = dir.join("netavark");
+        std::fs::write(&newer.link, bytes)?;
+        std::fs::set_permissions(&newer.link, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(newer)
+    }
+
+    /// With the rung that `environment` selects; empty = netpath's own choice.
+    ///
+    /// # Errors
+    /// There is no program under test.
+    pub fn with(topology: &'t Topology, environment: &[(&str, &str)]) -> Result<Self> {
+        let link = topology.dir().join("netavark");
+        if !link.exists() {
+            std::os::unix::fs::symlink(binary()?, &link)?;
+        }
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Ok(Self { topology, link, environment, bpf_refused: false, iptables_hidden: false })
+    }
+
+    /// On `rung`.
+    ///
+    /// # Errors
+    /// There is no program under test.
+    pub fn on(topology: &'t Topology, rung: Rung) -> Result<Self> {
+        Self::with(topology, &rung.environment())
+    }
+
+    /// From now on bpf(2) is denied to it.
+    #[must_use]
+    pub fn without_bpf(mut self) -> Self {
+        self.bpf_refused = true;
+        self
+    }
+
+    /// From now on it finds no iptables: a mount namespace hides the system programs.
+    #[must_use]
+    pub fn without_iptables(mut self) -> Self {
+        self.iptables_hidden = true;
+        self
+    }
+
+    /// The command as Podman runs it, to be started in the host namespace.
+    pub fn command(&self, verb: &[&str]) -> Command {
+        let mut command = Command::new(&self.link);
+        command.args(["--config".as_ref(), self.topology.config_dir().as_os_str()]);
+        command.args(["--rootless=false", &format!("--aardvark-binary={AARDVARK}")]);
+        command.args(verb);
+        for name in ["NETPATH_DATAPATH", "NETPATH_TC", "NETAVARK_FW", "NETPATH_BIN", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        if let Some(level) = std::env::var_os("NETPATH_TEST_LOG") {
+            command.env("RUST_LOG", level);
+        }
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        if self.bpf_refused {
+            command.refuse_bpf();
+        }
+        if self.iptables_hidden {
+            hide_system_programs(&mut command);
+        }
+        command
+    }
+
+    /// Runs `verb` with `input`.
+    ///
+    /// # Errors
+    /// The program cannot be started. A failure of the program is no error.
+    pub fn call(&self, verb: &[&str], input: &[u8]) -> Result<Answer> {
+        let command = self.command(verb);
+        let begun = Instant::now();
+        let out = self.topology.host.output(command, input)?;
+        Ok(Answer {
+            took: begun.elapsed(),
+            status: out.status,
+            stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+        })
+    }
+
+    /// Setup, which must succeed; returns the status blocks.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn setup(&self, container: &Container, document: &Document) -> Result<Value> {
+        self.try_setup(container, &document.json(container))?.json().context("setup")
+    }
+
+    /// Teardown, which must succeed.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn teardown(&self, container: &Container, document: &Document) -> Result<()> {
+        self.try_teardown(container, &document.json(container))?.done().context("teardown")
+    }
+
+    /// # Errors
+    /// The program cannot be started.
+    pub fn try_setup(&self, container: &Netns, document: &Value) -> Result<Answer> {
+        self.call(&["setup", &container.path().to_string_lossy()], document.to_string().as_bytes())
+    }
+
+    /// # Errors
+    /// The program cannot be started.
+    pub fn try_teardown(&self, container: &Netns, document: &Value) -> Result<Answer> {
+        self.call(&["teardown", &container.path().to_string_lossy()], document.to_string().as_bytes())
+    }
+}
+
+/// The directories, besides PATH, in which netpath looks for iptables.
+fn hide_system_programs(command: &mut Command) {
+    use nix::mount::{MsFlags, mount};
+    use std::os::unix::process::CommandExt;
+    let hide = || {
+        let nothing: Option<&str> = None;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+        for dir in ["/usr/local/sbin", "/usr/sbin"] {
+            mount(Some("netpath-test"), dir, Some("tmpfs"), MsFlags::empty(), nothing)?;
+        }
+        Ok(())
+    };
+    command.env("PATH", "/usr/bin:/bin");
+    // SAFETY: between fork and exec only bare system calls are made, on strings owned by the program.
+    unsafe { command.pre_exec(hide) };
+}
+
+/// `networks` in the format of Podman 5, or of Podman 6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Shape {
+    #[default]
+    Map,
+    Array,
+}
+
+/// A network of the contract's `network_info`.
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub name: String,
+    pub info: Value,
+}
+
+impl Network {
+    pub fn new(name: &str, bridge: &str) -> Self {
+        let id = format!("{:0>64}", name.bytes().map(|b| format!("{b:02x}")).collect::<String>());
+        let info = json!({
+            "name": name, "id": id, "driver": "bridge", "network_interface": bridge, "subnets": [],
+            "ipv6_enabled": false, "internal": false, "dns_enabled": false, "ipam_options": {"driver": "host-local"},
+        });
+        Self { name: name.to_owned(), info }
+    }
+
+    /// Network `net<n>` on bridge `podman<n>` with 10.89.n.0/24 and fd41:n::/64 (n as hexadecimal digits there).
+    pub fn dual(n: u8) -> Self {
+        let [net4, net6] = Family::BOTH.map(|f| f.container(n, 0));
+        let [gateway4, gateway6] = Family::BOTH.map(|f| f.gateway(n).to_string());
+        Self::new(&format!("net{n}"), &format!("podman{n}"))
+            .subnet(&format!("{net4}/24"), &gateway4)
+            .subnet(&format!("{net6}/64"), &gateway6)
+    }
+
+    /// A subnet with its gateway.
+    #[must_use]
+    pub fn subnet(mut self, net: &str, gateway: &str) -> Self {
+        if net.contains(':') {
+            self.info["ipv6_enabled"] = true.into();
+        }
+        if let Some(subnets) = self.info["subnets"].as_array_mut() {
+            subnets.push(json!({"subnet": net, "gateway": gateway}));
+        }
+        self
+    }
+
+    #[must_use]
+    pub fn option(mut self, key: &str, value: &str) -> Self {
+        self.info["options"][key] = value.into();
+        self
+    }
+
+    /// Any key of the network object.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.info[key] = value.into();
+        self
+    }
+}
+
+/// A setup document for one container.
+#[derive(Clone, Debug, Default)]
+pub struct Document {
+    pub shape: Shape,
+    attached: Vec<(Network, Value)>,
+    ports: Vec<Value>,
+    dns_servers: Vec<String>,
+}
+
+impl Document {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[must_use]
+    pub fn shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// On `network` as `interface` with these addresses.
+    #[must_use]
+    pub fn on(self, network: &Network, interface: &str, addresses: &[&str]) -> Self {
+        self.attach(network, json!({"interface_name": interface, "static_ips": addresses}))
+    }
+
+    /// On [`Network::dual`] `n`, or a change of it, as host `host` of both its subnets.
+    #[must_use]
+    pub fn on_dual(self, network: &Network, interface: &str, n: u8, host: u8) -> Self {
+        let [v4, v6] = Family::BOTH.map(|f| f.container(n, host).to_string());
+        self.on(network, interface, &[&v4, &v6])
+    }
+
+    /// On `network` with these per-network options.
+    #[must_use]
+    pub fn attach(mut self, network: &Network, options: Value) -> Self {
+        self.attached.push((network.clone(), options));
+        self
+    }
+
+    /// Publishes `host_port` as `container_port`.
+    #[must_use]
+    pub fn publish(self, host_ip: &str, host_port: u16, container_port: u16, protocol: &str) -> Self {
+        self.publish_range(host_ip, host_port, container_port, 1, protocol)
+    }
+
+    #[must_use]
+    pub fn publish_range(
+        mut self,
+        host_ip: &str,
+        host_port: u16,
+        container_port: u16,
+        range: u16,
+        protocol: &str,
+    ) -> Self {
+        self.ports.push(json!({
+            "host_ip": host_ip, "host_port": host_port, "container_port": container_port,
+            "range": range, "protocol": protocol,
+        }));
+        self
+    }
+
+    #[must_use]
+    pub fn dns_server(mut self, address: &str) -> Self {
+        self.dns_servers.push(address.to_owned());
+        self
+    }
+
+    /// The JSON for `container`.
+    pub fn json(&self, container: &Container) -> Value {
+        self.json_for(&container.id, &container.name)
+    }
+
+    pub fn json_for(&self, id: &str, name: &str) -> Value {
+        let networks = match self.shape {
+            Shape::Map => self.attached.iter().map(|(n, o)| (n.name.clone(), o.clone())).collect(),
+            Shape::Array => self
+                .attached
+                .iter()
+                .map(|(n, o)| {
+                    let mut options = o.clone();
+                    options["name"] = n.name.clone().into();
+                    options
+                })
+                .collect(),
+        };
+        let info: Map<String, Value> = self.attached.iter().map(|(n, _)| (n.name.clone(), n.info.clone())).collect();
+        let mut document = json!({
+            "container_id": id, "container_name": name,
+            "port_mappings": self.ports, "networks": Value::Null, "network_info": info,
+        });
+        document["networks"] = networks;
+        if !self.dns_servers.is_empty() {
+            document["dns_servers"] = json!(self.dns_servers);
+        }
+        document
+    }
+}
