@@ -11,7 +11,7 @@ pub const FIN_ORIGINAL: u8 = 0x02;
 pub const FIN_REPLY: u8 = 0x04;
 pub const RESET: u8 = 0x08;
 /// The next hop of this half, if it leads outward, was last asked for a while ago.
-pub const UNSURE: u8 = 0x20;
+pub const STALE: u8 = 0x20;
 /// Another flow is taking this half's place: of those that want it, one sets this.
 pub const CLAIMED: u8 = 0x40;
 /// This half translates what comes back to the one who began.
@@ -52,7 +52,7 @@ pub const SHORTEST: u32 = ticks(TCP_RESET_S);
 /// Where no free port is found, that of a closed connection may be taken after so long, as netfilter does
 /// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and that of a flow whose first half is gone: its last
 /// acknowledgements, or answers, have arrived.
-pub const SPENT_S: u32 = 2;
+pub const REUSE_AFTER_S: u32 = 2;
 
 /// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.
 #[inline(always)]
@@ -140,17 +140,17 @@ pub const fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
 
 /// Whether nothing of a flow is left to come, though its answers still have a place for latecomers.
 #[inline(always)]
-pub const fn is_spent(proto: u8, next: &Next, now: u32) -> bool {
-    let is_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
-    proto == PROTO_TCP && is_closed && idle(next, now) >= ticks(SPENT_S)
+pub const fn is_closed(proto: u8, next: &Next, now: u32) -> bool {
+    let has_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
+    proto == PROTO_TCP && has_closed && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
 /// Whether a flow that is not TCP's has been quiet for so long that its port may be given away, should the half that was
 /// sent by be gone: the table drops that half first, since answers come by the other, and what is left would keep the
 /// ports of one more flow out of two.
 #[inline(always)]
-pub const fn may_be_adrift(proto: u8, next: &Next, now: u32) -> bool {
-    proto != PROTO_TCP && idle(next, now) >= ticks(SPENT_S)
+pub const fn may_be_orphaned(proto: u8, next: &Next, now: u32) -> bool {
+    proto != PROTO_TCP && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
 /// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
@@ -209,23 +209,23 @@ mod tests {
     fn what_both_sides_have_closed_is_spent_after_a_while() {
         let closed = REPLIED | FIN_ORIGINAL | FIN_REPLY;
         for (what, proto, state, idle_s, is) in [
-            ("closed", PROTO_TCP, closed, SPENT_S, true),
-            ("closed, other half", PROTO_TCP, closed | REPLY_HALF, SPENT_S, true),
-            ("reset", PROTO_TCP, REPLIED | RESET, SPENT_S, true),
-            ("closed just now", PROTO_TCP, closed, SPENT_S - 1, false),
+            ("closed", PROTO_TCP, closed, REUSE_AFTER_S, true),
+            ("closed, other half", PROTO_TCP, closed | REPLY_HALF, REUSE_AFTER_S, true),
+            ("reset", PROTO_TCP, REPLIED | RESET, REUSE_AFTER_S, true),
+            ("closed just now", PROTO_TCP, closed, REUSE_AFTER_S - 1, false),
             ("half-closed", PROTO_TCP, REPLIED | FIN_REPLY, TCP_TRANSITORY_S, false),
             ("established", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S, false),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S, false),
         ] {
-            assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
+            assert_eq!(is, is_closed(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
         }
     }
 
     #[test]
     fn only_what_is_no_connection_drifts_and_only_when_it_is_quiet() {
-        assert!(may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(SPENT_S)));
-        assert!(!may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(SPENT_S)));
-        assert!(!may_be_adrift(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
+        assert!(may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(REUSE_AFTER_S)));
+        assert!(!may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(REUSE_AFTER_S)));
+        assert!(!may_be_orphaned(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
     }
 
     #[test]

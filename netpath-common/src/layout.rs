@@ -197,14 +197,14 @@ pub struct Uplink {
 /// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these.
 pub type Local = u32;
 
-/// `np_near`, ARRAY of [`NEAR`] words: a bit for each [`near`] of an address of a container's subnet, so that a packet to
+/// `np_near`, ARRAY of [`SUBNET_HINT_WORDS`] words: a bit for each [`subnet_hint`] of an address of a container's subnet, so that a packet to
 /// elsewhere is known without a look in `np_subnet`.
-pub const NEAR: u32 = 1_024;
+pub const SUBNET_HINT_WORDS: u32 = 1_024;
 
 /// Word and bit of an address: by the first 16 bits of an IPv4 one, by the first 48 of an IPv6 one. A subnet with fewer
 /// has more than one.
 #[inline(always)]
-pub fn near(address: &Addr) -> (u32, u64) {
+pub fn subnet_hint(address: &Addr) -> (u32, u64) {
     let a = &address.0;
     let bits = if address.is_v4() {
         u16::from_be_bytes([a[12], a[13]])
@@ -296,15 +296,15 @@ pub struct Next {
     pub ifindex: u32,
     /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; it stands still while the machine sleeps), written once in each at most.
     pub last_seen: u32,
-    /// Of the frame that goes on. Outward ([`is_outward`]) `dmac` is that of the frame that comes, the bridge's own, and
-    /// `smac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
-    pub dmac: Mac,
-    pub smac: Mac,
+    /// Of the frame that goes on. Outward ([`is_outward`]) `match_dmac` is that of the frame that comes, the bridge's own, and
+    /// `next_hop_mac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
+    pub match_dmac: Mac,
+    pub next_hop_mac: Mac,
     /// Largest IP packet that may go this way, bytes.
     pub mtu: u16,
     pub forward: u8,
     /// Side of the reverse tuple's key.
-    pub twin_side: u8,
+    pub reverse_side: u8,
     /// What was seen so far and which half this is: bits of `netpath_common::flow`.
     pub state: u8,
     /// What began it: the `Reason` of a flow.
@@ -321,8 +321,9 @@ impl Next {
         let both_out = is_outward(self.forward) & is_outward(other.forward);
         let other_way = (self.forward != other.forward) & !both_out;
         let hop = (self.ifindex ^ other.ifindex) | u32::from(self.mtu ^ other.mtu) | u32::from(other_way);
-        let frame = difference(&self.dmac, &other.dmac) | difference(&self.smac, &other.smac);
-        let kind = (self.twin_side ^ other.twin_side) | (self.origin ^ other.origin);
+        let frame =
+            difference(&self.match_dmac, &other.match_dmac) | difference(&self.next_hop_mac, &other.next_hop_mac);
+        let kind = (self.reverse_side ^ other.reverse_side) | (self.origin ^ other.origin);
         hop | u32::from(frame | (self.traffic ^ other.traffic)) | u32::from(kind) == 0
     }
 }
@@ -408,7 +409,7 @@ pub mod name {
     pub const PORT_UDP: &str = "np_port_udp";
     pub const PORT_SCTP: &str = "np_port_sctp";
     pub const ALLOW: &str = "np_allow";
-    pub const NEAR: &str = "np_near";
+    pub const SUBNET_HINTS: &str = "np_near";
     pub const TRAFFIC: &str = "np_traffic";
     pub const FRAG4: &str = "np_frag4";
     pub const FRAG6: &str = "np_frag6";

@@ -7,7 +7,7 @@ pub mod checksum;
 pub mod family;
 pub mod flow;
 pub mod layout;
-pub mod pair;
+pub mod nat_plan;
 pub mod policy;
 pub mod ports;
 pub mod reason;

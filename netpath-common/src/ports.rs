@@ -3,8 +3,8 @@
 /// Ports looked at before a flow is refused. A bound for the verifier; with three quarters of the range taken, one flow in
 /// 900,000 is refused.
 pub const PORT_TRIES: u32 = 48;
-/// The last of these may take the port of a flow that is spent or adrift (`flow::is_spent`, `flow::may_be_adrift`).
-pub const HARDER_TRIES: u32 = 24;
+/// The last of these may take the port of a flow that is spent or adrift (`flow::is_closed`, `flow::may_be_orphaned`).
+pub const EVICT_TRIES: u32 = 24;
 
 /// The `i`-th port to try, host byte order: first the sender's own, then ports of the range, each drawn by itself. Others
 /// hold ports in blocks (a program's own range) and every other one (`net/ipv4/inet_hashtables.c, __inet_hash_connect()`),
@@ -87,10 +87,10 @@ mod tests {
         }
 
         #[test]
-        fn of_a_small_range_each_port_is_tried_hard(min in 1_024u16..65_000, span in 1..=HARDER_TRIES as u16, random: u32) {
+        fn of_a_small_range_each_port_is_tried_hard(min in 1_024u16..65_000, span in 1..=EVICT_TRIES as u16, random: u32) {
             let max = min + (span - 1);
             let mut hard: Vec<u16> =
-                (PORT_TRIES - HARDER_TRIES..PORT_TRIES).map(|i| candidate(7, min, max, random, i)).collect();
+                (PORT_TRIES - EVICT_TRIES..PORT_TRIES).map(|i| candidate(7, min, max, random, i)).collect();
             hard.sort_unstable();
             hard.dedup();
             prop_assert_eq!(usize::from(span), hard.len());

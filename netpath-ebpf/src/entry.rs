@@ -4,11 +4,11 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
 
-use crate::desk::Mine;
-use crate::fast::Plain;
+use crate::fast_path::FastHeaders;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET};
+use crate::scratch::ScratchMut;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
 
 /// `__sk_buff::protocol`, as it lies on the wire (`include/uapi/linux/if_ether.h`).
 pub const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
@@ -28,10 +28,10 @@ pub trait Walk {
     }
 
     /// A packet with plain headers. `None`: it has to take the long way.
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict>;
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict>;
 
-    /// Any packet, which is on the desk.
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict;
+    /// Any packet, which is on the scratch.
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict;
 }
 
 #[inline(always)]
@@ -74,7 +74,7 @@ const LONG: u64 = u64::MAX;
 #[inline(always)]
 fn short_here<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    let plain = &mut Plain::<F>::new();
+    let plain = &mut FastHeaders::<F>::new();
     if !plain.read(ctx, W::SIDE) {
         return LONG;
     }
@@ -91,11 +91,11 @@ fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    // SAFETY: the first in this function, and its callers know of no desk.
-    let Some(desk) = &mut (unsafe { Mine::<F>::take() }) else { return NOT_OURS.pack() };
-    if packet::parse(ctx, desk, W::L3 as u32, u32::from(W::SIDE)) == 0 {
+    // SAFETY: the first in this function, and its callers know of no scratch.
+    let Some(scratch) = &mut (unsafe { ScratchMut::<F>::take() }) else { return NOT_OURS.pack() };
+    if packet::parse(ctx, scratch, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();
     }
-    let verdict = W::long(ctx, desk);
-    verdict::conclude(ctx, desk, verdict).pack()
+    let verdict = W::long(ctx, scratch);
+    verdict::conclude(ctx, scratch, verdict).pack()
 }

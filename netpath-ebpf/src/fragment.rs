@@ -9,22 +9,22 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 
-use crate::desk::Mine;
-use crate::global::global;
+use crate::headers::Wire;
 use crate::packet::{Kind, Packet};
-use crate::wire::Wire;
+use crate::scratch::ScratchMut;
+use crate::subprog::subprog;
 
 /// In the key's side: the last datagram of the two, whichever its identification.
 const LAST: u8 = 0x80;
 
-global! {
-    /// Remembers the ports of the first fragment on the desk.
+subprog! {
+    /// Remembers the ports of the first fragment on the scratch.
     pub fn learn() -> u32 as np_learn4, np_learn6 = learn_ports;
 }
 
 #[inline(always)]
-fn learn_ports<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let packet = &desk.packet;
+fn learn_ports<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let packet = &scratch.packet;
     let (tuple, proto, side) = (&packet.tuple, packet.ip.proto, packet.side);
     let ports = tuple.ports();
     let key = F::fragment_key(&tuple.src, &tuple.dst, packet.ip.id, proto, side);

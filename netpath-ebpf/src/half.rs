@@ -4,9 +4,9 @@ use core::mem::offset_of;
 
 use netpath_common::addr::Mac;
 use netpath_common::layout::Next;
-use netpath_common::{flow, pair};
+use netpath_common::{flow, nat_plan};
 
-use crate::wire::Wire;
+use crate::headers::Wire;
 
 /// A field of a flow that programs write while others read it. Each access is one instruction of the machine, which does to it
 /// what a relaxed atomic one is elsewhere; the compiler's target has no atomics of less than 64 bits.
@@ -42,7 +42,7 @@ impl<F: Wire> Half<F> {
     #[inline(always)]
     pub fn read<T>(self, read: impl FnOnce(&F::Flow) -> T) -> T {
         // SAFETY: a map value, aligned to 8, there until the program ends. `read` cannot keep the reference, and what is
-        // called with one (`family.rs`, `pair.rs`, `translate` of `fast.rs` and `xdp.rs`) writes to no flow.
+        // called with one (`family.rs`, `pair.rs`, `translate` of `fast_path.rs` and `xdp.rs`) writes to no flow.
         read(unsafe { &*self.0 })
     }
 
@@ -80,13 +80,13 @@ impl<F: Wire> Half<F> {
     #[inline(always)]
     pub fn set_next_hop(self, mac: Mac) {
         // SAFETY: a field of a map value; a reader of half of it loses one frame.
-        unsafe { (*self.place()).smac = mac }
+        unsafe { (*self.place()).next_hop_mac = mac }
     }
 
     /// Whether it is the other half of that at `key`.
     #[inline(always)]
     pub fn leads_back(self, key: &F::Key) -> bool {
-        self.read(|half| pair::leads_back::<F>(half, key))
+        self.read(|half| nat_plan::leads_back::<F>(half, key))
     }
 
     #[inline(always)]

@@ -6,12 +6,12 @@ use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
-use crate::desk::{Desk, Mine};
 use crate::flows;
-use crate::global::global;
 use crate::half::Half;
+use crate::headers::{Fragment, Ip, Wire};
 use crate::packet::{self, ETHERNET, Echo, Udp};
-use crate::wire::{Fragment, Ip, Wire};
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 
 /// The packet that an error quotes, and what it was before it was translated.
 pub struct Quoted<F: Family> {
@@ -29,11 +29,11 @@ pub fn is_error<F: Family>(kind: u8) -> bool {
     if F::IS_V4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
 }
 
-global! {
-    /// Puts on the desk what the error there quotes; 0 if that cannot be read.
+subprog! {
+    /// Puts on the scratch what the error there quotes; 0 if that cannot be read.
     pub fn read() -> u32 as np_quoted4, np_quoted6 = read_quoted;
 
-    /// Looks for the flow of the quoted packet: 1 and the hop on the desk if there is one that saw it at `side`.
+    /// Looks for the flow of the quoted packet: 1 and the hop on the scratch if there is one that saw it at `side`.
     pub fn follow(side: u32) -> u32 as np_follow_error4, np_follow_error6 = follow_quoted;
 
     /// Puts back what is quoted; 0 = the packet is half written.
@@ -41,8 +41,8 @@ global! {
 }
 
 #[inline(always)]
-fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, quoted, .. } = &mut **desk;
+fn read_quoted<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, quoted, .. } = &mut **scratch;
     // Known numbers for the offsets: an error whose own network header has options is left alone.
     let plain = packet.l3 + F::HEADER;
     if packet.ip.l4 != plain {
@@ -81,8 +81,8 @@ fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
 }
 
 #[inline(always)]
-fn follow_quoted<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, side: u32) -> u32 {
-    let Desk { packet, quoted, hop, .. } = &mut **desk;
+fn follow_quoted<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, side: u32) -> u32 {
+    let Scratch { packet, quoted, hop, .. } = &mut **scratch;
     // The half that translates the answer to what is quoted knows both ends as its sender does.
     let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
@@ -107,8 +107,8 @@ fn follow_quoted<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, side: u32) -> u3
 }
 
 #[inline(always)]
-fn restore_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let (packet, quoted) = (&desk.packet, &desk.quoted);
+fn restore_quoted<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let (packet, quoted) = (&scratch.packet, &scratch.quoted);
     let plain = if packet.l3 == 0 { F::HEADER + HEADER } else { ETHERNET + F::HEADER + HEADER };
     u32::from(restore_all::<F>(ctx, packet.check, plain, quoted).is_some())
 }

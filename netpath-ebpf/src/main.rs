@@ -5,30 +5,30 @@
 //! Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
-// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `global.rs`) and one exchange (`half.rs`).
+// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `subprog.rs`) and one exchange (`half.rs`).
 #![feature(asm_experimental_arch)]
 
 mod bridge;
-mod desk;
-mod egress;
 mod entry;
-mod fast;
+mod fast_path;
 mod flows;
 mod fragment;
-mod global;
 mod half;
-mod host;
+mod headers;
 mod icmp;
-mod lo;
+mod kernel_lookup;
+mod loopback;
 mod maps;
-mod outward;
+mod masquerade;
 mod packet;
-mod rules;
+mod port_lookup;
+mod scratch;
 mod socket;
-mod uplink;
+mod subprog;
+mod uplink_egress;
+mod uplink_ingress;
 mod verdict;
 mod veth;
-mod wire;
 mod xdp;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
@@ -46,13 +46,13 @@ fn ours<W: entry::Walk>(ctx: &TcContext) -> i32 {
 /// Ingress of an uplink: published ports in, answers to masqueraded flows back.
 #[classifier]
 pub fn np_uplink_in(ctx: TcContext) -> i32 {
-    ours::<uplink::Ingress>(&ctx)
+    ours::<uplink_ingress::Ingress>(&ctx)
 }
 
 /// The same for an uplink without Ethernet.
 #[classifier]
 pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
-    ours::<uplink::IngressL3>(&ctx)
+    ours::<uplink_ingress::IngressL3>(&ctx)
 }
 
 /// XDP of an uplink, ahead of its ingress: early drops, and datagrams of known flows in.
@@ -65,13 +65,13 @@ pub fn np_xdp_in(ctx: XdpContext) -> u32 {
 /// untranslated.
 #[classifier]
 pub fn np_uplink_out(ctx: TcContext) -> i32 {
-    departing::<egress::Egress>(&ctx)
+    departing::<uplink_egress::Egress>(&ctx)
 }
 
 /// The same for an uplink without Ethernet.
 #[classifier]
 pub fn np_uplink_out_l3(ctx: TcContext) -> i32 {
-    departing::<egress::EgressL3>(&ctx)
+    departing::<uplink_egress::EgressL3>(&ctx)
 }
 
 /// What is let through was counted on its way in, if it came in at all.
@@ -99,7 +99,7 @@ pub fn np_bridge_in(ctx: TcContext) -> i32 {
 /// Ingress of `lo`: clients of the host that the programs below leave alone.
 #[classifier]
 pub fn np_lo_in(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, entry::walk::<lo::Ingress>(&ctx))
+    verdict::count(&ctx, entry::walk::<loopback::Ingress>(&ctx))
 }
 
 /// Always 1: the call goes on, to the address that was put in or to the caller's own.

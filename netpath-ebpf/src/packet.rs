@@ -11,12 +11,12 @@ use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::desk::Mine;
-use crate::global::global;
-use crate::wire::{Fragment, Ip, Wire};
+use crate::headers::{Fragment, Ip, Wire};
+use crate::scratch::ScratchMut;
+use crate::subprog::subprog;
 use crate::{fragment, icmp};
 
-/// `netpath_common::layout::global::CSUM_IPV6`.
+/// `netpath_common::layout::subprog::CSUM_IPV6`.
 #[unsafe(no_mangle)]
 pub static NP_CSUM_IPV6: Global<u8> = Global::new(0);
 
@@ -44,7 +44,7 @@ pub enum Kind {
     Sctp,
     EchoRequest,
     EchoReply,
-    /// An ICMP error: what it quotes is on the desk (`icmp.rs`). Only the addresses of the tuple are set.
+    /// An ICMP error: what it quotes is on the scratch (`icmp.rs`). Only the addresses of the tuple are set.
     Error,
     /// A later fragment of which nobody knows the ports. Only the addresses of the tuple are set.
     Fragment,
@@ -228,24 +228,24 @@ pub fn gso_size(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).gso_size }
 }
 
-global! {
-    /// Puts the packet on the desk; 0 if this is no whole IP packet of the family. The network header is at `l3`: 14 or 0.
+subprog! {
+    /// Puts the packet on the scratch; 0 if this is no whole IP packet of the family. The network header is at `l3`: 14 or 0.
     pub fn parse(l3: u32, side: u32) -> u32 as np_parse4, np_parse6 = parse_packet;
 
-    /// Reads the transport header of the packet on the desk.
+    /// Reads the transport header of the packet on the scratch.
     fn read_transport() -> u32 as np_transport4, np_transport6 = transport;
 }
 
 #[inline(always)]
-fn parse_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, l3: u32, side: u32) -> u32 {
-    let packet = &mut desk.packet;
+fn parse_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, l3: u32, side: u32) -> u32 {
+    let packet = &mut scratch.packet;
     packet.side = side as u8;
     // Known numbers from here on, for offsets into the packet.
     let whole = if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) };
     if !whole {
         return 0;
     }
-    read_transport(ctx, desk);
+    read_transport(ctx, scratch);
     1
 }
 
@@ -263,15 +263,15 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
 }
 
 #[inline(always)]
-fn transport<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let packet = &mut desk.packet;
+fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let packet = &mut scratch.packet;
     (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
     };
-    if packet.kind == Kind::Error && icmp::read(ctx, desk) == 0 {
-        desk.packet.kind = Kind::Odd;
+    if packet.kind == Kind::Error && icmp::read(ctx, scratch) == 0 {
+        scratch.packet.kind = Kind::Odd;
     }
     1
 }

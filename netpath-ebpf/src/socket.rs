@@ -1,7 +1,7 @@
 //! Sockets of the host are connected straight to the container behind a published port: no packet is ever translated.
 //!
 //! Only sockets in the namespace that the maps serve, and only such as have not bound a source address: a socket bound
-//! to a loopback address could not reach a container from it, `lo.rs` serves those.
+//! to a loopback address could not reach a container from it, `loopback.rs` serves those.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
@@ -13,7 +13,7 @@ use netpath_common::layout::{PROTO_TCP, PROTO_UDP, RULE_V4_ONLY, SockKey, SockOr
 use netpath_common::reason::Reason;
 use netpath_common::rule::container_port;
 
-use crate::{maps, rules};
+use crate::{maps, port_lookup};
 
 /// The address in the context, read and written word by word as the verifier demands.
 pub trait Family4Or6 {
@@ -136,7 +136,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         _ => return None,
     };
     let dialled_port = port(sa);
-    let slot = rules::slot(proto, dialled_port.value());
+    let slot = port_lookup::slot(proto, dialled_port.value());
     if slot == 0 {
         return None;
     }
@@ -149,7 +149,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
     let number = dialled_port.value();
     let to = if dialled.is_v4() {
         let host = tail(&dialled);
-        let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
+        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
         if if_local && !is_own(&dialled, Ipv4::kind(&host), Ipv4::is_unset(&host)) {
             return None;
         }
@@ -161,7 +161,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         let kind = Ipv6::kind(&dialled.0);
         let unset = Ipv6::is_unset(&dialled.0);
         let mappable = may_change_family && (kind == Kind::Loopback || unset);
-        let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| {
+        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| {
             let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
             !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
         })?;

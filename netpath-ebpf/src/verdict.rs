@@ -15,10 +15,10 @@ use netpath_common::layout::{
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
+use crate::headers::{Fragment, Wire};
 use crate::packet::{self, ETHERNET, Kind, Packet, View};
-use crate::wire::{Fragment, Wire};
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::{fragment, icmp, maps};
 
 /// A decision: the classifier's return value, and why.
@@ -54,29 +54,29 @@ pub const fn drop(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_SHOT, reason }
 }
 
-/// The packet's flow was just written down, its hop is on the desk: the verdict of functions that make flows.
+/// The packet's flow was just written down, its hop is on the scratch: the verdict of functions that make flows.
 #[inline(always)]
 pub const fn begun(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_REDIRECT, reason }
 }
 
-/// The packet goes on by the hop on the desk.
+/// The packet goes on by the hop on the scratch.
 pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 
 /// Ends the walk of a packet: sends it by its hop if it has one, says so if it is dropped.
 #[inline(always)]
-pub fn conclude<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, mut verdict: Verdict) -> Verdict {
+pub fn conclude<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
         if verdict.reason as u32 != Reason::Redirected as u32 {
-            log_flow(ctx, desk);
+            log_flow(ctx, scratch);
         }
-        verdict = Verdict::unpack(translate(ctx, desk, verdict.reason as u32));
+        verdict = Verdict::unpack(translate(ctx, scratch, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_REDIRECT {
-        verdict = Verdict::unpack(send(ctx, desk, verdict.reason as u32));
+        verdict = Verdict::unpack(send(ctx, scratch, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_SHOT {
-        log_drop(ctx, desk, verdict.reason as u32);
+        log_drop(ctx, scratch, verdict.reason as u32);
     }
     verdict
 }
@@ -146,8 +146,8 @@ pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) 
     packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
-global! {
-    /// Translates the packet on the desk for the hop there; gives a packed verdict, to be followed by [`send`].
+subprog! {
+    /// Translates the packet on the scratch for the hop there; gives a packed verdict, to be followed by [`send`].
     fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
 
     /// Sends it; gives a packed verdict.
@@ -158,8 +158,8 @@ global! {
 }
 
 #[inline(always)]
-fn translate_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
-    let Desk { packet, hop, .. } = &mut **desk;
+fn translate_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
     let next = &mut hop.next;
     let mut hops = 1;
     if next.forward == FORWARD_STACK {
@@ -172,20 +172,20 @@ fn translate_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -
         hops = 0;
     }
     if packet.ip.fragment == Fragment::First {
-        fragment::learn(ctx, desk);
+        fragment::learn(ctx, scratch);
     }
-    if desk.packet.kind == Kind::Error && icmp::restore(ctx, desk) == 0 {
+    if scratch.packet.kind == Kind::Error && icmp::restore(ctx, scratch) == 0 {
         return drop(Reason::DropRewrite).pack();
     }
-    match packet::rewrite(ctx, &desk.packet, hops, &desk.hop.to) {
+    match packet::rewrite(ctx, &scratch.packet, hops, &scratch.hop.to) {
         Some(()) => begun(Reason::at(reason)).pack(),
         None => drop(Reason::DropRewrite).pack(),
     }
 }
 
 #[inline(always)]
-fn send_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
-    let (packet, next) = (&desk.packet, &desk.hop.next);
+fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
+    let (packet, next) = (&scratch.packet, &scratch.hop.next);
     traffic(ctx, next);
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
@@ -220,10 +220,10 @@ pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
 #[inline(always)]
 pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     if next.forward != FORWARD_LINK {
-        return (next.forward, addresses(&[next.dmac, next.smac]));
+        return (next.forward, addresses(&[next.match_dmac, next.next_hop_mac]));
     }
     match maps::find(&maps::UPLINK, next.ifindex) {
-        Some(uplink) => (FORWARD_LINK, addresses(&[next.smac, uplink.mac])),
+        Some(uplink) => (FORWARD_LINK, addresses(&[next.next_hop_mac, uplink.mac])),
         None => (FORWARD_NEIGH, [0; 3]),
     }
 }
@@ -250,8 +250,8 @@ fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -
 }
 
 #[inline(always)]
-fn tell_drop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u32 {
-    let packet = &desk.packet;
+fn tell_drop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u32 {
+    let packet = &scratch.packet;
     say_drop::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
     1
 }
@@ -272,8 +272,8 @@ pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tup
 }
 
 #[inline(always)]
-fn tell_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let plan = &desk.making.plan;
+fn tell_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let plan = &scratch.pending.plan;
     let (from, to) = (&plan.from, &plan.to);
     debug!(
         ctx,

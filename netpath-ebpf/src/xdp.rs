@@ -1,4 +1,4 @@
-//! XDP at an uplink, before the kernel has made anything of a frame: what the classifier behind it (`uplink.rs`) drops for
+//! XDP at an uplink, before the kernel has made anything of a frame: what the classifier behind it (`uplink_ingress.rs`) drops for
 //! certain is dropped, and datagrams of known flows go into their container. All else passes on as it came, and the
 //! classifier makes of it what it would without this program, which may be missing anywhere.
 //!
@@ -17,12 +17,12 @@ use netpath_common::layout::{FORWARD_XDP, NET_DIRECT, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6};
-use crate::fast::{self, Plain};
+use crate::fast_path::{self, FastHeaders};
 use crate::half::Half;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Udp, View};
 use crate::verdict::{self, Verdict};
-use crate::wire::Wire;
-use crate::{maps, outward, rules, uplink};
+use crate::{maps, masquerade, port_lookup, uplink_ingress};
 
 #[inline(always)]
 pub fn arrive(ctx: &XdpContext) -> u32 {
@@ -46,10 +46,10 @@ fn walk<F: Wire>(md: *mut xdp_md) -> u64 {
 
 #[inline(always)]
 fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
-    if uplink::is_not_ours::<F>(ctx, ETHERNET) {
+    if uplink_ingress::is_not_ours::<F>(ctx, ETHERNET) {
         return PASS;
     }
-    let plain = &mut Plain::<F>::new();
+    let plain = &mut FastHeaders::<F>::new();
     if !plain.read(ctx, SIDE_UPLINK) || !is_for_us(ctx) {
         return PASS;
     }
@@ -87,23 +87,23 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
     }
     let host = F::mapped(packet.dst);
     let is_local = maps::find(&maps::LOCAL, host).is_some();
-    let slot = rules::slot(proto, packet.dport.value());
+    let slot = port_lookup::slot(proto, packet.dport.value());
     if slot != 0
-        && let Some((rule, if_local)) = rules::serving(slot, packet, proto)
+        && let Some((rule, if_local)) = port_lookup::serving(slot, packet, proto)
         && (is_local || !if_local)
     {
-        return if rules::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
+        return if port_lookup::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
     }
-    if is_local || !uplink::is_near(&host) || maps::find(&maps::ENDPOINT, host).is_none() {
+    if is_local || !uplink_ingress::may_be_in_subnet(&host) || maps::find(&maps::ENDPOINT, host).is_none() {
         return None;
     }
-    let subnet = outward::subnet_of::<F>(&packet.dst)?;
+    let subnet = masquerade::subnet_of::<F>(&packet.dst)?;
     if subnet.flags & NET_DIRECT == 0 { Some(Reason::DropDirect) } else { None }
 }
 
 /// Sends a datagram into its container.
 #[inline(always)]
-fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, half: Half<F>) -> Option<Verdict> {
+fn follow<F: Wire>(ctx: &XdpContext, plain: &FastHeaders<F>, half: Half<F>) -> Option<Verdict> {
     let next = &half.next();
     // What is longer the veth would drop, and nobody would hear of it (`drivers/net/veth.c, veth_xdp_xmit()`).
     let fits = ctx.size() - ETHERNET as u32 <= u32::from(next.mtu);
@@ -113,12 +113,12 @@ fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, half: Half<F>) -> Option<
     let l4 = ETHERNET + F::HEADER;
     let &Udp { len, check, .. } = packet::at::<Udp>(ctx, l4)?;
     // One in 65,536 that are complete looks the same, and takes the long way for nothing.
-    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note::<F, false>(plain, next) {
+    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast_path::note::<F, false>(plain, next) {
         return None;
     }
-    // As in `fast.rs`.
+    // As in `fast_path.rs`.
     let next = &half.next();
-    let addresses = verdict::addresses(&[next.dmac, next.smac]);
+    let addresses = verdict::addresses(&[next.match_dmac, next.next_hop_mac]);
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), check, addresses)).is_none() {
         return Some(drop(Reason::DropRewrite));
     }
@@ -144,7 +144,7 @@ fn replaced<F: Wire>(check: [u8; 2], from: &Tuple<F>, to: &Tuple<F>) -> [u8; 2] 
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &XdpContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     to: &Tuple<F>,
     check: [u8; 2],
     addresses: [u32; 3],
@@ -156,7 +156,7 @@ fn translate<F: Wire>(
 }
 
 #[inline(never)]
-fn tell_drop<F: Wire>(md: *mut xdp_md, plain: &Plain<F>, reason: u32) {
+fn tell_drop<F: Wire>(md: *mut xdp_md, plain: &FastHeaders<F>, reason: u32) {
     let ctx = &XdpContext::new(md);
     verdict::say_drop::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
 }

@@ -433,9 +433,9 @@ impl Lab {
             self.ebpf.map_mut(layout::name::SUBNET).context("no subnets")?.try_into()?;
         trie.insert(&Key::new(120, Addr::v4([10, 89, n, 0]).0), Subnet { bridge: index, flags }, 0)?;
         trie.insert(&Key::new(64, net6), Subnet { bridge: index, flags }, 0)?;
-        let mut bits: Array<_, u64> = self.ebpf.map_mut(layout::name::NEAR).context("no bits")?.try_into()?;
+        let mut bits: Array<_, u64> = self.ebpf.map_mut(layout::name::SUBNET_HINTS).context("no bits")?.try_into()?;
         for address in [Addr::v4(gateway4), Addr::v6(gateway6)] {
-            let (word, bit) = layout::near(&address);
+            let (word, bit) = layout::subnet_hint(&address);
             let others = bits.get(&word, 0)?;
             bits.set(word, others | bit, 0)?;
         }

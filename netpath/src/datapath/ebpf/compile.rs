@@ -5,7 +5,7 @@
 //! for the same address and family only the older is in the chain, and the younger appears when the older goes.
 //! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
 
-use super::{allow, near, xdp};
+use super::{allow, subnet_bitmap, xdp};
 use crate::model::{
     Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp,
 };
@@ -41,7 +41,7 @@ pub struct Tables {
     pub rules: Vec<Rule>,
     pub slots: Vec<Slots>,
     pub allow: allow::Lists,
-    pub near: near::Words,
+    pub subnet_hints: subnet_bitmap::Words,
     /// The counters of each endpoint, its own and those of what it publishes, by its own.
     pub traffic: BTreeMap<u32, Vec<u32>>,
     /// Publishes that a full chain left out, of [`layout::RULE_CHAIN`] rules for one port.
@@ -62,7 +62,7 @@ pub struct Slots {
 /// `filtered`: something on the host filters forwarded packets.
 pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     let mut tables = Tables {
-        near: near::of(desired.ready().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
+        subnet_hints: subnet_bitmap::of(desired.ready().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {
             netns_cookie: host.cookie,
             port_min: PORTS.0,

@@ -100,7 +100,7 @@ fn a_second_reconcile_changes_nothing_and_an_empty_one_leaves_nothing() {
     let rule = host.rule(8080).expect("published");
     assert_eq!((80, [10, 88, 0, 2]), (rule.container_port, rule.to4));
     let (up, bridge) = (host.index("up0"), host.index("podman1"));
-    let mut expected: Vec<String> = hooks::SOCKETS.iter().map(|(n, _)| (*n).to_owned()).collect();
+    let mut expected: Vec<String> = attach::SOCKETS.iter().map(|(n, _)| (*n).to_owned()).collect();
     expected.extend([format!("np_bridge_in-{bridge}"), "np_lo_in-1".to_owned()]);
     expected.extend([format!("np_uplink_in-{up}"), format!("np_uplink_out-{up}")]);
     expected.sort();
@@ -178,13 +178,13 @@ fn what_is_half_there_is_put_right() {
     pins.unpin(&pins.link("np_lo_in-1")).expect("unpinned");
     pins.unpin(&pins.link("np_connect4")).expect("unpinned");
     assert_eq!(2, host.reconcile(&desired));
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     pins.unpin(&pins.prog("np_lo_in")).expect("unpinned");
     pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
     assert!(host.reconcile(&desired) > 0);
     assert_eq!(0, host.reconcile(&desired));
     // A map of another shape under one of the names.
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
     std::fs::rename(pins.map(name::UPLINK), pins.map(name::LOCAL)).expect("renamed");
     assert!(host.reconcile(&desired) > 0);
@@ -214,7 +214,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         shape_of(&pins, &maps::UPLINK),
         shape_of(&pins, &maps::LOCAL),
         shape_of(&pins, &maps::ALLOW),
-        shape_of(&pins, &maps::NEAR),
+        shape_of(&pins, &maps::SUBNET_HINTS),
         shape_of(&pins, &maps::NAT_PORT),
         shape_of(&pins, &maps::SOCK),
         shape_of(&pins, &maps::TRAFFIC),
@@ -261,7 +261,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
     std::fs::rename(pins.map(name::NETWORK), pins.map(name::UPLINK)).expect("in its place");
     let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("a map of another shape");
     assert!(refused.to_string().contains("cannot open map"), "{refused}");
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     host.reconcile(&desired);
     assert_eq!(80, host.rule(80).expect("published").host_port);
     host.reconcile(&Desired::default());
@@ -275,8 +275,8 @@ fn a_program_is_loaded_when_something_needs_it() {
     let (pins, later) = (host.pins(), std::collections::BTreeSet::from([layout::program::UPLINK_IN_L3]));
     let has = |name: &str| pins.names("prog").iter().any(|n| n == name);
     assert!(has(layout::program::UPLINK_IN) && !has(layout::program::UPLINK_IN_L3));
-    assert_eq!(1, object::ensure(&pins, &later).expect("loaded"));
-    assert_eq!(0, object::ensure(&pins, &later).expect("there already"));
+    assert_eq!(1, loader::ensure(&pins, &later).expect("loaded"));
+    assert_eq!(0, loader::ensure(&pins, &later).expect("there already"));
     assert!(has(layout::program::UPLINK_IN) && has(layout::program::UPLINK_IN_L3));
     assert_eq!(0, host.reconcile(&desired));
     host.reconcile(&Desired::default());
@@ -327,12 +327,12 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     let mut tc = clsact::Tc::open().expect("netlink");
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
-    let wanted = hooks::wanted(&compile::compile(&desired, &host.view(), false));
-    assert!(hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
-    assert_eq!(0, hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
-    assert_eq!(0, hooks::reconcile(&pins, &wanted, None).expect("kept without force"));
-    assert_eq!(hooks::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
-    let (_, id) = object::program(&pins, "np_uplink_out").expect("the program");
+    let wanted = attach::wanted(&compile::compile(&desired, &host.view(), false));
+    assert!(attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
+    assert_eq!(0, attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
+    assert_eq!(0, attach::reconcile(&pins, &wanted, None).expect("kept without force"));
+    assert_eq!(attach::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
+    let (_, id) = loader::program(&pins, "np_uplink_out").expect("the program");
     assert_eq!(Some(id), tc.our_filter(up, true).expect("a dump").expect("a filter").prog_id);
     assert!(tc.our_filter(bridge, false).expect("a dump").is_some());
 
@@ -408,19 +408,19 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
     host.reconcile(&desired);
     let pins = host.pins();
-    let all_pinned = || hooks::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
+    let all_pinned = || attach::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
     assert!(all_pinned());
     let older = || {
-        pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+        pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
         pins.mark(&format!("{}0123", pins::OBJECT)).expect("marked");
     };
     older();
     assert!(host.reconcile(&desired) > 0);
     assert!(all_pinned(), "links run the programs that were loaded last");
-    assert_eq!(vec![object::DIGEST.to_owned()], pins.marks(pins::OBJECT));
+    assert_eq!(vec![loader::DIGEST.to_owned()], pins.marks(pins::OBJECT));
 
-    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
-    assert!(hooks::MonitorLock::take(&pins).expect("a lock").is_none());
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    assert!(attach::MonitorLock::take(&pins).expect("a lock").is_none());
     older();
     host.reconcile(&desired);
     assert!(!all_pinned(), "programs were taken from a living monitor");
@@ -428,7 +428,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     drop(monitor);
     host.reconcile(&desired);
     assert!(all_pinned());
-    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
     host.reconcile(&Desired::default());
     assert!(!monitor.holds());
     host.reconcile(&desired);
@@ -446,11 +446,11 @@ fn a_monitor_starts_while_commands_ask_for_one() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    hooks::monitor_is_alive(&pins);
+                    attach::monitor_is_alive(&pins);
                 }
             });
         }
-        let failed = (0..200).filter(|_| hooks::MonitorLock::take(&pins).expect("a lock").is_none()).count();
+        let failed = (0..200).filter(|_| attach::MonitorLock::take(&pins).expect("a lock").is_none()).count();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(0, failed, "of 200");
     });
@@ -465,17 +465,17 @@ fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
     host.reconcile(&host.desired(vec![vec![]]));
     let pins = host.pins();
     let map = host.map(&Ipv4::FLOWS);
-    let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, twin_side: u8| {
+    let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, reverse_side: u8| {
         let mut flow = Flow4 { src: to.0, dst: to.1, ..Flow4::default() };
-        flow.next = Next { ifindex, twin_side, ..Next::default() };
+        flow.next = Next { ifindex, reverse_side, ..Next::default() };
         (FlowKey4 { src, dst, proto: layout::PROTO_UDP, side, ..FlowKey4::default() }, flow)
     };
     let (container, uplink, server, other) = ([10, 88, 0, 2], [192, 0, 2, 1], [203, 0, 113, 7], [10, 88, 0, 3]);
     let (key, flow) = half(SIDE_BRIDGE, container, server, (uplink, server), 99, SIDE_UPLINK);
-    let place = netpath_common::pair::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
+    let place = netpath_common::nat_plan::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
     let (_, stranger) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
     map.update(&[key, place], &[flow, stranger]).expect("written");
-    assert_eq!(1, purge::flows_by(&pins, &[99].into()).expect("purged"));
+    assert_eq!(1, invalidate::flows_by(&pins, &[99].into()).expect("purged"));
     assert!(map.get(&key).expect("read").is_none());
     assert!(map.get(&place).expect("read").is_some(), "a half of another flow is gone");
     host.reconcile(&Desired::default());

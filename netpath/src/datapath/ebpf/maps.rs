@@ -61,7 +61,7 @@ pub const UPLINK: Shape<u32, Uplink> = Shape::new(MapType::Hash, name::UPLINK, l
 pub const LOCAL: Shape<Addr, Local> = Shape::new(MapType::Hash, name::LOCAL, layout::LOCALS);
 /// Keys are the bytes of a `layout::AllowKey`.
 pub const ALLOW: Shape<Key<[u8; 20]>, u32> = Shape::new(MapType::LpmTrie, name::ALLOW, layout::ALLOWS);
-pub const NEAR: Shape<u32, u64> = Shape::new(MapType::Array, name::NEAR, layout::NEAR);
+pub const SUBNET_HINTS: Shape<u32, u64> = Shape::new(MapType::Array, name::SUBNET_HINTS, layout::SUBNET_HINT_WORDS);
 pub const NAT_PORT: Shape<u32, NatPort> = Shape::new(MapType::Array, name::NAT_PORT, PORTS);
 pub const SOCK: Shape<SockKey, SockOrigin> = Shape::new(MapType::LruHash, name::SOCK, layout::SOCKS);
 pub const TRAFFIC: Shape<u32, PerCpu<Traffic>> = Shape::new(MapType::PerCpuArray, name::TRAFFIC, layout::TRAFFICS);

@@ -1,25 +1,25 @@
 //! The eBPF rung: programs at uplinks, bridges, `lo` and the cgroup root translate and redirect every packet.
 //!
 //! Everything it holds in the kernel is pinned below the namespace's cookie (`pins`), so that no process has to stay.
-//! `object` brings the maps and programs in, `compile` says what the maps must hold, `control` writes it, `hooks`
+//! `loader` brings the maps and programs in, `compile` says what the maps must hold, `map_sync` writes it, `attach`
 //! attaches. Walks: docs/architecture.md.
 
 mod allow;
-mod carry;
+pub mod attach;
 pub mod cgroup;
 pub mod clsact;
 pub mod compile;
-pub mod control;
-pub mod hooks;
+pub mod expire;
+mod flow_mtu;
+mod invalidate;
+pub mod loader;
+pub mod map_sync;
 pub mod maps;
-mod moved;
-mod near;
-pub mod object;
+mod migrate_flows;
 pub mod pins;
 mod ports;
-mod purge;
-mod resize;
-pub mod sweep;
+mod sctp_netfilter;
+mod subnet_bitmap;
 pub mod sys;
 pub mod traffic;
 pub mod xdp;
@@ -61,7 +61,7 @@ impl Datapath for Ebpf {
     }
 
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
-        moved::refusals(record)
+        sctp_netfilter::refusals(record)
     }
 
     fn exceeded(&self, records: &[&Record]) -> Option<(&'static str, u32)> {
@@ -87,7 +87,7 @@ impl Datapath for Ebpf {
         let pins = Pins::of(host.cookie);
         // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
         if desired.ready().next().is_none() {
-            let rules = moved::reconcile(desired, host)?;
+            let rules = sctp_netfilter::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
@@ -99,7 +99,7 @@ impl Datapath for Ebpf {
         }
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
-        let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
+        let mut changed = loader::ensure(&pins, &attach::programs(&tables))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
@@ -109,32 +109,32 @@ impl Datapath for Ebpf {
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
         }
         // The bridge of an endpoint that has just gone is still there, and no uplink.
-        let bridges = control::bridges(&pins)?;
+        let bridges = map_sync::bridges(&pins)?;
         let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
         // First what ends, last what begins; in between nothing leads to what is only half there.
         let mut ports = ports::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
-        changed += control::sync(&pins, &tables)?;
+        changed += map_sync::sync(&pins, &tables)?;
         if !others.is_empty() {
             // The programs in place know none of this yet: those that follow them must find all of it.
             changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
         }
-        changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
+        changed += attach::reconcile(&pins, &attach::wanted(&tables), TcMode::forced()?)?;
         // One program at a time; until ours is there, the classifiers do it all.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(&pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
-        changed += moved::reconcile(desired, host)?;
-        changed += control::forget_lists(&pins, &tables)?;
+        changed += sctp_netfilter::reconcile(desired, host)?;
+        changed += map_sync::forget_lists(&pins, &tables)?;
         changed += replace_other_versions(&others, &pins)?;
         Ok(Report { changed })
     }
 
     fn sweep(&mut self, host: u64, effort: Effort<'_>) -> Result<Swept> {
         let pins = Pins::of(host);
-        if pins.exist() { sweep::maps(&pins, effort) } else { Ok(Swept::default()) }
+        if pins.exist() { expire::maps(&pins, effort) } else { Ok(Swept::default()) }
     }
 }
 
@@ -161,7 +161,7 @@ fn remove(pins: &Pins) -> Result<usize> {
         return Ok(0);
     }
     xdp::detach(pins)?;
-    let filters = hooks::remove_filters(pins)?;
+    let filters = attach::remove_filters(pins)?;
     Ok(filters + pins.remove()?)
 }
 
@@ -170,7 +170,7 @@ fn remove_other_versions(cookie: u64) -> Result<usize> {
 }
 
 fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
-    others.iter().try_fold(0, |sum, (version, other)| Ok(sum + carry::flows(*version, other, pins)?))
+    others.iter().try_fold(0, |sum, (version, other)| Ok(sum + migrate_flows::flows(*version, other, pins)?))
 }
 
 /// Takes away the trees of other builds, once this one's programs are in place. Until then theirs went first and began
@@ -178,7 +178,7 @@ fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
 fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
     let mut changed = carry_over(others, pins)?;
     for (_, other) in others {
-        changed += hooks::hand_over(other, pins)? + other.remove_links()?;
+        changed += attach::hand_over(other, pins)? + other.remove_links()?;
     }
     changed += carry_over(others, pins)?;
     others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))

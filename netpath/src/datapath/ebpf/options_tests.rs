@@ -62,21 +62,21 @@ fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
 }
 
 #[test]
-fn bits_of_near_come_and_go_with_the_subnets() {
-    let Some(host) = Host::new("bits_of_near_come_and_go_with_the_subnets") else { return };
-    let is_near = |address: &str| {
-        let words = host.map(&maps::NEAR).dump(4_096).expect("a dump");
-        let (word, bit) = layout::near(&mapped(address.parse().expect("an address")));
+fn bits_of_np_near_come_and_go_with_the_subnets() {
+    let Some(host) = Host::new("bits_of_np_near_come_and_go_with_the_subnets") else { return };
+    let may_hold = |address: &str| {
+        let words = host.map(&maps::SUBNET_HINTS).dump(4_096).expect("a dump");
+        let (word, bit) = layout::subnet_hint(&mapped(address.parse().expect("an address")));
         words.iter().any(|(i, w)| *i == word && w & bit != 0)
     };
     let mut desired = host.desired(vec![vec![], vec![]]);
     desired.records[1].network.subnets[0].net = "10.99.0.0/16".parse().expect("a subnet");
     host.reconcile(&desired);
-    assert!(is_near("10.88.0.2") && is_near("10.99.0.1") && !is_near("10.89.0.1"));
+    assert!(may_hold("10.88.0.2") && may_hold("10.99.0.1") && !may_hold("10.89.0.1"));
     assert_eq!(0, host.reconcile(&desired));
     desired.records.pop();
     host.reconcile(&desired);
-    assert!(is_near("10.88.0.2") && !is_near("10.99.0.1"));
+    assert!(may_hold("10.88.0.2") && !may_hold("10.99.0.1"));
     host.reconcile(&Desired::default());
 }
 
@@ -189,7 +189,7 @@ fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
     let here = std::fs::File::open("/proc/thread-self/ns/net").expect("this namespace");
     host.rtnl.add_veth(&spec, here.as_raw_fd()).expect("a veth");
     let (pins, index) = (host.pins(), host.index("up1"));
-    object::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
+    loader::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
     let at = |index| xdp::reconcile(&pins, &BTreeMap::from([(index, Xdp::On)])).expect("reconciled");
     assert_eq!([1, 0], [at(index), at(index)]);
     // The kernel frees a link that has lost its pin when it has time to; until then it lives.

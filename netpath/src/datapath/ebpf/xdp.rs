@@ -5,7 +5,7 @@
 //! generic XDP would cost more than the classifiers behind it.
 
 use super::pins::Pins;
-use super::{hooks, object, sys};
+use super::{attach, loader, sys};
 use crate::model::error::{Context, Result};
 use crate::model::{HostLink, HostView, Network, Xdp};
 use netpath_common::layout::program::XDP_IN;
@@ -95,11 +95,11 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
 /// The inner error is the kernel's answer to attaching.
 fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
     let path = pins.link(&format!("{XDP_IN}-{ifindex}"));
-    let (prog, id) = object::program(pins, XDP_IN)?;
+    let (prog, id) = loader::program(pins, XDP_IN)?;
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
         let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
         if info.xdp_ifindex() == Some(ifindex) {
-            return hooks::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
+            return attach::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
         }
         // The interface is gone, and the kernel has given its number to another one.
         pins.unpin(&path)?;

@@ -1,9 +1,9 @@
 //! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and
 //! flows that were given an address, or a way out, that the host does not have any more.
 
+use super::expire::reverse;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sweep::reverse;
 use crate::model::error::Result;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6};

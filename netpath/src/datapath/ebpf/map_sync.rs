@@ -3,7 +3,7 @@
 use super::compile::Tables;
 use super::maps::{self, PinnedMap, Shape};
 use super::pins::Pins;
-use super::{near, purge, resize, traffic};
+use super::{flow_mtu, invalidate, subnet_bitmap, traffic};
 use crate::model::error::{Context, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -23,7 +23,7 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let gone: BTreeSet<[u8; 16]> =
         have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
     // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
-    changed += purge::flows_of(pins, &gone)?;
+    changed += invalidate::flows_of(pins, &gone)?;
     // Nobody counts there any more, or not yet.
     let kept = have.iter().filter(|(k, v)| tables.endpoints.get(*k).is_some_and(|w| w.traffic == v.traffic));
     let kept: BTreeSet<u32> = kept.map(|(_, v)| v.traffic).collect();
@@ -31,31 +31,31 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, have, &want, |k| Addr(*k))?;
-    changed += purge::flows_of(pins, &gone)?;
+    changed += invalidate::flows_of(pins, &gone)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)?;
     // Before and after, as with the endpoints.
     let known = uplinks(pins)?;
-    let sizes = resize::changed(&known, &tables.uplinks);
+    let sizes = flow_mtu::changed(&known, &tables.uplinks);
     let cut: BTreeSet<u32> = known.into_keys().filter(|index| !tables.uplinks.contains_key(index)).collect();
-    changed += resize::flows(pins, &sizes)?;
-    changed += purge::flows_by(pins, &cut)?;
+    changed += flow_mtu::flows(pins, &sizes)?;
+    changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
-    changed += resize::flows(pins, &sizes)?;
-    changed += purge::flows_by(pins, &cut)?;
+    changed += flow_mtu::flows(pins, &sizes)?;
+    changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is no harm: on a miss the programs ask the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
     let moved = table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
     if moved != 0 {
-        changed += moved + purge::strays(pins)?;
+        changed += moved + invalidate::strays(pins)?;
     }
     // Their bits stand for as long as the subnets do.
-    let near = near_words(pins)?;
-    changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
+    let hints = subnet_hints(pins)?;
+    changed += write_subnet_hints(pins, &hints, &subnet_bitmap::joined(&hints, &tables.subnet_hints))?;
     changed += trie(pins, &maps::SUBNET, &tables.subnets, Keep::Wanted)?;
-    changed += write_near(pins, &near::joined(&near, &tables.near), &tables.near)?;
+    changed += write_subnet_hints(pins, &subnet_bitmap::joined(&hints, &tables.subnet_hints), &tables.subnet_hints)?;
     changed += trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
         e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
     })?;
@@ -110,18 +110,18 @@ fn trie<const N: usize, V: Pod + PartialEq>(
     Ok(changed)
 }
 
-fn near_words(pins: &Pins) -> Result<Vec<u64>> {
-    let mut all = PinnedMap::open(pins, &maps::NEAR)?.dump(layout::NEAR as usize)?;
+fn subnet_hints(pins: &Pins) -> Result<Vec<u64>> {
+    let mut all = PinnedMap::open(pins, &maps::SUBNET_HINTS)?.dump(layout::SUBNET_HINT_WORDS as usize)?;
     all.sort_unstable_by_key(|(index, _)| *index);
     Ok(all.into_iter().map(|(_, value)| value).collect())
 }
 
 /// Makes the words that were `have` those of `want`.
-fn write_near(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
+fn write_subnet_hints(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
     let new = want.iter().enumerate().filter(|(i, word)| have.get(*i) != Some(word));
     let (keys, words): (Vec<u32>, Vec<u64>) = new.map(|(i, word)| (i as u32, *word)).unzip();
     if !keys.is_empty() {
-        PinnedMap::open(pins, &maps::NEAR)?.update(&keys, &words)?;
+        PinnedMap::open(pins, &maps::SUBNET_HINTS)?.update(&keys, &words)?;
     }
     Ok(keys.len())
 }

@@ -6,14 +6,14 @@ use netpath_common::addr::{Mac, is_known};
 use netpath_common::layout::{
     FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
 };
-use netpath_common::pair::Way;
+use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Making, Mine};
-use crate::global::global;
+use crate::headers::Wire;
+use crate::scratch::{PendingFlow, Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS};
-use crate::wire::Wire;
-use crate::{flows, host, maps, packet, rules};
+use crate::{flows, kernel_lookup, maps, packet, port_lookup};
 
 #[inline(always)]
 pub fn subnet_of<F: Wire>(a: &F::Addr) -> Option<Subnet> {
@@ -26,22 +26,22 @@ pub fn belongs<F: Wire>(a: &F::Addr, bridge: u32) -> bool {
     matches!(subnet_of::<F>(a), Some(s) if s.bridge == bridge)
 }
 
-global! {
-    /// Begins the flow of the packet on the desk, which came in from `bridge`; gives a packed verdict. `uplink`: the
+subprog! {
+    /// Begins the flow of the packet on the scratch, which came in from `bridge`; gives a packed verdict. `uplink`: the
     /// device that it is about to leave by; 0 = the kernel is asked.
     pub fn begin(bridge: u32, uplink: u32) -> u64 as np_outward4, np_outward6 = begin_outward;
 }
 
 #[inline(always)]
-fn begin_outward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, uplink: u32) -> u64 {
+fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32, uplink: u32) -> u64 {
     const NO_ROUTE: u64 = verdict::stack(Reason::StackNoRoute).pack();
-    let route = host::route(ctx, desk);
+    let route = kernel_lookup::route(ctx, scratch);
     let ifindex = if uplink == 0 { route } else { uplink };
     // A device that is no uplink would not bring the answers back.
     let (Some(net), Some(way_out)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
         return NO_ROUTE;
     };
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     let masqueraded = net.flags & NET_MASQUERADE != 0;
     if !masqueraded {
         plan.to.src = packet.tuple.src;
@@ -55,14 +55,14 @@ fn begin_outward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, upli
     }
     let edge = net.flags & NET_EDGE != 0;
     // The first packet goes by the kernel's neighbour table, those behind it straight to the next hop if that is known.
-    let is_known = way_out.ethernet != 0 && is_known(&plan.there.smac);
+    let is_known = way_out.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,
         (false, true) => FORWARD_LINK,
         (false, false) => FORWARD_NEIGH,
     };
-    let smac = if is_known { plan.there.smac } else { Mac::default() };
-    plan.there = Way { ifindex, forward, smac, mtu: way_out.mtu as u16, ..Way::default() };
+    let next_hop_mac = if is_known { plan.there.next_hop_mac } else { Mac::default() };
+    plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: way_out.mtu as u16, ..NextHop::default() };
     // What the stack lets out has been measured by it.
     if uplink == 0
         && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
@@ -74,37 +74,38 @@ fn begin_outward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, upli
     plan.to.sport = packet.tuple.sport;
     plan.to.dport = packet.tuple.dport;
     plan.side = if edge { SIDE_EGRESS } else { SIDE_BRIDGE };
-    plan.twin_side = SIDE_UPLINK;
+    plan.reverse_side = SIDE_UPLINK;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowMasqueraded as u8;
-    let traffic = rules::way_home(ctx, desk, bridge) as u16;
-    let plan = &mut desk.making.plan;
+    let traffic = port_lookup::way_home(ctx, scratch, bridge) as u16;
+    let plan = &mut scratch.pending.plan;
     plan.traffic = traffic;
-    plan.there.dmac = plan.back.smac;
+    plan.there.match_dmac = plan.back.next_hop_mac;
     if edge {
-        plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
+        plan.back =
+            NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
     }
     // In the middle of a connection only for one whose other half is left: it has kept its port.
-    if !desk.packet.may_begin() && flows::has_twin(ctx, desk) == 0 {
+    if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();
     }
     // A sender that is seen as it is shares no ports with the host.
-    flows::begin(ctx, desk, masqueraded, Reason::FlowMasqueraded).pack()
+    flows::begin(ctx, scratch, masqueraded, Reason::FlowMasqueraded).pack()
 }
 
 /// A socket of the host begins to talk from a port that a container's flow to the same end has been given: it gets another,
 /// as the container would have, had it come later.
 #[inline(always)]
-pub fn begin_own<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
-    let way = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..Way::default() };
+pub fn begin_own<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
+    let way = NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
     plan.from = packet.tuple;
     plan.to = packet.tuple;
     plan.side = SIDE_EGRESS;
-    plan.twin_side = SIDE_UPLINK;
+    plan.reverse_side = SIDE_UPLINK;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHost as u8;
     plan.traffic = 0;
     (plan.there, plan.back) = (way, way);
-    flows::begin(ctx, desk, true, Reason::FlowHost).pack()
+    flows::begin(ctx, scratch, true, Reason::FlowHost).pack()
 }

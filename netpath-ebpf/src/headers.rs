@@ -9,10 +9,10 @@ use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
-use crate::desk::Desk;
-use crate::fast::Plain;
+use crate::fast_path::FastHeaders;
 use crate::maps;
 use crate::packet::{self, NP_CSUM_IPV6, View};
+use crate::scratch::Scratch;
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -49,7 +49,7 @@ pub struct Ip {
 }
 
 /// What the first look at a packet tells.
-pub struct Glance<F: Family> {
+pub struct HeaderPeek<F: Family> {
     pub proto: u8,
     pub sport: Be16,
     pub dport: Be16,
@@ -64,7 +64,7 @@ pub trait Wire: Family {
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     /// Where [`Next`] is in a flow.
     const NEXT: usize;
-    fn desk() -> &'static PerCpuArray<Desk<Self>>;
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>>;
 
     type FragmentKey;
     fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
@@ -74,20 +74,20 @@ pub trait Wire: Family {
     const HEADER: usize;
 
     /// A TCP or UDP packet with a plain header at `l3`, of which neither address is a loopback one.
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>>;
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>>;
 
     /// The protocol that the network header at `l3` names next.
     fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
 
     /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain` but
     /// what is the transport's. Gives the bytes of the IP packet.
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32>;
 
     /// Writes `to` and `hops` less; the packet's transport checksum is right already.
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
     /// The same to bytes of which the kernel has no sum yet.
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
     /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: cut short, malformed or with headers that we
     /// do not walk.
@@ -198,19 +198,19 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn desk() -> &'static PerCpuArray<Desk<Self>> {
-        &maps::DESK4
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &maps::SCRATCH4
     }
 
     const HEADER: usize = size_of::<Header4>();
     const NEXT: usize = core::mem::offset_of!(Flow4, next);
 
     #[inline(always)]
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header4>>(ctx, l3)?;
         let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
-        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(Glance {
+        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(HeaderPeek {
             proto: h.proto,
             sport: *sport,
             dport: *dport,
@@ -224,7 +224,7 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32> {
         let h = packet::at::<Header4>(ctx, l3)?;
         if h.version_ihl != 0x45 || h.fragment.value() & 0x3fff != 0 {
             return None;
@@ -236,13 +236,13 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
         Self::write_in_place(ctx, l3, plain, hops, to)
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, hops, plain.tuple(), to);
         let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
         *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
@@ -396,19 +396,19 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn desk() -> &'static PerCpuArray<Desk<Self>> {
-        &maps::DESK6
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &maps::SCRATCH6
     }
 
     const HEADER: usize = size_of::<Header6>();
     const NEXT: usize = core::mem::offset_of!(Flow6, next);
 
     #[inline(always)]
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header6>>(ctx, l3)?;
         // ::1 and what else begins with four zero bytes.
         let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
-        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some(Glance {
+        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some(HeaderPeek {
             proto: h.next,
             sport: *sport,
             dport: *dport,
@@ -422,7 +422,7 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32> {
         let h = packet::at::<Header6>(ctx, l3)?;
         if h.version >> 4 != 6 {
             return None;
@@ -435,7 +435,7 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         if NP_CSUM_IPV6.load() != 0 {
             return Self::write_in_place(ctx, l3, plain, hops, to);
         }
@@ -447,7 +447,7 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         *packet::at_mut::<u8>(ctx, l3 + 7)? = plain.ttl.wrapping_sub(hops);
         let ends = packet::at_mut::<Ends6>(ctx, l3 + 8)?;
         ends.src = to.src;

@@ -8,10 +8,10 @@ use crate::reason::Reason;
 
 /// Where translated packets go.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
-pub struct Way {
+pub struct NextHop {
     pub ifindex: u32,
-    pub dmac: Mac,
-    pub smac: Mac,
+    pub match_dmac: Mac,
+    pub next_hop_mac: Mac,
     /// One of `layout::FORWARD_*`.
     pub forward: u8,
     pub mtu: u16,
@@ -19,22 +19,22 @@ pub struct Way {
 
 /// A flow that is about to begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<F: Family> {
+pub struct NewFlow<F: Family> {
     /// As it was sent, and where it was seen.
     pub from: Tuple<F>,
     pub side: u8,
     /// As it goes on, and the side on which the answer to that will be seen.
     pub to: Tuple<F>,
-    pub twin_side: u8,
+    pub reverse_side: u8,
     pub proto: u8,
     /// The `Reason` of a flow.
     pub origin: u8,
     pub traffic: u16,
-    pub there: Way,
-    pub back: Way,
+    pub there: NextHop,
+    pub back: NextHop,
 }
 
-impl<F: Family> Plan<F> {
+impl<F: Family> NewFlow<F> {
     #[inline(always)]
     pub fn key(&self) -> F::Key {
         F::key(&self.from, self.proto, self.side)
@@ -42,7 +42,7 @@ impl<F: Family> Plan<F> {
 
     #[inline(always)]
     pub fn flow(&self, now: u32) -> F::Flow {
-        F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now))
+        F::flow(&self.to, self.next(&self.there, self.reverse_side, 0, now))
     }
 
     /// Whether the other end is to see a container as it is, port and all.
@@ -54,37 +54,37 @@ impl<F: Family> Plan<F> {
 
     /// The answer's key. Whoever has it in the table owns `to`'s source port.
     #[inline(always)]
-    pub fn twin_key(&self) -> F::Key {
-        F::key(&self.to.reversed(), self.proto, self.twin_side)
+    pub fn reverse_key(&self) -> F::Key {
+        F::key(&self.to.reversed(), self.proto, self.reverse_side)
     }
 
     #[inline(always)]
-    pub fn twin(&self, now: u32) -> F::Flow {
+    pub fn reverse(&self, now: u32) -> F::Flow {
         F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now))
     }
 
-    /// Whether `twin`, found under [`Self::twin_key`], is this very flow's: left by a half that was evicted.
+    /// Whether `reverse`, found under [`Self::reverse_key`], is this very flow's: left by a half that was evicted.
     #[inline(always)]
-    pub fn owns(&self, twin: &F::Flow) -> bool {
-        F::next(twin).twin_side == self.side && F::translated(twin).same(&self.from.reversed())
+    pub fn owns(&self, reverse: &F::Flow) -> bool {
+        F::next(reverse).reverse_side == self.side && F::translated(reverse).same(&self.from.reversed())
     }
 
-    /// Whether `first`, found under the key of `twin`'s other half, is that half: where `twin`'s place is the plan's.
+    /// Whether `first`, found under the key of `reverse`'s other half, is that half: where `reverse`'s place is the plan's.
     #[inline(always)]
     pub fn displaces(&self, first: &F::Flow) -> bool {
-        F::next(first).twin_side == self.twin_side && F::translated(first).same(&self.to)
+        F::next(first).reverse_side == self.reverse_side && F::translated(first).same(&self.to)
     }
 
     #[inline(always)]
-    fn next(&self, way: &Way, twin_side: u8, state: u8, now: u32) -> Next {
+    fn next(&self, way: &NextHop, reverse_side: u8, state: u8, now: u32) -> Next {
         Next {
             ifindex: way.ifindex,
             last_seen: now,
-            dmac: way.dmac,
-            smac: way.smac,
+            match_dmac: way.match_dmac,
+            next_hop_mac: way.next_hop_mac,
             mtu: way.mtu,
             forward: way.forward,
-            twin_side,
+            reverse_side,
             state,
             origin: self.origin,
             traffic: self.traffic,
@@ -95,7 +95,7 @@ impl<F: Family> Plan<F> {
 /// The key of the other half of `flow`.
 #[inline(always)]
 pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
-    F::key(&F::translated(flow).reversed(), proto, F::next(flow).twin_side)
+    F::key(&F::translated(flow).reversed(), proto, F::next(flow).reverse_side)
 }
 
 /// Whether `other`, found under [`other_key`] of the half at `key`, is that half's other one: its place may be another flow's
@@ -132,25 +132,25 @@ mod tests {
     where
         F::Key: PartialEq + core::fmt::Debug,
     {
-        let plan = Plan {
+        let plan = NewFlow {
             from,
             side: sides.0,
             to,
-            twin_side: sides.1,
+            reverse_side: sides.1,
             proto,
             origin: 1,
             traffic: 0,
-            there: Way::default(),
-            back: Way::default(),
+            there: NextHop::default(),
+            back: NextHop::default(),
         };
-        let (there, back) = (plan.flow(7), plan.twin(7));
+        let (there, back) = (plan.flow(7), plan.reverse(7));
         prop_assert_eq!(plan.to, F::translated(&there));
-        // The answer is the translated packet turned round; it is found under the twin's key …
-        prop_assert_eq!(plan.twin_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
+        // The answer is the translated packet turned round; it is found under the reverse's key …
+        prop_assert_eq!(plan.reverse_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
         // … and becomes the first packet turned round.
         prop_assert_eq!(plan.from.reversed(), F::translated(&back));
         // Each half leads to the other.
-        prop_assert_eq!(plan.twin_key(), other_key::<F>(&there, proto));
+        prop_assert_eq!(plan.reverse_key(), other_key::<F>(&there, proto));
         prop_assert_eq!(plan.key(), other_key::<F>(&back, proto));
         prop_assert!(plan.owns(&back));
         Ok(())
@@ -186,19 +186,19 @@ mod tests {
 
     #[test]
     fn a_flow_of_somebody_else_is_not_owned() {
-        let plan = Plan {
+        let plan = NewFlow {
             from: tuple(([1; 4], [2; 4], 1, 2)),
             side: SIDE_UPLINK,
             to: tuple(([1; 4], [3; 4], 1, 2)),
-            twin_side: SIDE_BRIDGE,
+            reverse_side: SIDE_BRIDGE,
             proto: PROTO_UDP,
             origin: 1,
             traffic: 0,
-            there: Way::default(),
-            back: Way::default(),
+            there: NextHop::default(),
+            back: NextHop::default(),
         };
-        let other = Plan { from: tuple(([1; 4], [4; 4], 1, 2)), ..plan };
-        assert!(!plan.owns(&other.twin(0)), "another host address leads to the same container");
-        assert!(!plan.owns(&Plan { side: SIDE_BRIDGE, ..plan }.twin(0)), "the same tuple on another side");
+        let other = NewFlow { from: tuple(([1; 4], [4; 4], 1, 2)), ..plan };
+        assert!(!plan.owns(&other.reverse(0)), "another host address leads to the same container");
+        assert!(!plan.owns(&NewFlow { side: SIDE_BRIDGE, ..plan }.reverse(0)), "the same tuple on another side");
     }
 }

@@ -1,35 +1,35 @@
 //! Global functions: the verifier checks each once on its own (5.6), however often and from however many paths it is
 //! called, which keeps the programs small to it. They take the context and numbers, and have a stack frame of their own;
-//! the rest is on the desk (`desk.rs`).
+//! the rest is on the scratch (`scratch.rs`).
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 
-use crate::desk::Mine;
+use crate::headers::Wire;
+use crate::scratch::ScratchMut;
 use crate::verdict::NOT_OURS;
-use crate::wire::Wire;
 
 /// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of the
-/// right one, to which the whole desk is lent.
-macro_rules! global {
+/// right one, to which the whole scratch is lent.
+macro_rules! subprog {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $t:ty),*) -> $ret:ty as $v4:ident, $v6:ident = $body:ident;)*) => { $(
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $v4(skb: *mut aya_ebpf::bindings::__sk_buff $(, $arg: $t)*) -> $ret {
-            $crate::global::enter::<netpath_common::family::Ipv4, _>(skb, |ctx, desk| $body(ctx, desk $(, $arg)*))
+            $crate::subprog::enter::<netpath_common::family::Ipv4, _>(skb, |ctx, scratch| $body(ctx, scratch $(, $arg)*))
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $v6(skb: *mut aya_ebpf::bindings::__sk_buff $(, $arg: $t)*) -> $ret {
-            $crate::global::enter::<netpath_common::family::Ipv6, _>(skb, |ctx, desk| $body(ctx, desk $(, $arg)*))
+            $crate::subprog::enter::<netpath_common::family::Ipv6, _>(skb, |ctx, scratch| $body(ctx, scratch $(, $arg)*))
         }
 
         $(#[$doc])*
         #[inline(always)]
-        $vis fn $name<F: $crate::wire::Wire>(
+        $vis fn $name<F: $crate::headers::Wire>(
             ctx: &aya_ebpf::programs::TcContext,
-            _: &mut $crate::desk::Mine<F>
+            _: &mut $crate::scratch::ScratchMut<F>
             $(, $arg: $t)*
         ) -> $ret {
             if F::IS_V4 { $v4(ctx.skb.skb $(, $arg)*) } else { $v6(ctx.skb.skb $(, $arg)*) }
@@ -37,9 +37,9 @@ macro_rules! global {
     )* };
 }
 
-pub(crate) use global;
+pub(crate) use subprog;
 
-/// What a global function gives when it has no desk, which never happens.
+/// What a global function gives when it has no scratch, which never happens.
 pub trait Answer {
     const NONE: Self;
 }
@@ -54,11 +54,11 @@ impl Answer for u64 {
 }
 
 #[inline(always)]
-pub fn enter<F: Wire, R: Answer>(skb: *mut __sk_buff, body: impl FnOnce(&TcContext, &mut Mine<F>) -> R) -> R {
+pub fn enter<F: Wire, R: Answer>(skb: *mut __sk_buff, body: impl FnOnce(&TcContext, &mut ScratchMut<F>) -> R) -> R {
     keep(skb);
     // SAFETY: of the global function that this is compiled into; its callers have lent theirs to it.
-    let Some(mut desk) = (unsafe { Mine::take() }) else { return R::NONE };
-    body(&TcContext::new(skb), &mut desk)
+    let Some(mut scratch) = (unsafe { ScratchMut::take() }) else { return R::NONE };
+    body(&TcContext::new(skb), &mut scratch)
 }
 
 /// An argument that a body does not use would be passed as garbage, and the verifier looks at what is passed.

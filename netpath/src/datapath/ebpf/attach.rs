@@ -4,7 +4,7 @@
 use super::clsact::Tc;
 use super::compile::Tables;
 use super::pins::Pins;
-use super::{TcMode, cgroup, object, sys, xdp};
+use super::{TcMode, cgroup, loader, sys, xdp};
 use crate::model::error::{Context, Error, Result};
 use aya::programs::{ProgramFd, ProgramInfo};
 use netpath_common::layout::{self, program};
@@ -95,7 +95,7 @@ impl Programs {
     fn open(&mut self, pins: &Pins, name: &'static str) -> Result<&(ProgramFd, u32)> {
         match self.0.entry(name) {
             std::collections::btree_map::Entry::Occupied(e) => Ok(e.into_mut()),
-            std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(object::program(pins, name)?)),
+            std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(loader::program(pins, name)?)),
         }
     }
 }

@@ -8,17 +8,17 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK, is_inward};
-use netpath_common::pair::Way;
+use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
-use crate::fast::{self, Plain};
-use crate::global::global;
+use crate::fast_path::{self, FastHeaders};
+use crate::headers::Wire;
 use crate::packet::Kind;
+use crate::scratch::{PendingFlow, Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
-use crate::{flows, host, icmp, maps, packet, rules};
+use crate::{flows, icmp, kernel_lookup, maps, packet, port_lookup};
 
 pub struct Ingress;
 
@@ -26,43 +26,43 @@ impl Walk for Ingress {
     const SIDE: u8 = SIDE_LO;
 
     #[inline(always)]
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        if rules::slot(plain.proto, plain.tuple().dport.value()) == 0 {
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
+        if port_lookup::slot(plain.proto, plain.tuple().dport.value()) == 0 {
             return Some(NOT_OURS);
         }
-        fast::follow(ctx, plain)
+        fast_path::follow(ctx, plain)
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        let packet = &desk.packet;
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        let packet = &scratch.packet;
         if packet.kind == Kind::Error {
-            return told(ctx, desk);
+            return host_icmp_error(ctx, scratch);
         }
         if !matches!(packet.kind, Kind::Tcp | Kind::Udp) || F::kind(&packet.tuple.dst) == AddressKind::Local {
             return NOT_OURS;
         }
-        let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
+        let slot = port_lookup::slot(packet.ip.proto, packet.tuple.dport.value());
         if slot == 0 {
             return NOT_OURS;
         }
-        if flows::follow(ctx, desk) != 0 {
+        if flows::follow(ctx, scratch) != 0 {
             return verdict::FOLLOWED;
         }
-        if !desk.packet.may_begin() {
+        if !scratch.packet.may_begin() {
             return NOT_OURS;
         }
-        Verdict::unpack(dial(ctx, desk, slot))
+        Verdict::unpack(dial(ctx, scratch, slot))
     }
 }
 
 /// What the host tells the sender of a translated packet, whom it takes for itself: that nobody has the address it is for.
 #[inline(always)]
-fn told<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-    if icmp::follow(ctx, desk, u32::from(SIDE_UPLINK)) == 0 {
+fn host_icmp_error<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+    if icmp::follow(ctx, scratch, u32::from(SIDE_UPLINK)) == 0 {
         return NOT_OURS;
     }
-    let hop = &mut desk.hop;
+    let hop = &mut scratch.hop;
     // It carries the host's route: the stack would deliver it to the host. That is right for what the host has sent itself;
     // who takes the stack through an uplink is told by it before anything is translated.
     if is_inward(hop.next.forward) {
@@ -73,21 +73,23 @@ fn told<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
     verdict::FOLLOWED
 }
 
-global! {
+subprog! {
     /// The first packet to a published port; gives a packed verdict.
     fn dial(slot: u32) -> u64 as np_dial4, np_dial6 = begin_dialled;
 }
 
 #[inline(always)]
-fn begin_dialled<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32) -> u64 {
+fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u64 {
     // What answers a socket of the host, which may have a published port.
-    if !flow::is_syn(desk.packet.tcp_flags) && host::has_connection(ctx, desk, host::PACKET) != 0 {
+    if !flow::is_syn(scratch.packet.tcp_flags)
+        && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0
+    {
         return NOT_OURS.pack();
     }
     // What travels over lo is addressed to the host.
-    let bridge = rules::aim(ctx, desk, slot, 1);
+    let bridge = port_lookup::select_target(ctx, scratch, slot, 1);
     let Some(net) = maps::find(&maps::NETWORK, bridge) else { return NOT_OURS.pack() };
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     plan.to.src = F::gateway(net);
     if F::is_unset(&plan.to.src) {
         return NOT_OURS.pack();
@@ -101,10 +103,11 @@ fn begin_dialled<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32) -> u64
     plan.from = packet.tuple;
     plan.to.sport = packet.tuple.sport;
     plan.side = SIDE_LO;
-    plan.twin_side = SIDE_BRIDGE;
+    plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowLoopback as u8;
     // No hardware address: lo's own is zero, and a frame to another would not be taken.
-    plan.back = Way { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..Way::default() };
-    flows::begin(ctx, desk, true, Reason::FlowLoopback).pack()
+    plan.back =
+        NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..NextHop::default() };
+    flows::begin(ctx, scratch, true, Reason::FlowLoopback).pack()
 }

@@ -2,16 +2,16 @@
 
 use ipnet::{IpNet, Ipv6Net};
 use netpath_common::addr::Addr;
-use netpath_common::layout::{NEAR, near};
+use netpath_common::layout::{SUBNET_HINT_WORDS, subnet_hint};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub type Words = Vec<u64>;
 
 /// A bit for each 16 bits that IPv4 subnets begin with and each 48 that IPv6 ones do.
 pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
-    let mut words = vec![0; NEAR as usize];
+    let mut words = vec![0; SUBNET_HINT_WORDS as usize];
     let mut mark = |address: Addr| {
-        let (word, bit) = near(&address);
+        let (word, bit) = subnet_hint(&address);
         words[word as usize] |= bit;
     };
     for net in nets {
@@ -43,8 +43,8 @@ pub fn joined(a: &[u64], b: &[u64]) -> Words {
 mod tests {
     use super::*;
 
-    fn is_near(words: &[u64], address: &str) -> bool {
-        let (word, bit) = near(&super::super::compile::mapped(address.parse().expect("an address")));
+    fn may_hold(words: &[u64], address: &str) -> bool {
+        let (word, bit) = subnet_hint(&super::super::compile::mapped(address.parse().expect("an address")));
         words[word as usize] & bit != 0
     }
 
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_of_a_subnet_is_near_and_little_else() {
+    fn every_address_of_a_subnet_is_in_the_bitmap_and_little_else() {
         for (net, inside, outside) in [
             ("10.88.0.0/16", vec!["10.88.0.1", "10.88.255.255"], "10.89.0.1"),
             ("10.88.3.0/24", vec!["10.88.3.1", "10.88.200.1"], "10.87.3.1"),
@@ -63,9 +63,9 @@ mod tests {
         ] {
             let words = words(net);
             for address in inside {
-                assert!(is_near(&words, address), "{address} in {net}");
+                assert!(may_hold(&words, address), "{address} in {net}");
             }
-            assert!(!is_near(&words, outside), "{outside} beside {net}");
+            assert!(!may_hold(&words, outside), "{outside} beside {net}");
         }
         for wide in ["fd00::/8", "2001:db8::/32", "::/0"] {
             assert!(words(wide).iter().all(|w| *w == u64::MAX), "{wide}");

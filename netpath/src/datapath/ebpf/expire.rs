@@ -10,7 +10,7 @@ use crate::model::error::{Context, Error, Result};
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, program};
-use netpath_common::pair;
+use netpath_common::nat_plan;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::HashSet;
 use std::fs::File;
@@ -45,7 +45,7 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
         progress.v6 = next.is_some();
     }
     if until.is_none() {
-        swept.flows += super::purge::strays(pins)?;
+        swept.flows += super::invalidate::strays(pins)?;
         swept.marks = marks(pins)?;
     }
     Ok(swept)
@@ -90,23 +90,23 @@ pub(super) fn reverse<F: Flows>(
     key: &F::Key,
     half: &F::Flow,
 ) -> Result<(F::Key, Option<F::Flow>)> {
-    let other = pair::other_key::<F>(half, F::protocol_of(key));
+    let other = nat_plan::other_key::<F>(half, F::protocol_of(key));
     let found = map.get(&other)?;
-    Ok((other, found.filter(|f| F::next(f).twin_side == F::side_of(key) && pair::leads_back::<F>(f, key))))
+    Ok((other, found.filter(|f| F::next(f).reverse_side == F::side_of(key) && nat_plan::leads_back::<F>(f, key))))
 }
 
 /// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
 fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
     let has_expired = |flow: &F::Flow| flow::has_expired(F::protocol_of(key), F::next(flow), now);
-    let (twin_key, twin) = reverse::<F>(map, key, half)?;
-    if twin.as_ref().is_some_and(|t| !has_expired(t)) {
+    let (reverse_key, reverse) = reverse::<F>(map, key, half)?;
+    if reverse.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
     }
     // The half that holds the port goes last, as it came first.
-    let halves = match (twin, F::next(half).state & flow::REPLY_HALF) {
+    let halves = match (reverse, F::next(half).state & flow::REPLY_HALF) {
         (None, _) => vec![*key],
-        (Some(_), 0) => vec![*key, twin_key],
-        (Some(_), _) => vec![twin_key, *key],
+        (Some(_), 0) => vec![*key, reverse_key],
+        (Some(_), _) => vec![reverse_key, *key],
     };
     let mut taken: Vec<(F::Key, F::Flow)> = Vec::new();
     for key in halves {
@@ -187,7 +187,7 @@ fn used_ports<F: Flows>(pins: &Pins, used: &mut HashSet<(u8, u16)>) -> Result<()
         if F::side_of(&key) == SIDE_UPLINK {
             used.insert((proto, F::tuple(&key).dport.value()));
         }
-        if F::next(&half).twin_side == SIDE_UPLINK {
+        if F::next(&half).reverse_side == SIDE_UPLINK {
             used.insert((proto, F::translated(&half).sport.value()));
         }
     }

@@ -8,15 +8,15 @@ use netpath_common::layout::{
     AllowKey, ENDPOINT_MOVED_SCTP, ENDPOINT_XDP, Endpoint, FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, PROTO_SCTP,
     PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
-use netpath_common::pair::Way;
+use netpath_common::nat_plan::NextHop;
 use netpath_common::rule::{Answer, container_port, covers};
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
-use crate::wire::Wire;
-use crate::{host, maps};
+use crate::headers::Wire;
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
+use crate::{kernel_lookup, maps};
 
-/// [`aim`]: the client is not on the publish's list.
+/// [`select_target`]: the client is not on the publish's list.
 pub const REFUSED: u32 = u32::MAX;
 const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
@@ -66,43 +66,43 @@ pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'st
 /// The rule serves the packet if that is addressed to the host itself. Bridges have no such number.
 const IF_LOCAL: u32 = 1 << 31;
 
-/// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its `to`'s
+/// Aims the flow in the making at the container that the published port of the packet on the scratch leads to: its `to`'s
 /// destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it. [`REFUSED`]: one
 /// does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
 // Not one function: frames of functions that call each other add up, and there are 512 bytes.
 #[inline(always)]
-pub fn aim<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
-    let chosen = choose(ctx, desk, slot, local);
+pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+    let chosen = choose(ctx, scratch, slot, local);
     if chosen & IF_LOCAL == 0 || chosen == REFUSED {
         return chosen;
     }
-    if host::is_local(ctx, desk) == 0 {
+    if kernel_lookup::is_local(ctx, scratch) == 0 {
         return 0;
     }
     if chosen == REFUSED_IF_LOCAL { REFUSED } else { chosen & !IF_LOCAL }
 }
 
-global! {
-    /// [`aim`], with [`IF_LOCAL`] where that has to be asked yet.
-    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
+subprog! {
+    /// [`select_target`], with [`IF_LOCAL`] where that has to be asked yet.
+    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = choose_target;
 
-    /// The way to the sender of the packet on the desk, as `back` of the flow in the making. Gives its traffic counter.
+    /// The way to the sender of the packet on the scratch, as `back` of the flow in the making. Gives its traffic counter.
     pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
 
-    /// The way to the destination of the packet on the desk, as `there`. Gives its traffic counter.
+    /// The way to the destination of the packet on the scratch, as `there`. Gives its traffic counter.
     pub fn way_in(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
 }
 
 #[inline(always)]
-fn aim_flow<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
+fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
     let port = packet.tuple.dport.value();
     let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
     let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
     if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
         return if must_ask != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
-    let plan = &mut making.plan;
+    let plan = &mut pending.plan;
     plan.to.dst = F::target(rule);
     plan.to.dport = Be16::new(container_port(rule, port));
     if packet.ip.proto == PROTO_SCTP && container_port(rule, port) != port {
@@ -127,28 +127,28 @@ pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
 }
 
 #[inline(always)]
-fn home<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
-    set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge)
+fn home<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
+    set_way::<F>(&mut pending.plan.back, &packet.tuple.src, bridge)
 }
 
 #[inline(always)]
-fn inward<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
-    set_way::<F>(&mut making.plan.there, &packet.tuple.dst, bridge)
+fn inward<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
+    set_way::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
 }
 
 /// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
 #[inline(always)]
-fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) -> u32 {
+fn set_way<F: Wire>(way: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
     match maps::find(&maps::ENDPOINT, F::mapped(*address)) {
         Some(&Endpoint { veth, mac, bridge_mac, mtu, flags, traffic, .. }) => {
             let forward = if flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
-            *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward, mtu };
+            *way = NextHop { ifindex: veth, match_dmac: mac, next_hop_mac: bridge_mac, forward, mtu };
             traffic
         }
         None => {
-            *way = Way { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..Way::default() };
+            *way = NextHop { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..NextHop::default() };
             0
         }
     }

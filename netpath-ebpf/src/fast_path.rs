@@ -9,15 +9,15 @@ use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, P
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::desk::Mine;
 use crate::flows::{self, now};
 use crate::half::Half;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
+use crate::scratch::ScratchMut;
 use crate::verdict::{self, Verdict};
-use crate::wire::Wire;
 
 /// Headers as they are read in one go. Filled in place and handed on by reference: the families' walks have little stack.
-pub struct Plain<F: Wire> {
+pub struct FastHeaders<F: Wire> {
     /// With the hook's side: what the flow table is asked for.
     pub key: F::Key,
     pub proto: u8,
@@ -29,7 +29,7 @@ pub struct Plain<F: Wire> {
     headers: u32,
 }
 
-impl<F: Wire> Plain<F> {
+impl<F: Wire> FastHeaders<F> {
     #[inline(always)]
     pub fn new() -> Self {
         Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], tcp_flags: 0, headers: 0 }
@@ -72,13 +72,13 @@ impl<F: Wire> Plain<F> {
 /// Sends the packet on by its flow. `None`: it has none that is alive, or one that the long way has to deal with; then
 /// nothing was changed.
 #[inline(always)]
-pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+pub fn follow<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, true>(ctx, plain, |_| true)
 }
 
 /// The same where hardly a flow leads outward; one that does takes the long way.
 #[inline(always)]
-pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, false>(ctx, plain, |_| true)
 }
 
@@ -86,7 +86,7 @@ pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdi
 #[inline(always)]
 pub fn follow_if<F: Wire, const OUTWARD: bool>(
     ctx: &TcContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     is_fit: impl Fn(&Next) -> bool,
 ) -> Option<Verdict> {
     let half = Half::<F>::find(&plain.key)?;
@@ -102,14 +102,14 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     if !lives || !fits || is_elsewhere || flow::begins_anew(next.state, plain.tcp_flags) {
         return None;
     }
-    // Before it is noted: the first packet goes by the kernel's neighbour table.
+    // Before it is refresh_key: the first packet goes by the kernel's neighbour table.
     let (forward, addresses) = if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
     // Read once more: what is kept over the call has to be put on the stack.
     let next = &half.next();
-    let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.dmac, next.smac]) };
+    let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.match_dmac, next.next_hop_mac]) };
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));
     }
@@ -123,11 +123,11 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
 /// Writes down what the packet adds to its flow; false: that has expired, or the long way has to mend it, or to ask for its
 /// next hop again.
 #[inline(always)]
-pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool {
+pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -> bool {
     let now = now();
     let state = flow::seen(next.state, plain.tcp_flags);
     let is_fresh = flow::is_fresh(next, now);
-    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0) {
+    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::STALE != 0) {
         return false;
     }
     if state == next.state && is_fresh {
@@ -137,16 +137,16 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool
     if flows::has_expired(plain.proto, next, now) {
         return false;
     }
-    // SAFETY: the short ways know of no desk but this.
-    let Some(mut desk) = (unsafe { Mine::<F>::take() }) else { return false };
-    flows::refresh(&mut desk, &plain.key, u32::from(state) | known, now) != 0
+    // SAFETY: the short ways know of no scratch but this.
+    let Some(mut scratch) = (unsafe { ScratchMut::<F>::take() }) else { return false };
+    flows::refresh(&mut scratch, &plain.key, u32::from(state) | known, now) != 0
 }
 
 /// The checksum first: its helper ends what the verifier knows of the packet.
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &TcContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     to: &Tuple<F>,
     forward: u8,
     addresses: [u32; 3],

@@ -1,8 +1,8 @@
 //! Flows of another layout's maps, brought into this one's, so that connections outlive an upgrade.
 
+use super::expire::now;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sweep::now;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;

@@ -13,12 +13,12 @@ use netpath_common::addr::Mac;
 use netpath_common::family::{Kind, Tuple};
 use netpath_common::layout::{ETHERNET, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
-use crate::wire::Wire;
+use crate::headers::Wire;
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::{maps, packet};
 
-/// `netpath_common::layout::global::FIB_SRC`.
+/// `netpath_common::layout::subprog::FIB_SRC`.
 #[unsafe(no_mangle)]
 pub static NP_FIB_SRC: Global<u8> = Global::new(0);
 
@@ -35,28 +35,28 @@ const UDP_SOCKET: u32 = 1 << 16;
 /// `include/net/tcp_states.h`.
 const TCP_LISTEN: u32 = 10;
 
-global! {
-    /// 1 if the packet on the desk is addressed to one of the host's own addresses. The map answers for those that the
+subprog! {
+    /// 1 if the packet on the scratch is addressed to one of the host's own addresses. The map answers for those that the
     /// control plane has seen, the kernel for one that came since.
     pub fn is_local() -> u32 as np_is_local4, np_is_local6 = ask_local;
 
-    /// The device towards the destination of the packet on the desk; 0 = none. Where the kernel tells (6.7), the address
+    /// The device towards the destination of the packet on the scratch; 0 = none. Where the kernel tells (6.7), the address
     /// that the host would send from is `to`'s source of the flow in the making; else that is unset.
     pub fn route() -> u32 as np_route4, np_route6 = ask_route;
 
-    /// 1 if the kernel knows the hardware address of the next hop by which the hop on the desk, with its addresses, leaves
-    /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`. [`NO_ROUTE`]: the host has no route
+    /// 1 if the kernel knows the hardware address of the next hop by which the hop on the scratch, with its addresses, leaves
+    /// `ifindex`, an uplink with Ethernet: then that is the `match_dmac` of the scratch's `fib`. [`NO_ROUTE`]: the host has no route
     /// there by this uplink.
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
 
-    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk; [`ANSWER`]: that
-    /// would send the answer to what the hop on the desk makes of it.
+    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the scratch; [`ANSWER`]: that
+    /// would send the answer to what the hop on the scratch makes of it.
     pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = ask_connection;
 }
 
 #[inline(always)]
-fn ask_local<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, fib, .. } = &mut **desk;
+fn ask_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, fib, .. } = &mut **scratch;
     let dst = &packet.tuple.dst;
     let on_link = F::is_link_local(dst);
     if F::kind(dst) == Kind::Local && !on_link {
@@ -75,8 +75,8 @@ fn ask_local<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
 }
 
 #[inline(always)]
-fn ask_route<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, making, fib, .. } = &mut **desk;
+fn ask_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, pending, fib, .. } = &mut **scratch;
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
     let ret = look_up(ctx, fib, &packet.tuple, packet::ifindex(ctx), flags);
@@ -85,14 +85,15 @@ fn ask_route<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
     if ret != i64::from(ROUTED[0]) && ret != i64::from(ROUTED[1]) && ret != i64::from(ROUTED[2]) {
         return 0;
     }
-    making.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
-    making.plan.there.smac = if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
+    pending.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
+    pending.plan.there.next_hop_mac =
+        if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
     fib.ifindex
 }
 
 #[inline(always)]
-fn ask_next_hop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, ifindex: u32) -> u32 {
-    let Desk { hop, fib, .. } = &mut **desk;
+fn ask_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
+    let Scratch { hop, fib, .. } = &mut **scratch;
     let ethernet = maps::find(&maps::UPLINK, ifindex).map_or(0, |u| u.ethernet);
     if ethernet == 0 {
         return 0;
@@ -126,8 +127,8 @@ pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving:
 }
 
 #[inline(always)]
-fn ask_connection<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, whose: u32) -> u32 {
-    let Desk { packet, hop, sock, .. } = &mut **desk;
+fn ask_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, whose: u32) -> u32 {
+    let Scratch { packet, hop, sock, .. } = &mut **scratch;
     let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {
         PROTO_TCP => !matches!(tcp_state(ctx, sock, &arriving), 0 | TCP_LISTEN),

@@ -3,7 +3,7 @@
 //!
 //! While the mark of this object's digest stands among the pins, what is there is not loaded again. Another digest (an
 //! upgrade) loads the new programs beside the old, on the same maps, and puts them in place name by name; the links
-//! follow in `hooks`. A map whose shape has changed without a new layout version cannot be kept: all is made anew.
+//! follow in `attach`. A map whose shape has changed without a new layout version cannot be kept: all is made anew.
 
 use super::pins::{OBJECT, Pins};
 use super::sys;

@@ -5,19 +5,20 @@ use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, near,
+    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK,
+    subnet_hint,
 };
-use netpath_common::pair::Way;
+use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
-use crate::fast::{self, Plain};
-use crate::global::global;
+use crate::fast_path::{self, FastHeaders};
+use crate::headers::{Fragment, HeaderPeek, Wire};
 use crate::packet::{Kind, View};
+use crate::scratch::{PendingFlow, Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::{Fragment, Glance, Wire};
-use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
+use crate::{flows, fragment, icmp, kernel_lookup, maps, masquerade, packet, port_lookup};
 
 /// Of an uplink whose frames have an Ethernet header.
 pub struct Ingress;
@@ -33,13 +34,13 @@ impl Walk for Ingress {
     }
 
     #[inline(always)]
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        fast::follow_inward(ctx, plain)
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
+        fast_path::follow_inward(ctx, plain)
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        arrive(ctx, desk)
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        arrive(ctx, scratch)
     }
 }
 
@@ -48,168 +49,177 @@ impl Walk for IngressL3 {
     const SIDE: u8 = SIDE_UPLINK;
 
     #[inline(always)]
-    fn short<F: Wire>(_: &TcContext, _: &Plain<F>) -> Option<Verdict> {
+    fn short<F: Wire>(_: &TcContext, _: &FastHeaders<F>) -> Option<Verdict> {
         None
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        arrive(ctx, desk)
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        arrive(ctx, scratch)
     }
 }
 
 /// Whether a packet is certainly neither published, nor of a flow, nor to a container.
 #[inline(always)]
 pub fn is_not_ours<F: Wire>(ctx: &impl View, l3: usize) -> bool {
-    let Some(Glance { proto, dport, dst, .. }) = F::glance(ctx, l3) else { return false };
+    let Some(HeaderPeek { proto, dport, dst, .. }) = F::peek(ctx, l3) else { return false };
     let port = dport.value();
-    rules::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !is_near(&F::mapped(dst))
+    port_lookup::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !may_be_in_subnet(&F::mapped(dst))
 }
 
 /// Whether an address may be in a container's subnet: one load, and no look-up for most of what is not.
 #[inline(always)]
-pub fn is_near(address: &Addr) -> bool {
-    let (word, bit) = near(address);
-    maps::NEAR_BITS.get(word).is_some_and(|bits| bits & bit != 0)
+pub fn may_be_in_subnet(address: &Addr) -> bool {
+    let (word, bit) = subnet_hint(address);
+    maps::SUBNET_HINTS.get(word).is_some_and(|bits| bits & bit != 0)
 }
 
 #[inline(always)]
-fn arrive<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-    let packet = &desk.packet;
+fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+    let packet = &scratch.packet;
     // A publish on 127.0.0.1 must not answer to a wire, whatever route_localnet says.
     if F::kind(&packet.tuple.dst) == AddressKind::Loopback || F::kind(&packet.tuple.src) == AddressKind::Loopback {
         return verdict::drop(Reason::DropMartian);
     }
     let proto = packet.ip.proto;
     let port = packet.tuple.dport.value();
-    let slot = rules::slot(proto, port);
+    let slot = port_lookup::slot(proto, port);
     let kind = packet.kind;
     let followed = match kind {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoReply | Kind::EchoRequest | Kind::Other => {
-            let may_be_known = slot != 0 || flows::is_marked(proto, port) || is_near(&F::mapped(packet.tuple.dst));
-            if may_be_known { flows::follow(ctx, desk) } else { 0 }
+            let may_be_known =
+                slot != 0 || flows::is_marked(proto, port) || may_be_in_subnet(&F::mapped(packet.tuple.dst));
+            if may_be_known { flows::follow(ctx, scratch) } else { 0 }
         }
-        Kind::Error => icmp::follow(ctx, desk, u32::from(SIDE_UPLINK)),
+        Kind::Error => icmp::follow(ctx, scratch, u32::from(SIDE_UPLINK)),
         Kind::Fragment | Kind::Odd => 0,
     };
     if followed != 0 {
         return verdict::FOLLOWED;
     }
     if slot != 0 && matches!(kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        let verdict = publish(ctx, desk, slot);
+        let verdict = publish(ctx, scratch, slot);
         if verdict != NOT_OURS.pack() {
             return Verdict::unpack(verdict);
         }
     }
-    Verdict::unpack(stranger(ctx, desk))
+    Verdict::unpack(no_flow(ctx, scratch))
 }
 
-global! {
+subprog! {
     /// A packet that belongs to no flow and no publish; gives a packed verdict.
-    fn stranger() -> u64 as np_arrival4, np_arrival6 = meet_stranger;
+    fn no_flow() -> u64 as np_arrival4, np_arrival6 = handle_no_flow;
 
     /// A packet to a published port that belongs to no flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
 
     /// Makes the bridge the sender of the flow in the making, to a client on the uplink's own link; 0 if it cannot be.
-    fn stand_in(bridge: u32) -> u32 as np_stand_in4, np_stand_in6 = let_bridge_speak;
+    fn snat_to_gateway(bridge: u32) -> u32 as np_stand_in4, np_stand_in6 = use_gateway_source;
 
     /// A packet to a container's own address, on a network that is open; gives a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
 
 #[inline(always)]
-fn meet_stranger<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
+fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     // The fragments behind a first one that is not ours are not ours either.
-    if desk.packet.ip.fragment == Fragment::First {
-        fragment::learn(ctx, desk);
+    if scratch.packet.ip.fragment == Fragment::First {
+        fragment::learn(ctx, scratch);
     }
     // Nothing is reached that was not published, unless its network is open.
-    let dst = &desk.packet.tuple.dst;
-    if is_near(&F::mapped(*dst))
-        && let Some(subnet) = outward::subnet_of::<F>(dst)
-        && host::is_local(ctx, desk) == 0
+    let dst = &scratch.packet.tuple.dst;
+    if may_be_in_subnet(&F::mapped(*dst))
+        && let Some(subnet) = masquerade::subnet_of::<F>(dst)
+        && kernel_lookup::is_local(ctx, scratch) == 0
     {
         if subnet.flags & NET_DIRECT == 0 {
             return verdict::drop(Reason::DropDirect).pack();
         }
-        return direct(ctx, desk, subnet.bridge);
+        return direct(ctx, scratch, subnet.bridge);
     }
-    if desk.packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
+    if scratch.packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
 }
 
 #[inline(always)]
-fn begin_published<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32) -> u64 {
-    let bridge = match rules::aim(ctx, desk, slot, 0) {
+fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u64 {
+    let bridge = match port_lookup::select_target(ctx, scratch, slot, 0) {
         0 => return NOT_OURS.pack(),
-        rules::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
+        port_lookup::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
         bridge => bridge,
     };
     // The host itself may talk from a port that is published: then the packet answers one of its own sockets. A new
     // connection begins with a SYN; anything else is a flow that the table has lost, and is made anew from the rule.
-    if desk.packet.ip.fragment == Fragment::Later
-        || (!flow::is_syn(desk.packet.tcp_flags) && host::has_connection(ctx, desk, host::PACKET) != 0)
+    if scratch.packet.ip.fragment == Fragment::Later
+        || (!flow::is_syn(scratch.packet.tcp_flags)
+            && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0)
     {
         return NOT_OURS.pack();
     }
-    begin_inward(ctx, desk, bridge, Reason::FlowPublished)
+    begin_inward(ctx, scratch, bridge, Reason::FlowPublished)
 }
 
 /// It keeps its addresses. The flow leads its answers past masquerade, and both past the bridge.
 #[inline(always)]
-fn begin_direct<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u64 {
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+fn begin_direct<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u64 {
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     let known = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     if !known || !packet.may_begin() {
         return if packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() };
     }
     plan.to.dst = packet.tuple.dst;
     plan.to.dport = packet.tuple.dport;
-    let traffic = rules::way_in(ctx, desk, bridge) as u16;
-    desk.making.plan.traffic = traffic;
-    begin_inward(ctx, desk, bridge, Reason::FlowDirect)
+    let traffic = port_lookup::way_in(ctx, scratch, bridge) as u16;
+    scratch.pending.plan.traffic = traffic;
+    begin_inward(ctx, scratch, bridge, Reason::FlowDirect)
 }
 
 /// Begins the flow that is aimed already, from the packet's sender to the container and back by this uplink.
 #[inline(always)]
-fn begin_inward<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, bridge: u32, reason: Reason) -> u64 {
+fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32, reason: Reason) -> u64 {
     let ifindex = packet::ifindex(ctx);
     let mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
     let flags = maps::find(&maps::NETWORK, bridge).map_or(0, |n| n.flags);
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
     plan.to.sport = packet.tuple.sport;
     plan.side = SIDE_UPLINK;
-    plan.twin_side = SIDE_BRIDGE;
+    plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = reason as u8;
-    plan.back = Way { ifindex, dmac: plan.there.smac, forward: FORWARD_NEIGH, mtu, ..Way::default() };
+    plan.back =
+        NextHop { ifindex, match_dmac: plan.there.next_hop_mac, forward: FORWARD_NEIGH, mtu, ..NextHop::default() };
     let to = packet.tuple.reversed();
-    let way_back = flows::way_back(ctx, desk, &to, ifindex);
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
-    (plan.back.smac, plan.back.forward) = way_back;
+    let way_back = flows::way_back(ctx, scratch, &to, ifindex);
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
+    (plan.back.next_hop_mac, plan.back.forward) = way_back;
     if flags & NET_EDGE != 0 {
-        plan.twin_side = SIDE_EGRESS;
+        plan.reverse_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
-        // Where the stack's way is another, the answers are turned round at the uplink that it leads to (`egress.rs`).
+        // Where the stack's way is another, the answers are turned round at the uplink that it leads to (`uplink_egress.rs`).
         if plan.back.forward != FORWARD_LINK {
-            plan.back = Way { ifindex, dmac: plan.back.dmac, forward: FORWARD_STACK, mtu, ..Way::default() };
+            plan.back = NextHop {
+                ifindex,
+                match_dmac: plan.back.match_dmac,
+                forward: FORWARD_STACK,
+                mtu,
+                ..NextHop::default()
+            };
         }
     }
     let on_link = F::is_link_local(&packet.tuple.src);
-    if on_link && (reason as u32 != Reason::FlowPublished as u32 || stand_in(ctx, desk, bridge) == 0) {
+    if on_link && (reason as u32 != Reason::FlowPublished as u32 || snat_to_gateway(ctx, scratch, bridge) == 0) {
         return NOT_OURS.pack();
     }
-    flows::begin(ctx, desk, on_link, reason).pack()
+    flows::begin(ctx, scratch, on_link, reason).pack()
 }
 
 /// The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack would
 /// not pass that on, nor can its filters be asked on the way.
 #[inline(always)]
-fn let_bridge_speak<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
+fn use_gateway_source<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
     let Some(network) = maps::find(&maps::NETWORK, bridge) else { return 0 };
-    let plan = &mut desk.making.plan;
+    let plan = &mut scratch.pending.plan;
     plan.to.src = F::gateway(network);
     u32::from(network.flags & NET_EDGE == 0 && !F::is_unset(&plan.to.src))
 }

@@ -9,14 +9,14 @@ use netpath_common::layout::{
 };
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Mine};
 use crate::entry::Walk;
-use crate::fast::{self, Plain};
-use crate::global::global;
+use crate::fast_path::{self, FastHeaders};
+use crate::headers::{Fragment, Wire};
 use crate::packet::{ETHERNET, Kind, Packet};
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::{Fragment, Wire};
-use crate::{flows, fragment, icmp, maps, outward, packet};
+use crate::{flows, fragment, icmp, maps, masquerade, packet};
 
 /// IPv6 headers that may be before the transport's in a piece: hop-by-hop and destination options, the fragment header
 /// itself (RFC 8200 §4.3, §4.6, §4.5).
@@ -51,7 +51,7 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
         // The host's own: its errors may quote what was translated, and it may use a port that a container was given.
         0 => match proto {
             Some(PROTO_TCP | PROTO_UDP) => {
-                !F::glance(ctx, l3).is_some_and(|g| flows::is_marked(g.proto, g.sport.value()))
+                !F::peek(ctx, l3).is_some_and(|g| flows::is_marked(g.proto, g.sport.value()))
             }
             proto => proto != Some(F::ICMP),
         },
@@ -70,7 +70,7 @@ fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
     if maps::find(&maps::LOCAL, F::mapped(packet.tuple.src)).is_some() {
         return 0;
     }
-    outward::subnet_of::<F>(&packet.tuple.src).map_or(0, |s| s.bridge)
+    masquerade::subnet_of::<F>(&packet.tuple.src).map_or(0, |s| s.bridge)
 }
 
 impl Walk for Egress {
@@ -82,16 +82,16 @@ impl Walk for Egress {
     }
 
     #[inline(always)]
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
         // A flow that has been given its address for another device is the long way's to end.
-        fast::follow_if::<F, false>(ctx, plain, |next| {
+        fast_path::follow_if::<F, false>(ctx, plain, |next| {
             next.state & flow::REPLY_HALF != 0 || next.ifindex == packet::ifindex(ctx)
         })
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        Verdict::unpack(leave(ctx, desk))
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        Verdict::unpack(leave(ctx, scratch))
     }
 }
 
@@ -105,50 +105,51 @@ impl Walk for EgressL3 {
     }
 
     #[inline(always)]
-    fn short<F: Wire>(_: &TcContext, _: &Plain<F>) -> Option<Verdict> {
+    fn short<F: Wire>(_: &TcContext, _: &FastHeaders<F>) -> Option<Verdict> {
         None
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        Verdict::unpack(leave(ctx, desk))
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        Verdict::unpack(leave(ctx, scratch))
     }
 }
 
-global! {
+subprog! {
     /// A packet that the short way has not dealt with; gives a packed verdict.
     fn leave() -> u64 as np_leave4, np_leave6 = take_leave;
 }
 
 #[inline(always)]
-fn take_leave<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
-    let packet = &desk.packet;
+fn take_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
+    let packet = &scratch.packet;
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     let known = translatable || packet.kind == Kind::EchoReply;
     // Flows of both paths: one that is offloaded is found as the bridge saw it.
     let followed = if packet.kind == Kind::Error {
-        icmp::follow(ctx, desk, u32::from(SIDE_EGRESS)) != 0 || icmp::follow(ctx, desk, u32::from(SIDE_BRIDGE)) != 0
+        icmp::follow(ctx, scratch, u32::from(SIDE_EGRESS)) != 0
+            || icmp::follow(ctx, scratch, u32::from(SIDE_BRIDGE)) != 0
     } else {
-        known && (flows::follow(ctx, desk) != 0 || follow_offloaded(ctx, desk) != 0)
+        known && (flows::follow(ctx, scratch) != 0 || follow_offloaded(ctx, scratch) != 0)
     };
     if followed {
-        return go_on(ctx, desk, verdict::FOLLOWED);
+        return go_on(ctx, scratch, verdict::FOLLOWED);
     }
-    let packet = &desk.packet;
+    let packet = &scratch.packet;
     let from = bridge_of::<F>(ctx, packet);
     if from == 0 {
         if packet.ip.fragment == Fragment::First {
-            fragment::learn(ctx, desk);
+            fragment::learn(ctx, scratch);
         }
-        let packet = &desk.packet;
+        let packet = &scratch.packet;
         let begins = translatable && packet.may_begin();
         if begins && flows::is_taken(ctx, packet) {
-            return outward::begin_own(ctx, desk);
+            return masquerade::begin_own(ctx, scratch);
         }
         // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
         // Of other protocols an ended flow is not found by anybody, and each of their packets would come by here.
         if begins && packet.kind == Kind::Tcp {
-            flows::forget(ctx, desk);
+            flows::forget(ctx, scratch);
         }
         return NOT_OURS.pack();
     }
@@ -158,43 +159,43 @@ fn take_leave<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
         if flags & NET_DIRECT == 0
             && translatable
             && packet.may_begin()
-            && outward::belongs::<F>(&packet.tuple.src, from)
+            && masquerade::belongs::<F>(&packet.tuple.src, from)
         {
-            let verdict = Verdict::unpack(outward::begin(ctx, desk, from, packet::ifindex(ctx)));
-            return go_on(ctx, desk, verdict);
+            let verdict = Verdict::unpack(masquerade::begin(ctx, scratch, from, packet::ifindex(ctx)));
+            return go_on(ctx, scratch, verdict);
         }
         return NOT_OURS.pack();
     }
-    let private = matches!(outward::subnet_of::<F>(&packet.tuple.src), Some(s) if s.flags & NET_MASQUERADE != 0);
+    let private = matches!(masquerade::subnet_of::<F>(&packet.tuple.src), Some(s) if s.flags & NET_MASQUERADE != 0);
     if !private {
         return NOT_OURS.pack();
     }
-    if translatable && packet.ip.fragment != Fragment::Later && outward::belongs::<F>(&packet.tuple.src, from) {
-        let verdict = Verdict::unpack(outward::begin(ctx, desk, from, packet::ifindex(ctx)));
+    if translatable && packet.ip.fragment != Fragment::Later && masquerade::belongs::<F>(&packet.tuple.src, from) {
+        let verdict = Verdict::unpack(masquerade::begin(ctx, scratch, from, packet::ifindex(ctx)));
         if verdict.reason as u32 != Reason::StackNoRoute as u32 && verdict.reason as u32 != Reason::NotOurs as u32 {
-            return go_on(ctx, desk, verdict);
+            return go_on(ctx, scratch, verdict);
         }
     }
     verdict::drop(Reason::DropUntranslatable).pack()
 }
 
 #[inline(always)]
-fn follow_offloaded<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    desk.packet.side = SIDE_BRIDGE;
-    let mut followed = flows::follow(ctx, desk);
-    let next = &desk.hop.next;
+fn follow_offloaded<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    scratch.packet.side = SIDE_BRIDGE;
+    let mut followed = flows::follow(ctx, scratch);
+    let next = &scratch.hop.next;
     if followed != 0 && next.state & flow::REPLY_HALF == 0 && next.ifindex != packet::ifindex(ctx) {
-        followed = flows::forget(ctx, desk);
+        followed = flows::forget(ctx, scratch);
     }
-    desk.packet.side = SIDE_EGRESS;
+    scratch.packet.side = SIDE_EGRESS;
     followed
 }
 
 /// Whatever the flow's own way is, this packet has taken the stack's; but an answer that the stack would let out by another
 /// uplink than it was asked by leaves as the question came, if it can ([`flows::way_back`]).
 #[inline(always)]
-fn go_on<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, verdict: Verdict) -> u64 {
-    let Desk { packet, hop, .. } = &mut **desk;
+fn go_on<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, verdict: Verdict) -> u64 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
     let next = &mut hop.next;
     let turns_round = next.state & flow::REPLY_HALF != 0
         && next.forward == FORWARD_LINK
