@@ -1,4 +1,4 @@
-//! The two halves of a flow: the one that translates what the beginner sends, and the one that translates the answers.
+//! The two entries of a flow: one translates packets of the originator, the reverse entry translates replies.
 
 use crate::addr::Mac;
 use crate::family::{Family, Tuple};
@@ -6,7 +6,7 @@ use crate::flow;
 use crate::layout::Next;
 use crate::reason::Reason;
 
-/// Where translated packets go.
+/// Where translated packets go. The hardware addresses are those of [`Next`].
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub struct NextHop {
     pub ifindex: u32,
@@ -20,10 +20,10 @@ pub struct NextHop {
 /// A flow that is about to begin.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow<F: Family> {
-    /// As it was sent, and where it was seen.
+    /// The packet as sent, and the side on which it was seen.
     pub from: Tuple<F>,
     pub side: u8,
-    /// As it goes on, and the side on which the answer to that will be seen.
+    /// The packet after translation, and the side on which its reply will be seen.
     pub to: Tuple<F>,
     pub reverse_side: u8,
     pub proto: u8,
@@ -45,14 +45,14 @@ impl<F: Family> NewFlow<F> {
         F::flow(&self.to, self.next(&self.there, self.reverse_side, 0, now))
     }
 
-    /// Whether the other end is to see a container as it is, port and all.
+    /// Whether the other end must see the container's own address and port.
     #[inline(always)]
     pub fn keeps_source(&self) -> bool {
         let may_keep = self.origin == Reason::FlowMasqueraded as u8 || self.origin == Reason::FlowDirect as u8;
         may_keep && F::same(&self.from.src, &self.to.src)
     }
 
-    /// The answer's key. Whoever has it in the table owns `to`'s source port.
+    /// The reverse entry's key. The flow that holds it in the table owns the source port of `to`.
     #[inline(always)]
     pub fn reverse_key(&self) -> F::Key {
         F::key(&self.to.reversed(), self.proto, self.reverse_side)
@@ -63,13 +63,15 @@ impl<F: Family> NewFlow<F> {
         F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now))
     }
 
-    /// Whether `reverse`, found under [`Self::reverse_key`], is this very flow's: left by a half that was evicted.
+    /// Whether `reverse`, found under [`Self::reverse_key`], belongs to this same flow, whose first entry was
+    /// evicted.
     #[inline(always)]
     pub fn owns(&self, reverse: &F::Flow) -> bool {
         F::next(reverse).reverse_side == self.side && F::translated(reverse).same(&self.from.reversed())
     }
 
-    /// Whether `first`, found under the key of `reverse`'s other half, is that half: where `reverse`'s place is the plan's.
+    /// Whether `first`, found under the key of the entry that `reverse` leads to, is its counterpart and `reverse`
+    /// has the key that this flow needs.
     #[inline(always)]
     pub fn displaces(&self, first: &F::Flow) -> bool {
         F::next(first).reverse_side == self.reverse_side && F::translated(first).same(&self.to)
@@ -92,14 +94,14 @@ impl<F: Family> NewFlow<F> {
     }
 }
 
-/// The key of the other half of `flow`.
+/// The key of the other entry of `flow`.
 #[inline(always)]
 pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
     F::key(&F::translated(flow).reversed(), proto, F::next(flow).reverse_side)
 }
 
-/// Whether `other`, found under [`other_key`] of the half at `key`, is that half's other one: its place may be another flow's
-/// by now.
+/// Whether `other`, found under [`other_key`] of the entry at `key`, is its counterpart: the slot may belong to
+/// another flow by now.
 #[inline(always)]
 pub fn leads_back<F: Family>(other: &F::Flow, key: &F::Key) -> bool {
     F::translated(other).reversed().same(F::tuple(key))
@@ -123,7 +125,7 @@ mod tests {
         Tuple { src, dst, sport: Be16::new(sport), dport: Be16::new(dport) }
     }
 
-    /// Echo has one identifier in both ports.
+    /// ICMP echo has one identifier in both ports.
     fn ends_of<F: Family>(proto: u8, (src, dst, sport, dport): (F::Addr, F::Addr, u16, u16)) -> Tuple<F> {
         ends((src, dst, sport, if proto == F::ICMP { sport } else { dport }))
     }
@@ -145,25 +147,25 @@ mod tests {
         };
         let (there, back) = (plan.flow(7), plan.reverse(7));
         prop_assert_eq!(plan.to, F::translated(&there));
-        // The answer is the translated packet turned round; it is found under the reverse's key …
+        // The reply is the translated packet reversed; it is found under the reverse key …
         prop_assert_eq!(plan.reverse_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
-        // … and becomes the first packet turned round.
+        // … and becomes the first packet reversed.
         prop_assert_eq!(plan.from.reversed(), F::translated(&back));
-        // Each half leads to the other.
+        // Each entry leads to the other.
         prop_assert_eq!(plan.reverse_key(), other_key::<F>(&there, proto));
         prop_assert_eq!(plan.key(), other_key::<F>(&back, proto));
         prop_assert!(plan.owns(&back));
         Ok(())
     }
 
-    /// Protocols by whether they have ports; 47 has none.
+    /// Protocols with and without ports; 47 (GRE) has none.
     fn protocol() -> impl Strategy<Value = u8> {
         prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP), Just(PROTO_SCTP), Just(PROTO_ICMP), Just(PROTO_ICMPV6), Just(47)]
     }
 
     proptest! {
         #[test]
-        fn a_packet_translated_and_answered_comes_back_as_the_answer_to_itself(
+        fn a_reply_to_a_translated_packet_becomes_the_reply_to_the_original(
             proto in protocol(), sides in (0..=SIDE_EGRESS, 0..=SIDE_EGRESS),
             from4: ([u8; 4], [u8; 4], u16, u16), to4: ([u8; 4], [u8; 4], u16, u16),
             from6: ([u8; 16], [u8; 16], u16, u16), to6: ([u8; 16], [u8; 16], u16, u16)
@@ -173,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn another_source_port_is_all_that_a_search_changes(
+        fn a_port_search_changes_only_the_source_port(
             proto in protocol(), port: u16, from: ([u8; 16], [u8; 16], u16, u16)
         ) {
             let tuple: Tuple<Ipv6> = ends_of(proto, from);
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_of_somebody_else_is_not_owned() {
+    fn another_flow_is_not_owned() {
         let plan = NewFlow {
             from: tuple(([1; 4], [2; 4], 1, 2)),
             side: SIDE_UPLINK,

@@ -1,4 +1,4 @@
-//! Bridge ingress: what containers send. Answers of published flows out, the way outward, hairpin, isolation.
+//! Bridge ingress: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
@@ -49,9 +49,9 @@ impl Walk for Ingress {
     }
 }
 
-/// Whether the packet comes from an internal network. No flow begins or ends there, so one that seems to belong to a flow
-/// pretends to be another's. (Of other networks that cannot be told: a container answers by its default route, whichever of
-/// its networks it was asked on.)
+/// Whether the packet comes from an internal network. No flow begins or ends there, so a packet that matches one is
+/// forged. (For other networks this is unknown: a container replies by its default route, on whichever of its
+/// networks the request came.)
 #[inline(always)]
 fn has_closed(ctx: &TcContext) -> bool {
     maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_INTERNAL != 0)
@@ -66,15 +66,15 @@ subprog! {
 #[inline(always)]
 fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let bridge = packet::ifindex(ctx);
-    // Whatever it says of itself, no program has sent it on yet.
+    // The mark is cleared here: no program has redirected this packet yet, and a container can set it.
     packet::take_sent(ctx);
-    // The fragments behind a first one without a flow are not those of another datagram between the same two.
+    // Later fragments must not be attributed to an earlier datagram between the same two hosts.
     if scratch.packet.ip.fragment == Fragment::First {
         fragment::learn(ctx, scratch);
     }
     let Some(flags) = maps::find(&maps::NETWORK, bridge).map(|n| n.flags) else { return NOT_OURS.pack() };
     let packet = &scratch.packet;
-    // Neighbour discovery and the like have link-local sources.
+    // Neighbour discovery, among others, has link-local sources.
     let from = F::kind(&packet.tuple.src);
     if flags & NET_DIRECT == 0
         && (from == AddressKind::Loopback || (from == AddressKind::Unicast && !belongs::<F>(&packet.tuple.src, bridge)))
@@ -101,11 +101,11 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
         return verdict::drop(Reason::DropIsolated).pack();
     }
     let packet = &scratch.packet;
-    // The answers of what netfilter has let in; all else begins at the uplink.
+    // Replies of flows that netfilter let in; other SCTP flows begin at the uplink.
     if packet.kind == Kind::Sctp && port_lookup::has_moved_sctp::<F>(&packet.tuple.src) {
         return NOT_OURS.pack();
     }
-    // Who may be reached directly needs no flow; what takes the stack begins at the uplink.
+    // A directly reachable network needs no flow; flows on the edge path begin at the uplink.
     if flags & NET_EDGE != 0 || flags & (NET_MASQUERADE | NET_DIRECT) == NET_DIRECT {
         return NOT_OURS.pack();
     }
@@ -120,12 +120,12 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
     }
 }
 
-/// A container dials a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of the
-/// container that the flow in the making is aimed at.
+/// A container connects to a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of
+/// the selected container.
 ///
-/// Both ends are rewritten: on its own network the target would answer to the sender's address on layer 2, past us, and
-/// to itself not at all; on another one the sender may be the target's second leg. The answer comes to the address of the
-/// target's bridge, and so to this program.
+/// Both ends are rewritten: on the same network the target would reply to the sender's address on layer 2, past this
+/// program, and to itself not at all; on another network the sender may be the target's second interface. The reply
+/// goes to the address of the target's bridge, and so to this program.
 #[inline(always)]
 fn begin_hairpin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, target: u32) -> u64 {
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
@@ -136,7 +136,7 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, target: 
     let (Some(net), Some(other)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::NETWORK, target)) else {
         return NOT_OURS.pack();
     };
-    // A published port is for isolated networks too (netavark 2.1); an internal one has no way out and none in.
+    // Published ports are reachable from isolated networks too (netavark 2.1), but not to or from internal ones.
     if target != bridge && (net.flags | other.flags) & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }

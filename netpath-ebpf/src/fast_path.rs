@@ -1,6 +1,6 @@
-//! The short way of a packet whose flow is known: plain headers (no options, no fragment), TCP or UDP. Everything is in
-//! registers and on the stack, the packet is read and written in place, and the only helpers called are the look-up of
-//! the flow, the clock, the checksum and the redirect. Any other packet takes the long way (`packet.rs`, `flows.rs`).
+//! Fast path of a packet with a known flow and plain headers (no options, no fragment), TCP or UDP. All state is in
+//! registers and on the stack, the packet is read and written in place, and the only helpers called are flow look-up,
+//! clock, checksum and redirect. All other packets take the slow path (`packet.rs`, `flows.rs`).
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Tuple;
@@ -16,16 +16,16 @@ use crate::packet::{self, ETHERNET, Tcp, Udp, View};
 use crate::scratch::ScratchMut;
 use crate::verdict::{self, Verdict};
 
-/// Headers as they are read in one go. Filled in place and handed on by reference: the families' walks have little stack.
+/// Headers read at once. Filled in place and passed by reference to save stack.
 pub struct FastHeaders<F: Wire> {
-    /// With the hook's side: what the flow table is asked for.
+    /// The key for the flow table, with the hook's side.
     pub key: F::Key,
     pub proto: u8,
     pub ttl: u8,
     /// IPv4: the header's checksum.
     pub sum: [u8; 2],
     tcp_flags: u8,
-    /// Bytes of the network and transport headers.
+    /// Length of the network and transport headers.
     headers: u32,
 }
 
@@ -40,7 +40,7 @@ impl<F: Wire> FastHeaders<F> {
         F::tuple(&self.key)
     }
 
-    /// Reads the packet; false: it has to take the long way.
+    /// Reads the packet; false: it needs the slow path.
     #[inline(always)]
     pub fn read(&mut self, ctx: &impl View, side: u8) -> bool {
         const L3: usize = ETHERNET;
@@ -64,25 +64,25 @@ impl<F: Wire> FastHeaders<F> {
         };
         self.headers = headers + F::HEADER as u32;
         F::complete(&mut self.key, sport, dport, self.proto, side);
-        // A packet that is cut short is not ours. (Longer is right: short frames are padded.)
+        // A truncated packet is not ours. (A longer frame is valid: short frames are padded.)
         self.headers <= len && len + L3 as u32 <= ctx.size()
     }
 }
 
-/// Sends the packet on by its flow. `None`: it has none that is alive, or one that the long way has to deal with; then
-/// nothing was changed.
+/// Forwards the packet by its flow. `None`: it has no live flow, or one that needs the slow path; then nothing was
+/// changed.
 #[inline(always)]
 pub fn follow<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, true>(ctx, plain, |_| true)
 }
 
-/// The same where hardly a flow leads outward; one that does takes the long way.
+/// As [`follow`], for hooks where flows rarely lead outward; an outward flow takes the slow path.
 #[inline(always)]
 pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, false>(ctx, plain, |_| true)
 }
 
-/// The same for a flow that goes on in a way that `is_fit`; `OUTWARD`: that may be out of an uplink.
+/// The same for a flow whose next hop satisfies `is_fit`; `OUTWARD`: it may leave by an uplink.
 #[inline(always)]
 pub fn follow_if<F: Wire, const OUTWARD: bool>(
     ctx: &TcContext,
@@ -99,15 +99,15 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
         !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
     let is_elsewhere = !OUTWARD && next.forward == FORWARD_LINK;
-    if !lives || !fits || is_elsewhere || flow::begins_anew(next.state, plain.tcp_flags) {
+    if !lives || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
         return None;
     }
-    // Before it is refresh_key: the first packet goes by the kernel's neighbour table.
+    // Before the refresh: the first packet goes by the kernel's neighbour table.
     let (forward, addresses) = if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
-    // Read once more: what is kept over the call has to be put on the stack.
+    // Read again: a value kept across the call would be spilled to the stack.
     let next = &half.next();
     let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.match_dmac, next.next_hop_mac]) };
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
@@ -120,8 +120,8 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     Some(Verdict { action: verdict::redirect(ctx, next.ifindex, forward), reason: Reason::Redirected })
 }
 
-/// Writes down what the packet adds to its flow; false: that has expired, or the long way has to mend it, or to ask for its
-/// next hop again.
+/// Records the packet in its flow; false: the flow has expired, or the slow path has to recreate its other entry or
+/// look up its next hop.
 #[inline(always)]
 pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -> bool {
     let now = now();
@@ -137,12 +137,12 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -
     if flows::has_expired(plain.proto, next, now) {
         return false;
     }
-    // SAFETY: the short ways know of no scratch but this.
+    // SAFETY: the fast paths use no other scratch.
     let Some(mut scratch) = (unsafe { ScratchMut::<F>::take() }) else { return false };
     flows::refresh(&mut scratch, &plain.key, u32::from(state) | known, now) != 0
 }
 
-/// The checksum first: its helper ends what the verifier knows of the packet.
+/// The checksum first: its helper invalidates the verifier's knowledge of packet pointers.
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &TcContext,

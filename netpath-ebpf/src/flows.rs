@@ -1,4 +1,4 @@
-//! The flow table: finding, following and beginning flows.
+//! The flow table: finding, following and creating flows.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
@@ -22,7 +22,7 @@ use crate::subprog::subprog;
 use crate::verdict::{self, Verdict};
 use crate::{kernel_lookup, maps, packet, port_lookup};
 
-/// Of CLOCK_MONOTONIC, in [`flow::TICK_NS`]; the kernel's own tick old at most.
+/// CLOCK_MONOTONIC in units of [`flow::TICK_NS`], up to one kernel tick late.
 #[inline(always)]
 pub fn now() -> u32 {
     // SAFETY: no arguments.
@@ -30,36 +30,36 @@ pub fn now() -> u32 {
 }
 
 subprog! {
-    /// 1 if the packet on the scratch belongs to a flow that is alive: then its hop is on the scratch too, and what the packet
-    /// adds to the flow's state is written down. [`HALF`]: and the other half of the flow is missing. [`STALE`]: and its
-    /// next hop was last asked for a while ago.
+    /// 1 if the packet in scratch belongs to a live flow: then its hop is in scratch too, and the packet is recorded
+    /// in the flow's state. [`HALF`]: the same, and the other entry is missing. [`STALE`]: the same, and its next hop
+    /// must be looked up again.
     fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
 
-    /// 0: the place of the other half is another flow's.
+    /// 0: the slot of the other entry belongs to another flow.
     fn recreate() -> u32 as np_mend4, np_mend6 = recreate_reverse;
 
-    /// 1 if the flow of the packet on the scratch has been given its address for another device than the kernel would have the
-    /// packet leave by now.
+    /// 1 if the flow of the packet in scratch has an address for another device than the kernel's route for the
+    /// packet now uses.
     fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
 
-    /// Asks the kernel once more for the next hop of the hop on the scratch, which leaves by an uplink.
+    /// Looks up the next hop of the hop in scratch again; it leaves by an uplink.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
-    /// Writes the answering half of the flow in the making; 1 if its place was free.
+    /// Writes the reverse entry of the pending flow; 1 if its slot was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_reverse;
 
-    /// Looks for a source port for the flow in the making, from the `from`-th try on, [`TRIES_AT_ONCE`] of them; 1 if it has
-    /// one now.
+    /// Searches a source port for the pending flow, from try `from` on, [`TRIES_AT_ONCE`] of them; 1 if one was
+    /// found.
     fn search(from: u32) -> u32 as np_search4, np_search6 = try_ports;
 
-    /// Makes `port` the source port of the flow in the making; 1 if a socket of the host that is to be spared would take
-    /// the answers.
+    /// Makes `port` the source port of the pending flow; 1 if a socket of the host to be spared would receive the
+    /// replies.
     fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
 
-    /// 1 if the answering half of the flow in the making is there, with the port that the sender has.
+    /// 1 if the reverse entry of the pending flow exists, with the sender's own port.
     pub fn has_reverse() -> u32 as np_has_twin4, np_has_twin6 = find_reverse;
 
-    /// Writes down the flow in the making, whose answering half has its place; 1 if that could be.
+    /// Writes the first entry of the pending flow, whose reverse entry is reserved; 1 on success.
     fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
 
@@ -68,16 +68,16 @@ const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 
 const HALF: u32 = 2;
 const STALE: u32 = 3;
-/// The packet leaves by another device than its flow, with whose address the answers would not come back.
+/// The packet leaves by another device than its flow, so that replies to the flow's address would not come back.
 const ASTRAY: u32 = 4;
 
-/// 1 if the packet on the scratch belongs to a flow that is alive, which is whole then: its hop is on the scratch too.
-// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+/// 1 if the packet in scratch belongs to a live flow, of which both entries now exist: its hop is in scratch too.
+// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
 pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let found = look_up(ctx, scratch);
     if found == HALF {
-        // The port was free to all while the half that holds it was missing.
+        // The port was free while the entry that holds it was missing.
         if kernel_lookup::has_connection(ctx, scratch, kernel_lookup::ANSWER) != 0 {
             return forget(ctx, scratch);
         }
@@ -95,9 +95,9 @@ pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     found
 }
 
-/// The hardware address of the next hop back to the sender of the packet on the scratch, by the uplink that it came in by, and
-/// how an answer takes it; zero = not known. Where the host's own route is another, answers go to whoever has sent this: they
-/// leave as it came.
+/// The hardware address of the next hop back to the sender of the packet in scratch, by the uplink that it came from,
+/// and how a reply is forwarded; zero = unknown. If the host's own route uses another uplink, replies go to the
+/// hardware address that sent this packet: they leave by the uplink of the request.
 #[inline(always)]
 pub fn way_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
     const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
@@ -111,7 +111,7 @@ pub fn way_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tupl
     }
 }
 
-// Decisions with many ways through them, for which the verifier need not go through what follows once per way.
+// Functions with many branches are separate, so that the verifier does not walk the rest once per branch.
 
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -145,13 +145,13 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
-    // At once, since the place may be another flow's later.
+    // Read at once, since the slot may belong to another flow later.
     hop.to = half.read(F::translated);
     hop.next = half.next();
     let now = now();
     let next = &hop.next;
     let is_reply = next.state & flow::REPLY_HALF != 0;
-    // Request and reply have one identifier, and a flow has a direction.
+    // Request and reply have the same identifier, but a flow has a direction.
     let is_other =
         matches!(packet.kind, Kind::EchoRequest) && is_reply || matches!(packet.kind, Kind::EchoReply) && !is_reply;
     if is_other || has_expired(proto, next, now) {
@@ -161,7 +161,7 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         return ASTRAY;
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
-    let anew = flow::begins_anew(next.state, packet.tcp_flags);
+    let anew = flow::reopens(next.state, packet.tcp_flags);
     let is_sure = state & flow::STALE == 0 || !is_outward(next.forward);
     let is_fresh = flow::is_fresh(next, now);
     if !anew && is_sure && state == next.state && is_fresh {
@@ -176,14 +176,14 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         let reverse_key = F::key(&hop.to.reversed(), proto, hop.next.reverse_side);
         if let Some(reverse) = Half::<F>::find(&reverse_key) {
             if !reverse.leads_back(&key) {
-                // The table had dropped the other half, and its place is another flow's by now.
+                // The table has evicted the other entry, and another flow has its slot.
                 let _ = F::flows().remove(&key);
                 return 0;
             }
-            // Another processor has just made it anew.
+            // Another processor has just recreated it.
             return refresh(scratch, &key, u32::from(state), now);
         }
-        // The next packet asks, as this one would have.
+        // The next packet then looks up the next hop in place of this one.
         let unsure = if is_unsure { flow::STALE } else { 0 };
         half.touch(state | unsure, now);
         return HALF;
@@ -191,7 +191,7 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     if is_unsure { STALE } else { 1 }
 }
 
-/// Asked of what containers send through masquerade; answers leave as they came.
+/// Only for masqueraded packets of containers; replies leave by the uplink of the request.
 #[inline(always)]
 fn ask_moved<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let next = &scratch.hop.next;
@@ -203,8 +203,8 @@ fn ask_moved<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     u32::from(kernel_lookup::route(ctx, scratch) != ifindex)
 }
 
-/// The packet under way goes by the kernel's neighbour table, which so learns that the neighbour is still wanted, and asks
-/// for it when it does not answer any more (`net/core/neighbour.c`).
+/// This packet goes by the kernel's neighbour table, which thereby marks the neighbour as in use and probes it if it
+/// does not reply (`net/core/neighbour.c`).
 #[inline(always)]
 fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let ifindex = scratch.hop.next.ifindex;
@@ -222,15 +222,15 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         half.forward().store(FORWARD_LINK);
     } else if !keeps {
         half.forward().store(FORWARD_NEIGH);
-        // Or the next packet would go there ([`KNOWN`]).
+        // Otherwise the next packet would be sent there ([`KNOWN`]).
         half.set_next_hop([0; 6]);
     }
     half.state().store(half.state().load() & !flow::STALE);
     known
 }
 
-/// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
-/// where the packet has come from.
+/// Recreates the other entry of the packet's flow: a full table evicts single entries. The new one leads back to the
+/// device that the packet came from.
 #[inline(always)]
 fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { packet, hop, pending, .. } = &mut **scratch;
@@ -252,7 +252,7 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     let Scratch { packet, hop, pending, .. } = &mut **scratch;
     let next = &hop.next;
     let way = &mut pending.plan.back;
-    // What comes over lo carries the host's route (`loopback.rs`).
+    // Packets from lo carry the host's route (`loopback.rs`).
     if next.reverse_side == SIDE_LO && is_inward(way.forward) {
         way.forward = FORWARD_EGRESS;
     }
@@ -274,11 +274,11 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
         && let Some(there) = Half::<F>::find(&pending.reverse_key)
         && !there.leads_back(&pending.key)
     {
-        // Another flow was faster.
+        // Another flow has taken the slot.
         return 0;
     }
-    // As when a flow begins: so that a full table keeps it (`reserve_reverse`), and that answers are looked for. A sweep that saw
-    // neither half has cleared the mark.
+    // As for a new flow: a look-up makes a full table keep the entry (`reserve_reverse`), and the mark makes the
+    // uplink expect replies. A sweep that saw neither entry has cleared the mark.
     if next.reverse_side == SIDE_UPLINK {
         let _ = F::flows().get_ptr(&pending.reverse_key);
         mark_port(packet.ip.proto, hop.to.sport.value());
@@ -286,7 +286,7 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     1
 }
 
-/// For [`refresh`], beside a state: a flow whose next hop is known goes on to it from now on.
+/// For [`refresh`], beside a state: a flow with a known next hop uses it from now on.
 pub const KNOWN: u32 = 0x100;
 
 #[unsafe(no_mangle)]
@@ -301,9 +301,9 @@ pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
     refresh_flow::<Ipv6>(state, now)
 }
 
-/// Writes down what a packet has added to its flow, in the half at `key` and in the other; 0: there is no other that leads
-/// back there, and nothing was written. A global function, which looks for the half again: most of what the verifier had
-/// to do with a packet's short way was to walk through this in each of its states.
+/// Records a packet in its flow, in the entry at `key` and in the other one; 0: no entry leads back there, and
+/// nothing was written. A global function that looks the entry up again: inlined, it accounted for most of the
+/// verifier's work on the fast path, once per state.
 #[inline(always)]
 pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, state: u32, now: u32) -> u32 {
     scratch.refresh_key = *key;
@@ -321,9 +321,10 @@ fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
     if !reverse.leads_back(key) {
         return 0;
     }
-    // The other half, too, has to ask for its next hop again: it may see no packet for long, and lives as long as this one.
+    // The other entry must look up its next hop again too: it may see no packet for long, and lives as long as this
+    // one.
     let late = if flow::is_late(&half.next(), now) { flow::STALE } else { 0 };
-    // A claim ends with it: who made it looks at the time again.
+    // This cancels a claim: the claiming processor checks the time again.
     half.touch(state as u8 & !flow::CLAIMED, now);
     if state & KNOWN != 0 {
         let next = half.next();
@@ -338,7 +339,7 @@ fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
 }
 
 subprog! {
-    /// Removes the flow that the packet on the scratch would find, if it is there; gives 0.
+    /// Removes the flow of the packet in scratch, if there is one; gives 0.
     pub fn forget() -> u32 as np_forget4, np_forget6 = forget_flow;
 }
 
@@ -358,9 +359,9 @@ fn forget_flow<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     0
 }
 
-/// Whether the answers to a packet that the host is sending would be led elsewhere. Not where the port is one that the host
-/// was given at another device, for then this is the packet that was given it: of a VLAN or macvlan on an uplink it passes
-/// both devices.
+/// Whether replies to a packet of the host would be taken for those of a container's flow. Not if the host's flow got
+/// this port at another device: this is then the same packet, which passes both devices (VLAN or macvlan on an
+/// uplink).
 #[inline(always)]
 pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
@@ -370,8 +371,8 @@ pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     !passes_again && !has_expired(packet.ip.proto, &next, now())
 }
 
-/// Writes both halves of the plan on the scratch; then the packet's hop is there as well. Another source port than the
-/// planned one is looked for when that one is taken, by a flow or (`spare_sockets`) by a socket of the host.
+/// Writes both entries of the plan in scratch; then the packet's hop is there as well. Another source port is
+/// searched if the planned one is used by a flow or (`spare_sockets`) by a socket of the host.
 #[inline(always)]
 pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_sockets: bool, reason: Reason) -> Verdict {
     let pending = &mut scratch.pending;
@@ -382,7 +383,7 @@ pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_socket
     pending.random = unsafe { bpf_get_prandom_u32() };
     pending.tries = if has_free_port::<F>(pending.plan.proto) && !pending.plan.keeps_source() { PORT_TRIES } else { 1 };
     let mut from = 0;
-    // In parts: the verifier goes through one for all of them.
+    // In batches: the verifier checks the function once for all of them.
     while from < PORT_TRIES {
         if search(ctx, scratch, from) != 0 {
             return verdict::begun(reason);
@@ -401,7 +402,7 @@ fn try_ports<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, from: u32) -
             break;
         }
         pending.may_evict = i >= PORT_TRIES - EVICT_TRIES;
-        // The answering half goes first: it reserves the port. One after the other and not one in the other, as above.
+        // The reverse entry goes first: it reserves the port. Sequential, not nested calls, for the stack.
         let port = np_candidate(own, pending.random, i);
         let is_free = aim_at(ctx, scratch, port) == 0;
         if is_free && reserve(ctx, scratch) != 0 && take(ctx, scratch) != 0 {
@@ -426,7 +427,7 @@ fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -
     u32::from(pending.spare_sockets && kernel_lookup::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
 }
 
-/// Nothing is left in the table if this half finds no place in it.
+/// On failure the reverse entry is removed too.
 #[inline(always)]
 fn take_planned<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { pending, hop, .. } = &mut **scratch;
@@ -465,15 +466,15 @@ fn find_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 #[inline(always)]
 fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let pending = &mut scratch.pending;
-    // Looked for first: what cannot be inserted costs the table an element nevertheless.
+    // Look-up first: even a failed insertion costs the table an element.
     let Some(there) = Half::<F>::find(&pending.reverse_key) else {
         if F::flows().insert(&pending.reverse_key, &pending.reverse, u64::from(BPF_NOEXIST)).is_err() {
             return 0;
         }
-        // Where all of a full table has been looked up lately (searches for ports look at other flows' halves), the kernel
-        // drops what has not, and that is the newest (`kernel/bpf/bpf_lru_list.c`): the answer under way would be
-        // nobody's. Flows that others begin have to wait for their answer to count as used, so that a flood of them
-        // displaces itself first.
+        // If all of a full table was looked up recently (port searches look up entries of other flows), the kernel
+        // evicts elements that were not, and these are the newest (`kernel/bpf/bpf_lru_list.c`): the expected reply
+        // would find no entry. Flows that outside clients begin count as used only from their reply on, so that a
+        // flood of them evicts its own entries first.
         if pending.plan.reverse_side == SIDE_UPLINK {
             let _ = F::flows().get_ptr(&pending.reverse_key);
         }
@@ -496,16 +497,16 @@ fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     1
 }
 
-/// Makes a half of an ended flow one of a flow that begins, if it goes the same way as that, `fresh`. It stays where it is in
-/// the table: another client of few ports would otherwise move two elements with each connection.
+/// Turns an entry of an ended flow into one of a new flow, `fresh`, if both have the same next hop. It keeps its slot
+/// in the table: otherwise a client with few ports would replace two elements per connection.
 #[inline(always)]
 fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     let seen = half.state().load();
     if seen & flow::CLAIMED != 0 || !half.read(|half| F::next(half).goes_as(fresh)) {
         return false;
     }
-    // First, and then the state at once: another processor may be about to give this place to another flow, and looks at
-    // the time again when it has it ([`take_over`]).
+    // The time first, then the state: another processor that claims this slot checks the time again afterwards
+    // ([`take_over`]).
     half.last_seen().store(fresh.last_seen);
     if !half.exchange(seen, fresh.state, fresh) {
         return false;
@@ -516,12 +517,12 @@ fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     true
 }
 
-/// Makes the place of `there` free for the reverse in the making, if its flow has ended or is adrift: this processor is the only one to
-/// take it then, and nothing of that flow leads there any more.
+/// Claims the slot of `there` for the pending reverse entry, if its flow has ended or is orphaned: then only this
+/// processor has it, and no entry of that flow leads there.
 #[inline(always)]
 fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
     let proto = pending.plan.proto;
-    // What is decided on is claimed as it was seen.
+    // The claim succeeds only on the state that this decision is based on.
     let seen = there.next();
     let is_over =
         has_expired(proto, &seen, pending.now) || (pending.may_evict && flow::is_closed(proto, &seen, pending.now));
@@ -537,7 +538,7 @@ fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
         return false;
     }
     if there.last_seen().load() != seen.last_seen {
-        // It has begun anew.
+        // The flow is in use again.
         there.release();
         return false;
     }
@@ -547,7 +548,7 @@ fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
     true
 }
 
-/// Remembers that answers may come to `port`.
+/// Marks `port` as one that replies may come to.
 #[inline(always)]
 fn mark_port(proto: u8, port: u16) {
     let Some(marks) = maps::NAT_PORT.get_ptr_mut(u32::from(port)) else { return };

@@ -1,8 +1,8 @@
-//! Fragments: the first one says which ports the others belong to.
+//! Fragments: the first fragment has the ports of the later ones.
 //!
-//! What arrives before its first fragment goes where the last fragmented datagram between the same two went: there is
-//! nowhere to keep a packet, and most pairs have one such conversation. A wrong guess is a datagram that is never whole,
-//! as it would be had the fragment been dropped.
+//! A fragment that arrives before its first follows the last fragmented datagram between the same two hosts: packets
+//! cannot be kept, and most pairs have one such conversation. After a wrong guess the datagram stays incomplete, as
+//! after a drop.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::TcContext;
@@ -14,11 +14,11 @@ use crate::packet::{Kind, Packet};
 use crate::scratch::ScratchMut;
 use crate::subprog::subprog;
 
-/// In the key's side: the last datagram of the two, whichever its identification.
+/// Flag in the key's side: the last datagram between the two hosts, independent of its identification.
 const LAST: u8 = 0x80;
 
 subprog! {
-    /// Remembers the ports of the first fragment on the scratch.
+    /// Stores the ports of the first fragment in scratch.
     pub fn learn() -> u32 as np_learn4, np_learn6 = learn_ports;
 }
 
@@ -34,7 +34,7 @@ fn learn_ports<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     1
 }
 
-/// The kind of a later fragment, with the ports that its first one had.
+/// The kind of a later fragment, with the ports of its first one.
 #[inline(always)]
 pub fn of_known<F: Wire>(packet: &mut Packet<F>) -> Kind {
     let (proto, side) = (packet.ip.proto, packet.side);

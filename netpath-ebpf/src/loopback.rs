@@ -1,8 +1,8 @@
-//! Ingress of `lo`: clients on the host that bound a source address themselves, which the sock_addr programs leave alone,
-//! and the host's errors about what was sent with its address.
+//! Ingress of `lo`: clients on the host that bound a source address, which the sock_addr programs ignore, and the
+//! host's ICMP errors about packets that were masqueraded with its address.
 //!
-//! The clients' packets get the bridge's address as source, so that the container can answer; the answers go back into `lo`
-//! (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
+//! The clients' packets get the bridge's address as source, so that the container can reply; replies go back into
+//! `lo` (`bridge.rs`), which needs `route_localnet` and `accept_local` there.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
@@ -56,15 +56,15 @@ impl Walk for Ingress {
     }
 }
 
-/// What the host tells the sender of a translated packet, whom it takes for itself: that nobody has the address it is for.
+/// The host's ICMP error about a packet that was masqueraded with its address: the destination is unreachable.
 #[inline(always)]
 fn host_icmp_error<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
     if icmp::follow(ctx, scratch, u32::from(SIDE_UPLINK)) == 0 {
         return NOT_OURS;
     }
     let hop = &mut scratch.hop;
-    // It carries the host's route: the stack would deliver it to the host. That is right for what the host has sent itself;
-    // who takes the stack through an uplink is told by it before anything is translated.
+    // The error carries the host's route: the stack would deliver it to the host. That is right for packets of the
+    // host itself; flows on the edge path get errors from the stack before translation.
     if is_inward(hop.next.forward) {
         hop.next.forward = FORWARD_EGRESS;
     } else if hop.next.origin != Reason::FlowHost as u8 {
@@ -80,13 +80,13 @@ subprog! {
 
 #[inline(always)]
 fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u64 {
-    // What answers a socket of the host, which may have a published port.
+    // Replies to a socket of the host, which may have a published port.
     if !flow::is_syn(scratch.packet.tcp_flags)
         && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0
     {
         return NOT_OURS.pack();
     }
-    // What travels over lo is addressed to the host.
+    // Packets on lo are addressed to the host.
     let bridge = port_lookup::select_target(ctx, scratch, slot, 1);
     let Some(net) = maps::find(&maps::NETWORK, bridge) else { return NOT_OURS.pack() };
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
@@ -106,7 +106,7 @@ fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u3
     plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowLoopback as u8;
-    // No hardware address: lo's own is zero, and a frame to another would not be taken.
+    // No hardware address: lo's own is zero, and a frame to another would be ignored.
     plan.back =
         NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..NextHop::default() };
     flows::begin(ctx, scratch, true, Reason::FlowLoopback).pack()

@@ -1,4 +1,4 @@
-//! What leaves a container network for the outside: the address that others see, and the flow that brings answers back.
+//! Masquerade: the source address of packets to the outside, and the flow for their replies.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -20,15 +20,15 @@ pub fn subnet_of<F: Wire>(a: &F::Addr) -> Option<Subnet> {
     maps::SUBNET.get(Key::new(128, F::mapped(*a).0)).copied()
 }
 
-/// Whether an address may be a source on this bridge.
+/// Whether an address is a valid source on this bridge.
 #[inline(always)]
 pub fn belongs<F: Wire>(a: &F::Addr, bridge: u32) -> bool {
     matches!(subnet_of::<F>(a), Some(s) if s.bridge == bridge)
 }
 
 subprog! {
-    /// Begins the flow of the packet on the scratch, which came in from `bridge`; gives a packed verdict. `uplink`: the
-    /// device that it is about to leave by; 0 = the kernel is asked.
+    /// Begins the flow of the packet in scratch, which came in from `bridge`; gives a packed verdict. `uplink`: the
+    /// device that it leaves by; 0 = the kernel's route decides.
     pub fn begin(bridge: u32, uplink: u32) -> u64 as np_outward4, np_outward6 = begin_outward;
 }
 
@@ -37,7 +37,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     const NO_ROUTE: u64 = verdict::stack(Reason::StackNoRoute).pack();
     let route = kernel_lookup::route(ctx, scratch);
     let ifindex = if uplink == 0 { route } else { uplink };
-    // A device that is no uplink would not bring the answers back.
+    // Replies do not come back by a device that is no uplink.
     let (Some(net), Some(way_out)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
         return NO_ROUTE;
     };
@@ -54,7 +54,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
         return NO_ROUTE;
     }
     let edge = net.flags & NET_EDGE != 0;
-    // The first packet goes by the kernel's neighbour table, those behind it straight to the next hop if that is known.
+    // The first packet goes by the kernel's neighbour table, later ones directly to the next hop if it is known.
     let is_known = way_out.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,
@@ -63,7 +63,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     };
     let next_hop_mac = if is_known { plan.there.next_hop_mac } else { Mac::default() };
     plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: way_out.mtu as u16, ..NextHop::default() };
-    // What the stack lets out has been measured by it.
+    // The stack has already checked the size of its packets.
     if uplink == 0
         && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
     {
@@ -85,16 +85,16 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
         plan.back =
             NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
     }
-    // In the middle of a connection only for one whose other half is left: it has kept its port.
+    // A flow begins in the middle of a connection only if its reverse entry exists: it has kept its port.
     if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();
     }
-    // A sender that is seen as it is shares no ports with the host.
+    // A sender with its own address shares no ports with the host.
     flows::begin(ctx, scratch, masqueraded, Reason::FlowMasqueraded).pack()
 }
 
-/// A socket of the host begins to talk from a port that a container's flow to the same end has been given: it gets another,
-/// as the container would have, had it come later.
+/// A socket of the host begins a flow from a port that a container's flow to the same destination holds: it gets
+/// another port, as a later flow of the container would.
 #[inline(always)]
 pub fn begin_own<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;

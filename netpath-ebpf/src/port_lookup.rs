@@ -1,4 +1,4 @@
-//! Which publish answers a packet.
+//! Look-up of published ports: which publish answers a packet.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -16,7 +16,7 @@ use crate::scratch::{Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::{kernel_lookup, maps};
 
-/// [`select_target`]: the client is not on the publish's list.
+/// Result of [`select_target`]: the client is not on the publish's allow list.
 pub const REFUSED: u32 = u32::MAX;
 const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
@@ -32,8 +32,8 @@ pub fn slot(proto: u8, port: u16) -> u32 {
     table.get(u32::from(port)).copied().unwrap_or(0)
 }
 
-/// The rule of the chain at `slot` that serves `host`:`port` in a family for which `serves` holds, and whether it does so
-/// only if `host` is one of the host's own addresses.
+/// The rule of the chain at `slot` that serves `host`:`port` and satisfies `serves`, and whether only for the host's
+/// own addresses.
 #[inline(always)]
 pub fn find(
     slot: u32,
@@ -63,13 +63,14 @@ pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'st
     find(slot, &F::mapped(packet.dst), packet.dport.value(), proto, |r| !F::is_unset(&F::target(r)))
 }
 
-/// The rule serves the packet if that is addressed to the host itself. Bridges have no such number.
+/// Flag: the rule serves the packet only if it is addressed to the host itself. No bridge has such an index.
 const IF_LOCAL: u32 = 1 << 31;
 
-/// Aims the flow in the making at the container that the published port of the packet on the scratch leads to: its `to`'s
-/// destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it. [`REFUSED`]: one
-/// does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
-// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+/// Selects the container behind the published port of the packet in scratch as target of the pending flow: sets the
+/// destination of `to`, and `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves the
+/// packet. [`REFUSED`]: a rule does, but not for this client. `local` = 1: the packet is the host's own, addressed to
+/// itself.
+// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
 pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
     let chosen = choose(ctx, scratch, slot, local);
@@ -83,13 +84,14 @@ pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot
 }
 
 subprog! {
-    /// [`select_target`], with [`IF_LOCAL`] where that has to be asked yet.
+    /// [`select_target`], with [`IF_LOCAL`] if the address still has to be checked.
     fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = choose_target;
 
-    /// The way to the sender of the packet on the scratch, as `back` of the flow in the making. Gives its traffic counter.
+    /// Sets the next hop to the sender of the packet in scratch as `back` of the pending flow. Gives its traffic
+    /// counter.
     pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
 
-    /// The way to the destination of the packet on the scratch, as `there`. Gives its traffic counter.
+    /// Sets the next hop to the destination of the packet in scratch as `there`. Gives its traffic counter.
     pub fn way_in(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
 }
 
@@ -113,13 +115,13 @@ fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u
     rule.bridge | must_ask
 }
 
-/// Whether netfilter translates some SCTP port of the container that has this address.
+/// Whether netfilter translates SCTP ports of the container with this address.
 #[inline(always)]
 pub fn has_moved_sctp<F: Wire>(address: &F::Addr) -> bool {
     maps::find(&maps::ENDPOINT, F::mapped(*address)).is_some_and(|e| e.flags & ENDPOINT_MOVED_SCTP != 0)
 }
 
-/// Whether the rule has a list of clients and `client` is not on it.
+/// Whether the rule has an allow list without `client`.
 #[inline(always)]
 pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
     let key = || AllowKey { list: rule.allow.to_be_bytes(), client: F::mapped(*client) };
@@ -138,7 +140,7 @@ fn inward<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -
     set_way::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
 }
 
-/// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
+/// The next hop to a container: directly into it, or by its bridge for an address without an endpoint.
 #[inline(always)]
 fn set_way<F: Wire>(way: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
     match maps::find(&maps::ENDPOINT, F::mapped(*address)) {

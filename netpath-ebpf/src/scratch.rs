@@ -1,6 +1,6 @@
-//! What the functions of a program hand to each other. There are 512 bytes of stack, which does not hold a packet and a
-//! flow in the making; so they lie in a per-processor map. Programs run with bottom halves off and do not nest, hence a
-//! run has its processor's scratch for itself.
+//! Data that the functions of a program share. The stack of 512 bytes cannot hold a packet and a pending flow, so a
+//! per-CPU map does. Programs run with bottom halves disabled and do not nest, hence a run has its processor's
+//! scratch to itself.
 
 use core::ops::{Deref, DerefMut};
 
@@ -15,9 +15,9 @@ use crate::packet::Packet;
 
 #[repr(C)]
 pub struct Scratch<F: Wire> {
-    /// The packet under way.
+    /// The current packet.
     pub packet: Packet<F>,
-    /// What an ICMP error quotes.
+    /// The quotation of an ICMP error.
     pub quoted: Quoted<F>,
     pub hop: Hop<F>,
     pub pending: PendingFlow<F>,
@@ -36,15 +36,15 @@ pub struct Hop<F: Wire> {
     pub next: Next,
 }
 
-/// A flow in the making.
+/// A flow that is about to be written.
 #[repr(C)]
 pub struct PendingFlow<F: Wire> {
     pub plan: NewFlow<F>,
-    /// Whether ports of the host's sockets are spared.
+    /// Whether ports of the host's sockets are avoided.
     pub spare_sockets: bool,
-    /// Whether a flow that is spent or adrift gives its port.
+    /// Whether the port of a closed or orphaned flow may be reused.
     pub may_evict: bool,
-    /// How often a source port is looked for, and what is drawn from.
+    /// Number of tries for a source port, and the seed of the search.
     pub tries: u32,
     pub random: u32,
     pub now: u32,
@@ -54,14 +54,14 @@ pub struct PendingFlow<F: Wire> {
     pub reverse: F::Flow,
 }
 
-/// The scratch as one function of the machine has it. It is lent to what is compiled into that function and, as a whole, to the
-/// global functions that it calls (`subprog.rs`): these have a `ScratchMut` of their own, and the caller has no part borrowed
-/// meanwhile, or it would not compile.
+/// The scratch of one BPF function. It is lent to code inlined into that function and, as a whole, to the global
+/// functions that it calls (`subprog.rs`): these take a `ScratchMut` of their own, while the borrow checker ensures
+/// that the caller holds no reference into its own.
 pub struct ScratchMut<F: Wire>(*mut Scratch<F>);
 
 impl<F: Wire> ScratchMut<F> {
     /// # Safety
-    /// Once in a function of the machine, and its callers have no part of the scratch borrowed.
+    /// At most once per BPF function; its callers hold no reference into the scratch.
     #[inline(always)]
     pub unsafe fn take() -> Option<Self> {
         F::scratch().get_ptr_mut(0).map(Self)

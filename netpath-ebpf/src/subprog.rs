@@ -1,6 +1,6 @@
-//! Global functions: the verifier checks each once on its own (5.6), however often and from however many paths it is
-//! called, which keeps the programs small to it. They take the context and numbers, and have a stack frame of their own;
-//! the rest is on the scratch (`scratch.rs`).
+//! Global functions: the verifier checks each once on its own (5.6), independent of the number of calls, which keeps
+//! the verified size of the programs small. They take the context and numbers, and have a stack frame of their own;
+//! all else is in scratch (`scratch.rs`).
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
@@ -9,8 +9,8 @@ use crate::headers::Wire;
 use crate::scratch::ScratchMut;
 use crate::verdict::NOT_OURS;
 
-/// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of the
-/// right one, to which the whole scratch is lent.
+/// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of
+/// the right one, to which the whole scratch is lent.
 macro_rules! subprog {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $t:ty),*) -> $ret:ty as $v4:ident, $v6:ident = $body:ident;)*) => { $(
         #[unsafe(no_mangle)]
@@ -39,7 +39,7 @@ macro_rules! subprog {
 
 pub(crate) use subprog;
 
-/// What a global function gives when it has no scratch, which never happens.
+/// Result of a global function without scratch, which does not happen.
 pub trait Answer {
     const NONE: Self;
 }
@@ -56,15 +56,15 @@ impl Answer for u64 {
 #[inline(always)]
 pub fn enter<F: Wire, R: Answer>(skb: *mut __sk_buff, body: impl FnOnce(&TcContext, &mut ScratchMut<F>) -> R) -> R {
     keep(skb);
-    // SAFETY: of the global function that this is compiled into; its callers have lent theirs to it.
+    // SAFETY: the first in the global function that this is inlined into; its callers have lent theirs to it.
     let Some(mut scratch) = (unsafe { ScratchMut::take() }) else { return R::NONE };
     body(&TcContext::new(skb), &mut scratch)
 }
 
-/// An argument that a body does not use would be passed as garbage, and the verifier looks at what is passed.
+/// An unused argument would be passed uninitialised, and the verifier checks arguments.
 #[inline(always)]
 fn keep(skb: *mut __sk_buff) {
-    // SAFETY: the register keeps its value. (With no instruction in it, the line table would have two lines at one
-    // place, which the kernel refuses.)
+    // SAFETY: the register keeps its value. (Without an instruction the line table would have two lines at one place,
+    // which the kernel rejects.)
     unsafe { core::arch::asm!("{0} = {0}", in(reg) skb, options(nomem, nostack, preserves_flags)) };
 }

@@ -1,6 +1,6 @@
-//! Egress of uplinks: nothing leaves with a container's own address unless its network says so. Here pass the packets that
-//! take the host's stack: of networks on the edge path all, of others what the stack had to deal with (too big, TTL at its
-//! end), and the errors of the host itself about packets that were translated.
+//! Egress of uplinks: no packet leaves with a container's own address unless its network allows it. The packets here
+//! took the host's stack: all of networks on the edge path, those of others that the stack had to handle (too big,
+//! TTL exhausted), and the host's own errors about translated packets.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::flow;
@@ -18,37 +18,38 @@ use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::{flows, fragment, icmp, maps, masquerade, packet};
 
-/// IPv6 headers that may be before the transport's in a piece: hop-by-hop and destination options, the fragment header
-/// itself (RFC 8200 §4.3, §4.6, §4.5).
+/// IPv6 headers that may precede the transport header in a fragment: hop-by-hop and destination options, the fragment
+/// header itself (RFC 8200 §4.3, §4.6, §4.5).
 const HOP_BY_HOP: u8 = 0;
 const OPTIONS: u8 = 60;
 const FRAGMENT: u8 = 44;
 
-/// Of an uplink whose frames have an Ethernet header.
+/// Egress of an uplink with an Ethernet header.
 pub struct Egress;
-/// Of one whose frames have none.
+/// Egress of an uplink without an Ethernet header (tun, WireGuard).
 pub struct EgressL3;
 
-/// Where the packet came in; 0 = the host sent it.
+/// The device that the packet came from; 0 = the host sent it.
 #[inline(always)]
 fn origin(ctx: &TcContext) -> u32 {
     // SAFETY: a context field, read-only.
     unsafe { (*ctx.skb.skb).ingress_ifindex }
 }
 
-/// What the programs have sent here, most of what the host sends itself, and what others forward.
+/// Packets redirected by the programs, most packets of the host itself, and forwarded packets of other networks.
 #[inline(always)]
 fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
     if packet::take_sent(ctx) {
         return true;
     }
     let proto = F::protocol(ctx, l3);
-    // Pieces that the stack has cut do not all know where they came in: `ip6_copy_metadata()` leaves that out.
+    // Fragments made by the stack may lack their ingress device: `ip6_copy_metadata()` does not copy it.
     if !F::IS_V4 && matches!(proto, Some(FRAGMENT | HOP_BY_HOP | OPTIONS)) {
         return false;
     }
     match origin(ctx) {
-        // The host's own: its errors may quote what was translated, and it may use a port that a container was given.
+        // Packets of the host itself: its errors may quote translated packets, and it may use a port that a
+        // container's flow holds.
         0 => match proto {
             Some(PROTO_TCP | PROTO_UDP) => {
                 !F::peek(ctx, l3).is_some_and(|g| flows::is_marked(g.proto, g.sport.value()))
@@ -59,14 +60,14 @@ fn is_of_others<F: Wire>(ctx: &TcContext, l3: usize) -> bool {
     }
 }
 
-/// The bridge that a packet without an origin belongs to by its source; 0 = none, it is the host's own.
+/// The bridge of a packet without an ingress device, by its source; 0 = none, it is the host's own.
 #[inline(always)]
 fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
     let from = origin(ctx);
     if maps::find(&maps::NETWORK, from).is_some() {
         return from;
     }
-    // The host speaks from its bridges' addresses too: it answers to them wherever they are asked from.
+    // The host sends from its bridges' addresses too, and replies from them to clients anywhere.
     if maps::find(&maps::LOCAL, F::mapped(packet.tuple.src)).is_some() {
         return 0;
     }
@@ -83,7 +84,7 @@ impl Walk for Egress {
 
     #[inline(always)]
     fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
-        // A flow that has been given its address for another device is the long way's to end.
+        // A flow with an address for another device is ended by the slow path.
         fast_path::follow_if::<F, false>(ctx, plain, |next| {
             next.state & flow::REPLY_HALF != 0 || next.ifindex == packet::ifindex(ctx)
         })
@@ -116,7 +117,7 @@ impl Walk for EgressL3 {
 }
 
 subprog! {
-    /// A packet that the short way has not dealt with; gives a packed verdict.
+    /// A packet that the fast path left; gives a packed verdict.
     fn leave() -> u64 as np_leave4, np_leave6 = take_leave;
 }
 
@@ -125,7 +126,7 @@ fn take_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let packet = &scratch.packet;
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     let known = translatable || packet.kind == Kind::EchoReply;
-    // Flows of both paths: one that is offloaded is found as the bridge saw it.
+    // Flows of both paths: an offloaded flow is found under the bridge's side.
     let followed = if packet.kind == Kind::Error {
         icmp::follow(ctx, scratch, u32::from(SIDE_EGRESS)) != 0
             || icmp::follow(ctx, scratch, u32::from(SIDE_BRIDGE)) != 0
@@ -146,8 +147,8 @@ fn take_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
         if begins && flows::is_taken(ctx, packet) {
             return masquerade::begin_own(ctx, scratch);
         }
-        // It keeps its port this time: what the last connection was given must not be found by the packets behind this one.
-        // Of other protocols an ended flow is not found by anybody, and each of their packets would come by here.
+        // It keeps its port: later packets must not find the flow of an earlier connection. Ended flows of other
+        // protocols are not found anyway, and each of their packets would pass here.
         if begins && packet.kind == Kind::Tcp {
             flows::forget(ctx, scratch);
         }
@@ -155,7 +156,7 @@ fn take_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     }
     let Some(flags) = maps::find(&maps::NETWORK, from).map(|n| n.flags) else { return NOT_OURS.pack() };
     if flags & NET_MASQUERADE == 0 {
-        // Seen as they are, and tracked so that answers are let in, if not all is.
+        // They keep their addresses, and need a flow to admit replies unless the network is open.
         if flags & NET_DIRECT == 0
             && translatable
             && packet.may_begin()
@@ -191,8 +192,8 @@ fn follow_offloaded<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     followed
 }
 
-/// Whatever the flow's own way is, this packet has taken the stack's; but an answer that the stack would let out by another
-/// uplink than it was asked by leaves as the question came, if it can ([`flows::way_back`]).
+/// Independent of the flow's own next hop, this packet has taken the stack's route; but a reply that the stack would
+/// send by another uplink than that of the request leaves by the latter if it can ([`flows::way_back`]).
 #[inline(always)]
 fn go_on<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, verdict: Verdict) -> u64 {
     let Scratch { packet, hop, .. } = &mut **scratch;

@@ -1,4 +1,5 @@
-//! Ingress of uplinks: published ports in, answers to what containers have begun back, and nothing else to them.
+//! Ingress of uplinks: packets to published ports and replies to flows of containers; all else to containers is
+//! dropped.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
@@ -20,9 +21,9 @@ use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
 use crate::{flows, fragment, icmp, kernel_lookup, maps, masquerade, packet, port_lookup};
 
-/// Of an uplink whose frames have an Ethernet header.
+/// Ingress of an uplink with an Ethernet header.
 pub struct Ingress;
-/// Of one whose frames have none.
+/// Ingress of an uplink without an Ethernet header (tun, WireGuard).
 pub struct IngressL3;
 
 impl Walk for Ingress {
@@ -67,7 +68,7 @@ pub fn is_not_ours<F: Wire>(ctx: &impl View, l3: usize) -> bool {
     port_lookup::slot(proto, port) == 0 && !flows::is_marked(proto, port) && !may_be_in_subnet(&F::mapped(dst))
 }
 
-/// Whether an address may be in a container's subnet: one load, and no look-up for most of what is not.
+/// Whether an address may be in a container's subnet: one load excludes most that are not.
 #[inline(always)]
 pub fn may_be_in_subnet(address: &Addr) -> bool {
     let (word, bit) = subnet_hint(address);
@@ -77,7 +78,7 @@ pub fn may_be_in_subnet(address: &Addr) -> bool {
 #[inline(always)]
 fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
     let packet = &scratch.packet;
-    // A publish on 127.0.0.1 must not answer to a wire, whatever route_localnet says.
+    // A publish on 127.0.0.1 must not be reachable from a link, whatever route_localnet is.
     if F::kind(&packet.tuple.dst) == AddressKind::Loopback || F::kind(&packet.tuple.src) == AddressKind::Loopback {
         return verdict::drop(Reason::DropMartian);
     }
@@ -107,26 +108,27 @@ fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
 }
 
 subprog! {
-    /// A packet that belongs to no flow and no publish; gives a packed verdict.
+    /// A packet without flow and publish; gives a packed verdict.
     fn no_flow() -> u64 as np_arrival4, np_arrival6 = handle_no_flow;
 
-    /// A packet to a published port that belongs to no flow; gives a packed verdict.
+    /// A packet to a published port without a flow; gives a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
 
-    /// Makes the bridge the sender of the flow in the making, to a client on the uplink's own link; 0 if it cannot be.
+    /// Makes the bridge's address the source of the pending flow for a client with a link-local address; 0 if
+    /// impossible.
     fn snat_to_gateway(bridge: u32) -> u32 as np_stand_in4, np_stand_in6 = use_gateway_source;
 
-    /// A packet to a container's own address, on a network that is open; gives a packed verdict.
+    /// A packet to a container's own address, on an open network; gives a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
 
 #[inline(always)]
 fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
-    // The fragments behind a first one that is not ours are not ours either.
+    // Later fragments of a packet that is not ours are not ours either.
     if scratch.packet.ip.fragment == Fragment::First {
         fragment::learn(ctx, scratch);
     }
-    // Nothing is reached that was not published, unless its network is open.
+    // Only published ports are reachable, unless the network is open.
     let dst = &scratch.packet.tuple.dst;
     if may_be_in_subnet(&F::mapped(*dst))
         && let Some(subnet) = masquerade::subnet_of::<F>(dst)
@@ -147,8 +149,9 @@ fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: 
         port_lookup::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
         bridge => bridge,
     };
-    // The host itself may talk from a port that is published: then the packet answers one of its own sockets. A new
-    // connection begins with a SYN; anything else is a flow that the table has lost, and is made anew from the rule.
+    // The host itself may use a published port as source: then the packet is a reply to one of its sockets. A new
+    // connection begins with a SYN; any other segment belongs to a flow that the table has lost, which is recreated
+    // from the rule.
     if scratch.packet.ip.fragment == Fragment::Later
         || (!flow::is_syn(scratch.packet.tcp_flags)
             && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0)
@@ -158,7 +161,7 @@ fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: 
     begin_inward(ctx, scratch, bridge, Reason::FlowPublished)
 }
 
-/// It keeps its addresses. The flow leads its answers past masquerade, and both past the bridge.
+/// Addresses are kept. The flow exempts its replies from masquerade, and both directions bypass the bridge.
 #[inline(always)]
 fn begin_direct<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u64 {
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
@@ -173,7 +176,7 @@ fn begin_direct<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     begin_inward(ctx, scratch, bridge, Reason::FlowDirect)
 }
 
-/// Begins the flow that is aimed already, from the packet's sender to the container and back by this uplink.
+/// Begins the flow with the selected target, from the packet's sender to the container and back by this uplink.
 #[inline(always)]
 fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32, reason: Reason) -> u64 {
     let ifindex = packet::ifindex(ctx);
@@ -196,7 +199,8 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     if flags & NET_EDGE != 0 {
         plan.reverse_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;
-        // Where the stack's way is another, the answers are turned round at the uplink that it leads to (`uplink_egress.rs`).
+        // If the stack routes replies elsewhere, they are redirected at the egress of that uplink
+        // (`uplink_egress.rs`).
         if plan.back.forward != FORWARD_LINK {
             plan.back = NextHop {
                 ifindex,
@@ -214,8 +218,8 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     flows::begin(ctx, scratch, on_link, reason).pack()
 }
 
-/// The container cannot answer to an address of another link: the bridge speaks for it, as in a hairpin. The stack would
-/// not pass that on, nor can its filters be asked on the way.
+/// The container cannot reply to a link-local address of another link: the bridge's address replaces it, as in a
+/// hairpin. The stack would not forward it, so the edge path is not available.
 #[inline(always)]
 fn use_gateway_source<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
     let Some(network) = maps::find(&maps::NETWORK, bridge) else { return 0 };

@@ -1,4 +1,4 @@
-//! What becomes of a packet: sending it on, counting and logging.
+//! Outcome of a packet walk: forwarding, counting and logging.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -21,7 +21,7 @@ use crate::scratch::{Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::{fragment, icmp, maps};
 
-/// A decision: the classifier's return value, and why.
+/// The classifier's return value, and the reason.
 #[derive(Clone, Copy)]
 pub struct Verdict {
     pub action: i32,
@@ -54,16 +54,16 @@ pub const fn drop(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_SHOT, reason }
 }
 
-/// The packet's flow was just written down, its hop is on the scratch: the verdict of functions that make flows.
+/// The flow of the packet was just written, its hop is in scratch: the verdict of functions that create flows.
 #[inline(always)]
 pub const fn begun(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_REDIRECT, reason }
 }
 
-/// The packet goes on by the hop on the scratch.
+/// The packet is forwarded by the hop in scratch.
 pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 
-/// Ends the walk of a packet: sends it by its hop if it has one, says so if it is dropped.
+/// Ends the walk of a packet: forwards it by its hop if it has one, logs it if it is dropped.
 #[inline(always)]
 pub fn conclude<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
@@ -114,14 +114,15 @@ pub fn traffic(ctx: &impl View, next: &Next) {
     }
 }
 
-/// Whether a packet may be too large for a way. Into a container an IPv4 packet never is: what has come in here can be
-/// received there. With IPv6 that is not so for what `br_netfilter` has put together from pieces: it does not arrive.
+/// Whether a packet may exceed the MTU of a hop. Into a container an IPv4 packet never does: what arrived here can be
+/// received there. IPv6 packets that `br_netfilter` has reassembled can, and are lost.
 #[inline(always)]
 pub fn is_limited<F: Wire>(forward: u8) -> bool {
     is_outward(forward) || (!F::IS_V4 && is_inward(forward))
 }
 
-/// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
+/// Whether the packet can be forwarded so; if not, why the stack has to handle it. Checked before anything is
+/// changed.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
     if forward == FORWARD_STACK {
@@ -137,9 +138,9 @@ pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: 
     None
 }
 
-/// Whether the stack can deal with a packet that is translated already. From an uplink always: before that, it is for the
-/// host itself, so that only then its error is the right one. A hairpin packet has an address of the host's as source then,
-/// which IPv6 alone takes from a bridge, and cuts into pieces again.
+/// Whether the stack can handle an already translated packet. From an uplink always: untranslated it is addressed to
+/// the host itself, so only the error about the translated packet is right. A translated hairpin packet has a source
+/// address of the host, which only IPv6 accepts from a bridge, and fragments again.
 #[inline(always)]
 pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) -> bool {
     let hairpin = packet.side == SIDE_BRIDGE && is_inward(forward);
@@ -147,10 +148,10 @@ pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) 
 }
 
 subprog! {
-    /// Translates the packet on the scratch for the hop there; gives a packed verdict, to be followed by [`send`].
+    /// Translates the packet in scratch for the hop there; gives a packed verdict, to be followed by [`send`].
     fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
 
-    /// Sends it; gives a packed verdict.
+    /// Forwards it; gives a packed verdict.
     fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
     fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
@@ -197,7 +198,7 @@ fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u3
     Verdict { action: redirect(ctx, next.ifindex, forward), reason: Reason::at(reason) }.pack()
 }
 
-/// Hands the packet to the device `ifindex`; gives the action.
+/// Redirects the packet to the device `ifindex`; gives the action.
 #[inline(always)]
 pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     if is_outward(forward) {
@@ -215,8 +216,8 @@ pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     action as i32
 }
 
-/// How a packet goes on, and the hardware addresses that it needs for that. A way out whose uplink is not known any more is
-/// the kernel's.
+/// How a packet is forwarded, and the hardware addresses for it. If the uplink is no longer known, the kernel's
+/// neighbour table decides.
 #[inline(always)]
 pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     if next.forward != FORWARD_LINK {
@@ -228,13 +229,13 @@ pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     }
 }
 
-/// Hardware addresses as they lie at the begin of a frame.
+/// Hardware addresses as at the start of a frame.
 #[inline(always)]
 pub fn addresses(macs: &[Mac; 2]) -> [u32; 3] {
     zerocopy::transmute!(*macs)
 }
 
-/// Writes the hardware addresses, and a whole Ethernet header for a packet that came without one.
+/// Writes the hardware addresses, or a whole Ethernet header for a packet without one.
 #[inline(always)]
 fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -> Result<(), ()> {
     if packet.l3 == ETHERNET {

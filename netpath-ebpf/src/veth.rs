@@ -1,8 +1,8 @@
-//! Ingress of a container's veth, ahead of the bridge: packets of known flows that leave by an uplink. All else goes on to
-//! the bridge, whose program knows the rest (`bridge.rs`).
+//! Ingress of a container's veth, ahead of the bridge: packets of known flows that leave by an uplink. All other
+//! packets pass to the bridge and its program (`bridge.rs`).
 //!
-//! A frame between two containers of one network has their hardware addresses; only what is addressed to the bridge itself
-//! is the router's.
+//! A frame between two containers of one network has their hardware addresses; only frames addressed to the bridge
+//! itself are routed.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::layout::{SIDE_BRIDGE, is_outward};

@@ -655,8 +655,8 @@ impl Lab {
             ifindex: self.web,
             last_seen: crate::maps::now() + ticks(3),
             // A repeated run looks at what it has made of the frame.
-            dmac: frame.dmac,
-            smac: frame.smac,
+            match_dmac: frame.dmac,
+            next_hop_mac: frame.smac,
             mtu: 1500,
             forward,
             state: netpath_common::flow::REPLIED,

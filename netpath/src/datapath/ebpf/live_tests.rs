@@ -1,5 +1,5 @@
-//! The rung against a real kernel, in namespaces of the test thread's own: network, and mounts with a bpffs, so that
-//! nothing outlives the test.
+//! The rung on a real kernel, in namespaces of the test thread: network, and mounts with a bpffs, so that nothing
+//! outlives the test.
 
 use super::compile::tests::{at, record, tcp};
 use super::maps::{Flows, PinnedMap, Shape};
@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::time::Instant;
 
-/// A network namespace with a bridge for the endpoints of `compile::tests` and another that stands for an uplink.
+/// A network namespace with a bridge for the endpoints of `compile::tests` and another one as uplink.
 pub(super) struct Host {
     pub(super) rtnl: Rtnl,
     cookie: u64,
@@ -148,7 +148,7 @@ fn many_ports_cost_about_as_much_as_one() {
     host.reconcile(&Desired::default());
 }
 
-/// No port may be closed for rules that have no room.
+/// Ports must stay open if the new rules do not fit.
 #[test]
 fn more_rules_than_there_is_room_for_leave_every_port_as_it_is() {
     let Some(host) = Host::new("more_rules_than_there_is_room_for_leave_every_port_as_it_is") else { return };
@@ -174,7 +174,8 @@ fn what_is_half_there_is_put_right() {
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
     host.reconcile(&desired);
     let pins = host.pins();
-    // Killed while pins were removed or made: a mark without its programs never stands, links may be missing.
+    // State after a kill while pins were made or removed: the mark is never there without its programs, links may be
+    // missing.
     pins.unpin(&pins.link("np_lo_in-1")).expect("unpinned");
     pins.unpin(&pins.link("np_connect4")).expect("unpinned");
     assert_eq!(2, host.reconcile(&desired));
@@ -226,7 +227,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         shape.expect("the shapes are those of the object");
     }
 
-    // Larger keys and values than a caller would have room for; of the right sizes and another type; fewer entries.
+    // Larger keys and values than the caller's buffers; the right sizes and another type; fewer entries.
     for (name, in_its_place, cause) in [
         (
             name::FLOW4,
@@ -256,7 +257,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         std::fs::rename(&kept, pins.map(name)).expect("back");
     }
 
-    // The step that the error names.
+    // The remedy of the error.
     pins.unpin(&pins.map(name::UPLINK)).expect("unpinned");
     std::fs::rename(pins.map(name::NETWORK), pins.map(name::UPLINK)).expect("in its place");
     let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("a map of another shape");
@@ -290,7 +291,7 @@ fn a_link_that_lost_its_pin_may_take_a_while_to_go() {
     let pin = host.pins().link("np_lo_in-1");
     let held = sys::open_pin(&pin).expect("opened").expect("a link");
     host.pins().unpin(&pin).expect("unpinned");
-    // As the kernel's own work queue does on a busy machine.
+    // As the kernel's work queue on a busy machine.
     let later = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         drop(held);
@@ -323,7 +324,7 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     let desired = host.desired(vec![vec![]]);
     host.reconcile(&desired);
     let (pins, up, bridge) = (host.pins(), host.index("up0"), host.index("podman1"));
-    // A qdisc of somebody else's on the uplink.
+    // A foreign qdisc on the uplink.
     let mut tc = clsact::Tc::open().expect("netlink");
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
@@ -370,7 +371,7 @@ fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
     let key = |dst: [u8; 4]| FlowKey4 { src: [192, 0, 2, 9], dst, proto: layout::PROTO_UDP, ..FlowKey4::default() };
     let to = |dst: [u8; 4]| Flow4 { src: [192, 0, 2, 9], dst, ..Flow4::default() };
     let (first, second) = ([10, 88, 0, 2], [10, 88, 0, 3]);
-    // One that names the container before translation, two after.
+    // One with the container's address before translation, two after.
     let keys = [key(first), key([192, 0, 2, 1]), key([192, 0, 2, 2])];
     flows.update(&keys, &[to([192, 0, 2, 1]), to(first), to(second)]).expect("written");
     let socks = host.map(&maps::SOCK);
@@ -436,7 +437,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     host.reconcile(&Desired::default());
 }
 
-/// A command that only asks whether a monitor is alive holds the same lock for a moment.
+/// A command that only tests for a running monitor holds the same lock briefly.
 #[test]
 fn a_monitor_starts_while_commands_ask_for_one() {
     let Some(host) = Host::new("a_monitor_starts_while_commands_ask_for_one") else { return };
@@ -457,7 +458,7 @@ fn a_monitor_starts_while_commands_ask_for_one() {
     host.reconcile(&Desired::default());
 }
 
-/// The place of its other half may be another flow's by now.
+/// The slot of the other entry may belong to another flow.
 #[test]
 fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
     use netpath_common::layout::{Next, SIDE_BRIDGE, SIDE_UPLINK};

@@ -1,8 +1,8 @@
 //! The eBPF rung: programs at uplinks, bridges, `lo` and the cgroup root translate and redirect every packet.
 //!
-//! Everything it holds in the kernel is pinned below the namespace's cookie (`pins`), so that no process has to stay.
-//! `loader` brings the maps and programs in, `compile` says what the maps must hold, `map_sync` writes it, `attach`
-//! attaches. Walks: docs/architecture.md.
+//! All kernel objects are pinned below the namespace's cookie (`pins`), so that no process has to stay. `loader`
+//! loads maps and programs, `compile` computes the contents of the maps, `map_sync` writes them, `attach` attaches.
+//! Walks: docs/architecture.md.
 
 mod allow;
 pub mod attach;
@@ -38,7 +38,7 @@ pub enum TcMode {
 }
 
 impl TcMode {
-    /// `NETPATH_TC`: for tests, and for hosts where other software cannot live with one of the two.
+    /// `NETPATH_TC`: for tests, and for hosts whose other software is incompatible with one of the two.
     ///
     /// # Errors
     /// It is neither `tcx` nor `clsact`.
@@ -72,7 +72,7 @@ impl Datapath for Ebpf {
         netpath_common::layout::RULE_CHAIN as usize
     }
 
-    /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
+    /// Replies to clients bound to a loopback address come back through `lo` from a container's address.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         let on_lo = ["route_localnet", "accept_local"]
             .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
@@ -85,7 +85,7 @@ impl Datapath for Ebpf {
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let pins = Pins::of(host.cookie);
-        // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
+        // Without ready endpoints nothing is kept; a setup in progress loads the programs again.
         if desired.ready().next().is_none() {
             let rules = sctp_netfilter::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
@@ -108,21 +108,22 @@ impl Datapath for Ebpf {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
         }
-        // The bridge of an endpoint that has just gone is still there, and no uplink.
+        // The bridge of an endpoint that has just gone still exists, and is no uplink.
         let bridges = map_sync::bridges(&pins)?;
         let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
-        // First what ends, last what begins; in between nothing leads to what is only half there.
+        // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
         let mut ports = ports::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
         changed += map_sync::sync(&pins, &tables)?;
         if !others.is_empty() {
-            // The programs in place know none of this yet: those that follow them must find all of it.
+            // Programs of another layout still run and do not use these maps: the new programs must find complete
+            // state.
             changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
         }
         changed += attach::reconcile(&pins, &attach::wanted(&tables), TcMode::forced()?)?;
-        // One program at a time; until ours is there, the classifiers do it all.
+        // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(&pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
@@ -138,7 +139,7 @@ impl Datapath for Ebpf {
     }
 }
 
-/// Whether packets have to pass filters of others. Not knowing counts as yes: no firewall is bypassed.
+/// Whether packets must pass foreign filters. An unknown state counts as yes: no firewall is bypassed.
 fn is_filtered() -> bool {
     match filter::foreign() {
         Ok(found) => {
@@ -173,8 +174,8 @@ fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
     others.iter().try_fold(0, |sum, (version, other)| Ok(sum + migrate_flows::flows(*version, other, pins)?))
 }
 
-/// Takes away the trees of other builds, once this one's programs are in place. Until then theirs went first and began
-/// flows: these are carried over before their programs go, and what the last packets did right after.
+/// Removes the trees of other layouts after this one's programs are attached. Until then the other programs ran first
+/// and began flows: these are copied before and once more after their removal.
 fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
     let mut changed = carry_over(others, pins)?;
     for (_, other) in others {

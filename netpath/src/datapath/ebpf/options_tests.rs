@@ -1,4 +1,4 @@
-//! What options and counters become in the maps of a real kernel.
+//! Options and counters in the maps of a real kernel.
 
 use super::compile::mapped;
 use super::compile::tests::tcp;
@@ -136,7 +136,7 @@ fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
     (1..=4).for_each(|id| count(id, 7));
     assert_eq!(0, host.reconcile(&desired));
     assert_eq!([true; 4], read());
-    // One goes, another takes its counters.
+    // One endpoint is removed, another gets its counters.
     let next = desired.records.remove(0);
     host.reconcile(&desired);
     let mut next = crate::model::Record { order: 9, ..next };
@@ -192,13 +192,13 @@ fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
     loader::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
     let at = |index| xdp::reconcile(&pins, &BTreeMap::from([(index, Xdp::On)])).expect("reconciled");
     assert_eq!([1, 0], [at(index), at(index)]);
-    // The kernel frees a link that has lost its pin when it has time to; until then it lives.
+    // The kernel frees a link without a pin later; until then it is attached.
     let held = sys::open_pin(&pins.link(&format!("{XDP_IN}-{index}"))).expect("opened").expect("a link");
     assert_eq!(1, xdp::reconcile(&pins, &BTreeMap::new()).expect("gone"));
     assert_eq!(1, at(index));
     assert!(xdp::refused(&pins).is_empty(), "{:?}", xdp::refused(&pins));
     drop(held);
-    // A bridge has no native XDP: what was attached goes, and what is wanted is marked.
+    // A bridge has no native XDP: the earlier program is removed, and the refusal is marked.
     assert_eq!(1, at(bridge));
     let refused = xdp::refused(&pins);
     assert!(

@@ -1,4 +1,4 @@
-//! The words of `np_near`: which parts of the address space have containers in them.
+//! The bitmap of `np_near`: which parts of the address space contain containers.
 
 use ipnet::{IpNet, Ipv6Net};
 use netpath_common::addr::Addr;
@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub type Words = Vec<u64>;
 
-/// A bit for each 16 bits that IPv4 subnets begin with and each 48 that IPv6 ones do.
+/// One bit for each 16-bit prefix of IPv4 subnets and each 48-bit prefix of IPv6 ones.
 pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
     let mut words = vec![0; SUBNET_HINT_WORDS as usize];
     let mut mark = |address: Addr| {
@@ -27,14 +27,15 @@ pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
     words
 }
 
-/// An address of each /48. The bits of one are the sum of its three words, so that 16 free bits give every sum there is.
+/// An address of each /48. The bit is a sum of the prefix's three words, so that 16 free bits give every possible
+/// sum.
 fn parts(net: &Ipv6Net) -> impl Iterator<Item = Ipv6Addr> + use<> {
     let first = u128::from(net.network()) >> 80;
     let count = 1_u128 << 48_u8.saturating_sub(net.prefix_len()).min(16);
     (first..first + count).map(|part| Ipv6Addr::from(part << 80))
 }
 
-/// What both hold: where something begins before something else has ended.
+/// The union: for changes where new bits are set before old ones are cleared.
 pub fn joined(a: &[u64], b: &[u64]) -> Words {
     a.iter().zip(b).map(|(a, b)| a | b).collect()
 }
