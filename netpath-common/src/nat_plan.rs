@@ -78,14 +78,14 @@ impl<F: Family> NewFlow<F> {
     }
 
     #[inline(always)]
-    fn next(&self, way: &NextHop, reverse_side: u8, state: u8, now: u32) -> Next {
+    fn next(&self, hop: &NextHop, reverse_side: u8, state: u8, now: u32) -> Next {
         Next {
-            ifindex: way.ifindex,
+            ifindex: hop.ifindex,
             last_seen: now,
-            match_dmac: way.match_dmac,
-            next_hop_mac: way.next_hop_mac,
-            mtu: way.mtu,
-            forward: way.forward,
+            match_dmac: hop.match_dmac,
+            next_hop_mac: hop.next_hop_mac,
+            mtu: hop.mtu,
+            forward: hop.forward,
             reverse_side,
             state,
             origin: self.origin,

@@ -155,6 +155,6 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, target: 
     plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHairpin as u8;
-    port_lookup::way_home(ctx, scratch, bridge);
+    port_lookup::hop_to_sender(ctx, scratch, bridge);
     flows::begin(ctx, scratch, true, Reason::FlowHairpin).pack()
 }

@@ -40,7 +40,7 @@ subprog! {
 
     /// 1 if the flow of the packet in scratch has an address for another device than the kernel's route for the
     /// packet now uses.
-    fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
+    fn leaves_elsewhere() -> u32 as np_moved4, np_moved6 = has_other_route;
 
     /// Looks up the next hop of the hop in scratch again; it leaves by an uplink.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
@@ -54,7 +54,7 @@ subprog! {
 
     /// Makes `port` the source port of the pending flow; 1 if a socket of the host to be spared would receive the
     /// replies.
-    fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
+    fn set_port(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
 
     /// 1 if the reverse entry of the pending flow exists, with the sender's own port.
     pub fn has_reverse() -> u32 as np_has_twin4, np_has_twin6 = find_reverse;
@@ -69,7 +69,7 @@ const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 const HALF: u32 = 2;
 const STALE: u32 = 3;
 /// The packet leaves by another device than its flow, so that replies to the flow's address would not come back.
-const ASTRAY: u32 = 4;
+const ELSEWHERE: u32 = 4;
 
 /// 1 if the packet in scratch belongs to a live flow, of which both entries now exist: its hop is in scratch too.
 // Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
@@ -85,11 +85,11 @@ pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
             return forget(ctx, scratch);
         }
     } else if found == STALE {
-        if has_moved(ctx, scratch) != 0 {
+        if leaves_elsewhere(ctx, scratch) != 0 {
             return forget(ctx, scratch);
         }
         renew(ctx, scratch);
-    } else if found == ASTRAY {
+    } else if found == ELSEWHERE {
         return forget(ctx, scratch);
     }
     found
@@ -99,7 +99,7 @@ pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 /// and how a reply is forwarded; zero = unknown. If the host's own route uses another uplink, replies go to the
 /// hardware address that sent this packet: they leave by the uplink of the request.
 #[inline(always)]
-pub fn way_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
+pub fn hop_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
     const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
     scratch.hop.to = *to;
     match kernel_lookup::next_hop(ctx, scratch, ifindex) {
@@ -158,7 +158,7 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         return 0;
     }
     if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
-        return ASTRAY;
+        return ELSEWHERE;
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
     let anew = flow::reopens(next.state, packet.tcp_flags);
@@ -193,7 +193,7 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 
 /// Only for masqueraded packets of containers; replies leave by the uplink of the request.
 #[inline(always)]
-fn ask_moved<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let next = &scratch.hop.next;
     let masqueraded = next.origin == Reason::FlowMasqueraded as u8 && next.state & flow::REPLY_HALF == 0;
     if !masqueraded || scratch.packet.side != SIDE_BRIDGE {
@@ -210,7 +210,7 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let ifindex = scratch.hop.next.ifindex;
     let known = kernel_lookup::next_hop(ctx, scratch, ifindex);
     let Scratch { packet, hop, fib, .. } = &mut **scratch;
-    // [`way_back`]
+    // [`hop_back`]
     let keeps = known == kernel_lookup::NO_ROUTE && hop.next.forward == FORWARD_LINK;
     if !keeps {
         hop.next.forward = FORWARD_NEIGH;
@@ -236,33 +236,33 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     let Scratch { packet, hop, pending, .. } = &mut **scratch;
     let next = &hop.next;
     let ifindex = packet::ifindex(ctx);
-    let way = &mut pending.plan.back;
-    *way = NextHop { ifindex, mtu: u16::MAX, ..NextHop::default() };
+    let back = &mut pending.plan.back;
+    *back = NextHop { ifindex, mtu: u16::MAX, ..NextHop::default() };
     if next.forward == FORWARD_STACK || packet.side == SIDE_EGRESS {
-        way.forward = FORWARD_STACK;
+        back.forward = FORWARD_STACK;
     } else if packet.side == SIDE_LO {
-        way.forward = FORWARD_INGRESS;
+        back.forward = FORWARD_INGRESS;
     } else if packet.side == SIDE_UPLINK {
-        way.forward = FORWARD_NEIGH;
-        way.match_dmac = next.next_hop_mac;
-        way.mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
+        back.forward = FORWARD_NEIGH;
+        back.match_dmac = next.next_hop_mac;
+        back.mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
     } else {
-        port_lookup::way_home(ctx, scratch, ifindex);
+        port_lookup::hop_to_sender(ctx, scratch, ifindex);
     }
     let Scratch { packet, hop, pending, .. } = &mut **scratch;
     let next = &hop.next;
-    let way = &mut pending.plan.back;
+    let back = &mut pending.plan.back;
     // Packets from lo carry the host's route (`loopback.rs`).
-    if next.reverse_side == SIDE_LO && is_inward(way.forward) {
-        way.forward = FORWARD_EGRESS;
+    if next.reverse_side == SIDE_LO && is_inward(back.forward) {
+        back.forward = FORWARD_EGRESS;
     }
     let reverse = Next {
-        ifindex: way.ifindex,
+        ifindex: back.ifindex,
         last_seen: now(),
-        match_dmac: way.match_dmac,
-        next_hop_mac: way.next_hop_mac,
-        mtu: way.mtu,
-        forward: way.forward,
+        match_dmac: back.match_dmac,
+        next_hop_mac: back.next_hop_mac,
+        mtu: back.mtu,
+        forward: back.forward,
         reverse_side: packet.side,
         state: (next.state ^ flow::REPLY_HALF) & !flow::CLAIMED,
         ..*next
@@ -404,7 +404,7 @@ fn try_ports<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, from: u32) -
         pending.may_evict = i >= PORT_TRIES - EVICT_TRIES;
         // The reverse entry goes first: it reserves the port. Sequential, not nested calls, for the stack.
         let port = np_candidate(own, pending.random, i);
-        let is_free = aim_at(ctx, scratch, port) == 0;
+        let is_free = set_port(ctx, scratch, port) == 0;
         if is_free && reserve(ctx, scratch) != 0 && take(ctx, scratch) != 0 {
             return 1;
         }

@@ -38,24 +38,24 @@ const TCP_LISTEN: u32 = 10;
 subprog! {
     /// 1 if the packet in scratch is addressed to one of the host's own addresses. The map has those that the control
     /// plane has seen, the kernel those that were added since.
-    pub fn is_local() -> u32 as np_is_local4, np_is_local6 = ask_local;
+    pub fn is_local() -> u32 as np_is_local4, np_is_local6 = look_up_local;
 
     /// The device towards the destination of the packet in scratch; 0 = none. If the kernel returns it (6.7), the
     /// host's source address becomes the source of `to` in the pending flow; otherwise that is unset.
-    pub fn route() -> u32 as np_route4, np_route6 = ask_route;
+    pub fn route() -> u32 as np_route4, np_route6 = look_up_route;
 
     /// 1 if the kernel knows the hardware address of the next hop by which the hop in scratch, with its addresses,
     /// leaves `ifindex`, an uplink with Ethernet: then it is `dmac` of `fib` in scratch. [`NO_ROUTE`]: the host has
     /// no route there by this uplink.
-    pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
+    pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = look_up_next_hop;
 
     /// 1 if a socket of the host is connected to exactly the peer that sent the packet in scratch; [`ANSWER`]: to the
     /// peer that would receive the translated packet.
-    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = ask_connection;
+    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = look_up_connection;
 }
 
 #[inline(always)]
-fn ask_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn look_up_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { packet, fib, .. } = &mut **scratch;
     let dst = &packet.tuple.dst;
     let on_link = F::is_link_local(dst);
@@ -76,7 +76,7 @@ fn ask_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 }
 
 #[inline(always)]
-fn ask_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn look_up_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { packet, pending, fib, .. } = &mut **scratch;
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
@@ -93,7 +93,7 @@ fn ask_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 }
 
 #[inline(always)]
-fn ask_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
+fn look_up_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
     let Scratch { hop, fib, .. } = &mut **scratch;
     let ethernet = maps::find(&maps::UPLINK, ifindex).map_or(0, |u| u.ethernet);
     if ethernet == 0 {
@@ -128,7 +128,7 @@ pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving:
 }
 
 #[inline(always)]
-fn ask_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, whose: u32) -> u32 {
+fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, whose: u32) -> u32 {
     let Scratch { packet, hop, sock, .. } = &mut **scratch;
     let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {

@@ -38,7 +38,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     let route = kernel_lookup::route(ctx, scratch);
     let ifindex = if uplink == 0 { route } else { uplink };
     // Replies do not come back by a device that is no uplink.
-    let (Some(net), Some(way_out)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
+    let (Some(net), Some(out_link)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
         return NO_ROUTE;
     };
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
@@ -48,21 +48,21 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     } else if !F::is_unset(&F::outbound(net)) {
         plan.to.src = F::outbound(net);
     } else if F::is_unset(&plan.to.src) || route != ifindex {
-        plan.to.src = F::source(way_out);
+        plan.to.src = F::source(out_link);
     }
     if F::is_unset(&plan.to.src) {
         return NO_ROUTE;
     }
     let edge = net.flags & NET_EDGE != 0;
     // The first packet goes by the kernel's neighbour table, later ones directly to the next hop if it is known.
-    let is_known = way_out.ethernet != 0 && is_known(&plan.there.next_hop_mac);
+    let is_known = out_link.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,
         (false, true) => FORWARD_LINK,
         (false, false) => FORWARD_NEIGH,
     };
     let next_hop_mac = if is_known { plan.there.next_hop_mac } else { Mac::default() };
-    plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: way_out.mtu as u16, ..NextHop::default() };
+    plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: out_link.mtu as u16, ..NextHop::default() };
     // The stack has already checked the size of its packets.
     if uplink == 0
         && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
@@ -77,7 +77,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     plan.reverse_side = SIDE_UPLINK;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowMasqueraded as u8;
-    let traffic = port_lookup::way_home(ctx, scratch, bridge) as u16;
+    let traffic = port_lookup::hop_to_sender(ctx, scratch, bridge) as u16;
     let plan = &mut scratch.pending.plan;
     plan.traffic = traffic;
     plan.there.match_dmac = plan.back.next_hop_mac;
@@ -98,7 +98,8 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
 #[inline(always)]
 pub fn begin_own<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
-    let way = NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
+    let next_hop =
+        NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
     plan.from = packet.tuple;
     plan.to = packet.tuple;
     plan.side = SIDE_EGRESS;
@@ -106,6 +107,6 @@ pub fn begin_own<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHost as u8;
     plan.traffic = 0;
-    (plan.there, plan.back) = (way, way);
+    (plan.there, plan.back) = (next_hop, next_hop);
     flows::begin(ctx, scratch, true, Reason::FlowHost).pack()
 }

@@ -89,10 +89,10 @@ subprog! {
 
     /// Sets the next hop to the sender of the packet in scratch as `back` of the pending flow. Gives its traffic
     /// counter.
-    pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
+    pub fn hop_to_sender(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
 
     /// Sets the next hop to the destination of the packet in scratch as `there`. Gives its traffic counter.
-    pub fn way_in(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
+    pub fn hop_to_destination(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
 }
 
 #[inline(always)]
@@ -111,7 +111,7 @@ fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u
         return 0;
     }
     plan.traffic = rule.traffic as u16;
-    set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
+    set_hop::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
     rule.bridge | must_ask
 }
 
@@ -131,26 +131,26 @@ pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
 #[inline(always)]
 fn home<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
     let Scratch { packet, pending, .. } = &mut **scratch;
-    set_way::<F>(&mut pending.plan.back, &packet.tuple.src, bridge)
+    set_hop::<F>(&mut pending.plan.back, &packet.tuple.src, bridge)
 }
 
 #[inline(always)]
 fn inward<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
     let Scratch { packet, pending, .. } = &mut **scratch;
-    set_way::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
+    set_hop::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
 }
 
 /// The next hop to a container: directly into it, or by its bridge for an address without an endpoint.
 #[inline(always)]
-fn set_way<F: Wire>(way: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
+fn set_hop<F: Wire>(next_hop: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
     match maps::find(&maps::ENDPOINT, F::mapped(*address)) {
         Some(&Endpoint { veth, mac, bridge_mac, mtu, flags, traffic, .. }) => {
             let forward = if flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
-            *way = NextHop { ifindex: veth, match_dmac: mac, next_hop_mac: bridge_mac, forward, mtu };
+            *next_hop = NextHop { ifindex: veth, match_dmac: mac, next_hop_mac: bridge_mac, forward, mtu };
             traffic
         }
         None => {
-            *way = NextHop { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..NextHop::default() };
+            *next_hop = NextHop { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..NextHop::default() };
             0
         }
     }

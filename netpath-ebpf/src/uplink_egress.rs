@@ -118,11 +118,11 @@ impl Walk for EgressL3 {
 
 subprog! {
     /// A packet that the fast path left; gives a packed verdict.
-    fn leave() -> u64 as np_leave4, np_leave6 = take_leave;
+    fn leave() -> u64 as np_leave4, np_leave6 = handle_leave;
 }
 
 #[inline(always)]
-fn take_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
+fn handle_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let packet = &scratch.packet;
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     let known = translatable || packet.kind == Kind::EchoReply;
@@ -193,7 +193,7 @@ fn follow_offloaded<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
 }
 
 /// Independent of the flow's own next hop, this packet has taken the stack's route; but a reply that the stack would
-/// send by another uplink than that of the request leaves by the latter if it can ([`flows::way_back`]).
+/// send by another uplink than that of the request leaves by the latter if it can ([`flows::hop_back`]).
 #[inline(always)]
 fn go_on<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, verdict: Verdict) -> u64 {
     let Scratch { packet, hop, .. } = &mut **scratch;

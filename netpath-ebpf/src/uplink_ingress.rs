@@ -171,7 +171,7 @@ fn begin_direct<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     }
     plan.to.dst = packet.tuple.dst;
     plan.to.dport = packet.tuple.dport;
-    let traffic = port_lookup::way_in(ctx, scratch, bridge) as u16;
+    let traffic = port_lookup::hop_to_destination(ctx, scratch, bridge) as u16;
     scratch.pending.plan.traffic = traffic;
     begin_inward(ctx, scratch, bridge, Reason::FlowDirect)
 }
@@ -193,9 +193,9 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     plan.back =
         NextHop { ifindex, match_dmac: plan.there.next_hop_mac, forward: FORWARD_NEIGH, mtu, ..NextHop::default() };
     let to = packet.tuple.reversed();
-    let way_back = flows::way_back(ctx, scratch, &to, ifindex);
+    let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
-    (plan.back.next_hop_mac, plan.back.forward) = way_back;
+    (plan.back.next_hop_mac, plan.back.forward) = hop_back;
     if flags & NET_EDGE != 0 {
         plan.reverse_side = SIDE_EGRESS;
         plan.there.forward = FORWARD_STACK;

@@ -121,8 +121,7 @@ pub fn is_limited<F: Wire>(forward: u8) -> bool {
     is_outward(forward) || (!F::IS_V4 && is_inward(forward))
 }
 
-/// Whether the packet can be forwarded so; if not, why the stack has to handle it. Checked before anything is
-/// changed.
+/// Whether the packet can be forwarded so; if not, why the stack has to handle it. Checked before any change.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
     if forward == FORWARD_STACK {
@@ -154,8 +153,8 @@ subprog! {
     /// Forwards it; gives a packed verdict.
     fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
-    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
-    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
+    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = log_dropped;
+    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = log_new_flow;
 }
 
 #[inline(always)]
@@ -251,14 +250,14 @@ fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -
 }
 
 #[inline(always)]
-fn tell_drop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u32 {
+fn log_dropped<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u32 {
     let packet = &scratch.packet;
-    say_drop::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
+    log_drop_of::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
     1
 }
 
 #[inline(always)]
-pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
+pub fn log_drop_of<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
     info!(
         ctx,
         "drop reason={} proto={} src={:i} sport={} dst={:i} dport={} ifindex={}",
@@ -273,7 +272,7 @@ pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tup
 }
 
 #[inline(always)]
-fn tell_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn log_new_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let plan = &scratch.pending.plan;
     let (from, to) = (&plan.from, &plan.to);
     debug!(

@@ -57,7 +57,7 @@ fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
         return follow(ctx, plain, half).map_or(PASS, Verdict::pack);
     }
     let Some(reason) = refused::<F>(plain.tuple(), plain.proto) else { return PASS };
-    tell_drop(ctx.ctx, plain, reason as u32);
+    log_dropped(ctx.ctx, plain, reason as u32);
     drop(reason).pack()
 }
 
@@ -156,7 +156,7 @@ fn translate<F: Wire>(
 }
 
 #[inline(never)]
-fn tell_drop<F: Wire>(md: *mut xdp_md, plain: &FastHeaders<F>, reason: u32) {
+fn log_dropped<F: Wire>(md: *mut xdp_md, plain: &FastHeaders<F>, reason: u32) {
     let ctx = &XdpContext::new(md);
-    verdict::say_drop::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
+    verdict::log_drop_of::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
 }

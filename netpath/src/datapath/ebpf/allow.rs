@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_lets_in_its_networks_and_nobody_else() {
+    fn a_list_allows_its_networks_alone() {
         let mut lists = Lists::default();
         let a = lists.number(&nets(&["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]));
         let b = lists.number(&nets(&["203.0.113.0/24"]));

@@ -202,7 +202,7 @@ fn link(index: u32, n: &str, kind: LinkKind, master: Option<u32>, addresses: &[&
 }
 
 #[test]
-fn uplinks_hold_an_address_and_belong_to_nobody() {
+fn uplinks_have_an_address_and_no_master() {
     let host = HostView {
         cookie: 1,
         links: vec![
@@ -262,7 +262,7 @@ fn a_network_has_the_flags_of_its_options() {
     };
     let (masq, edge) = (layout::NET_MASQUERADE, layout::NET_EDGE);
     assert_eq!(masq, flags(&|_| {}, false));
-    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside somebody's filter");
+    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside a foreign filter");
     assert_eq!(masq | edge, flags(&|n| n.path = Way::Edge, false));
     assert_eq!(masq, flags(&|n| n.path = Way::Offload, true));
     assert_eq!(0, flags(&|n| n.masquerade = false, false));

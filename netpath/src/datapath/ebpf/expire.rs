@@ -74,7 +74,7 @@ fn flows<F: Flows>(
         let (halves, after) = map.part(next, chunk)?;
         let now = now()?;
         for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(F::protocol_of(k), F::next(f), now)) {
-            removed += expire::<F>(&map, key, half, now)?;
+            removed += expire_flow::<F>(&map, key, half, now)?;
         }
         next = after;
         if next.is_none() || until.is_some_and(|until| Instant::now() >= until) {
@@ -85,7 +85,7 @@ fn flows<F: Flows>(
 
 /// The key of the other entry of a flow, and that entry if it exists: its slot may belong to a flow that has taken
 /// the port over.
-pub(super) fn reverse<F: Flows>(
+pub(super) fn reverse_of<F: Flows>(
     map: &PinnedMap<F::Key, F::Flow>,
     key: &F::Key,
     half: &F::Flow,
@@ -96,9 +96,9 @@ pub(super) fn reverse<F: Flows>(
 }
 
 /// Removes both entries of a flow unless one was used, however recently: then both stay.
-fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
+fn expire_flow<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
     let has_expired = |flow: &F::Flow| flow::has_expired(F::protocol_of(key), F::next(flow), now);
-    let (reverse_key, reverse) = reverse::<F>(map, key, half)?;
+    let (reverse_key, reverse) = reverse_of::<F>(map, key, half)?;
     if reverse.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
     }
@@ -133,13 +133,13 @@ fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Fl
 const MARKS: [u8; 4] = [PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6];
 /// The value that programs write, and the one of an unconfirmed mark while flows are read; both count as set.
 const MARKED: u8 = 1;
-const IN_QUESTION: u8 = 2;
+const UNCONFIRMED: u8 = 2;
 
 /// Clears the marks of ports without a flow. A program writes the mark after the flow's entries and before its first
 /// packet: a flow that begins meanwhile is either found in the table, or has set the mark again.
 fn marks(pins: &Pins) -> Result<usize> {
     // A second concurrent run would take the marks that this one has reset for its own.
-    let Some(_turn) = Turn::take(pins)? else { return Ok(0) };
+    let Some(_lock) = MarksLock::take(pins)? else { return Ok(0) };
     let Ok(map) = PinnedMap::open(pins, &maps::NAT_PORT)?.map(0, 65_536) else {
         // A map of a build that did not allow concurrent writes.
         return Ok(0);
@@ -151,7 +151,7 @@ fn marks(pins: &Pins) -> Result<usize> {
     };
     let marked: Vec<(u16, usize)> = places().filter(|m| byte(m.0, m.1).load(Ordering::SeqCst) != 0).collect();
     marked.iter().for_each(|m| {
-        turn(*m, MARKED, IN_QUESTION);
+        turn(*m, MARKED, UNCONFIRMED);
     });
     if marked.is_empty() {
         return Ok(0);
@@ -160,13 +160,13 @@ fn marks(pins: &Pins) -> Result<usize> {
     used_ports::<Ipv4>(pins, &mut used)?;
     used_ports::<Ipv6>(pins, &mut used)?;
     let stale = marked.into_iter().filter(|(port, at)| !used.contains(&(MARKS[*at], *port)));
-    Ok(stale.filter(|m| turn(*m, IN_QUESTION, 0)).count())
+    Ok(stale.filter(|m| turn(*m, UNCONFIRMED, 0)).count())
 }
 
 /// The lock of the run that may clear marks.
-struct Turn(#[expect(dead_code, reason = "held")] Flock<File>);
+struct MarksLock(#[expect(dead_code, reason = "held")] Flock<File>);
 
-impl Turn {
+impl MarksLock {
     fn take(pins: &Pins) -> Result<Option<Self>> {
         let path = pins.root().join("map");
         let what = || format!("cannot lock {}", path.display());

@@ -1,7 +1,7 @@
 //! Removes flows and sockets of removed endpoints, since a new container with the same address must not inherit them,
 //! and flows with an address or an uplink that the host no longer has.
 
-use super::expire::reverse;
+use super::expire::reverse_of;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
 use crate::model::error::Result;
@@ -20,9 +20,9 @@ pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     let v4 = |a: &V4| addresses.contains(&Addr::v4(*a).0);
     let v6 = |a: &V6| addresses.contains(a);
     let mut removed = 0;
-    removed += purge(pins, &Ipv4::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
-    removed += purge(pins, &Ipv6::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
-    removed += purge(pins, &maps::SOCK, |k, _| addresses.contains(&k.to.0))?;
+    removed += remove_matching(pins, &Ipv4::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
+    removed += remove_matching(pins, &Ipv6::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
+    removed += remove_matching(pins, &maps::SOCK, |k, _| addresses.contains(&k.to.0))?;
     Ok(removed)
 }
 
@@ -67,7 +67,7 @@ fn whole<F: Flows>(pins: &Pins, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Re
     let mut removed = 0;
     for (key, half) in map.dump(CHUNK)? {
         if is_so(&key, &half) {
-            if let (other, Some(_)) = reverse::<F>(&map, &key, &half)? {
+            if let (other, Some(_)) = reverse_of::<F>(&map, &key, &half)? {
                 removed += usize::from(map.delete(&other)?);
             }
             removed += usize::from(map.delete(&key)?);
@@ -76,7 +76,11 @@ fn whole<F: Flows>(pins: &Pins, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Re
     Ok(removed)
 }
 
-fn purge<K: Plain, V: Plain>(pins: &Pins, shape: &Shape<K, V>, is_theirs: impl Fn(&K, &V) -> bool) -> Result<usize> {
+fn remove_matching<K: Plain, V: Plain>(
+    pins: &Pins,
+    shape: &Shape<K, V>,
+    is_theirs: impl Fn(&K, &V) -> bool,
+) -> Result<usize> {
     let map = PinnedMap::open(pins, shape)?;
     let mut removed = 0;
     for (key, value) in map.dump(CHUNK)? {

@@ -307,7 +307,7 @@ fn the_bridge_of_the_last_endpoint_never_becomes_an_uplink() {
     let mut desired = host.desired(vec![vec![], vec![]]);
     desired.records[1].network.bridge = "other".parse().expect("a name");
     if let Some(links) = &mut desired.records[1].links {
-        links.bridge_index = host.index("lo"); // any index that is no interface with an address of its own
+        links.bridge_index = host.index("lo"); // any interface without another address
     }
     host.reconcile(&desired);
     let bridge = host.index("podman1");
@@ -363,8 +363,8 @@ fn uplinks_that_come_and_go_are_followed() {
 }
 
 #[test]
-fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
-    let Some(host) = Host::new("flows_of_an_endpoint_that_goes_are_purged_and_others_stay") else { return };
+fn flows_of_a_removed_endpoint_are_invalidated_and_others_stay() {
+    let Some(host) = Host::new("flows_of_a_removed_endpoint_are_invalidated_and_others_stay") else { return };
     let mut desired = host.desired(vec![vec![], vec![]]);
     host.reconcile(&desired);
     let flows = host.map(&Ipv4::FLOWS);
@@ -420,7 +420,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     assert!(all_pinned(), "links run the programs that were loaded last");
     assert_eq!(vec![loader::DIGEST.to_owned()], pins.marks(pins::OBJECT));
 
-    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
     assert!(attach::MonitorLock::take(&pins).expect("a lock").is_none());
     older();
     host.reconcile(&desired);
@@ -429,7 +429,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     drop(monitor);
     host.reconcile(&desired);
     assert!(all_pinned());
-    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
     host.reconcile(&Desired::default());
     assert!(!monitor.holds());
     host.reconcile(&desired);
@@ -460,9 +460,9 @@ fn a_monitor_starts_while_commands_ask_for_one() {
 
 /// The slot of the other entry may belong to another flow.
 #[test]
-fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
+fn an_invalidated_flow_removes_no_entry_of_another_flow() {
     use netpath_common::layout::{Next, SIDE_BRIDGE, SIDE_UPLINK};
-    let Some(host) = Host::new("a_purged_flow_takes_no_half_of_another_flow_with_it") else { return };
+    let Some(host) = Host::new("an_invalidated_flow_removes_no_entry_of_another_flow") else { return };
     host.reconcile(&host.desired(vec![vec![]]));
     let pins = host.pins();
     let map = host.map(&Ipv4::FLOWS);

@@ -68,7 +68,7 @@ fn make_room(pins: &Pins) -> Result<()> {
     }
     let misfits = misfits(pins)?;
     if !misfits.is_empty() {
-        tracing::warn!(maps = ?misfits, "maps of another build are in the way: all maps are made anew, flows are lost");
+        tracing::warn!(maps = ?misfits, "unusable maps of another build: all maps are recreated, flows are lost");
         pins.remove()?;
         pins.ensure()?;
     }
@@ -128,7 +128,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<()> {
     loaded.map_err(|e| match e {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            tracing::debug!(program = name, log, "refused by the verifier");
+            tracing::debug!(program = name, log, "rejected by the verifier");
             let why: Vec<&str> = log.lines().rev().filter(|l| !l.starts_with("processed ")).take(2).collect();
             refused(name, format!("{io_error}: {}", why.into_iter().rev().collect::<Vec<_>>().join(" ")))
         }

@@ -57,7 +57,7 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += trie(pins, &maps::SUBNET, &tables.subnets, Keep::Wanted)?;
     changed += write_subnet_hints(pins, &subnet_bitmap::joined(&hints, &tables.subnet_hints), &tables.subnet_hints)?;
     changed += trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
-        e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
+        e.next(format!("all allow lists together have room for {} networks: merge some of them", layout::ALLOWS))
     })?;
     Ok(changed)
 }

@@ -127,7 +127,7 @@ impl<K, V> PinnedMap<K, V> {
         let (found, expected) = (Form::found(&data.info().context(what)?), Form::of(shape));
         if found != expected {
             let next = format!(
-                "rmdir {}/object-*: the next start or stop of a container makes all maps anew, flows are lost",
+                "rmdir {}/object-*: the next start or stop of a container recreates all maps, flows are lost",
                 pins.root().display()
             );
             return Err(Error::new(what()).because(format!("expected {expected}; found {found}")).next(next));

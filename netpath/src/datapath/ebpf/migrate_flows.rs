@@ -21,7 +21,7 @@ const IN_SECONDS: u32 = 4;
 /// A map cannot be read or written.
 pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     if !KNOWN.contains(&version) {
-        tracing::warn!(layout = version, "the flows of this layout cannot be carried over, they are lost");
+        tracing::warn!(layout = version, "flows of this layout cannot be migrated and are lost");
         return Ok(0);
     }
     let mut ports = BTreeSet::new();
@@ -31,7 +31,7 @@ pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     mark(to, &ports)?;
     copied += copy(from, to, &maps::SOCK, |_, origin| Some(origin))?;
     if copied > 0 {
-        tracing::info!(layout = version, copied, "flows are carried over");
+        tracing::info!(layout = version, copied, "flows migrated");
     }
     Ok(copied)
 }

@@ -120,7 +120,7 @@ impl Datapath for Ebpf {
         if !others.is_empty() {
             // Programs of another layout still run and do not use these maps: the new programs must find complete
             // state.
-            changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
+            changed += ports.publish(&tables)? + migrate(&others, &pins)?;
         }
         changed += attach::reconcile(&pins, &attach::wanted(&tables), TcMode::forced()?)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.
@@ -170,18 +170,18 @@ fn remove_other_versions(cookie: u64) -> Result<usize> {
     Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
 }
 
-fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
+fn migrate(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
     others.iter().try_fold(0, |sum, (version, other)| Ok(sum + migrate_flows::flows(*version, other, pins)?))
 }
 
 /// Removes the trees of other layouts after this one's programs are attached. Until then the other programs ran first
 /// and began flows: these are copied before and once more after their removal.
 fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
-    let mut changed = carry_over(others, pins)?;
+    let mut changed = migrate(others, pins)?;
     for (_, other) in others {
         changed += attach::hand_over(other, pins)? + other.remove_links()?;
     }
-    changed += carry_over(others, pins)?;
+    changed += migrate(others, pins)?;
     others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))
 }
 

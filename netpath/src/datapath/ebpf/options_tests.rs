@@ -62,8 +62,8 @@ fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
 }
 
 #[test]
-fn bits_of_np_near_come_and_go_with_the_subnets() {
-    let Some(host) = Host::new("bits_of_np_near_come_and_go_with_the_subnets") else { return };
+fn bits_of_np_near_follow_the_subnets() {
+    let Some(host) = Host::new("bits_of_np_near_follow_the_subnets") else { return };
     let may_hold = |address: &str| {
         let words = host.map(&maps::SUBNET_HINTS).dump(4_096).expect("a dump");
         let (word, bit) = layout::subnet_hint(&mapped(address.parse().expect("an address")));
@@ -97,7 +97,7 @@ fn sctp_is_published_on_its_own_port_alone() {
             let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
             assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
             assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
-            println!("skip: there is no iptables to publish it with");
+            println!("skip: needs iptables");
             host.reconcile(&Desired::default());
             return;
         }
@@ -148,8 +148,8 @@ fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
 }
 
 #[test]
-fn a_filter_of_somebody_elses_leads_packets_past_it() {
-    let test = "a_filter_of_somebody_elses_leads_packets_past_it";
+fn a_foreign_filter_selects_the_edge_path() {
+    let test = "a_foreign_filter_selects_the_edge_path";
     let Some(host) = Host::new(test) else { return };
     let nft = |line: &str| {
         std::process::Command::new("nft").args(line.split(' ')).output().is_ok_and(|out| out.status.success())

@@ -166,7 +166,7 @@ impl Pins {
         gone(fs::remove_dir(&self.root)).context(|| format!("cannot remove {}", self.root.display()))?;
         for above in self.root.ancestors().skip(1).take(2) {
             if fs::remove_dir(above).is_err() {
-                break; // others use it
+                break; // in use
             }
         }
         Ok(removed)
@@ -191,7 +191,7 @@ fn mount_bpffs() -> io::Result<()> {
     // Two concurrent mounts would hide each other's pins: the second process waits on the lock of the directory
     // below.
     let bare = fs::File::open(BPFFS)?;
-    let _turn = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    let _lock = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
     if statfs(BPFFS)?.filesystem_type() == BPF_FS_MAGIC {
         return Ok(());
     }

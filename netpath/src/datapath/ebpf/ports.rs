@@ -72,7 +72,7 @@ impl Ports {
                 if tables.rules.len() >= RULES as usize {
                     return Err(too_many());
                 }
-                tracing::warn!("the rule map is full, all ports are published anew");
+                tracing::warn!("the rule map is full, all ports are closed briefly and published again");
                 self.slots.iter_mut().for_each(Slots::close);
                 self.place(tables)?.ok_or_else(too_many)?
             }

@@ -129,7 +129,7 @@ fn remove(pins: &Pins, ifindex: u32) -> Result<()> {
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))?
         && let Err(e) = sys::link_detach(&link)
     {
-        tracing::debug!(error = %e, ifindex, "the link goes with its pin");
+        tracing::debug!(error = %e, ifindex, "the link was not detached; it ends with its pin");
     }
     pins.unpin(&path)
 }
@@ -155,9 +155,10 @@ impl Refused {
     pub fn next(&self) -> String {
         match self.errno {
             libc::EBUSY | libc::EEXIST => {
-                "remove that program, or set netpath.xdp=off: packets take the usual way".into()
+                "remove that program, or set netpath.xdp=off: the classifiers handle the packets".into()
             }
-            _ => "dmesg may say more (queues, MTU, LRO); or set netpath.xdp=off: packets take the usual way".into(),
+            _ => "dmesg may say more (queues, MTU, LRO); or set netpath.xdp=off: the classifiers handle the packets"
+                .into(),
         }
     }
 }
