@@ -565,7 +565,7 @@ fn mark_port(proto: u8, port: u16) {
     }
 }
 
-/// Whether an answer to a masqueraded flow may be addressed to `port`.
+/// Whether a reply to a masqueraded flow may be addressed to `port`.
 #[inline(always)]
 pub fn is_marked(proto: u8, port: u16) -> bool {
     let Some(marks) = maps::NAT_PORT.get(u32::from(port)) else { return false };

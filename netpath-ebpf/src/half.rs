@@ -41,8 +41,8 @@ impl<F: Wire> Half<F> {
     /// Reads the entry in place. A field may change meanwhile; decisions that depend on it are checked again.
     #[inline(always)]
     pub fn read<T>(self, read: impl FnOnce(&F::Flow) -> T) -> T {
-        // SAFETY: a map value, aligned to 8, there until the program ends. `read` cannot keep the reference, and what is
-        // called with one (`family.rs`, `pair.rs`, `translate` of `fast_path.rs` and `xdp.rs`) writes to no flow.
+        // SAFETY: a map value, aligned to 8, valid until the program ends. `read` cannot keep the reference, and the
+        // functions passed (`family.rs`, `nat_plan.rs`, `translate` of `fast_path.rs` and `xdp.rs`) write to no flow.
         read(unsafe { &*self.0 })
     }
 
