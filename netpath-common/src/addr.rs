@@ -1,4 +1,4 @@
-//! Addresses and ports as they lie on the wire, so that byte order is a type and not a memory.
+//! Addresses and ports in network byte order. The byte order is part of the type.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -28,7 +28,7 @@ pub type V6 = [u8; 16];
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// Zero stands for an address that nobody has told.
+/// Zero stands for an unknown address.
 #[inline(always)]
 pub const fn is_known(mac: &Mac) -> bool {
     difference(mac, &[0; 6]) != 0
@@ -45,14 +45,14 @@ const fn word(mac: &Mac, at: usize) -> u16 {
     u16::from_ne_bytes([mac[at], mac[at + 1]])
 }
 
-/// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 §2.5.5.2): one key for both families
-/// in the maps that are read only when a flow begins.
+/// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96` (RFC 4291 §2.5.5.2): one key for both families in
+/// the maps that are read only when a flow begins.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Addr(pub [u8; 16]);
 
 impl Addr {
-    /// Written in rules for "every address of the host".
+    /// In rules: every address of the host.
     pub const ANY: Self = Self([0; 16]);
 
     #[inline(always)]

@@ -1,7 +1,7 @@
-//! The internet checksum, changed and not recomputed (RFC 1071, RFC 1624 equation 3).
+//! Incremental update of the internet checksum (RFC 1071, RFC 1624 equation 3).
 //!
-//! All sums are of words as they lie in memory: the one's complement sum does not care for byte order as long as all
-//! words of it are taken alike (RFC 1071 §2 B), so nothing is ever swapped.
+//! All sums are of 16-bit words in memory order: the one's complement sum is independent of byte order as long as all
+//! of its words have the same one (RFC 1071 §2 B), so nothing is swapped.
 
 /// A sum of up to 2^32 words, folded to 32 bits with its carries: the `__wsum` that `bpf_l4_csum_replace` takes.
 #[inline(always)]
@@ -31,7 +31,7 @@ mod tests {
     use crate::family::{Family, Ipv4, Ipv6, Tuple};
     use proptest::prelude::*;
 
-    /// RFC 1071 §4.1, big-endian and slow: shares nothing with the code above.
+    /// RFC 1071 §4.1, byte by byte in big-endian order: shares nothing with the code above.
     fn full(bytes: &[u8]) -> [u8; 2] {
         let mut sum = 0u32;
         for pair in bytes.chunks(2) {
@@ -63,7 +63,7 @@ mod tests {
         let difference = u64::from(old.0.address_difference(&new.0)) + ports;
         let changed = replaced(before, difference);
         prop_assert_eq!(after, changed);
-        // An error quotes ports, sum and addresses: a word more that changes.
+        // An ICMP error quotes ports and checksum: both change.
         let error = |ends: &Ends<F>, check| full(&[outer.as_slice(), &bytes(ends, check)].concat());
         let sums = u64::from(!u16::from_ne_bytes(before)) + u64::from(u16::from_ne_bytes(changed));
         prop_assert_eq!(error(&new, changed), replaced(error(&old, before), difference + sums));
@@ -81,7 +81,7 @@ mod tests {
             header[12..16].copy_from_slice(&src);
             header[16..20].copy_from_slice(&dst);
             let changed = replaced(check, u64::from(old.address_difference(&tuple::<Ipv4>(src, dst, 0, 0))));
-            // A header of nothing but zeros cannot be: its version is 4.
+            // A header of zeros alone is impossible: its version is 4.
             prop_assume!(header.iter().any(|b| *b != 0));
             prop_assert_eq!(full(&header), changed);
         }
@@ -101,8 +101,8 @@ mod tests {
             );
         }
 
-        /// Transport header and payload behind the pseudo-header, as TCP, UDP and ICMPv6 are summed; and the same quoted in
-        /// an ICMP error, whose own sum follows each change.
+        /// Transport header and payload behind the pseudo-header, as TCP, UDP and ICMPv6 are summed; and the same
+        /// quoted in an ICMP error, whose own checksum follows each change.
         #[test]
         fn a_translated_packet_has_the_checksums_of_one_computed_anew(
             old4: ([u8; 4], [u8; 4], u16, u16), new4: ([u8; 4], [u8; 4], u16, u16),

@@ -5,13 +5,13 @@ use crate::checksum;
 use crate::layout::{Flow4, Flow6, FlowKey4, FlowKey6, Network, Next, PROTO_ICMP, PROTO_ICMPV6, Plain, Rule, Uplink};
 use zerocopy::{FromBytes, Immutable, KnownLayout, transmute_ref};
 
-/// What an address is good for, as far as translation goes.
+/// Class of an address, as far as translation is concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Unicast,
     /// 127.0.0.0/8, ::1: never on a wire (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
     Loopback,
-    /// Unspecified, multicast, broadcast, IPv6 link-local: not masqueraded, and but for the last not published on.
+    /// Unspecified, multicast, broadcast, IPv6 link-local: not masqueraded; published on only if link-local.
     Local,
 }
 
@@ -31,7 +31,7 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn same(a: &Self::Addr, b: &Self::Addr) -> bool;
     fn is_unset(a: &Self::Addr) -> bool;
     fn kind(a: &Self::Addr) -> Kind;
-    /// fe80::/10, which no router passes on (RFC 4291 §2.5.6). 169.254.0.0/16 is taken for an ordinary network.
+    /// fe80::/10, which routers do not forward (RFC 4291 §2.5.6). 169.254.0.0/16 counts as an ordinary network.
     fn is_link_local(a: &Self::Addr) -> bool;
     /// The sum of the address's 16-bit words, for [`checksum`].
     fn sum(a: &Self::Addr) -> u64;
@@ -43,11 +43,11 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn translated(flow: &Self::Flow) -> Tuple<Self>;
     fn protocol_of(key: &Self::Key) -> u8;
     fn side_of(key: &Self::Key) -> u8;
-    /// The tuple inside of a key.
+    /// The tuple in a key.
     fn tuple(key: &Self::Key) -> &Tuple<Self>;
-    /// The tuple inside of a flow, as [`Self::translated`] without a copy.
+    /// The tuple in a flow: [`Self::translated`] without a copy.
     fn target_of(flow: &Self::Flow) -> &Tuple<Self>;
-    /// All of a key but the addresses.
+    /// Sets every field of a key except the addresses.
     fn complete(key: &mut Self::Key, sport: Be16, dport: Be16, proto: u8, side: u8);
     fn next(flow: &Self::Flow) -> &Next;
     fn next_mut(flow: &mut Self::Flow) -> &mut Next;
@@ -59,8 +59,8 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     fn source(uplink: &Uplink) -> Self::Addr;
 }
 
-/// One direction of a connection as it is on the wire. Echo has its identifier in both ports. Aligned, so that programs
-/// copy it by words.
+/// One direction of a connection as seen in packets. ICMP echo has its identifier in both ports. Aligned, so that
+/// programs copy it by words.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Debug, Default, FromBytes, Immutable, KnownLayout)]
 pub struct Tuple<F: Family> {
@@ -70,8 +70,8 @@ pub struct Tuple<F: Family> {
     pub dport: Be16,
 }
 
-/// A key as a tuple and the rest, and a flow likewise: in structs of their own, since what makes sure that a map's struct has
-/// no padding is not to be had for generic ones.
+/// A key, and a flow, as a tuple and the rest. They are separate structs because the zerocopy derives cannot prove
+/// the absence of padding for generic types.
 #[repr(C)]
 #[derive(FromBytes, Immutable, KnownLayout)]
 struct KeyParts<F: Family> {
@@ -92,7 +92,7 @@ impl<F: Family> Tuple<F> {
         Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
     }
 
-    /// The same tuple from another source port, or with another echo identifier.
+    /// The same tuple with another source port, or another echo identifier.
     #[inline(always)]
     pub fn from_port(&self, proto: u8, port: Be16) -> Self {
         let dport = if proto == F::ICMP { port } else { self.dport };
@@ -104,14 +104,14 @@ impl<F: Family> Tuple<F> {
         F::same(&self.src, &other.src) && F::same(&self.dst, &other.dst) && self.ports() == other.ports()
     }
 
-    /// Both ports as they lie in the packet.
+    /// Both ports in packet order.
     #[inline(always)]
     pub fn ports(&self) -> u32 {
         u32::from_ne_bytes([self.sport.0[0], self.sport.0[1], self.dport.0[0], self.dport.0[1]])
     }
 
-    /// The sum of a pseudo-header (RFC 768, RFC 8200 §8.1) of `len` bytes behind the network header: what is in the checksum
-    /// field of a packet whose sender leaves the rest of the sum to its device (CHECKSUM_PARTIAL).
+    /// The sum of a pseudo-header (RFC 768, RFC 8200 §8.1) for `len` bytes behind the network header. The checksum
+    /// field holds it in a packet whose checksum is completed by the device (CHECKSUM_PARTIAL).
     #[inline(always)]
     pub fn pseudo_sum(&self, proto: u8, len: Be16) -> [u8; 2] {
         let rest = u32::from(u16::from_ne_bytes([0, proto])) + u32::from(u16::from_ne_bytes(len.0));
@@ -119,8 +119,8 @@ impl<F: Family> Tuple<F> {
         checksum::fold16(checksum::fold32(sum)).to_ne_bytes()
     }
 
-    /// What the addresses change in a checksum when `self` becomes `new`: a folded 32-bit sum as the kernel's helpers
-    /// take it.
+    /// The change of a checksum by the addresses when `self` becomes `new`: a folded 32-bit sum, as the kernel's
+    /// helpers take it.
     #[inline(always)]
     pub fn address_difference(&self, new: &Self) -> u32 {
         checksum::fold32(F::sum_inverted(&self.src) + F::sum_inverted(&self.dst) + F::sum(&new.src) + F::sum(&new.dst))

@@ -1,20 +1,20 @@
-//! What a flow has seen, and how long it lives without a packet.
+//! State of a flow, and its lifetime without a packet.
 //!
-//! Both halves of a flow hold the same bits besides [`REPLY_HALF`]. Bits are only ever added, so that two processors that
-//! write at once lose at worst a packet's worth of news, which the next packet brings again.
+//! Both entries of a flow hold the same bits except [`REPLY_HALF`]. Bits are only added: if two processors write at
+//! once, one update is lost at most, and the next packet repeats it.
 
 use crate::layout::{Next, PROTO_TCP, PROTO_UDP};
 
-/// A packet went the other way than the first one.
+/// A packet in reply direction was seen.
 pub const REPLIED: u8 = 0x01;
 pub const FIN_ORIGINAL: u8 = 0x02;
 pub const FIN_REPLY: u8 = 0x04;
 pub const RESET: u8 = 0x08;
-/// The next hop of this half, if it leads outward, was last asked for a while ago.
-pub const UNSURE: u8 = 0x20;
-/// Another flow is taking this half's place: of those that want it, one sets this.
+/// The next hop of this entry, if it leads outward, was last looked up more than a second ago.
+pub const STALE: u8 = 0x20;
+/// Another flow is taking over the slot of this entry; of several, one sets this bit.
 pub const CLAIMED: u8 = 0x40;
-/// This half translates what comes back to the one who began.
+/// This entry translates the replies.
 pub const REPLY_HALF: u8 = 0x80;
 
 const CLOSING: u8 = FIN_ORIGINAL | FIN_REPLY | RESET;
@@ -24,24 +24,24 @@ pub const TCP_SYN: u8 = 0x02;
 pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
-/// Bits of CLOCK_MONOTONIC's nanoseconds that a tick has.
+/// Number of low bits of CLOCK_MONOTONIC's nanoseconds within a tick.
 pub const TICK_BITS: u32 = 27;
-/// A tick, in nanoseconds: 0.134 s. A half that has seen a packet within the tick is not written again, since a busy flow
-/// must not dirty a cache line for each packet; nor is it asked whether the table still has the other half. That one may be
-/// dropped within a second where a full table passes in two.
+/// A tick in nanoseconds: 0.134 s. An entry is written once per tick at most, since a busy flow must not dirty a
+/// cache line with each packet; the check for the other entry has the same rate. A full table may evict that entry
+/// within a second if its whole content is replaced in two.
 pub const TICK_NS: u64 = 1 << TICK_BITS;
-/// Ticks after which the next hop is asked for again, as a power of two: 1.07 s.
+/// Ticks after which the next hop is looked up again, as a power of two: 1.07 s.
 const HOP_BITS: u32 = 3;
 
 /// RFC 5382 §5 REQ-5: 2 h 4 min at least.
 pub const TCP_ESTABLISHED_S: u32 = 7_440;
 /// RFC 5382 §5 REQ-5: 4 min at least for connections that are being opened or closed.
 pub const TCP_TRANSITORY_S: u32 = 240;
-/// Both sides said FIN: what is left is TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s) with room.
+/// Both sides sent FIN: the rest is TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s), with a margin.
 pub const TCP_CLOSED_S: u32 = 120;
-/// After a reset: for the packets still under way.
+/// After a reset: for packets in flight.
 pub const TCP_RESET_S: u32 = 10;
-/// RFC 4787 §4.3 REQ-5: 2 min at least once both sides have spoken; before that as netfilter does
+/// RFC 4787 §4.3 REQ-5: 2 min at least once both sides have sent; before that as netfilter does
 /// (`net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts`).
 pub const UDP_S: u32 = 180;
 pub const UDP_UNREPLIED_S: u32 = 30;
@@ -49,12 +49,12 @@ pub const UDP_UNREPLIED_S: u32 = 30;
 pub const ECHO_S: u32 = 60;
 /// No flow expires sooner than this, in ticks.
 pub const SHORTEST: u32 = ticks(TCP_RESET_S);
-/// Where no free port is found, that of a closed connection may be taken after so long, as netfilter does
-/// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and that of a flow whose first half is gone: its last
-/// acknowledgements, or answers, have arrived.
-pub const SPENT_S: u32 = 2;
+/// If no port is free, the port of a closed connection may be reused after this time, as netfilter does
+/// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and the port of a flow that has lost its first entry:
+/// its last acknowledgements, or replies, have arrived.
+pub const REUSE_AFTER_S: u32 = 2;
 
-/// `state` with what this packet adds. `tcp_flags` is 0 for other protocols.
+/// `state` after this packet. `tcp_flags` is 0 for other protocols.
 #[inline(always)]
 pub const fn seen(state: u8, tcp_flags: u8) -> u8 {
     let reply = state & REPLY_HALF != 0;
@@ -97,7 +97,7 @@ pub const fn timeout_s(proto: u8, state: u8) -> u32 {
     }
 }
 
-/// In ticks, rounded up: what is to live so long at least, does.
+/// In ticks, rounded up: a lower bound of a lifetime stays one.
 #[inline(always)]
 pub const fn ticks(seconds: u32) -> u32 {
     (seconds as u64 * 1_000_000_000).div_ceil(TICK_NS) as u32
@@ -116,46 +116,46 @@ pub const fn idle(next: &Next, now: u32) -> u32 {
     if idle > u32::MAX / 2 { 0 } else { idle }
 }
 
-/// Whether nothing need be written for another packet now.
+/// Whether the entry needs no write for another packet now.
 #[inline(always)]
 pub const fn is_fresh(next: &Next, now: u32) -> bool {
     idle(next, now) == 0
 }
 
-/// Whether a packet is the first for a while: about once a second in a busy flow.
+/// Whether a packet is the first of its 1.07 s window: about once a second in a busy flow.
 #[inline(always)]
 pub const fn is_late(next: &Next, now: u32) -> bool {
     const WINDOW: u32 = 1 << HOP_BITS;
-    // Since the window began in which the last packet came; less than nothing if another processor's clock was later.
+    // Since the start of the window of the last packet; negative if another processor's clock was later.
     let passed = now.wrapping_sub(next.last_seen & !(WINDOW - 1)) as i32;
     passed >= WINDOW as i32
 }
 
-/// An expired flow counts as absent, whoever finds it.
+/// An expired flow counts as absent for every reader.
 #[inline(always)]
 pub const fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
     let idle = idle(next, now);
     idle > SHORTEST && idle > ticks(timeout_s(proto, next.state))
 }
 
-/// Whether nothing of a flow is left to come, though its answers still have a place for latecomers.
+/// Whether a connection is closed and its last packets have arrived.
 #[inline(always)]
-pub const fn is_spent(proto: u8, next: &Next, now: u32) -> bool {
-    let is_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
-    proto == PROTO_TCP && is_closed && idle(next, now) >= ticks(SPENT_S)
+pub const fn is_closed(proto: u8, next: &Next, now: u32) -> bool {
+    let has_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
+    proto == PROTO_TCP && has_closed && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
-/// Whether a flow that is not TCP's has been quiet for so long that its port may be given away, should the half that was
-/// sent by be gone: the table drops that half first, since answers come by the other, and what is left would keep the
-/// ports of one more flow out of two.
+/// Whether a flow other than TCP has been idle long enough for its port to be reused if its original entry is gone. A
+/// full table evicts that entry first, since replies use only the other one; without reuse the remaining entries
+/// would hold the ports of every second flow.
 #[inline(always)]
-pub const fn may_be_adrift(proto: u8, next: &Next, now: u32) -> bool {
-    proto != PROTO_TCP && idle(next, now) >= ticks(SPENT_S)
+pub const fn may_be_orphaned(proto: u8, next: &Next, now: u32) -> bool {
+    proto != PROTO_TCP && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
 /// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
 #[inline(always)]
-pub const fn begins_anew(state: u8, tcp_flags: u8) -> bool {
+pub const fn reopens(state: u8, tcp_flags: u8) -> bool {
     is_syn(tcp_flags) && state & CLOSING != 0 && state & REPLY_HALF == 0
 }
 
@@ -181,7 +181,7 @@ mod tests {
             ("a half-closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL, TCP_TRANSITORY_S),
             ("a closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL | FIN_REPLY, TCP_CLOSED_S),
             ("a reset one", PROTO_TCP, REPLIED | FIN_ORIGINAL | RESET, TCP_RESET_S),
-            ("a question", PROTO_UDP, 0, UDP_UNREPLIED_S),
+            ("a request", PROTO_UDP, 0, UDP_UNREPLIED_S),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S),
             ("an echo", crate::layout::PROTO_ICMP, REPLIED, ECHO_S),
         ] {
@@ -206,26 +206,26 @@ mod tests {
     }
 
     #[test]
-    fn what_both_sides_have_closed_is_spent_after_a_while() {
+    fn a_connection_closed_by_both_sides_gives_its_port_after_a_while() {
         let closed = REPLIED | FIN_ORIGINAL | FIN_REPLY;
         for (what, proto, state, idle_s, is) in [
-            ("closed", PROTO_TCP, closed, SPENT_S, true),
-            ("closed, other half", PROTO_TCP, closed | REPLY_HALF, SPENT_S, true),
-            ("reset", PROTO_TCP, REPLIED | RESET, SPENT_S, true),
-            ("closed just now", PROTO_TCP, closed, SPENT_S - 1, false),
+            ("closed", PROTO_TCP, closed, REUSE_AFTER_S, true),
+            ("closed, other half", PROTO_TCP, closed | REPLY_HALF, REUSE_AFTER_S, true),
+            ("reset", PROTO_TCP, REPLIED | RESET, REUSE_AFTER_S, true),
+            ("closed just now", PROTO_TCP, closed, REUSE_AFTER_S - 1, false),
             ("half-closed", PROTO_TCP, REPLIED | FIN_REPLY, TCP_TRANSITORY_S, false),
             ("established", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S, false),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S, false),
         ] {
-            assert_eq!(is, is_spent(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
+            assert_eq!(is, is_closed(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
         }
     }
 
     #[test]
-    fn only_what_is_no_connection_drifts_and_only_when_it_is_quiet() {
-        assert!(may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(SPENT_S)));
-        assert!(!may_be_adrift(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(SPENT_S)));
-        assert!(!may_be_adrift(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
+    fn only_an_idle_flow_of_another_protocol_may_be_orphaned() {
+        assert!(may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(REUSE_AFTER_S)));
+        assert!(!may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(REUSE_AFTER_S)));
+        assert!(!may_be_orphaned(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_fresh_for_a_tick_and_its_hop_is_asked_for_about_once_a_second() {
+    fn a_flow_is_fresh_for_a_tick_and_its_next_hop_is_looked_up_about_once_a_second() {
         let at = |last_seen| next(REPLIED, last_seen);
         assert!(is_fresh(&at(1_000), 1_000) && is_fresh(&at(1_001), 1_000) && !is_fresh(&at(1_000), 1_001));
         let busy = (8_000..8_100).filter(|now| is_late(&at(now - 1), *now)).count();
@@ -253,11 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_syn_on_a_closing_flow_begins_anew() {
-        assert!(begins_anew(REPLIED | FIN_ORIGINAL, TCP_SYN));
-        assert!(begins_anew(RESET, TCP_SYN));
-        assert!(!begins_anew(REPLIED, TCP_SYN), "a repeated syn");
-        assert!(!begins_anew(REPLIED | RESET, TCP_SYN | TCP_ACK));
-        assert!(!begins_anew(REPLIED | RESET | REPLY_HALF, TCP_SYN), "not from the side that was called");
+    fn only_a_syn_on_a_closing_flow_reopens_it() {
+        assert!(reopens(REPLIED | FIN_ORIGINAL, TCP_SYN));
+        assert!(reopens(RESET, TCP_SYN));
+        assert!(!reopens(REPLIED, TCP_SYN), "a repeated syn");
+        assert!(!reopens(REPLIED | RESET, TCP_SYN | TCP_ACK));
+        assert!(!reopens(REPLIED | RESET | REPLY_HALF, TCP_SYN), "not in reply direction");
     }
 }

@@ -1,24 +1,24 @@
-//! The maps: names, sizes, keys and values. A change here is a change of [`LAYOUT_VERSION`], which is part of the pin
-//! path, so that programs of one version never meet maps of another.
+//! The maps: names, sizes, keys and values. Every change requires a new [`LAYOUT_VERSION`], which is part of the pin
+//! path, so that programs of one version never use maps of another.
 //!
-//! Control maps are written by the control plane and only read by programs; state maps are written by programs.
-//! Every struct is `repr(C)` with its padding named and zeroed: a map key is hashed as bytes; `IntoBytes` does not compile
-//! otherwise. The flow structs are aligned
-//! to 8, so that programs copy words and not bytes (the BPF machine has no unaligned loads).
+//! The control plane writes control maps, programs only read them; programs write state maps. Every struct is
+//! `repr(C)` with named, zeroed padding: a map key is hashed as bytes, and `IntoBytes` does not compile otherwise.
+//! The flow structs are aligned to 8, so that programs copy words instead of bytes (the BPF machine has no unaligned
+//! loads).
 
 use crate::addr::{Addr, Be16, Mac, V4, V6, difference};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// What a map can hold: any bytes are a value, and every byte of a value is part of a field.
+/// Content of a map: any bytes are a valid value, and every byte of a value is part of a field.
 pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static {}
 impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
-/// Moves with every change of a map's name, type, size, key or value.
+/// Increases with every change of a map's name, type, size, key or value.
 pub const LAYOUT_VERSION: u32 = 5;
 
-/// Rules: each is one publish on one endpoint for one range of ports; index 0 is never used and means "none".
+/// Rules: each is one publish on one endpoint for one range of ports; index 0 is unused and means "none".
 pub const RULES: u32 = 65_536;
-/// Rules looked at for one packet: the longest chain of overlapping publishes on one port.
+/// Rules examined per packet: the longest chain of overlapping publishes on one port.
 pub const RULE_CHAIN: u32 = 16;
 pub const ENDPOINTS: u32 = 8_192;
 pub const NETWORKS: u32 = 1_024;
@@ -30,16 +30,17 @@ pub const FLOWS6: u32 = 32_768;
 pub const SOCKS: u32 = 16_384;
 pub const ALLOWS: u32 = 65_536;
 pub const FRAGMENTS: u32 = 8_192;
-/// Traffic counters that can be handed out; 0 is nobody's.
+/// Traffic counters; index 0 is unassigned.
 pub const TRAFFICS: u32 = 16_384;
 
 /// `np_cfg`, ARRAY of one.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Config {
-    /// SO_NETNS_COOKIE of the namespace that this set of maps serves; sock_addr programs leave all others alone.
+    /// SO_NETNS_COOKIE of the namespace that this set of maps serves; sock_addr programs ignore sockets of all
+    /// others.
     pub netns_cookie: u64,
-    /// First and last source port, host byte order, drawn from when a flow cannot keep its own.
+    /// First and last source port, host byte order, of the range for flows that cannot keep their own.
     pub port_min: u16,
     pub port_max: u16,
     pub lo_ifindex: u32,
@@ -48,13 +49,14 @@ pub struct Config {
 /// `np_port_tcp`, `np_port_udp`: ARRAY of 65,536 by host port in host byte order → first [`Rule`] of the chain, 0 = none.
 pub type PortSlot = u32;
 
-/// `np_port_sctp`: the same for SCTP, whose port cannot be changed (the checksum is a CRC-32c over all of the packet,
+/// `np_port_sctp`: the same for SCTP, whose port cannot be changed (the checksum is a CRC-32c over the whole packet,
 /// RFC 9260 §6.8): its rules lead to the port they are published on.
 pub type PortSlotSctp = PortSlot;
 
-/// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has used,
-/// so that an uplink can tell "no reply of ours" without asking the flow table. Set by programs, a byte per protocol because
-/// bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs one look-up.
+/// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has
+/// used, so that an uplink can exclude a reply without a look-up in the flow table. Set by programs, one byte per
+/// protocol because bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs
+/// one look-up.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct NatPort {
@@ -70,7 +72,7 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_ICMPV6: u8 = 58;
 pub const PROTO_SCTP: u8 = 132;
 
-/// [`Rule::flags`]: published on `0.0.0.0`; an IPv6 client of the host is not led to the IPv4 address in its stead.
+/// [`Rule::flags`]: published on `0.0.0.0`; IPv6 clients on the host are not redirected to the IPv4 address.
 pub const RULE_V4_ONLY: u8 = 1;
 
 /// `np_rule`, ARRAY of [`RULES`].
@@ -83,7 +85,7 @@ pub struct Rule {
     pub to6: V6,
     /// The container's IPv4 address, zero = the rule does not serve IPv4.
     pub to4: V4,
-    /// First host port and first container port, host byte order; `count` of them.
+    /// First host port and first container port of `count` ports, host byte order.
     pub host_port: u16,
     pub container_port: u16,
     /// 1..=65,535 ports.
@@ -95,15 +97,15 @@ pub struct Rule {
     pub next: u32,
     /// ifindex of the endpoint's bridge.
     pub bridge: u32,
-    /// The list in `np_allow` that clients have to be in; 0 = everybody is welcome.
+    /// The allow list in `np_allow`; 0 = every client is allowed.
     pub allow: u32,
-    /// Index into `np_traffic`; 0 = not counted apart.
+    /// Index into `np_traffic`; 0 = no counter of its own.
     pub traffic: u32,
     pub pad: [u8; 4],
 }
 
-/// Key of `np_allow`, LPM_TRIE of [`ALLOWS`] → 1: 32 bits of list and then the client's prefix, so that an IPv4 /24 has
-/// 32 + 120 bits. As aya's `lpm_trie::Key<AllowKey>`.
+/// Key of `np_allow`, LPM_TRIE of [`ALLOWS`] → 1: 32 bits of list number, then the client's prefix, so that an IPv4
+/// /24 has 32 + 120 bits. Used as aya's `lpm_trie::Key<AllowKey>`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct AllowKey {
@@ -113,11 +115,11 @@ pub struct AllowKey {
     pub client: Addr,
 }
 
-/// [`Endpoint::flags`]: its network asks for XDP, and the container's end of the veth takes what XDP redirects to it: it
-/// has NAPI, which GRO switches on (5.13).
+/// [`Endpoint::flags`]: the network enables XDP, and the container's end of the veth accepts frames that XDP
+/// redirects to it: it has NAPI, which GRO enables (5.13).
 pub const ENDPOINT_XDP: u16 = 1;
-/// [`Endpoint::flags`]: it publishes SCTP on another port than its own, which netfilter translates: what it sends of that
-/// protocol and is in no flow takes the stack.
+/// [`Endpoint::flags`]: it publishes SCTP on another port, which netfilter translates: its SCTP packets without a
+/// flow take the stack.
 pub const ENDPOINT_MOVED_SCTP: u16 = 2;
 
 /// `np_ep`, HASH by container [`Addr`].
@@ -130,25 +132,25 @@ pub struct Endpoint {
     pub mac: Mac,
     /// The bridge's own address: the source of frames that are redirected into the container.
     pub bridge_mac: Mac,
-    /// Of the container's interface, bytes.
+    /// MTU of the container's interface, bytes.
     pub mtu: u16,
     /// [`ENDPOINT_XDP`], [`ENDPOINT_MOVED_SCTP`].
     pub flags: u16,
-    /// Index into `np_traffic`; 0 = not counted apart.
+    /// Index into `np_traffic`; 0 = no counter of its own.
     pub traffic: u32,
 }
 
-/// [`Network::flags`]: traffic to the outside gets the address of the way out.
+/// [`Network::flags`]: packets to the outside get the uplink's address as source.
 pub const NET_MASQUERADE: u32 = 1;
-/// No way out, no way in; only its own subnets and gateways.
+/// No traffic to or from the outside; only its own subnets and gateways.
 pub const NET_INTERNAL: u32 = 2;
-/// Not to and from networks that are isolated too (Netavark's `isolate=true`).
+/// No traffic with other isolated networks (Netavark's `isolate=true`).
 pub const NET_ISOLATED: u32 = 4;
-/// Not to and from any other network (`isolate=strict`).
+/// No traffic with any other network (`isolate=strict`).
 pub const NET_STRICT: u32 = 8;
-/// Containers are reached from uplinks by their own addresses, and may send from any (`netpath.direct=true`).
+/// Containers are reachable from uplinks by their own addresses, and may send from any (`netpath.direct=true`).
 pub const NET_DIRECT: u32 = 16;
-/// Packets take the host's stack once they are translated, past its forward filter (`netpath.path=edge`).
+/// Translated packets go through the host's stack and its forward filter (`netpath.path=edge`).
 pub const NET_EDGE: u32 = 32;
 
 /// `np_net`, HASH by ifindex of the bridge.
@@ -160,7 +162,7 @@ pub struct Network {
     /// The bridge's own addresses, the source of hairpin flows; zero = none of that family.
     pub gateway4: V4,
     pub gateway6: V6,
-    /// `outbound_addr4/6`: masquerade with these instead of the way out's address; zero = not set.
+    /// `outbound_addr4/6`: masquerade with these instead of the uplink's address; zero = not set.
     pub outbound4: V4,
     pub outbound6: V6,
 }
@@ -169,15 +171,15 @@ pub struct Network {
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Subnet {
-    /// The bridge, and its network's flags again, so that policy costs no second look-up.
+    /// The bridge, and a copy of its network's flags, so that policy needs no second look-up.
     pub bridge: u32,
     pub flags: u32,
 }
 
-/// [`Uplink::ethernet`]: frames have a header, and routes are the host's.
+/// [`Uplink::ethernet`]: frames have an Ethernet header, routes are in the main tables.
 pub const ETHERNET: u16 = 1;
-/// [`Uplink::ethernet`]: frames have a header, and the member of a VRF has the routes of that, which a program's look-up does
-/// not ask (`net/core/filter.c, bpf_ipv4_fib_lookup()`): that it finds none says nothing.
+/// [`Uplink::ethernet`]: frames have an Ethernet header, and the device is member of a VRF. A program's FIB look-up
+/// does not use the VRF's table (`net/core/filter.c, bpf_ipv4_fib_lookup()`), so a missing route proves nothing.
 pub const ETHERNET_IN_VRF: u16 = 2;
 
 /// `np_uplink`, HASH by ifindex.
@@ -185,26 +187,26 @@ pub const ETHERNET_IN_VRF: u16 = 2;
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Uplink {
     pub mtu: u32,
-    /// Its own hardware address, where there is one: frames to another are not for this host.
+    /// Its hardware address, if it has one: frames to other addresses are not for this host.
     pub mac: Mac,
     /// 0 = frames have no Ethernet header; [`ETHERNET`], [`ETHERNET_IN_VRF`].
     pub ethernet: u16,
-    /// Source for masquerade where the kernel's fib look-up cannot tell it (before 6.7); zero = none.
+    /// Source for masquerade where the kernel's FIB look-up does not return one (before 6.7); zero = none.
     pub source4: V4,
     pub source6: V6,
 }
 
-/// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these.
+/// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these addresses.
 pub type Local = u32;
 
-/// `np_near`, ARRAY of [`NEAR`] words: a bit for each [`near`] of an address of a container's subnet, so that a packet to
-/// elsewhere is known without a look in `np_subnet`.
-pub const NEAR: u32 = 1_024;
+/// `np_near`, ARRAY of [`SUBNET_HINT_WORDS`] words: one bit per [`subnet_hint`] of the containers' subnets. A clear
+/// bit proves that an address is in none of them without a look-up in `np_subnet`.
+pub const SUBNET_HINT_WORDS: u32 = 1_024;
 
-/// Word and bit of an address: by the first 16 bits of an IPv4 one, by the first 48 of an IPv6 one. A subnet with fewer
-/// has more than one.
+/// Word and bit of an address: from the first 16 bits of an IPv4 address, the first 48 of an IPv6 address. A subnet
+/// with a shorter prefix has several.
 #[inline(always)]
-pub fn near(address: &Addr) -> (u32, u64) {
+pub fn subnet_hint(address: &Addr) -> (u32, u64) {
     let a = &address.0;
     let bits = if address.is_v4() {
         u16::from_be_bytes([a[12], a[13]])
@@ -214,7 +216,8 @@ pub fn near(address: &Addr) -> (u32, u64) {
     ((bits >> 6) as u32, 1 << (bits & 63))
 }
 
-/// Value of `np_traffic`, PERCPU_ARRAY of [`TRAFFICS`]: of a publish or an endpoint, to and from the container.
+/// Value of `np_traffic`, PERCPU_ARRAY of [`TRAFFICS`]: packets to and from the container of a publish or an
+/// endpoint.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Traffic {
@@ -228,11 +231,11 @@ pub struct Traffic {
 pub const SIDE_UPLINK: u8 = 0;
 pub const SIDE_BRIDGE: u8 = 1;
 pub const SIDE_LO: u8 = 2;
-/// Of flows that take the host's stack: at the egress of an uplink.
+/// Egress of an uplink, for flows that take the host's stack.
 pub const SIDE_EGRESS: u8 = 3;
 
-/// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet as it is seen, before translation. For ICMP echo, `sport` and
-/// `dport` both hold the identifier.
+/// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet before translation. For ICMP echo, `sport` and `dport` both
+/// hold the identifier.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FlowKey4 {
@@ -258,23 +261,23 @@ pub struct FlowKey6 {
     pub pad: [u8; 2],
 }
 
-/// How a translated packet goes on: into the container behind `Next::ifindex`, the host side of its veth
+/// How a translated packet is forwarded: into the container behind `Next::ifindex`, the host side of its veth
 /// (`bpf_redirect_peer`, 5.10).
 pub const FORWARD_PEER: u8 = 0;
 /// Out of `Next::ifindex` with the kernel's neighbour look-up (`bpf_redirect_neigh`, 5.10).
 pub const FORWARD_NEIGH: u8 = 1;
 /// Back into the stack through the ingress of `Next::ifindex` (`lo`).
 pub const FORWARD_INGRESS: u8 = 2;
-/// Out of `Next::ifindex` as it is. For packets of the host's own sockets: they carry the host's route, which the way
-/// through the veth drops on every kernel and `bpf_redirect_peer` only since 6.15.
+/// Out of `Next::ifindex` unchanged. For packets of the host's own sockets: they carry the host's route, with which
+/// delivery through the veth drops them on every kernel and `bpf_redirect_peer` works only since 6.15.
 pub const FORWARD_EGRESS: u8 = 3;
-/// Up the stack, which routes it, filters it and counts its hop.
+/// To the stack, which routes and filters it and decrements its TTL.
 pub const FORWARD_STACK: u8 = 4;
-/// As [`FORWARD_PEER`], and XDP may send the packet there by `bpf_redirect`: into `Next::ifindex`, out of the other end.
+/// As [`FORWARD_PEER`], and XDP may send the packet by `bpf_redirect`: into `Next::ifindex`, out of its peer.
 pub const FORWARD_XDP: u8 = 5;
 
-/// As [`FORWARD_NEIGH`], with the hardware address that the kernel has told: by `bpf_redirect`, which asks neither for a
-/// route nor for a neighbour.
+/// As [`FORWARD_NEIGH`], with the hardware address from the kernel: by `bpf_redirect`, without a look-up of route or
+/// neighbour.
 pub const FORWARD_LINK: u8 = 6;
 
 /// Out of an uplink, or to a neighbour on a bridge.
@@ -283,7 +286,7 @@ pub const fn is_outward(forward: u8) -> bool {
     forward == FORWARD_NEIGH || forward == FORWARD_LINK
 }
 
-/// Straight into a container.
+/// Directly into a container.
 #[inline(always)]
 pub const fn is_inward(forward: u8) -> bool {
     forward == FORWARD_PEER || forward == FORWARD_XDP
@@ -294,40 +297,43 @@ pub const fn is_inward(forward: u8) -> bool {
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Next {
     pub ifindex: u32,
-    /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; it stands still while the machine sleeps), written once in each at most.
+    /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; the clock stops while the machine sleeps), written once
+    /// per tick at most.
     pub last_seen: u32,
-    /// Of the frame that goes on. Outward ([`is_outward`]) `dmac` is that of the frame that comes, the bridge's own, and
-    /// `smac` that of the next hop; zero = not known. There the frame that goes on has its source from [`Uplink::mac`].
-    pub dmac: Mac,
-    pub smac: Mac,
-    /// Largest IP packet that may go this way, bytes.
+    /// Outward ([`is_outward`]): the destination of the frame that arrives, which is the bridge's own address, and
+    /// the address of the next hop, zero = unknown; the source of the frame that leaves is [`Uplink::mac`]. Inward:
+    /// destination and source of the frame that leaves.
+    pub match_dmac: Mac,
+    pub next_hop_mac: Mac,
+    /// Largest IP packet of this hop, bytes.
     pub mtu: u16,
     pub forward: u8,
     /// Side of the reverse tuple's key.
-    pub twin_side: u8,
-    /// What was seen so far and which half this is: bits of `netpath_common::flow`.
+    pub reverse_side: u8,
+    /// TCP state, and which entry this is: bits of `netpath_common::flow`.
     pub state: u8,
-    /// What began it: the `Reason` of a flow.
+    /// The `Reason` with which the flow began.
     pub origin: u8,
-    /// Index into `np_traffic`; 0 = not counted apart.
+    /// Index into `np_traffic`; 0 = no counter of its own.
     pub traffic: u16,
 }
 
 impl Next {
-    /// Whether both lead packets of the same kind the same way. In one expression without branches: the verifier walks all
-    /// that follows once for each of them.
+    /// Whether both forward packets of the same kind in the same way. One expression without branches: the verifier
+    /// walks the rest of the program once per branch.
     #[inline(always)]
     pub fn goes_as(&self, other: &Self) -> bool {
         let both_out = is_outward(self.forward) & is_outward(other.forward);
         let other_way = (self.forward != other.forward) & !both_out;
         let hop = (self.ifindex ^ other.ifindex) | u32::from(self.mtu ^ other.mtu) | u32::from(other_way);
-        let frame = difference(&self.dmac, &other.dmac) | difference(&self.smac, &other.smac);
-        let kind = (self.twin_side ^ other.twin_side) | (self.origin ^ other.origin);
+        let frame =
+            difference(&self.match_dmac, &other.match_dmac) | difference(&self.next_hop_mac, &other.next_hop_mac);
+        let kind = (self.reverse_side ^ other.reverse_side) | (self.origin ^ other.origin);
         hop | u32::from(frame | (self.traffic ^ other.traffic)) | u32::from(kind) == 0
     }
 }
 
-/// Value of `np_flow4`: the packet after translation, and where it goes.
+/// Value of `np_flow4`: the packet after translation, and its next hop.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow4 {
@@ -349,8 +355,8 @@ pub struct Flow6 {
     pub next: Next,
 }
 
-/// Key of `np_frag4`, LRU_HASH of [`FRAGMENTS`] → both ports as they lie in the packet: what the first fragment says for
-/// those behind it, which have no ports.
+/// Key of `np_frag4`, LRU_HASH of [`FRAGMENTS`] → both ports in packet order, from the first fragment for later
+/// fragments, which have no ports.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FragmentKey4 {
@@ -374,7 +380,7 @@ pub struct FragmentKey6 {
     pub pad: [u8; 2],
 }
 
-/// Key of `np_sock`, LRU_HASH of [`SOCKS`]: a socket of the host and the container it was led to.
+/// Key of `np_sock`, LRU_HASH of [`SOCKS`]: a socket of the host and the container it was connected to.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SockKey {
@@ -384,7 +390,7 @@ pub struct SockKey {
     pub pad: [u8; 6],
 }
 
-/// Value of `np_sock`: what the socket had dialled, given back by recvmsg and getpeername.
+/// Value of `np_sock`: the address that the socket dialled, returned by recvmsg and getpeername.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SockOrigin {
@@ -401,14 +407,14 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// Map names. Fifteen bytes at most: the kernel keeps no more.
+/// Map names, 15 bytes at most: the kernel truncates longer ones.
 pub mod name {
     pub const CONFIG: &str = "np_cfg";
     pub const PORT_TCP: &str = "np_port_tcp";
     pub const PORT_UDP: &str = "np_port_udp";
     pub const PORT_SCTP: &str = "np_port_sctp";
     pub const ALLOW: &str = "np_allow";
-    pub const NEAR: &str = "np_near";
+    pub const SUBNET_HINTS: &str = "np_near";
     pub const TRAFFIC: &str = "np_traffic";
     pub const FRAG4: &str = "np_frag4";
     pub const FRAG6: &str = "np_frag6";
@@ -425,27 +431,27 @@ pub mod name {
     pub const COUNT: &str = "np_count";
 }
 
-/// Constants in the programs' .rodata that a loader overrides before loading (`EbpfLoader::override_global`).
+/// Constants in the programs' .rodata that the loader sets (`EbpfLoader::override_global`).
 pub mod global {
     /// u8, 0 unless overridden: 1 = `bpf_fib_lookup` takes BPF_FIB_LOOKUP_SRC (6.7).
     pub const FIB_SRC: &str = "NP_FIB_SRC";
-    /// u8, 0 unless overridden: 1 = `bpf_l4_csum_replace` takes BPF_F_IPV6 (6.16), with which it keeps the sum of a
-    /// CHECKSUM_COMPLETE packet right and addresses can be written in place.
+    /// u8, 0 unless overridden: 1 = `bpf_l4_csum_replace` takes BPF_F_IPV6 (6.16), which keeps the sum of a
+    /// CHECKSUM_COMPLETE packet valid, so that addresses can be written in place.
     pub const CSUM_IPV6: &str = "NP_CSUM_IPV6";
-    /// u8, `aya_log::Level` as a number: 0 = silent, the verifier then removes all log code; 3 = drops; 4 = new flows too.
-    /// aya-log-ebpf's own symbol, 255 (everything) in the object: a loader always overrides it.
+    /// u8, `aya_log::Level` as a number: 0 = silent, the verifier then removes all log code; 3 = drops; 4 = new flows
+    /// too. The symbol is aya-log-ebpf's own, 255 (everything) in the object; the loader always sets it.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
 
 /// Program names, and with them the ELF symbols.
 pub mod program {
-    /// Ingress of an uplink whose frames have an Ethernet header, and of one without (wireguard, tun, ppp).
+    /// Ingress of an uplink with an Ethernet header, and of one without (WireGuard, tun, PPP).
     pub const UPLINK_IN: &str = "np_uplink_in";
     pub const UPLINK_IN_L3: &str = "np_uplink_in_l3";
     /// Egress of the same.
     pub const UPLINK_OUT: &str = "np_uplink_out";
     pub const UPLINK_OUT_L3: &str = "np_uplink_out_l3";
-    /// XDP of an uplink whose frames have an Ethernet header, ahead of its ingress.
+    /// XDP of an uplink with an Ethernet header, ahead of its ingress.
     pub const XDP_IN: &str = "np_xdp_in";
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const VETH_IN: &str = "np_veth_in";
@@ -460,7 +466,7 @@ pub mod program {
     pub const GETPEERNAME6: &str = "np_getpeername6";
 }
 
-/// The marker that aya's typed maps ask for.
+/// The marker trait that aya's typed maps require.
 #[cfg(feature = "user")]
 mod pod {
     const fn is_plain<T: super::Plain>() {}
@@ -468,7 +474,7 @@ mod pod {
     macro_rules! pod {
         ($($t:ty),*) => { $(
             const _: () = is_plain::<$t>();
-            // SAFETY: `Plain`, asked for in the line above.
+            // SAFETY: `Plain`, required in the line above.
             unsafe impl aya::Pod for $t {}
         )* };
     }

@@ -1,5 +1,5 @@
-//! What the control plane and the eBPF programs both have to know: the layout of the maps, and the pure decisions
-//! about packets. `no_std`, no allocation, no panic on any input; everything here is tested on the host.
+//! Shared by the control plane and the eBPF programs: the layout of the maps, and the pure decisions about packets.
+//! `no_std`, no allocation, no panic on any input; everything here is tested on the host.
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
@@ -7,7 +7,7 @@ pub mod checksum;
 pub mod family;
 pub mod flow;
 pub mod layout;
-pub mod pair;
+pub mod nat_plan;
 pub mod policy;
 pub mod ports;
 pub mod reason;

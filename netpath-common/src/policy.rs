@@ -1,16 +1,16 @@
-//! Which networks may talk to each other, and what fits through a link.
+//! Which networks may reach each other, and which packets fit a link.
 
 use crate::layout::{NET_INTERNAL, NET_ISOLATED, NET_STRICT};
 
-/// Whether packets pass from a network with the flags `from` to another with the flags `to`. The same in both
-/// directions, so that an answer is never refused to a question that was let through.
+/// Whether packets pass from a network with the flags `from` to another with the flags `to`. Symmetric, so that a
+/// reply to a packet that passed is never dropped.
 #[inline(always)]
 pub const fn may_pass(from: u32, to: u32) -> bool {
     (from | to) & (NET_STRICT | NET_INTERNAL) == 0 && from & to & NET_ISOLATED == 0
 }
 
-/// Whether an IP packet of `len` bytes leaves through a link of `mtu`. A segmented one (`gso_size` bytes of payload
-/// each, behind `headers` bytes) is measured by its segments.
+/// Whether an IP packet of `len` bytes fits a link of `mtu`. A GSO packet (`gso_size` bytes of payload each, behind
+/// `headers` bytes) is measured by its segments.
 #[inline(always)]
 pub const fn fits(len: u32, gso_size: u32, headers: u32, mtu: u32) -> bool {
     len <= mtu || (gso_size != 0 && gso_size.saturating_add(headers) <= mtu)

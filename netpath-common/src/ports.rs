@@ -1,15 +1,15 @@
-//! Which source ports are tried for a translated flow, and in which order (RFC 6056 §3.3.1).
+//! Candidates for the source port of a translated flow, and their order (RFC 6056 §3.3.1).
 
-/// Ports looked at before a flow is refused. A bound for the verifier; with three quarters of the range taken, one flow in
-/// 900,000 is refused.
+/// Ports tried before a flow is refused. A bound for the verifier; with three quarters of the range in use, one flow
+/// in 900,000 is refused.
 pub const PORT_TRIES: u32 = 48;
-/// The last of these may take the port of a flow that is spent or adrift (`flow::is_spent`, `flow::may_be_adrift`).
-pub const HARDER_TRIES: u32 = 24;
+/// The last tries may reuse the port of a closed or orphaned flow (`flow::is_closed`, `flow::may_be_orphaned`).
+pub const EVICT_TRIES: u32 = 24;
 
-/// The `i`-th port to try, host byte order: first the sender's own, then ports of the range, each drawn by itself. Others
-/// hold ports in blocks (a program's own range) and every other one (`net/ipv4/inet_hashtables.c, __inet_hash_connect()`),
-/// and where neighbours are looked at one after the other, taken ports grow together to such blocks. A range of fewer
-/// ports than there are tries is gone through from one that `random` draws.
+/// The `i`-th port to try, host byte order: first the sender's own, then ports of the range, each drawn
+/// independently. Other software uses ports in blocks (a program's own range) or every second one
+/// (`net/ipv4/inet_hashtables.c, __inet_hash_connect()`), and a linear search would make such blocks grow. A range
+/// with fewer ports than tries is searched in full from a random start.
 #[inline(always)]
 pub const fn candidate(own: u16, min: u16, max: u16, random: u32, i: u32) -> u16 {
     if i == 0 || max < min {
@@ -23,8 +23,8 @@ pub const fn candidate(own: u16, min: u16, max: u16, random: u32, i: u32) -> u16
     min + (at % span) as u16
 }
 
-/// Each bit of `x` moves half of those of the result, so that flows do not queue up behind each other along one sequence of
-/// ports (A. Appleby, MurmurHash3, `fmix32`).
+/// Each bit of `x` changes half of the bits of the result, so that flows do not collide along one sequence of ports
+/// (A. Appleby, MurmurHash3, `fmix32`).
 #[inline(always)]
 const fn mix(mut x: u32) -> u32 {
     x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(40_000, candidate(40_000, 61_000, 65_535, 7, 0));
     }
 
-    /// As programs search: the first that nobody has.
+    /// The search of the programs: the first free port.
     fn found(own: u16, range: (u16, u16), random: u32, is_taken: impl Fn(u16) -> bool) -> Option<u16> {
         (0..PORT_TRIES).map(|i| candidate(own, range.0, range.1, random, i)).find(|port| !is_taken(*port))
     }
@@ -87,10 +87,10 @@ mod tests {
         }
 
         #[test]
-        fn of_a_small_range_each_port_is_tried_hard(min in 1_024u16..65_000, span in 1..=HARDER_TRIES as u16, random: u32) {
+        fn of_a_small_range_each_port_is_tried_hard(min in 1_024u16..65_000, span in 1..=EVICT_TRIES as u16, random: u32) {
             let max = min + (span - 1);
             let mut hard: Vec<u16> =
-                (PORT_TRIES - HARDER_TRIES..PORT_TRIES).map(|i| candidate(7, min, max, random, i)).collect();
+                (PORT_TRIES - EVICT_TRIES..PORT_TRIES).map(|i| candidate(7, min, max, random, i)).collect();
             hard.sort_unstable();
             hard.dedup();
             prop_assert_eq!(usize::from(span), hard.len());
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// As many flows at once as leave one port in four: each finds one, and none finds another's.
+    /// As many concurrent flows as leave one port in four: each finds a port, and no two find the same.
     #[test]
     fn three_quarters_of_the_range_are_given_out_without_a_refusal() {
         let mut random = 1u32;

@@ -2,7 +2,7 @@
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $n:literal, $word:literal;)*) => {
-        /// The index into the counter map, and what monitor and status print.
+        /// Index into the counter map, printed by monitor and status.
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Reason { $($(#[$doc])* $name = $n,)* }
@@ -10,13 +10,13 @@ macro_rules! reasons {
         impl Reason {
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
 
-            /// The reason with the number `n`; [`Reason::NotOurs`] for a number that is none.
+            /// The reason with the number `n`; [`Reason::NotOurs`] for an unknown number.
             #[inline(always)]
             pub const fn at(n: u32) -> Self {
                 match n { $($n => Reason::$name,)* _ => Reason::NotOurs }
             }
 
-            /// The word for people and for JSON keys.
+            /// The name in output and JSON keys.
             pub const fn word(self) -> &'static str {
                 match self { $(Reason::$name => $word,)* }
             }
@@ -37,9 +37,9 @@ reasons! {
     FlowLoopback = 4, "flow_loopback";
     /// A packet of a known flow was translated and redirected.
     Redirected = 5, "redirected";
-    /// Left to the stack unchanged because its TTL or hop limit is at its end.
+    /// Left to the stack unchanged because its TTL or hop limit is exhausted.
     StackTtl = 6, "stack_ttl";
-    /// Left to the stack unchanged because it is larger than the way out takes.
+    /// Left to the stack unchanged because it exceeds the MTU of the next hop.
     StackMtu = 7, "stack_mtu";
     /// Left to the stack unchanged because the kernel has no route for it.
     StackNoRoute = 8, "stack_no_route";
@@ -47,32 +47,33 @@ reasons! {
     DropPortsExhausted = 9, "drop_ports_exhausted";
     /// Dropped: the two networks are isolated from each other, or one is internal.
     DropIsolated = 10, "drop_isolated";
-    /// Dropped: a masqueraded network's packet that cannot be translated would leave with a private source.
+    /// Dropped: a packet of a masqueraded network that cannot be translated would leave with a private source.
     DropUntranslatable = 11, "drop_untranslatable";
-    /// Dropped: a loopback address arrived on a wire.
+    /// Dropped: a loopback address arrived on a link.
     DropMartian = 12, "drop_martian";
     /// Dropped: the headers could not be written.
     DropRewrite = 13, "drop_rewrite";
-    /// A socket of the host was connected straight to a container.
+    /// A socket of the host was connected directly to a container.
     Connected = 14, "connected";
-    /// A later fragment that came before any other of its datagram, and nobody knows to which flow it belongs: left to the
-    /// stack.
+    /// A later fragment that came before every other fragment of its datagram, so that its flow is unknown: left to
+    /// the stack.
     Fragment = 15, "fragment";
-    /// A packet of a known flow was translated and goes on up or out of the host's stack.
+    /// A packet of a known flow was translated and continues through the host's stack.
     Translated = 16, "translated";
     /// Dropped: it came from outside to a container's own address, not to a published port.
     DropDirect = 17, "drop_direct";
-    /// Dropped: it came out of a container with a source that its network does not have.
+    /// Dropped: it came from a container with a source address outside its network.
     DropSpoofed = 18, "drop_spoofed";
-    /// Dropped: its source is not on the list of those who may use the published port.
+    /// Dropped: its source is not on the allow list of the published port.
     DropNotAllowed = 19, "drop_not_allowed";
-    /// A flow of the host itself began that had to get another source port: a container has that one to the same end.
+    /// A flow of the host itself began and got another source port: a container's flow to the same destination has
+    /// its own.
     FlowHost = 20, "flow_host";
-    /// A flow began to a container's own address, on a network that is open (`netpath.direct`).
+    /// A flow began to a container's own address, on an open network (`netpath.direct`).
     FlowDirect = 21, "flow_direct";
 }
 
-/// Slots of the counter map; spare ones so that a new reason does not change the layout.
+/// Slots of the counter map, with spare ones, so that a new reason does not change the layout.
 pub const SLOTS: u32 = 64;
 
 #[cfg(test)]

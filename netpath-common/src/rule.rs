@@ -1,14 +1,14 @@
-//! Which publish answers a packet.
+//! Matching of rules: which publish answers a packet.
 
 use crate::addr::Addr;
 use crate::layout::Rule;
 
-/// How a rule answers for a destination.
+/// Whether a rule answers for a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     No,
     Yes,
-    /// If the destination is one of the host's own addresses.
+    /// Only if the destination is one of the host's own addresses.
     IfLocal,
 }
 

@@ -1,4 +1,4 @@
-//! Bridge ingress: what containers send. Answers of published flows out, the way outward, hairpin, isolation.
+//! Bridge ingress: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
@@ -6,15 +6,15 @@ use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_MASQUERADE,
 use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Making, Mine};
 use crate::entry::Walk;
-use crate::fast::{self, Plain};
-use crate::global::global;
-use crate::outward::{belongs, subnet_of};
+use crate::fast_path::{self, FastHeaders};
+use crate::headers::{Fragment, Wire};
+use crate::masquerade::{belongs, subnet_of};
 use crate::packet::Kind;
+use crate::scratch::{PendingFlow, Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::{Fragment, Wire};
-use crate::{flows, fragment, host, icmp, maps, outward, packet, rules};
+use crate::{flows, fragment, icmp, kernel_lookup, maps, masquerade, packet, port_lookup};
 
 pub struct Ingress;
 
@@ -22,90 +22,90 @@ impl Walk for Ingress {
     const SIDE: u8 = SIDE_BRIDGE;
 
     #[inline(always)]
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
-        if is_closed(ctx) {
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
+        if has_closed(ctx) {
             return None;
         }
-        fast::follow(ctx, plain)
+        fast_path::follow(ctx, plain)
     }
 
     #[inline(always)]
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict {
-        let followed = match desk.packet.kind {
-            _ if is_closed(ctx) => 0,
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
+        let followed = match scratch.packet.kind {
+            _ if has_closed(ctx) => 0,
             Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => {
-                flows::follow(ctx, desk)
+                flows::follow(ctx, scratch)
             }
-            Kind::Error => icmp::follow(ctx, desk, u32::from(SIDE_BRIDGE)),
+            Kind::Error => icmp::follow(ctx, scratch, u32::from(SIDE_BRIDGE)),
             Kind::Fragment | Kind::Odd => 0,
         };
         if followed != 0 {
             return verdict::FOLLOWED;
         }
-        if F::kind(&desk.packet.tuple.dst) != AddressKind::Unicast {
+        if F::kind(&scratch.packet.tuple.dst) != AddressKind::Unicast {
             return NOT_OURS;
         }
-        Verdict::unpack(stranger(ctx, desk))
+        Verdict::unpack(no_flow(ctx, scratch))
     }
 }
 
-/// Whether the packet comes from an internal network. No flow begins or ends there, so one that seems to belong to a flow
-/// pretends to be another's. (Of other networks that cannot be told: a container answers by its default route, whichever of
-/// its networks it was asked on.)
+/// Whether the packet comes from an internal network. No flow begins or ends there, so a packet that matches one is
+/// forged. (For other networks this is unknown: a container replies by its default route, on whichever of its
+/// networks the request came.)
 #[inline(always)]
-fn is_closed(ctx: &TcContext) -> bool {
+fn has_closed(ctx: &TcContext) -> bool {
     maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_INTERNAL != 0)
 }
 
-global! {
+subprog! {
     /// A packet that belongs to no flow; gives a packed verdict.
-    fn stranger() -> u64 as np_stranger4, np_stranger6 = meet_stranger;
+    fn no_flow() -> u64 as np_stranger4, np_stranger6 = handle_no_flow;
     fn hairpin(bridge: u32) -> u64 as np_hairpin4, np_hairpin6 = begin_hairpin;
 }
 
 #[inline(always)]
-fn meet_stranger<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
+fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let bridge = packet::ifindex(ctx);
-    // Whatever it says of itself, no program has sent it on yet.
+    // The mark is cleared here: no program has redirected this packet yet, and a container can set it.
     packet::take_sent(ctx);
-    // The fragments behind a first one without a flow are not those of another datagram between the same two.
-    if desk.packet.ip.fragment == Fragment::First {
-        fragment::learn(ctx, desk);
+    // Later fragments must not be attributed to an earlier datagram between the same two hosts.
+    if scratch.packet.ip.fragment == Fragment::First {
+        fragment::learn(ctx, scratch);
     }
     let Some(flags) = maps::find(&maps::NETWORK, bridge).map(|n| n.flags) else { return NOT_OURS.pack() };
-    let packet = &desk.packet;
-    // Neighbour discovery and the like have link-local sources.
+    let packet = &scratch.packet;
+    // Neighbour discovery, among others, has link-local sources.
     let from = F::kind(&packet.tuple.src);
     if flags & NET_DIRECT == 0
         && (from == AddressKind::Loopback || (from == AddressKind::Unicast && !belongs::<F>(&packet.tuple.src, bridge)))
     {
         return verdict::drop(Reason::DropSpoofed).pack();
     }
-    let slot = rules::slot(packet.ip.proto, packet.tuple.dport.value());
+    let slot = port_lookup::slot(packet.ip.proto, packet.tuple.dport.value());
     if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
-        match rules::aim(ctx, desk, slot, 0) {
+        match port_lookup::select_target(ctx, scratch, slot, 0) {
             0 => {}
-            rules::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
-            target => return hairpin(ctx, desk, target),
+            port_lookup::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
+            target => return hairpin(ctx, scratch, target),
         }
     }
-    match subnet_of::<F>(&desk.packet.tuple.dst) {
+    match subnet_of::<F>(&scratch.packet.tuple.dst) {
         Some(s) if s.bridge == bridge || may_pass(flags, s.flags) => return NOT_OURS.pack(),
         Some(_) => return verdict::drop(Reason::DropIsolated).pack(),
         None => {}
     }
-    if host::is_local(ctx, desk) != 0 {
+    if kernel_lookup::is_local(ctx, scratch) != 0 {
         return NOT_OURS.pack();
     }
     if flags & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
-    let packet = &desk.packet;
-    // The answers of what netfilter has let in; all else begins at the uplink.
-    if packet.kind == Kind::Sctp && rules::has_moved_sctp::<F>(&packet.tuple.src) {
+    let packet = &scratch.packet;
+    // Replies of flows that netfilter let in; other SCTP flows begin at the uplink.
+    if packet.kind == Kind::Sctp && port_lookup::has_moved_sctp::<F>(&packet.tuple.src) {
         return NOT_OURS.pack();
     }
-    // Who may be reached directly needs no flow; what takes the stack begins at the uplink.
+    // A directly reachable network needs no flow; flows on the edge path begin at the uplink.
     if flags & NET_EDGE != 0 || flags & (NET_MASQUERADE | NET_DIRECT) == NET_DIRECT {
         return NOT_OURS.pack();
     }
@@ -113,22 +113,22 @@ fn meet_stranger<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u64 {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other
             if packet.ip.fragment != Fragment::Later && belongs::<F>(&packet.tuple.src, bridge) =>
         {
-            outward::begin(ctx, desk, bridge, 0)
+            masquerade::begin(ctx, scratch, bridge, 0)
         }
         Kind::Fragment => verdict::stack(Reason::Fragment).pack(),
         _ => NOT_OURS.pack(),
     }
 }
 
-/// A container dials a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of the
-/// container that the flow in the making is aimed at.
+/// A container connects to a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of
+/// the selected container.
 ///
-/// Both ends are rewritten: on its own network the target would answer to the sender's address on layer 2, past us, and
-/// to itself not at all; on another one the sender may be the target's second leg. The answer comes to the address of the
-/// target's bridge, and so to this program.
+/// Both ends are rewritten: on the same network the target would reply to the sender's address on layer 2, past this
+/// program, and to itself not at all; on another network the sender may be the target's second interface. The reply
+/// goes to the address of the target's bridge, and so to this program.
 #[inline(always)]
-fn begin_hairpin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, target: u32) -> u64 {
-    let Desk { packet, making: Making { plan, .. }, .. } = &mut **desk;
+fn begin_hairpin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, target: u32) -> u64 {
+    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     let bridge = packet::ifindex(ctx);
     if !packet.may_begin() || !belongs::<F>(&packet.tuple.src, bridge) {
         return NOT_OURS.pack();
@@ -136,7 +136,7 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, target: u32) -> u
     let (Some(net), Some(other)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::NETWORK, target)) else {
         return NOT_OURS.pack();
     };
-    // A published port is for isolated networks too (netavark 2.1); an internal one has no way out and none in.
+    // Published ports are reachable from isolated networks too (netavark 2.1), but not to or from internal ones.
     if target != bridge && (net.flags | other.flags) & NET_INTERNAL != 0 {
         return verdict::drop(Reason::DropIsolated).pack();
     }
@@ -152,9 +152,9 @@ fn begin_hairpin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, target: u32) -> u
     plan.from = packet.tuple;
     plan.to.sport = packet.tuple.sport;
     plan.side = SIDE_BRIDGE;
-    plan.twin_side = SIDE_BRIDGE;
+    plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowHairpin as u8;
-    rules::way_home(ctx, desk, bridge);
-    flows::begin(ctx, desk, true, Reason::FlowHairpin).pack()
+    port_lookup::hop_to_sender(ctx, scratch, bridge);
+    flows::begin(ctx, scratch, true, Reason::FlowHairpin).pack()
 }

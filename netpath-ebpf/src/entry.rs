@@ -1,37 +1,37 @@
-//! From a frame at a hook to the walk of its family, and back to the verdict.
+//! Dispatch of a frame at a hook to the walk of its address family.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
 
-use crate::desk::Mine;
-use crate::fast::Plain;
+use crate::fast_path::FastHeaders;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET};
+use crate::scratch::ScratchMut;
 use crate::verdict::{self, NOT_OURS, Verdict};
-use crate::wire::Wire;
 
-/// `__sk_buff::protocol`, as it lies on the wire (`include/uapi/linux/if_ether.h`).
+/// `__sk_buff::protocol`, in network byte order (`include/uapi/linux/if_ether.h`).
 pub const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
 pub const ETH_P_IPV6: u32 = (0x86ddu16).to_be() as u32;
 
-/// What a hook makes of a packet.
+/// The packet walk of a hook.
 pub trait Walk {
-    /// Where the network header is: behind Ethernet, or at the very start.
+    /// Offset of the network header: behind Ethernet, or 0.
     const L3: usize = ETHERNET;
-    /// Of the flows that are seen here.
+    /// Side of the flows at this hook.
     const SIDE: u8;
 
-    /// Whether a packet is certainly not ours: asked of each before anything is copied.
+    /// Whether a packet is certainly not ours: checked first, before anything is copied.
     #[inline(always)]
     fn leaves<F: Wire>(_: &TcContext) -> bool {
         false
     }
 
-    /// A packet with plain headers. `None`: it has to take the long way.
-    fn short<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict>;
+    /// A packet with plain headers. `None`: it needs the slow path.
+    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict>;
 
-    /// Any packet, which is on the desk.
-    fn long<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> Verdict;
+    /// Any packet, parsed into scratch.
+    fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict;
 }
 
 #[inline(always)]
@@ -43,7 +43,7 @@ pub fn walk<W: Walk>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// The short way alone. `None`: the packet goes on unchanged.
+/// The fast path alone. `None`: the packet passes unchanged.
 #[inline(always)]
 pub fn walk_short<W: Walk>(ctx: &TcContext) -> Option<Verdict> {
     let packed = match ctx.skb.protocol() {
@@ -68,21 +68,21 @@ fn arrive<F: Wire, W: Walk>(ctx: &TcContext) -> Verdict {
     Verdict::unpack(if packed == LONG { long::<F, W>(skb) } else { packed })
 }
 
-/// No verdict yet.
+/// No verdict: the packet needs the slow path.
 const LONG: u64 = u64::MAX;
 
 #[inline(always)]
 fn short_here<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    let plain = &mut Plain::<F>::new();
+    let plain = &mut FastHeaders::<F>::new();
     if !plain.read(ctx, W::SIDE) {
         return LONG;
     }
     W::short(ctx, plain).map_or(LONG, Verdict::pack)
 }
 
-// Functions of their own, so that families and ways do not share a stack frame: there are 512 bytes. A call costs what
-// the machine's return mitigations cost, so the most frequent family has none.
+// Separate functions, so that families and paths do not share a stack frame of 512 bytes. A call is expensive on
+// machines with return mitigations, so IPv4 is inlined.
 #[inline(never)]
 fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     short_here::<F, W>(skb)
@@ -91,11 +91,11 @@ fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    // SAFETY: the first in this function, and its callers know of no desk.
-    let Some(desk) = &mut (unsafe { Mine::<F>::take() }) else { return NOT_OURS.pack() };
-    if packet::parse(ctx, desk, W::L3 as u32, u32::from(W::SIDE)) == 0 {
+    // SAFETY: the first in this function, and its callers use no scratch.
+    let Some(scratch) = &mut (unsafe { ScratchMut::<F>::take() }) else { return NOT_OURS.pack() };
+    if packet::parse(ctx, scratch, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();
     }
-    let verdict = W::long(ctx, desk);
-    verdict::conclude(ctx, desk, verdict).pack()
+    let verdict = W::long(ctx, scratch);
+    verdict::conclude(ctx, scratch, verdict).pack()
 }

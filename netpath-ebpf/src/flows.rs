@@ -1,4 +1,4 @@
-//! The flow table: finding, following and beginning flows.
+//! The flow table: finding, following and creating flows.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
@@ -9,57 +9,57 @@ use netpath_common::layout::{
     FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_ICMP, PROTO_ICMPV6,
     PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
-use netpath_common::pair::Way;
-use netpath_common::ports::{HARDER_TRIES, PORT_TRIES, candidate};
+use netpath_common::nat_plan::NextHop;
+use netpath_common::ports::{EVICT_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
-use netpath_common::{flow, pair};
+use netpath_common::{flow, nat_plan};
 
-use crate::desk::{Desk, Making, Mine};
-use crate::global::global;
 use crate::half::Half;
+use crate::headers::Wire;
 use crate::packet::{Kind, Packet};
+use crate::scratch::{PendingFlow, Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::verdict::{self, Verdict};
-use crate::wire::Wire;
-use crate::{host, maps, packet, rules};
+use crate::{kernel_lookup, maps, packet, port_lookup};
 
-/// Of CLOCK_MONOTONIC, in [`flow::TICK_NS`]; the kernel's own tick old at most.
+/// CLOCK_MONOTONIC in units of [`flow::TICK_NS`], up to one kernel tick late.
 #[inline(always)]
 pub fn now() -> u32 {
     // SAFETY: no arguments.
     (unsafe { bpf_ktime_get_coarse_ns() } >> flow::TICK_BITS) as u32
 }
 
-global! {
-    /// 1 if the packet on the desk belongs to a flow that is alive: then its hop is on the desk too, and what the packet
-    /// adds to the flow's state is written down. [`HALF`]: and the other half of the flow is missing. [`UNSURE`]: and its
-    /// next hop was last asked for a while ago.
+subprog! {
+    /// 1 if the packet in scratch belongs to a live flow: then its hop is in scratch too, and the packet is recorded
+    /// in the flow's state. [`HALF`]: the same, and the other entry is missing. [`STALE`]: the same, and its next hop
+    /// must be looked up again.
     fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
 
-    /// 0: the place of the other half is another flow's.
-    fn mend() -> u32 as np_mend4, np_mend6 = mend_flow;
+    /// 0: the slot of the other entry belongs to another flow.
+    fn recreate() -> u32 as np_mend4, np_mend6 = recreate_reverse;
 
-    /// 1 if the flow of the packet on the desk has been given its address for another device than the kernel would have the
-    /// packet leave by now.
-    fn has_moved() -> u32 as np_moved4, np_moved6 = ask_moved;
+    /// 1 if the flow of the packet in scratch has an address for another device than the kernel's route for the
+    /// packet now uses.
+    fn leaves_elsewhere() -> u32 as np_moved4, np_moved6 = has_other_route;
 
-    /// Asks the kernel once more for the next hop of the hop on the desk, which leaves by an uplink.
+    /// Looks up the next hop of the hop in scratch again; it leaves by an uplink.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
-    /// Writes the answering half of the flow in the making; 1 if its place was free.
-    fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_twin;
+    /// Writes the reverse entry of the pending flow; 1 if its slot was free.
+    fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_reverse;
 
-    /// Looks for a source port for the flow in the making, from the `from`-th try on, [`TRIES_AT_ONCE`] of them; 1 if it has
-    /// one now.
+    /// Searches a source port for the pending flow, from try `from` on, [`TRIES_AT_ONCE`] of them; 1 if one was
+    /// found.
     fn search(from: u32) -> u32 as np_search4, np_search6 = try_ports;
 
-    /// Makes `port` the source port of the flow in the making; 1 if a socket of the host that is to be spared would take
-    /// the answers.
-    fn aim_at(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
+    /// Makes `port` the source port of the pending flow; 1 if a socket of the host to be spared would receive the
+    /// replies.
+    fn set_port(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
 
-    /// 1 if the answering half of the flow in the making is there, with the port that the sender has.
-    pub fn has_twin() -> u32 as np_has_twin4, np_has_twin6 = find_twin;
+    /// 1 if the reverse entry of the pending flow exists, with the sender's own port.
+    pub fn has_reverse() -> u32 as np_has_twin4, np_has_twin6 = find_reverse;
 
-    /// Writes down the flow in the making, whose answering half has its place; 1 if that could be.
+    /// Writes the first entry of the pending flow, whose reverse entry is reserved; 1 on success.
     fn take() -> u32 as np_take4, np_take6 = take_planned;
 }
 
@@ -67,49 +67,51 @@ const TRIES_AT_ONCE: u32 = 8;
 const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 
 const HALF: u32 = 2;
-const UNSURE: u32 = 3;
-/// The packet leaves by another device than its flow, with whose address the answers would not come back.
-const ASTRAY: u32 = 4;
+const STALE: u32 = 3;
+/// The packet leaves by another device than its flow, so that replies to the flow's address would not come back.
+const ELSEWHERE: u32 = 4;
 
-/// 1 if the packet on the desk belongs to a flow that is alive, which is whole then: its hop is on the desk too.
-// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+/// 1 if the packet in scratch belongs to a live flow, of which both entries now exist: its hop is in scratch too.
+// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
-pub fn follow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let found = look_up(ctx, desk);
+pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let found = look_up(ctx, scratch);
     if found == HALF {
-        // The port was free to all while the half that holds it was missing.
-        if host::has_connection(ctx, desk, host::ANSWER) != 0 {
-            return forget(ctx, desk);
+        // The port was free while the entry that holds it was missing.
+        if kernel_lookup::has_connection(ctx, scratch, kernel_lookup::ANSWER) != 0 {
+            return forget(ctx, scratch);
         }
-        if mend(ctx, desk) == 0 {
-            return forget(ctx, desk);
+        if recreate(ctx, scratch) == 0 {
+            return forget(ctx, scratch);
         }
-    } else if found == UNSURE {
-        if has_moved(ctx, desk) != 0 {
-            return forget(ctx, desk);
+    } else if found == STALE {
+        if leaves_elsewhere(ctx, scratch) != 0 {
+            return forget(ctx, scratch);
         }
-        renew(ctx, desk);
-    } else if found == ASTRAY {
-        return forget(ctx, desk);
+        renew(ctx, scratch);
+    } else if found == ELSEWHERE {
+        return forget(ctx, scratch);
     }
     found
 }
 
-/// The hardware address of the next hop back to the sender of the packet on the desk, by the uplink that it came in by, and
-/// how an answer takes it; zero = not known. Where the host's own route is another, answers go to whoever has sent this: they
-/// leave as it came.
+/// The hardware address of the next hop back to the sender of the packet in scratch, by the uplink that it came from,
+/// and how a reply is forwarded; zero = unknown. If the host's own route uses another uplink, replies go to the
+/// hardware address that sent this packet: they leave by the uplink of the request.
 #[inline(always)]
-pub fn way_back<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
+pub fn hop_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
     const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
-    desk.hop.to = *to;
-    match host::next_hop(ctx, desk, ifindex) {
-        1 => (desk.fib.dmac, FORWARD_NEIGH),
-        host::NO_ROUTE => packet::at::<[Mac; 2]>(ctx, 0).map_or(UNKNOWN, |[_, sender]| (*sender, FORWARD_LINK)),
+    scratch.hop.to = *to;
+    match kernel_lookup::next_hop(ctx, scratch, ifindex) {
+        1 => (scratch.fib.dmac, FORWARD_NEIGH),
+        kernel_lookup::NO_ROUTE => {
+            packet::at::<[Mac; 2]>(ctx, 0).map_or(UNKNOWN, |[_, sender]| (*sender, FORWARD_LINK))
+        }
         _ => UNKNOWN,
     }
 }
 
-// Decisions with many ways through them, for which the verifier need not go through what follows once per way.
+// Functions with many branches are separate, so that the verifier does not walk the rest once per branch.
 
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -138,29 +140,29 @@ pub fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
 }
 
 #[inline(always)]
-fn follow_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, hop, .. } = &mut **desk;
+fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
-    // At once, since the place may be another flow's later.
+    // Read at once, since the slot may belong to another flow later.
     hop.to = half.read(F::translated);
     hop.next = half.next();
     let now = now();
     let next = &hop.next;
     let is_reply = next.state & flow::REPLY_HALF != 0;
-    // Request and reply have one identifier, and a flow has a direction.
+    // Request and reply have the same identifier, but a flow has a direction.
     let is_other =
         matches!(packet.kind, Kind::EchoRequest) && is_reply || matches!(packet.kind, Kind::EchoReply) && !is_reply;
     if is_other || has_expired(proto, next, now) {
         return 0;
     }
     if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
-        return ASTRAY;
+        return ELSEWHERE;
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
-    let anew = flow::begins_anew(next.state, packet.tcp_flags);
-    let is_sure = state & flow::UNSURE == 0 || !is_outward(next.forward);
+    let anew = flow::reopens(next.state, packet.tcp_flags);
+    let is_sure = state & flow::STALE == 0 || !is_outward(next.forward);
     let is_fresh = flow::is_fresh(next, now);
     if !anew && is_sure && state == next.state && is_fresh {
         return 1;
@@ -168,48 +170,48 @@ fn follow_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
     if anew {
         return 0;
     }
-    let is_unsure = is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0);
-    if refresh(desk, &key, u32::from(state), now) == 0 {
-        let hop = &desk.hop;
-        let twin_key = F::key(&hop.to.reversed(), proto, hop.next.twin_side);
-        if let Some(twin) = Half::<F>::find(&twin_key) {
-            if !twin.leads_back(&key) {
-                // The table had dropped the other half, and its place is another flow's by now.
+    let is_unsure = is_outward(next.forward) && (flow::is_late(next, now) || state & flow::STALE != 0);
+    if refresh(scratch, &key, u32::from(state), now) == 0 {
+        let hop = &scratch.hop;
+        let reverse_key = F::key(&hop.to.reversed(), proto, hop.next.reverse_side);
+        if let Some(reverse) = Half::<F>::find(&reverse_key) {
+            if !reverse.leads_back(&key) {
+                // The table has evicted the other entry, and another flow has its slot.
                 let _ = F::flows().remove(&key);
                 return 0;
             }
-            // Another processor has just made it anew.
-            return refresh(desk, &key, u32::from(state), now);
+            // Another processor has just recreated it.
+            return refresh(scratch, &key, u32::from(state), now);
         }
-        // The next packet asks, as this one would have.
-        let unsure = if is_unsure { flow::UNSURE } else { 0 };
+        // The next packet then looks up the next hop in place of this one.
+        let unsure = if is_unsure { flow::STALE } else { 0 };
         half.touch(state | unsure, now);
         return HALF;
     }
-    if is_unsure { UNSURE } else { 1 }
+    if is_unsure { STALE } else { 1 }
 }
 
-/// Asked of what containers send through masquerade; answers leave as they came.
+/// Only for masqueraded packets of containers; replies leave by the uplink of the request.
 #[inline(always)]
-fn ask_moved<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let next = &desk.hop.next;
+fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let next = &scratch.hop.next;
     let masqueraded = next.origin == Reason::FlowMasqueraded as u8 && next.state & flow::REPLY_HALF == 0;
-    if !masqueraded || desk.packet.side != SIDE_BRIDGE {
+    if !masqueraded || scratch.packet.side != SIDE_BRIDGE {
         return 0;
     }
     let ifindex = next.ifindex;
-    u32::from(host::route(ctx, desk) != ifindex)
+    u32::from(kernel_lookup::route(ctx, scratch) != ifindex)
 }
 
-/// The packet under way goes by the kernel's neighbour table, which so learns that the neighbour is still wanted, and asks
-/// for it when it does not answer any more (`net/core/neighbour.c`).
+/// This packet goes by the kernel's neighbour table, which thereby marks the neighbour as in use and probes it if it
+/// does not reply (`net/core/neighbour.c`).
 #[inline(always)]
-fn renew_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let ifindex = desk.hop.next.ifindex;
-    let known = host::next_hop(ctx, desk, ifindex);
-    let Desk { packet, hop, fib, .. } = &mut **desk;
-    // [`way_back`]
-    let keeps = known == host::NO_ROUTE && hop.next.forward == FORWARD_LINK;
+fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let ifindex = scratch.hop.next.ifindex;
+    let known = kernel_lookup::next_hop(ctx, scratch, ifindex);
+    let Scratch { packet, hop, fib, .. } = &mut **scratch;
+    // [`hop_back`]
+    let keeps = known == kernel_lookup::NO_ROUTE && hop.next.forward == FORWARD_LINK;
     if !keeps {
         hop.next.forward = FORWARD_NEIGH;
     }
@@ -220,145 +222,146 @@ fn renew_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
         half.forward().store(FORWARD_LINK);
     } else if !keeps {
         half.forward().store(FORWARD_NEIGH);
-        // Or the next packet would go there ([`KNOWN`]).
+        // Otherwise the next packet would be sent there ([`KNOWN`]).
         half.set_next_hop([0; 6]);
     }
-    half.state().store(half.state().load() & !flow::UNSURE);
+    half.state().store(half.state().load() & !flow::STALE);
     known
 }
 
-/// Makes the other half of the packet's flow anew; the table, when it is full, drops halves and not flows. It leads back to
-/// where the packet has come from.
+/// Recreates the other entry of the packet's flow: a full table evicts single entries. The new one leads back to the
+/// device that the packet came from.
 #[inline(always)]
-fn mend_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, hop, making, .. } = &mut **desk;
+fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, hop, pending, .. } = &mut **scratch;
     let next = &hop.next;
     let ifindex = packet::ifindex(ctx);
-    let way = &mut making.plan.back;
-    *way = Way { ifindex, mtu: u16::MAX, ..Way::default() };
+    let back = &mut pending.plan.back;
+    *back = NextHop { ifindex, mtu: u16::MAX, ..NextHop::default() };
     if next.forward == FORWARD_STACK || packet.side == SIDE_EGRESS {
-        way.forward = FORWARD_STACK;
+        back.forward = FORWARD_STACK;
     } else if packet.side == SIDE_LO {
-        way.forward = FORWARD_INGRESS;
+        back.forward = FORWARD_INGRESS;
     } else if packet.side == SIDE_UPLINK {
-        way.forward = FORWARD_NEIGH;
-        way.dmac = next.smac;
-        way.mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
+        back.forward = FORWARD_NEIGH;
+        back.match_dmac = next.next_hop_mac;
+        back.mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
     } else {
-        rules::way_home(ctx, desk, ifindex);
+        port_lookup::hop_to_sender(ctx, scratch, ifindex);
     }
-    let Desk { packet, hop, making, .. } = &mut **desk;
+    let Scratch { packet, hop, pending, .. } = &mut **scratch;
     let next = &hop.next;
-    let way = &mut making.plan.back;
-    // What comes over lo carries the host's route (`lo.rs`).
-    if next.twin_side == SIDE_LO && is_inward(way.forward) {
-        way.forward = FORWARD_EGRESS;
+    let back = &mut pending.plan.back;
+    // Packets from lo carry the host's route (`loopback.rs`).
+    if next.reverse_side == SIDE_LO && is_inward(back.forward) {
+        back.forward = FORWARD_EGRESS;
     }
-    let twin = Next {
-        ifindex: way.ifindex,
+    let reverse = Next {
+        ifindex: back.ifindex,
         last_seen: now(),
-        dmac: way.dmac,
-        smac: way.smac,
-        mtu: way.mtu,
-        forward: way.forward,
-        twin_side: packet.side,
+        match_dmac: back.match_dmac,
+        next_hop_mac: back.next_hop_mac,
+        mtu: back.mtu,
+        forward: back.forward,
+        reverse_side: packet.side,
         state: (next.state ^ flow::REPLY_HALF) & !flow::CLAIMED,
         ..*next
     };
-    making.twin_key = F::key(&hop.to.reversed(), packet.ip.proto, next.twin_side);
-    making.twin = F::flow(&packet.tuple.reversed(), twin);
-    making.key = F::key(&packet.tuple, packet.ip.proto, packet.side);
-    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err()
-        && let Some(there) = Half::<F>::find(&making.twin_key)
-        && !there.leads_back(&making.key)
+    pending.reverse_key = F::key(&hop.to.reversed(), packet.ip.proto, next.reverse_side);
+    pending.reverse = F::flow(&packet.tuple.reversed(), reverse);
+    pending.key = F::key(&packet.tuple, packet.ip.proto, packet.side);
+    if F::flows().insert(&pending.reverse_key, &pending.reverse, u64::from(BPF_NOEXIST)).is_err()
+        && let Some(there) = Half::<F>::find(&pending.reverse_key)
+        && !there.leads_back(&pending.key)
     {
-        // Another flow was faster.
+        // Another flow has taken the slot.
         return 0;
     }
-    // As when a flow begins: so that a full table keeps it (`reserve_twin`), and that answers are looked for. A sweep that saw
-    // neither half has cleared the mark.
-    if next.twin_side == SIDE_UPLINK {
-        let _ = F::flows().get_ptr(&making.twin_key);
+    // As for a new flow: a look-up makes a full table keep the entry (`reserve_reverse`), and the mark makes the
+    // uplink expect replies. A sweep that saw neither entry has cleared the mark.
+    if next.reverse_side == SIDE_UPLINK {
+        let _ = F::flows().get_ptr(&pending.reverse_key);
         mark_port(packet.ip.proto, hop.to.sport.value());
     }
     1
 }
 
-/// For [`refresh`], beside a state: a flow whose next hop is known goes on to it from now on.
+/// For [`refresh`], beside a state: a flow with a known next hop uses it from now on.
 pub const KNOWN: u32 = 0x100;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn np_refresh4(state: u32, now: u32) -> u32 {
-    refresh_noted::<Ipv4>(state, now)
+    refresh_flow::<Ipv4>(state, now)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
-    refresh_noted::<Ipv6>(state, now)
+    refresh_flow::<Ipv6>(state, now)
 }
 
-/// Writes down what a packet has added to its flow, in the half at `key` and in the other; 0: there is no other that leads
-/// back there, and nothing was written. A global function, which looks for the half again: most of what the verifier had
-/// to do with a packet's short way was to walk through this in each of its states.
+/// Records a packet in its flow, in the entry at `key` and in the other one; 0: no entry leads back there, and
+/// nothing was written. A global function that looks the entry up again: inlined, it accounted for most of the
+/// verifier's work on the fast path, once per state.
 #[inline(always)]
-pub fn refresh<F: Wire>(desk: &mut Mine<F>, key: &F::Key, state: u32, now: u32) -> u32 {
-    desk.noted = *key;
+pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, state: u32, now: u32) -> u32 {
+    scratch.refresh_key = *key;
     if F::IS_V4 { np_refresh4(state, now) } else { np_refresh6(state, now) }
 }
 
 #[inline(always)]
-fn refresh_noted<F: Wire>(state: u32, now: u32) -> u32 {
+fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
     // SAFETY: the first in this function; its callers have lent theirs to `refresh`.
-    let Some(desk) = (unsafe { Mine::<F>::take() }) else { return 0 };
-    let key = &desk.noted;
+    let Some(scratch) = (unsafe { ScratchMut::<F>::take() }) else { return 0 };
+    let key = &scratch.refresh_key;
     let Some(half) = Half::<F>::find(key) else { return 0 };
-    let twin_key = half.read(|half| pair::other_key::<F>(half, F::protocol_of(key)));
-    let Some(twin) = Half::<F>::find(&twin_key) else { return 0 };
-    if !twin.leads_back(key) {
+    let reverse_key = half.read(|half| nat_plan::other_key::<F>(half, F::protocol_of(key)));
+    let Some(reverse) = Half::<F>::find(&reverse_key) else { return 0 };
+    if !reverse.leads_back(key) {
         return 0;
     }
-    // The other half, too, has to ask for its next hop again: it may see no packet for long, and lives as long as this one.
-    let late = if flow::is_late(&half.next(), now) { flow::UNSURE } else { 0 };
-    // A claim ends with it: who made it looks at the time again.
+    // The other entry must look up its next hop again too: it may see no packet for long, and lives as long as this
+    // one.
+    let late = if flow::is_late(&half.next(), now) { flow::STALE } else { 0 };
+    // This cancels a claim: the claiming processor checks the time again.
     half.touch(state as u8 & !flow::CLAIMED, now);
     if state & KNOWN != 0 {
         let next = half.next();
-        if next.forward == FORWARD_NEIGH && is_known(&next.smac) {
+        if next.forward == FORWARD_NEIGH && is_known(&next.next_hop_mac) {
             half.forward().store(FORWARD_LINK);
         }
     }
-    let old = twin.state().load();
-    let news = state as u8 & !(flow::REPLY_HALF | flow::UNSURE);
-    twin.touch((old | news | late) & !flow::CLAIMED, now);
+    let old = reverse.state().load();
+    let news = state as u8 & !(flow::REPLY_HALF | flow::STALE);
+    reverse.touch((old | news | late) & !flow::CLAIMED, now);
     1
 }
 
-global! {
-    /// Removes the flow that the packet on the desk would find, if it is there; gives 0.
+subprog! {
+    /// Removes the flow of the packet in scratch, if there is one; gives 0.
     pub fn forget() -> u32 as np_forget4, np_forget6 = forget_flow;
 }
 
 #[inline(always)]
-fn forget_flow<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
+fn forget_flow<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
     let proto = packet.ip.proto;
-    making.key = F::key(&packet.tuple, proto, packet.side);
-    let Some(half) = Half::<F>::find(&making.key) else { return 0 };
-    making.twin_key = half.read(|half| pair::other_key::<F>(half, proto));
-    if let Some(twin) = Half::<F>::find(&making.twin_key)
-        && twin.leads_back(&making.key)
+    pending.key = F::key(&packet.tuple, proto, packet.side);
+    let Some(half) = Half::<F>::find(&pending.key) else { return 0 };
+    pending.reverse_key = half.read(|half| nat_plan::other_key::<F>(half, proto));
+    if let Some(reverse) = Half::<F>::find(&pending.reverse_key)
+        && reverse.leads_back(&pending.key)
     {
-        let _ = F::flows().remove(&making.twin_key);
+        let _ = F::flows().remove(&pending.reverse_key);
     }
-    let _ = F::flows().remove(&making.key);
+    let _ = F::flows().remove(&pending.key);
     0
 }
 
-/// Whether the answers to a packet that the host is sending would be led elsewhere. Not where the port is one that the host
-/// was given at another device, for then this is the packet that was given it: of a VLAN or macvlan on an uplink it passes
-/// both devices.
+/// Whether replies to a packet of the host would be taken for those of a container's flow. Not if the host's flow got
+/// this port at another device: this is then the same packet, which passes both devices (VLAN or macvlan on an
+/// uplink).
 #[inline(always)]
 pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
@@ -368,21 +371,21 @@ pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     !passes_again && !has_expired(packet.ip.proto, &next, now())
 }
 
-/// Writes both halves of the plan on the desk; then the packet's hop is there as well. Another source port than the
-/// planned one is looked for when that one is taken, by a flow or (`spare_sockets`) by a socket of the host.
+/// Writes both entries of the plan in scratch; then the packet's hop is there as well. Another source port is
+/// searched if the planned one is used by a flow or (`spare_sockets`) by a socket of the host.
 #[inline(always)]
-pub fn begin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, spare_sockets: bool, reason: Reason) -> Verdict {
-    let making = &mut desk.making;
-    making.spare_sockets = spare_sockets;
-    making.now = now();
-    making.twin = making.plan.twin(making.now);
+pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_sockets: bool, reason: Reason) -> Verdict {
+    let pending = &mut scratch.pending;
+    pending.spare_sockets = spare_sockets;
+    pending.now = now();
+    pending.reverse = pending.plan.reverse(pending.now);
     // SAFETY: no arguments.
-    making.random = unsafe { bpf_get_prandom_u32() };
-    making.tries = if has_free_port::<F>(making.plan.proto) && !making.plan.keeps_source() { PORT_TRIES } else { 1 };
+    pending.random = unsafe { bpf_get_prandom_u32() };
+    pending.tries = if has_free_port::<F>(pending.plan.proto) && !pending.plan.keeps_source() { PORT_TRIES } else { 1 };
     let mut from = 0;
-    // In parts: the verifier goes through one for all of them.
+    // In batches: the verifier checks the function once for all of them.
     while from < PORT_TRIES {
-        if search(ctx, desk, from) != 0 {
+        if search(ctx, scratch, from) != 0 {
             return verdict::begun(reason);
         }
         from += TRIES_AT_ONCE;
@@ -391,18 +394,18 @@ pub fn begin<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, spare_sockets: bool, 
 }
 
 #[inline(always)]
-fn try_ports<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, from: u32) -> u32 {
-    let own = u32::from(desk.making.plan.from.sport.value());
+fn try_ports<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, from: u32) -> u32 {
+    let own = u32::from(scratch.pending.plan.from.sport.value());
     for n in 0..TRIES_AT_ONCE {
-        let (i, making) = (from + n, &mut desk.making);
-        if i >= making.tries {
+        let (i, pending) = (from + n, &mut scratch.pending);
+        if i >= pending.tries {
             break;
         }
-        making.harder = i >= PORT_TRIES - HARDER_TRIES;
-        // The answering half goes first: it reserves the port. One after the other and not one in the other, as above.
-        let port = np_candidate(own, making.random, i);
-        let is_free = aim_at(ctx, desk, port) == 0;
-        if is_free && reserve(ctx, desk) != 0 && take(ctx, desk) != 0 {
+        pending.may_evict = i >= PORT_TRIES - EVICT_TRIES;
+        // The reverse entry goes first: it reserves the port. Sequential, not nested calls, for the stack.
+        let port = np_candidate(own, pending.random, i);
+        let is_free = set_port(ctx, scratch, port) == 0;
+        if is_free && reserve(ctx, scratch) != 0 && take(ctx, scratch) != 0 {
             return 1;
         }
     }
@@ -416,34 +419,34 @@ fn has_free_port<F: Wire>(proto: u8) -> bool {
 }
 
 #[inline(always)]
-fn plan_port<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, port: u32) -> u32 {
-    let Desk { making, sock, .. } = &mut **desk;
-    let plan = &mut making.plan;
+fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -> u32 {
+    let Scratch { pending, sock, .. } = &mut **scratch;
+    let plan = &mut pending.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
-    making.twin_key = plan.twin_key();
-    u32::from(making.spare_sockets && host::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
+    pending.reverse_key = plan.reverse_key();
+    u32::from(pending.spare_sockets && kernel_lookup::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
 }
 
-/// Nothing is left in the table if this half finds no place in it.
+/// On failure the reverse entry is removed too.
 #[inline(always)]
-fn take_planned<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { making, hop, .. } = &mut **desk;
-    making.key = making.plan.key();
-    making.flow = making.plan.flow(making.now);
-    let fresh = F::next(&making.flow);
-    let is_there = match Half::<F>::find(&making.key) {
-        Some(half) => half.read(|half| making.plan.displaces(half)) && start_over(half, fresh),
+fn take_planned<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { pending, hop, .. } = &mut **scratch;
+    pending.key = pending.plan.key();
+    pending.flow = pending.plan.flow(pending.now);
+    let fresh = F::next(&pending.flow);
+    let is_there = match Half::<F>::find(&pending.key) {
+        Some(half) => half.read(|half| pending.plan.displaces(half)) && start_over(half, fresh),
         None => false,
     };
-    if !is_there && F::flows().insert(&making.key, &making.flow, u64::from(BPF_ANY)).is_err() {
-        let _ = F::flows().remove(&making.twin_key);
+    if !is_there && F::flows().insert(&pending.key, &pending.flow, u64::from(BPF_ANY)).is_err() {
+        let _ = F::flows().remove(&pending.reverse_key);
         return 0;
     }
-    if making.plan.twin_side == SIDE_UPLINK {
-        mark_port(making.plan.proto, making.plan.to.sport.value());
+    if pending.plan.reverse_side == SIDE_UPLINK {
+        mark_port(pending.plan.proto, pending.plan.to.sport.value());
     }
-    hop.to = making.plan.to;
-    hop.next = *F::next(&making.flow);
+    hop.to = pending.plan.to;
+    hop.next = *F::next(&pending.flow);
     if hop.next.forward == FORWARD_LINK {
         hop.next.forward = FORWARD_NEIGH;
     }
@@ -451,57 +454,59 @@ fn take_planned<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
 }
 
 #[inline(always)]
-fn find_twin<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let making = &mut desk.making;
-    making.twin_key = making.plan.twin_key();
-    let Some(twin) = Half::<F>::find(&making.twin_key) else { return 0 };
-    u32::from(twin.read(|twin| making.plan.owns(twin)) && !has_expired(making.plan.proto, &twin.next(), now()))
+fn find_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let pending = &mut scratch.pending;
+    pending.reverse_key = pending.plan.reverse_key();
+    let Some(reverse) = Half::<F>::find(&pending.reverse_key) else { return 0 };
+    u32::from(
+        reverse.read(|reverse| pending.plan.owns(reverse)) && !has_expired(pending.plan.proto, &reverse.next(), now()),
+    )
 }
 
 #[inline(always)]
-fn reserve_twin<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let making = &mut desk.making;
-    // Looked for first: what cannot be inserted costs the table an element nevertheless.
-    let Some(there) = Half::<F>::find(&making.twin_key) else {
-        if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_NOEXIST)).is_err() {
+fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let pending = &mut scratch.pending;
+    // Look-up first: even a failed insertion costs the table an element.
+    let Some(there) = Half::<F>::find(&pending.reverse_key) else {
+        if F::flows().insert(&pending.reverse_key, &pending.reverse, u64::from(BPF_NOEXIST)).is_err() {
             return 0;
         }
-        // Where all of a full table has been looked up lately (searches for ports look at other flows' halves), the kernel
-        // drops what has not, and that is the newest (`kernel/bpf/bpf_lru_list.c`): the answer under way would be
-        // nobody's. Flows that others begin have to wait for their answer to count as used, so that a flood of them
-        // displaces itself first.
-        if making.plan.twin_side == SIDE_UPLINK {
-            let _ = F::flows().get_ptr(&making.twin_key);
+        // If all of a full table was looked up recently (port searches look up entries of other flows), the kernel
+        // evicts elements that were not, and these are the newest (`kernel/bpf/bpf_lru_list.c`): the expected reply
+        // would find no entry. Flows that outside clients begin count as used only from their reply on, so that a
+        // flood of them evicts its own entries first.
+        if pending.plan.reverse_side == SIDE_UPLINK {
+            let _ = F::flows().get_ptr(&pending.reverse_key);
         }
         return 1;
     };
-    if there.read(|there| making.plan.owns(there)) {
-        if start_over(there, F::next(&making.twin)) {
+    if there.read(|there| pending.plan.owns(there)) {
+        if start_over(there, F::next(&pending.reverse)) {
             return 1;
         }
         if there.state().load() & flow::CLAIMED != 0 {
             return 0;
         }
-    } else if !take_over(making, there) {
+    } else if !take_over(pending, there) {
         return 0;
     }
-    if F::flows().insert(&making.twin_key, &making.twin, u64::from(BPF_ANY)).is_err() {
+    if F::flows().insert(&pending.reverse_key, &pending.reverse, u64::from(BPF_ANY)).is_err() {
         there.release();
         return 0;
     }
     1
 }
 
-/// Makes a half of an ended flow one of a flow that begins, if it goes the same way as that, `fresh`. It stays where it is in
-/// the table: another client of few ports would otherwise move two elements with each connection.
+/// Turns an entry of an ended flow into one of a new flow, `fresh`, if both have the same next hop. It keeps its slot
+/// in the table: otherwise a client with few ports would replace two elements per connection.
 #[inline(always)]
 fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     let seen = half.state().load();
     if seen & flow::CLAIMED != 0 || !half.read(|half| F::next(half).goes_as(fresh)) {
         return false;
     }
-    // First, and then the state at once: another processor may be about to give this place to another flow, and looks at
-    // the time again when it has it ([`take_over`]).
+    // The time first, then the state: another processor that claims this slot checks the time again afterwards
+    // ([`take_over`]).
     half.last_seen().store(fresh.last_seen);
     if !half.exchange(seen, fresh.state, fresh) {
         return false;
@@ -512,37 +517,38 @@ fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     true
 }
 
-/// Makes the place of `there` free for the twin in the making, if its flow has ended or is adrift: this processor is the only one to
-/// take it then, and nothing of that flow leads there any more.
+/// Claims the slot of `there` for the pending reverse entry, if its flow has ended or is orphaned: then only this
+/// processor has it, and no entry of that flow leads there.
 #[inline(always)]
-fn take_over<F: Wire>(making: &mut Making<F>, there: Half<F>) -> bool {
-    let proto = making.plan.proto;
-    // What is decided on is claimed as it was seen.
+fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
+    let proto = pending.plan.proto;
+    // The claim succeeds only on the state that this decision is based on.
     let seen = there.next();
-    let is_over = has_expired(proto, &seen, making.now) || (making.harder && flow::is_spent(proto, &seen, making.now));
-    if !is_over && !(making.harder && flow::may_be_adrift(proto, &seen, making.now)) {
+    let is_over =
+        has_expired(proto, &seen, pending.now) || (pending.may_evict && flow::is_closed(proto, &seen, pending.now));
+    if !is_over && !(pending.may_evict && flow::may_be_orphaned(proto, &seen, pending.now)) {
         return false;
     }
-    making.key = there.read(|there| pair::other_key::<F>(there, proto));
-    let is_whole = match Half::<F>::find(&making.key) {
-        Some(first) => first.read(|first| making.plan.displaces(first)),
+    pending.key = there.read(|there| nat_plan::other_key::<F>(there, proto));
+    let is_whole = match Half::<F>::find(&pending.key) {
+        Some(first) => first.read(|first| pending.plan.displaces(first)),
         None => false,
     };
     if (is_whole && !is_over) || !there.exchange(seen.state, seen.state | flow::CLAIMED, &seen) {
         return false;
     }
     if there.last_seen().load() != seen.last_seen {
-        // It has begun anew.
+        // The flow is in use again.
         there.release();
         return false;
     }
     if is_whole {
-        let _ = F::flows().remove(&making.key);
+        let _ = F::flows().remove(&pending.key);
     }
     true
 }
 
-/// Remembers that answers may come to `port`.
+/// Marks `port` as one that replies may come to.
 #[inline(always)]
 fn mark_port(proto: u8, port: u16) {
     let Some(marks) = maps::NAT_PORT.get_ptr_mut(u32::from(port)) else { return };
@@ -559,7 +565,7 @@ fn mark_port(proto: u8, port: u16) {
     }
 }
 
-/// Whether an answer to a masqueraded flow may be addressed to `port`.
+/// Whether a reply to a masqueraded flow may be addressed to `port`.
 #[inline(always)]
 pub fn is_marked(proto: u8, port: u16) -> bool {
     let Some(marks) = maps::NAT_PORT.get(u32::from(port)) else { return false };

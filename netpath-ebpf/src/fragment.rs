@@ -1,30 +1,30 @@
-//! Fragments: the first one says which ports the others belong to.
+//! Fragments: the first fragment has the ports of the later ones.
 //!
-//! What arrives before its first fragment goes where the last fragmented datagram between the same two went: there is
-//! nowhere to keep a packet, and most pairs have one such conversation. A wrong guess is a datagram that is never whole,
-//! as it would be had the fragment been dropped.
+//! A fragment that arrives before its first follows the last fragmented datagram between the same two hosts: packets
+//! cannot be kept, and most pairs have one such conversation. After a wrong guess the datagram stays incomplete, as
+//! after a drop.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 
-use crate::desk::Mine;
-use crate::global::global;
+use crate::headers::Wire;
 use crate::packet::{Kind, Packet};
-use crate::wire::Wire;
+use crate::scratch::ScratchMut;
+use crate::subprog::subprog;
 
-/// In the key's side: the last datagram of the two, whichever its identification.
+/// Flag in the key's side: the last datagram between the two hosts, independent of its identification.
 const LAST: u8 = 0x80;
 
-global! {
-    /// Remembers the ports of the first fragment on the desk.
+subprog! {
+    /// Stores the ports of the first fragment in scratch.
     pub fn learn() -> u32 as np_learn4, np_learn6 = learn_ports;
 }
 
 #[inline(always)]
-fn learn_ports<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let packet = &desk.packet;
+fn learn_ports<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let packet = &scratch.packet;
     let (tuple, proto, side) = (&packet.tuple, packet.ip.proto, packet.side);
     let ports = tuple.ports();
     let key = F::fragment_key(&tuple.src, &tuple.dst, packet.ip.id, proto, side);
@@ -34,7 +34,7 @@ fn learn_ports<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
     1
 }
 
-/// The kind of a later fragment, with the ports that its first one had.
+/// The kind of a later fragment, with the ports of its first one.
 #[inline(always)]
 pub fn of_known<F: Wire>(packet: &mut Packet<F>) -> Kind {
     let (proto, side) = (packet.ip.proto, packet.side);

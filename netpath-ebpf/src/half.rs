@@ -1,15 +1,15 @@
-//! A half of a flow as it lies in the table, where other processors read and write it too.
+//! One entry (half) of a flow in the table, with concurrent readers and writers.
 
 use core::mem::offset_of;
 
 use netpath_common::addr::Mac;
 use netpath_common::layout::Next;
-use netpath_common::{flow, pair};
+use netpath_common::{flow, nat_plan};
 
-use crate::wire::Wire;
+use crate::headers::Wire;
 
-/// A field of a flow that programs write while others read it. Each access is one instruction of the machine, which does to it
-/// what a relaxed atomic one is elsewhere; the compiler's target has no atomics of less than 64 bits.
+/// A field of a flow that programs write while others read it. Each access is one instruction, with the effect of a
+/// relaxed atomic access; the compiler's BPF target has no atomics below 64 bits.
 pub struct Word<T>(*mut T);
 
 impl<T: Copy> Word<T> {
@@ -26,9 +26,9 @@ impl<T: Copy> Word<T> {
     }
 }
 
-/// A half of a flow in the table. Other processors write how it is used and where it goes while this one reads, and may give
-/// its place to another flow, since LRU entries are not kept for their readers: then one packet goes astray, and has a wrong
-/// checksum with it. So nothing here keeps a reference to it.
+/// One entry of a flow in the table. Other processors may change its state and next hop while this one reads, and may
+/// give its slot to another flow, since LRU elements are not kept for readers: then one packet is misdirected, with a
+/// wrong checksum. So no reference to it is kept.
 #[derive(Clone, Copy)]
 pub struct Half<F: Wire>(*mut F::Flow);
 
@@ -38,11 +38,11 @@ impl<F: Wire> Half<F> {
         F::flows().get_ptr_mut(key).map(Self)
     }
 
-    /// As it lies there, a word of which may change under way: what is decided by it is asked again where that matters.
+    /// Reads the entry in place. A field may change meanwhile; decisions that depend on it are checked again.
     #[inline(always)]
     pub fn read<T>(self, read: impl FnOnce(&F::Flow) -> T) -> T {
-        // SAFETY: a map value, aligned to 8, there until the program ends. `read` cannot keep the reference, and what is
-        // called with one (`family.rs`, `pair.rs`, `translate` of `fast.rs` and `xdp.rs`) writes to no flow.
+        // SAFETY: a map value, aligned to 8, valid until the program ends. `read` cannot keep the reference, and the
+        // functions passed (`family.rs`, `nat_plan.rs`, `translate` of `fast_path.rs` and `xdp.rs`) write to no flow.
         read(unsafe { &*self.0 })
     }
 
@@ -66,7 +66,7 @@ impl<F: Wire> Half<F> {
         Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, forward)).cast())
     }
 
-    /// A copy of how it goes on.
+    /// A copy of the next hop and state.
     #[inline(always)]
     pub fn next(self) -> Next {
         // SAFETY: a part of a map value, plain numbers: half of a hardware address may be new, then one frame is lost.
@@ -80,13 +80,13 @@ impl<F: Wire> Half<F> {
     #[inline(always)]
     pub fn set_next_hop(self, mac: Mac) {
         // SAFETY: a field of a map value; a reader of half of it loses one frame.
-        unsafe { (*self.place()).smac = mac }
+        unsafe { (*self.place()).next_hop_mac = mac }
     }
 
-    /// Whether it is the other half of that at `key`.
+    /// Whether it is the other entry of the flow at `key`.
     #[inline(always)]
     pub fn leads_back(self, key: &F::Key) -> bool {
-        self.read(|half| pair::leads_back::<F>(half, key))
+        self.read(|half| nat_plan::leads_back::<F>(half, key))
     }
 
     #[inline(always)]
@@ -95,13 +95,13 @@ impl<F: Wire> Half<F> {
         self.state().store(state);
     }
 
-    /// Takes a claim back.
+    /// Releases a claim.
     #[inline(always)]
     pub fn release(self) {
         self.state().store(self.state().load() & !flow::CLAIMED);
     }
 
-    /// Gives it another state in the place of `seen`, if that still holds, for the same flow, and no claim is made. 5.12.
+    /// Replaces the state `seen`, if it still holds, for the same flow, and no claim is made. 5.12.
     #[inline(always)]
     pub fn exchange(self, seen: u8, state: u8, of: &Next) -> bool {
         const WORD: usize = offset_of!(Next, state);

@@ -1,49 +1,49 @@
-//! ICMP errors (RFC 792, RFC 4443): they quote a packet that was translated, so that what is quoted has to be translated
-//! back for the one who sent it, and the error led to him (RFC 5508 §4).
+//! ICMP errors (RFC 792, RFC 4443): the quoted packet was translated, so the quotation is translated back for its
+//! sender, and the error forwarded there (RFC 5508 §4).
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
-use crate::desk::{Desk, Mine};
 use crate::flows;
-use crate::global::global;
 use crate::half::Half;
+use crate::headers::{Fragment, Ip, Wire};
 use crate::packet::{self, ETHERNET, Echo, Udp};
-use crate::wire::{Fragment, Ip, Wire};
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 
-/// The packet that an error quotes, and what it was before it was translated.
+/// The quoted packet, and its tuple before translation.
 pub struct Quoted<F: Family> {
     pub tuple: Tuple<F>,
     pub ip: Ip,
     pub to: Tuple<F>,
 }
 
-/// An error's own header.
+/// Length of the error's own header.
 const HEADER: usize = 8;
 
-/// Unreachable, too big, time exceeded, parameter problem. Redirects are for the next hop, and source quench is dead.
+/// Unreachable, too big, time exceeded, parameter problem. Redirects are for the next hop, source quench is obsolete.
 #[inline(always)]
 pub fn is_error<F: Family>(kind: u8) -> bool {
     if F::IS_V4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
 }
 
-global! {
-    /// Puts on the desk what the error there quotes; 0 if that cannot be read.
+subprog! {
+    /// Reads the quotation of the error in scratch into scratch; 0 if it cannot be read.
     pub fn read() -> u32 as np_quoted4, np_quoted6 = read_quoted;
 
-    /// Looks for the flow of the quoted packet: 1 and the hop on the desk if there is one that saw it at `side`.
+    /// Looks up the flow of the quoted packet at `side`: 1, and the hop in scratch, if there is one.
     pub fn follow(side: u32) -> u32 as np_follow_error4, np_follow_error6 = follow_quoted;
 
-    /// Puts back what is quoted; 0 = the packet is half written.
+    /// Translates the quotation back; 0 = the packet is partly written.
     pub fn restore() -> u32 as np_restore4, np_restore6 = restore_quoted;
 }
 
 #[inline(always)]
-fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, quoted, .. } = &mut **desk;
-    // Known numbers for the offsets: an error whose own network header has options is left alone.
+fn read_quoted<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, quoted, .. } = &mut **scratch;
+    // Constant offsets for the verifier: an error with options in its own network header is ignored.
     let plain = packet.l3 + F::HEADER;
     if packet.ip.l4 != plain {
         return 0;
@@ -57,8 +57,8 @@ fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
         return 0;
     }
     let l4 = quoted.ip.l4;
-    // Eight bytes of the transport header at least (RFC 792): ports and UDP's checksum, or echo's identifier. What lies behind
-    // the error's own end is padding.
+    // At least eight bytes of the transport header (RFC 792): ports and UDP's checksum, or echo's identifier. Bytes
+    // behind the error's own end are padding.
     if l4 + 8 > packet.l3 + packet.ip.len as usize {
         return 0;
     }
@@ -81,21 +81,21 @@ fn read_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
 }
 
 #[inline(always)]
-fn follow_quoted<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, side: u32) -> u32 {
-    let Desk { packet, quoted, hop, .. } = &mut **desk;
-    // The half that translates the answer to what is quoted knows both ends as its sender does.
+fn follow_quoted<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, side: u32) -> u32 {
+    let Scratch { packet, quoted, hop, .. } = &mut **scratch;
+    // The entry for replies to the quoted packet has both ends as its sender knows them.
     let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
     let next = half.next();
-    // The port may be somebody else's by now.
+    // The port may belong to another flow by now.
     if flows::has_expired(quoted.ip.proto, &next, flows::now()) {
         return 0;
     }
     let answer = half.read(F::translated);
     hop.next = next;
     quoted.to = answer.reversed();
-    // An error of the far end itself comes from whom the sender knows; one of a router in between stays the router's. What
-    // comes out of a container has no other address that anybody knows.
+    // An error of the far end itself comes from the address that the sender knows; one of a router in between keeps
+    // the router's. A container has no other address that the sender knows.
     let far_end = F::same(&packet.tuple.src, &quoted.tuple.dst) || packet.side == SIDE_BRIDGE;
     hop.to = Tuple {
         src: if far_end { answer.src } else { packet.tuple.src },
@@ -107,13 +107,13 @@ fn follow_quoted<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, side: u32) -> u3
 }
 
 #[inline(always)]
-fn restore_quoted<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let (packet, quoted) = (&desk.packet, &desk.quoted);
+fn restore_quoted<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let (packet, quoted) = (&scratch.packet, &scratch.quoted);
     let plain = if packet.l3 == 0 { F::HEADER + HEADER } else { ETHERNET + F::HEADER + HEADER };
     u32::from(restore_all::<F>(ctx, packet.check, plain, quoted).is_some())
 }
 
-/// The error's checksum covers all that is quoted, so each change is taken into it.
+/// The error's checksum covers the quotation, so each change updates it.
 #[inline(always)]
 fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quoted<F>) -> Option<()> {
     let (from, to, l4) = (&quoted.tuple, &quoted.to, quoted.ip.l4);
@@ -131,9 +131,9 @@ fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quote
             }
             Some(())
         }
-        // TCP's checksum is beyond what has to be quoted.
+        // TCP's checksum is beyond the required quotation.
         PROTO_TCP if from.ports() != to.ports() => put4(ctx, check, l4, from.ports(), to.ports()),
-        // Echo's identifier, and its checksum, which balances it: the error's own does not change by the two.
+        // Echo's identifier, and its checksum, which balances it: both together leave the error's own unchanged.
         p if p == F::ICMP => {
             let h = *packet::behind::<Echo>(ctx, l4)?;
             let (old, new) = (u16::from_ne_bytes(from.sport.0), u16::from_ne_bytes(to.sport.0));
@@ -144,12 +144,12 @@ fn restore_all<F: Wire>(ctx: &TcContext, check: usize, l3: usize, quoted: &Quote
             put2(ctx, check, l4 + 2, h.check, netpath_common::checksum::replaced(h.check, difference))?;
             put2(ctx, check, l4 + 4, from.sport.0, to.sport.0)
         }
-        // As it is: SCTP and protocols without ports.
+        // Unchanged: SCTP and protocols without ports.
         _ => Some(()),
     }
 }
 
-/// Stores four bytes, and what they change in the checksum at `check`. A CHECKSUM_COMPLETE sum is balanced by the two.
+/// Stores four bytes and updates the checksum at `check`. Both together leave a CHECKSUM_COMPLETE sum unchanged.
 #[inline(always)]
 pub fn put4(ctx: &TcContext, check: usize, at: usize, old: u32, new: u32) -> Option<()> {
     packet::replace_checksum(ctx, check, u64::from(old), u64::from(new), 4).ok()?;

@@ -1,34 +1,35 @@
-//! The programs that carry netpath's packets: published ports, masquerade, hairpin, isolation, and the host's own sockets.
+//! The programs of netpath's datapath: published ports, masquerade, hairpin, isolation, and the host's own sockets.
 //!
-//! Each entry point reads as the walk it performs: parse, decide, rewrite, forward. Decisions are in `netpath-common`,
-//! where they are tested without a kernel. A packet that is not ours is left unchanged to the next program and the stack.
-//! Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
+//! Each entry point reads as the walk it performs: parse, decide, rewrite, forward. Decisions are in
+//! `netpath-common`, where they are tested without a kernel. A packet that is not ours passes unchanged to the next
+//! program and the stack. Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
-// `asm!` for the BPF machine (rust-lang/rust#93335), for barriers (`packet.rs`, `global.rs`) and one exchange (`half.rs`).
+// `asm!` for the BPF machine (rust-lang/rust#93335): barriers (`packet.rs`, `subprog.rs`) and an atomic exchange
+// (`half.rs`).
 #![feature(asm_experimental_arch)]
 
 mod bridge;
-mod desk;
-mod egress;
 mod entry;
-mod fast;
+mod fast_path;
 mod flows;
 mod fragment;
-mod global;
 mod half;
-mod host;
+mod headers;
 mod icmp;
-mod lo;
+mod kernel_lookup;
+mod loopback;
 mod maps;
-mod outward;
+mod masquerade;
 mod packet;
-mod rules;
+mod port_lookup;
+mod scratch;
 mod socket;
-mod uplink;
+mod subprog;
+mod uplink_egress;
+mod uplink_ingress;
 mod verdict;
 mod veth;
-mod wire;
 mod xdp;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
@@ -37,51 +38,51 @@ use netpath_common::reason::Reason;
 
 use socket::{Sock4, Sock6};
 
-/// The walk of what is addressed to this host.
+/// The walk of packets that are addressed to this host.
 #[inline(always)]
 fn ours<W: entry::Walk>(ctx: &TcContext) -> i32 {
     verdict::count(ctx, if packet::is_for_us(ctx) { entry::walk::<W>(ctx) } else { verdict::NOT_OURS })
 }
 
-/// Ingress of an uplink: published ports in, answers to masqueraded flows back.
+/// Ingress of an uplink: packets to published ports, replies to masqueraded flows.
 #[classifier]
 pub fn np_uplink_in(ctx: TcContext) -> i32 {
-    ours::<uplink::Ingress>(&ctx)
+    ours::<uplink_ingress::Ingress>(&ctx)
 }
 
 /// The same for an uplink without Ethernet.
 #[classifier]
 pub fn np_uplink_in_l3(ctx: TcContext) -> i32 {
-    ours::<uplink::IngressL3>(&ctx)
+    ours::<uplink_ingress::IngressL3>(&ctx)
 }
 
-/// XDP of an uplink, ahead of its ingress: early drops, and datagrams of known flows in.
+/// XDP of an uplink, ahead of its ingress: early drops, and datagrams of known flows.
 #[xdp]
 pub fn np_xdp_in(ctx: XdpContext) -> u32 {
     xdp::arrive(&ctx)
 }
 
-/// Egress of an uplink: what has taken the host's stack is translated, and nothing of a masqueraded network leaves
-/// untranslated.
+/// Egress of an uplink: translates packets that took the host's stack, and drops untranslated packets of masqueraded
+/// networks.
 #[classifier]
 pub fn np_uplink_out(ctx: TcContext) -> i32 {
-    departing::<egress::Egress>(&ctx)
+    departing::<uplink_egress::Egress>(&ctx)
 }
 
 /// The same for an uplink without Ethernet.
 #[classifier]
 pub fn np_uplink_out_l3(ctx: TcContext) -> i32 {
-    departing::<egress::EgressL3>(&ctx)
+    departing::<uplink_egress::EgressL3>(&ctx)
 }
 
-/// What is let through was counted on its way in, if it came in at all.
+/// Packets that pass were counted at their ingress, if they had one.
 #[inline(always)]
 fn departing<W: entry::Walk>(ctx: &TcContext) -> i32 {
     let verdict = entry::walk::<W>(ctx);
     if verdict.reason as u32 == Reason::NotOurs as u32 { verdict.action } else { verdict::count(ctx, verdict) }
 }
 
-/// Ingress of a container's veth: what it sends by flows that are known. What is let through is counted at the bridge.
+/// Ingress of a container's veth: packets of known flows. Packets that pass are counted at the bridge.
 #[classifier]
 pub fn np_veth_in(ctx: TcContext) -> i32 {
     if packet::is_tagged(&ctx) {
@@ -90,19 +91,19 @@ pub fn np_veth_in(ctx: TcContext) -> i32 {
     entry::walk_short::<veth::Ingress>(&ctx).map_or(verdict::NOT_OURS.action, |v| verdict::count(&ctx, v))
 }
 
-/// Ingress of a bridge: what containers send.
+/// Ingress of a bridge: packets of containers.
 #[classifier]
 pub fn np_bridge_in(ctx: TcContext) -> i32 {
     ours::<bridge::Ingress>(&ctx)
 }
 
-/// Ingress of `lo`: clients of the host that the programs below leave alone.
+/// Ingress of `lo`: clients of the host that the programs below ignore.
 #[classifier]
 pub fn np_lo_in(ctx: TcContext) -> i32 {
-    verdict::count(&ctx, entry::walk::<lo::Ingress>(&ctx))
+    verdict::count(&ctx, entry::walk::<loopback::Ingress>(&ctx))
 }
 
-/// Always 1: the call goes on, to the address that was put in or to the caller's own.
+/// Returns 1: the call proceeds, with the address replaced or unchanged.
 macro_rules! sock_addr {
     ($($(#[$doc:meta])* $hook:ident $name:ident = $walk:expr;)*) => { $(
         $(#[$doc])*
@@ -125,12 +126,12 @@ sock_addr! {
     getpeername6 np_getpeername6 = socket::give_back::<Sock6>;
 }
 
-/// `bpf_fib_lookup` and others are open to GPL-compatible programs only.
+/// `bpf_fib_lookup` and others are available to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// Never reached: the verifier would refuse the loop.
+/// Unreachable: the verifier would reject the loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -9,14 +9,14 @@ use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
 use netpath_common::reason;
 
-use crate::desk::Desk;
+use crate::scratch::Scratch;
 
-/// Control maps are written by the control plane alone (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
+/// Only the control plane writes control maps (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
 const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
-/// Written through memory (5.5), so that a range of ten thousand ports costs no system call each, and a mark that no flow
-/// has any more is cleared without losing what a program writes beside it. The kernel maps no array writable that programs
-/// only read (`kernel/bpf/syscall.c, bpf_map_mmap()`), so that those of ports and rules are read-only
-/// by habit alone.
+/// Written through a memory mapping (5.5), so that a range of ten thousand ports costs no system call each, and a
+/// mark without a flow is cleared without losing concurrent writes of programs. The kernel does not map arrays
+/// writable that are read-only to programs (`kernel/bpf/syscall.c, bpf_map_mmap()`), so that those of ports and rules
+/// are read-only by convention alone.
 const MAPPED: u32 = aya_ebpf::bindings::BPF_F_MMAPABLE;
 
 #[map(name = "np_cfg")]
@@ -43,7 +43,7 @@ pub static LOCAL: HashMap<Addr, Local> = HashMap::with_max_entries(LOCALS, READ_
 #[map(name = "np_allow")]
 pub static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(ALLOWS, READ_ONLY);
 #[map(name = "np_near")]
-pub static NEAR_BITS: Array<u64> = Array::with_max_entries(NEAR, READ_ONLY);
+pub static SUBNET_HINTS: Array<u64> = Array::with_max_entries(SUBNET_HINT_WORDS, READ_ONLY);
 
 #[map(name = "np_nat_port")]
 pub static NAT_PORT: Array<NatPort> = Array::with_max_entries(65_536, MAPPED);
@@ -63,11 +63,11 @@ pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(TRAFFIC
 pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
 
 #[map(name = "np_desk4")]
-pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "np_desk6")]
-pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 
-/// What the control plane has written, which may write it anew meanwhile.
+/// An element of a control map; the control plane may rewrite it meanwhile.
 #[inline(always)]
 pub fn find<K, V>(map: &'static HashMap<K, V>, key: impl Borrow<K>) -> Option<&'static V> {
     // SAFETY: elements are allocated with the map and outlive the program; what may change is plain numbers.

@@ -1,5 +1,5 @@
-//! Reading and writing packets. Values are copied out before anything is written: no pointer into a packet outlives
-//! a helper call.
+//! Reading and writing packets. Values are copied out before any write: no pointer into a packet outlives a helper
+//! call.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes};
@@ -11,9 +11,9 @@ use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::desk::Mine;
-use crate::global::global;
-use crate::wire::{Fragment, Ip, Wire};
+use crate::headers::{Fragment, Ip, Wire};
+use crate::scratch::ScratchMut;
+use crate::subprog::subprog;
 use crate::{fragment, icmp};
 
 /// `netpath_common::layout::global::CSUM_IPV6`.
@@ -26,31 +26,31 @@ const BPF_F_IPV6: u64 = 1 << 7;
 const PROTO_DCCP: u8 = 33;
 const PROTO_UDP_LITE: u8 = 136;
 
-/// Ethernet, in front of the network header.
+/// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
 /// `__sk_buff::pkt_type`: addressed to this host (`include/uapi/linux/if_packet.h`).
 const PACKET_HOST: u32 = 0;
 
-/// Bytes that are made linear if they are not: a network header with options, a transport header, and what an ICMP error
-/// quotes of both.
+/// Bytes that are made linear: a network header with options, a transport header, and the same quoted in an ICMP
+/// error.
 const HEADERS: u32 = 140;
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     Tcp,
     Udp,
-    /// Its ports are read, and never changed.
+    /// Ports are read, and never changed.
     Sctp,
     EchoRequest,
     EchoReply,
-    /// An ICMP error: what it quotes is on the desk (`icmp.rs`). Only the addresses of the tuple are set.
+    /// An ICMP error: the quotation is in scratch (`icmp.rs`). Only the addresses of the tuple are set.
     Error,
-    /// A later fragment of which nobody knows the ports. Only the addresses of the tuple are set.
+    /// A later fragment with unknown ports. Only the addresses of the tuple are set.
     Fragment,
     /// A protocol without ports; they are zero.
     Other,
-    /// A transport header that is cut short or malformed, or that nobody could translate.
+    /// A transport header that is truncated, malformed or not translatable.
     Odd,
 }
 
@@ -59,32 +59,32 @@ pub struct Packet<F: Family> {
     pub ip: Ip,
     pub kind: Kind,
     pub tcp_flags: u8,
-    /// The hook's, one of `layout::SIDE_*`.
+    /// The hook's side, one of `layout::SIDE_*`.
     pub side: u8,
     pub l3: usize,
-    /// Where the transport checksum is, and the flags of `bpf_l4_csum_replace` for a change of addresses; 0 = it does not
-    /// cover them. Kept as numbers, so that the verifier has one way through [`rewrite`] and not one per protocol.
+    /// Offset of the transport checksum, and the flags of `bpf_l4_csum_replace` for a change of addresses; 0 = it
+    /// does not cover them. Stored as numbers, so that the verifier walks [`rewrite`] once and not once per protocol.
     pub check: usize,
     pub address_flags: u64,
-    /// Network and transport headers: what each segment of a GSO packet has besides its payload.
+    /// Length of network and transport headers: each segment of a GSO packet has them besides its payload.
     pub headers: u32,
 }
 
 impl<F: Family> Packet<F> {
-    /// Whether a flow can begin with it: a later fragment does not say to what.
+    /// Whether a flow can begin with it: the ports of a later fragment are not its own.
     #[inline(always)]
     pub fn may_begin(&self) -> bool {
-        // TCP flows begin with a SYN. What is in the middle of something else is the stack's.
+        // TCP flows begin with a SYN. Other segments are left to the stack.
         self.ip.fragment != Fragment::Later && (self.kind != Kind::Tcp || flow::is_syn(self.tcp_flags))
     }
 }
 
-/// A frame as a hook gives it.
+/// A frame at a hook.
 pub trait View {
-    /// The bytes that can be read in place.
+    /// Start of the bytes that can be read in place.
     fn begin(&self) -> usize;
     fn end(&self) -> usize;
-    /// All bytes, from the first that can be read on.
+    /// Length of the whole frame, from `begin` on.
     fn size(&self) -> u32;
 }
 
@@ -105,7 +105,7 @@ impl View for TcContext {
     }
 }
 
-/// Of one piece: programs that do not say that they know more are given no other (5.18).
+/// Single-buffer frames: programs that do not declare support for more buffers get no others (5.18).
 impl View for XdpContext {
     #[inline(always)]
     fn begin(&self) -> usize {
@@ -123,16 +123,16 @@ impl View for XdpContext {
     }
 }
 
-/// The `T` at `offset`, a number that is known when this is compiled, if the packet is that long; not to be used after a
-/// helper that changes the packet. `T` has an alignment of 4 at most: the stack lays network headers on such
-/// boundaries (`include/linux/skbuff.h, NET_IP_ALIGN`), and the machines that do not need it do not care.
+/// The `T` at `offset`, a compile-time constant, if the packet is that long; invalid after a helper that changes the
+/// packet. `T` has an alignment of 4 at most: the stack aligns network headers so (`include/linux/skbuff.h,
+/// NET_IP_ALIGN`), except on machines with cheap unaligned access.
 #[inline(always)]
 pub fn at<T: FromBytes + Immutable>(ctx: &impl View, offset: usize) -> Option<&T> {
     // SAFETY: between data and data_end, which the verifier checks again; any bytes are a T.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &*(at as *const T) })
 }
 
-/// The same at an offset that the packet says.
+/// The same at an offset from the packet.
 #[inline(always)]
 pub fn behind<T: FromBytes + Immutable>(ctx: &TcContext, offset: usize) -> Option<&T> {
     // No loss: headers end before.
@@ -140,8 +140,8 @@ pub fn behind<T: FromBytes + Immutable>(ctx: &TcContext, offset: usize) -> Optio
         return None;
     }
     let mut bounded = offset;
-    // A bound that the verifier sees in the register that is added. What was compared may have been another reading of a
-    // place on the stack, of which kernels before 6.8 do not know that it is the same.
+    // A bound that the verifier sees in the register that is added. The comparison may have used another load of the
+    // same stack slot, and kernels before 6.8 do not relate the two.
     // SAFETY: the register keeps its value, which is not above the mask.
     unsafe {
         core::arch::asm!("{0} &= 511", inout(reg) bounded, options(pure, nomem, nostack, preserves_flags));
@@ -152,20 +152,20 @@ pub fn behind<T: FromBytes + Immutable>(ctx: &TcContext, offset: usize) -> Optio
 /// The mask in [`behind`].
 const OFFSETS: usize = 511;
 
-/// As [`at`], to be written to. Private data of this run: the verifier puts in front of a program that writes so what
-/// makes a cloned packet's headers its own (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
+/// As [`at`], for writing. Private data of this run: for programs that write so, the verifier adds a prologue that
+/// unshares a cloned packet's headers (`kernel/bpf/verifier.c, convert_ctx_accesses()`).
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
 pub fn at_mut<T: FromBytes + IntoBytes>(ctx: &impl View, offset: usize) -> Option<&mut T> {
-    // SAFETY: as above, and nobody else holds a reference into the packet.
+    // SAFETY: as above, and there is no other reference into the packet.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &mut *(at as *mut T) })
 }
 
 #[inline(always)]
 fn place(ctx: &impl View, offset: usize, size: usize) -> Option<usize> {
     let mut at = ctx.begin() + offset;
-    // One register for the check and the access: made up twice, the sum would be two pointers to the verifier.
-    // (With no instruction in it, the line table would have two lines at one place, which the kernel refuses.)
+    // One register for the check and the access: computed twice, the sum would be two unrelated pointers to the
+    // verifier. (Without an instruction the line table would have two lines at one place, which the kernel rejects.)
     // SAFETY: the register keeps its value.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
     if at + size > ctx.end() { None } else { Some(at) }
@@ -180,8 +180,8 @@ pub fn store<T: IntoBytes + Immutable>(ctx: &TcContext, offset: usize, value: &T
     if ret == 0 { Ok(()) } else { Err(()) }
 }
 
-/// Whether the frame is untagged and addressed to this host. In promiscuous mode the hooks see the frames of others too,
-/// and on a parent of a VLAN the frames of that VLAN.
+/// Whether the frame is untagged and addressed to this host. In promiscuous mode the hooks see frames to other hosts
+/// too, and on the parent of a VLAN the frames of that VLAN.
 #[inline(always)]
 pub fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: context fields, read-only.
@@ -200,7 +200,7 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// `__sk_buff::tc_index` of a packet that a program has sent to another device, for the program at that one's egress.
+/// `__sk_buff::tc_index` of a packet that a program has redirected, for the program at the egress of that device.
 const SENT: u32 = 0x4e50;
 
 #[inline(always)]
@@ -209,7 +209,7 @@ pub fn mark_sent(ctx: &TcContext) {
     unsafe { (*ctx.skb.skb).tc_index = SENT }
 }
 
-/// Whether the packet was marked; it is not any more.
+/// Whether the packet was marked; clears the mark.
 #[inline(always)]
 pub fn take_sent(ctx: &TcContext) -> bool {
     // SAFETY: as above.
@@ -228,24 +228,25 @@ pub fn gso_size(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).gso_size }
 }
 
-global! {
-    /// Puts the packet on the desk; 0 if this is no whole IP packet of the family. The network header is at `l3`: 14 or 0.
+subprog! {
+    /// Parses the packet into scratch; 0 if it is no whole IP packet of the family. The network header is at `l3`: 14
+    /// or 0.
     pub fn parse(l3: u32, side: u32) -> u32 as np_parse4, np_parse6 = parse_packet;
 
-    /// Reads the transport header of the packet on the desk.
+    /// Reads the transport header of the packet in scratch.
     fn read_transport() -> u32 as np_transport4, np_transport6 = transport;
 }
 
 #[inline(always)]
-fn parse_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, l3: u32, side: u32) -> u32 {
-    let packet = &mut desk.packet;
+fn parse_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, l3: u32, side: u32) -> u32 {
+    let packet = &mut scratch.packet;
     packet.side = side as u8;
-    // Known numbers from here on, for offsets into the packet.
+    // Constants from here on, for offsets into the packet.
     let whole = if l3 == 0 { fill(ctx, 0, packet) } else { fill(ctx, ETHERNET, packet) };
     if !whole {
         return 0;
     }
-    read_transport(ctx, desk);
+    read_transport(ctx, scratch);
     1
 }
 
@@ -258,25 +259,25 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
         unsafe { bpf_skb_pull_data(ctx.skb.skb, if len < HEADERS { len } else { HEADERS }) };
     }
     packet.l3 = l3;
-    // A packet cut short is the stack's to drop. (Longer is right: short frames are padded.)
+    // A truncated packet is left to the stack. (A longer frame is valid: short frames are padded.)
     F::header(ctx, l3, &mut packet.ip, &mut packet.tuple) && packet.ip.len.wrapping_add(l3 as u32) <= len
 }
 
 #[inline(always)]
-fn transport<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let packet = &mut desk.packet;
+fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let packet = &mut scratch.packet;
     (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
     };
-    if packet.kind == Kind::Error && icmp::read(ctx, desk) == 0 {
-        desk.packet.kind = Kind::Odd;
+    if packet.kind == Kind::Error && icmp::read(ctx, scratch) == 0 {
+        scratch.packet.kind = Kind::Odd;
     }
     1
 }
 
-/// Reads the ports, flags and header length of a transport header that is whole.
+/// Reads the ports, flags and length of a whole transport header.
 #[inline(always)]
 fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     let l4 = packet.ip.l4;
@@ -313,7 +314,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
             if packet.headers > len {
                 return Kind::Odd;
             }
-            // No pseudo-header (RFC 9260 §6.8), so that addresses can be changed and ports cannot.
+            // No pseudo-header (RFC 9260 §6.8): addresses can be changed, ports cannot.
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
             Kind::Sctp
         }
@@ -337,9 +338,9 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
                 _ => Kind::Odd,
             }
         }
-        // Their checksums cover the addresses, at places of their own (RFC 3828, RFC 4340 §9).
+        // Their checksums cover the addresses, at offsets of their own (RFC 3828, RFC 4340 §9).
         PROTO_UDP_LITE | PROTO_DCCP => Kind::Odd,
-        // The other family's, and what is between headers.
+        // The other family's ICMP, and extension headers.
         PROTO_ICMP | PROTO_ICMPV6 | 0 | 43 | 44 | 59 | 60 => Kind::Odd,
         _ => {
             packet.headers = network;
@@ -349,7 +350,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     }
 }
 
-/// `packet` becomes `to` and `hops` older. `None`: it is half written.
+/// Translates `packet` to `to` and decrements its TTL by `hops`. `None`: it is partly written.
 #[inline(always)]
 pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, hops: u8, to: &Tuple<F>) -> Option<()> {
     let from = &packet.tuple;
@@ -371,8 +372,8 @@ pub fn rewrite<F: Wire>(ctx: &TcContext, packet: &Packet<F>, hops: u8, to: &Tupl
     store(ctx, l4, &to.ports(), 0).ok()
 }
 
-/// The transport checksum of a TCP or UDP packet at `l4` that becomes `to`. Two calls, since for a packet whose checksum
-/// is left to the device (CHECKSUM_PARTIAL) the field holds the addresses and not the ports.
+/// The transport checksum of a TCP or UDP packet at `l4` that becomes `to`. Two calls: with CHECKSUM_PARTIAL the
+/// field covers the addresses and not the ports.
 #[inline(always)]
 pub fn replace_sums<F: Wire>(ctx: &TcContext, proto: u8, l4: usize, from: &Tuple<F>, to: &Tuple<F>) -> Option<()> {
     let (check, mangled) = if proto == PROTO_TCP { (l4 + 16, 0) } else { (l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)) };

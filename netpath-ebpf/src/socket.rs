@@ -1,7 +1,7 @@
-//! Sockets of the host are connected straight to the container behind a published port: no packet is ever translated.
+//! Sockets of the host are connected directly to the container behind a published port: no packet is translated.
 //!
-//! Only sockets in the namespace that the maps serve, and only such as have not bound a source address: a socket bound
-//! to a loopback address could not reach a container from it, `lo.rs` serves those.
+//! Only sockets in the namespace that the maps serve, and only those without a bound source address: a socket bound
+//! to a loopback address could not reach a container; `loopback.rs` serves those.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
@@ -13,13 +13,13 @@ use netpath_common::layout::{PROTO_TCP, PROTO_UDP, RULE_V4_ONLY, SockKey, SockOr
 use netpath_common::reason::Reason;
 use netpath_common::rule::container_port;
 
-use crate::{maps, rules};
+use crate::{maps, port_lookup};
 
-/// The address in the context, read and written word by word as the verifier demands.
+/// The address in the context, read and written in words as the verifier requires.
 pub trait Family4Or6 {
     fn read(sa: *const bpf_sock_addr) -> Addr;
     fn write(sa: *mut bpf_sock_addr, to: Addr);
-    /// Whether the socket has a source address of its own.
+    /// Whether the socket has bound a source address.
     fn is_bound(sa: *const bpf_sock_addr) -> bool;
 }
 
@@ -136,7 +136,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         _ => return None,
     };
     let dialled_port = port(sa);
-    let slot = rules::slot(proto, dialled_port.value());
+    let slot = port_lookup::slot(proto, dialled_port.value());
     if slot == 0 {
         return None;
     }
@@ -149,19 +149,19 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
     let number = dialled_port.value();
     let to = if dialled.is_v4() {
         let host = tail(&dialled);
-        let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
+        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
         if if_local && !is_own(&dialled, Ipv4::kind(&host), Ipv4::is_unset(&host)) {
             return None;
         }
         (Addr::v4(rule.to4), container_port(rule, number))
     } else {
-        // A rule without IPv6 serves "localhost" in both its spellings, over the container's mapped address, unless it is
-        // published on 0.0.0.0; the kernel refuses that for datagrams that bring their address along (net/ipv6/udp.c,
-        // udpv6_sendmsg()).
+        // A rule without IPv6 serves "localhost" in both families, by the container's v4-mapped address, unless it is
+        // published on 0.0.0.0; the kernel rejects that for datagrams with a destination of their own
+        // (net/ipv6/udp.c, udpv6_sendmsg()).
         let kind = Ipv6::kind(&dialled.0);
         let unset = Ipv6::is_unset(&dialled.0);
         let mappable = may_change_family && (kind == Kind::Loopback || unset);
-        let (rule, if_local) = rules::find(slot, &dialled, number, proto, |r| {
+        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| {
             let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
             !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
         })?;
@@ -179,14 +179,14 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
     Some(())
 }
 
-/// Whether the host reaches itself at `a`. Dialling the unspecified address means loopback
-/// (`net/ipv4/route.c, ip_route_output_key_hash_rcu()`).
+/// Whether `a` is the host itself. Connecting to the unspecified address means loopback (`net/ipv4/route.c,
+/// ip_route_output_key_hash_rcu()`).
 #[inline(always)]
 fn is_own(a: &Addr, kind: Kind, unset: bool) -> bool {
     kind == Kind::Loopback || unset || maps::find(&maps::LOCAL, a).is_some()
 }
 
-/// recvmsg(2) and getpeername(2) give back what was dialled: clients compare.
+/// recvmsg(2) and getpeername(2) return the dialled address: clients compare it.
 #[inline(always)]
 pub fn give_back<S: Family4Or6>(ctx: &SockAddrContext) {
     let sa = ctx.sock_addr;

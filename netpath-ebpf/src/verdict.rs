@@ -1,4 +1,4 @@
-//! What becomes of a packet: sending it on, counting and logging.
+//! Outcome of a packet walk: forwarding, counting and logging.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -15,13 +15,13 @@ use netpath_common::layout::{
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
+use crate::headers::{Fragment, Wire};
 use crate::packet::{self, ETHERNET, Kind, Packet, View};
-use crate::wire::{Fragment, Wire};
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::{fragment, icmp, maps};
 
-/// A decision: the classifier's return value, and why.
+/// The classifier's return value, and the reason.
 #[derive(Clone, Copy)]
 pub struct Verdict {
     pub action: i32,
@@ -54,29 +54,29 @@ pub const fn drop(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_SHOT, reason }
 }
 
-/// The packet's flow was just written down, its hop is on the desk: the verdict of functions that make flows.
+/// The flow of the packet was just written, its hop is in scratch: the verdict of functions that create flows.
 #[inline(always)]
 pub const fn begun(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_REDIRECT, reason }
 }
 
-/// The packet goes on by the hop on the desk.
+/// The packet is forwarded by the hop in scratch.
 pub const FOLLOWED: Verdict = begun(Reason::Redirected);
 
-/// Ends the walk of a packet: sends it by its hop if it has one, says so if it is dropped.
+/// Ends the walk of a packet: forwards it by its hop if it has one, logs it if it is dropped.
 #[inline(always)]
-pub fn conclude<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, mut verdict: Verdict) -> Verdict {
+pub fn conclude<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, mut verdict: Verdict) -> Verdict {
     if verdict.action == TC_ACT_REDIRECT {
         if verdict.reason as u32 != Reason::Redirected as u32 {
-            log_flow(ctx, desk);
+            log_flow(ctx, scratch);
         }
-        verdict = Verdict::unpack(translate(ctx, desk, verdict.reason as u32));
+        verdict = Verdict::unpack(translate(ctx, scratch, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_REDIRECT {
-        verdict = Verdict::unpack(send(ctx, desk, verdict.reason as u32));
+        verdict = Verdict::unpack(send(ctx, scratch, verdict.reason as u32));
     }
     if verdict.action == TC_ACT_SHOT {
-        log_drop(ctx, desk, verdict.reason as u32);
+        log_drop(ctx, scratch, verdict.reason as u32);
     }
     verdict
 }
@@ -114,14 +114,14 @@ pub fn traffic(ctx: &impl View, next: &Next) {
     }
 }
 
-/// Whether a packet may be too large for a way. Into a container an IPv4 packet never is: what has come in here can be
-/// received there. With IPv6 that is not so for what `br_netfilter` has put together from pieces: it does not arrive.
+/// Whether a packet may exceed the MTU of a hop. Into a container an IPv4 packet never does: what arrived here can be
+/// received there. IPv6 packets that `br_netfilter` has reassembled can, and are lost.
 #[inline(always)]
 pub fn is_limited<F: Wire>(forward: u8) -> bool {
     is_outward(forward) || (!F::IS_V4 && is_inward(forward))
 }
 
-/// Whether the packet can go this way; if not, why the stack has to deal with it. Asked before anything is changed.
+/// Whether the packet can be forwarded so; if not, why the stack has to handle it. Checked before any change.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
     if forward == FORWARD_STACK {
@@ -137,29 +137,29 @@ pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: 
     None
 }
 
-/// Whether the stack can deal with a packet that is translated already. From an uplink always: before that, it is for the
-/// host itself, so that only then its error is the right one. A hairpin packet has an address of the host's as source then,
-/// which IPv6 alone takes from a bridge, and cuts into pieces again.
+/// Whether the stack can handle an already translated packet. From an uplink always: untranslated it is addressed to
+/// the host itself, so only the error about the translated packet is right. A translated hairpin packet has a source
+/// address of the host, which only IPv6 accepts from a bridge, and fragments again.
 #[inline(always)]
 pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) -> bool {
     let hairpin = packet.side == SIDE_BRIDGE && is_inward(forward);
     packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
-global! {
-    /// Translates the packet on the desk for the hop there; gives a packed verdict, to be followed by [`send`].
+subprog! {
+    /// Translates the packet in scratch for the hop there; gives a packed verdict, to be followed by [`send`].
     fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
 
-    /// Sends it; gives a packed verdict.
+    /// Forwards it; gives a packed verdict.
     fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
-    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = tell_drop;
-    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = tell_flow;
+    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = log_dropped;
+    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = log_new_flow;
 }
 
 #[inline(always)]
-fn translate_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
-    let Desk { packet, hop, .. } = &mut **desk;
+fn translate_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
     let next = &mut hop.next;
     let mut hops = 1;
     if next.forward == FORWARD_STACK {
@@ -172,20 +172,20 @@ fn translate_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -
         hops = 0;
     }
     if packet.ip.fragment == Fragment::First {
-        fragment::learn(ctx, desk);
+        fragment::learn(ctx, scratch);
     }
-    if desk.packet.kind == Kind::Error && icmp::restore(ctx, desk) == 0 {
+    if scratch.packet.kind == Kind::Error && icmp::restore(ctx, scratch) == 0 {
         return drop(Reason::DropRewrite).pack();
     }
-    match packet::rewrite(ctx, &desk.packet, hops, &desk.hop.to) {
+    match packet::rewrite(ctx, &scratch.packet, hops, &scratch.hop.to) {
         Some(()) => begun(Reason::at(reason)).pack(),
         None => drop(Reason::DropRewrite).pack(),
     }
 }
 
 #[inline(always)]
-fn send_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64 {
-    let (packet, next) = (&desk.packet, &desk.hop.next);
+fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
+    let (packet, next) = (&scratch.packet, &scratch.hop.next);
     traffic(ctx, next);
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
@@ -197,7 +197,7 @@ fn send_packet<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u64
     Verdict { action: redirect(ctx, next.ifindex, forward), reason: Reason::at(reason) }.pack()
 }
 
-/// Hands the packet to the device `ifindex`; gives the action.
+/// Redirects the packet to the device `ifindex`; gives the action.
 #[inline(always)]
 pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     if is_outward(forward) {
@@ -215,26 +215,26 @@ pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     action as i32
 }
 
-/// How a packet goes on, and the hardware addresses that it needs for that. A way out whose uplink is not known any more is
-/// the kernel's.
+/// How a packet is forwarded, and the hardware addresses for it. If the uplink is no longer known, the kernel's
+/// neighbour table decides.
 #[inline(always)]
 pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     if next.forward != FORWARD_LINK {
-        return (next.forward, addresses(&[next.dmac, next.smac]));
+        return (next.forward, addresses(&[next.match_dmac, next.next_hop_mac]));
     }
     match maps::find(&maps::UPLINK, next.ifindex) {
-        Some(uplink) => (FORWARD_LINK, addresses(&[next.smac, uplink.mac])),
+        Some(uplink) => (FORWARD_LINK, addresses(&[next.next_hop_mac, uplink.mac])),
         None => (FORWARD_NEIGH, [0; 3]),
     }
 }
 
-/// Hardware addresses as they lie at the begin of a frame.
+/// Hardware addresses as at the start of a frame.
 #[inline(always)]
 pub fn addresses(macs: &[Mac; 2]) -> [u32; 3] {
     zerocopy::transmute!(*macs)
 }
 
-/// Writes the hardware addresses, and a whole Ethernet header for a packet that came without one.
+/// Writes the hardware addresses, or a whole Ethernet header for a packet without one.
 #[inline(always)]
 fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -> Result<(), ()> {
     if packet.l3 == ETHERNET {
@@ -250,14 +250,14 @@ fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -
 }
 
 #[inline(always)]
-fn tell_drop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, reason: u32) -> u32 {
-    let packet = &desk.packet;
-    say_drop::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
+fn log_dropped<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u32 {
+    let packet = &scratch.packet;
+    log_drop_of::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
     1
 }
 
 #[inline(always)]
-pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
+pub fn log_drop_of<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
     info!(
         ctx,
         "drop reason={} proto={} src={:i} sport={} dst={:i} dport={} ifindex={}",
@@ -272,8 +272,8 @@ pub fn say_drop<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tup
 }
 
 #[inline(always)]
-fn tell_flow<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let plan = &desk.making.plan;
+fn log_new_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let plan = &scratch.pending.plan;
     let (from, to) = (&plan.from, &plan.to);
     debug!(
         ctx,

@@ -1,10 +1,10 @@
-//! XDP at an uplink, before the kernel has made anything of a frame: what the classifier behind it (`uplink.rs`) drops for
-//! certain is dropped, and datagrams of known flows go into their container. All else passes on as it came, and the
-//! classifier makes of it what it would without this program, which may be missing anywhere.
+//! XDP at an uplink, before the kernel builds an skb: packets that the classifier (`uplink_ingress.rs`) would
+//! certainly drop are dropped, and datagrams of known flows are redirected into their container. All other frames
+//! pass unchanged, and the classifier handles them as without this program, which is optional.
 //!
-//! Two things cannot be seen here. A checksum that its sender leaves to a device (over a veth that is as it should be):
-//! such a datagram passes on, as nobody would complete it on the way from here. And a VLAN tag that the device has taken
-//! off already: a frame of a VLAN is dropped or redirected if its addresses and ports are those of an uplink's packet.
+//! Two things are invisible here. A checksum left to the device by its sender (usual over a veth): such a datagram
+//! passes, since the checksum would stay incomplete. And a VLAN tag that the device has already stripped: a frame of
+//! a VLAN is dropped or redirected if its addresses and ports are those of an uplink's packet.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::xdp_md;
@@ -17,12 +17,12 @@ use netpath_common::layout::{FORWARD_XDP, NET_DIRECT, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6};
-use crate::fast::{self, Plain};
+use crate::fast_path::{self, FastHeaders};
 use crate::half::Half;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Udp, View};
 use crate::verdict::{self, Verdict};
-use crate::wire::Wire;
-use crate::{maps, outward, rules, uplink};
+use crate::{maps, masquerade, port_lookup, uplink_ingress};
 
 #[inline(always)]
 pub fn arrive(ctx: &XdpContext) -> u32 {
@@ -35,10 +35,10 @@ pub fn arrive(ctx: &XdpContext) -> u32 {
     if packed == PASS { XDP_PASS } else { verdict::count(ctx, Verdict::unpack(packed)) as u32 }
 }
 
-/// No verdict: it is counted where it is given.
+/// No verdict: the packet passes uncounted.
 const PASS: u64 = u64::MAX;
 
-// As in `entry.rs`: one family has a stack frame of its own.
+// As in `entry.rs`: IPv6 has a stack frame of its own.
 #[inline(never)]
 fn walk<F: Wire>(md: *mut xdp_md) -> u64 {
     walk_here::<F>(&XdpContext::new(md))
@@ -46,10 +46,10 @@ fn walk<F: Wire>(md: *mut xdp_md) -> u64 {
 
 #[inline(always)]
 fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
-    if uplink::is_not_ours::<F>(ctx, ETHERNET) {
+    if uplink_ingress::is_not_ours::<F>(ctx, ETHERNET) {
         return PASS;
     }
-    let plain = &mut Plain::<F>::new();
+    let plain = &mut FastHeaders::<F>::new();
     if !plain.read(ctx, SIDE_UPLINK) || !is_for_us(ctx) {
         return PASS;
     }
@@ -57,7 +57,7 @@ fn walk_here<F: Wire>(ctx: &XdpContext) -> u64 {
         return follow(ctx, plain, half).map_or(PASS, Verdict::pack);
     }
     let Some(reason) = refused::<F>(plain.tuple(), plain.proto) else { return PASS };
-    tell_drop(ctx.ctx, plain, reason as u32);
+    log_dropped(ctx.ctx, plain, reason as u32);
     drop(reason).pack()
 }
 
@@ -65,8 +65,8 @@ const fn drop(reason: Reason) -> Verdict {
     Verdict { action: XDP_DROP as i32, reason }
 }
 
-/// Whether the frame has the uplink's own address: in promiscuous mode others come here too, and those for what is
-/// stacked upon it.
+/// Whether the frame has the uplink's own address: in promiscuous mode frames to other hosts arrive too, and those
+/// for devices stacked on the uplink.
 #[inline(always)]
 fn is_for_us(ctx: &XdpContext) -> bool {
     let Some(uplink) = maps::find(&maps::UPLINK, ctx.ingress_ifindex() as u32) else { return false };
@@ -78,8 +78,8 @@ fn word(mac: &Mac) -> u32 {
     u32::from_ne_bytes([mac[0], mac[1], mac[2], mac[3]])
 }
 
-/// Why the classifier is going to drop a packet that is of no flow; `None`: it may not. What only the kernel's routes
-/// could tell is left to it.
+/// Why the classifier would drop a packet without a flow; `None`: it may not. Cases that depend on the kernel's
+/// routes are left to it.
 #[inline(always)]
 fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
     if F::kind(&packet.dst) == Kind::Loopback || F::kind(&packet.src) == Kind::Loopback {
@@ -87,38 +87,38 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
     }
     let host = F::mapped(packet.dst);
     let is_local = maps::find(&maps::LOCAL, host).is_some();
-    let slot = rules::slot(proto, packet.dport.value());
+    let slot = port_lookup::slot(proto, packet.dport.value());
     if slot != 0
-        && let Some((rule, if_local)) = rules::serving(slot, packet, proto)
+        && let Some((rule, if_local)) = port_lookup::serving(slot, packet, proto)
         && (is_local || !if_local)
     {
-        return if rules::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
+        return if port_lookup::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
     }
-    if is_local || !uplink::is_near(&host) || maps::find(&maps::ENDPOINT, host).is_none() {
+    if is_local || !uplink_ingress::may_be_in_subnet(&host) || maps::find(&maps::ENDPOINT, host).is_none() {
         return None;
     }
-    let subnet = outward::subnet_of::<F>(&packet.dst)?;
+    let subnet = masquerade::subnet_of::<F>(&packet.dst)?;
     if subnet.flags & NET_DIRECT == 0 { Some(Reason::DropDirect) } else { None }
 }
 
-/// Sends a datagram into its container.
+/// Redirects a datagram into its container.
 #[inline(always)]
-fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, half: Half<F>) -> Option<Verdict> {
+fn follow<F: Wire>(ctx: &XdpContext, plain: &FastHeaders<F>, half: Half<F>) -> Option<Verdict> {
     let next = &half.next();
-    // What is longer the veth would drop, and nobody would hear of it (`drivers/net/veth.c, veth_xdp_xmit()`).
+    // The veth would drop a longer packet silently (`drivers/net/veth.c, veth_xdp_xmit()`).
     let fits = ctx.size() - ETHERNET as u32 <= u32::from(next.mtu);
     if plain.proto != PROTO_UDP || next.forward != FORWARD_XDP || plain.ttl <= 1 || !fits {
         return None;
     }
     let l4 = ETHERNET + F::HEADER;
     let &Udp { len, check, .. } = packet::at::<Udp>(ctx, l4)?;
-    // One in 65,536 that are complete looks the same, and takes the long way for nothing.
-    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast::note::<F, false>(plain, next) {
+    // One in 65,536 complete checksums looks the same, and takes the slow path unnecessarily.
+    if check == plain.tuple().pseudo_sum(PROTO_UDP, len) || !fast_path::note::<F, false>(plain, next) {
         return None;
     }
-    // As in `fast.rs`.
+    // As in `fast_path.rs`.
     let next = &half.next();
-    let addresses = verdict::addresses(&[next.dmac, next.smac]);
+    let addresses = verdict::addresses(&[next.match_dmac, next.next_hop_mac]);
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), check, addresses)).is_none() {
         return Some(drop(Reason::DropRewrite));
     }
@@ -128,7 +128,7 @@ fn follow<F: Wire>(ctx: &XdpContext, plain: &Plain<F>, half: Half<F>) -> Option<
     Some(Verdict { action: XDP_REDIRECT as i32, reason: Reason::Redirected })
 }
 
-/// A checksum of zero means none and stays; one that becomes zero is written as its other zero (RFC 768).
+/// A checksum of zero means none and stays; a result of zero is written as 0xffff (RFC 768).
 #[inline(always)]
 fn replaced<F: Wire>(check: [u8; 2], from: &Tuple<F>, to: &Tuple<F>) -> [u8; 2] {
     if check == [0; 2] {
@@ -144,7 +144,7 @@ fn replaced<F: Wire>(check: [u8; 2], from: &Tuple<F>, to: &Tuple<F>) -> [u8; 2] 
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &XdpContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     to: &Tuple<F>,
     check: [u8; 2],
     addresses: [u32; 3],
@@ -156,7 +156,7 @@ fn translate<F: Wire>(
 }
 
 #[inline(never)]
-fn tell_drop<F: Wire>(md: *mut xdp_md, plain: &Plain<F>, reason: u32) {
+fn log_dropped<F: Wire>(md: *mut xdp_md, plain: &FastHeaders<F>, reason: u32) {
     let ctx = &XdpContext::new(md);
-    verdict::say_drop::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
+    verdict::log_drop_of::<F>(ctx, reason, plain.proto, plain.tuple(), ctx.ingress_ifindex() as u32);
 }

@@ -12,9 +12,9 @@ use support::traffic::{Dial, Proto};
 /// A table has nothing to hold once the networks that need it are gone, while others still have rules elsewhere.
 #[test]
 fn no_table_stays_after_the_last_container_of_networks_of_several_kinds() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::Iptables));
-    need!(support::need::program("nft"));
+    need!(need::netpath());
+    need!(need::rung(Rung::Iptables));
+    need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, Rung::Iptables)?;
@@ -46,11 +46,11 @@ fn no_table_stays_after_the_last_container_of_networks_of_several_kinds() -> Res
 /// A policy alone is what a host uses a backend for.
 #[test]
 fn the_backend_whose_policy_drops_is_the_one_that_accepts() -> Result<()> {
-    need!(support::need::netpath());
-    need!(support::need::rung(Rung::Iptables));
+    need!(need::netpath());
+    need!(need::rung(Rung::Iptables));
     let topology = Topology::new()?;
     if topology.host.command("iptables-legacy", &["-P", "FORWARD", "DROP"]).is_err() {
-        support::need::say_skip("the_backend_whose_policy_drops_is_the_one_that_accepts", "legacy iptables");
+        need::say_skip("the_backend_whose_policy_drops_is_the_one_that_accepts", "legacy iptables");
         return Ok(());
     }
     let netavark = Netavark::with(&topology, &[])?;

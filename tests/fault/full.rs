@@ -8,7 +8,7 @@ use netpath_common::addr::Be16;
 use netpath_common::family::Ipv4;
 use netpath_common::flow::{REPLIED, REPLY_HALF};
 use netpath_common::layout::{FLOWS4, FLOWS6, Flow4, FlowKey4, Next, PROTO_UDP, SIDE_BRIDGE, SIDE_UPLINK};
-use netpath_common::pair::other_key;
+use netpath_common::nat_plan::other_key;
 use netpath_common::reason::Reason;
 use serde_json::Value;
 use std::process::Command;
@@ -36,7 +36,7 @@ fn halves(n: u32, now: u32) -> [(FlowKey4, Flow4); 2] {
     let next = Next {
         last_seen: now,
         state: REPLIED,
-        twin_side: SIDE_UPLINK,
+        reverse_side: SIDE_UPLINK,
         origin: Reason::FlowMasqueraded as u8,
         ..Next::default()
     };
@@ -55,7 +55,7 @@ fn halves(n: u32, now: u32) -> [(FlowKey4, Flow4); 2] {
         dst: web,
         sport: service,
         dport: port,
-        next: Next { twin_side: SIDE_BRIDGE, state: REPLIED | REPLY_HALF, ..next },
+        next: Next { reverse_side: SIDE_BRIDGE, state: REPLIED | REPLY_HALF, ..next },
     };
     [(other_key::<Ipv4>(&there, PROTO_UDP), back), (key, there)]
 }

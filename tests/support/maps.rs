@@ -112,7 +112,7 @@ pub fn take_ports(
     host: IpAddr,
     ports: impl Iterator<Item = u16>,
 ) -> Result<()> {
-    let next = Next { last_seen: now(), state: REPLIED | REPLY_HALF, twin_side: SIDE_BRIDGE, ..Next::default() };
+    let next = Next { last_seen: now(), state: REPLIED | REPLY_HALF, reverse_side: SIDE_BRIDGE, ..Next::default() };
     let (sport, side, pad) = (Be16::new(peer.port()), SIDE_UPLINK, [0; 2]);
     match (peer.ip(), host) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {

@@ -433,9 +433,9 @@ impl Lab {
             self.ebpf.map_mut(layout::name::SUBNET).context("no subnets")?.try_into()?;
         trie.insert(&Key::new(120, Addr::v4([10, 89, n, 0]).0), Subnet { bridge: index, flags }, 0)?;
         trie.insert(&Key::new(64, net6), Subnet { bridge: index, flags }, 0)?;
-        let mut bits: Array<_, u64> = self.ebpf.map_mut(layout::name::NEAR).context("no bits")?.try_into()?;
+        let mut bits: Array<_, u64> = self.ebpf.map_mut(layout::name::SUBNET_HINTS).context("no bits")?.try_into()?;
         for address in [Addr::v4(gateway4), Addr::v6(gateway6)] {
-            let (word, bit) = layout::near(&address);
+            let (word, bit) = layout::subnet_hint(&address);
             let others = bits.get(&word, 0)?;
             bits.set(word, others | bit, 0)?;
         }
@@ -654,8 +654,8 @@ impl Lab {
             ifindex: self.web,
             last_seen: crate::maps::now() + ticks(3),
             // A repeated run sees its own result.
-            dmac: frame.dmac,
-            smac: frame.smac,
+            match_dmac: frame.dmac,
+            next_hop_mac: frame.smac,
             mtu: 1500,
             forward,
             state: netpath_common::flow::REPLIED,

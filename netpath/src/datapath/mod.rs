@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// Tells builds of the programs apart.
-pub const BUILD: &str = ebpf::object::DIGEST;
+pub const BUILD: &str = ebpf::loader::DIGEST;
 
 /// A feature that a rung cannot give an endpoint, said before anything is changed.
 #[derive(Clone, PartialEq, Eq, Debug)]

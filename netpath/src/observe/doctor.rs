@@ -1,7 +1,7 @@
 //! The ladder with the reason for each step, every probe with its answer, and what is not as it should be.
 
 use super::Host;
-use crate::datapath::ebpf::{TcMode, compile, hooks, xdp};
+use crate::datapath::ebpf::{TcMode, attach, compile, xdp};
 use crate::datapath::filter::{self, At, Chain};
 use crate::datapath::firewalld;
 use crate::datapath::ladder::{self, LADDER};
@@ -233,7 +233,7 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
         });
     }
     if host.store.rung()? == Some(Rung::Ebpf) && records.bridged().next().is_some() {
-        let attached = hooks::attached(&host.pins)?;
+        let attached = attach::attached(&host.pins)?;
         let view = host.view()?;
         let tables = compile::compile(&records, &view, false);
         if let Some(first) = tables.unserved.first() {
@@ -245,7 +245,7 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
                 next: "remove addresses from interfaces that need none, or set NETPATH_DATAPATH=iptables".into(),
             });
         }
-        let tc = hooks::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
+        let tc = attach::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
         let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
         let refused = xdp::refused(&host.pins);
         for (name, ifindex) in tc.chain(early) {

@@ -1,8 +1,8 @@
 //! The flow maps, both halves of a flow folded to one line.
 
 use super::Host;
+use crate::datapath::ebpf::expire;
 use crate::datapath::ebpf::maps::{CHUNK, Flows, PinnedMap};
-use crate::datapath::ebpf::sweep;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::flow;
@@ -51,7 +51,7 @@ pub fn flows(host: &Host) -> Result<Vec<FlowLine>> {
     let mut halves = Vec::new();
     read::<Ipv4>(host, &mut halves)?;
     read::<Ipv6>(host, &mut halves)?;
-    Ok(fold(halves, sweep::now()?))
+    Ok(fold(halves, expire::now()?))
 }
 
 fn read<F: Flows<Addr: Into<IpAddr>>>(host: &Host, halves: &mut Vec<Half>) -> Result<()> {
@@ -69,7 +69,7 @@ fn read<F: Flows<Addr: Into<IpAddr>>>(host: &Host, halves: &mut Vec<Half>) -> Re
 
 fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {
     // The reverse of a half: what it sends out comes back with its ends exchanged, on the side that `next` names.
-    let twin_of = |h: &Half| (h.proto, h.next.twin_side, h.to.1, h.to.0);
+    let twin_of = |h: &Half| (h.proto, h.next.reverse_side, h.to.1, h.to.0);
     let keys: std::collections::HashSet<_> = halves.iter().map(|h| (h.proto, h.side, h.from.0, h.from.1)).collect();
     let mut lines = Vec::new();
     for half in &halves {
@@ -138,7 +138,7 @@ mod tests {
             side: sides.0,
             from: (at(from.0), at(from.1)),
             to: (at(to.0), at(to.1)),
-            next: Next { last_seen: flow::ticks(90), twin_side: sides.1, state, origin: 1, ..Next::default() },
+            next: Next { last_seen: flow::ticks(90), reverse_side: sides.1, state, origin: 1, ..Next::default() },
         }
     }
 

@@ -2,11 +2,11 @@
 //! others of the same object that speak take their place, link by link and without a gap.
 //!
 //! A lock on the pins tells other commands that this one is alive. When it is gone, in whatever way, the next of them
-//! puts the quiet programs back (`datapath/ebpf/hooks.rs`).
+//! puts the quiet programs back (`datapath/ebpf/attach.rs`).
 
 use super::flows::{origin, protocol};
 use super::{Host, interface};
-use crate::datapath::ebpf::{hooks, object};
+use crate::datapath::ebpf::{attach, loader};
 use crate::model::HostView;
 use crate::model::error::{Context, Error, Result};
 use aya_log::EbpfLogger;
@@ -56,11 +56,11 @@ pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
             .because("no container of this host uses eBPF")
             .next("netpath status shows which datapath is in use"));
     }
-    let Some(lock) = hooks::MonitorLock::take(&host.pins)? else {
+    let Some(lock) = attach::MonitorLock::take(&host.pins)? else {
         return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
     };
-    let mut ebpf = object::load(&host.pins, level.number())?;
-    object::load_programs(&mut ebpf.programs_mut().collect::<Vec<_>>())?;
+    let mut ebpf = loader::load(&host.pins, level.number())?;
+    loader::load_programs(&mut ebpf.programs_mut().collect::<Vec<_>>())?;
     let printer = Printer { view: host.view()?, as_json, closed: AtomicBool::new(false) };
     let logger = EbpfLogger::init_with_logger(&mut ebpf, &printer).context(what)?;
     let mut speaking = HashMap::new();
@@ -76,7 +76,7 @@ pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
 
 async fn watch(
     host: &Host,
-    lock: &hooks::MonitorLock,
+    lock: &attach::MonitorLock,
     logger: EbpfLogger<&Printer>,
     speaking: &HashMap<String, BorrowedFd<'_>>,
     printer: &Printer,
@@ -112,18 +112,18 @@ async fn watch(
 }
 
 fn swap(host: &Host, speaking: &HashMap<String, BorrowedFd<'_>>) -> Result<()> {
-    for hook in hooks::attached(&host.pins)?.iter().filter(|h| h.pinned) {
+    for hook in attach::attached(&host.pins)?.iter().filter(|h| h.pinned) {
         if let Some(program) = speaking.get(&hook.program) {
-            hooks::replace(&host.pins, hook, program)?;
+            attach::replace(&host.pins, hook, program)?;
         }
     }
     Ok(())
 }
 
 fn restore(host: &Host) -> Result<()> {
-    for hook in hooks::attached(&host.pins)?.iter().filter(|h| !h.pinned) {
-        let (program, _) = object::program(&host.pins, &hook.program)?;
-        hooks::replace(&host.pins, hook, program)?;
+    for hook in attach::attached(&host.pins)?.iter().filter(|h| !h.pinned) {
+        let (program, _) = loader::program(&host.pins, &hook.program)?;
+        attach::replace(&host.pins, hook, program)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::traffic::{self, NetworkLine};
 use super::{Host, interface};
-use crate::datapath::ebpf::hooks::{self, By};
+use crate::datapath::ebpf::attach::{self, By};
 use crate::datapath::ebpf::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use crate::datapath::ebpf::xdp;
 use crate::datapath::filter;
@@ -126,7 +126,7 @@ pub fn status(host: &Host) -> Result<Status> {
     };
     if host.pins.exist() {
         let view = host.view()?;
-        for hook in hooks::attached(&host.pins)? {
+        for hook in attach::attached(&host.pins)? {
             status.hooks.push(Hook {
                 interface: hook.ifindex.map(|i| interface(&view, i)),
                 side: match (hook.ifindex, hook.egress) {

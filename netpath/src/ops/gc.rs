@@ -1,8 +1,8 @@
 //! Sweeping: what nobody takes back by himself, because its owner was killed, has gone, or was a clock.
 
 use super::nobody;
+use crate::datapath::ebpf::expire;
 use crate::datapath::ebpf::pins::Pins;
-use crate::datapath::ebpf::sweep;
 use crate::datapath::{Effort, Progress, Swept, ladder};
 use crate::link::netns;
 use crate::model::error::Result;
@@ -57,7 +57,7 @@ pub fn gc() -> Result<Removed> {
         let swept = sweep(&live.site.store, cookie, Effort::Whole)?;
         (removed.flows, removed.marks) = (swept.flows, swept.marks);
     }
-    for gone in sweep::gone_hosts().into_iter().filter(|gone| *gone != cookie) {
+    for gone in expire::gone_hosts().into_iter().filter(|gone| *gone != cookie) {
         forget(gone)?;
         removed.hosts += 1;
     }
@@ -99,7 +99,7 @@ pub(super) fn sweep_some(store: &Store, cookie: u64) {
 /// Everything of a host namespace that is gone. Nobody can be in it any more.
 fn forget(cookie: u64) -> Result<()> {
     tracing::info!(host = format!("{cookie:x}"), "its namespace is gone, its programs, maps and records go too");
-    sweep::forget_host(cookie)?;
+    expire::forget_host(cookie)?;
     let store = Store::of(cookie);
     if !store.dir().exists() {
         return Ok(());

@@ -1,7 +1,7 @@
-//! Allow lists → `np_allow`: one list for all publishes that let in the same clients.
+//! Allow lists → `np_allow`: one list for all publishes with the same clients.
 //!
-//! A list's number is drawn from what it holds. So a number never means two lists one after the other, and rules that are
-//! still reachable keep theirs while lists come and go beside them.
+//! A list's number is a hash of its content. So a number never means two lists in turn, and rules that are still
+//! reachable keep theirs while other lists change.
 
 use super::compile::mapped;
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use netpath_common::layout::AllowKey;
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 
-/// Prefix length and key, as bytes: what `np_allow` is to hold.
+/// Content of `np_allow`: prefix length and key, as bytes.
 pub type Entries = BTreeMap<(u32, [u8; 20]), u32>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// The number of the list of these networks; 0 = everybody.
+    /// The number of the list of these networks; 0 = every client is allowed.
     pub fn number(&mut self, allow: &[IpNet]) -> u32 {
         if allow.is_empty() {
             return 0;
@@ -33,7 +33,7 @@ impl Lists {
                 _ if number == 0 => {}
                 Some(other) if *other == list => return number,
                 None => break,
-                // Two lists, one number: once in four thousand million.
+                // Two lists with one number: probability 2^-32.
                 Some(_) => {}
             }
             number = number.wrapping_add(1);
@@ -56,7 +56,7 @@ fn hash(list: &[IpNet]) -> u32 {
     words.fold(0x811c_9dc5, |h, byte| (h ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The prefixes over v4-mapped addresses. An IPv6 one so short that IPv4's corner lies in it is cut up around that.
+/// The prefixes over v4-mapped addresses. An IPv6 prefix that contains the v4-mapped range is split around it.
 fn prefixes(net: &IpNet) -> Vec<(u32, [u8; 16])> {
     const CORNER: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
     let (len, base) = super::compile::prefix(net);
@@ -64,7 +64,7 @@ fn prefixes(net: &IpNet) -> Vec<(u32, [u8; 16])> {
     if !v6.contains(&std::net::Ipv6Addr::from(CORNER)) {
         return vec![(len, base)];
     }
-    // Beside each step of the way to the corner, the half that does not hold it.
+    // At each level on the path to the v4-mapped range: the subtree that does not contain it.
     (len..96)
         .map(|bit| {
             let (byte, mask) = ((bit / 8) as usize, 0x80_u8 >> (bit % 8));
@@ -86,7 +86,7 @@ mod tests {
         words.iter().map(|w| w.parse().expect("a network")).collect()
     }
 
-    /// As a program looks: the longest prefix that holds list and client.
+    /// The programs' look-up: the longest prefix that matches list and client.
     fn lets_in(lists: &Lists, number: u32, client: &str) -> bool {
         let client = mapped(client.parse().expect("an address"));
         let mut key = number.to_be_bytes().to_vec();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_lets_in_its_networks_and_nobody_else() {
+    fn a_list_allows_its_networks_alone() {
         let mut lists = Lists::default();
         let a = lists.number(&nets(&["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]));
         let b = lists.number(&nets(&["203.0.113.0/24"]));

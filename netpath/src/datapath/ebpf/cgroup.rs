@@ -7,10 +7,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-/// A descriptor of the root: of a mounted tree, else of one mounted for this process alone (5.2), which ends with it.
+/// A descriptor of the root: of a mounted tree, otherwise of a private mount for this process (5.2), which ends with
+/// it.
 ///
 /// # Errors
-/// The kernel has no cgroup2, or it may not be mounted.
+/// The kernel has no cgroup2, or does not permit to mount it.
 pub fn root() -> Result<OwnedFd> {
     let mountinfo =
         fs::read_to_string("/proc/self/mountinfo").context(|| "cannot read /proc/self/mountinfo".to_owned())?;
@@ -27,7 +28,7 @@ pub fn root() -> Result<OwnedFd> {
     })
 }
 
-/// Where the whole tree is mounted, and not a part of it: field 4 is what of it, 5 where, and the type follows the dash.
+/// Mounts of the whole tree: field 4 is the root within the tree, 5 the mount point, and the type follows the dash.
 /// Source: `Documentation/filesystems/proc.rst`, 3.5.
 fn mounted(mountinfo: &str) -> impl Iterator<Item = String> {
     mountinfo.lines().filter_map(|line| {
@@ -76,18 +77,18 @@ fn detached() -> io::Result<OwnedFd> {
     if mount < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor without another owner.
     let mount = unsafe { OwnedFd::from_raw_fd(mount as i32) };
-    // The mount's own descriptor only names a place (O_PATH); this one is open, and holds the mount by itself.
+    // The mount's own descriptor is only a path (O_PATH); this one is open, and keeps the mount.
     Ok(openat(mount.as_fd(), ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// Starts to mount a file system (5.2), which nobody sees before it is attached somewhere.
+/// Starts to mount a file system (5.2), invisible until it is attached.
 pub fn open_context(filesystem: &std::ffi::CStr) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;
     // SAFETY: the name ends with NUL and is only read.
     let fd = unsafe { libc::syscall(libc::SYS_fsopen, filesystem.as_ptr(), FSOPEN_CLOEXEC) };
-    // SAFETY: on success a new descriptor that nobody else owns.
+    // SAFETY: on success a new descriptor without another owner.
     if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }) }
 }
 

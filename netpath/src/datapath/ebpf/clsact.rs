@@ -1,8 +1,8 @@
-//! The older place for programs (4.5): filters of the clsact qdisc, through netlink. They outlive their maker without
-//! pins, so marks among the pins say where there are some, and which qdiscs are ours.
+//! Attachment through netlink, for kernels without TCX (4.5): filters of the clsact qdisc. They outlive their process
+//! without pins, so marks among the pins record filters and qdiscs.
 //!
-//! Ours are told apart by [`PRIORITY`] and [`HANDLE`]. A filter that is not ours is never touched, and a qdisc only
-//! removed if netpath made it and nothing is left in it.
+//! netpath's filters have [`PRIORITY`] and [`HANDLE`]. Other filters are never changed, and a qdisc is removed only
+//! if netpath made it and it is empty.
 
 use crate::model::error::{Context, Result};
 use crate::netlink::Netlink;
@@ -13,7 +13,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Above those that the kernel gives out by itself (49,152 and down), so that other filters run before ours.
+/// Above the range that the kernel assigns (49,152 and down), so that other filters run before.
 const PRIORITY: u16 = 0xC0DE;
 const HANDLE: u32 = 1;
 /// ETH_P_ALL in network byte order.
@@ -38,7 +38,7 @@ impl Tc {
         Netlink::open(NETLINK_ROUTE).map(Self)
     }
 
-    /// Makes the qdisc; false if there is one already.
+    /// Creates the qdisc; false if there is one already.
     pub fn add_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
         let mut message = qdisc(ifindex);
         message.attributes.push(TcAttribute::Kind("clsact".into()));
@@ -57,7 +57,7 @@ impl Tc {
         Ok(all.iter().any(|m| matches!(m, RouteNetlinkMessage::NewQueueDiscipline(m) if is_it(m))))
     }
 
-    /// Takes the qdisc away if no filter is in it.
+    /// Removes the qdisc if it has no filter.
     pub fn remove_qdisc_if_empty(&mut self, ifindex: u32) -> io::Result<bool> {
         for egress in [false, true] {
             let (filters, unread) = self.filters(ifindex, egress)?;
@@ -70,7 +70,7 @@ impl Tc {
         absent(self.0.change(RouteNetlinkMessage::DelQueueDiscipline(message), 0)).map(|()| true)
     }
 
-    /// Puts a program in place, in one step if another one of ours is there.
+    /// Sets the program, atomically if it replaces one of netpath.
     pub fn set_filter(&mut self, ifindex: u32, egress: bool, prog: impl AsFd, name: &str) -> io::Result<()> {
         let mut message = filter(ifindex, egress);
         message.attributes.push(TcAttribute::Kind("bpf".into()));
@@ -82,7 +82,7 @@ impl Tc {
         self.0.change(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
     }
 
-    /// Our program there, if any.
+    /// netpath's program there, if any.
     pub fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
         let is_ours =
             |m: &&TcMessage| m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
@@ -95,7 +95,7 @@ impl Tc {
         absent(self.0.change(RouteNetlinkMessage::DelTrafficFilter(message), 0))
     }
 
-    /// All filters of one direction, and how many more there are that cannot be read and so are not netpath's.
+    /// All filters of one direction, and the number of unreadable ones, which are not netpath's.
     fn filters(&mut self, ifindex: u32, egress: bool) -> io::Result<(Vec<TcMessage>, usize)> {
         let mut message = TcMessage::with_index(ifindex as i32);
         message.header.parent = parent(egress);
@@ -108,7 +108,7 @@ impl Tc {
     }
 }
 
-/// Whether a classifier can be had at this interface by clsact; for an interface of a namespace made for the question.
+/// Whether this interface supports classifiers by clsact; for an interface in a namespace made for the probe.
 pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
     let mut tc = Tc::connect()?;
     tc.add_qdisc(ifindex).map_err(|e| without_module(e, "queue clsact", "sch_ingress (CONFIG_NET_SCH_INGRESS)"))?;
@@ -116,7 +116,7 @@ pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
     filter.map_err(|e| without_module(e, "classifier bpf", "cls_bpf (CONFIG_NET_CLS_BPF)"))
 }
 
-/// The kernel says ENOENT where it knows a kind of queue or classifier neither by itself nor by a module that it could load.
+/// The kernel returns ENOENT for a kind of qdisc or classifier that is neither built in nor available as a module.
 fn without_module(error: io::Error, what: &str, module: &str) -> io::Error {
     let is_unknown = error.raw_os_error() == Some(libc::ENOENT);
     let why = if is_unknown { format!("the module {module} is not there") } else { error.to_string() };
@@ -158,7 +158,7 @@ fn parent(egress: bool) -> TcHandle {
 }
 
 fn is_absent(e: &io::Error) -> bool {
-    // EINVAL: the kernel's word for "no such qdisc" (`net/sched/cls_api.c, __tcf_qdisc_find()`).
+    // EINVAL: no such qdisc (`net/sched/cls_api.c, __tcf_qdisc_find()`).
     matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL))
 }
 

@@ -1,11 +1,12 @@
-//! Desired endpoints and the host as it is → the contents of every control map. Pure: no kernel, no state.
+//! Desired endpoints and the current host → the contents of every control map. Pure: no kernel, no state.
 //!
-//! Publishes may overlap: a range and a single port inside it, a wildcard and one host address, the same port from two
-//! containers. A port's chain lists, most specific first, the rules that can still answer for it; of two that answer
-//! for the same address and family only the older is in the chain, and the younger appears when the older goes.
-//! A publish costs one rule whatever its number of ports, and one more for each place where the rest of its chain changes.
+//! Publishes may overlap: a range and a single port inside it, a wildcard and one host address, the same port from
+//! two containers. A port's chain lists the rules that can answer for it, most specific first; of two rules for the
+//! same address and family only the older is in the chain, and the younger replaces it when it is removed. A publish
+//! costs one rule, independent of its number of ports, and one more for each port where the rest of its chain
+//! changes.
 
-use super::{allow, near, xdp};
+use super::{allow, subnet_bitmap, xdp};
 use crate::model::{
     Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp,
 };
@@ -15,8 +16,8 @@ use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Upli
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Source ports drawn for flows that cannot keep their own: all that need no privilege, as netfilter does
-/// (`net/netfilter/nf_nat_core.c, nf_nat_l4proto_unique_tuple()`); those of the host's sockets are spared.
+/// Source ports for flows that cannot keep their own: all unprivileged ones, as netfilter
+/// (`net/netfilter/nf_nat_core.c, nf_nat_l4proto_unique_tuple()`); ports of the host's sockets are avoided.
 const PORTS: (u16, u16) = (1_024, 65_535);
 
 const PROTOCOLS: [(Proto, u8); 3] =
@@ -25,32 +26,32 @@ const PROTOCOLS: [(Proto, u8); 3] =
 const SERVES_V4: u8 = 1;
 const SERVES_V6: u8 = 2;
 
-/// `Rule::next` holds 1 + the index in [`Tables::rules`] here; the writer of the map puts the real one in its place.
+/// `Rule::next` holds 1 + the index in [`Tables::rules`] here; the writer of the map replaces it by the map's index.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tables {
     pub config: Config,
     pub locals: BTreeSet<[u8; 16]>,
     pub uplinks: BTreeMap<u32, Uplink>,
-    /// The uplinks that get the program ahead of the classifiers, and what asks for it.
+    /// The uplinks with the XDP program, and the setting that enables it.
     pub xdp: BTreeMap<u32, Xdp>,
     pub networks: BTreeMap<u32, Network>,
     /// By prefix length over the v4-mapped address.
     pub subnets: BTreeMap<(u32, [u8; 16]), Subnet>,
     pub endpoints: BTreeMap<[u8; 16], Endpoint>,
-    /// A rule stands after all that its chain leads to.
+    /// A rule follows all rules that its chain leads to.
     pub rules: Vec<Rule>,
     pub slots: Vec<Slots>,
     pub allow: allow::Lists,
-    pub near: near::Words,
-    /// The counters of each endpoint, its own and those of what it publishes, by its own.
+    pub subnet_hints: subnet_bitmap::Words,
+    /// The counters of each endpoint, its own and those of its publishes, by its own.
     pub traffic: BTreeMap<u32, Vec<u32>>,
-    /// Publishes that a full chain left out, of [`layout::RULE_CHAIN`] rules for one port.
+    /// Publishes left out of a full chain of [`layout::RULE_CHAIN`] rules for one port.
     pub left_out: usize,
-    /// Interfaces with addresses beyond [`layout::UPLINKS`]: published ports do not answer there.
+    /// Interfaces with addresses beyond [`layout::UPLINKS`]: published ports are not served there.
     pub unserved: Vec<IfName>,
 }
 
-/// `count` ports from `first` begin their chain at the rule of this index in [`Tables::rules`].
+/// `count` ports from `first`, whose chain begins at this index in [`Tables::rules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
     pub proto: u8,
@@ -59,10 +60,10 @@ pub struct Slots {
     pub rule: usize,
 }
 
-/// `filtered`: something on the host filters forwarded packets.
+/// `filtered`: the host filters forwarded packets.
 pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     let mut tables = Tables {
-        near: near::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
+        subnet_hints: subnet_bitmap::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {
             netns_cookie: host.cookie,
             port_min: PORTS.0,
@@ -72,7 +73,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
         locals: host.links.iter().flat_map(|l| &l.addresses).map(|a| mapped(a.addr()).0).collect(),
         ..Tables::default()
     };
-    // The older ones, where the map does not hold all: every other part of the host is served all the same.
+    // The oldest interfaces if there are too many: the rest of the host is served normally.
     let all: BTreeMap<u32, &HostLink> = uplinks(desired, host).map(|l| (l.index, l)).collect();
     tables.unserved = all.values().skip(layout::UPLINKS as usize).map(|l| l.name.clone()).collect();
     for link in all.into_values().take(layout::UPLINKS as usize) {
@@ -107,7 +108,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
                     bridge: links.bridge_index,
                     mac: links.container_mac.bytes(),
                     bridge_mac: links.bridge_mac.bytes(),
-                    // No interface takes more.
+                    // The largest MTU of an interface.
                     mtu: u16::try_from(links.mtu).unwrap_or(u16::MAX),
                     flags,
                     traffic: own,
@@ -119,8 +120,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     tables
 }
 
-/// The first limit of the maps that `records` exceed, whether their links are there yet or not: what of them are too many, and how
-/// many there may be.
+/// The first limit of the maps that `records` exceed, with or without links: the name of the objects, and the limit.
 pub fn exceeded(records: &[&Record]) -> Option<(&'static str, u32)> {
     let mut tables = Tables::default();
     publish_all(records.iter().map(|r| (*r, 0)), &mut tables);
@@ -132,7 +132,7 @@ pub fn exceeded(records: &[&Record]) -> Option<(&'static str, u32)> {
         ("addresses of containers", addresses, layout::ENDPOINTS),
         ("networks", bridges, layout::NETWORKS),
         ("subnets", subnets, layout::SUBNETS),
-        // Rule 0 is none.
+        // Index 0 is unused.
         ("rules for published ports", tables.rules.len(), layout::RULES - 1),
         ("networks in allow lists", tables.allow.entries.len(), layout::ALLOWS),
     ];
@@ -159,13 +159,13 @@ pub fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
     (bits, mapped(net.network()).0)
 }
 
-/// Interfaces that lead outside: they hold an address, and neither belong to a bridge or bond nor to netpath itself. A
-/// member of a VRF is one like any other.
+/// Uplinks: interfaces with an address that belong neither to a bridge or bond nor to netpath itself. Members of a
+/// VRF are included.
 fn uplinks<'a>(desired: &'a Desired, host: &'a HostView) -> impl Iterator<Item = &'a HostLink> {
     let bridges: BTreeSet<&IfName> = desired.bridges().collect();
     let veths: BTreeSet<u32> = desired.bridged().map(|(_, l)| l.veth_index).collect();
     host.links.iter().filter(move |l| {
-        // A veth that is about to become a container's has nothing but the link-local address the kernel gave it.
+        // A veth that is about to become a container's has only the kernel's link-local address.
         let addressed = l.addresses.iter().any(|a| l.kind != LinkKind::Veth || !is_link_local(a.addr()));
         let taken = l.master.is_some_and(|m| host.link(m).is_none_or(|m| m.kind != LinkKind::Vrf));
         l.kind != LinkKind::Loopback && !taken && addressed && !veths.contains(&l.index) && !bridges.contains(&l.name)
@@ -179,7 +179,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// `in_vrf`: nothing else that is a master has members that are uplinks.
+/// `in_vrf`: the only kind of master whose members are uplinks.
 fn uplink(link: &HostLink, in_vrf: bool) -> Uplink {
     let source = |v4: bool| {
         link.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv4() == v4 && !is_link_local(*a) && !a.is_loopback())
@@ -236,7 +236,7 @@ fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
     }
 }
 
-/// One publish of one endpoint, in the shape of the rule it becomes where nothing overlaps it.
+/// One publish of one endpoint, as the rule it becomes without overlaps.
 struct Offer {
     rule: Rule,
     families: u8,
@@ -249,7 +249,7 @@ impl Offer {
     }
 }
 
-/// All publishes of a protocol, in the order in which they answer: one address before every address, older before younger.
+/// All publishes of a protocol in order of precedence: one address before every address, older before younger.
 fn publishes<'a>(
     endpoints: impl Iterator<Item = (&'a Record, u32)>,
     proto: Proto,
@@ -294,7 +294,7 @@ fn publishes<'a>(
     offers.into_iter().map(|(_, _, o)| o).collect()
 }
 
-/// Walks the ports from end to end, at each port where a publish begins or ends.
+/// Processes the ports in order, at each port where a publish begins or ends.
 fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
     let mut edges: BTreeMap<u32, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
     for (i, offer) in offers.iter().enumerate() {
@@ -303,7 +303,7 @@ fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
         edges.entry(end).or_default().1.push(i);
     }
     let mut active: BTreeSet<usize> = BTreeSet::new();
-    // (offer, families, next) of a rule → its index: it grows while the rest of its chain stays the same.
+    // (offer, families, next) of a rule → its index: the rule grows while the rest of its chain is unchanged.
     let mut open: HashMap<(usize, u8, u32), usize> = HashMap::new();
     let ends: Vec<u32> = edges.keys().copied().skip(1).collect();
     for ((start, (begin, end)), stop) in edges.into_iter().zip(ends) {
@@ -320,7 +320,7 @@ fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
             });
             let index = match grown {
                 Some(index) => {
-                    // Both ends lie within the offer, which has at most 65,535 ports.
+                    // Both ends are within the offer, which has at most 65,535 ports.
                     tables.rules[index].count += (stop - start) as u16;
                     index
                 }
@@ -338,7 +338,7 @@ fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
     }
 }
 
-/// The offers that still have a family to answer for on their address, with those families.
+/// The offers that still serve a family on their address, with those families.
 fn answering(offers: &[Offer], active: &BTreeSet<usize>, left_out: &mut usize) -> Vec<(usize, u8)> {
     let mut taken: Vec<(Addr, u8)> = Vec::new();
     let mut members = Vec::new();

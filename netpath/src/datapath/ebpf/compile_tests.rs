@@ -1,4 +1,4 @@
-//! The tables of hosts made up here: no kernel is asked.
+//! The tables of synthetic hosts, without a kernel.
 
 use super::*;
 use crate::model::Subnet as ModelSubnet;
@@ -72,7 +72,7 @@ fn tables(records: Vec<Record>) -> Tables {
     compile(&Desired { records }, &HostView::default(), false)
 }
 
-/// What a program finds on a port, in the order in which it looks: host address, target, container port.
+/// The look-up of the programs on a port, in order: host address, target, container port.
 fn seen(t: &Tables, port: u16) -> Vec<(Addr, V4, V6, u16)> {
     let slot = t.slots.iter().find(|s| s.first <= port && u32::from(port) < u32::from(s.first) + s.count);
     let mut next = slot.map_or(0, |s| s.rule + 1);
@@ -202,7 +202,7 @@ fn link(index: u32, n: &str, kind: LinkKind, master: Option<u32>, addresses: &[&
 }
 
 #[test]
-fn uplinks_hold_an_address_and_belong_to_nobody() {
+fn uplinks_have_an_address_and_no_master() {
     let host = HostView {
         cookie: 1,
         links: vec![
@@ -262,7 +262,7 @@ fn a_network_has_the_flags_of_its_options() {
     };
     let (masq, edge) = (layout::NET_MASQUERADE, layout::NET_EDGE);
     assert_eq!(masq, flags(&|_| {}, false));
-    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside somebody's filter");
+    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside a foreign filter");
     assert_eq!(masq | edge, flags(&|n| n.path = Way::Edge, false));
     assert_eq!(masq, flags(&|n| n.path = Way::Offload, true));
     assert_eq!(0, flags(&|n| n.masquerade = false, false));
@@ -345,7 +345,7 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
     assert_eq!((vec![], vec![0, 0]), asked(Xdp::Auto, false, false));
 }
 
-/// A host with more of them than the map holds is served by the older ones, and goes on to be looked after.
+/// The oldest uplinks are served if there are more than the map holds.
 #[test]
 fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
     let link = |index: u32| HostLink {
@@ -359,7 +359,7 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
         up: true,
         addresses: vec!["192.0.2.1/24".parse().expect("an address")],
     };
-    // In no order.
+    // Unsorted.
     let host = HostView { links: (101..=layout::UPLINKS + 102).rev().map(link).collect(), ..HostView::default() };
     let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
     assert_eq!((101..=layout::UPLINKS + 100).collect::<Vec<_>>(), t.uplinks.keys().copied().collect::<Vec<_>>());

@@ -1,5 +1,5 @@
-//! The rung against a real kernel, in namespaces of the test thread's own: network, and mounts with a bpffs, so that
-//! nothing outlives the test.
+//! The rung on a real kernel, in namespaces of the test thread: network, and mounts with a bpffs, so that nothing
+//! outlives the test.
 
 use super::compile::tests::{at, record, tcp};
 use super::maps::{Flows, PinnedMap, Shape};
@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::time::Instant;
 
-/// A network namespace with a bridge for the endpoints of `compile::tests` and another that stands for an uplink.
+/// A network namespace with a bridge for the endpoints of `compile::tests` and another one as uplink.
 pub(super) struct Host {
     pub(super) rtnl: Rtnl,
     cookie: u64,
@@ -100,7 +100,7 @@ fn a_second_reconcile_changes_nothing_and_an_empty_one_leaves_nothing() {
     let rule = host.rule(8080).expect("published");
     assert_eq!((80, [10, 88, 0, 2]), (rule.container_port, rule.to4));
     let (up, bridge) = (host.index("up0"), host.index("podman1"));
-    let mut expected: Vec<String> = hooks::SOCKETS.iter().map(|(n, _)| (*n).to_owned()).collect();
+    let mut expected: Vec<String> = attach::SOCKETS.iter().map(|(n, _)| (*n).to_owned()).collect();
     expected.extend([format!("np_bridge_in-{bridge}"), "np_lo_in-1".to_owned()]);
     expected.extend([format!("np_uplink_in-{up}"), format!("np_uplink_out-{up}")]);
     expected.sort();
@@ -148,7 +148,7 @@ fn many_ports_cost_about_as_much_as_one() {
     host.reconcile(&Desired::default());
 }
 
-/// No port may be closed for rules that have no room.
+/// Ports must stay open if the new rules do not fit.
 #[test]
 fn more_rules_than_there_is_room_for_leave_every_port_as_it_is() {
     let Some(host) = Host::new("more_rules_than_there_is_room_for_leave_every_port_as_it_is") else { return };
@@ -174,17 +174,18 @@ fn what_is_half_there_is_put_right() {
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
     host.reconcile(&desired);
     let pins = host.pins();
-    // Killed while pins were removed or made: a mark without its programs never stands, links may be missing.
+    // State after a kill while pins were made or removed: the mark is never there without its programs, links may be
+    // missing.
     pins.unpin(&pins.link("np_lo_in-1")).expect("unpinned");
     pins.unpin(&pins.link("np_connect4")).expect("unpinned");
     assert_eq!(2, host.reconcile(&desired));
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     pins.unpin(&pins.prog("np_lo_in")).expect("unpinned");
     pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
     assert!(host.reconcile(&desired) > 0);
     assert_eq!(0, host.reconcile(&desired));
     // A map of another shape under one of the names.
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     pins.unpin(&pins.map(name::LOCAL)).expect("unpinned");
     std::fs::rename(pins.map(name::UPLINK), pins.map(name::LOCAL)).expect("renamed");
     assert!(host.reconcile(&desired) > 0);
@@ -214,7 +215,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         shape_of(&pins, &maps::UPLINK),
         shape_of(&pins, &maps::LOCAL),
         shape_of(&pins, &maps::ALLOW),
-        shape_of(&pins, &maps::NEAR),
+        shape_of(&pins, &maps::SUBNET_HINTS),
         shape_of(&pins, &maps::NAT_PORT),
         shape_of(&pins, &maps::SOCK),
         shape_of(&pins, &maps::TRAFFIC),
@@ -226,7 +227,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         shape.expect("the shapes are those of the object");
     }
 
-    // Larger keys and values than a caller would have room for; of the right sizes and another type; fewer entries.
+    // Larger keys and values than the caller's buffers; the right sizes and another type; fewer entries.
     for (name, in_its_place, cause) in [
         (
             name::FLOW4,
@@ -256,12 +257,12 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         std::fs::rename(&kept, pins.map(name)).expect("back");
     }
 
-    // The step that the error names.
+    // The remedy of the error.
     pins.unpin(&pins.map(name::UPLINK)).expect("unpinned");
     std::fs::rename(pins.map(name::NETWORK), pins.map(name::UPLINK)).expect("in its place");
     let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("a map of another shape");
     assert!(refused.to_string().contains("cannot open map"), "{refused}");
-    pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+    pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     host.reconcile(&desired);
     assert_eq!(80, host.rule(80).expect("published").host_port);
     host.reconcile(&Desired::default());
@@ -275,8 +276,8 @@ fn a_program_is_loaded_when_something_needs_it() {
     let (pins, later) = (host.pins(), std::collections::BTreeSet::from([layout::program::UPLINK_IN_L3]));
     let has = |name: &str| pins.names("prog").iter().any(|n| n == name);
     assert!(has(layout::program::UPLINK_IN) && !has(layout::program::UPLINK_IN_L3));
-    assert_eq!(1, object::ensure(&pins, &later).expect("loaded"));
-    assert_eq!(0, object::ensure(&pins, &later).expect("there already"));
+    assert_eq!(1, loader::ensure(&pins, &later).expect("loaded"));
+    assert_eq!(0, loader::ensure(&pins, &later).expect("there already"));
     assert!(has(layout::program::UPLINK_IN) && has(layout::program::UPLINK_IN_L3));
     assert_eq!(0, host.reconcile(&desired));
     host.reconcile(&Desired::default());
@@ -290,7 +291,7 @@ fn a_link_that_lost_its_pin_may_take_a_while_to_go() {
     let pin = host.pins().link("np_lo_in-1");
     let held = sys::open_pin(&pin).expect("opened").expect("a link");
     host.pins().unpin(&pin).expect("unpinned");
-    // As the kernel's own work queue does on a busy machine.
+    // As the kernel's work queue on a busy machine.
     let later = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         drop(held);
@@ -306,7 +307,7 @@ fn the_bridge_of_the_last_endpoint_never_becomes_an_uplink() {
     let mut desired = host.desired(vec![vec![], vec![]]);
     desired.records[1].network.attachment = Attachment::Bridge("other".parse().expect("a name"));
     if let Some(links) = desired.records[1].bridged_mut() {
-        links.bridge_index = host.index("lo"); // any index that is no interface with an address of its own
+        links.bridge_index = host.index("lo"); // any interface without another address
     }
     host.reconcile(&desired);
     let bridge = host.index("podman1");
@@ -323,16 +324,16 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     let desired = host.desired(vec![vec![]]);
     host.reconcile(&desired);
     let (pins, up, bridge) = (host.pins(), host.index("up0"), host.index("podman1"));
-    // A qdisc of somebody else's on the uplink.
+    // A foreign qdisc on the uplink.
     let mut tc = clsact::Tc::open().expect("netlink");
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
-    let wanted = hooks::wanted(&compile::compile(&desired, &host.view(), false));
-    assert!(hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
-    assert_eq!(0, hooks::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
-    assert_eq!(0, hooks::reconcile(&pins, &wanted, None).expect("kept without force"));
-    assert_eq!(hooks::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
-    let (_, id) = object::program(&pins, "np_uplink_out").expect("the program");
+    let wanted = attach::wanted(&compile::compile(&desired, &host.view(), false));
+    assert!(attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
+    assert_eq!(0, attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
+    assert_eq!(0, attach::reconcile(&pins, &wanted, None).expect("kept without force"));
+    assert_eq!(attach::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
+    let (_, id) = loader::program(&pins, "np_uplink_out").expect("the program");
     assert_eq!(Some(id), tc.our_filter(up, true).expect("a dump").expect("a filter").prog_id);
     assert!(tc.our_filter(bridge, false).expect("a dump").is_some());
 
@@ -362,15 +363,15 @@ fn uplinks_that_come_and_go_are_followed() {
 }
 
 #[test]
-fn flows_of_an_endpoint_that_goes_are_purged_and_others_stay() {
-    let Some(host) = Host::new("flows_of_an_endpoint_that_goes_are_purged_and_others_stay") else { return };
+fn flows_of_a_removed_endpoint_are_invalidated_and_others_stay() {
+    let Some(host) = Host::new("flows_of_a_removed_endpoint_are_invalidated_and_others_stay") else { return };
     let mut desired = host.desired(vec![vec![], vec![]]);
     host.reconcile(&desired);
     let flows = host.map(&Ipv4::FLOWS);
     let key = |dst: [u8; 4]| FlowKey4 { src: [192, 0, 2, 9], dst, proto: layout::PROTO_UDP, ..FlowKey4::default() };
     let to = |dst: [u8; 4]| Flow4 { src: [192, 0, 2, 9], dst, ..Flow4::default() };
     let (first, second) = ([10, 88, 0, 2], [10, 88, 0, 3]);
-    // One that names the container before translation, two after.
+    // One with the container's address before translation, two after.
     let keys = [key(first), key([192, 0, 2, 1]), key([192, 0, 2, 2])];
     flows.update(&keys, &[to([192, 0, 2, 1]), to(first), to(second)]).expect("written");
     let socks = host.map(&maps::SOCK);
@@ -408,19 +409,19 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
     host.reconcile(&desired);
     let pins = host.pins();
-    let all_pinned = || hooks::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
+    let all_pinned = || attach::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
     assert!(all_pinned());
     let older = || {
-        pins.unmark(&format!("{}{}", pins::OBJECT, object::DIGEST)).expect("unmarked");
+        pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
         pins.mark(&format!("{}0123", pins::OBJECT)).expect("marked");
     };
     older();
     assert!(host.reconcile(&desired) > 0);
     assert!(all_pinned(), "links run the programs that were loaded last");
-    assert_eq!(vec![object::DIGEST.to_owned()], pins.marks(pins::OBJECT));
+    assert_eq!(vec![loader::DIGEST.to_owned()], pins.marks(pins::OBJECT));
 
-    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
-    assert!(hooks::MonitorLock::take(&pins).expect("a lock").is_none());
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
+    assert!(attach::MonitorLock::take(&pins).expect("a lock").is_none());
     older();
     host.reconcile(&desired);
     assert!(!all_pinned(), "programs were taken from a living monitor");
@@ -428,7 +429,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     drop(monitor);
     host.reconcile(&desired);
     assert!(all_pinned());
-    let monitor = hooks::MonitorLock::take(&pins).expect("a lock").expect("nobody else holds it");
+    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
     host.reconcile(&Desired::default());
     assert!(!monitor.holds());
     host.reconcile(&desired);
@@ -436,7 +437,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     host.reconcile(&Desired::default());
 }
 
-/// A command that only asks whether a monitor is alive holds the same lock for a moment.
+/// A command that only tests for a running monitor holds the same lock briefly.
 #[test]
 fn a_monitor_starts_while_commands_ask_for_one() {
     let Some(host) = Host::new("a_monitor_starts_while_commands_ask_for_one") else { return };
@@ -446,36 +447,36 @@ fn a_monitor_starts_while_commands_ask_for_one() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    hooks::monitor_is_alive(&pins);
+                    attach::monitor_is_alive(&pins);
                 }
             });
         }
-        let failed = (0..200).filter(|_| hooks::MonitorLock::take(&pins).expect("a lock").is_none()).count();
+        let failed = (0..200).filter(|_| attach::MonitorLock::take(&pins).expect("a lock").is_none()).count();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(0, failed, "of 200");
     });
     host.reconcile(&Desired::default());
 }
 
-/// The place of its other half may be another flow's by now.
+/// The slot of the other entry may belong to another flow.
 #[test]
-fn a_purged_flow_takes_no_half_of_another_flow_with_it() {
+fn an_invalidated_flow_removes_no_entry_of_another_flow() {
     use netpath_common::layout::{Next, SIDE_BRIDGE, SIDE_UPLINK};
-    let Some(host) = Host::new("a_purged_flow_takes_no_half_of_another_flow_with_it") else { return };
+    let Some(host) = Host::new("an_invalidated_flow_removes_no_entry_of_another_flow") else { return };
     host.reconcile(&host.desired(vec![vec![]]));
     let pins = host.pins();
     let map = host.map(&Ipv4::FLOWS);
-    let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, twin_side: u8| {
+    let half = |side: u8, src: [u8; 4], dst: [u8; 4], to: ([u8; 4], [u8; 4]), ifindex: u32, reverse_side: u8| {
         let mut flow = Flow4 { src: to.0, dst: to.1, ..Flow4::default() };
-        flow.next = Next { ifindex, twin_side, ..Next::default() };
+        flow.next = Next { ifindex, reverse_side, ..Next::default() };
         (FlowKey4 { src, dst, proto: layout::PROTO_UDP, side, ..FlowKey4::default() }, flow)
     };
     let (container, uplink, server, other) = ([10, 88, 0, 2], [192, 0, 2, 1], [203, 0, 113, 7], [10, 88, 0, 3]);
     let (key, flow) = half(SIDE_BRIDGE, container, server, (uplink, server), 99, SIDE_UPLINK);
-    let place = netpath_common::pair::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
+    let place = netpath_common::nat_plan::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
     let (_, stranger) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
     map.update(&[key, place], &[flow, stranger]).expect("written");
-    assert_eq!(1, purge::flows_by(&pins, &[99].into()).expect("purged"));
+    assert_eq!(1, invalidate::flows_by(&pins, &[99].into()).expect("purged"));
     assert!(map.get(&key).expect("read").is_none());
     assert!(map.get(&place).expect("read").is_some(), "a half of another flow is gone");
     host.reconcile(&Desired::default());

@@ -1,5 +1,5 @@
-//! The pinned maps. A [`PinnedMap`] has the shape that its types say: that is compared when it is opened, and nothing else
-//! opens one.
+//! The pinned maps. A [`PinnedMap`] has the shape of its types: it is compared when the map is opened, and all maps
+//! are opened here.
 
 mod calls;
 mod mapped;
@@ -23,13 +23,13 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Elements asked for at once; the larger maps have tens of thousands.
+/// Elements per call; the larger maps have tens of thousands.
 pub const CHUNK: usize = 4_096;
 
-/// Stands for a value of which every processor has one: these are read together and not as a `V`.
+/// Marks a per-CPU value: one per processor, read together and not as a single `V`.
 pub struct PerCpu<V>(V);
 
-/// What a map of this build looks like.
+/// Expected type and sizes of a map.
 pub struct Shape<K, V> {
     name: &'static str,
     kind: MapType,
@@ -61,7 +61,7 @@ pub const UPLINK: Shape<u32, Uplink> = Shape::new(MapType::Hash, name::UPLINK, l
 pub const LOCAL: Shape<Addr, Local> = Shape::new(MapType::Hash, name::LOCAL, layout::LOCALS);
 /// Keys are the bytes of a `layout::AllowKey`.
 pub const ALLOW: Shape<Key<[u8; 20]>, u32> = Shape::new(MapType::LpmTrie, name::ALLOW, layout::ALLOWS);
-pub const NEAR: Shape<u32, u64> = Shape::new(MapType::Array, name::NEAR, layout::NEAR);
+pub const SUBNET_HINTS: Shape<u32, u64> = Shape::new(MapType::Array, name::SUBNET_HINTS, layout::SUBNET_HINT_WORDS);
 pub const NAT_PORT: Shape<u32, NatPort> = Shape::new(MapType::Array, name::NAT_PORT, PORTS);
 pub const SOCK: Shape<SockKey, SockOrigin> = Shape::new(MapType::LruHash, name::SOCK, layout::SOCKS);
 pub const TRAFFIC: Shape<u32, PerCpu<Traffic>> = Shape::new(MapType::PerCpuArray, name::TRAFFIC, layout::TRAFFICS);
@@ -80,7 +80,7 @@ impl Flows for Ipv6 {
     const FLOWS: Shape<Self::Key, Self::Flow> = Shape::new(MapType::LruHash, name::FLOW6, layout::FLOWS6);
 }
 
-/// What the kernel says of a map, or should.
+/// Type and sizes of a map as the kernel reports them, or as expected.
 #[derive(PartialEq)]
 struct Form {
     kind: Option<MapType>,
@@ -111,7 +111,7 @@ impl fmt::Display for Form {
     }
 }
 
-/// A map of which type, key and value are what `K` and `V` say.
+/// A pinned map whose key and value have the sizes of `K` and `V`.
 pub struct PinnedMap<K, V> {
     data: MapData,
     name: &'static str,
@@ -120,14 +120,14 @@ pub struct PinnedMap<K, V> {
 
 impl<K, V> PinnedMap<K, V> {
     /// # Errors
-    /// The pin is gone, or what lies under its name has another shape.
+    /// The pin is missing, or the map under its name has another shape.
     pub fn open(pins: &Pins, shape: &Shape<K, V>) -> Result<Self> {
         let what = || format!("cannot open map {}", shape.name);
         let data = MapData::from_pin(pins.map(shape.name)).context(what)?;
         let (found, expected) = (Form::found(&data.info().context(what)?), Form::of(shape));
         if found != expected {
             let next = format!(
-                "rmdir {}/object-*: the next start or stop of a container makes all maps anew, flows are lost",
+                "rmdir {}/object-*: the next start or stop of a container recreates all maps, flows are lost",
                 pins.root().display()
             );
             return Err(Error::new(what()).because(format!("expected {expected}; found {found}")).next(next));
@@ -135,7 +135,7 @@ impl<K, V> PinnedMap<K, V> {
         Ok(Self { data, name: shape.name, types: PhantomData })
     }
 
-    /// The same of another layout's pins, however many entries it has; `None`: there is none of these types.
+    /// The same for the pins of another layout, with any number of entries; `None`: no map of these types.
     pub fn of_another_layout(pins: &Pins, shape: &Shape<K, V>) -> Option<Self> {
         let data = MapData::from_pin(pins.map(shape.name)).ok()?;
         let found = Form::found(&data.info().ok()?);
@@ -156,12 +156,12 @@ impl<K, V> PinnedMap<K, V> {
     }
 }
 
-/// A part of a map, and where the next one begins; `None` = this was the last.
+/// A part of a map, and the position of the next one; `None` = the last.
 pub type Part<K, V> = (Vec<(K, V)>, Option<u32>);
 
 impl<K: Plain, V: Plain> PinnedMap<K, V> {
-    /// Elements of a map with hashes or an array (5.6), some `chunk` of them from where an earlier part has ended. Elements
-    /// that come or go meanwhile may be missed or seen twice; those that are there all the time are seen.
+    /// Up to `chunk` elements of a hash map or an array (5.6) from the position of an earlier part. Elements added or
+    /// removed meanwhile may be missed or read twice; all others are read.
     ///
     /// # Errors
     /// The kernel's.
@@ -179,7 +179,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         }
     }
 
-    /// Every element, as [`Self::part`] gives them.
+    /// Every element, with the guarantees of [`Self::part`].
     ///
     /// # Errors
     /// The kernel's.
@@ -193,7 +193,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         Ok(all)
     }
 
-    /// The value of a key. Not a use of it in the sense of an LRU_HASH (`kernel/bpf/hashtab.c,
+    /// The value of a key. Does not count as use in an LRU_HASH (`kernel/bpf/hashtab.c,
     /// htab_lru_map_lookup_elem_sys()`).
     ///
     /// # Errors
@@ -204,8 +204,8 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         Ok(found.then_some(value))
     }
 
-    /// Removes a key and gives its last value (5.14), so that nothing that was written to it in the meantime is lost unseen.
-    /// Where the kernel cannot, it is the value of a moment before.
+    /// Removes a key and gives its last value (5.14), so that no concurrent write is lost unseen. On older kernels it
+    /// is the value shortly before.
     ///
     /// # Errors
     /// The kernel's.
@@ -220,7 +220,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         }
     }
 
-    /// Adds a key that is not there; false if it is.
+    /// Adds a new key; false if it exists.
     ///
     /// # Errors
     /// The kernel's.
@@ -228,7 +228,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         self.element(Element::Add, key, Some(&mut { *value })).context(|| self.writing())
     }
 
-    /// Gives a key that is there another value; false if it is not.
+    /// Replaces the value of an existing key; false if there is none.
     ///
     /// # Errors
     /// The kernel's.
@@ -236,7 +236,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         self.element(Element::Change, key, Some(&mut { *value })).context(|| self.writing())
     }
 
-    /// Removes a key; false if it was not there.
+    /// Removes a key; false if there is none.
     ///
     /// # Errors
     /// The kernel's.
@@ -259,10 +259,10 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
 }
 
 impl<V: Plain> PinnedMap<u32, V> {
-    /// The `elements` of an array from `first` on, whole pages but for the last, in memory.
+    /// Maps `elements` of an array from `first` on into memory, in whole pages except for the last.
     ///
     /// # Errors
-    /// The array is not made for it, or has fewer.
+    /// The array is not mmapable, or is smaller.
     pub fn map(&self, first: u32, elements: u32) -> Result<Mapped<V>> {
         Mapped::new(self.fd(), first, elements).context(|| format!("cannot map {} into memory", self.name))
     }
@@ -277,10 +277,10 @@ impl<V: Pod> PinnedMap<u32, PerCpu<V>> {
         self.zero_batches(indexes).context(|| self.writing())
     }
 
-    /// For reading; a value for each processor.
+    /// For reading, with a value per processor.
     ///
     /// # Errors
-    /// None that is known: the types have been compared.
+    /// None known: the types have been compared.
     pub fn into_values(self) -> Result<PerCpuArray<MapData, V>> {
         let what = self.reading();
         Map::from_map_data(self.data).and_then(PerCpuArray::try_from).context(|| what)
@@ -289,7 +289,7 @@ impl<V: Pod> PinnedMap<u32, PerCpu<V>> {
 
 impl<const N: usize, V: Pod> PinnedMap<Key<[u8; N]>, V> {
     /// # Errors
-    /// None that is known: the types have been compared.
+    /// None known: the types have been compared.
     pub fn into_trie(self) -> Result<LpmTrie<MapData, [u8; N], V>> {
         let what = self.reading();
         Map::from_map_data(self.data).and_then(LpmTrie::try_from).context(|| what)

@@ -1,25 +1,25 @@
 //! The eBPF rung: programs at uplinks, bridges, `lo` and the cgroup root translate and redirect every packet.
 //!
-//! Everything it holds in the kernel is pinned below the namespace's cookie (`pins`), so that no process has to stay.
-//! `object` brings the maps and programs in, `compile` says what the maps must hold, `control` writes it, `hooks`
-//! attaches. Walks: docs/architecture.md.
+//! All kernel objects are pinned below the namespace's cookie (`pins`), so that no process has to stay. `loader`
+//! loads maps and programs, `compile` computes the contents of the maps, `map_sync` writes them, `attach` attaches.
+//! Walks: docs/architecture.md.
 
 mod allow;
-mod carry;
+pub mod attach;
 pub mod cgroup;
 pub mod clsact;
 pub mod compile;
-pub mod control;
-pub mod hooks;
+pub mod expire;
+mod flow_mtu;
+mod invalidate;
+pub mod loader;
+pub mod map_sync;
 pub mod maps;
-mod moved;
-mod near;
-pub mod object;
+mod migrate_flows;
 pub mod pins;
 mod ports;
-mod purge;
-mod resize;
-pub mod sweep;
+mod sctp_netfilter;
+mod subnet_bitmap;
 pub mod sys;
 pub mod traffic;
 pub mod xdp;
@@ -38,7 +38,7 @@ pub enum TcMode {
 }
 
 impl TcMode {
-    /// `NETPATH_TC`: for tests, and for hosts where other software cannot live with one of the two.
+    /// `NETPATH_TC`: for tests, and for hosts whose other software is incompatible with one of the two.
     ///
     /// # Errors
     /// It is neither `tcx` nor `clsact`.
@@ -61,7 +61,7 @@ impl Datapath for Ebpf {
     }
 
     fn refusals(&self, record: &Record) -> Vec<Refusal> {
-        moved::refusals(record)
+        sctp_netfilter::refusals(record)
     }
 
     fn exceeded(&self, records: &[&Record]) -> Option<(&'static str, u32)> {
@@ -72,7 +72,7 @@ impl Datapath for Ebpf {
         netpath_common::layout::RULE_CHAIN as usize
     }
 
-    /// Replies to clients that are bound to a loopback address come back through `lo` from a container's address.
+    /// Replies to clients bound to a loopback address come back through `lo` from a container's address.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         let on_lo = ["route_localnet", "accept_local"]
             .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
@@ -85,9 +85,9 @@ impl Datapath for Ebpf {
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let pins = Pins::of(host.cookie);
-        // Nothing to serve, nothing to keep. Who is still on the way loads the programs again.
+        // Without ready endpoints nothing is kept; a setup in progress loads the programs again.
         if desired.bridged().next().is_none() {
-            let rules = moved::reconcile(desired, host)?;
+            let rules = sctp_netfilter::reconcile(desired, host)?;
             return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
@@ -99,7 +99,7 @@ impl Datapath for Ebpf {
         }
         let others = Pins::of_other_versions(host.cookie);
         let mut tables = compile::compile(desired, host, is_filtered());
-        let mut changed = object::ensure(&pins, &hooks::programs(&tables))?;
+        let mut changed = loader::ensure(&pins, &attach::programs(&tables))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
@@ -108,37 +108,38 @@ impl Datapath for Ebpf {
             let most = netpath_common::layout::RULE_CHAIN;
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
         }
-        // The bridge of an endpoint that has just gone is still there, and no uplink.
-        let bridges = control::bridges(&pins)?;
+        // The bridge of an endpoint that has just gone still exists, and is no uplink.
+        let bridges = map_sync::bridges(&pins)?;
         let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
-        // First what ends, last what begins; in between nothing leads to what is only half there.
+        // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
         let mut ports = ports::Ports::open(&pins)?;
         changed += ports.withdraw(&tables);
-        changed += control::sync(&pins, &tables)?;
+        changed += map_sync::sync(&pins, &tables)?;
         if !others.is_empty() {
-            // The programs in place know none of this yet: those that follow them must find all of it.
-            changed += ports.publish(&tables)? + carry_over(&others, &pins)?;
+            // Programs of another layout still run and do not use these maps: the new programs must find complete
+            // state.
+            changed += ports.publish(&tables)? + migrate(&others, &pins)?;
         }
-        changed += hooks::reconcile(&pins, &hooks::wanted(&tables), TcMode::forced()?)?;
-        // One program at a time; until ours is there, the classifiers do it all.
+        changed += attach::reconcile(&pins, &attach::wanted(&tables), TcMode::forced()?)?;
+        // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(&pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
-        changed += moved::reconcile(desired, host)?;
-        changed += control::forget_lists(&pins, &tables)?;
+        changed += sctp_netfilter::reconcile(desired, host)?;
+        changed += map_sync::forget_lists(&pins, &tables)?;
         changed += replace_other_versions(&others, &pins)?;
         Ok(Report { changed })
     }
 
     fn sweep(&mut self, host: u64, effort: Effort<'_>) -> Result<Swept> {
         let pins = Pins::of(host);
-        if pins.exist() { sweep::maps(&pins, effort) } else { Ok(Swept::default()) }
+        if pins.exist() { expire::maps(&pins, effort) } else { Ok(Swept::default()) }
     }
 }
 
-/// Whether packets have to pass filters of others. Not knowing counts as yes: no firewall is bypassed.
+/// Whether packets must pass foreign filters. An unknown state counts as yes: no firewall is bypassed.
 fn is_filtered() -> bool {
     match filter::foreign() {
         Ok(found) => {
@@ -161,7 +162,7 @@ fn remove(pins: &Pins) -> Result<usize> {
         return Ok(0);
     }
     xdp::detach(pins)?;
-    let filters = hooks::remove_filters(pins)?;
+    let filters = attach::remove_filters(pins)?;
     Ok(filters + pins.remove()?)
 }
 
@@ -169,18 +170,18 @@ fn remove_other_versions(cookie: u64) -> Result<usize> {
     Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
 }
 
-fn carry_over(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
-    others.iter().try_fold(0, |sum, (version, other)| Ok(sum + carry::flows(*version, other, pins)?))
+fn migrate(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
+    others.iter().try_fold(0, |sum, (version, other)| Ok(sum + migrate_flows::flows(*version, other, pins)?))
 }
 
-/// Takes away the trees of other builds, once this one's programs are in place. Until then theirs went first and began
-/// flows: these are carried over before their programs go, and what the last packets did right after.
+/// Removes the trees of other layouts after this one's programs are attached. Until then the other programs ran first
+/// and began flows: these are copied before and once more after their removal.
 fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
-    let mut changed = carry_over(others, pins)?;
+    let mut changed = migrate(others, pins)?;
     for (_, other) in others {
-        changed += hooks::hand_over(other, pins)? + other.remove_links()?;
+        changed += attach::hand_over(other, pins)? + other.remove_links()?;
     }
-    changed += carry_over(others, pins)?;
+    changed += migrate(others, pins)?;
     others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))
 }
 

@@ -1,4 +1,4 @@
-//! What options and counters become in the maps of a real kernel.
+//! Options and counters in the maps of a real kernel.
 
 use super::compile::mapped;
 use super::compile::tests::tcp;
@@ -62,21 +62,21 @@ fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
 }
 
 #[test]
-fn bits_of_near_come_and_go_with_the_subnets() {
-    let Some(host) = Host::new("bits_of_near_come_and_go_with_the_subnets") else { return };
-    let is_near = |address: &str| {
-        let words = host.map(&maps::NEAR).dump(4_096).expect("a dump");
-        let (word, bit) = layout::near(&mapped(address.parse().expect("an address")));
+fn bits_of_np_near_follow_the_subnets() {
+    let Some(host) = Host::new("bits_of_np_near_follow_the_subnets") else { return };
+    let may_hold = |address: &str| {
+        let words = host.map(&maps::SUBNET_HINTS).dump(4_096).expect("a dump");
+        let (word, bit) = layout::subnet_hint(&mapped(address.parse().expect("an address")));
         words.iter().any(|(i, w)| *i == word && w & bit != 0)
     };
     let mut desired = host.desired(vec![vec![], vec![]]);
     desired.records[1].network.subnets[0].net = "10.99.0.0/16".parse().expect("a subnet");
     host.reconcile(&desired);
-    assert!(is_near("10.88.0.2") && is_near("10.99.0.1") && !is_near("10.89.0.1"));
+    assert!(may_hold("10.88.0.2") && may_hold("10.99.0.1") && !may_hold("10.89.0.1"));
     assert_eq!(0, host.reconcile(&desired));
     desired.records.pop();
     host.reconcile(&desired);
-    assert!(is_near("10.88.0.2") && !is_near("10.99.0.1"));
+    assert!(may_hold("10.88.0.2") && !may_hold("10.99.0.1"));
     host.reconcile(&Desired::default());
 }
 
@@ -97,7 +97,7 @@ fn sctp_is_published_on_its_own_port_alone() {
             let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
             assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
             assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
-            println!("skip: there is no iptables to publish it with");
+            println!("skip: needs iptables");
             host.reconcile(&Desired::default());
             return;
         }
@@ -136,7 +136,7 @@ fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
     (1..=4).for_each(|id| count(id, 7));
     assert_eq!(0, host.reconcile(&desired));
     assert_eq!([true; 4], read());
-    // One goes, another takes its counters.
+    // One endpoint is removed, another gets its counters.
     let next = desired.records.remove(0);
     host.reconcile(&desired);
     let mut next = Record { order: 9, ..next };
@@ -148,8 +148,8 @@ fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
 }
 
 #[test]
-fn a_filter_of_somebody_elses_leads_packets_past_it() {
-    let test = "a_filter_of_somebody_elses_leads_packets_past_it";
+fn a_foreign_filter_selects_the_edge_path() {
+    let test = "a_foreign_filter_selects_the_edge_path";
     let Some(host) = Host::new(test) else { return };
     let nft = |line: &str| {
         std::process::Command::new("nft").args(line.split(' ')).output().is_ok_and(|out| out.status.success())
@@ -189,16 +189,16 @@ fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
     let here = std::fs::File::open("/proc/thread-self/ns/net").expect("this namespace");
     host.rtnl.add_veth(&spec, here.as_raw_fd()).expect("a veth");
     let (pins, index) = (host.pins(), host.index("up1"));
-    object::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
+    loader::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
     let at = |index| xdp::reconcile(&pins, &BTreeMap::from([(index, Xdp::On)])).expect("reconciled");
     assert_eq!([1, 0], [at(index), at(index)]);
-    // The kernel frees a link that has lost its pin when it has time to; until then it lives.
+    // The kernel frees a link without a pin later; until then it is attached.
     let held = sys::open_pin(&pins.link(&format!("{XDP_IN}-{index}"))).expect("opened").expect("a link");
     assert_eq!(1, xdp::reconcile(&pins, &BTreeMap::new()).expect("gone"));
     assert_eq!(1, at(index));
     assert!(xdp::refused(&pins).is_empty(), "{:?}", xdp::refused(&pins));
     drop(held);
-    // A bridge has no native XDP: what was attached goes, and what is wanted is marked.
+    // A bridge has no native XDP: the earlier program is removed, and the refusal is marked.
     assert_eq!(1, at(bridge));
     let refused = xdp::refused(&pins);
     assert!(

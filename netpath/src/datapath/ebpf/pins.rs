@@ -1,11 +1,12 @@
-//! Where everything of a host namespace is pinned, so that it outlives the process, and how it is taken away.
+//! Pin paths of a host namespace, under which maps, programs and links outlive the process, and their removal.
 //!
-//! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, directories only root can enter. bpffs takes neither
-//! dots in names nor files of ours, so marks are directories: `object-<digest>` says that every map is there, and that
-//! maps and programs are of that object, `qdisc-<ifindex>` that the clsact of that interface is ours.
+//! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, in directories accessible to root only. bpffs
+//! allows neither dots in names nor regular files, so marks are directories: `object-<digest>` says that every map
+//! exists, and that maps and programs are of that object; `qdisc-<ifindex>` that netpath made the clsact qdisc of
+//! that interface.
 //!
-//! Each mount of bpffs is a file system of its own, so all commands of a host use the one of its first process, whatever
-//! mount namespace they are started in (`ip netns exec`, a service with mounts of its own).
+//! Each mount of bpffs is a file system of its own, so all commands of a host use the one of PID 1, whatever mount
+//! namespace they are started in (`ip netns exec`, a service with private mounts).
 
 use crate::model::error::{Context, Result};
 use netpath_common::layout::LAYOUT_VERSION;
@@ -20,14 +21,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub const BPFFS: &str = "/sys/fs/bpf";
-/// Mark: all maps are there, and they and the programs are of the object with the digest that follows.
+/// Mark: all maps exist, and they and the programs are of the object with the digest that follows.
 pub const OBJECT: &str = "object-";
 
-/// The mount namespace of the host's first process, and its root as others see it.
+/// The mount namespace of PID 1, and its root as seen from others.
 const FIRST_MOUNTS: &str = "/proc/1/ns/mnt";
 const FIRST_ROOT: &str = "/proc/1/root";
 
-/// Whether this process has other mounts than the first one, which it may reach.
+/// Whether this process has a mount namespace other than PID 1's, which is accessible.
 fn is_apart() -> bool {
     let of = |namespace: &str| fs::metadata(namespace).map(|m| (m.dev(), m.ino()));
     match (of("/proc/self/ns/mnt"), of(FIRST_MOUNTS)) {
@@ -36,7 +37,7 @@ fn is_apart() -> bool {
     }
 }
 
-/// Where this process reaches the bpffs of the host.
+/// The path of the host's bpffs for this process.
 fn bpffs() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| if is_apart() { Path::new(FIRST_ROOT).join(&BPFFS[1..]) } else { PathBuf::from(BPFFS) })
@@ -65,7 +66,7 @@ impl Pins {
             .collect()
     }
 
-    /// The trees that other layout versions keep for the same namespace, with their versions.
+    /// The trees of other layout versions for the same namespace, with their versions.
     pub fn of_other_versions(cookie: u64) -> Vec<(u32, Self)> {
         list(&bpffs().join("netpath"))
             .into_iter()
@@ -96,7 +97,7 @@ impl Pins {
         self.root.is_dir()
     }
 
-    /// Mounts bpffs if need be and makes the directories.
+    /// Mounts bpffs if necessary and creates the directories.
     pub fn ensure(&self) -> Result<()> {
         ensure_bpffs()?;
         for dir in ["map", "prog", "link"] {
@@ -127,7 +128,7 @@ impl Pins {
         gone(fs::remove_dir(&dir)).context(|| format!("cannot remove {}", dir.display()))
     }
 
-    /// The rest of each mark that begins with `prefix`.
+    /// The suffix of each mark that begins with `prefix`.
     pub fn marks(&self, prefix: &str) -> Vec<String> {
         list(&self.root).into_iter().filter_map(|n| n.strip_prefix(prefix).map(str::to_owned)).collect()
     }
@@ -136,18 +137,18 @@ impl Pins {
         gone(fs::remove_file(path)).context(|| format!("cannot remove the pin {}", path.display()))
     }
 
-    /// Detaches everything that links hold, and leaves the maps.
+    /// Removes all links, which detaches their programs, and keeps the maps.
     pub fn remove_links(&self) -> Result<usize> {
         let names = self.names("link");
         names.iter().try_for_each(|name| self.unpin(&self.link(name)))?;
         Ok(names.len())
     }
 
-    /// Takes away all pins, links first so that no program runs on maps that are about to go, and the directories with
-    /// those above them that are empty then. Returns the number of pins.
+    /// Removes all pins, links first so that no program runs on removed maps, and the directories with empty parents.
+    /// Returns the number of pins.
     pub fn remove(&self) -> Result<usize> {
         let mut removed = 0;
-        // First the mark: what is left of a removal that was cut short must not pass for whole.
+        // The mark first: an interrupted removal must not be taken for a complete set.
         for mark in self.marks(OBJECT) {
             self.unmark(&format!("{OBJECT}{mark}"))?;
         }
@@ -165,7 +166,7 @@ impl Pins {
         gone(fs::remove_dir(&self.root)).context(|| format!("cannot remove {}", self.root.display()))?;
         for above in self.root.ancestors().skip(1).take(2) {
             if fs::remove_dir(above).is_err() {
-                break; // others use it
+                break; // in use
             }
         }
         Ok(removed)
@@ -187,9 +188,10 @@ fn ensure_bpffs() -> Result<()> {
 }
 
 fn mount_bpffs() -> io::Result<()> {
-    // Two that mount at once would hide each other's pins: the second one has waited at the same bare directory.
+    // Two concurrent mounts would hide each other's pins: the second process waits on the lock of the directory
+    // below.
     let bare = fs::File::open(BPFFS)?;
-    let _turn = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    let _lock = Flock::lock(bare, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
     if statfs(BPFFS)?.filesystem_type() == BPF_FS_MAGIC {
         return Ok(());
     }
@@ -197,10 +199,10 @@ fn mount_bpffs() -> io::Result<()> {
     Ok(mount(Some("bpf"), BPFFS, Some("bpf"), flags, Some("mode=0700"))?)
 }
 
-/// Does `work` among the mounts of the host's first process, on a thread of its own.
+/// Runs `work` in the mount namespace of PID 1, on a thread of its own.
 fn among_first_mounts(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     let inside = || {
-        // A thread that shares its working directory with others may not change the mount namespace (setns(2)).
+        // A thread that shares its working directory with others must not change the mount namespace (setns(2)).
         unshare(CloneFlags::CLONE_FS)?;
         setns(fs::File::open(FIRST_MOUNTS)?, CloneFlags::CLONE_NEWNS)?;
         work()
@@ -209,7 +211,7 @@ fn among_first_mounts(work: impl FnOnce() -> io::Result<()> + Send) -> io::Resul
 }
 
 fn make(dir: &Path) -> io::Result<()> {
-    // Someone else's removal of empty parents may come between the levels.
+    // A concurrent removal of empty parents may come between the levels.
     for _ in 0..8 {
         match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}

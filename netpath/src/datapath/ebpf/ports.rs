@@ -1,11 +1,11 @@
-//! The port arrays and the rules behind them, made equal to the tables.
+//! Synchronises the port arrays and their rules with the tables.
 //!
-//! A rule that a program can reach is never changed: a new one is written where none is reachable, and then the slot
-//! of the port is stored, which is the one moment at which a publish begins, changes or ends. What no slot leads to any
-//! more stays in the array until its place is needed.
+//! A rule that a program can reach is never changed: a new one is written to an unreachable index, and then the
+//! port's slot is stored, which atomically begins, changes or ends a publish. Unreachable rules stay in the array
+//! until their index is needed.
 //!
-//! Most of these arrays is empty in most hosts, and every setup and teardown looks at them: nothing here copies or maps
-//! what nobody uses.
+//! Most of these arrays are empty on most hosts, and every setup and teardown reads them: unused parts are neither
+//! copied nor mapped.
 
 use super::compile::Tables;
 use super::maps::{self, Mapped, PinnedMap, Shape};
@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, HashMap};
 use zerocopy::IntoBytes;
 
 const PORTS: usize = 65_536;
-/// Ports that are looked at in one go, and kept together.
+/// Ports per block; blocks are read and cached as a whole.
 const BLOCK: usize = 512;
-/// Rules that are mapped into memory together.
+/// Rules per memory mapping.
 const PART: u32 = 4_096;
 
 pub struct Ports {
@@ -29,7 +29,7 @@ pub struct Ports {
 
 impl Ports {
     /// # Errors
-    /// An array is gone, or cannot be mapped into memory.
+    /// An array is missing, or cannot be mapped into memory.
     pub fn open(pins: &Pins) -> Result<Self> {
         Ok(Self {
             rules: Rules::open(pins)?,
@@ -41,7 +41,7 @@ impl Ports {
         })
     }
 
-    /// Takes back every port that nothing in `tables` publishes.
+    /// Closes every port without a publish in `tables`.
     pub fn withdraw(&self, tables: &Tables) -> usize {
         let mut changed = 0;
         for slots in &self.slots {
@@ -49,7 +49,8 @@ impl Ports {
             for run in tables.slots.iter().filter(|r| r.proto == slots.proto) {
                 stays[usize::from(run.first)..usize::from(run.first) + run.count as usize].fill(true);
             }
-            // What was there is kept: a packet may just have read it, so its rules count as reachable in this run.
+            // The cached content stays: a program may just have read the slot, so its rules count as reachable in
+            // this run.
             for (port, _) in slots.occupied().filter(|(port, _)| !stays[*port]) {
                 slots.map.write(port, &0);
                 changed += 1;
@@ -58,20 +59,20 @@ impl Ports {
         changed
     }
 
-    /// Writes the rules that are missing and leads the ports to them.
+    /// Writes missing rules and sets the slots of their ports.
     ///
     /// # Errors
-    /// There are more rules than the array has places, or a part of it cannot be mapped into memory.
+    /// The rules exceed the array, or a part of it cannot be mapped into memory.
     pub fn publish(&mut self, tables: &Tables) -> Result<usize> {
         let (places, mut changed) = match self.place(tables)? {
             Some(done) => done,
             None => {
-                // Old and new rules together are too many. The ports are closed for an instant, so that the places of
-                // the old ones are free; never for rules that have no room even then.
+                // Old and new rules together exceed the array. The ports are closed briefly to free the old ones;
+                // never if the new rules alone do not fit.
                 if tables.rules.len() >= RULES as usize {
                     return Err(too_many());
                 }
-                tracing::warn!("the rule map is full, all ports are published anew");
+                tracing::warn!("the rule map is full, all ports are closed briefly and published again");
                 self.slots.iter_mut().for_each(Slots::close);
                 self.place(tables)?.ok_or_else(too_many)?
             }
@@ -91,7 +92,7 @@ impl Ports {
         Ok(changed)
     }
 
-    /// The index of each rule of `tables` in the array, written there if it was in none. `None`: there is no free place.
+    /// The index of each rule of `tables` in the array, after writing missing ones. `None`: the array is full.
     fn place(&self, tables: &Tables) -> Result<Option<(Vec<u32>, usize)>> {
         let mut taken = vec![false; RULES as usize];
         taken[0] = true;
@@ -135,7 +136,7 @@ impl Ports {
         Ok(Some((places, changed)))
     }
 
-    /// All rules that a program reaches from `index`. The end is certain: a rule is visited once.
+    /// Collects all rules reachable from `index`. Terminates: each rule is visited once.
     fn walk(&self, mut index: u32, taken: &mut [bool], known: &mut HashMap<[u8; 64], u32>) -> Result<()> {
         while let Some(seen) = taken.get_mut(index as usize)
             && !*seen
@@ -155,11 +156,11 @@ fn content(rule: &Rule) -> [u8; 64] {
     bytes
 }
 
-/// The array of one protocol.
+/// The port array of one protocol.
 struct Slots {
     proto: u8,
     map: Mapped<PortSlot>,
-    /// What was in it when it was opened, or has been published since: the blocks that are not empty, by number.
+    /// The content when opened, or as published since: the non-empty blocks, by number.
     blocks: BTreeMap<usize, Vec<u32>>,
 }
 
@@ -171,7 +172,7 @@ impl Slots {
         Ok(Self { proto, map, blocks })
     }
 
-    /// The ports that have a rule, with its index.
+    /// The ports with a rule, and its index.
     fn occupied(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         let all =
             self.blocks.iter().flat_map(|(block, slots)| slots.iter().enumerate().map(move |s| (block * BLOCK, s)));
@@ -193,7 +194,7 @@ impl Slots {
     }
 }
 
-/// The array of rules, of which those with the lowest numbers are in use.
+/// The array of rules; the lowest indexes are used first.
 struct Rules {
     map: PinnedMap<u32, Rule>,
     parts: Vec<OnceCell<Mapped<Rule>>>,
@@ -205,7 +206,7 @@ impl Rules {
         Ok(Self { map: PinnedMap::open(pins, &maps::RULE)?, parts })
     }
 
-    /// Where `index`, which is less than [`RULES`], is: a part of the array, and the place there.
+    /// The mapping of `index`, which is below [`RULES`], and the position in it.
     fn part(&self, index: u32) -> Result<(&Mapped<Rule>, usize)> {
         let (part, place) = (index / PART, (index % PART) as usize);
         let cell = &self.parts[part as usize];

@@ -1,6 +1,6 @@
-//! The calls of bpf(2) that aya does not offer: links that are made by ifindex, asked what they are attached to, given another
-//! program, and live in their pins alone (aya's take interface names, and lend no descriptor), and programs for probes.
-//! Those for maps are in `maps/`. Nothing else in this crate calls bpf(2) by hand.
+//! The bpf(2) calls that aya lacks: links by ifindex, with their target, program updates and pins as the only
+//! reference (aya's take interface names, and lend no descriptor), and programs for probes. Those of maps are in
+//! `maps/`. No other module of this crate calls bpf(2) directly.
 //!
 //! Source: `include/uapi/linux/bpf.h`, v6.12, `union bpf_attr`.
 
@@ -22,17 +22,17 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `attr` must be a prefix of `union bpf_attr` with every pointer in it valid for the call.
 pub(super) unsafe fn bpf<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads and writes at most size_of::<A>() bytes behind `attr`, which is exclusively borrowed; the
-    // pointers inside are the caller's promise.
+    // SAFETY: the kernel reads and writes at most size_of::<A>() bytes behind `attr`, which is exclusively borrowed;
+    // the caller guarantees the pointers inside.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<A>()) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-/// The same for a command that gives a new descriptor.
+/// The same for a command that returns a new descriptor.
 unsafe fn bpf_fd<A>(cmd: libc::c_long, attr: &mut A) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let fd = unsafe { bpf(cmd, attr) }?;
-    // SAFETY: a new descriptor, which is this process's alone.
+    // SAFETY: a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -43,7 +43,7 @@ struct PinAttr {
     file_flags: u32,
 }
 
-/// The link pinned at `path`; `None` if nothing is there.
+/// The link pinned at `path`; `None` if there is none.
 pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = PinAttr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
@@ -55,7 +55,7 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Keeps the object alive under `path`, which must not exist yet.
+/// Pins the object at `path`, which must not exist yet.
 pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = PinAttr { pathname: name.as_ptr() as u64, bpf_fd: object.as_fd().as_raw_fd() as u32, file_flags: 0 };
@@ -79,15 +79,16 @@ pub const TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_DRV_MODE` (`include/uapi/linux/if_link.h`): by the driver, or not at all.
 pub const XDP_NATIVE: u32 = 1 << 2;
 
-/// Attaches a program to an interface (TCX, 6.6: behind those that are there) or to a cgroup (5.7: beside those that are
-/// there). The attachment lasts as long as the link: pin it.
+/// Attaches a program to an interface (TCX, 6.6: after existing ones) or to a cgroup (5.7: beside existing ones). The
+/// attachment lasts as long as the link: pin it.
 pub fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
     link_create_in(prog, target, attach_type, 0)
 }
 
-/// The same with flags. XDP (5.9): a program that is there already stays, and the call fails.
+/// The same with flags. XDP (5.9): an existing program stays, and the call fails.
 pub fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
-    /// `target`: ifindex or descriptor of the cgroup. Relative descriptor and revision stay 0: at the end, whatever is there.
+    /// `target`: ifindex, or descriptor of the cgroup. Relative descriptor and revision stay 0: at the end,
+    /// unconditionally.
     #[repr(C)]
     struct Attr {
         prog_fd: u32,
@@ -111,7 +112,7 @@ pub fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32
     unsafe { bpf_fd(BPF_LINK_CREATE, &mut attr) }
 }
 
-/// `struct bpf_link_info` as far as it is needed here.
+/// The used fields of `struct bpf_link_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct LinkInfo {
@@ -119,7 +120,8 @@ pub struct LinkInfo {
     id: u32,
     pub prog_id: u32,
     align: u32,
-    /// TCX: ifindex (0 once the interface is gone) and attach type. XDP: ifindex, likewise. Cgroup: its id (0 once it is gone), attach type.
+    /// TCX: ifindex (0 after the interface is gone) and attach type. XDP: ifindex, likewise. Cgroup: its id (0 after
+    /// it is gone), attach type.
     target: [u32; 3],
     rest: [u32; 9],
 }
@@ -161,7 +163,7 @@ pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
-/// Gives the link another program, at once and without a gap.
+/// Replaces the program of a link, atomically.
 pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
@@ -180,7 +182,7 @@ pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
 }
 
-/// Takes the link's program away at once (5.9). The link stays, and does nothing any more.
+/// Detaches the link's program immediately (5.9). The link stays, without effect.
 pub fn link_detach(link: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
@@ -191,11 +193,11 @@ pub fn link_detach(link: impl AsFd) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
-/// How often a program is given to the kernel that says EAGAIN, as libbpf does: its verifier stops where a signal is pending, be
-/// it one that this process ignores (`kernel/bpf/verifier.c, do_check()`).
+/// Number of attempts to load a program if the kernel returns EAGAIN, as in libbpf: the verifier stops on a pending
+/// signal, even an ignored one (`kernel/bpf/verifier.c, do_check()`).
 const TRIES: u32 = 5;
 
-/// Asks [`TRIES`] times at most.
+/// Repeats an interrupted call, [`TRIES`] times at most.
 ///
 /// # Errors
 /// The last one.
@@ -213,7 +215,7 @@ pub fn again_while<T, E>(is_interrupted: impl Fn(&E) -> bool, mut once: impl FnM
 /// `BPF_PROG_TYPE_SCHED_CLS`
 const SCHED_CLS: u32 = 3;
 
-/// Loads a tiny classifier for a probe; `code` is bytecode of eight bytes each.
+/// Loads a minimal classifier for a probe; `code` is bytecode of eight bytes each.
 pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
     /// The first fields of the load command.
     #[repr(C)]
@@ -240,7 +242,7 @@ pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
         kern_version: 0,
         prog_flags: 0,
     };
-    // SAFETY: `insn_cnt` instructions and a licence string lie behind the pointers and are only read.
+    // SAFETY: `insn_cnt` instructions and a licence string are behind the pointers and are only read.
     again_while(|e: &io::Error| e.raw_os_error() == Some(libc::EAGAIN), || unsafe { bpf_fd(BPF_PROG_LOAD, &mut attr) })
 }
 

@@ -1,4 +1,4 @@
-//! `np_traffic`: what went to and came from each endpoint and publish. Which counter is whose is part of the records.
+//! `np_traffic`: packets and bytes to and from each endpoint and publish. The records assign the counters.
 
 use super::maps::{self, PinnedMap};
 use super::pins::Pins;
@@ -6,7 +6,7 @@ use crate::model::error::{Context, Result};
 use aya::maps::{MapData, PerCpuArray};
 use netpath_common::layout::{Traffic, name};
 
-/// Counters that are given to somebody begin at nothing. Returns how many there are.
+/// Resets newly assigned counters. Returns their number.
 pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
     if !ids.is_empty() {
         PinnedMap::open(pins, &maps::TRAFFIC)?.zero(ids)?;
@@ -24,7 +24,7 @@ impl Counters {
         PinnedMap::open(pins, &maps::TRAFFIC)?.into_values().map(Self)
     }
 
-    /// One of them, over all processors; 0 is nobody's and has counted nothing.
+    /// A counter, summed over all processors; 0 is unassigned and empty.
     ///
     /// # Errors
     /// The map cannot be read.

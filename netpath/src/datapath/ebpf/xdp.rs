@@ -1,31 +1,31 @@
-//! The program ahead of the uplinks' classifiers. It is a refinement: where it cannot be attached, a container comes up
-//! without it, and a mark among the pins says why.
+//! The XDP program ahead of the uplinks' classifiers. It is optional: where it cannot be attached, containers start
+//! without it, and a mark among the pins records why.
 //!
-//! By a link and in native mode alone: the kernel then refuses to put it in the place of somebody else's program, and
-//! generic XDP would cost more than the classifiers behind it.
+//! Attached by a link and in native mode only: the kernel then refuses to replace a foreign program, and generic XDP
+//! would cost more than the classifiers.
 
 use super::pins::Pins;
-use super::{hooks, object, sys};
+use super::{attach, loader, sys};
 use crate::model::error::{Context, Result};
 use crate::model::{HostLink, HostView, Network, Xdp};
 use netpath_common::layout::program::XDP_IN;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster with it: none yet. Not veth: each
-/// frame is an skb first and becomes one again, and the sender loses TSO (docs/performance.md).
+/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster: none yet. Not veth: each frame is an
+/// skb first and becomes one again, and the sender loses TSO (docs/performance.md).
 const FASTER: &[&str] = &[];
 
 /// Mark: `refused-<ifindex>-<errno>`.
 const REFUSED: &str = "refused-";
 
-/// What asks for the program at this uplink; `None`: nothing does.
+/// The setting that enables the program at this uplink; `None`: there is none.
 pub fn asked<'a>(networks: impl Iterator<Item = &'a Network>, uplink: &HostLink) -> Option<Xdp> {
     let faster = uplink.driver.as_deref().is_some_and(|d| FASTER.contains(&d));
     strongest(networks.filter(|n| !n.internal).map(|n| n.xdp), faster)
 }
 
-/// One network that has it on is enough: it does nothing that the classifiers would not do.
+/// One network that enables it suffices: the program does nothing that the classifiers would not do.
 fn strongest(all: impl Iterator<Item = Xdp>, faster: bool) -> Option<Xdp> {
     let mut asked = None;
     for xdp in all {
@@ -41,7 +41,7 @@ fn strongest(all: impl Iterator<Item = Xdp>, faster: bool) -> Option<Xdp> {
 /// Whether any uplink of the host can have the program for this network.
 ///
 /// # Errors
-/// `host` cannot be read; it is only where that depends on it.
+/// `host` cannot be read; it is read only if necessary.
 pub fn is_on_somewhere(network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
     if network.internal || network.xdp == Xdp::Off || (network.xdp == Xdp::Auto && FASTER.is_empty()) {
         return Ok(false);
@@ -62,7 +62,7 @@ fn attached_at(pins: &Pins) -> BTreeSet<u32> {
     pins.names("link").iter().filter_map(|n| index_of(n)).collect()
 }
 
-/// Makes it so that the program is at exactly these interfaces, where it can be. Returns how many were changed.
+/// Attaches the program to exactly these interfaces, where possible. Returns the number of changes.
 ///
 /// # Errors
 /// A pin cannot be read, made or removed.
@@ -95,13 +95,13 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
 /// The inner error is the kernel's answer to attaching.
 fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
     let path = pins.link(&format!("{XDP_IN}-{ifindex}"));
-    let (prog, id) = object::program(pins, XDP_IN)?;
+    let (prog, id) = loader::program(pins, XDP_IN)?;
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
         let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
         if info.xdp_ifindex() == Some(ifindex) {
-            return hooks::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
+            return attach::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
         }
-        // The interface is gone, and the kernel has given its number to another one.
+        // The interface is gone, and another one has its index.
         pins.unpin(&path)?;
     }
     match sys::link_create_in(&prog, ifindex, sys::XDP, sys::XDP_NATIVE) {
@@ -109,14 +109,14 @@ fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
             sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
             Ok(Ok(1))
         }
-        // It went away after the host was looked at.
+        // The interface was removed since the host was read.
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(Ok(0)),
         Err(e) => Ok(Err(e)),
     }
 }
 
-/// Takes the program away everywhere, at once: a link that only loses its pin is in the way of the next one for as long as
-/// the kernel takes to free it (`hooks.rs`).
+/// Detaches the program everywhere, immediately: a link that only loses its pin blocks the next one until the kernel
+/// has freed it (`attach.rs`).
 ///
 /// # Errors
 /// A pin cannot be read or removed.
@@ -129,7 +129,7 @@ fn remove(pins: &Pins, ifindex: u32) -> Result<()> {
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))?
         && let Err(e) = sys::link_detach(&link)
     {
-        tracing::debug!(error = %e, ifindex, "the link goes with its pin");
+        tracing::debug!(error = %e, ifindex, "the link was not detached; it ends with its pin");
     }
     pins.unpin(&path)
 }
@@ -142,7 +142,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// A half sentence for people.
+    /// The cause, for output.
     pub fn why(&self) -> String {
         match self.errno {
             libc::EBUSY | libc::EEXIST => "another XDP program is there".into(),
@@ -151,18 +151,19 @@ impl Refused {
         }
     }
 
-    /// What to do about it.
+    /// The remedy, for output.
     pub fn next(&self) -> String {
         match self.errno {
             libc::EBUSY | libc::EEXIST => {
-                "remove that program, or set netpath.xdp=off: packets take the usual way".into()
+                "remove that program, or set netpath.xdp=off: the classifiers handle the packets".into()
             }
-            _ => "dmesg may say more (queues, MTU, LRO); or set netpath.xdp=off: packets take the usual way".into(),
+            _ => "dmesg may say more (queues, MTU, LRO); or set netpath.xdp=off: the classifiers handle the packets"
+                .into(),
         }
     }
 }
 
-/// Where it was refused when the host was last looked at.
+/// Interfaces with a refusal at the last reconcile.
 pub fn refused(pins: &Pins) -> Vec<Refused> {
     let read = |mark: &String| {
         let (ifindex, errno) = mark.split_once('-')?;

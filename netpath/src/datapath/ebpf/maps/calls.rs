@@ -1,4 +1,4 @@
-//! The calls of bpf(2) behind a [`PinnedMap`]: aya has neither batches nor elements that are taken.
+//! The bpf(2) calls of a [`PinnedMap`] that aya lacks: batches, and look-up with deletion.
 
 use super::{PerCpu, PinnedMap};
 use crate::datapath::ebpf::sys::bpf;
@@ -14,10 +14,11 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_NOEXIST: u64 = 1;
 const BPF_EXIST: u64 = 2;
-/// The kernel's own errno for a call that a map has not: not in libc, since no ordinary system call gives it.
+/// The kernel's errno for an operation that a map does not support: not in libc, since ordinary system calls do not
+/// return it.
 pub const ENOTSUPP: i32 = 524;
 
-/// What is done to one element.
+/// Operation on one element.
 pub enum Element {
     LookUp,
     Take,
@@ -48,17 +49,17 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Elements that were read.
+/// Result of a batch read.
 pub struct Batch {
     pub count: usize,
-    /// Where to go on; `None`: these were the last.
+    /// Position of the next batch; `None`: this was the last.
     pub next: Option<u32>,
-    /// The buffers were too small for what comes next.
+    /// The buffers were too small for the next bucket.
     pub is_cut: bool,
 }
 
 impl<K: Plain, V: Plain> PinnedMap<K, V> {
-    /// Reads into `value` or writes what is in it. False: there is no such element, or there is one already.
+    /// Reads into `value` or writes from it. False: the element does not exist, or already exists.
     pub(super) fn element(&self, how: Element, key: &K, value: Option<&mut V>) -> io::Result<bool> {
         let (command, flags, no) = match how {
             Element::LookUp => (BPF_MAP_LOOKUP_ELEM, 0, io::ErrorKind::NotFound),
@@ -74,7 +75,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
             value: value.map_or(0, |value| std::ptr::from_mut(value) as u64),
             flags,
         };
-        // SAFETY: key and value are as large as the map's (`PinnedMap::open`), and any bytes that come are a value.
+        // SAFETY: key and value have the map's sizes (`PinnedMap::open`), and any bytes are a valid value.
         match unsafe { bpf(command, &mut attr) } {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == no => Ok(false),
@@ -82,7 +83,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         }
     }
 
-    /// Fills the begin of both buffers. `from`: where an earlier call has ended.
+    /// Fills the start of both buffers. `from`: position of an earlier call.
     pub(super) fn look_up_batch(&self, from: Option<u32>, keys: &mut [K], values: &mut [V]) -> io::Result<Batch> {
         assert_eq!(keys.len(), values.len());
         let cursor = from.unwrap_or(0);
@@ -96,8 +97,8 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
             map_fd: self.fd().as_raw_fd() as u32,
             ..BatchAttr::default()
         };
-        // SAFETY: both buffers hold `count` elements of the map's sizes, and any bytes that come are elements; the cursor of a
-        // hash map or an array is a u32 (`kernel/bpf/hashtab.c, __htab_map_lookup_and_delete_batch()`,
+        // SAFETY: both buffers hold `count` elements of the map's sizes, and any bytes are valid elements; the cursor
+        // of a hash map or an array is a u32 (`kernel/bpf/hashtab.c, __htab_map_lookup_and_delete_batch()`,
         // `kernel/bpf/syscall.c, generic_map_lookup_batch()`).
         let read = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
         let (is_last, is_cut) = match read {
@@ -109,7 +110,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
         Ok(Batch { count: attr.count as usize, next: (!is_last).then_some(next), is_cut })
     }
 
-    /// Gives how many were written, at least one.
+    /// Gives the number of elements written, at least one.
     pub(super) fn update_batch(&self, keys: &[K], values: &[V]) -> io::Result<usize> {
         assert_eq!(keys.len(), values.len());
         let mut attr = BatchAttr {
@@ -119,7 +120,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
             map_fd: self.fd().as_raw_fd() as u32,
             ..BatchAttr::default()
         };
-        // SAFETY: `count` keys and values of the map's sizes lie behind the pointers and are only read.
+        // SAFETY: `count` keys and values of the map's sizes are behind the pointers and are only read.
         unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
         if attr.count == 0 {
             return Err(io::Error::other("the kernel wrote no element"));
@@ -130,7 +131,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
 
 impl<V> PinnedMap<u32, PerCpu<V>> {
     pub(super) fn zero_batches(&self, indexes: &[u32]) -> io::Result<()> {
-        // At most as much at a time as a large machine has in one element of each.
+        // Bounds the buffer: one element has a value per processor.
         const AT_ONCE: usize = 256;
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| e)?;
         let zeroes = vec![0_u64; size_of::<V>().div_ceil(8) * cpus * AT_ONCE.min(indexes.len())];
@@ -142,8 +143,9 @@ impl<V> PinnedMap<u32, PerCpu<V>> {
                 map_fd: self.fd().as_raw_fd() as u32,
                 ..BatchAttr::default()
             };
-            // SAFETY: `count` indexes lie behind `keys`, and behind `values` as many elements of all possible processors, each
-            // rounded up to 8 bytes (`kernel/bpf/arraymap.c, bpf_percpu_array_update()`); both are only read.
+            // SAFETY: `count` indexes are behind `keys`, and behind `values` as many elements of all possible
+            // processors, each rounded up to 8 bytes (`kernel/bpf/arraymap.c, bpf_percpu_array_update()`); both are
+            // only read.
             unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
         }
         Ok(())

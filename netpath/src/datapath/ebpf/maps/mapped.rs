@@ -1,4 +1,4 @@
-//! Arrays in memory.
+//! Memory-mapped arrays.
 
 use netpath_common::layout::Plain;
 use std::io;
@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// Elements of a `BPF_F_MMAPABLE` array (5.5), each of which begins at a multiple of 8 bytes. Programs and other commands write
-/// them too: all accesses are atomic.
+/// Elements of a `BPF_F_MMAPABLE` array (5.5), each aligned to 8 bytes. Programs and other commands write them too:
+/// all accesses are atomic.
 pub struct Mapped<V> {
     base: NonNull<u8>,
     len: usize,
@@ -21,7 +21,8 @@ impl<V: Plain> Mapped<V> {
     pub(super) fn new(map: BorrowedFd<'_>, first: u32, elements: u32) -> io::Result<Self> {
         let len = (elements as usize * Self::PLACE).next_multiple_of(4096);
         let offset = libc::off_t::try_from(first as usize * Self::PLACE).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice; it fails for a map that is smaller or not mmapable.
+        // SAFETY: a new mapping at an address chosen by the kernel; it fails for a map that is smaller or not
+        // mmapable.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -40,7 +41,7 @@ impl<V: Plain> Mapped<V> {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `len` bytes, a multiple of 8, from a page on, which are mapped for as long as `self` is borrowed.
+        // SAFETY: `len` bytes, a multiple of 8, from a page boundary on, mapped for as long as `self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len / 8) }
     }
 
@@ -53,7 +54,7 @@ impl<V: Plain> Mapped<V> {
         &self.words()[index * Self::PLACE / 8..(index + 1) * Self::PLACE / 8]
     }
 
-    /// Whether nothing is in the `count` elements from `first` on.
+    /// Whether the `count` elements from `first` on are all zero.
     pub fn is_zero(&self, first: usize, count: usize) -> bool {
         let words = &self.words()[first * Self::PLACE / 8..(first + count) * Self::PLACE / 8];
         words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
@@ -67,8 +68,8 @@ impl<V: Plain> Mapped<V> {
         value
     }
 
-    /// For an element that no program can reach yet, unless it is a single word: of that, programs see either the old or the
-    /// new value. A program that sees what is written later sees this too.
+    /// Only for elements that no program reaches yet, or of 8 bytes at most, which programs see either old or new.
+    /// Released: a program that sees a later write sees this one too.
     pub fn write(&self, index: usize, value: &V) {
         for (bytes, word) in value.as_bytes().chunks(8).zip(self.place(index)) {
             let mut whole = [0; 8];
@@ -86,7 +87,7 @@ impl<V: Plain> Mapped<V> {
 
 impl<V> Drop for Mapped<V> {
     fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped, and no reference into it outlives `self`.
+        // SAFETY: the mapping of `new`, and no reference into it outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

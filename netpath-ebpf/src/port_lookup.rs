@@ -1,4 +1,4 @@
-//! Which publish answers a packet.
+//! Look-up of published ports: which publish answers a packet.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -8,15 +8,15 @@ use netpath_common::layout::{
     AllowKey, ENDPOINT_MOVED_SCTP, ENDPOINT_XDP, Endpoint, FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, PROTO_SCTP,
     PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
-use netpath_common::pair::Way;
+use netpath_common::nat_plan::NextHop;
 use netpath_common::rule::{Answer, container_port, covers};
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
-use crate::wire::Wire;
-use crate::{host, maps};
+use crate::headers::Wire;
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
+use crate::{kernel_lookup, maps};
 
-/// [`aim`]: the client is not on the publish's list.
+/// Result of [`select_target`]: the client is not on the publish's allow list.
 pub const REFUSED: u32 = u32::MAX;
 const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
@@ -32,8 +32,8 @@ pub fn slot(proto: u8, port: u16) -> u32 {
     table.get(u32::from(port)).copied().unwrap_or(0)
 }
 
-/// The rule of the chain at `slot` that serves `host`:`port` in a family for which `serves` holds, and whether it does so
-/// only if `host` is one of the host's own addresses.
+/// The rule of the chain at `slot` that serves `host`:`port` and satisfies `serves`, and whether only for the host's
+/// own addresses.
 #[inline(always)]
 pub fn find(
     slot: u32,
@@ -63,63 +63,65 @@ pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'st
     find(slot, &F::mapped(packet.dst), packet.dport.value(), proto, |r| !F::is_unset(&F::target(r)))
 }
 
-/// The rule serves the packet if that is addressed to the host itself. Bridges have no such number.
+/// Flag: the rule serves the packet only if it is addressed to the host itself. No bridge has such an index.
 const IF_LOCAL: u32 = 1 << 31;
 
-/// Aims the flow in the making at the container that the published port of the packet on the desk leads to: its `to`'s
-/// destination, its `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves it. [`REFUSED`]: one
-/// does, and not for this client. `local` = 1: the packet is the host's own, addressed to itself.
-// Not one function: frames of functions that call each other add up, and there are 512 bytes.
+/// Selects the container behind the published port of the packet in scratch as target of the pending flow: sets the
+/// destination of `to`, and `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves the
+/// packet. [`REFUSED`]: a rule does, but not for this client. `local` = 1: the packet is the host's own, addressed to
+/// itself.
+// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
-pub fn aim<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
-    let chosen = choose(ctx, desk, slot, local);
+pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+    let chosen = choose(ctx, scratch, slot, local);
     if chosen & IF_LOCAL == 0 || chosen == REFUSED {
         return chosen;
     }
-    if host::is_local(ctx, desk) == 0 {
+    if kernel_lookup::is_local(ctx, scratch) == 0 {
         return 0;
     }
     if chosen == REFUSED_IF_LOCAL { REFUSED } else { chosen & !IF_LOCAL }
 }
 
-global! {
-    /// [`aim`], with [`IF_LOCAL`] where that has to be asked yet.
-    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = aim_flow;
+subprog! {
+    /// [`select_target`], with [`IF_LOCAL`] if the address still has to be checked.
+    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = choose_target;
 
-    /// The way to the sender of the packet on the desk, as `back` of the flow in the making. Gives its traffic counter.
-    pub fn way_home(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
+    /// Sets the next hop to the sender of the packet in scratch as `back` of the pending flow. Gives its traffic
+    /// counter.
+    pub fn hop_to_sender(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
 
-    /// The way to the destination of the packet on the desk, as `there`. Gives its traffic counter.
-    pub fn way_in(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
+    /// Sets the next hop to the destination of the packet in scratch as `there`. Gives its traffic counter.
+    pub fn hop_to_destination(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
 }
 
 #[inline(always)]
-fn aim_flow<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, slot: u32, local: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
+fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
     let port = packet.tuple.dport.value();
     let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
     let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
     if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
         return if must_ask != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
-    let plan = &mut making.plan;
+    let plan = &mut pending.plan;
     plan.to.dst = F::target(rule);
     plan.to.dport = Be16::new(container_port(rule, port));
     if packet.ip.proto == PROTO_SCTP && container_port(rule, port) != port {
         return 0;
     }
     plan.traffic = rule.traffic as u16;
-    set_way::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
+    set_hop::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
     rule.bridge | must_ask
 }
 
-/// Whether netfilter translates some SCTP port of the container that has this address.
+/// Whether netfilter translates SCTP ports of the container with this address.
 #[inline(always)]
 pub fn has_moved_sctp<F: Wire>(address: &F::Addr) -> bool {
     maps::find(&maps::ENDPOINT, F::mapped(*address)).is_some_and(|e| e.flags & ENDPOINT_MOVED_SCTP != 0)
 }
 
-/// Whether the rule has a list of clients and `client` is not on it.
+/// Whether the rule has an allow list without `client`.
 #[inline(always)]
 pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
     let key = || AllowKey { list: rule.allow.to_be_bytes(), client: F::mapped(*client) };
@@ -127,28 +129,28 @@ pub fn refuses<F: Wire>(rule: &Rule, client: &F::Addr) -> bool {
 }
 
 #[inline(always)]
-fn home<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
-    set_way::<F>(&mut making.plan.back, &packet.tuple.src, bridge)
+fn home<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
+    set_hop::<F>(&mut pending.plan.back, &packet.tuple.src, bridge)
 }
 
 #[inline(always)]
-fn inward<F: Wire>(_ctx: &TcContext, desk: &mut Mine<F>, bridge: u32) -> u32 {
-    let Desk { packet, making, .. } = &mut **desk;
-    set_way::<F>(&mut making.plan.there, &packet.tuple.dst, bridge)
+fn inward<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
+    let Scratch { packet, pending, .. } = &mut **scratch;
+    set_hop::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
 }
 
-/// The way to a container: straight into it, or, for an address that is nobody's endpoint, over its bridge.
+/// The next hop to a container: directly into it, or by its bridge for an address without an endpoint.
 #[inline(always)]
-fn set_way<F: Wire>(way: &mut Way, address: &F::Addr, bridge: u32) -> u32 {
+fn set_hop<F: Wire>(next_hop: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
     match maps::find(&maps::ENDPOINT, F::mapped(*address)) {
         Some(&Endpoint { veth, mac, bridge_mac, mtu, flags, traffic, .. }) => {
             let forward = if flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
-            *way = Way { ifindex: veth, dmac: mac, smac: bridge_mac, forward, mtu };
+            *next_hop = NextHop { ifindex: veth, match_dmac: mac, next_hop_mac: bridge_mac, forward, mtu };
             traffic
         }
         None => {
-            *way = Way { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..Way::default() };
+            *next_hop = NextHop { ifindex: bridge, forward: FORWARD_NEIGH, mtu: u16::MAX, ..NextHop::default() };
             0
         }
     }

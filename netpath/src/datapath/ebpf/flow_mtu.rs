@@ -1,5 +1,5 @@
-//! Flows whose way out has another MTU than when they began. A flow carries the MTU of its way, so that programs need not ask;
-//! nobody else would tell it, and what is too large for a wire is lost without a word.
+//! Flows by an uplink whose MTU has changed. A flow stores the MTU, so that programs need no look-up; without the
+//! update packets too large for the link would be lost silently.
 
 use super::maps::{CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 /// Old and new MTU of uplinks, by ifindex.
 pub type Sizes = BTreeMap<u32, (u16, u16)>;
 
-/// The uplinks that stay and whose MTU changes from `have` to `want`.
+/// The remaining uplinks whose MTU changes from `have` to `want`.
 pub fn changed(have: &BTreeMap<u32, Uplink>, want: &BTreeMap<u32, Uplink>) -> Sizes {
     let pairs = have.iter().filter_map(|(index, old)| Some((*index, (old.mtu as u16, want.get(index)?.mtu as u16))));
     pairs.filter(|(_, (old, new))| old != new).collect()
 }
 
-/// Gives the flows that leave by these uplinks the new MTU. What a program writes into a flow at the very same moment may be
-/// lost: that it was used, a few seconds of its life.
+/// Sets the new MTU in the flows of these uplinks. A concurrent write of a program may be lost: one refresh, a few
+/// seconds of the flow's lifetime.
 pub fn flows(pins: &Pins, sizes: &Sizes) -> Result<usize> {
     if sizes.is_empty() {
         return Ok(0);
@@ -32,7 +32,7 @@ fn of_family<F: Flows>(pins: &Pins, sizes: &Sizes) -> Result<usize> {
     loop {
         let (halves, after) = map.part(next, CHUNK)?;
         for (key, _) in halves.iter().filter(|(_, f)| new_mtu(F::next(f), sizes).is_some()) {
-            // As it is now, and not as it was when the part was read.
+            // The current value, not that of the read batch.
             let Some(mut flow) = map.get(key)? else { continue };
             let Some(mtu) = new_mtu(F::next(&flow), sizes) else { continue };
             F::next_mut(&mut flow).mtu = mtu;
@@ -45,7 +45,7 @@ fn of_family<F: Flows>(pins: &Pins, sizes: &Sizes) -> Result<usize> {
     }
 }
 
-/// A flow whose route was narrower than its uplink keeps that, unless the uplink is narrower still.
+/// A flow with a route narrower than its uplink keeps that MTU, unless the uplink is narrower still.
 fn new_mtu(next: &Next, sizes: &Sizes) -> Option<u16> {
     let (old, new) = sizes.get(&next.ifindex).filter(|_| is_outward(next.forward))?;
     (next.mtu == *old || next.mtu > *new).then_some(*new)

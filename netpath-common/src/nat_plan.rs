@@ -1,4 +1,4 @@
-//! The two halves of a flow: the one that translates what the beginner sends, and the one that translates the answers.
+//! The two entries of a flow: one translates packets of the originator, the reverse entry translates replies.
 
 use crate::addr::Mac;
 use crate::family::{Family, Tuple};
@@ -6,12 +6,12 @@ use crate::flow;
 use crate::layout::Next;
 use crate::reason::Reason;
 
-/// Where translated packets go.
+/// Where translated packets go. The hardware addresses are those of [`Next`].
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
-pub struct Way {
+pub struct NextHop {
     pub ifindex: u32,
-    pub dmac: Mac,
-    pub smac: Mac,
+    pub match_dmac: Mac,
+    pub next_hop_mac: Mac,
     /// One of `layout::FORWARD_*`.
     pub forward: u8,
     pub mtu: u16,
@@ -19,22 +19,22 @@ pub struct Way {
 
 /// A flow that is about to begin.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan<F: Family> {
-    /// As it was sent, and where it was seen.
+pub struct NewFlow<F: Family> {
+    /// The packet as sent, and the side on which it was seen.
     pub from: Tuple<F>,
     pub side: u8,
-    /// As it goes on, and the side on which the answer to that will be seen.
+    /// The packet after translation, and the side on which its reply will be seen.
     pub to: Tuple<F>,
-    pub twin_side: u8,
+    pub reverse_side: u8,
     pub proto: u8,
     /// The `Reason` of a flow.
     pub origin: u8,
     pub traffic: u16,
-    pub there: Way,
-    pub back: Way,
+    pub there: NextHop,
+    pub back: NextHop,
 }
 
-impl<F: Family> Plan<F> {
+impl<F: Family> NewFlow<F> {
     #[inline(always)]
     pub fn key(&self) -> F::Key {
         F::key(&self.from, self.proto, self.side)
@@ -42,49 +42,51 @@ impl<F: Family> Plan<F> {
 
     #[inline(always)]
     pub fn flow(&self, now: u32) -> F::Flow {
-        F::flow(&self.to, self.next(&self.there, self.twin_side, 0, now))
+        F::flow(&self.to, self.next(&self.there, self.reverse_side, 0, now))
     }
 
-    /// Whether the other end is to see a container as it is, port and all.
+    /// Whether the other end must see the container's own address and port.
     #[inline(always)]
     pub fn keeps_source(&self) -> bool {
         let may_keep = self.origin == Reason::FlowMasqueraded as u8 || self.origin == Reason::FlowDirect as u8;
         may_keep && F::same(&self.from.src, &self.to.src)
     }
 
-    /// The answer's key. Whoever has it in the table owns `to`'s source port.
+    /// The reverse entry's key. The flow that holds it in the table owns the source port of `to`.
     #[inline(always)]
-    pub fn twin_key(&self) -> F::Key {
-        F::key(&self.to.reversed(), self.proto, self.twin_side)
+    pub fn reverse_key(&self) -> F::Key {
+        F::key(&self.to.reversed(), self.proto, self.reverse_side)
     }
 
     #[inline(always)]
-    pub fn twin(&self, now: u32) -> F::Flow {
+    pub fn reverse(&self, now: u32) -> F::Flow {
         F::flow(&self.from.reversed(), self.next(&self.back, self.side, flow::REPLY_HALF, now))
     }
 
-    /// Whether `twin`, found under [`Self::twin_key`], is this very flow's: left by a half that was evicted.
+    /// Whether `reverse`, found under [`Self::reverse_key`], belongs to this same flow, whose first entry was
+    /// evicted.
     #[inline(always)]
-    pub fn owns(&self, twin: &F::Flow) -> bool {
-        F::next(twin).twin_side == self.side && F::translated(twin).same(&self.from.reversed())
+    pub fn owns(&self, reverse: &F::Flow) -> bool {
+        F::next(reverse).reverse_side == self.side && F::translated(reverse).same(&self.from.reversed())
     }
 
-    /// Whether `first`, found under the key of `twin`'s other half, is that half: where `twin`'s place is the plan's.
+    /// Whether `first`, found under the key of the entry that `reverse` leads to, is its counterpart and `reverse`
+    /// has the key that this flow needs.
     #[inline(always)]
     pub fn displaces(&self, first: &F::Flow) -> bool {
-        F::next(first).twin_side == self.twin_side && F::translated(first).same(&self.to)
+        F::next(first).reverse_side == self.reverse_side && F::translated(first).same(&self.to)
     }
 
     #[inline(always)]
-    fn next(&self, way: &Way, twin_side: u8, state: u8, now: u32) -> Next {
+    fn next(&self, hop: &NextHop, reverse_side: u8, state: u8, now: u32) -> Next {
         Next {
-            ifindex: way.ifindex,
+            ifindex: hop.ifindex,
             last_seen: now,
-            dmac: way.dmac,
-            smac: way.smac,
-            mtu: way.mtu,
-            forward: way.forward,
-            twin_side,
+            match_dmac: hop.match_dmac,
+            next_hop_mac: hop.next_hop_mac,
+            mtu: hop.mtu,
+            forward: hop.forward,
+            reverse_side,
             state,
             origin: self.origin,
             traffic: self.traffic,
@@ -92,14 +94,14 @@ impl<F: Family> Plan<F> {
     }
 }
 
-/// The key of the other half of `flow`.
+/// The key of the other entry of `flow`.
 #[inline(always)]
 pub fn other_key<F: Family>(flow: &F::Flow, proto: u8) -> F::Key {
-    F::key(&F::translated(flow).reversed(), proto, F::next(flow).twin_side)
+    F::key(&F::translated(flow).reversed(), proto, F::next(flow).reverse_side)
 }
 
-/// Whether `other`, found under [`other_key`] of the half at `key`, is that half's other one: its place may be another flow's
-/// by now.
+/// Whether `other`, found under [`other_key`] of the entry at `key`, is its counterpart: the slot may belong to
+/// another flow by now.
 #[inline(always)]
 pub fn leads_back<F: Family>(other: &F::Flow, key: &F::Key) -> bool {
     F::translated(other).reversed().same(F::tuple(key))
@@ -123,7 +125,7 @@ mod tests {
         Tuple { src, dst, sport: Be16::new(sport), dport: Be16::new(dport) }
     }
 
-    /// Echo has one identifier in both ports.
+    /// ICMP echo has one identifier in both ports.
     fn ends_of<F: Family>(proto: u8, (src, dst, sport, dport): (F::Addr, F::Addr, u16, u16)) -> Tuple<F> {
         ends((src, dst, sport, if proto == F::ICMP { sport } else { dport }))
     }
@@ -132,38 +134,38 @@ mod tests {
     where
         F::Key: PartialEq + core::fmt::Debug,
     {
-        let plan = Plan {
+        let plan = NewFlow {
             from,
             side: sides.0,
             to,
-            twin_side: sides.1,
+            reverse_side: sides.1,
             proto,
             origin: 1,
             traffic: 0,
-            there: Way::default(),
-            back: Way::default(),
+            there: NextHop::default(),
+            back: NextHop::default(),
         };
-        let (there, back) = (plan.flow(7), plan.twin(7));
+        let (there, back) = (plan.flow(7), plan.reverse(7));
         prop_assert_eq!(plan.to, F::translated(&there));
-        // The answer is the translated packet turned round; it is found under the twin's key …
-        prop_assert_eq!(plan.twin_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
-        // … and becomes the first packet turned round.
+        // The reply is the translated packet reversed; it is found under the reverse key …
+        prop_assert_eq!(plan.reverse_key(), F::key(&F::translated(&there).reversed(), proto, sides.1));
+        // … and becomes the first packet reversed.
         prop_assert_eq!(plan.from.reversed(), F::translated(&back));
-        // Each half leads to the other.
-        prop_assert_eq!(plan.twin_key(), other_key::<F>(&there, proto));
+        // Each entry leads to the other.
+        prop_assert_eq!(plan.reverse_key(), other_key::<F>(&there, proto));
         prop_assert_eq!(plan.key(), other_key::<F>(&back, proto));
         prop_assert!(plan.owns(&back));
         Ok(())
     }
 
-    /// Protocols by whether they have ports; 47 has none.
+    /// Protocols with and without ports; 47 (GRE) has none.
     fn protocol() -> impl Strategy<Value = u8> {
         prop_oneof![Just(PROTO_TCP), Just(PROTO_UDP), Just(PROTO_SCTP), Just(PROTO_ICMP), Just(PROTO_ICMPV6), Just(47)]
     }
 
     proptest! {
         #[test]
-        fn a_packet_translated_and_answered_comes_back_as_the_answer_to_itself(
+        fn a_reply_to_a_translated_packet_becomes_the_reply_to_the_original(
             proto in protocol(), sides in (0..=SIDE_EGRESS, 0..=SIDE_EGRESS),
             from4: ([u8; 4], [u8; 4], u16, u16), to4: ([u8; 4], [u8; 4], u16, u16),
             from6: ([u8; 16], [u8; 16], u16, u16), to6: ([u8; 16], [u8; 16], u16, u16)
@@ -173,7 +175,7 @@ mod tests {
         }
 
         #[test]
-        fn another_source_port_is_all_that_a_search_changes(
+        fn a_port_search_changes_only_the_source_port(
             proto in protocol(), port: u16, from: ([u8; 16], [u8; 16], u16, u16)
         ) {
             let tuple: Tuple<Ipv6> = ends_of(proto, from);
@@ -185,20 +187,20 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_of_somebody_else_is_not_owned() {
-        let plan = Plan {
+    fn another_flow_is_not_owned() {
+        let plan = NewFlow {
             from: tuple(([1; 4], [2; 4], 1, 2)),
             side: SIDE_UPLINK,
             to: tuple(([1; 4], [3; 4], 1, 2)),
-            twin_side: SIDE_BRIDGE,
+            reverse_side: SIDE_BRIDGE,
             proto: PROTO_UDP,
             origin: 1,
             traffic: 0,
-            there: Way::default(),
-            back: Way::default(),
+            there: NextHop::default(),
+            back: NextHop::default(),
         };
-        let other = Plan { from: tuple(([1; 4], [4; 4], 1, 2)), ..plan };
-        assert!(!plan.owns(&other.twin(0)), "another host address leads to the same container");
-        assert!(!plan.owns(&Plan { side: SIDE_BRIDGE, ..plan }.twin(0)), "the same tuple on another side");
+        let other = NewFlow { from: tuple(([1; 4], [4; 4], 1, 2)), ..plan };
+        assert!(!plan.owns(&other.reverse(0)), "another host address leads to the same container");
+        assert!(!plan.owns(&NewFlow { side: SIDE_BRIDGE, ..plan }.reverse(0)), "the same tuple on another side");
     }
 }

@@ -1,4 +1,4 @@
-//! Questions to the kernel about the host: its addresses, routes and sockets.
+//! Look-ups in the kernel: the host's addresses, routes and sockets.
 
 use aya_ebpf::bindings::{
     BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_sock_tuple,
@@ -13,50 +13,50 @@ use netpath_common::addr::Mac;
 use netpath_common::family::{Kind, Tuple};
 use netpath_common::layout::{ETHERNET, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
-use crate::desk::{Desk, Mine};
-use crate::global::global;
-use crate::wire::Wire;
+use crate::headers::Wire;
+use crate::scratch::{Scratch, ScratchMut};
+use crate::subprog::subprog;
 use crate::{maps, packet};
 
 /// `netpath_common::layout::global::FIB_SRC`.
 #[unsafe(no_mangle)]
 pub static NP_FIB_SRC: Global<u8> = Global::new(0);
 
-/// Of [`next_hop`].
+/// Result of [`next_hop`].
 pub const NO_ROUTE: u32 = 2;
 
-/// For [`has_connection`].
+/// Argument of [`has_connection`].
 pub const PACKET: u32 = 0;
 pub const ANSWER: u32 = 1;
 
-/// Of [`udp_socket`].
+/// Result of [`udp_socket`].
 const UDP_SOCKET: u32 = 1 << 16;
 
 /// `include/net/tcp_states.h`.
 const TCP_LISTEN: u32 = 10;
 
-global! {
-    /// 1 if the packet on the desk is addressed to one of the host's own addresses. The map answers for those that the
-    /// control plane has seen, the kernel for one that came since.
-    pub fn is_local() -> u32 as np_is_local4, np_is_local6 = ask_local;
+subprog! {
+    /// 1 if the packet in scratch is addressed to one of the host's own addresses. The map has those that the control
+    /// plane has seen, the kernel those that were added since.
+    pub fn is_local() -> u32 as np_is_local4, np_is_local6 = look_up_local;
 
-    /// The device towards the destination of the packet on the desk; 0 = none. Where the kernel tells (6.7), the address
-    /// that the host would send from is `to`'s source of the flow in the making; else that is unset.
-    pub fn route() -> u32 as np_route4, np_route6 = ask_route;
+    /// The device towards the destination of the packet in scratch; 0 = none. If the kernel returns it (6.7), the
+    /// host's source address becomes the source of `to` in the pending flow; otherwise that is unset.
+    pub fn route() -> u32 as np_route4, np_route6 = look_up_route;
 
-    /// 1 if the kernel knows the hardware address of the next hop by which the hop on the desk, with its addresses, leaves
-    /// `ifindex`, an uplink with Ethernet: then that is the `dmac` of the desk's `fib`. [`NO_ROUTE`]: the host has no route
-    /// there by this uplink.
-    pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = ask_next_hop;
+    /// 1 if the kernel knows the hardware address of the next hop by which the hop in scratch, with its addresses,
+    /// leaves `ifindex`, an uplink with Ethernet: then it is `dmac` of `fib` in scratch. [`NO_ROUTE`]: the host has
+    /// no route there by this uplink.
+    pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = look_up_next_hop;
 
-    /// 1 if a socket of the host is connected with exactly the peer that sent the packet on the desk; [`ANSWER`]: that
-    /// would send the answer to what the hop on the desk makes of it.
-    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = ask_connection;
+    /// 1 if a socket of the host is connected to exactly the peer that sent the packet in scratch; [`ANSWER`]: to the
+    /// peer that would receive the translated packet.
+    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = look_up_connection;
 }
 
 #[inline(always)]
-fn ask_local<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, fib, .. } = &mut **desk;
+fn look_up_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, fib, .. } = &mut **scratch;
     let dst = &packet.tuple.dst;
     let on_link = F::is_link_local(dst);
     if F::kind(dst) == Kind::Local && !on_link {
@@ -65,34 +65,36 @@ fn ask_local<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
     if maps::find(&maps::LOCAL, F::mapped(*dst)).is_some() {
         return 1;
     }
-    // Of those it forwards none, whose ever they are (`net/core/filter.c, bpf_ipv6_fib_lookup()`). What a container sends
-    // goes anywhere, also to where the host has no route, and the kernel answers to that as to an address of its own.
+    // The kernel forwards none of those, local or not (`net/core/filter.c, bpf_ipv6_fib_lookup()`). Packets of
+    // containers may go to destinations without a route, for which the result is the same as for a local address.
     if on_link || packet.side == SIDE_BRIDGE {
         return 0;
     }
-    // Not forwarded: the kernel keeps it. Broadcasts never come here, the frame would not be addressed to us alone.
+    // Not forwarded: the address is local. Broadcasts do not get here, since their frames are not addressed to this
+    // host alone.
     u32::from(look_up(ctx, fib, &packet.tuple, packet::ifindex(ctx), 0) == i64::from(BPF_FIB_LKUP_RET_NOT_FWDED))
 }
 
 #[inline(always)]
-fn ask_route<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>) -> u32 {
-    let Desk { packet, making, fib, .. } = &mut **desk;
+fn look_up_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, pending, fib, .. } = &mut **scratch;
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
     let ret = look_up(ctx, fib, &packet.tuple, packet::ifindex(ctx), flags);
-    // The neighbour is resolved by bpf_redirect_neigh, and whether the packet fits is asked later, against the uplink.
+    // bpf_redirect_neigh resolves the neighbour, and the size is checked later against the uplink.
     const ROUTED: [u32; 3] = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_FRAG_NEEDED];
     if ret != i64::from(ROUTED[0]) && ret != i64::from(ROUTED[1]) && ret != i64::from(ROUTED[2]) {
         return 0;
     }
-    making.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
-    making.plan.there.smac = if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
+    pending.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
+    pending.plan.there.next_hop_mac =
+        if ret == i64::from(BPF_FIB_LKUP_RET_SUCCESS) { fib.dmac } else { Mac::default() };
     fib.ifindex
 }
 
 #[inline(always)]
-fn ask_next_hop<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, ifindex: u32) -> u32 {
-    let Desk { hop, fib, .. } = &mut **desk;
+fn look_up_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
+    let Scratch { hop, fib, .. } = &mut **scratch;
     let ethernet = maps::find(&maps::UPLINK, ifindex).map_or(0, |u| u.ethernet);
     if ethernet == 0 {
         return 0;
@@ -115,7 +117,7 @@ fn look_up<F: Wire>(ctx: &TcContext, fib: &mut bpf_fib_lookup, tuple: &Tuple<F>,
     unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
 }
 
-/// Whether a socket of the host would take a packet with this tuple. Echo has none to ask for.
+/// Whether a socket of the host would receive a packet with this tuple. ICMP echo has none to check.
 #[inline(always)]
 pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving: &Tuple<F>, proto: u8) -> bool {
     match proto {
@@ -126,8 +128,8 @@ pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving:
 }
 
 #[inline(always)]
-fn ask_connection<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, whose: u32) -> u32 {
-    let Desk { packet, hop, sock, .. } = &mut **desk;
+fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, whose: u32) -> u32 {
+    let Scratch { packet, hop, sock, .. } = &mut **scratch;
     let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {
         PROTO_TCP => !matches!(tcp_state(ctx, sock, &arriving), 0 | TCP_LISTEN),
@@ -136,7 +138,7 @@ fn ask_connection<F: Wire>(ctx: &TcContext, desk: &mut Mine<F>, whose: u32) -> u
     })
 }
 
-/// The state of the TCP socket that would take a packet with this tuple, 0 = there is none.
+/// The state of the TCP socket that would receive a packet with this tuple, 0 = none.
 #[inline(always)]
 fn tcp_state<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);
@@ -152,8 +154,9 @@ fn tcp_state<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tu
     }
 }
 
-/// [`UDP_SOCKET`] and the peer's port of the UDP socket that would take a packet with this tuple, 0 = it is not connected;
-/// 0: there is none. (A number: of an `Option` the compiler looks at a port that is not there, which the verifier refuses.)
+/// [`UDP_SOCKET`] and the peer's port of the UDP socket that would receive a packet with this tuple, 0 = not
+/// connected; 0: none. (A number: with an `Option` the compiler reads a port that is absent, which the verifier
+/// rejects.)
 #[inline(always)]
 fn udp_socket<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);

@@ -1,4 +1,4 @@
-//! What the programs need of a family beyond `netpath_common::family`: its headers, its flow table, its helper structs.
+//! Per-family definitions for the programs beyond `netpath_common::family`: headers, flow table, helper structs.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup, bpf_sock_tuple};
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
@@ -9,30 +9,30 @@ use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
-use crate::desk::Desk;
-use crate::fast::Plain;
+use crate::fast_path::FastHeaders;
 use crate::maps;
 use crate::packet::{self, NP_CSUM_IPV6, View};
+use crate::scratch::Scratch;
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// IPv6 extension headers walked before the packet is not ours.
+/// IPv6 extension headers walked; with more the packet is not ours.
 const EXTENSIONS: usize = 4;
 
-/// Whether a packet is part of a larger one.
+/// Whether a packet is a fragment.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub enum Fragment {
     #[default]
     No,
     /// With the transport header.
     First,
-    /// Without.
+    /// Without the transport header.
     Later,
 }
 
-/// The network header, as far as translation needs it.
+/// The fields of the network header that translation needs.
 #[derive(Clone, Copy, Default)]
 pub struct Ip {
     pub proto: u8,
@@ -40,16 +40,16 @@ pub struct Ip {
     /// IPv4: the header's checksum. IPv6: the payload's length.
     pub word: [u8; 2],
     pub fragment: Fragment,
-    /// Of fragments, as it lies in the packet.
+    /// Identification of a fragment, in packet order.
     pub id: u32,
-    /// Where the transport header begins, from the start of the packet.
+    /// Offset of the transport header from the start of the packet.
     pub l4: usize,
-    /// Bytes of the IP packet, by its own word.
+    /// Length of the IP packet, from its header.
     pub len: u32,
 }
 
-/// What the first look at a packet tells.
-pub struct Glance<F: Family> {
+/// The fields that the first check of a packet reads.
+pub struct HeaderPeek<F: Family> {
     pub proto: u8,
     pub sport: Be16,
     pub dport: Be16,
@@ -62,41 +62,42 @@ pub trait Wire: Family {
     fn shown(a: &Self::Addr) -> Self::Shown;
 
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
-    /// Where [`Next`] is in a flow.
+    /// Offset of [`Next`] in a flow.
     const NEXT: usize;
-    fn desk() -> &'static PerCpuArray<Desk<Self>>;
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>>;
 
     type FragmentKey;
     fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
     fn fragment_key(src: &Self::Addr, dst: &Self::Addr, id: u32, proto: u8, side: u8) -> Self::FragmentKey;
 
-    /// Bytes of a network header without options or extensions.
+    /// Length of a network header without options or extensions.
     const HEADER: usize;
 
-    /// A TCP or UDP packet with a plain header at `l3`, of which neither address is a loopback one.
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>>;
+    /// A TCP or UDP packet with a plain header at `l3` and no loopback address.
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>>;
 
-    /// The protocol that the network header at `l3` names next.
+    /// The next protocol of the network header at `l3`.
     fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
 
-    /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain` but
-    /// what is the transport's. Gives the bytes of the IP packet.
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32>;
+    /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain`
+    /// except the transport fields. Gives the length of the IP packet.
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32>;
 
-    /// Writes `to` and `hops` less; the packet's transport checksum is right already.
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    /// Writes `to` and decrements the TTL by `hops`; the transport checksum is already updated.
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
-    /// The same to bytes of which the kernel has no sum yet.
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    /// The same for packets without a checksum state in the kernel.
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
 
-    /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: cut short, malformed or with headers that we
-    /// do not walk.
+    /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: truncated, malformed or with extension
+    /// headers that are not supported.
     fn header(ctx: &TcContext, l3: usize, ip: &mut Ip, tuple: &mut Tuple<Self>) -> bool;
 
-    /// Writes `to`'s addresses and `hops` less; the transport checksum is not touched.
+    /// Writes the addresses of `to` and decrements the TTL by `hops`; the transport checksum is unchanged.
     fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, from: &Tuple<Self>, to: &Tuple<Self>) -> Option<()>;
 
-    /// Puts `to`'s addresses into a header at `l3` that is quoted by the ICMP error with the checksum at `check`.
+    /// Writes the addresses of `to` into a header at `l3` that is quoted by the ICMP error with the checksum at
+    /// `check`.
     fn restore_addresses(
         ctx: &TcContext,
         check: usize,
@@ -109,7 +110,7 @@ pub trait Wire: Family {
     fn fill_fib(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
     fn fib_source(params: &bpf_fib_lookup) -> Self::Addr;
 
-    /// `t` as it would arrive at a socket of the host, and the size that the look-up helpers want.
+    /// `t` as it would arrive at a socket of the host, and the size that the look-up helpers expect.
     fn fill_sock(tuple: &mut bpf_sock_tuple, t: &Tuple<Self>) -> u32;
 }
 
@@ -128,7 +129,7 @@ struct Header4 {
     dst: V4,
 }
 
-/// From the hop count on: what changes.
+/// The part that changes, from the TTL on.
 #[repr(C, align(4))]
 #[derive(FromBytes, IntoBytes, Immutable)]
 struct Tail4 {
@@ -139,7 +140,7 @@ struct Tail4 {
     dst: V4,
 }
 
-/// The same with the ports behind, in a packet without options.
+/// The same with the ports, in a packet without options.
 #[repr(C, align(4))]
 #[derive(FromBytes, IntoBytes, Immutable)]
 struct Plain4 {
@@ -151,7 +152,7 @@ struct Plain4 {
     ports: u32,
 }
 
-/// The hop count and the header's checksum once the packet is `to` and `hops` older.
+/// TTL and header checksum after translation to `to` and `hops` decrements.
 #[inline(always)]
 fn aged(ttl: u8, proto: u8, sum: [u8; 2], hops: u8, from: &Tuple<Ipv4>, to: &Tuple<Ipv4>) -> (u8, [u8; 2]) {
     let less = ttl.wrapping_sub(hops);
@@ -160,7 +161,7 @@ fn aged(ttl: u8, proto: u8, sum: [u8; 2], hops: u8, from: &Tuple<Ipv4>, to: &Tup
     (less, checksum::replaced(sum, difference))
 }
 
-/// A plain network header with the ports behind it.
+/// A plain network header with the ports.
 #[repr(C, align(4))]
 #[derive(FromBytes, Immutable)]
 struct Ports<H> {
@@ -198,19 +199,19 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn desk() -> &'static PerCpuArray<Desk<Self>> {
-        &maps::DESK4
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &maps::SCRATCH4
     }
 
     const HEADER: usize = size_of::<Header4>();
     const NEXT: usize = core::mem::offset_of!(Flow4, next);
 
     #[inline(always)]
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header4>>(ctx, l3)?;
         let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
-        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(Glance {
+        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(HeaderPeek {
             proto: h.proto,
             sport: *sport,
             dport: *dport,
@@ -224,7 +225,7 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32> {
         let h = packet::at::<Header4>(ctx, l3)?;
         if h.version_ihl != 0x45 || h.fragment.value() & 0x3fff != 0 {
             return None;
@@ -236,13 +237,13 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
         Self::write_in_place(ctx, l3, plain, hops, to)
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, hops, plain.tuple(), to);
         let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
         *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
@@ -373,7 +374,7 @@ struct Tail6 {
     dst: V6,
 }
 
-/// Both addresses and the ports behind them, in a packet without extension headers.
+/// Both addresses and the ports, in a packet without extension headers.
 #[repr(C, align(4))]
 #[derive(FromBytes, IntoBytes, Immutable)]
 struct Ends6 {
@@ -396,19 +397,19 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn desk() -> &'static PerCpuArray<Desk<Self>> {
-        &maps::DESK6
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &maps::SCRATCH6
     }
 
     const HEADER: usize = size_of::<Header6>();
     const NEXT: usize = core::mem::offset_of!(Flow6, next);
 
     #[inline(always)]
-    fn glance(ctx: &impl View, l3: usize) -> Option<Glance<Self>> {
+    fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header6>>(ctx, l3)?;
-        // ::1 and what else begins with four zero bytes.
+        // ::1 and other addresses that begin with four zero bytes.
         let odd = words(&h.src)[0] == 0 || words(&h.dst)[0] == 0;
-        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some(Glance {
+        (h.version >> 4 == 6 && !odd && is_tcp_or_udp(h.next)).then_some(HeaderPeek {
             proto: h.next,
             sport: *sport,
             dport: *dport,
@@ -422,20 +423,20 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn read_plain(ctx: &impl View, l3: usize, plain: &mut Plain<Self>) -> Option<u32> {
+    fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32> {
         let h = packet::at::<Header6>(ctx, l3)?;
         if h.version >> 4 != 6 {
             return None;
         }
         plain.key.src = h.src;
         plain.key.dst = h.dst;
-        // An extension header is a protocol that has no short way.
+        // Extension headers are protocols without a fast path.
         (plain.proto, plain.ttl) = (h.next, h.hops);
         Some(Self::HEADER as u32 + u32::from(h.len.value()))
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         if NP_CSUM_IPV6.load() != 0 {
             return Self::write_in_place(ctx, l3, plain, hops, to);
         }
@@ -447,7 +448,7 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &Plain<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
         *packet::at_mut::<u8>(ctx, l3 + 7)? = plain.ttl.wrapping_sub(hops);
         let ends = packet::at_mut::<Ends6>(ctx, l3 + 8)?;
         ends.src = to.src;
@@ -482,8 +483,8 @@ impl Wire for Ipv6 {
         let (mut fragment, mut id) = (Fragment::No, 0);
         for _ in 0..EXTENSIONS {
             match proto {
-                // Hop-by-hop and destination options (RFC 8200 §4.3, §4.6). A routing header changes what the
-                // pseudo-header's destination is, so it is not walked.
+                // Hop-by-hop and destination options (RFC 8200 §4.3, §4.6). A routing header changes the destination
+                // of the pseudo-header, so it is not supported.
                 0 | 60 => {
                     let Some(&[next, words]) = packet::behind::<[u8; 2]>(ctx, l4) else { return false };
                     proto = next;
@@ -516,9 +517,9 @@ impl Wire for Ipv6 {
     fn write_header(ctx: &TcContext, l3: usize, ip: &Ip, hops: u8, _: &Tuple<Self>, to: &Tuple<Self>) -> Option<()> {
         let next = *packet::behind::<u8>(ctx, l3 + 6)?;
         let tail = Tail6 { len: Be16(ip.word), next, hops: ip.ttl.wrapping_sub(hops), src: to.src, dst: to.dst };
-        // Without a header checksum nothing balances the addresses in a CHECKSUM_COMPLETE sum but the transport
-        // checksum, and `bpf_l4_csum_replace` counts that one as if it were IPv4 (`net/core/utils.c,
-        // inet_proto_csum_replace_by_diff()`; BPF_F_IPV6 only since 6.16). So the sum follows the bytes here.
+        // Without a header checksum only the transport checksum balances the addresses in a CHECKSUM_COMPLETE sum,
+        // and `bpf_l4_csum_replace` treats it as IPv4's (`net/core/utils.c, inet_proto_csum_replace_by_diff()`;
+        // BPF_F_IPV6 only since 6.16). So the sum is recomputed from the bytes here.
         packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()
     }
 

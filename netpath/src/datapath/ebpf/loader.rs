@@ -1,9 +1,8 @@
-//! The embedded object: its maps, and those of its programs that a host needs, brought into the kernel and pinned, once
-//! for all its containers.
+//! The embedded object: loads and pins its maps, and the programs that a host needs, once for all containers.
 //!
-//! While the mark of this object's digest stands among the pins, what is there is not loaded again. Another digest (an
-//! upgrade) loads the new programs beside the old, on the same maps, and puts them in place name by name; the links
-//! follow in `hooks`. A map whose shape has changed without a new layout version cannot be kept: all is made anew.
+//! While the mark of this object's digest exists among the pins, nothing is loaded again. Another digest (an upgrade)
+//! loads the new programs on the same maps beside the old ones, and replaces the pins one by one; `attach` updates
+//! the links. A map whose shape changed without a new layout version cannot be kept: all maps are recreated.
 
 use super::pins::{OBJECT, Pins};
 use super::sys;
@@ -20,17 +19,17 @@ use std::{fs, thread};
 
 static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpath-ebpf.o"));
 
-/// Of the bytes of the object, in hexadecimal.
+/// Digest of the object, in hexadecimal.
 pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
 
-/// Made by `aya_log_ebpf`; each load has its own, since a ring has one reader.
+/// Made by `aya_log_ebpf`; each load has its own, since a ring buffer has one reader.
 const LOG_MAP: &str = "AYA_LOGS";
 
-/// Nothing is logged, and the verifier removes the code that would.
+/// No logging; the verifier removes the log code.
 pub const QUIET: u8 = 0;
 
-/// Makes the pins those of this object, with at least the programs that are `needed`: to verify one takes the kernel
-/// milliseconds, and most hosts have no use for all. Returns the number of pins that are new.
+/// Makes the pins those of this object, with at least the `needed` programs: verifying one takes milliseconds, and
+/// most hosts do not need all. Returns the number of new pins.
 pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
     let mark = format!("{OBJECT}{DIGEST}");
     let present = pins.names("prog");
@@ -46,7 +45,7 @@ pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
     let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| is_missing(name)).collect();
     load_programs(&mut programs)?;
     for (name, program) in &mut programs {
-        // A pin cannot be overwritten, but a file of bpffs can be renamed over another.
+        // A pin cannot be overwritten, but rename works on bpffs.
         let (new, place) = (pins.prog(&format!("new-{name}")), pins.prog(name));
         pins.unpin(&new)?;
         program.pin(&new).context(|| format!("cannot pin program {name}"))?;
@@ -61,7 +60,7 @@ pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
     Ok(programs.len())
 }
 
-/// Nothing there passes for whole any more, and what could not be used is gone.
+/// Removes the mark first, so that an incomplete set is never taken for complete, then unusable maps.
 fn make_room(pins: &Pins) -> Result<()> {
     pins.ensure()?;
     for old in pins.marks(OBJECT) {
@@ -69,7 +68,7 @@ fn make_room(pins: &Pins) -> Result<()> {
     }
     let misfits = misfits(pins)?;
     if !misfits.is_empty() {
-        tracing::warn!(maps = ?misfits, "maps of another build are in the way: all maps are made anew, flows are lost");
+        tracing::warn!(maps = ?misfits, "unusable maps of another build: all maps are recreated, flows are lost");
         pins.remove()?;
         pins.ensure()?;
     }
@@ -81,8 +80,8 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
     let paths: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
     let mut loader = EbpfLoader::new();
-    // Only UAPI structs are touched, nothing is relocated against the kernel's types.
-    // The verifier is asked for its reasons only after it has refused a program.
+    // Without BTF: only UAPI structs are used, nothing is relocated. The verifier log is requested only after a
+    // rejection.
     loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
@@ -95,9 +94,9 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
 }
 
-/// Loads programs side by side: the verifier holds no lock while it looks at a program of root's.
+/// Loads programs in parallel: the verifier holds no lock for programs of root.
 pub fn load_programs(programs: &mut [(&str, &mut Program)]) -> Result<()> {
-    // Those of packets are a hundred times as long as those of sockets.
+    // Classifiers first: they are a hundred times as long as those of sockets.
     programs.sort_by_key(|(_, program)| matches!(program, Program::CgroupSockAddr(_)));
     let workers = thread::available_parallelism().map_or(1, usize::from).min(programs.len());
     let queue = Mutex::new(programs.iter_mut());
@@ -110,7 +109,7 @@ pub fn load_programs(programs: &mut [(&str, &mut Program)]) -> Result<()> {
     };
     thread::scope(|scope| {
         let started: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        // Every worker is waited for, whatever the first one says.
+        // Joins every worker, even after an error.
         let ended: Vec<Result<()>> =
             started.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect();
         ended.into_iter().collect()
@@ -129,7 +128,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<()> {
     loaded.map_err(|e| match e {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            tracing::debug!(program = name, log, "refused by the verifier");
+            tracing::debug!(program = name, log, "rejected by the verifier");
             let why: Vec<&str> = log.lines().rev().filter(|l| !l.starts_with("processed ")).take(2).collect();
             refused(name, format!("{io_error}: {}", why.into_iter().rev().collect::<Vec<_>>().join(" ")))
         }
@@ -141,7 +140,7 @@ fn refused(name: &str, why: String) -> Error {
     Error::new(format!("cannot load program {name}")).because(why).next("netpath doctor; or NETPATH_DATAPATH=iptables")
 }
 
-/// Maps that live in pins: all but the constants of the programs and the ring of their log.
+/// Maps with pins: all except the programs' constants and the log's ring buffer.
 fn pinned_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
     object
         .maps
@@ -154,7 +153,7 @@ fn pinned_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
         .map(|(name, map)| (name.as_str(), map))
 }
 
-/// Pinned maps that this object could not use: aya 0.14 takes whatever lies under the name.
+/// Pinned maps that do not fit this object: aya 0.14 takes any map under the name.
 fn misfits(pins: &Pins) -> Result<Vec<String>> {
     let present = pins.names("map");
     if present.is_empty() {

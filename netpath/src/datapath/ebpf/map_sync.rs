@@ -1,9 +1,9 @@
-//! The control maps made equal to the tables, with the fewest writes; those of ports are in `ports`.
+//! Synchronises the control maps with the tables, with the fewest writes; those of ports are in `ports`.
 
 use super::compile::Tables;
 use super::maps::{self, PinnedMap, Shape};
 use super::pins::Pins;
-use super::{near, purge, resize, traffic};
+use super::{flow_mtu, invalidate, subnet_bitmap, traffic};
 use crate::model::error::{Context, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -11,73 +11,73 @@ use netpath_common::addr::Addr;
 use netpath_common::layout::{self, Endpoint, Local, Plain, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Elements asked for at once; these maps are small.
+/// Elements per call; these maps are small.
 const CHUNK: usize = 256;
 
-/// Everything but the ports. Flows of endpoints that go or move are purged, and those of addresses and uplinks that the host
-/// has no more. Returns the number of elements written.
+/// Every control map except ports. Flows of removed or moved endpoints are invalidated, and those of addresses and
+/// uplinks that the host no longer has. Returns the number of elements written.
 pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let mut changed = 0;
     let endpoints = PinnedMap::open(pins, &maps::ENDPOINT)?;
     let have: BTreeMap<[u8; 16], Endpoint> = endpoints.dump(CHUNK)?.into_iter().map(|(k, v)| (k.0, v)).collect();
     let gone: BTreeSet<[u8; 16]> =
         have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
-    // Before, so that a crash in between is seen by the next run; after, for flows that were just being made.
-    changed += purge::flows_of(pins, &gone)?;
-    // Nobody counts there any more, or not yet.
+    // Before, so that the next run sees a crash in between; after, for flows that began meanwhile.
+    changed += invalidate::flows_of(pins, &gone)?;
+    // Counters that are not in use any more, or not yet.
     let kept = have.iter().filter(|(k, v)| tables.endpoints.get(*k).is_some_and(|w| w.traffic == v.traffic));
     let kept: BTreeSet<u32> = kept.map(|(_, v)| v.traffic).collect();
     let fresh = tables.traffic.iter().filter(|(own, _)| !kept.contains(own)).flat_map(|(_, all)| all.iter().copied());
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, have, &want, |k| Addr(*k))?;
-    changed += purge::flows_of(pins, &gone)?;
+    changed += invalidate::flows_of(pins, &gone)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)?;
     // Before and after, as with the endpoints.
     let known = uplinks(pins)?;
-    let sizes = resize::changed(&known, &tables.uplinks);
+    let sizes = flow_mtu::changed(&known, &tables.uplinks);
     let cut: BTreeSet<u32> = known.into_keys().filter(|index| !tables.uplinks.contains_key(index)).collect();
-    changed += resize::flows(pins, &sizes)?;
-    changed += purge::flows_by(pins, &cut)?;
+    changed += flow_mtu::flows(pins, &sizes)?;
+    changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
-    changed += resize::flows(pins, &sizes)?;
-    changed += purge::flows_by(pins, &cut)?;
+    changed += flow_mtu::flows(pins, &sizes)?;
+    changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
-    // A full map is no harm: on a miss the programs ask the kernel's FIB.
+    // A full map is safe: on a miss the programs query the kernel's FIB.
     let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
     let moved = table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
     if moved != 0 {
-        changed += moved + purge::strays(pins)?;
+        changed += moved + invalidate::strays(pins)?;
     }
-    // Their bits stand for as long as the subnets do.
-    let near = near_words(pins)?;
-    changed += write_near(pins, &near, &near::joined(&near, &tables.near))?;
+    // Bits are set before their subnets are added and cleared after they are removed.
+    let hints = subnet_hints(pins)?;
+    changed += write_subnet_hints(pins, &hints, &subnet_bitmap::joined(&hints, &tables.subnet_hints))?;
     changed += trie(pins, &maps::SUBNET, &tables.subnets, Keep::Wanted)?;
-    changed += write_near(pins, &near::joined(&near, &tables.near), &tables.near)?;
+    changed += write_subnet_hints(pins, &subnet_bitmap::joined(&hints, &tables.subnet_hints), &tables.subnet_hints)?;
     changed += trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::All).map_err(|e| {
-        e.next(format!("all allow lists together have room for {} networks: join some of them", layout::ALLOWS))
+        e.next(format!("all allow lists together have room for {} networks: merge some of them", layout::ALLOWS))
     })?;
     Ok(changed)
 }
 
-/// Removes the allow lists that no rule names any more, which is after the last port has been led to another rule.
+/// Removes unused allow lists, after the last port has been switched to another rule.
 pub fn forget_lists(pins: &Pins, tables: &Tables) -> Result<usize> {
     trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::Wanted)
 }
 
-/// The bridges that the maps know.
+/// The bridges in the maps.
 pub fn bridges(pins: &Pins) -> Result<BTreeSet<u32>> {
     Ok(PinnedMap::open(pins, &maps::NETWORK)?.dump(CHUNK)?.into_iter().map(|(k, _)| k).collect())
 }
 
-/// The uplinks that the maps know.
+/// The uplinks in the maps.
 pub fn uplinks(pins: &Pins) -> Result<BTreeMap<u32, Uplink>> {
     Ok(PinnedMap::open(pins, &maps::UPLINK)?.dump(CHUNK)?.into_iter().collect())
 }
 
-/// What stays in a trie of that which nobody wants.
+/// Which unwanted elements of a trie are kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keep {
     All,
@@ -110,18 +110,18 @@ fn trie<const N: usize, V: Pod + PartialEq>(
     Ok(changed)
 }
 
-fn near_words(pins: &Pins) -> Result<Vec<u64>> {
-    let mut all = PinnedMap::open(pins, &maps::NEAR)?.dump(layout::NEAR as usize)?;
+fn subnet_hints(pins: &Pins) -> Result<Vec<u64>> {
+    let mut all = PinnedMap::open(pins, &maps::SUBNET_HINTS)?.dump(layout::SUBNET_HINT_WORDS as usize)?;
     all.sort_unstable_by_key(|(index, _)| *index);
     Ok(all.into_iter().map(|(_, value)| value).collect())
 }
 
-/// Makes the words that were `have` those of `want`.
-fn write_near(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
+/// Changes the words from `have` to `want`.
+fn write_subnet_hints(pins: &Pins, have: &[u64], want: &[u64]) -> Result<usize> {
     let new = want.iter().enumerate().filter(|(i, word)| have.get(*i) != Some(word));
     let (keys, words): (Vec<u32>, Vec<u64>) = new.map(|(i, word)| (i as u32, *word)).unzip();
     if !keys.is_empty() {
-        PinnedMap::open(pins, &maps::NEAR)?.update(&keys, &words)?;
+        PinnedMap::open(pins, &maps::SUBNET_HINTS)?.update(&keys, &words)?;
     }
     Ok(keys.len())
 }

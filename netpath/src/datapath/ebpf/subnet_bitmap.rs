@@ -1,17 +1,17 @@
-//! The words of `np_near`: which parts of the address space have containers in them.
+//! The bitmap of `np_near`: which parts of the address space contain containers.
 
 use ipnet::{IpNet, Ipv6Net};
 use netpath_common::addr::Addr;
-use netpath_common::layout::{NEAR, near};
+use netpath_common::layout::{SUBNET_HINT_WORDS, subnet_hint};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub type Words = Vec<u64>;
 
-/// A bit for each 16 bits that IPv4 subnets begin with and each 48 that IPv6 ones do.
+/// One bit for each 16-bit prefix of IPv4 subnets and each 48-bit prefix of IPv6 ones.
 pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
-    let mut words = vec![0; NEAR as usize];
+    let mut words = vec![0; SUBNET_HINT_WORDS as usize];
     let mut mark = |address: Addr| {
-        let (word, bit) = near(&address);
+        let (word, bit) = subnet_hint(&address);
         words[word as usize] |= bit;
     };
     for net in nets {
@@ -27,14 +27,15 @@ pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
     words
 }
 
-/// An address of each /48. The bits of one are the sum of its three words, so that 16 free bits give every sum there is.
+/// An address of each /48. The bit is a sum of the prefix's three words, so that 16 free bits give every possible
+/// sum.
 fn parts(net: &Ipv6Net) -> impl Iterator<Item = Ipv6Addr> + use<> {
     let first = u128::from(net.network()) >> 80;
     let count = 1_u128 << 48_u8.saturating_sub(net.prefix_len()).min(16);
     (first..first + count).map(|part| Ipv6Addr::from(part << 80))
 }
 
-/// What both hold: where something begins before something else has ended.
+/// The union: for changes where new bits are set before old ones are cleared.
 pub fn joined(a: &[u64], b: &[u64]) -> Words {
     a.iter().zip(b).map(|(a, b)| a | b).collect()
 }
@@ -43,8 +44,8 @@ pub fn joined(a: &[u64], b: &[u64]) -> Words {
 mod tests {
     use super::*;
 
-    fn is_near(words: &[u64], address: &str) -> bool {
-        let (word, bit) = near(&super::super::compile::mapped(address.parse().expect("an address")));
+    fn may_hold(words: &[u64], address: &str) -> bool {
+        let (word, bit) = subnet_hint(&super::super::compile::mapped(address.parse().expect("an address")));
         words[word as usize] & bit != 0
     }
 
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_of_a_subnet_is_near_and_little_else() {
+    fn every_address_of_a_subnet_is_in_the_bitmap_and_little_else() {
         for (net, inside, outside) in [
             ("10.88.0.0/16", vec!["10.88.0.1", "10.88.255.255"], "10.89.0.1"),
             ("10.88.3.0/24", vec!["10.88.3.1", "10.88.200.1"], "10.87.3.1"),
@@ -63,9 +64,9 @@ mod tests {
         ] {
             let words = words(net);
             for address in inside {
-                assert!(is_near(&words, address), "{address} in {net}");
+                assert!(may_hold(&words, address), "{address} in {net}");
             }
-            assert!(!is_near(&words, outside), "{outside} beside {net}");
+            assert!(!may_hold(&words, outside), "{outside} beside {net}");
         }
         for wide in ["fd00::/8", "2001:db8::/32", "::/0"] {
             assert!(words(wide).iter().all(|w| *w == u64::MAX), "{wide}");

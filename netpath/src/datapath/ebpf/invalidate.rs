@@ -1,9 +1,9 @@
-//! Flows and sockets of endpoints that are gone, since a new container at the same address must not inherit them; and
-//! flows that were given an address, or a way out, that the host does not have any more.
+//! Removes flows and sockets of removed endpoints, since a new container with the same address must not inherit them,
+//! and flows with an address or an uplink that the host no longer has.
 
+use super::expire::reverse_of;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sweep::reverse;
 use crate::model::error::Result;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::family::{Family, Ipv4, Ipv6};
@@ -12,7 +12,7 @@ use netpath_common::layout::{LOCALS, Next, Plain};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 
-/// Removes every flow that has one of the v4-mapped addresses in it, before or after translation.
+/// Removes every flow with one of the v4-mapped addresses, before or after translation.
 pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     if addresses.is_empty() {
         return Ok(0);
@@ -20,14 +20,14 @@ pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     let v4 = |a: &V4| addresses.contains(&Addr::v4(*a).0);
     let v6 = |a: &V6| addresses.contains(a);
     let mut removed = 0;
-    removed += purge(pins, &Ipv4::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
-    removed += purge(pins, &Ipv6::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
-    removed += purge(pins, &maps::SOCK, |k, _| addresses.contains(&k.to.0))?;
+    removed += remove_matching(pins, &Ipv4::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v4))?;
+    removed += remove_matching(pins, &Ipv6::FLOWS, |k, f| [k.src, k.dst, f.src, f.dst].iter().any(v6))?;
+    removed += remove_matching(pins, &maps::SOCK, |k, _| addresses.contains(&k.to.0))?;
     Ok(removed)
 }
 
-/// Removes both halves of every flow that leaves by one of these uplinks, which are gone: a sender that does not fall silent
-/// would keep its flow for ever.
+/// Removes both entries of every flow by one of these removed uplinks: a sender that never pauses would keep its flow
+/// alive.
 pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
     if uplinks.is_empty() {
         return Ok(0);
@@ -36,11 +36,11 @@ pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
     Ok(whole::<Ipv4>(pins, |_, half| leaves_by(&half.next))? + whole::<Ipv6>(pins, |_, half| leaves_by(&half.next))?)
 }
 
-/// Removes both halves of every masqueraded flow whose address is not the host's, and no network's by its option: the
-/// host may have had it for a moment between two looks. Asked of the maps, so that it can be done at any time.
+/// Removes both entries of every masqueraded flow whose address belongs neither to the host nor to a network's
+/// option: the host may have had it briefly between two reads. Reads only the maps, so it is safe at any time.
 pub fn strays(pins: &Pins) -> Result<usize> {
     let locals = PinnedMap::open(pins, &maps::LOCAL)?.dump(CHUNK)?;
-    // Not all of the host's addresses may be in a full map.
+    // A full map may lack some of the host's addresses.
     if locals.len() >= LOCALS as usize {
         return Ok(0);
     }
@@ -53,7 +53,7 @@ pub fn strays(pins: &Pins) -> Result<usize> {
 fn is_stray<F: Family>(own: &BTreeSet<[u8; 16]>) -> impl Fn(&F::Key, &F::Flow) -> bool {
     |key, half| {
         let (next, seen_as) = (F::next(half), F::tuple(key).dst);
-        // A sender that is seen as it is has no address of the host's.
+        // A sender with its own address uses no address of the host.
         let masqueraded = next.origin == Reason::FlowMasqueraded as u8
             && next.state & REPLY_HALF != 0
             && !F::same(&seen_as, &F::translated(half).dst);
@@ -61,13 +61,13 @@ fn is_stray<F: Family>(own: &BTreeSet<[u8; 16]>) -> impl Fn(&F::Key, &F::Flow) -
     }
 }
 
-/// Removes both halves of the flows of which one is so.
+/// Removes both entries of the flows of which one satisfies `is_so`.
 fn whole<F: Flows>(pins: &Pins, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Result<usize> {
     let map = PinnedMap::open(pins, &F::FLOWS)?;
     let mut removed = 0;
     for (key, half) in map.dump(CHUNK)? {
         if is_so(&key, &half) {
-            if let (other, Some(_)) = reverse::<F>(&map, &key, &half)? {
+            if let (other, Some(_)) = reverse_of::<F>(&map, &key, &half)? {
                 removed += usize::from(map.delete(&other)?);
             }
             removed += usize::from(map.delete(&key)?);
@@ -76,7 +76,11 @@ fn whole<F: Flows>(pins: &Pins, is_so: impl Fn(&F::Key, &F::Flow) -> bool) -> Re
     Ok(removed)
 }
 
-fn purge<K: Plain, V: Plain>(pins: &Pins, shape: &Shape<K, V>, is_theirs: impl Fn(&K, &V) -> bool) -> Result<usize> {
+fn remove_matching<K: Plain, V: Plain>(
+    pins: &Pins,
+    shape: &Shape<K, V>,
+    is_theirs: impl Fn(&K, &V) -> bool,
+) -> Result<usize> {
     let map = PinnedMap::open(pins, shape)?;
     let mut removed = 0;
     for (key, value) in map.dump(CHUNK)? {

@@ -1,10 +1,10 @@
-//! Programs at their places: interfaces and the cgroup root. What is attached wrongly or no longer wanted goes, what is
-//! missing comes, what runs another program than the pinned one is given it in place.
+//! Attachment of programs to interfaces and the cgroup root: removes wrong and unwanted attachments, adds missing
+//! ones, and updates in place those that run another program than the pinned one.
 
 use super::clsact::Tc;
 use super::compile::Tables;
 use super::pins::Pins;
-use super::{TcMode, cgroup, object, sys, xdp};
+use super::{TcMode, cgroup, loader, sys, xdp};
 use crate::model::error::{Context, Error, Result};
 use aya::programs::{ProgramFd, ProgramInfo};
 use netpath_common::layout::{self, program};
@@ -17,15 +17,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Mark: filters of ours may be at the interface that follows.
+/// Mark: the interface that follows may have filters of netpath.
 const FILTERS: &str = "clsact-";
-/// Mark: the clsact qdisc of the interface that follows was made by netpath.
+/// Mark: netpath made the clsact qdisc of the interface that follows.
 const QDISC: &str = "qdisc-";
 
-/// Mark: the filters of all shortcuts that are marked run the program with the id that follows.
+/// Mark: the filters of all marked veths run the program with the id that follows.
 const SHORTCUTS: &str = "shortcuts-";
 
-/// A classifier at one side of an interface.
+/// A classifier in one direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TcHook {
     pub ifindex: u32,
@@ -34,9 +34,9 @@ pub struct TcHook {
 }
 
 impl TcHook {
-    /// At a container's veth, which comes and goes with it. Such a hook is a filter of clsact where it can be: to attach or
-    /// to remove a TCX program waits for all processors (`include/net/tcx.h, tcx_entry_sync()`), under the lock of all
-    /// network configuration. What it does not take, the bridge's hook does.
+    /// Hooks of a container's veth, which is made and removed with it. Such a hook is a clsact filter if possible:
+    /// attaching or removing a TCX program waits for all processors (`include/net/tcx.h, tcx_entry_sync()`), under
+    /// the lock of all network configuration. The bridge's hook handles the packets that it leaves.
     fn is_shortcut(&self) -> bool {
         self.program == program::VETH_IN
     }
@@ -46,7 +46,7 @@ impl TcHook {
     }
 }
 
-/// The sock_addr programs and where in a cgroup they are called.
+/// The sock_addr programs and their cgroup attach types.
 pub const SOCKETS: [(&str, u32); 8] = [
     (program::CONNECT4, sys::CGROUP_INET4_CONNECT),
     (program::CONNECT6, sys::CGROUP_INET6_CONNECT),
@@ -58,7 +58,7 @@ pub const SOCKETS: [(&str, u32); 8] = [
     (program::GETPEERNAME6, sys::CGROUP_INET6_GETPEERNAME),
 ];
 
-/// Uplinks on both sides, veths and bridges where their containers' packets come in, and `lo`.
+/// Uplinks in both directions, veths and bridges on ingress, and `lo`.
 pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     let mut hooks = BTreeSet::new();
     for (&ifindex, uplink) in &tables.uplinks {
@@ -72,7 +72,7 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     for &ifindex in tables.networks.keys() {
         hooks.insert(TcHook { ifindex, egress: false, program: program::BRIDGE_IN });
     }
-    // Nothing of an internal network belongs to a flow.
+    // Packets of an internal network belong to no flow.
     let is_internal = |bridge| tables.networks.get(bridge).is_some_and(|n| n.flags & layout::NET_INTERNAL != 0);
     for endpoint in tables.endpoints.values().filter(|e| !is_internal(&e.bridge)) {
         hooks.insert(TcHook { ifindex: endpoint.veth, egress: false, program: program::VETH_IN });
@@ -81,7 +81,7 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     hooks
 }
 
-/// The programs that run for them, those of sockets, and that of XDP where it is wanted.
+/// The programs of these hooks, those of sockets, and the one of XDP if wanted.
 pub fn programs(tables: &Tables) -> BTreeSet<&'static str> {
     let early = tables.xdp.keys().map(|_| program::XDP_IN);
     wanted(tables).into_iter().map(|hook| hook.program).chain(SOCKETS.map(|(name, _)| name)).chain(early).collect()
@@ -95,12 +95,12 @@ impl Programs {
     fn open(&mut self, pins: &Pins, name: &'static str) -> Result<&(ProgramFd, u32)> {
         match self.0.entry(name) {
             std::collections::btree_map::Entry::Occupied(e) => Ok(e.into_mut()),
-            std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(object::program(pins, name)?)),
+            std::collections::btree_map::Entry::Vacant(e) => Ok(e.insert(loader::program(pins, name)?)),
         }
     }
 }
 
-/// Makes the hooks of interfaces exactly `wanted`, and those of sockets all there. Returns how many were changed.
+/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. Returns the number of changes.
 pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
@@ -144,12 +144,12 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>)
     Ok(changed)
 }
 
-/// The interfaces that are marked so.
+/// The interfaces with this mark.
 fn numbers(pins: &Pins, prefix: &str) -> BTreeSet<u32> {
     pins.marks(prefix).iter().filter_map(|n| n.parse().ok()).collect()
 }
 
-/// Takes away what no pin holds: filters of clsact. Links go with their pins.
+/// Removes attachments without pins: filters of clsact. Links are removed with their pins.
 pub fn remove_filters(pins: &Pins) -> Result<usize> {
     if pins.marks(FILTERS).is_empty() && pins.marks(QDISC).is_empty() {
         return Ok(0);
@@ -157,8 +157,8 @@ pub fn remove_filters(pins: &Pins) -> Result<usize> {
     filters(pins, &BTreeSet::new(), &mut Programs::default()).map_err(Attach::into_error)
 }
 
-/// Filters of clsact have one place at an interface, whatever the layout: those that stand where `to` has put its own are
-/// its own by now, and a qdisc that `from` has made is `to`'s to remove. The other filters of `from` go.
+/// An interface has one slot for netpath's clsact filter, independent of the layout: filters that `to` has replaced
+/// are its own, and a qdisc that `from` made becomes `to`'s. The other filters of `from` are removed.
 pub fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
     let taken = |ifindex: &String| to.has_mark(&format!("{FILTERS}{ifindex}"));
     for prefix in [QDISC, FILTERS] {
@@ -175,7 +175,7 @@ pub fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
 
 /// Why a hook was not attached.
 enum Attach {
-    /// The kernel has no such place for programs.
+    /// The kernel has no such hook.
     Unsupported(io::Error),
     Failed(Error),
 }
@@ -210,7 +210,7 @@ fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Resu
         if info.tcx_ifindex() == Some(hook.ifindex) {
             return Ok(update(pins, hook.program, &link, info.prog_id, prog, *id)?);
         }
-        // The interface is gone, and the kernel has given its number to another one.
+        // The interface is gone, and another one has its index.
         pins.unpin(&path)?;
     }
     let place = if hook.egress { sys::TCX_EGRESS } else { sys::TCX_INGRESS };
@@ -220,19 +220,19 @@ fn tcx(pins: &Pins, hook: &TcHook, programs: &mut Programs) -> std::result::Resu
             Ok(1)
         }
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Err(Attach::Unsupported(e)),
-        // It went away after the host was looked at.
+        // The interface was removed since the host was read.
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(0),
         Err(e) => Err(Attach::Failed(attach_error(hook, e))),
     }
 }
 
-/// How long a link without a pin may take to be gone. The kernel frees it from a work queue, under the lock of all network
-/// configuration (kernel/bpf/syscall.c, bpf_link_put()): microseconds after, or seconds where namespaces are being
+/// Time limit for a link without a pin to be freed. The kernel frees it from a work queue, under the lock of all
+/// network configuration (kernel/bpf/syscall.c, bpf_link_put()): after microseconds, or seconds while namespaces are
 /// destroyed.
 const LINK_GONE: Duration = Duration::from_secs(10);
 
-/// As [`sys::link_create`]. A program can be at a TCX hook once: where the link that was there has lost its pin a moment
-/// ago, waits until the kernel has let go of it.
+/// As [`sys::link_create`]. A TCX hook holds a program once: if the earlier link has just lost its pin, this waits
+/// until the kernel has freed it.
 fn attach(prog: &ProgramFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
@@ -247,7 +247,7 @@ fn attach(prog: &ProgramFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Another program runs there: an older build's, or a monitor's. A monitor that is alive keeps its own.
+/// Another program runs there: an older build's, or a monitor's. A running monitor keeps its own.
 pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &ProgramFd, id: u32) -> Result<usize> {
     if runs == id || monitor_is_alive(pins) {
         return Ok(0);
@@ -285,7 +285,7 @@ fn sockets(pins: &Pins, programs: &mut Programs) -> Result<usize> {
                 sys::pin(&link, &path).context(|| format!("cannot pin {}", path.display()))?;
                 changed += 1;
             }
-            // Not worth a container: lo catches what these programs do not see.
+            // No reason to fail a container: lo handles connections that these programs miss.
             Err(e) => {
                 tracing::warn!(program = name, error = %e, "cannot attach to the cgroup root, lo is used instead");
                 return Ok(changed);
@@ -309,7 +309,7 @@ fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> s
     };
     let is_settled = shortcut.is_some_and(|id| pins.has_mark(&format!("{SHORTCUTS}{id}")));
     for hook in wanted {
-        // Not looked at again: to ask the kernel for each costs a busy host more than they save.
+        // Marked filters are not read again: one request per veth costs a busy host more than the check is worth.
         if !(hook.is_shortcut() && is_settled && marked.contains(&hook.ifindex)) {
             changed += filter(pins, hook, hook.is_shortcut() && is_settled, &mut tc, programs)?;
         }
@@ -336,12 +336,12 @@ fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> s
     Ok(changed)
 }
 
-/// The next reconcile looks at each.
+/// The next reconcile reads every filter.
 fn doubt_shortcuts(pins: &Pins) -> Result<()> {
     pins.marks(SHORTCUTS).iter().try_for_each(|id| pins.unmark(&format!("{SHORTCUTS}{id}")))
 }
 
-/// At an interface that `is_new` there is nothing of ours yet.
+/// An interface that `is_new` has no filter of netpath.
 fn filter(
     pins: &Pins,
     hook: &TcHook,
@@ -356,7 +356,7 @@ fn filter(
     };
     let mark = format!("{FILTERS}{}", hook.ifindex);
     let stays = there.as_ref().is_some_and(|f| f.prog_id == Some(*id) || monitor_is_alive(pins));
-    // Marks go before what they tell of; but that of a shortcut says that nobody need look again.
+    // Marks precede their objects, except those of veths, which say that no check is needed.
     if (stays || !hook.is_shortcut()) && !pins.has_mark(&mark) {
         pins.mark(&mark)?;
     }
@@ -373,7 +373,7 @@ fn filter(
                 pins.unmark(&mark)?;
                 return match e.raw_os_error() {
                     Some(libc::ENODEV) => Ok(0),
-                    // The kernel knows no such kind of qdisc (`net/sched/sch_api.c, qdisc_create()`).
+                    // The kernel has no such qdisc (`net/sched/sch_api.c, qdisc_create()`).
                     Some(libc::ENOENT | libc::EOPNOTSUPP) => Err(Attach::Unsupported(e)),
                     _ => Err(attach_error(hook, e).into()),
                 };
@@ -390,7 +390,7 @@ fn filter(
     Ok(1)
 }
 
-/// A program at its place, as the kernel has it.
+/// An attached program, as the kernel reports it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Attached {
     pub program: String,
@@ -398,7 +398,7 @@ pub struct Attached {
     pub ifindex: Option<u32>,
     pub egress: bool,
     pub by: By,
-    /// It runs the pinned program; otherwise a monitor's or an older build's.
+    /// Runs the pinned program; otherwise a monitor's or an older build's.
     pub pinned: bool,
 }
 
@@ -410,7 +410,7 @@ pub enum By {
     Xdp,
 }
 
-/// Everything that is attached. Changes nothing.
+/// Everything that is attached. Read-only.
 pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
     let mut all = Vec::new();
     for name in pins.names("link") {
@@ -448,7 +448,7 @@ fn runs_pinned(pins: &Pins, name: &str, id: u32) -> bool {
     ProgramInfo::from_pin(pins.prog(name)).is_ok_and(|pinned| pinned.id() == id)
 }
 
-/// Puts another program where one of the same name is attached. False if nothing was there any more.
+/// Replaces an attached program of the same name. False if it was no longer attached.
 pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
     let what = || format!("cannot replace {} in place", hook.program);
     if let (By::Clsact, Some(ifindex)) = (hook.by, hook.ifindex) {
@@ -472,25 +472,25 @@ pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
 const TAKE_TRIES: usize = 20;
 const TAKE_PAUSE: Duration = Duration::from_millis(2);
 
-/// `netpath monitor` holds this as long as its own programs are in place of the pinned ones.
+/// Held by `netpath monitor` while its own programs replace the pinned ones.
 pub struct MonitorLock {
     dir: Flock<File>,
     path: PathBuf,
 }
 
 impl MonitorLock {
-    /// `None` = another one holds it.
+    /// `None` = another monitor holds it.
     ///
     /// # Errors
     /// The pins cannot be opened or locked.
     pub fn take(pins: &Pins) -> Result<Option<Self>> {
         let path = pins.root().join("prog");
         let mut dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
-        // A command that asks whether a monitor is alive holds the lock for microseconds.
+        // A command that tests for a running monitor holds the lock for microseconds.
         for _ in 0..TAKE_TRIES {
             dir = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
                 Ok(dir) => {
-                    // Should it be killed, the next command looks at every hook.
+                    // After a kill, the next command checks every hook.
                     doubt_shortcuts(pins)?;
                     return Ok(Some(Self { dir, path }));
                 }
@@ -502,7 +502,8 @@ impl MonitorLock {
         Ok(None)
     }
 
-    /// The pins are still those that were locked. Others, with other maps, may have come after the last container went.
+    /// Whether the pins are still those that were locked. They are replaced, with other maps, after the last
+    /// container.
     pub fn holds(&self) -> bool {
         let id = |m: std::fs::Metadata| (m.dev(), m.ino());
         match (self.dir.metadata(), std::fs::metadata(&self.path)) {

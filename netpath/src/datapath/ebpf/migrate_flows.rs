@@ -1,27 +1,27 @@
-//! Flows of another layout's maps, brought into this one's, so that connections outlive an upgrade.
+//! Copies flows from the maps of another layout, so that connections survive an upgrade.
 
+use super::expire::now;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
-use super::sweep::now;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{NatPort, Plain, SIDE_UPLINK};
 use std::collections::BTreeSet;
 
-/// Layouts whose flows and sockets mean what they mean here. 1: what is the traffic counter now was zero. 2: no flow
-/// could be redirected by XDP. 3: none knew its next hop. 4: flows were stamped with seconds.
+/// Layouts with compatible flows and sockets. 1: the traffic counter was zero. 2: no flow could be redirected by XDP.
+/// 3: no flow had its next hop. 4: `last_seen` was in seconds.
 const KNOWN: [u32; 4] = [1, 2, 3, 4];
-/// The last layout of which `last_seen` is in seconds.
+/// The last layout with `last_seen` in seconds.
 const IN_SECONDS: u32 = 4;
 
-/// Copies what `to` does not have yet. Returns the number of elements.
+/// Copies elements that `to` does not have. Returns their number.
 ///
 /// # Errors
 /// A map cannot be read or written.
 pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     if !KNOWN.contains(&version) {
-        tracing::warn!(layout = version, "the flows of this layout cannot be carried over, they are lost");
+        tracing::warn!(layout = version, "flows of this layout cannot be migrated and are lost");
         return Ok(0);
     }
     let mut ports = BTreeSet::new();
@@ -31,7 +31,7 @@ pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     mark(to, &ports)?;
     copied += copy(from, to, &maps::SOCK, |_, origin| Some(origin))?;
     if copied > 0 {
-        tracing::info!(layout = version, copied, "flows are carried over");
+        tracing::info!(layout = version, copied, "flows migrated");
     }
     Ok(copied)
 }
@@ -51,7 +51,7 @@ fn halves<F: Flows>(from: &Pins, to: &Pins, in_seconds: bool, ports: &mut BTreeS
     })
 }
 
-/// Both kinds of marks that a program may have made in the meantime stand too: a mark too many costs a look-up.
+/// Marks that a program has set meanwhile stay too: a superfluous mark costs a look-up.
 fn mark(to: &Pins, ports: &BTreeSet<u32>) -> Result<()> {
     let ports: Vec<u32> = ports.iter().copied().collect();
     let marks = vec![NatPort { tcp: 1, udp: 1, icmp: 1, icmp6: 1 }; ports.len()];

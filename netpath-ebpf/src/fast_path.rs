@@ -1,6 +1,6 @@
-//! The short way of a packet whose flow is known: plain headers (no options, no fragment), TCP or UDP. Everything is in
-//! registers and on the stack, the packet is read and written in place, and the only helpers called are the look-up of
-//! the flow, the clock, the checksum and the redirect. Any other packet takes the long way (`packet.rs`, `flows.rs`).
+//! Fast path of a packet with a known flow and plain headers (no options, no fragment), TCP or UDP. All state is in
+//! registers and on the stack, the packet is read and written in place, and the only helpers called are flow look-up,
+//! clock, checksum and redirect. All other packets take the slow path (`packet.rs`, `flows.rs`).
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Tuple;
@@ -9,27 +9,27 @@ use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, P
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::desk::Mine;
 use crate::flows::{self, now};
 use crate::half::Half;
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
+use crate::scratch::ScratchMut;
 use crate::verdict::{self, Verdict};
-use crate::wire::Wire;
 
-/// Headers as they are read in one go. Filled in place and handed on by reference: the families' walks have little stack.
-pub struct Plain<F: Wire> {
-    /// With the hook's side: what the flow table is asked for.
+/// Headers read at once. Filled in place and passed by reference to save stack.
+pub struct FastHeaders<F: Wire> {
+    /// The key for the flow table, with the hook's side.
     pub key: F::Key,
     pub proto: u8,
     pub ttl: u8,
     /// IPv4: the header's checksum.
     pub sum: [u8; 2],
     tcp_flags: u8,
-    /// Bytes of the network and transport headers.
+    /// Length of the network and transport headers.
     headers: u32,
 }
 
-impl<F: Wire> Plain<F> {
+impl<F: Wire> FastHeaders<F> {
     #[inline(always)]
     pub fn new() -> Self {
         Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], tcp_flags: 0, headers: 0 }
@@ -40,7 +40,7 @@ impl<F: Wire> Plain<F> {
         F::tuple(&self.key)
     }
 
-    /// Reads the packet; false: it has to take the long way.
+    /// Reads the packet; false: it needs the slow path.
     #[inline(always)]
     pub fn read(&mut self, ctx: &impl View, side: u8) -> bool {
         const L3: usize = ETHERNET;
@@ -64,29 +64,29 @@ impl<F: Wire> Plain<F> {
         };
         self.headers = headers + F::HEADER as u32;
         F::complete(&mut self.key, sport, dport, self.proto, side);
-        // A packet that is cut short is not ours. (Longer is right: short frames are padded.)
+        // A truncated packet is not ours. (A longer frame is valid: short frames are padded.)
         self.headers <= len && len + L3 as u32 <= ctx.size()
     }
 }
 
-/// Sends the packet on by its flow. `None`: it has none that is alive, or one that the long way has to deal with; then
-/// nothing was changed.
+/// Forwards the packet by its flow. `None`: it has no live flow, or one that needs the slow path; then nothing was
+/// changed.
 #[inline(always)]
-pub fn follow<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+pub fn follow<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, true>(ctx, plain, |_| true)
 }
 
-/// The same where hardly a flow leads outward; one that does takes the long way.
+/// As [`follow`], for hooks where flows rarely lead outward; an outward flow takes the slow path.
 #[inline(always)]
-pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &Plain<F>) -> Option<Verdict> {
+pub fn follow_inward<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
     follow_if::<F, false>(ctx, plain, |_| true)
 }
 
-/// The same for a flow that goes on in a way that `is_fit`; `OUTWARD`: that may be out of an uplink.
+/// The same for a flow whose next hop satisfies `is_fit`; `OUTWARD`: it may leave by an uplink.
 #[inline(always)]
 pub fn follow_if<F: Wire, const OUTWARD: bool>(
     ctx: &TcContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     is_fit: impl Fn(&Next) -> bool,
 ) -> Option<Verdict> {
     let half = Half::<F>::find(&plain.key)?;
@@ -99,17 +99,17 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
         !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
     let is_elsewhere = !OUTWARD && next.forward == FORWARD_LINK;
-    if !lives || !fits || is_elsewhere || flow::begins_anew(next.state, plain.tcp_flags) {
+    if !lives || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
         return None;
     }
-    // Before it is noted: the first packet goes by the kernel's neighbour table.
+    // Before the refresh: the first packet goes by the kernel's neighbour table.
     let (forward, addresses) = if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
-    // Read once more: what is kept over the call has to be put on the stack.
+    // Read again: a value kept across the call would be spilled to the stack.
     let next = &half.next();
-    let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.dmac, next.smac]) };
+    let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.match_dmac, next.next_hop_mac]) };
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
         return Some(verdict::drop(Reason::DropRewrite));
     }
@@ -120,14 +120,14 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     Some(Verdict { action: verdict::redirect(ctx, next.ifindex, forward), reason: Reason::Redirected })
 }
 
-/// Writes down what the packet adds to its flow; false: that has expired, or the long way has to mend it, or to ask for its
-/// next hop again.
+/// Records the packet in its flow; false: the flow has expired, or the slow path has to recreate its other entry or
+/// look up its next hop.
 #[inline(always)]
-pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool {
+pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -> bool {
     let now = now();
     let state = flow::seen(next.state, plain.tcp_flags);
     let is_fresh = flow::is_fresh(next, now);
-    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::UNSURE != 0) {
+    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::STALE != 0) {
         return false;
     }
     if state == next.state && is_fresh {
@@ -137,16 +137,16 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &Plain<F>, next: &Next) -> bool
     if flows::has_expired(plain.proto, next, now) {
         return false;
     }
-    // SAFETY: the short ways know of no desk but this.
-    let Some(mut desk) = (unsafe { Mine::<F>::take() }) else { return false };
-    flows::refresh(&mut desk, &plain.key, u32::from(state) | known, now) != 0
+    // SAFETY: the fast paths use no other scratch.
+    let Some(mut scratch) = (unsafe { ScratchMut::<F>::take() }) else { return false };
+    flows::refresh(&mut scratch, &plain.key, u32::from(state) | known, now) != 0
 }
 
-/// The checksum first: its helper ends what the verifier knows of the packet.
+/// The checksum first: its helper invalidates the verifier's knowledge of packet pointers.
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &TcContext,
-    plain: &Plain<F>,
+    plain: &FastHeaders<F>,
     to: &Tuple<F>,
     forward: u8,
     addresses: [u32; 3],

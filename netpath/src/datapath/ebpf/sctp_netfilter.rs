@@ -1,8 +1,8 @@
-//! SCTP on another port than in the container: the one thing that is left to netfilter. The port lies under a checksum over all
-//! of the packet (RFC 9260 section 6.8), and a program may see a part of it only.
+//! SCTP published on another port than the container's, which is left to netfilter: the checksum covers the port and
+//! the whole packet (RFC 9260 section 6.8), and a program may see only a part of it.
 //!
 //! The rules translate just these ports, in and out of the host's stack; programs let their packets pass
-//! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port nothing of netfilter is used.
+//! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port netfilter is not used.
 
 use crate::datapath::iptables::Iptables;
 use crate::datapath::{Datapath, Refusal};
@@ -18,7 +18,7 @@ fn has_some(record: &Record) -> bool {
     !record.network.internal && record.publishes.iter().any(Publish::is_moved_sctp)
 }
 
-/// Where this host has no iptables to do it with.
+/// Refused if the host has no iptables.
 pub fn refusals(record: &Record) -> Vec<Refusal> {
     let Some(publish) = record.publishes.iter().find(|p| p.is_moved_sctp()).filter(|_| has_some(record)) else {
         return Vec::new();
@@ -44,7 +44,7 @@ pub fn reconcile(desired: &Desired, host: &HostView) -> Result<usize> {
     if !wanted && !store.uses_netfilter() {
         return Ok(0);
     }
-    // Before the first rule: whoever comes after a crash knows that there may be some.
+    // Recorded before the first rule: after a crash the next command knows that rules may exist.
     store.keep_netfilter(true)?;
     let changed = Iptables::for_moved_sctp()?.reconcile(desired, host)?.changed;
     if !wanted {

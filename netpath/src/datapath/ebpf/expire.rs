@@ -1,6 +1,6 @@
-//! Flows whose time is over, marks of ports that no flow has any more, and pins of hosts that are gone.
+//! Garbage collection: expired flows, port marks without a flow, pins of dead namespaces.
 //!
-//! Programs go on meanwhile, and take an expired flow for absent by themselves: sweeping is for the room it gives.
+//! Programs keep running, and treat an expired flow as absent on their own: this only frees memory.
 
 use super::maps::{self, CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
@@ -10,17 +10,17 @@ use crate::model::error::{Context, Error, Result};
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, program};
-use netpath_common::pair;
+use netpath_common::nat_plan;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// [`CHUNK`] when there is little time: two such calls take less than a millisecond.
+/// [`CHUNK`] for short runs: two such calls take less than a millisecond.
 const SMALL_CHUNK: usize = 512;
 
-/// Sweeps the maps of one host.
+/// Removes expired entries from the maps of one host.
 ///
 /// # Errors
 /// They cannot be opened, read or written.
@@ -31,7 +31,7 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
         Effort::Some { until, progress } => (SMALL_CHUNK, Some(until), progress),
     };
     let mut swept = Swept::default();
-    // In turn, each from where it was left.
+    // IPv4 and IPv6 in turn, each from its last position.
     if !progress.v6 {
         let (removed, next) = flows::<Ipv4>(pins, progress.next, chunk, until)?;
         swept.flows += removed;
@@ -45,13 +45,13 @@ pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
         progress.v6 = next.is_some();
     }
     if until.is_none() {
-        swept.flows += super::purge::strays(pins)?;
+        swept.flows += super::invalidate::strays(pins)?;
         swept.marks = marks(pins)?;
     }
     Ok(swept)
 }
 
-/// Ticks of CLOCK_MONOTONIC, as the programs count them.
+/// Ticks of CLOCK_MONOTONIC, as in the programs.
 pub(crate) fn now() -> Result<u32> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is writable for the length of the call.
@@ -61,7 +61,7 @@ pub(crate) fn now() -> Result<u32> {
     }
 }
 
-/// Removes expired flows from part `from` on, to the end or until the time is up; then that is where to go on.
+/// Removes expired flows from position `from` on, to the end or until the deadline; then gives the next position.
 fn flows<F: Flows>(
     pins: &Pins,
     from: Option<u32>,
@@ -74,7 +74,7 @@ fn flows<F: Flows>(
         let (halves, after) = map.part(next, chunk)?;
         let now = now()?;
         for (key, half) in halves.iter().filter(|(k, f)| flow::has_expired(F::protocol_of(k), F::next(f), now)) {
-            removed += expire::<F>(&map, key, half, now)?;
+            removed += expire_flow::<F>(&map, key, half, now)?;
         }
         next = after;
         if next.is_none() || until.is_some_and(|until| Instant::now() >= until) {
@@ -83,34 +83,34 @@ fn flows<F: Flows>(
     }
 }
 
-/// The key of the other half of a flow, and that half if it is there: its place may be another flow's, which has taken the
-/// port over.
-pub(super) fn reverse<F: Flows>(
+/// The key of the other entry of a flow, and that entry if it exists: its slot may belong to a flow that has taken
+/// the port over.
+pub(super) fn reverse_of<F: Flows>(
     map: &PinnedMap<F::Key, F::Flow>,
     key: &F::Key,
     half: &F::Flow,
 ) -> Result<(F::Key, Option<F::Flow>)> {
-    let other = pair::other_key::<F>(half, F::protocol_of(key));
+    let other = nat_plan::other_key::<F>(half, F::protocol_of(key));
     let found = map.get(&other)?;
-    Ok((other, found.filter(|f| F::next(f).twin_side == F::side_of(key) && pair::leads_back::<F>(f, key))))
+    Ok((other, found.filter(|f| F::next(f).reverse_side == F::side_of(key) && nat_plan::leads_back::<F>(f, key))))
 }
 
-/// Removes both halves of a flow unless one of them has been used, however shortly ago: then both stay.
-fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
+/// Removes both entries of a flow unless one was used, however recently: then both stay.
+fn expire_flow<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Flow, now: u32) -> Result<usize> {
     let has_expired = |flow: &F::Flow| flow::has_expired(F::protocol_of(key), F::next(flow), now);
-    let (twin_key, twin) = reverse::<F>(map, key, half)?;
-    if twin.as_ref().is_some_and(|t| !has_expired(t)) {
+    let (reverse_key, reverse) = reverse_of::<F>(map, key, half)?;
+    if reverse.as_ref().is_some_and(|t| !has_expired(t)) {
         return Ok(0);
     }
-    // The half that holds the port goes last, as it came first.
-    let halves = match (twin, F::next(half).state & flow::REPLY_HALF) {
+    // The entry that holds the port goes last, as it was inserted first.
+    let halves = match (reverse, F::next(half).state & flow::REPLY_HALF) {
         (None, _) => vec![*key],
-        (Some(_), 0) => vec![*key, twin_key],
-        (Some(_), _) => vec![twin_key, *key],
+        (Some(_), 0) => vec![*key, reverse_key],
+        (Some(_), _) => vec![reverse_key, *key],
     };
     let mut taken: Vec<(F::Key, F::Flow)> = Vec::new();
     for key in halves {
-        // Looked at again at the last moment, and once more in what was taken.
+        // Checked again immediately before, and once more in the removed value.
         if map.get(&key)?.is_some_and(|f| !has_expired(&f)) {
             break;
         }
@@ -131,18 +131,17 @@ fn expire<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &F::Fl
 
 /// The marks of a port, one byte each.
 const MARKS: [u8; 4] = [PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6];
-/// What programs write, and what a sweep makes of it until it has seen the flows: a mark as well.
+/// The value that programs write, and the one of an unconfirmed mark while flows are read; both count as set.
 const MARKED: u8 = 1;
-const IN_QUESTION: u8 = 2;
+const UNCONFIRMED: u8 = 2;
 
-/// Clears the marks of ports that no flow has. A program writes the mark after the flow and before its first packet goes:
-/// a flow that begins meanwhile either is seen among the flows, or its mark is no longer in question when it would be
-/// cleared.
+/// Clears the marks of ports without a flow. A program writes the mark after the flow's entries and before its first
+/// packet: a flow that begins meanwhile is either found in the table, or has set the mark again.
 fn marks(pins: &Pins) -> Result<usize> {
-    // Of two sweeps at once, one would take what the other has put in question for its own.
-    let Some(_turn) = Turn::take(pins)? else { return Ok(0) };
+    // A second concurrent run would take the marks that this one has reset for its own.
+    let Some(_lock) = MarksLock::take(pins)? else { return Ok(0) };
     let Ok(map) = PinnedMap::open(pins, &maps::NAT_PORT)?.map(0, 65_536) else {
-        // Of a build whose map cannot be written beside the programs without losing what they write.
+        // A map of a build that did not allow concurrent writes.
         return Ok(0);
     };
     let places = || (0..=u16::MAX).flat_map(|port| (0..MARKS.len()).map(move |at| (port, at)));
@@ -152,7 +151,7 @@ fn marks(pins: &Pins) -> Result<usize> {
     };
     let marked: Vec<(u16, usize)> = places().filter(|m| byte(m.0, m.1).load(Ordering::SeqCst) != 0).collect();
     marked.iter().for_each(|m| {
-        turn(*m, MARKED, IN_QUESTION);
+        turn(*m, MARKED, UNCONFIRMED);
     });
     if marked.is_empty() {
         return Ok(0);
@@ -161,13 +160,13 @@ fn marks(pins: &Pins) -> Result<usize> {
     used_ports::<Ipv4>(pins, &mut used)?;
     used_ports::<Ipv6>(pins, &mut used)?;
     let stale = marked.into_iter().filter(|(port, at)| !used.contains(&(MARKS[*at], *port)));
-    Ok(stale.filter(|m| turn(*m, IN_QUESTION, 0)).count())
+    Ok(stale.filter(|m| turn(*m, UNCONFIRMED, 0)).count())
 }
 
-/// The one sweep that may clear marks.
-struct Turn(#[expect(dead_code, reason = "held")] Flock<File>);
+/// The lock of the run that may clear marks.
+struct MarksLock(#[expect(dead_code, reason = "held")] Flock<File>);
 
-impl Turn {
+impl MarksLock {
     fn take(pins: &Pins) -> Result<Option<Self>> {
         let path = pins.root().join("map");
         let what = || format!("cannot lock {}", path.display());
@@ -179,23 +178,23 @@ impl Turn {
     }
 }
 
-/// Protocol and port of every flow whose answers come to an uplink.
+/// Protocol and port of every flow with replies at an uplink.
 fn used_ports<F: Flows>(pins: &Pins, used: &mut HashSet<(u8, u16)>) -> Result<()> {
     for (key, half) in PinnedMap::open(pins, &F::FLOWS)?.dump(CHUNK)? {
-        // One half may be lost.
+        // One entry may be evicted.
         let proto = F::protocol_of(&key);
         if F::side_of(&key) == SIDE_UPLINK {
             used.insert((proto, F::tuple(&key).dport.value()));
         }
-        if F::next(&half).twin_side == SIDE_UPLINK {
+        if F::next(&half).reverse_side == SIDE_UPLINK {
             used.insert((proto, F::translated(&half).sport.value()));
         }
     }
     Ok(())
 }
 
-/// The cookies of hosts whose namespace is gone and whose pins are still there. `lo` cannot be removed while its namespace
-/// lives, so that a link to it without an interface tells; clsact leaves no such link, and nobody can tell.
+/// The cookies of hosts with pins and without a namespace. `lo` exists as long as its namespace, so a link to it
+/// without an interface proves the end; clsact leaves no such link.
 pub fn gone_hosts() -> Vec<u64> {
     Pins::of_this_version().into_iter().filter(|(_, pins)| has_lost_lo(pins)).map(|(cookie, _)| cookie).collect()
 }
@@ -207,7 +206,7 @@ fn has_lost_lo(pins: &Pins) -> bool {
     info.and_then(|i| i.tcx_ifindex()) == Some(0)
 }
 
-/// Removes the pins of a host that is gone.
+/// Removes the pins of a host whose namespace is gone.
 ///
 /// # Errors
 /// One of them cannot be removed.

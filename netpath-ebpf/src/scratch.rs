@@ -1,0 +1,88 @@
+//! Data that the functions of a program share. The stack of 512 bytes cannot hold a packet and a pending flow, so a
+//! per-CPU map does. Programs run with bottom halves disabled and do not nest, hence a run has its processor's
+//! scratch to itself.
+
+use core::ops::{Deref, DerefMut};
+
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use netpath_common::family::Tuple;
+use netpath_common::layout::Next;
+use netpath_common::nat_plan::NewFlow;
+
+use crate::headers::Wire;
+use crate::icmp::Quoted;
+use crate::packet::Packet;
+
+#[repr(C)]
+pub struct Scratch<F: Wire> {
+    /// The current packet.
+    pub packet: Packet<F>,
+    /// The quotation of an ICMP error.
+    pub quoted: Quoted<F>,
+    pub hop: Hop<F>,
+    pub pending: PendingFlow<F>,
+    /// Argument of `flows::refresh`.
+    pub refresh_key: F::Key,
+    /// Arguments of `bpf_fib_lookup`.
+    pub fib: bpf_fib_lookup,
+    /// Arguments of the socket look-ups.
+    pub sock: bpf_sock_tuple,
+}
+
+/// Where the packet goes.
+#[repr(C)]
+pub struct Hop<F: Wire> {
+    pub to: Tuple<F>,
+    pub next: Next,
+}
+
+/// A flow that is about to be written.
+#[repr(C)]
+pub struct PendingFlow<F: Wire> {
+    pub plan: NewFlow<F>,
+    /// Whether ports of the host's sockets are avoided.
+    pub spare_sockets: bool,
+    /// Whether the port of a closed or orphaned flow may be reused.
+    pub may_evict: bool,
+    /// Number of tries for a source port, and the seed of the search.
+    pub tries: u32,
+    pub random: u32,
+    pub now: u32,
+    pub key: F::Key,
+    pub flow: F::Flow,
+    pub reverse_key: F::Key,
+    pub reverse: F::Flow,
+}
+
+/// The scratch of one BPF function. It is lent to code inlined into that function and, as a whole, to the global
+/// functions that it calls (`subprog.rs`): these take a `ScratchMut` of their own, while the borrow checker ensures
+/// that the caller holds no reference into its own.
+pub struct ScratchMut<F: Wire>(*mut Scratch<F>);
+
+impl<F: Wire> ScratchMut<F> {
+    /// # Safety
+    /// At most once per BPF function; its callers hold no reference into the scratch.
+    #[inline(always)]
+    pub unsafe fn take() -> Option<Self> {
+        F::scratch().get_ptr_mut(0).map(Self)
+    }
+}
+
+impl<F: Wire> Deref for ScratchMut<F> {
+    type Target = Scratch<F>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Scratch<F> {
+        // SAFETY: a map value, zeroed by the kernel, which is a value of each field; no other reference to it is in use
+        // (`take`).
+        unsafe { &*self.0 }
+    }
+}
+
+impl<F: Wire> DerefMut for ScratchMut<F> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Scratch<F> {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
+}
