@@ -100,7 +100,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// The answer to a question about one object.
     ///
     /// # Errors
-    /// What the kernel answers, or that nobody here can read it: that is not the same as that there is no such object.
+    /// What the kernel answers, or that it cannot be parsed, which does not mean that the object is absent.
     pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
         let answers = self.ask(question, NLM_F_REQUEST | NLM_F_ACK)?;
         if answers.unread > 0 {

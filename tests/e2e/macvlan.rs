@@ -142,7 +142,7 @@ fn two_macvlans_and_a_bridge_serve_side_by_side(rung: Rung) -> Result<()> {
             rig.sees("on the other wire", rig.topology.far(), &far, "web", FAR4);
         };
         all(rig);
-        // Whoever reconciles the host neither serves nor forgets what it does not serve.
+        // A reconcile neither serves nor forgets records that the datapath does not serve.
         let other = rig.up("other", Document::new().on_dual(&Network::dual(8), "eth0", 8, 5))?;
         rig.netavark.teardown(&other.0, &other.1)?;
         rig.netavark.call(&["firewall-reload"], b"")?.done()?;

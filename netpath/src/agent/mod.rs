@@ -79,7 +79,7 @@ fn level() -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("netpath=info"))
 }
 
-/// Nothing that the process which started this one had open is kept: somebody may wait for its end.
+/// Keeps nothing open that the starting process had open: an engine may wait until it is closed.
 fn let_go_of_caller() {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null");
     if let Ok(null) = null {
@@ -129,7 +129,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 // After an error a change or the next round is waited for.
                 again = followed.is_ok().then(|| follower.next_look()).flatten().map(Instant::from_std);
                 match followed {
-                    Ok(Followed::Nobody) => return Ok("the last container is gone"),
+                    Ok(Followed::NoContainer) => return Ok("the last container is gone"),
                     Ok(Followed::Busy) => due = Some((Instant::now() + AGAIN, look)),
                     Ok(Followed::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
                     Ok(Followed::Same) => {}

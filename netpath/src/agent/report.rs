@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub struct Drops(BTreeMap<&'static str, u64>);
 
 impl Drops {
-    /// What was dropped before is nobody's news.
+    /// Earlier drops are not reported.
     pub fn begin() -> Self {
         Self(counted().unwrap_or_default())
     }

@@ -61,7 +61,7 @@ enum Verb {
         #[arg(long)]
         foreground: bool,
     },
-    /// Remove what nobody needs any more: expired flows, records of containers that are gone, pins of hosts that are gone
+    /// Remove leftovers: expired flows, records of containers that are gone, pins of hosts that are gone
     Gc {
         #[command(flatten)]
         output: Output,

@@ -15,7 +15,7 @@ impl Datapath for NoDatapath {
         Rung::None
     }
 
-    /// Nothing is refused: to leave publishing to somebody else is the meaning of this rung.
+    /// Nothing is refused: this rung leaves publishing to other software.
     fn refusals(&self, _record: &Record) -> Vec<Refusal> {
         Vec::new()
     }

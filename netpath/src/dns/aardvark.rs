@@ -68,7 +68,7 @@ impl Aardvark {
         let Some(process) = self.process().filter(|_| !named.is_empty()) else { return Ok(()) };
         std::fs::create_dir_all(&self.config).context(|| format!("cannot create {}", self.config.display()))?;
         let _lock = self.lock()?;
-        // Under the lock: whoever takes the last entry away removes the directory.
+        // Under the lock: removing the last entry removes the directory.
         std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
         let added = named.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &named));
         if added.is_err() {

@@ -184,7 +184,7 @@ fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     let mut answer = [0u8; 512];
     while Instant::now() < deadline {
-        // Refused while nobody listens yet: ask again.
+        // Refused until the server listens: ask again.
         if socket.send(&query).is_err() {
             std::thread::sleep(POLL);
             continue;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// A network's file. Lines of others are kept as they are, whoever wrote them.
+/// A network's file. Lines of other writers are kept as they are.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Zone {
     header: String,

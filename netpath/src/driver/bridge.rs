@@ -26,9 +26,8 @@ impl Bridge {
     fn find(&self, rtnl: &Rtnl, network: &Network) -> Result<Link> {
         let name = &self.name;
         let what = || Error::new(format!("cannot use {name} as the bridge of network {}", network.name));
-        let link = rtnl
-            .link_named(name)?
-            .ok_or_else(|| what().because("somebody has removed it at this moment").next("try again"))?;
+        let link =
+            rtnl.link_named(name)?.ok_or_else(|| what().because("it was removed at this moment").next("try again"))?;
         if link.kind != LinkKind::Bridge {
             return Err(what()
                 .because("an interface of that name exists and is not a bridge")
@@ -107,7 +106,7 @@ impl Driver for Bridge {
         match self.complete(&site.rtnl, network) {
             Ok(_) if made => Ok(Done::Changed(Undo::Unshare { at })),
             Ok(false) => Ok(Done::AlreadySo),
-            // An address that a bridge of this network must have: nobody is better off without it.
+            // An address that a bridge of this network must have: undoing it would help no container.
             Ok(true) => Ok(Done::Within),
             Err(e) => {
                 if made {
@@ -213,7 +212,7 @@ impl Driver for Bridge {
     }
 
     /// The host's end of the veth, if it is a port of the bridge. The veths of other endpoints are left out: an interface that
-    /// somebody else put into the container may by chance have the same indexes.
+    /// other software put into the container may by chance have the same indexes.
     fn inside(&self, site: &Site, interface: &IfName) -> Result<Option<Found>> {
         let Some(inside) = &site.inside else { return Ok(None) };
         let Some(here) = host_end(&site.rtnl, inside, interface)? else { return Ok(None) };

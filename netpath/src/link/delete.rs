@@ -1,7 +1,7 @@
 //! Deleting links, and who waits for the end of it.
 //!
 //! The kernel takes a link out of everything, its peer with it, while it holds the lock of all network configuration: about
-//! a millisecond. Then, still in the call but without the lock, it waits until nobody can be reading what belonged to it,
+//! a millisecond. Then, still in the call but without the lock, it waits until no reader can hold a reference to what belonged to it,
 //! so that it may free the memory: 15 to 45 ms (`net/core/dev.c, netdev_run_todo()`, `rcu_barrier()`). By then name, index,
 //! addresses and hooks are gone for everybody.
 
@@ -33,7 +33,7 @@ impl Rtnl {
     }
 
     /// The same, in the namespace of the calling thread, and back as soon as the links are gone: a child process has the
-    /// kernel free their memory, and ends after that. For commands that end soon too; nobody collects the child.
+    /// kernel free their memory, and ends after that. For commands that end soon too; the child is not waited for.
     ///
     /// # Errors
     /// The kernel's.
@@ -77,7 +77,7 @@ impl Rtnl {
         Ok(Some(RouteNetlinkMessage::DelLink(message)))
     }
 
-    /// Puts links into a group that nobody else has; 0 is everybody's.
+    /// Puts links into an unused group; 0 is the default of all links.
     fn gather(&self, indexes: &[u32]) -> Result<u32> {
         let group = u32::from_ne_bytes(super::random()?) | 1;
         for &index in indexes {

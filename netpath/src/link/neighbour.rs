@@ -31,7 +31,7 @@ impl Rtnl {
     ///
     /// `net/core/neighbour.c`: `__neigh_update()` stops the timer and keeps the queue of a neighbour that is made NUD_NONE;
     /// `__neigh_event_send()`, which NTF_USE calls, sends the first question of a neighbour in that state. All of it is one
-    /// request, so that no neighbour is left without a timer, whoever ends this process.
+    /// request, so that no neighbour is left without a timer if this process is killed.
     ///
     /// # Errors
     /// The kernel's first, after it has been asked for all. A neighbour that is gone in the meantime is none.
@@ -73,7 +73,7 @@ fn message(index: u32, address: IpAddr) -> NeighbourMessage {
 fn unanswered(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
     let RouteNetlinkMessage::NewNeighbour(n) = message else { return None };
     let is_waited_for = n.header.ifindex == index && n.header.state == NeighbourState::Incomplete;
-    // A request without these flags would take them away from somebody else's neighbour (`neigh_update_flags()`).
+    // A request without these flags would take them away from a neighbour of other software (`neigh_update_flags()`).
     let is_kept = n.header.flags.contains(NeighbourFlags::ExtLearned)
         || n.attributes.iter().any(|a| matches!(a, NeighbourAttribute::ExtFlags(flags) if !flags.is_empty()));
     if !is_waited_for || is_kept {

@@ -53,7 +53,7 @@ impl Netns {
     pub fn enter(&self) -> Result<Inside> {
         let what = || format!("cannot enter network namespace {}", self.path.display());
         let file = self.file.try_clone().context(what)?;
-        // A socket stays in the namespace in which it was made, whoever uses it.
+        // A socket stays in the namespace in which it was made.
         let rtnl = in_thread(&file, Rtnl::here).map_err(|e| e.within(what()))?;
         Ok(Inside { rtnl, file })
     }

@@ -3,7 +3,7 @@
 //! The kernel asks with the source of the packet that waits, if that is an address of the link, else with the link's
 //! link-local address, and not at all while that is not sure (`net/ipv6/ndisc.c, ndisc_solicit()`): a second or two after the link
 //! came up. On the edge path the packet that waits still has a container's address. The answer finds the neighbour that
-//! waits, whoever has asked (`ndisc_recv_na()`).
+//! waits, also to a question of another sender (`ndisc_recv_na()`).
 
 use crate::model::HostLink;
 use crate::model::error::{Context, Result};
@@ -11,7 +11,7 @@ use ipnet::Ipv6Net;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{Ipv6Addr, SocketAddrV6};
 
-/// Whoever receives one with less has it from a router, and drops it (RFC 4861 §7.1.1).
+/// A receiver drops one with less, which came through a router (RFC 4861 §7.1.1).
 const HOP_LIMIT: u32 = 255;
 /// RFC 4861 §4.3, §4.6.1.
 const NEIGHBOR_SOLICITATION: u8 = 135;

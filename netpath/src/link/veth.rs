@@ -44,7 +44,7 @@ impl Rtnl {
     }
 
     /// Tells the neighbours of an interface that its addresses are its own, as far as `arp_notify` and `ndisc_notify` ask
-    /// for it. The kernel does so by itself when the interface comes up, but then nobody hears it: the other end of the
+    /// for it. The kernel does so by itself when the interface comes up, but then no neighbour receives it: the other end of the
     /// pair is still down. Setting the address that it has is another reason (`net/ipv4/devinet.c, inetdev_event()`).
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Who publishes what somebody else wants to publish.
+//! Conflicts between published ports.
 //!
 //! One address of the host and all of them are two places: the port of one is asked first, so both can have an owner.
 //! The same port from two networks of one container has two owners, of which the older is served.

@@ -23,7 +23,7 @@ fn the_same_port_of_the_same_place_meets() {
     assert_eq!(None, met((any, 99, 1), &BOTH, (any, 100, 50)));
     assert_eq!(None, met((any, 150, 1), &BOTH, (any, 100, 50)));
     assert_eq!(None, met((HostBind::AnyV4, 80, 1), &BOTH, (HostBind::AnyV6, 80, 1)));
-    assert_eq!(None, met((any, 80, 1), &["fd00::3/64"], (HostBind::AnyV4, 80, 1)), "a family that nobody has");
+    assert_eq!(None, met((any, 80, 1), &["fd00::3/64"], (HostBind::AnyV4, 80, 1)), "a family that no endpoint has");
     assert_eq!(None, met((at("192.0.2.1"), 80, 1), &BOTH, (any, 80, 1)));
     assert_eq!(None, met((at("192.0.2.1"), 80, 1), &BOTH, (at("192.0.2.2"), 80, 1)));
     assert!(met((at("127.0.0.1"), 80, 1), &BOTH, (at("127.0.0.1"), 80, 1)).is_some());

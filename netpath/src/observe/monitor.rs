@@ -1,4 +1,4 @@
-//! Program logs, live. The programs in place say nothing and have no code that could; for as long as somebody looks,
+//! Program logs, live. The programs in place say nothing and have no code that could; while a monitor runs,
 //! others of the same object that speak take their place, link by link and without a gap.
 //!
 //! A lock on the pins tells other commands that this one is alive. When it is gone, in whatever way, the next of them
@@ -45,7 +45,7 @@ impl Level {
     }
 }
 
-/// Prints until a signal comes or nobody reads any more.
+/// Prints until a signal comes or the reader closes the pipe.
 ///
 /// # Errors
 /// Another monitor runs, or the programs cannot be loaded or replaced.
@@ -128,7 +128,7 @@ fn restore(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Nobody holds the other end of the pipe that standard output is.
+/// Whether the other end of the pipe at standard output is closed.
 fn reader_is_gone() -> bool {
     let mut out = libc::pollfd { fd: std::io::stdout().as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one pollfd, for the length of a call that does not wait.

@@ -94,7 +94,7 @@ fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
     }
 }
 
-/// Ends the agent if it is of another build, for whoever is about to write what that one would write otherwise.
+/// Ends an agent of another build, before a command writes state that the agent would write differently.
 ///
 /// # Errors
 /// It cannot be ended.
@@ -118,7 +118,7 @@ pub fn stop(store: &Store) -> Result<()> {
         match agent::holder(store.dir()) {
             Some(holder) if holder.process == Writer::this_process() => return Ok(()),
             Some(holder) => return end(holder.process),
-            // Free, or somebody has just started one and has not said whom.
+            // Free, or an agent has just been started and is not named yet.
             None if Seat::take(store.dir())?.is_some() || begun.elapsed() > NAMING_LIMIT => return Ok(()),
             None => std::thread::sleep(Duration::from_millis(1)),
         }
@@ -133,7 +133,7 @@ fn end(process: Writer) -> Result<()> {
         let e = io::Error::last_os_error();
         return if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(Error::new(what()).because(e)) };
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor, owned here alone.
     let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     // Asked after opening: the number may have become another's.
     if !process.is_alive() {

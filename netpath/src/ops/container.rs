@@ -16,7 +16,7 @@ impl Live {
     /// Removes what is left of an endpoint whose setup or teardown was cut off, or whose namespace is gone.
     ///
     /// # Errors
-    /// The endpoint is in use, or somebody is working on it.
+    /// The endpoint is in use, or another command works on it.
     pub(super) fn clear(&self, at: usize, old: &Kept) -> Result<()> {
         let record = &self.records[at];
         let what = || format!("{} on network {}", record.container.label(), record.network.name);

@@ -1,7 +1,7 @@
 //! Following the host: what the datapath was made for is compared with what is there now, and put right when it differs.
 
 use super::serve::see_sources;
-use super::{gc, nobody};
+use super::{gc, without_container};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
 use crate::link::{self, Carriers, Rtnl, netns};
@@ -27,7 +27,7 @@ struct Scene {
 pub enum Look {
     /// Only if the host has changed.
     Glance,
-    /// Whatever somebody else has taken away is put back too.
+    /// Objects that other software has removed are restored too.
     Thorough,
 }
 
@@ -40,7 +40,7 @@ pub enum Followed {
     /// A command is at work. It reconciles by itself; look again in a moment.
     Busy,
     /// No container is left.
-    Nobody,
+    NoContainer,
 }
 
 pub struct Follower {
@@ -72,7 +72,7 @@ impl Follower {
         if look == Look::Glance && is_same {
             return Ok(Followed::Same);
         }
-        let mut live = nobody(self.cookie)?;
+        let mut live = without_container(self.cookie)?;
         // It reloads for a second or two, in which commands are not to wait for this look.
         let firewall_answers = live.firewall.wait();
         let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
@@ -109,13 +109,13 @@ impl Follower {
     fn leave(&self) -> Result<Followed> {
         match self.store.try_lock()? {
             Some(lock) => {
-                let mut live = nobody(self.cookie)?;
+                let mut live = without_container(self.cookie)?;
                 live.lock = Some(lock);
                 live.let_go()?;
-                Ok(Followed::Nobody)
+                Ok(Followed::NoContainer)
             }
             None if self.store.dir().exists() => Ok(Followed::Busy),
-            None => Ok(Followed::Nobody),
+            None => Ok(Followed::NoContainer),
         }
     }
 

@@ -1,6 +1,6 @@
-//! Sweeping: what nobody takes back by himself, because its owner was killed, has gone, or was a clock.
+//! Garbage collection: expired flows, records of dead containers, pins of dead namespaces.
 
-use super::nobody;
+use super::without_container;
 use crate::datapath::ebpf::expire;
 use crate::datapath::ebpf::pins::Pins;
 use crate::datapath::{Effort, Progress, Swept, ladder};
@@ -11,7 +11,7 @@ use crate::state::Store;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// A command sweeps a little when nobody has for so long.
+/// A command sweeps a little when no sweep has run for so long.
 const EVERY: Duration = Duration::from_secs(60);
 /// And for no longer than this, with what it takes to open the maps on top.
 const LITTLE: Duration = Duration::from_millis(1);
@@ -38,13 +38,13 @@ pub struct Removed {
 pub fn gc() -> Result<Removed> {
     super::signal::ignore();
     let cookie = netns::cookie()?;
-    let mut live = nobody(cookie)?;
+    let mut live = without_container(cookie)?;
     let mut removed = Removed::default();
     let leftovers = Pins::of(cookie).exist() || live.site.store.dir().exists();
     if leftovers {
         live.lock = Some(live.site.store.lock(&super::signal::seen)?);
         let put_right = if live.site.store.is_empty()? {
-            // Whoever removed the last record was killed before it had removed the rest.
+            // The command that removed the last record was killed before it had removed the rest.
             let view = live.site.rtnl.host_view(cookie)?;
             let emptied = ladder::open(live.site.store.rung()?.unwrap_or(Rung::Ebpf))
                 .and_then(|mut d| d.reconcile(&Desired::default(), &view));
@@ -96,7 +96,7 @@ pub(super) fn sweep_some(store: &Store, cookie: u64) {
     store.keep_swept(&progress);
 }
 
-/// Everything of a host namespace that is gone. Nobody can be in it any more.
+/// Everything of a host namespace that is gone. No process can be in it any more.
 fn forget(cookie: u64) -> Result<()> {
     tracing::info!(host = format!("{cookie:x}"), "its namespace is gone, its programs, maps and records go too");
     expire::forget_host(cookie)?;

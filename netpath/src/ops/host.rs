@@ -21,7 +21,7 @@ pub(super) struct Live {
     pub names: Aardvark,
     pub datapath: Option<Box<dyn Datapath>>,
     pub firewall: Firewall,
-    /// Whether another rung may be taken should this one fail: nobody asked for it, and no container uses it yet.
+    /// Whether another rung may be taken should this one fail: it was not asked for, and no container uses it yet.
     pub may_step_down: bool,
     /// Of setup, with their final order; of teardown, what the store and the engine know of them.
     pub records: Vec<Record>,

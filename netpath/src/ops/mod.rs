@@ -157,13 +157,13 @@ pub fn teardown(detach: Detach) -> Result<()> {
     plan::all_of(&what, failures)
 }
 
-/// Makes the kernel hold what the records say, after somebody else has changed it.
+/// Makes the kernel hold what the records say, after other software has changed it.
 ///
 /// # Errors
 /// What could not be read or written.
 pub fn reconcile() -> Result<()> {
     signal::ignore();
-    let mut live = nobody(netns::cookie()?)?;
+    let mut live = without_container(netns::cookie()?)?;
     if live.site.store.is_empty()? {
         return Ok(());
     }
@@ -173,7 +173,7 @@ pub fn reconcile() -> Result<()> {
 }
 
 /// The host for a command that is about no container.
-fn nobody(cookie: u64) -> Result<Live> {
+fn without_container(cookie: u64) -> Result<Live> {
     Live::coming(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
 }
 

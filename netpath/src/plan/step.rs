@@ -134,7 +134,7 @@ pub trait Host {
     /// Something of the step is left behind.
     fn undo(&mut self, undo: &Undo) -> Result<()>;
 
-    /// Whether somebody wants this command to end; asked between steps.
+    /// Whether a signal asks this command to end; checked between steps.
     fn interrupted(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! The agent's seat: a file that is locked for as long as the agent lives, and says who it is. Whoever starts an agent
+//! The agent's seat: a file that is locked for as long as the agent lives, and says who it is. A command that starts an agent
 //! locks the file first and hands it on, so that there is never a second one.
 
 use super::lock::is_at;
@@ -33,7 +33,7 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Takes the seat in the directory `dir`; `None` = somebody has it, or there is no such directory.
+    /// Takes the seat in the directory `dir`; `None` = it is taken, or there is no such directory.
     ///
     /// # Errors
     /// The file cannot be made or locked.
@@ -52,7 +52,7 @@ impl Seat {
     /// # Errors
     /// Standard input cannot be used.
     pub fn handed_on(dir: &Path) -> Result<Option<Self>> {
-        // Another descriptor, which is closed when a program is executed: nobody whom the agent starts keeps the seat.
+        // Another descriptor, which is closed when a program is executed: no child of the agent keeps the seat.
         let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let file = file.context(|| "cannot use standard input".to_owned())?;
         let path = dir.join(SEAT);
@@ -79,7 +79,7 @@ impl Seat {
         self.file.write_all_at(&bytes, 0).context(what)
     }
 
-    /// Nobody is on it yet.
+    /// It names no agent yet.
     ///
     /// # Errors
     /// It cannot be written.
@@ -145,7 +145,7 @@ mod tests {
         let dir = directory("one");
         let seat = Seat::take(&dir).expect("a seat").expect("a free seat");
         assert!(Seat::take(&dir).expect("a seat").is_none(), "a second one");
-        assert_eq!(None, holder(&dir), "nobody has said who it is");
+        assert_eq!(None, holder(&dir), "no agent is named");
         let us = Holder { process: Writer::this_process(), build: "7".into() };
         seat.write(&Holder { build: "a longer one".into(), ..us.clone() }).expect("written");
         seat.write(&us).expect("written");

@@ -46,7 +46,7 @@ impl Lock {
         }
     }
 
-    /// The lock of a directory that is there, if nobody holds it.
+    /// The lock of a directory that exists, if it is free.
     ///
     /// # Errors
     /// The file cannot be opened or locked.

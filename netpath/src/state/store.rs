@@ -140,7 +140,7 @@ impl Store {
         Lock::take(&self.dir, give_up)
     }
 
-    /// The lock if nobody has it, and only where there is a state to lock: whoever asks never waits in anybody's way.
+    /// The lock if it is free, and only where there is a state to lock: the caller never waits.
     ///
     /// # Errors
     /// It cannot be tried.
@@ -171,7 +171,7 @@ impl Store {
     }
 
     /// What the datapath was last made for: [`HostView::digest`](crate::model::HostView::digest). `None` also while it is
-    /// being made, and when whoever made it was killed.
+    /// being made, and after the command that made it was killed.
     pub fn served(&self) -> Option<u64> {
         read(&self.dir.join(SERVED)).ok().flatten()
     }
@@ -345,7 +345,7 @@ impl Store {
         read(&self.dir.join(MEMORY)).ok().flatten()
     }
 
-    /// For whoever holds the lock. `None` forgets.
+    /// The caller holds the lock. `None` forgets.
     ///
     /// # Errors
     /// It cannot be written or removed.
@@ -361,7 +361,7 @@ impl Store {
         self.dir.join(NETFILTER).exists()
     }
 
-    /// For whoever holds the lock: before the first rule is written, and once the last is gone.
+    /// The caller holds the lock: before the first rule is written, and once the last is gone.
     ///
     /// # Errors
     /// It cannot be written or removed.
@@ -395,7 +395,7 @@ impl Store {
         for entry in std::fs::read_dir(&self.dir).context(what)? {
             let entry = entry.context(what)?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // A half-written file has lost its writer: whoever writes holds the lock.
+            // A half-written file has lost its writer: every writer holds the lock.
             const FILES: [&str; 10] =
                 [RUNG, SYSCTLS, MEMORY, PASSED_OVER, SWEPT, SERVED, NETFILTER, FIREWALLD, agent::SEAT, agent::LOG];
             if FILES.contains(&name.as_str()) || name.ends_with(HALF) {

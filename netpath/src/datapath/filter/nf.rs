@@ -17,7 +17,7 @@ type Place = (&'static str, String);
 
 pub fn foreign() -> io::Result<Vec<Chain>> {
     match ask() {
-        // No nfnetlink, or nobody behind it (`net/netfilter/nfnetlink.c, nfnetlink_rcv_msg()`).
+        // No nfnetlink, or no nf_tables behind it (`net/netfilter/nfnetlink.c, nfnetlink_rcv_msg()`).
         Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
             Ok(Vec::new())
         }

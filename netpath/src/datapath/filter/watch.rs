@@ -9,7 +9,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 const NFNLGRP_NFTABLES: u32 = 7;
 
 /// A socket that can be read when rules of the calling thread's namespace have changed. It does not block. Legacy tables
-/// tell nobody.
+/// send no notification.
 ///
 /// # Errors
 /// A kernel without nfnetlink.

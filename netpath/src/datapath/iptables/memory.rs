@@ -28,7 +28,7 @@ impl Memory {
         self.seen.remove(&family).filter(|p| p.has_ours() && netfilter::has_our_chains(family))
     }
 
-    /// Writes down what is there after `commits` of ours since generation `before`; where somebody else has committed
+    /// Writes down what is there after `commits` of ours since generation `before`; where other software has committed
     /// something in between, nothing is known.
     pub fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Present>) {
         let now = netfilter::generation().ok();

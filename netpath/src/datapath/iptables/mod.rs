@@ -1,7 +1,7 @@
 //! The iptables rung: the same promises as the eBPF rung, kept by netfilter, for hosts that have nothing better.
 //!
 //! `rules.rs` compiles the desired state, `present.rs` compares it with what iptables-save prints and writes the script,
-//! `tool.rs` finds and runs the programs, `memory.rs` saves a listing where nobody else has committed anything. `bridge.rs`
+//! `tool.rs` finds and runs the programs, `memory.rs` saves a listing where no other software has committed anything. `bridge.rs`
 //! sets what rules alone cannot do, `conntrack.rs` forgets connections that the new rules would decide otherwise.
 //! Every host's tables are those of its network namespace, so nothing here needs a name of its own.
 //!
@@ -275,7 +275,11 @@ impl Part<'_> {
 
     /// Tables that hold nothing any more.
     fn emptied(&self) -> Vec<(Tool, String)> {
-        let tables = self.present.tables.iter().filter(|(_, t)| self.wanted.is_empty() && is_removable(self.tool, t));
+        let holds = |name: &String| {
+            let wanted = self.wanted.tables.iter().filter(|t| t.name == name);
+            wanted.zip(self.present.tables.get(name)).any(|(t, there)| !present::fitted(t, there).chains.is_empty())
+        };
+        let tables = self.present.tables.iter().filter(|(name, t)| !holds(name) && is_removable(self.tool, t));
         tables.map(|(name, _)| (self.tool.clone(), name.clone())).collect()
     }
 
@@ -302,19 +306,19 @@ fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() ->
 fn scripts(tool: &Tool, wanted: &Ruleset, present: &Present) -> Vec<String> {
     let script = |table: &rules::Table| {
         let there = present.tables.get(table.name);
-        // Who made it is known until the table is removed, which is once nothing is wanted in any.
+        // Who made it is known until the table is removed.
         let keep_state = there.is_some_and(|t| is_removable(tool, t));
         present::script(table, there, keep_state)
     };
     wanted.tables.iter().filter_map(script).collect()
 }
 
-/// Whether the table is one that iptables made in nf_tables for us, and nobody else uses.
+/// Whether the table is one that iptables made in nf_tables for netpath, and no other software uses.
 fn is_removable(tool: &Tool, table: &present::PresentTable) -> bool {
     tool.backend == tool::Backend::Nft && table.has_ours() && table.removable()
 }
 
-/// iptables never removes what it made in nf_tables. Somebody may have begun to use it meanwhile: then it stays.
+/// iptables never removes what it made in nf_tables. Other software may have begun to use it meanwhile: then it stays.
 fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
     if emptied.is_empty() || netfilter::remove_tables(&named(emptied)).is_ok() {

@@ -206,7 +206,7 @@ impl PresentTable {
         jump_target(rule).is_some_and(|t| t.starts_with(PREFIX))
     }
 
-    /// After our own things went, the table is as empty as it was when it was made for us, and nobody would miss it.
+    /// After our own things went, the table is as empty as it was when it was made for us, and can be removed.
     pub fn removable(&self) -> bool {
         let others = self.rules.values().flatten().any(|r| !self.is_ours(r));
         self.made && self.foreign == 0 && !others && self.policies.values().all(|p| p == "ACCEPT")
@@ -326,7 +326,7 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
 }
 
 /// The table as the policies there want it: without accepts at the end of chains that accept by themselves.
-fn fitted(table: &Table, present: &PresentTable) -> Table {
+pub fn fitted(table: &Table, present: &PresentTable) -> Table {
     let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
         table.jumps.iter().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
     let is_led_to = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);

@@ -149,7 +149,7 @@ pub fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[Ro
 
 /// What the rungs above leave to netfilter: the ports that [`moved_sctp`] names, and nothing else. An allow list is asked
 /// before the translation, so that the host's own filter stays as it is; who is on none reaches the host's port, where
-/// nobody listens.
+/// no server listens.
 pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
     let moved = moved_sctp(desired);
     let targets = targets(&moved, family);
@@ -247,7 +247,7 @@ pub fn serves_loopback(record: &Record, family: Family) -> bool {
         })
 }
 
-/// Who may reach published ports, as rules: for each port with a list its networks, then nobody else, and then the same for
+/// Who may reach published ports, as rules: for each port with a list its networks, then no other client, and then the same for
 /// the container's other ports. A new connection is asked; the host's own are not forwarded and so never are.
 fn allowed(desired: &Desired, family: Family) -> Vec<String> {
     let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
@@ -409,7 +409,7 @@ fn publish(
             ports.push(Chain { name, rules });
         }
     }
-    // A loopback address on a wire is nobody's business, and a link-local source cannot be forwarded.
+    // A loopback address on a wire is not published, and a link-local source cannot be forwarded.
     let (wire, own): (&[&str], &[&str]) = match family {
         Family::V4 => (&["127.0.0.0/8"], &[]),
         Family::V6 if loopback6 => (&["::1/128", "fe80::/10"], &["fe80::/10"]),
@@ -429,8 +429,8 @@ fn dnat_rule(target: &Target) -> Vec<String> {
     vec![format!("{} -j DNAT --to-destination {}", dialled(target), translation(target))]
 }
 
-/// The same with the allow list, which nobody else asks: one rule for each of its networks, before them the host, which is
-/// always answered, and behind them nobody.
+/// The same with the allow list, which no other rule asks: one rule for each of its networks, before them the host, which is
+/// always answered, and behind them a return.
 fn asking_rules(target: &Target) -> Vec<String> {
     let list = target.publish.allow.as_deref().filter(|list| !list.is_empty());
     let Some(list) = list else { return dnat_rule(target) };

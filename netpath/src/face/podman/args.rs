@@ -65,7 +65,7 @@ pub enum Verb {
     DhcpProxy,
     /// Put back what containers need each time firewalld reloads
     FirewalldReload,
-    /// Put back what containers need after somebody has flushed the host's rules
+    /// Put back what containers need after the host's rules were flushed
     FirewallReload,
 }
 

@@ -37,7 +37,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(line) => (line, ExitCode::SUCCESS),
         Err(e) => (format!("{}\n", serde_json::json!({ "error": in_one_line(&e) })), ExitCode::FAILURE),
     };
-    // Whoever has closed our stdout does not want the answer.
+    // A caller that has closed stdout does not read the answer.
     let _ = std::io::stdout().write_all(line.as_bytes());
     code
 }

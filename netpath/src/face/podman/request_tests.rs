@@ -366,7 +366,7 @@ fn own_options_come_as_options_or_as_labels_and_the_option_wins() {
     document["network_info"]["front"]["options"] = json!({"netpath.xdp": "off"});
     assert_eq!(Xdp::Off, records(&document)[0].network.xdp);
     let labels = with("/network_info/front/labels", json!({"netpath": "x", "com.example": 7}));
-    assert_eq!(2, records(&labels).len(), "other labels are nobody's business");
+    assert_eq!(2, records(&labels).len(), "other labels are ignored");
 }
 
 #[test]

@@ -391,7 +391,7 @@ fn with_nothing_desired_only_our_own_things_go() {
     assert!(!present.tables["nat"].removable(), "others use the table");
     assert!(Present::parse(&saved(&body, "")).tables["nat"].removable());
     let dropping = saved(&body, "").replace(":OUTPUT ACCEPT", ":OUTPUT DROP");
-    assert!(!Present::parse(&dropping).tables["nat"].removable(), "a policy is somebody's rule");
+    assert!(!Present::parse(&dropping).tables["nat"].removable(), "a policy is a rule of the administrator's");
 }
 
 #[test]

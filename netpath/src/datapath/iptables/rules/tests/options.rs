@@ -113,7 +113,7 @@ fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
         of("NETPATH_POSTROUTING"),
         "what containers begin themselves is the programs' business"
     );
-    assert_eq!(2, of("NETPATH_INPUT").len(), "loopback addresses come from nobody");
+    assert_eq!(2, of("NETPATH_INPUT").len(), "no bridge sends from loopback addresses");
     assert!(of("NETPATH_FORWARD").is_empty() && of("NETPATH_ALLOW").is_empty());
 
     web.allow = vec!["192.0.2.0/24".parse().expect("a network"), "2001:db8::/32".parse().expect("a network")];
