@@ -115,7 +115,8 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
         text += "\nTime per packet by BPF_PROG_TEST_RUN, the 35 to 40 ns of an empty program included:\n\n";
         text += &render(&["program".to_owned(), "ns".to_owned()], &rows);
     }
-    if plan.variants.iter().any(|v| v.is_judged()) {
+    // The aims are of hosts without others.
+    if plan.places.beside.is_none() && plan.variants.iter().any(|v| v.is_judged()) {
         text += "\nThe aims:\n\n";
         text += &bars(plan, results);
     }
