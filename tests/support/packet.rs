@@ -750,21 +750,33 @@ impl Lab {
         };
         fields.iter().for_each(|(at, value)| context[*at..at + 4].copy_from_slice(&value.to_ne_bytes()));
         let mut out = vec![0u8; packet.len() + 64];
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::default()
-        };
-        let result = match program {
-            Program::Xdp(p) => p.test_run(options)?,
-            Program::SchedClassifier(p) => p.test_run(options)?,
-            _ => anyhow::bail!("not a program of packets"),
+        let result = loop {
+            let options = TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                repeat,
+                ..TestRunOptions::default()
+            };
+            let run = match program {
+                Program::Xdp(p) => p.test_run(options),
+                Program::SchedClassifier(p) => p.test_run(options),
+                _ => anyhow::bail!("not a program of packets"),
+            };
+            // A signal, or the kernel's own work on the thread, ends a repeated run (net/bpf/test_run.c, bpf_test_timer_continue()).
+            match run.map_err(anyhow::Error::from) {
+                Err(e) if is_interrupted(&e) => {}
+                done => break done?,
+            }
         };
         out.truncate(result.data_size_out as usize);
         Ok((result, out))
     }
+}
+
+fn is_interrupted(e: &anyhow::Error) -> bool {
+    let interrupted = |e: &std::io::Error| e.kind() == std::io::ErrorKind::Interrupted;
+    e.chain().filter_map(|cause| cause.downcast_ref()).any(interrupted)
 }
 
 /// Host 5 of network `n`.
