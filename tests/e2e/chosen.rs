@@ -187,7 +187,7 @@ fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
         netavark.setup(&container, &document())?;
         let status = says(&topology, "status")?;
         ensure!(status["rung"] == "iptables", "{chain}: {status}");
-        let why = status["passed_over"][0]["why"].as_str().unwrap_or_default();
+        let why = status["rejected_rungs"][0]["why"].as_str().unwrap_or_default();
         ensure!(why.contains(chain), "{chain}: {why}");
         served(&topology, &container, chain)?;
         netavark.teardown(&container, &document())?;

@@ -3,20 +3,20 @@
 //! A host is served without it: it only does sooner what the next command does too, and may be killed at any moment. It
 //! never waits for a lock, so that a command that ends it under the lock does not wait for long.
 
+mod drop_log;
 mod events;
-mod pace;
-mod report;
+mod rate_limiter;
 
 use crate::datapath::filter;
 use crate::link;
 use crate::model::error::{Context, Error, Result};
 use crate::ops::agent::build;
-use crate::ops::follow::{Followed, Follower, Look};
-use crate::state::agent::{Holder, LogFile, Seat, holder};
-use crate::state::store::Writer;
+use crate::ops::host_watch::{HostWatch, Look, LookResult};
+use crate::state::agent::{AgentLock, Holder, LogFile, holder};
+use crate::state::store::ProcessId;
+use drop_log::DropLog;
 use events::Events;
-use pace::Pace;
-use report::Drops;
+use rate_limiter::RateLimiter;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -38,17 +38,17 @@ const REPORT: u32 = 2;
 /// # Errors
 /// It cannot watch the host.
 pub fn run(foreground: bool) -> Result<()> {
-    let follower = Follower::here()?;
-    let dir = follower.store.dir().to_owned();
-    let handed_on = if foreground { None } else { Seat::handed_on(&dir)? };
-    let seat = match handed_on {
-        Some(seat) => seat,
-        None if follower.store.is_empty()? => {
+    let host_watch = HostWatch::here()?;
+    let dir = host_watch.store.dir().to_owned();
+    let handed_on = if foreground { None } else { AgentLock::handed_on(&dir)? };
+    let lock = match handed_on {
+        Some(lock) => lock,
+        None if host_watch.store.is_empty()? => {
             return Err(Error::new("there is nothing to watch over")
                 .because("no container uses netpath on this host")
                 .next("start a container: the agent comes with the first one"));
         }
-        None => Seat::take(&dir)?.ok_or_else(|| {
+        None => AgentLock::take(&dir)?.ok_or_else(|| {
             let who = holder(&dir).map_or_else(String::new, |h| format!(" (pid {})", h.process.pid));
             Error::new(format!("the agent of this host runs already{who}"))
         })?,
@@ -65,9 +65,9 @@ pub fn run(foreground: bool) -> Result<()> {
     }
     // As `ps` and `top` show it; a name that is too long is cut.
     let _ = nix::sys::prctl::set_name(c"netpath-agent");
-    seat.write(&Holder { process: Writer::this_process(), build: build() })?;
+    lock.write(&Holder { process: ProcessId::this_process(), build: build() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(follower));
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch));
     match &ended {
         Ok(why) => tracing::info!("{why}"),
         Err(e) => tracing::error!("{e}"),
@@ -90,7 +90,7 @@ fn let_go_of_caller() {
 }
 
 /// Returns why it ended.
-async fn watch(mut follower: Follower) -> Result<&'static str> {
+async fn watch(mut host_watch: HostWatch) -> Result<&'static str> {
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
@@ -98,12 +98,12 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(|socket| Events::of(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
-    let mut drops = Drops::begin();
+    let mut drops = DropLog::begin();
     let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
     let mut due = Some((Instant::now(), Look::Glance));
-    let mut pace = Pace::new(Instant::now());
+    let mut rate_limiter = RateLimiter::new(Instant::now());
     let mut not_before = Instant::now();
     let mut again = None;
     tracing::info!(pid = std::process::id(), "watching this host");
@@ -119,24 +119,24 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
                 links.drain();
                 routes.iter().for_each(Events::drain);
                 filters.iter().for_each(Events::drain);
-                if routes.is_none() && follower.follows_routes() {
+                if routes.is_none() && host_watch.follows_routes() {
                     routes = Some(Events::over(link::watch_routes().context(what)?).context(what)?);
                 }
                 let begun = Instant::now();
-                let (back, followed) = look_once(follower, look).await?;
-                follower = back;
-                let was_busy = matches!(followed, Ok(Followed::Busy));
+                let (back, followed) = look_once(host_watch, look).await?;
+                host_watch = back;
+                let was_busy = matches!(followed, Ok(LookResult::Busy));
                 // After an error a change or the next round is waited for.
-                again = followed.is_ok().then(|| follower.next_look()).flatten().map(Instant::from_std);
+                again = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
-                    Ok(Followed::NoContainer) => return Ok("the last container is gone"),
-                    Ok(Followed::Busy) => due = Some((Instant::now() + AGAIN, look)),
-                    Ok(Followed::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
-                    Ok(Followed::Same) => {}
+                    Ok(LookResult::NoContainer) => return Ok("the last container is gone"),
+                    Ok(LookResult::Busy) => due = Some((Instant::now() + AGAIN, look)),
+                    Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
+                    Ok(LookResult::Same) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
                 if !was_busy {
-                    not_before = pace.looked(begun.elapsed(), Instant::now());
+                    not_before = rate_limiter.looked(begun.elapsed(), Instant::now());
                 }
             }
             // Once a look is due, further changes wait for it in the sockets.
@@ -150,7 +150,7 @@ async fn watch(mut follower: Follower) -> Result<&'static str> {
             _ = rounds.tick() => {
                 round = round.wrapping_add(1);
                 due = Some((Instant::now(), Look::Thorough));
-                follower = age(follower).await?;
+                host_watch = age(host_watch).await?;
                 if round.is_multiple_of(REPORT) {
                     drops.say();
                 }
@@ -172,22 +172,22 @@ async fn changed([one, other, third]: [Option<&Events>; 3]) {
 }
 
 /// Apart from the signals: what has begun is ended before the process goes.
-async fn look_once(mut follower: Follower, look: Look) -> Result<(Follower, Result<Followed>)> {
+async fn look_once(mut host_watch: HostWatch, look: Look) -> Result<(HostWatch, Result<LookResult>)> {
     apart(move || {
-        let followed = follower.look(look);
-        (follower, followed)
+        let followed = host_watch.look(look);
+        (host_watch, followed)
     })
     .await
 }
 
-async fn age(follower: Follower) -> Result<Follower> {
+async fn age(host_watch: HostWatch) -> Result<HostWatch> {
     apart(move || {
-        match follower.sweep() {
+        match host_watch.expire() {
             Ok(0) => {}
             Ok(halves) => tracing::debug!(halves, "flows have expired"),
             Err(e) => tracing::warn!("{e}"),
         }
-        follower
+        host_watch
     })
     .await
 }

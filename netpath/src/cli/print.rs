@@ -54,7 +54,7 @@ pub fn status(status: &Status) -> String {
         }
         None => {}
     }
-    for passed in &status.passed_over {
+    for passed in &status.rejected_rungs {
         let _ = writeln!(out, "  not {}: {}", passed.rung, passed.why);
     }
     if !status.hooks.is_empty() {

@@ -43,7 +43,7 @@ pub struct Report {
 
 /// What a sweep has removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Swept {
+pub struct Expired {
     /// Halves of flows that had expired.
     pub flows: usize,
     /// Ports marked as used by flows that are gone.
@@ -107,7 +107,7 @@ pub trait Datapath {
     ///
     /// # Errors
     /// What could not be read or written.
-    fn sweep(&mut self, _host: u64, _effort: Effort<'_>) -> Result<Swept> {
-        Ok(Swept::default())
+    fn expire(&mut self, _host: u64, _effort: Effort<'_>) -> Result<Expired> {
+        Ok(Expired::default())
     }
 }

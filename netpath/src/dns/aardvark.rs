@@ -77,7 +77,7 @@ impl Aardvark {
                     tracing::warn!("{e}");
                 }
             }
-            self.settle(&process);
+            self.commit(&process);
             self.end_lock();
         }
         added
@@ -106,7 +106,7 @@ impl Aardvark {
         }
         // Also when nothing changed: a command killed before may have removed the entry without telling the server.
         if changed || records.iter().any(|r| r.network.dns) {
-            self.settle(&process);
+            self.commit(&process);
         }
         self.end_lock();
         result
@@ -229,7 +229,7 @@ impl Aardvark {
     }
 
     /// After entries went: wakes the server, or ends it and removes its directory when no network is left.
-    fn settle(&self, process: &Process<'_>) {
+    fn commit(&self, process: &Process<'_>) {
         if !self.is_empty() {
             if let Err(e) = process.wake() {
                 tracing::warn!("{e}");

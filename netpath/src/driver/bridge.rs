@@ -1,12 +1,12 @@
 //! A veth between the container and a bridge of the host, which netpath makes and removes.
 
 use super::{Driver, Found, Made, Site};
-use crate::link::view::Link;
+use crate::link::query::Link;
 use crate::link::{Inside, Refused, Rtnl, VethSpec, sysctl};
 use crate::model::error::{Error, Result};
 use crate::model::{BridgeLinks, HostView, IfName, LinkKind, Links, Network, Record};
 use crate::plan::{Done, Step, Steps, Undo, connect};
-use crate::state::{Kept, Phase};
+use crate::state::{Phase, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
@@ -83,10 +83,10 @@ impl Bridge {
 }
 
 impl Driver for Bridge {
-    fn validate(&mut self, _site: &Site, _record: &Record, there: &[Kept]) -> Result<()> {
+    fn validate(&mut self, _site: &Site, _record: &Record, there: &[StoredEndpoint]) -> Result<()> {
         let ours = || there.iter().filter(|k| k.record.network.bridge() == Some(&self.name));
         let has_port = ours().any(|k| k.record.links.is_some());
-        self.is_portless = !has_port && ours().any(|k| k.phase == Phase::Coming);
+        self.is_portless = !has_port && ours().any(|k| k.phase == Phase::Creating);
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl Driver for Bridge {
             Ok(_) if made => Ok(Done::Changed(Undo::Unshare { at })),
             Ok(false) => Ok(Done::AlreadySo),
             // An address that a bridge of this network must have: undoing it would help no container.
-            Ok(true) => Ok(Done::Within),
+            Ok(true) => Ok(Done::ChangedCovered),
             Err(e) => {
                 if made {
                     super::remove_unused(self, site)?;

@@ -4,13 +4,13 @@
 //! the host and the container do not reach each other over the parent.
 
 use super::{Driver, Found, Made, Site};
-use crate::link::view::Link;
+use crate::link::query::Link;
 use crate::link::{Inside, MacvlanSpec, Netns, Rtnl, sysctl};
 use crate::model::attachment::Macvlan as Attachment;
 use crate::model::error::{Error, Result};
 use crate::model::{HostView, IfName, InsideLinks, LinkKind, Links, Record};
 use crate::plan::{Steps, connect};
-use crate::state::Kept;
+use crate::state::StoredEndpoint;
 
 pub struct Macvlan(Attachment);
 
@@ -96,7 +96,7 @@ impl Macvlan {
 }
 
 impl Driver for Macvlan {
-    fn validate(&mut self, site: &Site, record: &Record, _there: &[Kept]) -> Result<()> {
+    fn validate(&mut self, site: &Site, record: &Record, _there: &[StoredEndpoint]) -> Result<()> {
         self.usable_parent(&site.rtnl, record).map(drop)
     }
 

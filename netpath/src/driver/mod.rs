@@ -10,7 +10,7 @@ use crate::link::{Inside, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, HostView, IfName, Links, Record};
 use crate::plan::{Done, Steps};
-use crate::state::{Kept, Key, Store};
+use crate::state::{Key, Store, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
@@ -65,7 +65,7 @@ pub trait Driver {
     ///
     /// # Errors
     /// It cannot.
-    fn validate(&mut self, site: &Site, record: &Record, there: &[Kept]) -> Result<()>;
+    fn validate(&mut self, site: &Site, record: &Record, there: &[StoredEndpoint]) -> Result<()>;
 
     /// The steps that attach the endpoint; `at` is its place in the command.
     fn steps(&self, at: usize, record: &Record) -> Steps;

@@ -1,6 +1,6 @@
 //! Which links have got a carrier since the last look.
 
-use super::view::Link;
+use super::query::Link;
 use crate::model::LinkKind;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};

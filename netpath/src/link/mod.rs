@@ -4,17 +4,17 @@
 pub mod bridge;
 mod carrier;
 mod delete;
+pub mod ethtool;
 pub mod macvlan;
+mod ndisc;
 mod neighbour;
 pub mod netns;
-pub mod offload;
+pub mod query;
 pub mod route;
 pub mod rtnl;
-mod solicit;
 mod source;
 pub mod sysctl;
 pub mod veth;
-pub mod view;
 mod watch;
 
 use crate::model::error::{Context, Result};
@@ -22,9 +22,9 @@ use std::io::Read;
 
 pub use carrier::Carriers;
 pub use macvlan::MacvlanSpec;
+pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
 pub use rtnl::{Refused, Rtnl};
-pub use solicit::solicit;
 pub use veth::VethSpec;
 pub use watch::{watch, watch_routes};
 

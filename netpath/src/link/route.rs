@@ -1,7 +1,7 @@
 //! Addresses and routes.
 
+use super::query::Link;
 use super::rtnl::{Rtnl, failed};
-use super::view::Link;
 use crate::model::error::{Error, Result};
 use crate::model::network::{Route, RouteKind};
 use ipnet::IpNet;

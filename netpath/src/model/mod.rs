@@ -7,7 +7,7 @@ pub mod endpoint;
 pub mod error;
 pub mod host;
 pub mod network;
-pub mod owners;
+pub mod port_conflicts;
 pub mod publish;
 pub mod record;
 

@@ -68,7 +68,7 @@ pub struct Finding {
 /// # Errors
 /// The state cannot be read.
 pub fn examine(host: &Host) -> Result<Report> {
-    let tried = host.store.passed_over()?;
+    let tried = host.store.rejected_rungs()?;
     let used = host.store.rung()?;
     let foreign = filter::foreign();
     let iptables = ladder::usable(Rung::Iptables);

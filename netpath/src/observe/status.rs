@@ -25,7 +25,7 @@ pub struct Status {
     /// `None` while there is no container.
     pub rung: Option<Rung>,
     /// Why the rungs above it were not taken.
-    pub passed_over: Vec<PassedOver>,
+    pub rejected_rungs: Vec<RejectedRung>,
     pub endpoints: usize,
     /// The process that follows changes of the host, if it runs.
     pub agent: Option<AgentState>,
@@ -49,7 +49,7 @@ pub struct AgentState {
 }
 
 #[derive(Serialize)]
-pub struct PassedOver {
+pub struct RejectedRung {
     pub rung: Rung,
     pub why: String,
 }
@@ -103,16 +103,16 @@ pub fn status(host: &Host) -> Result<Status> {
     let endpoints = host.store.all()?.len();
     let rung = host.store.rung()?;
     let above = LADDER.iter().take_while(|r| rung.is_some_and(|used| **r != used));
-    let tried = host.store.passed_over()?;
+    let tried = host.store.rejected_rungs()?;
     let why_not = |rung| tried.iter().find(|(r, _)| *r == rung).map(|(_, why)| why.clone());
-    let passed_over =
-        above.filter_map(|r| why_not(*r).or_else(|| ladder::usable(*r).err()).map(|why| PassedOver { rung: *r, why }));
-    let passed_over = passed_over.collect();
+    let rejected_rungs = above
+        .filter_map(|r| why_not(*r).or_else(|| ladder::usable(*r).err()).map(|why| RejectedRung { rung: *r, why }));
+    let rejected_rungs = rejected_rungs.collect();
     let mut status = Status {
         version: 1,
         host: format!("{:x}", host.cookie),
         rung,
-        passed_over,
+        rejected_rungs,
         endpoints,
         agent: holder(host.store.dir()).map(|h| AgentState { pid: h.process.pid }),
         hooks: Vec::new(),

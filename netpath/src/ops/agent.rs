@@ -3,8 +3,8 @@
 use crate::dns::scope_runner;
 use crate::model::error::{Context, Error, Result};
 use crate::state::Store;
-use crate::state::agent::{self, Holder, Seat};
-use crate::state::store::Writer;
+use crate::state::agent::{self, AgentLock, Holder};
+use crate::state::store::ProcessId;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const SWITCH: &str = "NETPATH_AGENT";
 /// For an agent that is in the middle of something; it takes milliseconds.
 const END_LIMIT_MS: i32 = 2_000;
-/// Between the locking of the seat and the name of who has it.
+/// Between the locking of the lock and the name of who has it.
 const NAMING_LIMIT: Duration = Duration::from_millis(200);
 
 /// What this binary is: commands of one build do not leave the host to an agent of another.
@@ -40,18 +40,18 @@ pub fn ensure(store: &Store) {
 }
 
 fn start(store: &Store) -> Result<()> {
-    let Some(seat) = Seat::take(store.dir())? else { return Ok(()) };
+    let Some(lock) = AgentLock::take(store.dir())? else { return Ok(()) };
     let begun = Instant::now();
-    seat.clear()?;
-    let child = command(&seat)?.spawn().context(|| "cannot start the agent".to_owned())?;
-    seat.write(&Holder { process: Writer::of(child.id()), build: build() })?;
+    lock.clear()?;
+    let child = command(&lock)?.spawn().context(|| "cannot start the agent".to_owned())?;
+    lock.write(&Holder { process: ProcessId::of(child.id()), build: build() })?;
     tracing::debug!(pid = child.id(), took_us = begun.elapsed().as_micros(), "the agent is started");
     Ok(())
 }
 
 /// Detached: a session of its own, nothing of the caller's open, since an engine waits for every holder of our output to
-/// close it. The seat is its standard input.
-fn command(seat: &Seat) -> Result<Command> {
+/// close it. The lock is its standard input.
+fn command(lock: &AgentLock) -> Result<Command> {
     let own = std::env::current_exe().ok().filter(|p| p.is_file());
     let mut command = program(own.as_deref(), scope_runner().as_deref());
     let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
@@ -60,7 +60,7 @@ fn command(seat: &Seat) -> Result<Command> {
         .current_dir("/")
         .env("RUST_LOG", format!("netpath={}", level.to_string().to_lowercase()))
         .env_remove("NOTIFY_SOCKET")
-        .stdin(Stdio::from(seat.hand_on()?))
+        .stdin(Stdio::from(lock.hand_on()?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
@@ -82,7 +82,7 @@ fn command(seat: &Seat) -> Result<Command> {
 /// `own`: this binary, where it is still at its path; `runner`: systemd-run.
 fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
     match (own, runner) {
-        // Otherwise it would live in, and die with, the scope of the first container.
+        // Otherwise it would session in, and die with, the scope of the first container.
         (Some(own), Some(runner)) => {
             let mut command = Command::new(runner);
             command.args(["-q", "--scope", "--"]).arg(own);
@@ -100,7 +100,7 @@ fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
 /// It cannot be ended.
 pub fn stop_others(store: &Store) -> Result<()> {
     match agent::holder(store.dir()) {
-        Some(holder) if holder.process != Writer::this_process() && holder.build != build() => {
+        Some(holder) if holder.process != ProcessId::this_process() && holder.build != build() => {
             tracing::info!(pid = holder.process.pid, build = holder.build, "the agent of another build is replaced");
             end(holder.process)
         }
@@ -116,16 +116,16 @@ pub fn stop(store: &Store) -> Result<()> {
     let begun = Instant::now();
     loop {
         match agent::holder(store.dir()) {
-            Some(holder) if holder.process == Writer::this_process() => return Ok(()),
+            Some(holder) if holder.process == ProcessId::this_process() => return Ok(()),
             Some(holder) => return end(holder.process),
             // Free, or an agent has just been started and is not named yet.
-            None if Seat::take(store.dir())?.is_some() || begun.elapsed() > NAMING_LIMIT => return Ok(()),
+            None if AgentLock::take(store.dir())?.is_some() || begun.elapsed() > NAMING_LIMIT => return Ok(()),
             None => std::thread::sleep(Duration::from_millis(1)),
         }
     }
 }
 
-fn end(process: Writer) -> Result<()> {
+fn end(process: ProcessId) -> Result<()> {
     let what = || format!("cannot end the agent (pid {})", process.pid);
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };

@@ -1,26 +1,26 @@
 //! The steps on a container's links, and on what is inside its namespace.
 
-use super::host::Live;
+use super::session::Session;
 use crate::driver::{self, Driver, Found};
-use crate::link::offload;
+use crate::link::ethtool;
 use crate::model::error::{Error, Result};
 use crate::model::network::Route;
 use crate::model::{IfName, Links, Record};
 use crate::plan::{Done, Undo};
-use crate::state::store::Writer;
-use crate::state::{Kept, Phase};
+use crate::state::store::ProcessId;
+use crate::state::{Phase, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
-impl Live {
+impl Session {
     /// Removes what is left of an endpoint whose setup or teardown was cut off, or whose namespace is gone.
     ///
     /// # Errors
     /// The endpoint is in use, or another command works on it.
-    pub(super) fn clear(&self, at: usize, old: &Kept) -> Result<()> {
+    pub(super) fn clear(&self, at: usize, old: &StoredEndpoint) -> Result<()> {
         let record = &self.records[at];
         let what = || format!("{} on network {}", record.container.label(), record.network.name);
-        if old.phase != Phase::Up && old.writer.is_alive() && old.writer != Writer::this_process() {
+        if old.phase != Phase::Up && old.writer.is_alive() && old.writer != ProcessId::this_process() {
             return Err(Error::new(format!("cannot attach {}", what()))
                 .because(format!("process {} is working on it at this moment", old.writer.pid))
                 .next("try again"));
@@ -49,7 +49,7 @@ impl Live {
         let rtnl = self.site.inside()?.rtnl();
         match rtnl.link_named(&lo)? {
             Some(link) if link.up => Ok(Done::AlreadySo),
-            Some(link) => rtnl.set_up(link.index).map(|()| Done::Within),
+            Some(link) => rtnl.set_up(link.index).map(|()| Done::ChangedCovered),
             None => Err(Error::new("the container's network namespace has no lo")),
         }
     }
@@ -76,23 +76,23 @@ impl Live {
             && datapath.redirects_early(&record.network, &view)?
         {
             // Without it the container's packets take the usual way.
-            let switched = self.site.inside()?.run(|| offload::switch_on_gro(&record.endpoint.interface));
+            let switched = self.site.inside()?.run(|| ethtool::switch_on_gro(&record.endpoint.interface));
             if let Err(e) = &switched {
                 tracing::warn!("{e}; XDP redirects nothing to it");
             }
             links.takes_xdp = switched.is_ok();
         }
-        self.drivers[at].configure(&self.site, record).map(|()| Done::Within)
+        self.drivers[at].configure(&self.site, record).map(|()| Done::ChangedCovered)
     }
 
     pub(super) fn address(&mut self, at: usize, address: IpNet) -> Result<Done> {
         let new = self.site.inside()?.rtnl().add_address(self.made[at].index, address)?;
         self.made[at].addresses.push(address);
-        Ok(if new { Done::Within } else { Done::AlreadySo })
+        Ok(if new { Done::ChangedCovered } else { Done::AlreadySo })
     }
 
     pub(super) fn up(&self, at: usize) -> Result<Done> {
-        self.drivers[at].up(&self.site, &self.records[at], &self.made[at]).map(|()| Done::Within)
+        self.drivers[at].up(&self.site, &self.records[at], &self.made[at]).map(|()| Done::ChangedCovered)
     }
 
     pub(super) fn announce(&self) {
@@ -105,7 +105,7 @@ impl Live {
         let new = self.site.inside()?.rtnl().add_route(route)?;
         Ok(match new {
             false => Done::AlreadySo,
-            true if route.kind.leads_somewhere() => Done::Within,
+            true if route.kind.leads_somewhere() => Done::ChangedCovered,
             true => Done::Changed(Undo::RemoveRoute(route.clone())),
         })
     }

@@ -3,7 +3,7 @@
 use super::without_container;
 use crate::datapath::ebpf::expire;
 use crate::datapath::ebpf::pins::Pins;
-use crate::datapath::{Effort, Progress, Swept, ladder};
+use crate::datapath::{Effort, Expired, Progress, ladder};
 use crate::link::netns;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
@@ -38,37 +38,37 @@ pub struct Removed {
 pub fn gc() -> Result<Removed> {
     super::signal::ignore();
     let cookie = netns::cookie()?;
-    let mut live = without_container(cookie)?;
+    let mut session = without_container(cookie)?;
     let mut removed = Removed::default();
-    let leftovers = Pins::of(cookie).exist() || live.site.store.dir().exists();
+    let leftovers = Pins::of(cookie).exist() || session.site.store.dir().exists();
     if leftovers {
-        live.lock = Some(live.site.store.lock(&super::signal::seen)?);
-        let put_right = if live.site.store.is_empty()? {
+        session.lock = Some(session.site.store.lock(&super::signal::seen)?);
+        let put_right = if session.site.store.is_empty()? {
             // The command that removed the last record was killed before it had removed the rest.
-            let view = live.site.rtnl.host_view(cookie)?;
-            let emptied = ladder::open(live.site.store.rung()?.unwrap_or(Rung::Ebpf))
+            let view = session.site.rtnl.host_view(cookie)?;
+            let emptied = ladder::open(session.site.store.rung()?.unwrap_or(Rung::Ebpf))
                 .and_then(|mut d| d.reconcile(&Desired::default(), &view));
             emptied.map(|r| removed.datapath = r.changed)
         } else {
-            live.serve().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
+            session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
         };
-        live.let_go()?;
+        session.let_go()?;
         put_right?;
-        let swept = sweep(&live.site.store, cookie, Effort::Whole)?;
-        (removed.flows, removed.marks) = (swept.flows, swept.marks);
+        let expired = expire(&session.site.store, cookie, Effort::Whole)?;
+        (removed.flows, removed.marks) = (expired.flows, expired.marks);
     }
     for gone in expire::gone_hosts().into_iter().filter(|gone| *gone != cookie) {
         forget(gone)?;
         removed.hosts += 1;
     }
-    super::agent::ensure(&live.site.store);
+    super::agent::ensure(&session.site.store);
     Ok(removed)
 }
 
-fn sweep(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Swept> {
+fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
     match store.rung()? {
-        Some(Rung::Ebpf) => ladder::open(Rung::Ebpf)?.sweep(cookie, effort),
-        _ => Ok(Swept::default()),
+        Some(Rung::Ebpf) => ladder::open(Rung::Ebpf)?.expire(cookie, effort),
+        _ => Ok(Expired::default()),
     }
 }
 
@@ -76,24 +76,24 @@ fn sweep(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Swept> {
 ///
 /// # Errors
 /// As [`gc`].
-pub fn sweep_flows(store: &Store, cookie: u64) -> Result<Swept> {
-    let swept = sweep(store, cookie, Effort::Whole)?;
-    store.keep_swept(&Progress::default());
-    Ok(swept)
+pub fn expire_flows(store: &Store, cookie: u64) -> Result<Expired> {
+    let expired = expire(store, cookie, Effort::Whole)?;
+    store.keep_expiry(&Progress::default());
+    Ok(expired)
 }
 
 /// Some flows, if that has not been done for a while, for a command that has other things to do. It holds the lock.
-pub(super) fn sweep_some(store: &Store, cookie: u64) {
-    let (when, mut progress) = store.swept().unwrap_or((std::time::UNIX_EPOCH, Progress::default()));
+pub(super) fn expire_some(store: &Store, cookie: u64) {
+    let (when, mut progress) = store.expiry().unwrap_or((std::time::UNIX_EPOCH, Progress::default()));
     if when.elapsed().is_ok_and(|since| since < EVERY) {
         return;
     }
     let effort = Effort::Some { until: Instant::now() + LITTLE, progress: &mut progress };
-    match sweep(store, cookie, effort) {
-        Ok(swept) => tracing::debug!(flows = swept.flows, "swept a little"),
-        Err(e) => tracing::debug!(error = %e, "cannot sweep"),
+    match expire(store, cookie, effort) {
+        Ok(expired) => tracing::debug!(flows = expired.flows, "expired some flows"),
+        Err(e) => tracing::debug!(error = %e, "cannot expire flows"),
     }
-    store.keep_swept(&progress);
+    store.keep_expiry(&progress);
 }
 
 /// Everything of a host namespace that is gone. No process can be in it any more.

@@ -2,12 +2,12 @@
 
 pub mod agent;
 mod container;
-pub mod follow;
 pub mod gc;
-mod host;
-mod owner;
+pub mod host_watch;
+mod port_conflicts;
+mod reconcile;
 mod rung;
-mod serve;
+mod session;
 mod signal;
 mod sysctls;
 
@@ -17,9 +17,9 @@ use crate::link::{Netns, netns};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, Container, Endpoint, IfName, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
-use crate::state::{Kept, Key};
-use host::Live;
+use crate::state::{Key, StoredEndpoint};
 use ipnet::IpNet;
+use session::Session;
 use std::path::{Path, PathBuf};
 
 pub use rung::wish;
@@ -82,12 +82,12 @@ pub struct Leaving {
 
 impl Leaving {
     /// The records of it, and the one that it would have.
-    fn keys(&self, container: &str, known: &[Kept]) -> Vec<Key> {
+    fn keys(&self, container: &str, known: &[StoredEndpoint]) -> Vec<Key> {
         if let Some(interface) = &self.interface {
             let (container, network) = (container.to_owned(), self.network.clone());
             return vec![Key { container, network, interface: interface.clone() }];
         }
-        let keys = known.iter().map(Kept::key);
+        let keys = known.iter().map(StoredEndpoint::key);
         keys.filter(|k| k.container == container && k.network == self.network).collect()
     }
 }
@@ -118,15 +118,15 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
     let records: Vec<_> = endpoints.map(|e| e.record(&attach.container, &attach.netns)).collect();
     attach.names.check(&records.iter().collect::<Vec<_>>()).map_err(refused)?;
     let cookie = netns::cookie()?;
-    let mut live = Live::coming(cookie, Some(netns), records, attach.names).map_err(refused)?;
-    live.admit(attach.choice).map_err(refused)?;
-    let plan = live.plan();
-    let ran = plan::run(&plan, &mut live).map_err(|failed| failed.into_error(&what));
+    let mut session = Session::for_setup(cookie, Some(netns), records, attach.names).map_err(refused)?;
+    session.preflight(attach.choice).map_err(refused)?;
+    let plan = session.plan();
+    let ran = plan::run(&plan, &mut session).map_err(|failed| failed.into_error(&what));
     // Still held only if the plan ended before it had taken the lock over.
-    live.let_go()?;
+    session.let_go()?;
     ran?;
-    agent::ensure(&live.site.store);
-    live.into_attached()
+    agent::ensure(&session.site.store);
+    session.into_attached()
 }
 
 /// Detaches a container: whatever is there of it goes, and what is not there is no error.
@@ -147,13 +147,14 @@ pub fn teardown(detach: Detach) -> Result<()> {
         tracing::warn!(netns = %path.display(), "the container's network namespace is gone; the host's side is cleaned up");
     }
     let cookie = netns::cookie()?;
-    let mut live = Live::going(cookie, netns, &container.id, leaving, records, names).map_err(|e| e.within(&what))?;
-    let mut failures = plan::run_on(&[Step::Unname, Step::Lock, Step::Withdraw], &mut live);
-    if live.lock.is_some() {
-        let alone = live.is_alone();
-        failures.extend(plan::run_on(&plan::detach(alone), &mut live));
+    let mut session =
+        Session::for_teardown(cookie, netns, &container.id, leaving, records, names).map_err(|e| e.within(&what))?;
+    let mut failures = plan::run_on(&[Step::Unname, Step::Lock, Step::Withdraw], &mut session);
+    if session.lock.is_some() {
+        let alone = session.is_alone();
+        failures.extend(plan::run_on(&plan::detach(alone), &mut session));
     }
-    agent::ensure(&live.site.store);
+    agent::ensure(&session.site.store);
     plan::all_of(&what, failures)
 }
 
@@ -163,18 +164,18 @@ pub fn teardown(detach: Detach) -> Result<()> {
 /// What could not be read or written.
 pub fn reconcile() -> Result<()> {
     signal::ignore();
-    let mut live = without_container(netns::cookie()?)?;
-    if live.site.store.is_empty()? {
+    let mut session = without_container(netns::cookie()?)?;
+    if session.site.store.is_empty()? {
         return Ok(());
     }
-    let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut live);
-    agent::ensure(&live.site.store);
+    let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut session);
+    agent::ensure(&session.site.store);
     plan::all_of("cannot put back what containers need", failures)
 }
 
 /// The host for a command that is about no container.
-fn without_container(cookie: u64) -> Result<Live> {
-    Live::coming(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
+fn without_container(cookie: u64) -> Result<Session> {
+    Session::for_setup(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
 }
 
 fn open_netns(path: &Path) -> Result<Netns> {

@@ -4,7 +4,7 @@ use crate::datapath::ladder::{self, Choice};
 use crate::datapath::{Datapath, Refusal, filter};
 use crate::link::Rtnl;
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Record, Rung, Way, owners};
+use crate::model::{Desired, Record, Rung, Way, port_conflicts};
 use crate::state::{Lock, Store};
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
@@ -55,7 +55,7 @@ pub fn decide(
         refuse(datapath.as_ref(), record)?;
     }
     let most = datapath.places_of_a_port();
-    if let Some((proto, port)) = owners::crowded(coming, &there.records, most) {
+    if let Some((proto, port)) = port_conflicts::exceeds_limit(coming, &there.records, most) {
         return Err(Error::new(format!("cannot publish port {port}/{proto} on one more address of the host"))
             .because(format!("the {rung} datapath serves a port on {most} addresses, and so many are in use"))
             .next("publish it on every address, or use NETPATH_DATAPATH=iptables"));
@@ -98,7 +98,7 @@ fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, c
     match ladder::open(lower).and_then(|d| coming.iter().try_for_each(|r| refuse(d.as_ref(), r))) {
         Ok(()) => {
             tracing::info!("the datapath of this host is {lower}: {rule}");
-            store.pass_over(lock, rung, filter::passes_over(&rule))?;
+            store.reject_rung(lock, rung, filter::passes_over(&rule))?;
             Ok(lower)
         }
         Err(e) => {
@@ -137,7 +137,7 @@ fn change_over(
     let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
     super::sysctls::ensure(store, lock, &wanted)?;
     let mut view = rtnl.host_view(cookie)?;
-    super::serve::see_sources(new.rung(), rtnl, there, &mut view);
+    super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
     new.reconcile(there, &view)?;
     store.keep_rung(lock, new.rung())?;
     let emptied = ladder::open(old).and_then(|mut d| d.reconcile(&Desired::default(), &view));

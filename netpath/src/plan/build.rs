@@ -49,7 +49,7 @@ pub fn attach(records: &[Record], steps: Vec<Steps>) -> Vec<Step> {
     if records.iter().any(|r| r.network.dns) {
         plan.push(Step::Names);
     }
-    plan.push(Step::Settle);
+    plan.push(Step::Commit);
     plan
 }
 
@@ -57,13 +57,13 @@ pub fn attach(records: &[Record], steps: Vec<Steps>) -> Vec<Step> {
 /// one request and under the lock, so that the kernel's slowest work is waited for once. Otherwise its own go without it.
 pub fn detach(alone: bool) -> Vec<Step> {
     if alone {
-        vec![Step::Unlink { shared: true }, Step::Forget, Step::Unlock]
+        vec![Step::LinkCleanup { shared: true }, Step::Forget, Step::Unlock]
     } else {
         vec![
             Step::Unlock,
-            Step::Unlink { shared: false },
+            Step::LinkCleanup { shared: false },
             Step::Lock,
-            Step::Unlink { shared: true },
+            Step::LinkCleanup { shared: true },
             Step::Forget,
             Step::Unlock,
         ]

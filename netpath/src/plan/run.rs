@@ -54,7 +54,7 @@ pub fn run(plan: &[Step], host: &mut impl Host) -> std::result::Result<(), Box<F
         };
         match applied {
             Ok(Done::AlreadySo) => {}
-            Ok(Done::Within) => within += 1,
+            Ok(Done::ChangedCovered) => within += 1,
             Ok(Done::Changed(back)) => undo.push(back),
             Err(cause) => {
                 let mut left = Vec::new();
@@ -161,7 +161,7 @@ mod tests {
                 Step::Route { route, .. } if !route.kind.leads_somewhere() => Undo::RemoveRoute(route.clone()),
                 Step::Datapath => Undo::Withdraw,
                 Step::Names => Undo::Unname,
-                _ => return Ok(Done::Within),
+                _ => return Ok(Done::ChangedCovered),
             };
             if matches!(step, Step::Keep(_) | Step::Share { .. } | Step::Datapath | Step::Link { .. }) {
                 assert!(self.locked, "{step} without the lock");

@@ -55,14 +55,14 @@ pub enum Step {
     /// Make the container's names known.
     Names,
     /// Write that setup has ended well.
-    Settle,
+    Commit,
 
     /// Make the container's names unknown.
     Unname,
     /// Write that the records are going, and serve the host without them.
     Withdraw,
     /// Delete the links of the endpoints, and with `shared` also the shared ones that no other endpoint needs.
-    Unlink {
+    LinkCleanup {
         shared: bool,
     },
     /// Remove the records, and the host's state with the last.
@@ -85,11 +85,11 @@ impl fmt::Display for Step {
             Step::Link { .. } => f.write_str("record the links"),
             Step::Datapath => f.write_str("publish and masquerade"),
             Step::Names => f.write_str("make the container known to DNS"),
-            Step::Settle => f.write_str("record that setup is complete"),
+            Step::Commit => f.write_str("record that setup is complete"),
             Step::Unname => f.write_str("remove the container from DNS"),
             Step::Withdraw => f.write_str("withdraw what the container publishes"),
-            Step::Unlink { shared: false } => f.write_str("delete the container's links"),
-            Step::Unlink { shared: true } => f.write_str("delete the container's links and unused bridges"),
+            Step::LinkCleanup { shared: false } => f.write_str("delete the container's links"),
+            Step::LinkCleanup { shared: true } => f.write_str("delete the container's links and unused bridges"),
             Step::Forget => f.write_str("remove the records"),
         }
     }
@@ -120,7 +120,7 @@ pub enum Done {
     AlreadySo,
     Changed(Undo),
     /// Changed, and what takes an earlier step back takes this with it: an address goes with its interface.
-    Within,
+    ChangedCovered,
 }
 
 /// Where the steps are done: the real host, or one that records. It keeps what steps yield, by the `at` of their endpoint, for

@@ -1,8 +1,8 @@
-//! The agent's seat: a file that is locked for as long as the agent lives, and says who it is. A command that starts an agent
+//! The agent's lock: a file that is locked for as long as the agent lives, and says who it is. A command that starts an agent
 //! locks the file first and hands it on, so that there is never a second one.
 
 use super::lock::is_at;
-use super::store::Writer;
+use super::store::ProcessId;
 use crate::model::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -22,18 +22,18 @@ pub fn log(dir: &Path) -> PathBuf {
 /// Who the agent is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Holder {
-    pub process: Writer,
+    pub process: ProcessId,
     /// Of its binary: one of another build would undo what this one's commands do.
     pub build: String,
 }
 
 /// Held as long as it, or a process that it was handed to, lives.
-pub struct Seat {
+pub struct AgentLock {
     file: File,
 }
 
-impl Seat {
-    /// Takes the seat in the directory `dir`; `None` = it is taken, or there is no such directory.
+impl AgentLock {
+    /// Takes the lock in the directory `dir`; `None` = it is taken, or there is no such directory.
     ///
     /// # Errors
     /// The file cannot be made or locked.
@@ -47,12 +47,12 @@ impl Seat {
         }
     }
 
-    /// The seat that the process which started this one has handed on as standard input.
+    /// The lock that the process which started this one has handed on as standard input.
     ///
     /// # Errors
     /// Standard input cannot be used.
     pub fn handed_on(dir: &Path) -> Result<Option<Self>> {
-        // Another descriptor, which is closed when a program is executed: no child of the agent keeps the seat.
+        // Another descriptor, which is closed when a program is executed: no child of the agent keeps the lock.
         let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let file = file.context(|| "cannot use standard input".to_owned())?;
         let path = dir.join(SEAT);
@@ -87,16 +87,16 @@ impl Seat {
         self.file.set_len(0).context(|| "cannot write down who the agent is".to_owned())
     }
 
-    /// A descriptor for the process that is to have the seat.
+    /// A descriptor for the process that is to have the lock.
     ///
     /// # Errors
     /// There is none left.
     pub fn hand_on(&self) -> Result<File> {
-        self.file.try_clone().context(|| "cannot hand on the agent's seat".to_owned())
+        self.file.try_clone().context(|| "cannot hand on the agent's lock".to_owned())
     }
 }
 
-/// Who is on the seat and alive.
+/// Who is on the lock and alive.
 pub fn holder(dir: &Path) -> Option<Holder> {
     let bytes = std::fs::read(dir.join(SEAT)).ok()?;
     serde_json::from_slice::<Holder>(&bytes).ok().filter(|h| h.process.is_alive())
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn directory(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("netpath-seat-{}-{name}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("netpath-lock-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
         dir
     }
@@ -143,22 +143,22 @@ mod tests {
     #[test]
     fn there_is_one_seat_and_whoever_has_it_is_known() {
         let dir = directory("one");
-        let seat = Seat::take(&dir).expect("a seat").expect("a free seat");
-        assert!(Seat::take(&dir).expect("a seat").is_none(), "a second one");
+        let lock = AgentLock::take(&dir).expect("a lock").expect("a free lock");
+        assert!(AgentLock::take(&dir).expect("a lock").is_none(), "a second one");
         assert_eq!(None, holder(&dir), "no agent is named");
-        let us = Holder { process: Writer::this_process(), build: "7".into() };
-        seat.write(&Holder { build: "a longer one".into(), ..us.clone() }).expect("written");
-        seat.write(&us).expect("written");
+        let us = Holder { process: ProcessId::this_process(), build: "7".into() };
+        lock.write(&Holder { build: "a longer one".into(), ..us.clone() }).expect("written");
+        lock.write(&us).expect("written");
         assert_eq!(Some(us), holder(&dir));
-        seat.write(&Holder { process: Writer { pid: 1, started: 3 }, build: "7".into() }).expect("written");
+        lock.write(&Holder { process: ProcessId { pid: 1, started: 3 }, build: "7".into() }).expect("written");
         assert_eq!(None, holder(&dir), "a process of that number that began at another time");
-        let handed = seat.hand_on().expect("a descriptor");
-        drop(seat);
-        assert!(Seat::take(&dir).expect("a seat").is_none(), "handed on");
+        let handed = lock.hand_on().expect("a descriptor");
+        drop(lock);
+        assert!(AgentLock::take(&dir).expect("a lock").is_none(), "handed on");
         drop(handed);
-        assert!(Seat::take(&dir).expect("a seat").is_some(), "left");
+        assert!(AgentLock::take(&dir).expect("a lock").is_some(), "left");
         std::fs::remove_dir_all(&dir).expect("clean up");
-        assert!(Seat::take(&dir).expect("no error").is_none(), "no host");
+        assert!(AgentLock::take(&dir).expect("no error").is_none(), "no host");
     }
 
     #[test]

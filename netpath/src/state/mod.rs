@@ -9,4 +9,4 @@ pub mod names;
 pub mod store;
 
 pub use lock::Lock;
-pub use store::{Kept, Key, Phase, Store};
+pub use store::{Key, Phase, Store, StoredEndpoint};

@@ -35,22 +35,24 @@ impl Key {
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Its setup has begun and has not ended.
-    Coming,
+    #[serde(alias = "coming")]
+    Creating,
     /// Its setup has ended well.
     Up,
     /// Its teardown has begun.
-    Going,
+    #[serde(alias = "going")]
+    Removing,
 }
 
 /// A process, and when it began, since numbers come again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Writer {
+pub struct ProcessId {
     pub pid: u32,
     /// Ticks since boot: field 22 of `/proc/<pid>/stat`.
     pub started: u64,
 }
 
-impl Writer {
+impl ProcessId {
     pub fn this_process() -> Self {
         Self::of(std::process::id())
     }
@@ -78,14 +80,14 @@ fn started(pid: u32) -> Option<u64> {
 
 /// A record and how far it is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredEndpoint {
     pub record: Record,
     pub phase: Phase,
     /// Who works on it while it is coming or going.
-    pub writer: Writer,
+    pub writer: ProcessId,
 }
 
-impl Kept {
+impl StoredEndpoint {
     pub fn key(&self) -> Key {
         Key::of(&self.record)
     }
@@ -154,7 +156,7 @@ impl Store {
     }
 
     /// When flows were last swept, and where to go on.
-    pub fn swept<T: DeserializeOwned>(&self) -> Option<(SystemTime, T)> {
+    pub fn expiry<T: DeserializeOwned>(&self) -> Option<(SystemTime, T)> {
         let path = self.dir.join(SWEPT);
         let when = std::fs::metadata(&path).and_then(|m| m.modified()).ok()?;
         Some((when, read(&path).ok().flatten()?))
@@ -162,7 +164,7 @@ impl Store {
 
     /// Without the lock and without waiting for a disk: the worst that can become of it is one sweep more. Nothing is
     /// written where nothing is kept.
-    pub fn keep_swept(&self, progress: &impl Serialize) {
+    pub fn keep_expiry(&self, progress: &impl Serialize) {
         if self.is_empty().is_ok_and(|empty| !empty)
             && let Ok(bytes) = serde_json::to_vec(progress)
         {
@@ -191,7 +193,7 @@ impl Store {
     ///
     /// # Errors
     /// The directory cannot be read; that there is none is an empty store.
-    pub fn all(&self) -> Result<Vec<Kept>> {
+    pub fn all(&self) -> Result<Vec<StoredEndpoint>> {
         let what = || format!("cannot read state in {}", self.dir.display());
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -204,7 +206,7 @@ impl Store {
             if !path.to_string_lossy().ends_with(ENDPOINT) {
                 continue;
             }
-            match read::<Kept>(&path) {
+            match read::<StoredEndpoint>(&path) {
                 Ok(Some(kept)) => all.push(kept),
                 Ok(None) => {}
                 Err(e) => {
@@ -228,16 +230,16 @@ impl Store {
     ///
     /// # Errors
     /// It is there and cannot be opened.
-    pub fn get(&self, key: &Key) -> Result<Option<Kept>> {
+    pub fn get(&self, key: &Key) -> Result<Option<StoredEndpoint>> {
         match self.at_path(key, &self.file(key))? {
             Some(kept) => Ok(Some(kept)),
             None => self.at_path(key, &self.old_file(key)),
         }
     }
 
-    fn at_path(&self, key: &Key, path: &Path) -> Result<Option<Kept>> {
+    fn at_path(&self, key: &Key, path: &Path) -> Result<Option<StoredEndpoint>> {
         match std::fs::read(path) {
-            Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
+            Ok(bytes) => match serde_json::from_slice::<StoredEndpoint>(&bytes) {
                 Ok(kept) => Ok(Some(kept).filter(|k| k.key() == *key)),
                 Err(e) => {
                     tracing::error!(file = %path.display(), error = %e, "a record cannot be read");
@@ -253,7 +255,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written; the one before it, if any, still stands.
-    pub fn put(&self, _lock: &Lock, kept: &Kept) -> Result<()> {
+    pub fn put(&self, _lock: &Lock, kept: &StoredEndpoint) -> Result<()> {
         self.adopt(&kept.key())?;
         self.write(&self.file(&kept.key()), kept)
     }
@@ -284,7 +286,7 @@ impl Store {
     /// Gives the file of version 0.1 its new name, also a damaged one: its name tells whose it is.
     fn adopt(&self, key: &Key) -> Result<()> {
         let old = self.old_file(key);
-        match read::<Kept>(&old) {
+        match read::<StoredEndpoint>(&old) {
             Ok(None) => Ok(()),
             Ok(Some(kept)) if kept.key() != *key => Ok(()),
             _ => std::fs::rename(&old, self.file(key)).context(|| format!("cannot rename {}", old.display())),
@@ -312,14 +314,14 @@ impl Store {
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn passed_over(&self) -> Result<Vec<(Rung, String)>> {
+    pub fn rejected_rungs(&self) -> Result<Vec<(Rung, String)>> {
         Ok(read(&self.dir.join(PASSED_OVER))?.unwrap_or_default())
     }
 
     /// # Errors
     /// It cannot be written.
-    pub fn pass_over(&self, _lock: &Lock, rung: Rung, why: String) -> Result<()> {
-        let mut all = self.passed_over()?;
+    pub fn reject_rung(&self, _lock: &Lock, rung: Rung, why: String) -> Result<()> {
+        let mut all = self.rejected_rungs()?;
         all.retain(|(r, _)| *r != rung);
         all.push((rung, why));
         self.write(&self.dir.join(PASSED_OVER), &all)

@@ -20,7 +20,7 @@ impl Drop for Place {
     }
 }
 
-fn kept(id: &str, order: u64) -> Kept {
+fn kept(id: &str, order: u64) -> StoredEndpoint {
     let name = |n: &str| n.parse().expect("a name");
     let network = Network {
         name: "front".into(),
@@ -62,7 +62,7 @@ fn kept(id: &str, order: u64) -> Kept {
         traffic: TrafficIds::default(),
         links: None,
     };
-    Kept { record, phase: Phase::Up, writer: Writer::this_process() }
+    StoredEndpoint { record, phase: Phase::Up, writer: ProcessId::this_process() }
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn who_waited_for_a_lock_that_was_removed_gets_a_new_one() {
 
 #[test]
 fn a_process_is_known_by_its_number_and_its_beginning() {
-    let here = Writer::this_process();
+    let here = ProcessId::this_process();
     assert!(here.is_alive());
-    assert!(!Writer { started: here.started + 1, ..here }.is_alive(), "another process of the same number");
+    assert!(!ProcessId { started: here.started + 1, ..here }.is_alive(), "another process of the same number");
 }
 
 /// What the version before this one wrote, which had no options of its own and no counters.
@@ -134,7 +134,7 @@ fn records_of_the_version_before_can_be_read() {
     for field in ["path", "direct", "masquerade"] {
         assert!(network.remove(field).is_some(), "{field}");
     }
-    assert_eq!(kept("a", 1), serde_json::from_value::<Kept>(value).expect("readable"));
+    assert_eq!(kept("a", 1), serde_json::from_value::<StoredEndpoint>(value).expect("readable"));
 }
 
 /// As version 0.1 wrote it, before networks could be attached in other ways than by a bridge.
@@ -151,7 +151,7 @@ fn a_record_of_version_0_1_is_read() {
         "links":{"bridge_index":4,"bridge_mac":"0a:00:00:00:00:01","veth_index":6,"veth_name":"veth0",
             "container_mac":"0a:00:00:00:00:02","mtu":1400,"takes_xdp":false}},
         "phase":"up","writer":{"pid":12,"started":34}}"#;
-    let kept: Kept = serde_json::from_str(old).expect("a record");
+    let kept: StoredEndpoint = serde_json::from_str(old).expect("a record");
     assert_eq!(Some("podman7"), kept.record.network.bridge().map(IfName::as_str));
     assert_eq!(Some(6), kept.record.bridged().map(|l| l.veth_index));
     let same = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");

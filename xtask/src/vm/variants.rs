@@ -66,7 +66,7 @@ impl Variant {
                 "the datapath is {}, not {}{}",
                 shown(rung),
                 shown(wanted),
-                why(status, "passed_over")
+                why(status, "rejected_rungs")
             ));
         }
         if wanted != Some("ebpf") {
@@ -195,7 +195,7 @@ mod tests {
             variant.is_in_use(status, &["eth0", "eth1"]).err().map(|e| e.to_string()).unwrap_or_default()
         };
         let (offload, edge) = (status("offload", &[]), status("edge", &[]));
-        let iptables = json!({"rung": "iptables", "hooks": [], "passed_over": [{"rung": "ebpf", "why": "no BPF"}]});
+        let iptables = json!({"rung": "iptables", "hooks": [], "rejected_rungs": [{"rung": "ebpf", "why": "no BPF"}]});
         let nothing = json!({"rung": null, "hooks": [], "networks": []});
         assert_eq!("", wrong("netpath-offload", &offload));
         assert_eq!("", wrong("netpath-edge", &edge));

@@ -5,7 +5,7 @@
 use super::maps::{self, CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
 use super::sys;
-use crate::datapath::{Effort, Progress, Swept};
+use crate::datapath::{Effort, Expired, Progress};
 use crate::model::error::{Context, Error, Result};
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
@@ -24,31 +24,31 @@ const SMALL_CHUNK: usize = 512;
 ///
 /// # Errors
 /// They cannot be opened, read or written.
-pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Swept> {
+pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Expired> {
     let mut all = Progress::default();
     let (chunk, until, progress) = match effort {
         Effort::Whole => (CHUNK, None, &mut all),
         Effort::Some { until, progress } => (SMALL_CHUNK, Some(until), progress),
     };
-    let mut swept = Swept::default();
+    let mut expired = Expired::default();
     // IPv4 and IPv6 in turn, each from its last position.
     if !progress.v6 {
         let (removed, next) = flows::<Ipv4>(pins, progress.next, chunk, until)?;
-        swept.flows += removed;
+        expired.flows += removed;
         progress.next = next;
         progress.v6 = next.is_none();
     }
     if progress.v6 {
         let (removed, next) = flows::<Ipv6>(pins, progress.next, chunk, until)?;
-        swept.flows += removed;
+        expired.flows += removed;
         progress.next = next;
         progress.v6 = next.is_some();
     }
     if until.is_none() {
-        swept.flows += super::invalidate::strays(pins)?;
-        swept.marks = marks(pins)?;
+        expired.flows += super::invalidate::strays(pins)?;
+        expired.marks = marks(pins)?;
     }
-    Ok(swept)
+    Ok(expired)
 }
 
 /// Ticks of CLOCK_MONOTONIC, as in the programs.

@@ -25,7 +25,7 @@ pub mod traffic;
 pub mod xdp;
 
 use super::iptables::sysctls_for_moved_sctp;
-use super::{Datapath, Effort, Refusal, Report, Swept, Sysctl, filter};
+use super::{Datapath, Effort, Expired, Refusal, Report, Sysctl, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use pins::Pins;
@@ -133,9 +133,9 @@ impl Datapath for Ebpf {
         Ok(Report { changed })
     }
 
-    fn sweep(&mut self, host: u64, effort: Effort<'_>) -> Result<Swept> {
+    fn expire(&mut self, host: u64, effort: Effort<'_>) -> Result<Expired> {
         let pins = Pins::of(host);
-        if pins.exist() { expire::maps(&pins, effort) } else { Ok(Swept::default()) }
+        if pins.exist() { expire::maps(&pins, effort) } else { Ok(Expired::default()) }
     }
 }
 

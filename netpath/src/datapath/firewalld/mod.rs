@@ -49,7 +49,7 @@ impl Firewall {
     ///
     /// # Errors
     /// The refusal. A firewalld that cannot say is taken for one that does not refuse, as versions before 2.3.
-    pub fn admit(&mut self, coming: &[Record]) -> Result<()> {
+    pub fn preflight(&mut self, coming: &[Record]) -> Result<()> {
         let Some(record) = coming.iter().find(|r| !r.publishes.is_empty() && !r.network.internal) else {
             return Ok(());
         };

@@ -251,13 +251,13 @@ fn strict_forward_ports_refuse_published_ports_of_networks_that_lead_out() {
     internal[0].network.internal = true;
     for (name, strict, refused) in [("yes", Some("yes"), true), ("no", Some("no"), false), ("old", None, false)] {
         let mut scene = Scene::new(name, Daemon { strict, ..Daemon::default() });
-        let admitted = scene.firewall.admit(&publishing);
-        assert_eq!(refused, admitted.is_err(), "{strict:?}");
-        if let Err(e) = admitted {
+        let checked = scene.firewall.preflight(&publishing);
+        assert_eq!(refused, checked.is_err(), "{strict:?}");
+        if let Err(e) = checked {
             let phrase = "Port forwarding not possible as firewalld StrictForwardPorts enabled";
             assert!(e.to_string().contains(phrase) && e.next_step().is_some(), "{e}");
         }
-        assert!(scene.firewall.admit(&silent).is_ok() && scene.firewall.admit(&internal).is_ok(), "{strict:?}");
+        assert!(scene.firewall.preflight(&silent).is_ok() && scene.firewall.preflight(&internal).is_ok(), "{strict:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Following the host: what the datapath was made for is compared with what is there now, and put right when it differs.
 
-use super::serve::see_sources;
+use super::reconcile::see_sources;
 use super::{gc, without_container};
 use crate::datapath::filter;
 use crate::datapath::iptables::netfilter;
@@ -33,7 +33,7 @@ pub enum Look {
 
 /// What a look came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Followed {
+pub enum LookResult {
     Same,
     /// Put right, with so many kernel objects written or removed.
     Changed(usize),
@@ -43,14 +43,14 @@ pub enum Followed {
     NoContainer,
 }
 
-pub struct Follower {
+pub struct HostWatch {
     cookie: u64,
     pub store: Store,
     seen: Option<Scene>,
     carriers: Carriers,
 }
 
-impl Follower {
+impl HostWatch {
     /// # Errors
     /// The namespace cannot be told from others.
     pub fn here() -> Result<Self> {
@@ -62,7 +62,7 @@ impl Follower {
     ///
     /// # Errors
     /// What could not be read or written; the next look tries again.
-    pub fn look(&mut self, look: Look) -> Result<Followed> {
+    pub fn look(&mut self, look: Look) -> Result<LookResult> {
         if self.store.is_empty()? {
             return self.leave();
         }
@@ -70,21 +70,21 @@ impl Follower {
         let scene = self.scene()?;
         let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(links);
         if look == Look::Glance && is_same {
-            return Ok(Followed::Same);
+            return Ok(LookResult::Same);
         }
-        let mut live = without_container(self.cookie)?;
+        let mut session = without_container(self.cookie)?;
         // It reloads for a second or two, in which commands are not to wait for this look.
-        let firewall_answers = live.firewall.wait();
-        let Some(lock) = self.store.try_lock()? else { return Ok(Followed::Busy) };
-        live.lock = Some(lock);
+        let firewall_answers = session.firewall.wait();
+        let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
+        session.lock = Some(lock);
         // A first container may be on its way: the datapath would be emptied before it.
         let served =
-            if self.store.desired()?.bridged().next().is_some() { live.serve() } else { Ok(Default::default()) };
-        live.let_go()?;
+            if self.store.desired()?.bridged().next().is_some() { session.reconcile() } else { Ok(Default::default()) };
+        session.let_go()?;
         let changed = served?.changed;
         // What has changed in the meantime may be as before at the next look.
         self.seen = self.scene().ok().filter(|after| *after == scene && firewall_answers);
-        Ok(if changed == 0 { Followed::Same } else { Followed::Changed(changed) })
+        Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
     }
 
     /// Whether the datapath is made of routes too.
@@ -101,21 +101,21 @@ impl Follower {
     ///
     /// # Errors
     /// The maps cannot be read or written.
-    pub fn sweep(&self) -> Result<usize> {
-        Ok(gc::sweep_flows(&self.store, self.cookie)?.flows)
+    pub fn expire(&self) -> Result<usize> {
+        Ok(gc::expire_flows(&self.store, self.cookie)?.flows)
     }
 
     /// Takes away what a teardown that was killed has left of the state.
-    fn leave(&self) -> Result<Followed> {
+    fn leave(&self) -> Result<LookResult> {
         match self.store.try_lock()? {
             Some(lock) => {
-                let mut live = without_container(self.cookie)?;
-                live.lock = Some(lock);
-                live.let_go()?;
-                Ok(Followed::NoContainer)
+                let mut session = without_container(self.cookie)?;
+                session.lock = Some(lock);
+                session.let_go()?;
+                Ok(LookResult::NoContainer)
             }
-            None if self.store.dir().exists() => Ok(Followed::Busy),
-            None => Ok(Followed::NoContainer),
+            None if self.store.dir().exists() => Ok(LookResult::Busy),
+            None => Ok(LookResult::NoContainer),
         }
     }
 

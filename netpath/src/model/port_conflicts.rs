@@ -27,7 +27,7 @@ impl fmt::Display for Place {
 
 /// A port that two containers want.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Meeting<'a> {
+pub struct PortConflict<'a> {
     pub owner: &'a Record,
     pub place: Place,
     pub proto: Proto,
@@ -48,7 +48,7 @@ fn places(record: &Record, bind: HostBind) -> impl Iterator<Item = Place> {
 }
 
 /// The first port of each of `others` that one of `coming` wants too; those of the same container are left out.
-pub fn meetings<'a>(coming: &[Record], others: impl Iterator<Item = &'a Record>) -> Vec<Meeting<'a>> {
+pub fn conflicts<'a>(coming: &[Record], others: impl Iterator<Item = &'a Record>) -> Vec<PortConflict<'a>> {
     let wanted = Wanted::of(coming);
     let strangers = others.filter(|o| coming.iter().all(|c| c.container.id != o.container.id));
     strangers.filter_map(|owner| wanted.first_of(owner)).collect()
@@ -64,7 +64,7 @@ struct Edge {
 }
 
 /// The first port that one of `coming` publishes and that would be published, with `there`, in more than `most` places.
-pub fn crowded(coming: &[Record], there: &[Record], most: usize) -> Option<(Proto, u16)> {
+pub fn exceeds_limit(coming: &[Record], there: &[Record], most: usize) -> Option<(Proto, u16)> {
     let each = |r: &Record| r.publishes.iter().flat_map(|p| places(r, p.bind)).collect::<HashSet<_>>();
     // As good as always.
     if coming.iter().chain(there).flat_map(each).collect::<HashSet<_>>().len() <= most {
@@ -136,7 +136,7 @@ impl Wanted {
         Self(all)
     }
 
-    fn first_of<'a>(&self, owner: &'a Record) -> Option<Meeting<'a>> {
+    fn first_of<'a>(&self, owner: &'a Record) -> Option<PortConflict<'a>> {
         owner.publishes.iter().find_map(|publish| {
             let first = u32::from(publish.host_port());
             let end = first + u32::from(publish.count());
@@ -146,12 +146,12 @@ impl Wanted {
                 before_end.last().filter(|r| r.reach > first)?;
                 let met = before_end.iter().find(|r| r.end > first)?;
                 let port = u16::try_from(met.first.max(first)).ok()?;
-                Some(Meeting { owner, place, proto: publish.proto, port })
+                Some(PortConflict { owner, place, proto: publish.proto, port })
             })
         })
     }
 }
 
 #[cfg(test)]
-#[path = "owners_tests.rs"]
+#[path = "port_conflicts_tests.rs"]
 mod tests;

@@ -4,9 +4,9 @@ use crate::observe::{Host, status};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
-pub struct Drops(BTreeMap<&'static str, u64>);
+pub struct DropLog(BTreeMap<&'static str, u64>);
 
-impl Drops {
+impl DropLog {
     /// Earlier drops are not reported.
     pub fn begin() -> Self {
         Self(counted().unwrap_or_default())

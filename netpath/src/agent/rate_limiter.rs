@@ -12,12 +12,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const CREDIT: Duration = LONGEST_PAUSE.saturating_mul(3);
 
 /// What looks have cost is paid back by time that passes.
-pub struct Pace {
+pub struct RateLimiter {
     owed: Duration,
     since: Instant,
 }
 
-impl Pace {
+impl RateLimiter {
     pub fn new(now: Instant) -> Self {
         Self { owed: Duration::ZERO, since: now }
     }
@@ -41,11 +41,11 @@ mod tests {
     /// The pauses after looks of these costs, each `between` after it was allowed.
     fn pauses(costs: impl IntoIterator<Item = Duration>, between: Duration) -> Vec<Duration> {
         let mut now = Instant::now();
-        let mut pace = Pace::new(now);
+        let mut rate_limiter = RateLimiter::new(now);
         let mut pauses = Vec::new();
         for cost in costs {
             now += cost;
-            let next = pace.looked(cost, now);
+            let next = rate_limiter.looked(cost, now);
             pauses.push(next - now);
             now = next + between;
         }
@@ -77,13 +77,13 @@ mod tests {
     fn no_pause_is_longer_than_the_longest_and_none_outlasts_a_quiet_time() {
         let cost = Duration::from_secs(1);
         let mut now = Instant::now();
-        let mut pace = Pace::new(now);
+        let mut rate_limiter = RateLimiter::new(now);
         for _ in 0..100 {
-            let next = pace.looked(cost, now);
+            let next = rate_limiter.looked(cost, now);
             assert!(next - now <= LONGEST_PAUSE, "{:?}", next - now);
             now = next + cost;
         }
         now += LONGEST_PAUSE + cost * SHARE;
-        assert_eq!(now, pace.looked(cost, now));
+        assert_eq!(now, rate_limiter.looked(cost, now));
     }
 }

@@ -10,11 +10,11 @@ use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
 use crate::plan::{self, Done, Host, Step, Undo};
-use crate::state::store::Writer;
-use crate::state::{Kept, Key, Lock, Phase, Store};
+use crate::state::store::ProcessId;
+use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
 
-pub(super) struct Live {
+pub(super) struct Session {
     pub cookie: u64,
     pub site: Site,
     pub lock: Option<Lock>,
@@ -33,12 +33,12 @@ pub(super) struct Live {
     pub failed: bool,
 }
 
-impl Live {
+impl Session {
     /// For a setup of `records`.
     ///
     /// # Errors
     /// The namespace cannot be entered.
-    pub fn coming(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
+    pub fn for_setup(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
         let inside = netns.map(|n| n.enter()).transpose()?;
         let keys = records.iter().map(Key::of).collect();
         Ok(Self {
@@ -61,7 +61,7 @@ impl Live {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn going(
+    pub fn for_teardown(
         cookie: u64,
         netns: Option<Netns>,
         container: &str,
@@ -69,8 +69,8 @@ impl Live {
         described: Vec<Record>,
         names: Aardvark,
     ) -> Result<Self> {
-        let mut live = Self::coming(cookie, None, Vec::new(), names)?;
-        live.site.inside = netns.and_then(|n| match n.enter() {
+        let mut session = Self::for_setup(cookie, None, Vec::new(), names)?;
+        session.site.inside = netns.and_then(|n| match n.enter() {
             Ok(inside) => Some(inside),
             Err(e) => {
                 tracing::warn!(error = %e, "only the host's side is cleaned up");
@@ -78,12 +78,12 @@ impl Live {
             }
         });
         let is_named = leaving.iter().all(|l| l.interface.is_some());
-        let known = if is_named { Vec::new() } else { live.site.store.all()? };
-        live.site.keys = leaving.iter().flat_map(|l| l.keys(container, &known)).collect();
-        live.leaving = leaving;
-        live.records = described;
-        live.read_records()?;
-        Ok(live)
+        let known = if is_named { Vec::new() } else { session.site.store.all()? };
+        session.site.keys = leaving.iter().flat_map(|l| l.keys(container, &known)).collect();
+        session.leaving = leaving;
+        session.records = described;
+        session.read_records()?;
+        Ok(session)
     }
 
     /// Takes the store's own records for those that the engine described.
@@ -123,21 +123,21 @@ impl Live {
     ///
     /// # Errors
     /// It cannot; nothing was changed.
-    pub fn admit(&mut self, choice: Choice) -> Result<()> {
+    pub fn preflight(&mut self, choice: Choice) -> Result<()> {
         self.take_lock()?;
-        let admitted = self.admit_locked(choice);
-        if admitted.is_err() {
+        let checked = self.preflight_locked(choice);
+        if checked.is_err() {
             self.let_go()?;
         }
-        admitted
+        checked
     }
 
-    fn admit_locked(&mut self, choice: Choice) -> Result<()> {
+    fn preflight_locked(&mut self, choice: Choice) -> Result<()> {
         let there = self.site.store.all()?;
         self.refuse_taken_ports(&there)?;
         let kept = if there.is_empty() { None } else { self.site.store.rung()? };
         if choice != Choice::Only(Rung::None) && kept != Some(Rung::None) {
-            self.firewall.admit(&self.records)?;
+            self.firewall.preflight(&self.records)?;
         }
         for at in 0..self.records.len() {
             if let Some(old) = there.iter().find(|k| k.key() == self.site.keys[at]) {
@@ -196,18 +196,18 @@ impl Live {
             sysctls::put_back(&self.site.store)?;
             self.site.store.close(lock)?;
         } else {
-            gc::sweep_some(&self.site.store, self.cookie);
+            gc::expire_some(&self.site.store, self.cookie);
         }
         Ok(())
     }
 
     pub fn put(&self, record: &Record, phase: Phase) -> Result<()> {
-        let kept = Kept { record: record.clone(), phase, writer: Writer::this_process() };
+        let kept = StoredEndpoint { record: record.clone(), phase, writer: ProcessId::this_process() };
         self.site.store.put(self.lock()?, &kept)
     }
 
     fn keep(&self, record: &Record) -> Result<Done> {
-        self.put(record, Phase::Coming)?;
+        self.put(record, Phase::Creating)?;
         if let Some(datapath) = &self.datapath
             && let Err(e) = self.site.store.keep_rung(self.lock()?, datapath.rung())
         {
@@ -218,7 +218,7 @@ impl Live {
     }
 }
 
-impl Host for Live {
+impl Host for Session {
     fn apply(&mut self, step: &Step) -> Result<Done> {
         match step {
             Step::Lock => self.take_lock().map(|()| Done::Changed(Undo::Unlock)),
@@ -232,16 +232,16 @@ impl Host for Live {
             Step::Up { at, .. } => self.up(*at),
             Step::Route { route, .. } => self.route(route),
             Step::Link { at } => self.write_links(*at),
-            Step::Datapath => self.serve_all(),
+            Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
                 self.names.add(&self.records.iter().collect::<Vec<_>>())?;
                 Ok(Done::Changed(Undo::Unname))
             }
-            Step::Settle => self.settle(),
-            Step::Unname => self.unname().map(|()| Done::Within),
-            Step::Withdraw => self.withdraw().map(|()| Done::Within),
-            Step::Unlink { shared } => self.unlink(*shared).map(|()| Done::Within),
-            Step::Forget => self.forget_all().map(|()| Done::Within),
+            Step::Commit => self.commit(),
+            Step::Unname => self.unname().map(|()| Done::ChangedCovered),
+            Step::Withdraw => self.withdraw().map(|()| Done::ChangedCovered),
+            Step::LinkCleanup { shared } => self.link_cleanup(*shared).map(|()| Done::ChangedCovered),
+            Step::Forget => self.forget_all().map(|()| Done::ChangedCovered),
         }
     }
 

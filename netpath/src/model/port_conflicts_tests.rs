@@ -9,7 +9,7 @@ fn met(wanted: (HostBind, u16, u16), addresses: &[&str], owned: (HostBind, u16, 
     let publish = |(bind, port, count)| vec![tcp(bind, port, 1, count)];
     let coming = [record(2, addresses, publish(wanted))];
     let owner = record(1, &BOTH, publish(owned));
-    meetings(&coming, [&owner].into_iter()).first().map(|m| (m.place, m.port))
+    conflicts(&coming, [&owner].into_iter()).first().map(|m| (m.place, m.port))
 }
 
 #[test]
@@ -34,9 +34,9 @@ fn a_wide_range_is_found_behind_narrow_ones() {
     let any = HostBind::Any;
     let coming = [record(2, &BOTH, vec![tcp(any, 10, 1, 500), tcp(any, 20, 1, 1), tcp(any, 30, 1, 1)])];
     let owner = record(1, &BOTH, vec![tcp(any, 5, 1, 5), tcp(any, 400, 1, 1)]);
-    assert_eq!(Some(400), meetings(&coming, [&owner].into_iter()).first().map(|m| m.port));
+    assert_eq!(Some(400), conflicts(&coming, [&owner].into_iter()).first().map(|m| m.port));
     let itself = Record { container: coming[0].container.clone(), ..owner };
-    assert!(meetings(&coming, [&itself].into_iter()).is_empty());
+    assert!(conflicts(&coming, [&itself].into_iter()).is_empty());
 }
 
 #[test]
@@ -44,12 +44,12 @@ fn a_port_has_so_many_places_and_no_more() {
     let on = |n: u8, first, count| tcp(at(&format!("192.0.2.{n}")), first, 1, count);
     let there: Vec<Record> = (1..=7).map(|n| record(n.into(), &BOTH[..1], vec![on(n, 100, 50)])).collect();
     let coming = |publish| [record(8, &BOTH[..1], vec![publish])];
-    assert_eq!(None, crowded(&coming(on(8, 149, 1)), &there, 8));
-    assert_eq!(Some((Proto::Tcp, 149)), crowded(&coming(on(8, 149, 1)), &there, 7));
-    assert_eq!(Some((Proto::Tcp, 100)), crowded(&coming(on(8, 90, 20)), &there, 7), "where the two meet");
-    assert_eq!(None, crowded(&coming(on(8, 150, 10)), &there, 7), "beside it");
-    assert_eq!(None, crowded(&coming(on(7, 149, 1)), &there, 7), "another one's address");
-    assert_eq!(None, crowded(&coming(on(9, 1, 1)), &there, 6), "there were too many before");
+    assert_eq!(None, exceeds_limit(&coming(on(8, 149, 1)), &there, 8));
+    assert_eq!(Some((Proto::Tcp, 149)), exceeds_limit(&coming(on(8, 149, 1)), &there, 7));
+    assert_eq!(Some((Proto::Tcp, 100)), exceeds_limit(&coming(on(8, 90, 20)), &there, 7), "where the two meet");
+    assert_eq!(None, exceeds_limit(&coming(on(8, 150, 10)), &there, 7), "beside it");
+    assert_eq!(None, exceeds_limit(&coming(on(7, 149, 1)), &there, 7), "another one's address");
+    assert_eq!(None, exceeds_limit(&coming(on(9, 1, 1)), &there, 6), "there were too many before");
     let every = [record(8, &BOTH, vec![tcp(HostBind::Any, 120, 1, 1)])];
-    assert_eq!((None, Some((Proto::Tcp, 120))), (crowded(&every, &there, 9), crowded(&every, &there, 8)));
+    assert_eq!((None, Some((Proto::Tcp, 120))), (exceeds_limit(&every, &there, 9), exceeds_limit(&every, &there, 8)));
 }

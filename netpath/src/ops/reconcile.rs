@@ -1,6 +1,6 @@
 //! The steps on records and the datapath, and those of a teardown.
 
-use super::host::Live;
+use super::session::Session;
 use super::{Leaving, agent, sysctls};
 use crate::datapath::{firewalld, ladder};
 use crate::driver::{self, Driver, Site};
@@ -8,13 +8,13 @@ use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, Desired, HostView, IfName, Links, Rung};
 use crate::plan::{Done, Undo};
-use crate::state::store::Writer;
-use crate::state::{Kept, Key, Phase};
+use crate::state::store::ProcessId;
+use crate::state::{Key, Phase, StoredEndpoint};
 use std::collections::BTreeSet;
 
-/// What [`Live::serve`] did.
+/// What [`Session::reconcile`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Served {
+pub(super) struct Reconciled {
     /// Records of endpoints that are no more.
     pub forgotten: usize,
     /// Kernel objects written or removed.
@@ -37,19 +37,19 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
     }
 }
 
-impl Live {
+impl Session {
     /// Writes a record with what the steps have yielded. A teardown of the same endpoint may have been here in the meantime.
     pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
         self.refuse_torn_down(&self.site.keys[at])?;
         let (record, made) = (&mut self.records[at], &self.made[at]);
         record.links.clone_from(&made.links);
         record.endpoint.addresses.clone_from(&made.addresses);
-        self.put(&self.records[at], Phase::Coming)?;
-        Ok(Done::Within)
+        self.put(&self.records[at], Phase::Creating)?;
+        Ok(Done::ChangedCovered)
     }
 
-    pub(super) fn serve_all(&mut self) -> Result<Done> {
-        match self.serve() {
+    pub(super) fn reconcile_or_withdraw(&mut self) -> Result<Done> {
+        match self.reconcile() {
             Ok(_) => Ok(Done::Changed(Undo::Withdraw)),
             Err(e) => {
                 if let Err(worse) = self.withdraw() {
@@ -61,13 +61,13 @@ impl Live {
     }
 
     /// Makes the datapath hold what the store says.
-    pub(super) fn serve(&mut self) -> Result<Served> {
+    pub(super) fn reconcile(&mut self) -> Result<Reconciled> {
         if let Err(e) = agent::stop_others(&self.site.store) {
             tracing::warn!("{e}");
         }
         let mut view = self.site.rtnl.host_view(self.cookie)?;
         let (living, forgotten) = self.living(&view)?;
-        let mut served = Served { forgotten, changed: 0 };
+        let mut served = Reconciled { forgotten, changed: 0 };
         let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
         if self.datapath.is_none() {
             let Some(rung) = self.site.store.rung()? else { return Ok(served) };
@@ -76,7 +76,7 @@ impl Live {
         // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
         // or a command, made the datapath, and may be as before when the agent looks again.
         self.site.store.keep_served(self.lock()?, None)?;
-        served.changed = match self.reconcile(&desired, &mut view) {
+        served.changed = match self.reconcile_datapath(&desired, &mut view) {
             Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
             done => done?,
         };
@@ -100,13 +100,13 @@ impl Live {
         failed
             .reconcile(&Desired::default(), view)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
-        self.site.store.pass_over(self.lock()?, from, refused.to_string())?;
+        self.site.store.reject_rung(self.lock()?, from, refused.to_string())?;
         self.site.store.keep_rung(self.lock()?, rung)?;
         self.datapath = Some(lower);
-        self.reconcile(desired, view)
+        self.reconcile_datapath(desired, view)
     }
 
-    fn reconcile(&mut self, desired: &Desired, view: &mut HostView) -> Result<usize> {
+    fn reconcile_datapath(&mut self, desired: &Desired, view: &mut HostView) -> Result<usize> {
         let Some(datapath) = &mut self.datapath else { return Ok(0) };
         let mut wanted = sysctls::forwarding(desired);
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
@@ -126,7 +126,7 @@ impl Live {
 
     /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
     /// teardown came. They would keep their published ports and bridges for ever. Also how many those were.
-    fn living(&self, view: &HostView) -> Result<(Vec<Kept>, usize)> {
+    fn living(&self, view: &HostView) -> Result<(Vec<StoredEndpoint>, usize)> {
         let mut living = Vec::new();
         let mut forgotten = 0;
         let mut orphans: Vec<Attachment> = Vec::new();
@@ -151,7 +151,7 @@ impl Live {
     }
 
     /// Whether an endpoint has its links, or before it has some, a process that works on it or a namespace to work in.
-    fn lives(&self, kept: &Kept, view: &HostView) -> Result<bool> {
+    fn lives(&self, kept: &StoredEndpoint, view: &HostView) -> Result<bool> {
         match &kept.record.links {
             None => Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some()),
             Some(links) => driver::of(&kept.record.network.attachment).lives(&self.site, &kept.record, links, view),
@@ -159,22 +159,23 @@ impl Live {
     }
 
     /// Writes that setup has ended well, unless a teardown has come in the meantime.
-    pub(super) fn settle(&self) -> Result<Done> {
+    pub(super) fn commit(&self) -> Result<Done> {
         self.announce();
         let lock = self.site.store.lock(&|| false)?;
         for (record, key) in self.records.iter().zip(&self.site.keys) {
             self.refuse_torn_down(key)?;
-            self.site
-                .store
-                .put(&lock, &Kept { record: record.clone(), phase: Phase::Up, writer: Writer::this_process() })?;
+            self.site.store.put(
+                &lock,
+                &StoredEndpoint { record: record.clone(), phase: Phase::Up, writer: ProcessId::this_process() },
+            )?;
         }
-        Ok(Done::Within)
+        Ok(Done::ChangedCovered)
     }
 
     /// # Errors
     /// The record of this command is gone, or another command works on it.
     fn refuse_torn_down(&self, key: &Key) -> Result<()> {
-        let own = self.site.store.get(key)?.is_some_and(|k| k.writer == Writer::this_process());
+        let own = self.site.store.get(key)?.is_some_and(|k| k.writer == ProcessId::this_process());
         let gone = || Error::new(format!("the endpoint on network {} was torn down at this moment", key.network));
         if own { Ok(()) } else { Err(gone()) }
     }
@@ -197,9 +198,9 @@ impl Live {
             let Some(mut kept) = self.site.store.get(key)? else { continue };
             known = true;
             kept.record.links = None;
-            self.put(&kept.record, Phase::Going)?;
+            self.put(&kept.record, Phase::Removing)?;
         }
-        if known { self.serve().map(drop) } else { Ok(()) }
+        if known { self.reconcile().map(drop) } else { Ok(()) }
     }
 
     /// Whether no other container needs the links that this one shares.
@@ -232,7 +233,7 @@ impl Live {
 
     /// Deletes the links of the endpoints, and if asked the shared ones that nothing needs any more. One failure keeps the
     /// records.
-    pub(super) fn unlink(&mut self, shared: bool) -> Result<()> {
+    pub(super) fn link_cleanup(&mut self, shared: bool) -> Result<()> {
         let routes = self.records.iter().try_for_each(|r| self.remove_routes(r));
         let links = self.links_to_delete(shared).and_then(|(host, inside)| {
             if let (Some(container), false) = (&self.site.inside, inside.is_empty()) {
@@ -315,19 +316,19 @@ mod tests {
         let cookie = netns::cookie().expect("a cookie");
         let names = Aardvark::new(Path::new(""), Path::new(""), 0, false);
         let record = record(1, &["10.88.0.2/16"], vec![]);
-        let live = Live::coming(cookie, None, vec![record.clone()], names).expect("a host");
-        let gone = live.settle().map(drop).expect_err("there is no record");
+        let session = Session::for_setup(cookie, None, vec![record.clone()], names).expect("a host");
+        let gone = session.commit().map(drop).expect_err("there is no record");
         assert!(gone.to_string().contains("torn down"), "{gone}");
-        assert!(live.site.store.all().expect("records").is_empty());
+        assert!(session.site.store.all().expect("records").is_empty());
 
-        let lock = live.site.store.lock(&|| false).expect("the lock");
-        let coming = Kept { record, phase: Phase::Coming, writer: Writer::this_process() };
-        live.site.store.put(&lock, &coming).expect("written");
+        let lock = session.site.store.lock(&|| false).expect("the lock");
+        let coming = StoredEndpoint { record, phase: Phase::Creating, writer: ProcessId::this_process() };
+        session.site.store.put(&lock, &coming).expect("written");
         drop(lock);
-        live.settle().expect("its own record");
-        assert_eq!(Phase::Up, live.site.store.all().expect("records")[0].phase);
-        let lock = live.site.store.lock(&|| false).expect("the lock");
-        live.site.store.forget(&lock, &coming.key()).expect("removed");
-        live.site.store.close(lock).expect("closed");
+        session.commit().expect("its own record");
+        assert_eq!(Phase::Up, session.site.store.all().expect("records")[0].phase);
+        let lock = session.site.store.lock(&|| false).expect("the lock");
+        session.site.store.forget(&lock, &coming.key()).expect("removed");
+        session.site.store.close(lock).expect("closed");
     }
 }
