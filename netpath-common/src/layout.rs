@@ -213,7 +213,7 @@ pub fn subnet_hint(address: &Addr) -> (u32, u64) {
     } else {
         u16::from_be_bytes([a[0], a[1]]) ^ u16::from_be_bytes([a[2], a[3]]) ^ u16::from_be_bytes([a[4], a[5]])
     };
-    ((bits >> 6) as u32, 1 << (bits & 63))
+    (u32::from(bits >> 6), 1 << (bits & 63))
 }
 
 /// Value of `np_traffic`, PERCPU_ARRAY of [`TRAFFICS`]: packets to and from the container of a publish or an

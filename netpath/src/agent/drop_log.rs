@@ -4,16 +4,16 @@ use crate::observe::{Host, status};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
-pub struct DropLog(BTreeMap<&'static str, u64>);
+pub(super) struct DropLog(BTreeMap<&'static str, u64>);
 
 impl DropLog {
     /// Earlier drops are not reported.
-    pub fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         Self(counted().unwrap_or_default())
     }
 
     /// Tells what has come on top since the last time.
-    pub fn say(&mut self) {
+    pub(super) fn say(&mut self) {
         let Some(now) = counted() else { return };
         let news: Vec<String> = now
             .iter()

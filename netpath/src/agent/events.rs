@@ -10,26 +10,26 @@ use tokio::io::unix::AsyncFd;
 /// As long as the longest batch of messages of nf_tables (NLMSG_GOODSIZE); what is longer counts as it begins.
 const MOST: usize = 16 * 1024;
 
-pub struct Events {
+pub(super) struct Events {
     socket: AsyncFd<OwnedFd>,
     matters: fn(&[u8]) -> bool,
 }
 
 impl Events {
     /// Over a socket that does not block.
-    pub fn over(socket: OwnedFd) -> io::Result<Self> {
+    pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
         Self::of(socket, |_| true)
     }
 
     /// The same for messages that matter alone.
-    pub fn of(socket: OwnedFd, matters: fn(&[u8]) -> bool) -> io::Result<Self> {
+    pub(super) fn of(socket: OwnedFd, matters: fn(&[u8]) -> bool) -> io::Result<Self> {
         // SAFETY: the descriptor is open, is owned here alone, and stays the same until it is dropped.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
         Ok(Self { socket, matters })
     }
 
     /// Waits until something has changed.
-    pub async fn any(&self) {
+    pub(super) async fn any(&self) {
         loop {
             let Ok(mut guard) = self.socket.readable().await else { return std::future::pending().await };
             while let Some(matters) = self.take() {
@@ -42,7 +42,7 @@ impl Events {
     }
 
     /// Forgets what has come so far.
-    pub fn drain(&self) {
+    pub(super) fn drain(&self) {
         while self.take().is_some() {}
     }
 

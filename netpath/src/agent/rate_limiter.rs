@@ -12,18 +12,18 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const CREDIT: Duration = LONGEST_PAUSE.saturating_mul(3);
 
 /// What looks have cost is paid back by time that passes.
-pub struct RateLimiter {
+pub(super) struct RateLimiter {
     owed: Duration,
     since: Instant,
 }
 
 impl RateLimiter {
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { owed: Duration::ZERO, since: now }
     }
 
     /// A look that took `cost` has ended at `now`. Returns when the next one may begin.
-    pub fn looked(&mut self, cost: Duration, now: Instant) -> Instant {
+    pub(super) fn looked(&mut self, cost: Duration, now: Instant) -> Instant {
         let price = (cost * SHARE).min(LONGEST_PAUSE);
         let paid = now.saturating_duration_since(self.since);
         self.owed = (self.owed.saturating_sub(paid) + price).min(CREDIT + LONGEST_PAUSE);

@@ -11,20 +11,20 @@ use crate::ops::gc::Removed;
 use serde::Serialize;
 use std::fmt::Write;
 
-pub fn json<T: Serialize>(value: &T) -> Result<String, Error> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<String, Error> {
     serde_json::to_string_pretty(value).map(|s| s + "\n").context(|| "cannot print JSON".to_owned())
 }
 
 /// `{"version": 1, "<name>": [...]}`
-pub fn json_list<T: Serialize>(name: &str, list: &[T]) -> Result<String, Error> {
+pub(super) fn json_list<T: Serialize>(name: &str, list: &[T]) -> Result<String, Error> {
     json(&serde_json::json!({ "version": 1, name: list }))
 }
 
-pub fn gc_json(removed: &Removed) -> Result<String, Error> {
+pub(super) fn gc_json(removed: &Removed) -> Result<String, Error> {
     json(&serde_json::json!({ "version": 1, "removed": removed }))
 }
 
-pub fn gc(removed: &Removed) -> String {
+pub(super) fn gc(removed: &Removed) -> String {
     let counts = [
         ("records of containers that are gone", removed.records),
         ("objects of the datapath", removed.datapath),
@@ -37,7 +37,7 @@ pub fn gc(removed: &Removed) -> String {
     if lines.is_empty() { "nothing to remove\n".into() } else { lines.concat() }
 }
 
-pub fn status(status: &Status) -> String {
+pub(super) fn status(status: &Status) -> String {
     let mut out = String::new();
     match status.rung {
         Some(rung) => {
@@ -50,7 +50,7 @@ pub fn status(status: &Status) -> String {
     match &status.agent {
         Some(agent) => drop(writeln!(out, "AGENT     pid {}", agent.pid)),
         None if status.rung.is_some() => {
-            out.push_str("AGENT     none: changes of this host are followed by the next command\n")
+            out.push_str("AGENT     none: changes of this host are followed by the next command\n");
         }
         None => {}
     }
@@ -134,7 +134,7 @@ fn range(first: u16, count: u16) -> String {
     }
 }
 
-pub fn flows(flows: &[FlowLine]) -> String {
+pub(super) fn flows(flows: &[FlowLine]) -> String {
     if flows.is_empty() {
         return "no flows\n".into();
     }
@@ -155,7 +155,7 @@ pub fn flows(flows: &[FlowLine]) -> String {
     table.to_string()
 }
 
-pub fn ports(ports: &[PortLine]) -> String {
+pub(super) fn ports(ports: &[PortLine]) -> String {
     if ports.is_empty() {
         return "no published ports\n".into();
     }
@@ -175,7 +175,7 @@ pub fn ports(ports: &[PortLine]) -> String {
     table.to_string()
 }
 
-pub fn doctor(report: &Report) -> String {
+pub(super) fn doctor(report: &Report) -> String {
     let mut out = String::new();
     match report.rung {
         Some(rung) if report.in_use => {

@@ -20,9 +20,9 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Name of the pid file among the network files.
-pub const PID_FILE: &str = "aardvark.pid";
+pub(super) const PID_FILE: &str = "aardvark.pid";
 
-pub struct Process<'a> {
+pub(super) struct Process<'a> {
     pub binary: &'a Path,
     /// The directory of the network files.
     pub dir: &'a Path,
@@ -33,7 +33,7 @@ pub struct Process<'a> {
 impl Process<'_> {
     /// The server of this directory, if it runs. The pid file outlives a killed server and pids are used again, so the
     /// process must also have been started for our directory.
-    pub fn running(&self) -> Option<Pid> {
+    pub(super) fn running(&self) -> Option<Pid> {
         let text = std::fs::read_to_string(self.dir.join(PID_FILE)).ok()?;
         let pid: i32 = text.trim().parse().ok().filter(|&p| p > 1)?;
         // Empty for a process that has ended and waits to be reaped.
@@ -43,7 +43,7 @@ impl Process<'_> {
     }
 
     /// Makes a running server read its files again. False: none runs.
-    pub fn wake(&self) -> Result<bool> {
+    pub(super) fn wake(&self) -> Result<bool> {
         let Some(pid) = self.running() else { return Ok(false) };
         if !same_netns(pid) {
             tracing::error!(
@@ -59,7 +59,7 @@ impl Process<'_> {
     }
 
     /// Starts the server and waits until it serves. `ask`: a name that it knows, and an address that it listens on.
-    pub fn start(&self, ask: Option<(&str, IpAddr)>) -> Result<()> {
+    pub(super) fn start(&self, ask: Option<(&str, IpAddr)>) -> Result<()> {
         let what = || format!("cannot start aardvark-dns ({})", self.binary.display());
         let next = "install aardvark-dns, or create the network with DNS disabled";
         // Not a pipe: the server keeps the other end open for as long as it lives.
@@ -103,7 +103,7 @@ impl Process<'_> {
     }
 
     /// Ends the server and waits until it has gone, so that a start right after does not meet it half dead.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         let pid_file = self.dir.join(PID_FILE);
         if let Some(pid) = self.running() {
             // It has no handler: the signal ends it at once, whatever it is doing.

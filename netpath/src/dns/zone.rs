@@ -12,18 +12,18 @@ use std::net::IpAddr;
 
 /// A network's file. Lines of other writers are kept as they are.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Zone {
+pub(super) struct Zone {
     header: String,
     lines: Vec<String>,
 }
 
 impl Zone {
-    pub fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut lines = text.lines().map(str::to_owned);
         Self { header: lines.next().unwrap_or_default(), lines: lines.filter(|l| !l.is_empty()).collect() }
     }
 
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let mut text =
             String::with_capacity(self.header.len() + self.lines.iter().map(|l| l.len() + 1).sum::<usize>() + 1);
         text.push_str(&self.header);
@@ -36,17 +36,17 @@ impl Zone {
     }
 
     /// No container is left on the network.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
 
-    pub fn set_header(&mut self, listen: &[IpAddr], servers: &[IpAddr]) {
+    pub(super) fn set_header(&mut self, listen: &[IpAddr], servers: &[IpAddr]) {
         self.header = join(listen);
         self.set_servers(servers);
     }
 
     /// The second column of the header, and nothing else.
-    pub fn set_servers(&mut self, servers: &[IpAddr]) {
+    pub(super) fn set_servers(&mut self, servers: &[IpAddr]) {
         let listen = self.header.split(' ').next().unwrap_or_default().to_owned();
         self.header = listen;
         if !servers.is_empty() {
@@ -55,18 +55,18 @@ impl Zone {
     }
 
     /// Whether the server itself answers on this address.
-    pub fn listens_on(&self, address: &IpAddr) -> bool {
+    pub(super) fn listens_on(&self, address: &IpAddr) -> bool {
         self.header.split(' ').next().unwrap_or_default().split(',').any(|a| a.parse() == Ok(*address))
     }
 
     /// The container's line, in place of any it had.
-    pub fn put(&mut self, entry: &Entry) {
+    pub(super) fn put(&mut self, entry: &Entry) {
         self.remove(&entry.id);
         self.lines.push(entry.line());
     }
 
     /// Whether there was a line of this container. Compares the whole first column: an id may be part of another's.
-    pub fn remove(&mut self, id: &str) -> bool {
+    pub(super) fn remove(&mut self, id: &str) -> bool {
         let before = self.lines.len();
         self.lines.retain(|l| l.split(' ').next() != Some(id));
         before != self.lines.len()
@@ -75,7 +75,7 @@ impl Zone {
 
 /// One container on one network.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Entry {
+pub(super) struct Entry {
     id: String,
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
@@ -86,7 +86,7 @@ pub struct Entry {
 impl Entry {
     /// # Errors
     /// An id that the file cannot hold.
-    pub fn of(record: &Record) -> Result<Self> {
+    pub(super) fn of(record: &Record) -> Result<Self> {
         let id = &record.container.id;
         if !fits(id) {
             return Err(Error::new(format!("cannot name {} in DNS", record.container.label()))
@@ -113,7 +113,7 @@ impl Entry {
     }
 
     /// A name that the server answers for by itself.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.names.first().map_or(self.id.as_str(), String::as_str)
     }
 

@@ -101,7 +101,7 @@ impl Driver for Bridge {
 
     fn share(&mut self, site: &Site, at: usize, record: &Record) -> Result<Done> {
         let network = &record.network;
-        let made = site.rtnl.add_bridge(&self.name, network.mtu.map(|m| m.bytes()))?;
+        let made = site.rtnl.add_bridge(&self.name, network.mtu.map(super::super::model::network::Mtu::bytes))?;
         self.is_portless |= made;
         match self.complete(&site.rtnl, network) {
             Ok(_) if made => Ok(Done::Changed(Undo::Unshare { at })),

@@ -76,7 +76,7 @@ impl Macvlan {
             parent: parent.index,
             of: &self.0,
             mac: record.endpoint.mac,
-            mtu: record.network.mtu.map(|m| m.bytes()),
+            mtu: record.network.mtu.map(super::super::model::network::Mtu::bytes),
         };
         site.rtnl.add_macvlan(&spec, inside.raw_fd()).map_err(|e| Error::new(what()).because(e))?;
         let gone = || Error::new(what()).because("it has vanished");

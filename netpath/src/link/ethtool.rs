@@ -49,7 +49,7 @@ fn call(interface: &IfName, command: u32, data: u32) -> Result<u32> {
         *to = from;
     }
     // SAFETY: the kernel reads the request and reads and writes the value; both outlive the call.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) } {
+    match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL.into(), &raw mut request) } {
         0 => Ok(value.data),
         _ => Err(std::io::Error::last_os_error()).context(|| what(interface)),
     }

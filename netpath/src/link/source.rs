@@ -150,10 +150,10 @@ impl Rtnl {
             for attribute in &rule.attributes {
                 match attribute {
                     RuleAttribute::Source(ip) => {
-                        rules.from.extend(IpNet::new(*ip, rule.header.src_len).map(|n| n.trunc()))
+                        rules.from.extend(IpNet::new(*ip, rule.header.src_len).map(|n| n.trunc()));
                     }
                     RuleAttribute::Destination(ip) => {
-                        rules.to.extend(IpNet::new(*ip, rule.header.dst_len).map(|n| n.trunc()))
+                        rules.to.extend(IpNet::new(*ip, rule.header.dst_len).map(|n| n.trunc()));
                     }
                     _ => {}
                 }

@@ -44,7 +44,7 @@ fn lines(records: &[Record]) -> Vec<PortLine> {
                 ports: publish.count(),
                 container: record.container.label(),
                 network: record.network.name.clone(),
-                container_addresses: record.endpoint.addresses.iter().map(|a| a.addr()).collect(),
+                container_addresses: record.endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
                 container_port: publish.container_port(),
                 behind,
             });

@@ -122,7 +122,7 @@ fn endpoint(record: &Record, read: &impl Fn(u16) -> Result<Traffic>) -> Result<(
     }
     let line = EndpointLine {
         container: record.container.label(),
-        addresses: record.endpoint.addresses.iter().map(|a| a.addr()).collect(),
+        addresses: record.endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
         volume: sum.into(),
         publishes,
         counted: record.traffic.own != 0,

@@ -14,7 +14,9 @@ impl Session {
     /// A living container publishes one of the ports. Nothing was changed.
     pub(super) fn refuse_taken_ports(&self, there: &[StoredEndpoint]) -> Result<()> {
         for conflict in port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)) {
-            let Some(owner) = there.iter().find(|k| std::ptr::eq(&k.record, conflict.owner)) else { continue };
+            let Some(owner) = there.iter().find(|k| std::ptr::eq(&raw const k.record, conflict.owner)) else {
+                continue;
+            };
             if self.answers(owner)? {
                 let (label, network) = (conflict.owner.container.label(), &conflict.owner.network.name);
                 return Err(Error::new(format!(

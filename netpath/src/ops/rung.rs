@@ -32,7 +32,7 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
 /// # Errors
 /// It cannot be used, or it cannot do what a record asks for. Nothing was changed then, except that a change-over that
 /// fails in the middle leaves both, which the next command puts right.
-pub fn decide(
+pub(super) fn decide(
     choice: Choice,
     store: &Store,
     lock: &Lock,
@@ -109,7 +109,7 @@ fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, c
     }
 }
 
-pub fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
+pub(super) fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
     match datapath.refusals(record).into_iter().next() {
         None => Ok(()),
         Some(Refusal { feature, why, next }) => Err(Error::new(format!(

@@ -38,7 +38,7 @@ impl Session {
     ///
     /// # Errors
     /// The namespace cannot be entered.
-    pub fn for_setup(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
+    pub(super) fn for_setup(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
         let inside = netns.map(|n| n.enter()).transpose()?;
         let keys = records.iter().map(Key::of).collect();
         Ok(Self {
@@ -61,7 +61,7 @@ impl Session {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn for_teardown(
+    pub(super) fn for_teardown(
         cookie: u64,
         netns: Option<Netns>,
         container: &str,
@@ -90,7 +90,7 @@ impl Session {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn read_records(&mut self) -> Result<()> {
+    pub(super) fn read_records(&mut self) -> Result<()> {
         for key in &self.site.keys {
             let Some(kept) = self.site.store.get(key)? else { continue };
             // In its place: steps count the endpoints.
@@ -103,13 +103,13 @@ impl Session {
     }
 
     /// What attaches the records.
-    pub fn plan(&self) -> Vec<Step> {
+    pub(super) fn plan(&self) -> Vec<Step> {
         let endpoints = self.drivers.iter().zip(&self.records).enumerate();
         plan::attach(&self.records, endpoints.map(|(at, (driver, record))| driver.steps(at, record)).collect())
     }
 
     /// What the steps have made.
-    pub fn into_attached(self) -> Result<Vec<Attached>> {
+    pub(super) fn into_attached(self) -> Result<Vec<Attached>> {
         let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
             let links = made.links.ok_or_else(|| Error::new("an endpoint has no links"))?;
             let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
@@ -123,7 +123,7 @@ impl Session {
     ///
     /// # Errors
     /// It cannot; nothing was changed.
-    pub fn preflight(&mut self, choice: Choice) -> Result<()> {
+    pub(super) fn preflight(&mut self, choice: Choice) -> Result<()> {
         self.take_lock()?;
         let checked = self.preflight_locked(choice);
         if checked.is_err() {
@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// The lock, which the plan holds whenever a step needs it.
-    pub fn lock(&self) -> Result<&Lock> {
+    pub(super) fn lock(&self) -> Result<&Lock> {
         self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))
     }
 
@@ -185,7 +185,7 @@ impl Session {
     ///
     /// # Errors
     /// Something of it cannot be removed.
-    pub fn let_go(&mut self) -> Result<()> {
+    pub(super) fn let_go(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if self.site.store.is_empty()? {
             // It would go by itself, only later; and what is its own must not be made again after it was removed.
@@ -201,7 +201,7 @@ impl Session {
         Ok(())
     }
 
-    pub fn put(&self, record: &Record, phase: Phase) -> Result<()> {
+    pub(super) fn put(&self, record: &Record, phase: Phase) -> Result<()> {
         let kept = StoredEndpoint { record: record.clone(), phase, writer: ProcessId::this_process() };
         self.site.store.put(self.lock()?, &kept)
     }

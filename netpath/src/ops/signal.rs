@@ -11,15 +11,15 @@ extern "C" fn note(_: libc::c_int) {
 }
 
 /// Without SA_RESTART, so that a wait for the lock ends too.
-pub fn catch() {
+pub(super) fn catch() {
     handle(SigHandler::Handler(note));
 }
 
-pub fn ignore() {
+pub(super) fn ignore() {
     handle(SigHandler::SigIgn);
 }
 
-pub fn seen() -> bool {
+pub(super) fn seen() -> bool {
     SEEN.load(Ordering::Relaxed)
 }
 

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 
 /// What every rung needs of the host for `desired`, below /proc/sys. An IPv6 host that forwards no longer takes routes
 /// from router advertisements; as in Netavark, networks with IPv6 have that price.
-pub fn forwarding(desired: &Desired) -> Vec<(String, String)> {
+pub(super) fn forwarding(desired: &Desired) -> Vec<(String, String)> {
     let mut wanted = Vec::new();
     let mut outside = desired.bridged().map(|(r, _)| &r.network).filter(|n| !n.internal).peekable();
     if outside.peek().is_some() {
         wanted.push((FORWARDING[0].to_owned(), "1".to_owned()));
     }
-    if outside.any(|n| n.has_v6()) {
+    if outside.any(super::super::model::network::Network::has_v6) {
         wanted.push((FORWARDING[1].to_owned(), "1".to_owned()));
     }
     wanted
@@ -27,7 +27,7 @@ pub fn forwarding(desired: &Desired) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// One cannot be read, kept or written.
-pub fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result<()> {
+pub(super) fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result<()> {
     let mut saved = None;
     for (path, value) in wanted {
         let Some(before) = sysctl::read(path)?.filter(|now| now != value) else {
@@ -53,7 +53,7 @@ pub fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) -> Result
 ///
 /// # Errors
 /// A value cannot be read or written.
-pub fn keep_internal(desired: &Desired) -> Result<()> {
+pub(super) fn keep_internal(desired: &Desired) -> Result<()> {
     let internal = desired.bridged().map(|(r, _)| &r.network).filter(|n| n.internal);
     let bridges: BTreeMap<_, bool> = internal.filter_map(|n| Some((n.bridge()?.as_str(), n.has_v6()))).collect();
     bridges.into_iter().try_for_each(|(bridge, v6)| bridge::close(bridge, v6))
@@ -63,7 +63,7 @@ pub fn keep_internal(desired: &Desired) -> Result<()> {
 ///
 /// # Errors
 /// The saved values cannot be read. One that cannot be written is reported and passed over.
-pub fn put_back(store: &Store) -> Result<()> {
+pub(super) fn put_back(store: &Store) -> Result<()> {
     for (path, saved) in store.sysctls()?.into_iter().filter(|(path, _)| !FORWARDING.contains(&path.as_str())) {
         match sysctl::read(&path) {
             Ok(Some(now)) if now == saved.written => {

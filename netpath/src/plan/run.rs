@@ -178,7 +178,7 @@ mod tests {
                 Undo::Lock => self.locked = true,
                 Undo::Unlock => self.locked = false,
                 Undo::Forget(_) | Undo::Unshare { .. } | Undo::Withdraw => {
-                    assert!(self.locked, "{undo:?} without the lock")
+                    assert!(self.locked, "{undo:?} without the lock");
                 }
                 _ => {}
             }

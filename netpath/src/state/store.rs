@@ -210,7 +210,7 @@ impl Store {
                 Ok(Some(kept)) => all.push(kept),
                 Ok(None) => {}
                 Err(e) => {
-                    tracing::error!(file = %path.display(), error = %e, "a record cannot be read and is left out")
+                    tracing::error!(file = %path.display(), error = %e, "a record cannot be read and is left out");
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 
 /// Content of `np_allow`: prefix length and key, as bytes.
-pub type Entries = BTreeMap<(u32, [u8; 20]), u32>;
+pub(super) type Entries = BTreeMap<(u32, [u8; 20]), u32>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Lists {

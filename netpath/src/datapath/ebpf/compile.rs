@@ -225,7 +225,7 @@ fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
         gateway6 = a.octets();
     }
     let of_bridge = || host.link_named(net.bridge()?).map(|l| l.mtu);
-    let mtu = net.mtu.map(|m| m.bytes()).or_else(of_bridge).unwrap_or(1500);
+    let mtu = net.mtu.map(crate::model::network::Mtu::bytes).or_else(of_bridge).unwrap_or(1500);
     Network {
         flags,
         mtu,
@@ -318,16 +318,13 @@ fn chain(offers: &[Offer], proto: u8, tables: &mut Tables) {
                 let rule = &tables.rules[*r];
                 u32::from(rule.host_port) + u32::from(rule.count) == start
             });
-            let index = match grown {
-                Some(index) => {
-                    // Both ends are within the offer, which has at most 65,535 ports.
-                    tables.rules[index].count += (stop - start) as u16;
-                    index
-                }
-                None => {
-                    tables.rules.push(part(&offers[i], families, start, stop, next));
-                    tables.rules.len() - 1
-                }
+            let index = if let Some(index) = grown {
+                // Both ends are within the offer, which has at most 65,535 ports.
+                tables.rules[index].count += (stop - start) as u16;
+                index
+            } else {
+                tables.rules.push(part(&offers[i], families, start, stop, next));
+                tables.rules.len() - 1
             };
             open.insert((i, families, next), index);
             next = index as u32 + 1;

@@ -11,7 +11,7 @@ fn name(s: &str) -> IfName {
     s.parse().expect("an interface name")
 }
 
-pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+pub(crate) fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
     let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
     Record {
         order,
@@ -60,11 +60,11 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
     }
 }
 
-pub fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
+pub(crate) fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
     Publish::new(bind, Proto::Tcp, host, container, count).expect("a publish")
 }
 
-pub fn at(a: &str) -> HostBind {
+pub(crate) fn at(a: &str) -> HostBind {
     HostBind::Address(a.parse().expect("an address"))
 }
 

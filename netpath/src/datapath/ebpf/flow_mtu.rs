@@ -9,17 +9,17 @@ use netpath_common::layout::{Next, Uplink, is_outward};
 use std::collections::BTreeMap;
 
 /// Old and new MTU of uplinks, by ifindex.
-pub type Sizes = BTreeMap<u32, (u16, u16)>;
+pub(super) type Sizes = BTreeMap<u32, (u16, u16)>;
 
 /// The remaining uplinks whose MTU changes from `have` to `want`.
-pub fn changed(have: &BTreeMap<u32, Uplink>, want: &BTreeMap<u32, Uplink>) -> Sizes {
+pub(super) fn changed(have: &BTreeMap<u32, Uplink>, want: &BTreeMap<u32, Uplink>) -> Sizes {
     let pairs = have.iter().filter_map(|(index, old)| Some((*index, (old.mtu as u16, want.get(index)?.mtu as u16))));
     pairs.filter(|(_, (old, new))| old != new).collect()
 }
 
 /// Sets the new MTU in the flows of these uplinks. A concurrent write of a program may be lost: one refresh, a few
 /// seconds of the flow's lifetime.
-pub fn flows(pins: &Pins, sizes: &Sizes) -> Result<usize> {
+pub(super) fn flows(pins: &Pins, sizes: &Sizes) -> Result<usize> {
     if sizes.is_empty() {
         return Ok(0);
     }

@@ -13,7 +13,7 @@ use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
 
 /// Removes every flow with one of the v4-mapped addresses, before or after translation.
-pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
+pub(super) fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
     if addresses.is_empty() {
         return Ok(0);
     }
@@ -28,7 +28,7 @@ pub fn flows_of(pins: &Pins, addresses: &BTreeSet<[u8; 16]>) -> Result<usize> {
 
 /// Removes both entries of every flow by one of these removed uplinks: a sender that never pauses would keep its flow
 /// alive.
-pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
+pub(super) fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
     if uplinks.is_empty() {
         return Ok(0);
     }
@@ -38,7 +38,7 @@ pub fn flows_by(pins: &Pins, uplinks: &BTreeSet<u32>) -> Result<usize> {
 
 /// Removes both entries of every masqueraded flow whose address belongs neither to the host nor to a network's
 /// option: the host may have had it briefly between two reads. Reads only the maps, so it is safe at any time.
-pub fn strays(pins: &Pins) -> Result<usize> {
+pub(super) fn strays(pins: &Pins) -> Result<usize> {
     let locals = PinnedMap::open(pins, &maps::LOCAL)?.dump(CHUNK)?;
     // A full map may lack some of the host's addresses.
     if locals.len() >= LOCALS as usize {

@@ -41,7 +41,7 @@ impl Host {
         Some(host)
     }
 
-    pub fn view(&self) -> HostView {
+    pub(super) fn view(&self) -> HostView {
         self.rtnl.host_view(self.cookie).expect("a view of the host")
     }
 

@@ -19,7 +19,7 @@ const IN_SECONDS: u32 = 4;
 ///
 /// # Errors
 /// A map cannot be read or written.
-pub fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
+pub(super) fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
     if !KNOWN.contains(&version) {
         tracing::warn!(layout = version, "flows of this layout cannot be migrated and are lost");
         return Ok(0);

@@ -91,16 +91,15 @@ fn sctp_is_published_on_its_own_port_alone() {
     assert!(slot() != 0);
     assert!(host.rule(5000).is_none(), "nothing of it is TCP");
     desired.records[0].publishes = vec![sctp(5001)];
-    match Iptables::for_moved_sctp() {
-        Ok(_) => assert!(Ebpf.refusals(&desired.records[0]).is_empty(), "netfilter does it"),
-        Err(_) => {
-            let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
-            assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
-            assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
-            println!("skip: needs iptables");
-            host.reconcile(&Desired::default());
-            return;
-        }
+    if let Ok(_) = Iptables::for_moved_sctp() {
+        assert!(Ebpf.refusals(&desired.records[0]).is_empty(), "netfilter does it")
+    } else {
+        let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
+        assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
+        assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
+        println!("skip: needs iptables");
+        host.reconcile(&Desired::default());
+        return;
     }
     let store = Store::of(host.view().cookie);
     let lock = store.lock(&|| false).expect("the lock");

@@ -22,7 +22,7 @@ const BLOCK: usize = 512;
 /// Rules per memory mapping.
 const PART: u32 = 4_096;
 
-pub struct Ports {
+pub(super) struct Ports {
     rules: Rules,
     slots: [Slots; 3],
 }
@@ -30,7 +30,7 @@ pub struct Ports {
 impl Ports {
     /// # Errors
     /// An array is missing, or cannot be mapped into memory.
-    pub fn open(pins: &Pins) -> Result<Self> {
+    pub(super) fn open(pins: &Pins) -> Result<Self> {
         Ok(Self {
             rules: Rules::open(pins)?,
             slots: [
@@ -42,7 +42,7 @@ impl Ports {
     }
 
     /// Closes every port without a publish in `tables`.
-    pub fn withdraw(&self, tables: &Tables) -> usize {
+    pub(super) fn withdraw(&self, tables: &Tables) -> usize {
         let mut changed = 0;
         for slots in &self.slots {
             let mut stays = vec![false; PORTS];
@@ -63,19 +63,18 @@ impl Ports {
     ///
     /// # Errors
     /// The rules exceed the array, or a part of it cannot be mapped into memory.
-    pub fn publish(&mut self, tables: &Tables) -> Result<usize> {
-        let (places, mut changed) = match self.place(tables)? {
-            Some(done) => done,
-            None => {
-                // Old and new rules together exceed the array. The ports are closed briefly to free the old ones;
-                // never if the new rules alone do not fit.
-                if tables.rules.len() >= RULES as usize {
-                    return Err(too_many());
-                }
-                tracing::warn!("the rule map is full, all ports are closed briefly and published again");
-                self.slots.iter_mut().for_each(Slots::close);
-                self.place(tables)?.ok_or_else(too_many)?
+    pub(super) fn publish(&mut self, tables: &Tables) -> Result<usize> {
+        let (places, mut changed) = if let Some(done) = self.place(tables)? {
+            done
+        } else {
+            // Old and new rules together exceed the array. The ports are closed briefly to free the old ones;
+            // never if the new rules alone do not fit.
+            if tables.rules.len() >= RULES as usize {
+                return Err(too_many());
             }
+            tracing::warn!("the rule map is full, all ports are closed briefly and published again");
+            self.slots.iter_mut().for_each(Slots::close);
+            self.place(tables)?.ok_or_else(too_many)?
         };
         for slots in &mut self.slots {
             let proto = slots.proto;
@@ -114,22 +113,21 @@ impl Ports {
                 rule.next = places[rule.next as usize - 1];
             }
             let content = content(&rule);
-            let place = match known.get(&content) {
-                Some(place) => *place,
-                None => {
-                    loop {
-                        match taken.get(free as usize) {
-                            None => return Ok(None),
-                            Some(false) => break,
-                            Some(true) => free += 1,
-                        }
+            let place = if let Some(place) = known.get(&content) {
+                *place
+            } else {
+                loop {
+                    match taken.get(free as usize) {
+                        None => return Ok(None),
+                        Some(false) => break,
+                        Some(true) => free += 1,
                     }
-                    taken[free as usize] = true;
-                    self.rules.write(free, &rule)?;
-                    changed += 1;
-                    known.insert(content, free);
-                    free
                 }
+                taken[free as usize] = true;
+                self.rules.write(free, &rule)?;
+                changed += 1;
+                known.insert(content, free);
+                free
             };
             places.push(place);
         }

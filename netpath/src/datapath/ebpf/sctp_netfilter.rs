@@ -19,7 +19,7 @@ fn has_some(record: &Record) -> bool {
 }
 
 /// Refused if the host has no iptables.
-pub fn refusals(record: &Record) -> Vec<Refusal> {
+pub(super) fn refusals(record: &Record) -> Vec<Refusal> {
     let Some(publish) = record.publishes.iter().find(|p| p.is_moved_sctp()).filter(|_| has_some(record)) else {
         return Vec::new();
     };
@@ -38,7 +38,7 @@ pub fn refusals(record: &Record) -> Vec<Refusal> {
 ///
 /// # Errors
 /// They cannot be read or written.
-pub fn reconcile(desired: &Desired, host: &HostView) -> Result<usize> {
+pub(super) fn reconcile(desired: &Desired, host: &HostView) -> Result<usize> {
     let store = Store::of(host.cookie);
     let wanted = is_wanted(desired);
     if !wanted && !store.uses_netfilter() {

@@ -5,10 +5,10 @@ use netpath_common::addr::Addr;
 use netpath_common::layout::{SUBNET_HINT_WORDS, subnet_hint};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-pub type Words = Vec<u64>;
+pub(super) type Words = Vec<u64>;
 
 /// One bit for each 16-bit prefix of IPv4 subnets and each 48-bit prefix of IPv6 ones.
-pub fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
+pub(super) fn of(nets: impl IntoIterator<Item = IpNet>) -> Words {
     let mut words = vec![0; SUBNET_HINT_WORDS as usize];
     let mut mark = |address: Addr| {
         let (word, bit) = subnet_hint(&address);
@@ -36,7 +36,7 @@ fn parts(net: &Ipv6Net) -> impl Iterator<Item = Ipv6Addr> + use<> {
 }
 
 /// The union: for changes where new bits are set before old ones are cleared.
-pub fn joined(a: &[u64], b: &[u64]) -> Words {
+pub(super) fn joined(a: &[u64], b: &[u64]) -> Words {
     a.iter().zip(b).map(|(a, b)| a | b).collect()
 }
 

@@ -78,9 +78,10 @@ pub fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
             Ok(more) => changed += more,
             Err(e) => {
                 let why = Refused { ifindex, errno: e.raw_os_error().unwrap_or(0) };
-                match asked {
-                    Xdp::On => tracing::warn!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why()),
-                    _ => tracing::info!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why()),
+                if asked == Xdp::On {
+                    tracing::warn!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why())
+                } else {
+                    tracing::info!("cannot attach {XDP_IN} to interface {ifindex}: {}", why.why())
                 }
                 refused.insert(format!("{}-{}", why.ifindex, why.errno));
             }

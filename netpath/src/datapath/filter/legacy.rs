@@ -7,7 +7,7 @@ use std::io;
 /// The built-in chains that forwarded packets meet.
 const CHAINS: [(&str, At); 3] = [("PREROUTING", At::Before), ("FORWARD", At::Forward), ("POSTROUTING", At::After)];
 
-pub fn foreign() -> io::Result<Vec<Chain>> {
+pub(super) fn foreign() -> io::Result<Vec<Chain>> {
     let mut found = Vec::new();
     for (tool, listing) in iptables::legacy_tables().map_err(io::Error::other)? {
         for (name, table) in &listing.tables {

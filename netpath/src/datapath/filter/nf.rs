@@ -15,7 +15,7 @@ const NF_DROP: u32 = 0;
 
 type Place = (&'static str, String);
 
-pub fn foreign() -> io::Result<Vec<Chain>> {
+pub(super) fn foreign() -> io::Result<Vec<Chain>> {
     match ask() {
         // No nfnetlink, or no nf_tables behind it (`net/netfilter/nfnetlink.c, nfnetlink_rcv_msg()`).
         Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {

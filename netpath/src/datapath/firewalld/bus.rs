@@ -19,19 +19,19 @@ const PATH: &str = "/org/fedoraproject/FirewallD1";
 const ZONES: &str = "org.fedoraproject.FirewallD1.zone";
 const CONFIG: &str = "org.fedoraproject.FirewallD1.config";
 /// What a command waits for firewalld altogether: longer than most reloads, in which it answers nothing.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// D-Bus specification, "Well-known Message Bus Instances".
 const ADDRESS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 const DEFAULT: &str = "unix:path=/var/run/dbus/system_bus_socket";
 
 /// Whether there may be a system bus.
-pub fn exists() -> bool {
+pub(super) fn exists() -> bool {
     let address = std::env::var(ADDRESS).unwrap_or_else(|_| DEFAULT.to_owned());
     let path = |a: &str| a.strip_prefix("unix:path=").map(|p| p.split(',').next().unwrap_or(p).to_owned());
     address.split(';').any(|a| path(a).is_none_or(|p| Path::new(&p).exists()))
 }
 
-pub struct Firewalld {
+pub(super) struct Firewalld {
     runtime: Runtime,
     bus: Connection,
     /// Of the bus, so that a call never starts a firewalld that has ended.
@@ -44,7 +44,7 @@ impl Firewalld {
     ///
     /// # Errors
     /// The bus cannot be asked.
-    pub fn here() -> Result<Option<Self>> {
+    pub(super) fn here() -> Result<Option<Self>> {
         let what = || "cannot ask the system bus for firewalld".to_owned();
         let runtime = runtime().map_err(|e| Error::new(what()).because(e))?;
         let left = Cell::new(PATIENCE);
@@ -69,7 +69,7 @@ impl Firewalld {
 
     /// At the other end of a socket, without a bus.
     #[cfg(test)]
-    pub fn over(stream: std::os::unix::net::UnixStream, patience: Duration) -> Self {
+    pub(super) fn over(stream: std::os::unix::net::UnixStream, patience: Duration) -> Self {
         let runtime = runtime().expect("a runtime");
         let bus = runtime.block_on(async {
             stream.set_nonblocking(true)?;
@@ -81,7 +81,7 @@ impl Firewalld {
 
     /// # Errors
     /// It does not answer in time.
-    pub fn ping(&self) -> Result<()> {
+    pub(super) fn ping(&self) -> Result<()> {
         self.call("reach firewalld", PATH, "org.freedesktop.DBus.Peer", "Ping", &())
     }
 
@@ -89,7 +89,7 @@ impl Firewalld {
     ///
     /// # Errors
     /// What it answers, or that it does not in time.
-    pub fn zone_of(&self, subnet: IpNet) -> Result<Option<String>> {
+    pub(super) fn zone_of(&self, subnet: IpNet) -> Result<Option<String>> {
         let what = format!("ask firewalld for the zone of {subnet}");
         let zone: String = self.call(&what, PATH, ZONES, "getZoneOfSource", &subnet.to_string())?;
         Ok(Some(zone).filter(|z| !z.is_empty()))
@@ -97,14 +97,14 @@ impl Firewalld {
 
     /// # Errors
     /// As [`Firewalld::zone_of`].
-    pub fn add(&self, subnet: IpNet) -> Result<()> {
+    pub(super) fn add(&self, subnet: IpNet) -> Result<()> {
         let what = format!("put {subnet} into zone {ZONE} of firewalld");
         self.call::<String>(&what, PATH, ZONES, "addSource", &(ZONE, subnet.to_string())).map(drop)
     }
 
     /// # Errors
     /// As [`Firewalld::zone_of`].
-    pub fn remove(&self, subnet: IpNet) -> Result<()> {
+    pub(super) fn remove(&self, subnet: IpNet) -> Result<()> {
         let what = format!("take {subnet} out of zone {ZONE} of firewalld");
         self.call::<String>(&what, PATH, ZONES, "removeSource", &(ZONE, subnet.to_string())).map(drop)
     }
@@ -113,7 +113,7 @@ impl Firewalld {
     ///
     /// # Errors
     /// It does not answer in time.
-    pub fn is_strict(&self) -> Result<bool> {
+    pub(super) fn is_strict(&self) -> Result<bool> {
         let (path, properties) = (format!("{PATH}/config"), "org.freedesktop.DBus.Properties");
         let what = "ask firewalld for StrictForwardPorts";
         match self.call::<OwnedValue>(what, &path, properties, "Get", &(CONFIG, "StrictForwardPorts")) {
@@ -127,12 +127,12 @@ impl Firewalld {
     }
 
     /// It has used up what it may be waited for.
-    pub fn is_hung(&self) -> bool {
+    pub(super) fn is_hung(&self) -> bool {
         self.left.get().is_zero()
     }
 
     /// Its process has left the bus.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         let owned = within(&self.runtime, &self.left, async {
             let (path, dbus) = ("/org/freedesktop/DBus", Some("org.freedesktop.DBus"));
             let answer = self.bus.call_method(dbus, path, dbus, "NameHasOwner", &self.owner).await?;
@@ -168,15 +168,12 @@ fn within<T>(runtime: &Runtime, left: &Cell<Duration>, job: impl Future<Output =
         true => None,
         false => runtime.block_on(async { tokio::time::timeout(limit, job).await.ok() }),
     };
-    match done {
-        Some(done) => {
-            left.set(limit.saturating_sub(begun.elapsed()).max(Duration::from_millis(1)));
-            done.map_err(|e| Error::new("D-Bus").because(e))
-        }
-        None => {
-            left.set(Duration::ZERO);
-            Err(Error::new(format!("no answer within {} s", PATIENCE.as_secs())))
-        }
+    if let Some(done) = done {
+        left.set(limit.saturating_sub(begun.elapsed()).max(Duration::from_millis(1)));
+        done.map_err(|e| Error::new("D-Bus").because(e))
+    } else {
+        left.set(Duration::ZERO);
+        Err(Error::new(format!("no answer within {} s", PATIENCE.as_secs())))
     }
 }
 

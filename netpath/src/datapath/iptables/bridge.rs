@@ -25,7 +25,7 @@ use std::net::Ipv6Addr;
 const LOCAL_TABLE: u8 = 255;
 
 /// Whether frames that a bridge of this namespace forwards go through iptables.
-pub fn filters_bridged(family: Family) -> bool {
+pub(super) fn filters_bridged(family: Family) -> bool {
     let file = match family {
         Family::V4 => "/proc/sys/net/bridge/bridge-nf-call-iptables",
         Family::V6 => "/proc/sys/net/bridge/bridge-nf-call-ip6tables",
@@ -37,7 +37,7 @@ pub fn filters_bridged(family: Family) -> bool {
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn prepare(desired: &Desired) -> io::Result<usize> {
+pub(super) fn prepare(desired: &Desired) -> io::Result<usize> {
     let bridged = |r: &Record| {
         let v4 = r.network.has_v4() && filters_bridged(Family::V4);
         v4 || (r.network.has_v6() && filters_bridged(Family::V6))

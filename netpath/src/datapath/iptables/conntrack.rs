@@ -42,7 +42,7 @@ struct Connection {
 }
 
 /// What the new rules of a family would decide otherwise.
-pub struct Stale {
+pub(super) struct Stale {
     pub family: Family,
     /// Addresses of containers that are no more.
     pub gone: BTreeSet<IpAddr>,
@@ -101,7 +101,7 @@ impl Stale {
 ///
 /// # Errors
 /// The table cannot be read. Connections that end by themselves meanwhile are no error.
-pub fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
+pub(super) fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
     let filters: Vec<(Family, Vec<_>)> =
         stale.iter().flat_map(|s| s.filters().into_iter().map(|f| (s.family, f))).collect();
     let count = count();

@@ -12,25 +12,25 @@ use std::collections::BTreeMap;
 
 /// The tables of each family as of one generation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Memory {
+pub(super) struct Memory {
     generation: u32,
     seen: BTreeMap<Family, Present>,
 }
 
 impl Memory {
     /// What is remembered of this host, if nothing was committed since. `now`: the generation.
-    pub fn recall(store: &Store, now: u32) -> Option<Self> {
+    pub(super) fn recall(store: &Store, now: u32) -> Option<Self> {
         store.memory::<Self>().filter(|m| m.generation == now)
     }
 
     /// With our chains, which are asked for: counting begins anew with a kernel module that was taken away and came again.
-    pub fn of(&mut self, family: Family) -> Option<Present> {
+    pub(super) fn of(&mut self, family: Family) -> Option<Present> {
         self.seen.remove(&family).filter(|p| p.has_ours() && netfilter::has_our_chains(family))
     }
 
     /// Writes down what is there after `commits` of ours since generation `before`; where other software has committed
     /// something in between, nothing is known.
-    pub fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Present>) {
+    pub(super) fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Present>) {
         let now = netfilter::generation().ok();
         let expected = before.and_then(|b| b.checked_add(u32::try_from(commits).ok()?));
         let memory = expected.filter(|e| now == Some(*e)).map(|generation| Self { generation, seen });

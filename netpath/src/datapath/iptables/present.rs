@@ -11,12 +11,12 @@ use std::net::IpAddr;
 
 /// The tables that exist, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Present {
+pub(crate) struct Present {
     pub tables: BTreeMap<String, PresentTable>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct PresentTable {
+pub(crate) struct PresentTable {
     /// Every built-in chain, with its policy.
     policies: BTreeMap<String, String>,
     /// The rules of every built-in chain, without the leading `-A name`.
@@ -38,7 +38,7 @@ pub struct PresentTable {
 }
 
 impl Present {
-    pub fn parse(save: &str) -> Self {
+    pub(crate) fn parse(save: &str) -> Self {
         let mut present = Self::default();
         let mut table = PresentTable::default();
         let mut name = None;
@@ -60,7 +60,7 @@ impl Present {
     }
 
     /// What is there after `script`, which must be one of [`script`]'s, has been committed.
-    pub fn apply(&mut self, script: &str) {
+    pub(crate) fn apply(&mut self, script: &str) {
         let mut name = String::new();
         for line in script.lines() {
             if let Some(table) = line.strip_prefix('*') {
@@ -72,17 +72,17 @@ impl Present {
     }
 
     /// Sources of routes that rules name, or have named.
-    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn sources(&self) -> impl Iterator<Item = IpAddr> {
         self.tables.values().flat_map(|t| &t.sources).copied()
     }
 
     /// Whether anything of ours is there.
-    pub fn has_ours(&self) -> bool {
+    pub(crate) fn has_ours(&self) -> bool {
         self.tables.values().any(PresentTable::has_ours)
     }
 
     /// Whether there are rules, or a policy that is not the default.
-    pub fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         let drops = |t: &PresentTable| t.policies.values().any(|p| p != "ACCEPT");
         let has_rules = |t: &PresentTable| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty());
         self.tables.values().any(|t| has_rules(t) || drops(t))
@@ -179,22 +179,22 @@ impl PresentTable {
         }
     }
 
-    pub fn has_ours(&self) -> bool {
+    pub(crate) fn has_ours(&self) -> bool {
         !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_ours(r))
     }
 
     /// Whether the built-in chain has rules that are not netpath's.
-    pub fn has_foreign_rules(&self, chain: &str) -> bool {
+    pub(crate) fn has_foreign_rules(&self, chain: &str) -> bool {
         self.rules.get(chain).is_some_and(|rules| rules.iter().any(|r| !self.is_ours(r)))
     }
 
     /// Whether netpath accepts at the end of the built-in chain.
-    pub fn accepts(&self, chain: &str) -> bool {
+    pub(crate) fn accepts(&self, chain: &str) -> bool {
         self.own.contains_key(&format!("{PREFIX}{chain}_ACCEPT"))
     }
 
     /// Whether the built-in chain drops by policy.
-    pub fn drops(&self, chain: &str) -> bool {
+    pub(crate) fn drops(&self, chain: &str) -> bool {
         self.policies.get(chain).is_some_and(|p| p == "DROP")
     }
 
@@ -207,7 +207,7 @@ impl PresentTable {
     }
 
     /// After our own things went, the table is as empty as it was when it was made for us, and can be removed.
-    pub fn removable(&self) -> bool {
+    pub(crate) fn removable(&self) -> bool {
         let others = self.rules.values().flatten().any(|r| !self.is_ours(r));
         self.made && self.foreign == 0 && !others && self.policies.values().all(|p| p == "ACCEPT")
     }
@@ -233,7 +233,7 @@ fn jump_target(rule: &str) -> Option<&str> {
 /// One commit: no packet ever meets half of it.
 ///
 /// With `keep_state`, NETPATH_STATE outlives the rest of what goes: it knows who made the table, until that is gone too.
-pub fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -> Option<String> {
+pub(super) fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -> Option<String> {
     let made = present.is_none_or(|p| p.made);
     let nothing = PresentTable::default();
     let present = present.unwrap_or(&nothing);
@@ -326,7 +326,7 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
 }
 
 /// The table as the policies there want it: without accepts at the end of chains that accept by themselves.
-pub fn fitted(table: &Table, present: &PresentTable) -> Table {
+pub(super) fn fitted(table: &Table, present: &PresentTable) -> Table {
     let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
         table.jumps.iter().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
     let is_led_to = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);

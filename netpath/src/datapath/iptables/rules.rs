@@ -29,8 +29,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 /// Begins the name of every chain of ours.
-pub const PREFIX: &str = "NETPATH_";
-pub const STATE: &str = "NETPATH_STATE";
+pub(crate) const PREFIX: &str = "NETPATH_";
+pub(super) const STATE: &str = "NETPATH_STATE";
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Family {
@@ -46,7 +46,7 @@ impl Family {
 
 /// Where in a built-in chain a jump stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub(super) enum Place {
     First,
     Last,
     /// Last, and only where the chain drops by policy: elsewhere an accept at its end decides nothing.
@@ -55,7 +55,7 @@ pub enum Place {
 
 /// A rule of a built-in chain that leads into one of ours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Jump {
+pub(super) struct Jump {
     pub from: &'static str,
     pub place: Place,
     /// Ends with a blank unless empty.
@@ -65,14 +65,14 @@ pub struct Jump {
 
 /// A chain of ours, and its rules without the leading `-A name`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Chain {
+pub(super) struct Chain {
     pub name: &'static str,
     pub rules: Vec<String>,
 }
 
 /// What one table should hold of ours; no chain at all where nothing is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Table {
+pub(super) struct Table {
     pub name: &'static str,
     pub jumps: Vec<Jump>,
     pub chains: Vec<Chain>,
@@ -80,17 +80,17 @@ pub struct Table {
 
 /// The tables of one family, in the order in which they are written: a port is published after it may pass.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ruleset {
+pub(super) struct Ruleset {
     pub tables: [Table; 3],
 }
 
 impl Ruleset {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.tables.iter().all(|t| t.chains.is_empty())
     }
 
     /// Remembers sources of earlier rules: connections that they have begun may still be there.
-    pub fn keep_sources(&mut self, earlier: impl IntoIterator<Item = IpAddr>) {
+    pub(super) fn keep_sources(&mut self, earlier: impl IntoIterator<Item = IpAddr>) {
         let state = self.tables.iter_mut().filter(|t| t.name == "nat").flat_map(|t| &mut t.chains);
         let Some(state) = state.into_iter().find(|c| c.name == STATE) else { return };
         for rule in earlier.into_iter().map(|a| format!("-s {}", host_net(a))) {
@@ -103,7 +103,7 @@ impl Ruleset {
 
 /// Where packets to a published port go; in the order in which the rules are tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Target {
+pub(super) struct Target {
     pub publish: Publish,
     pub to: IpAddr,
 }
@@ -127,7 +127,7 @@ struct Bridge<'a> {
 }
 
 /// `loopback6`: whether `::1` can be served, see `bridge.rs`. `sources`: those of the host's routes.
-pub fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
+pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
     let bridges = bridges(desired, family);
     let targets = targets(desired, family);
     let [mut mangle, mut filter, mut nat] =
@@ -150,7 +150,7 @@ pub fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[Ro
 /// What the rungs above leave to netfilter: the ports that [`moved_sctp`] names, and nothing else. An allow list is asked
 /// before the translation, so that the host's own filter stays as it is; who is on none reaches the host's port, where
 /// no server listens.
-pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
+pub(super) fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
     let moved = moved_sctp(desired);
     let targets = targets(&moved, family);
     let [mangle, mut filter, mut nat] =
@@ -179,7 +179,7 @@ pub fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) ->
 }
 
 /// The endpoints that publish SCTP on other ports than their own, with these ports alone and who may use them.
-pub fn moved_sctp(desired: &Desired) -> Desired {
+pub(super) fn moved_sctp(desired: &Desired) -> Desired {
     let moved = |record: &Record| {
         let mut moved = record.clone();
         moved.publishes.retain(Publish::is_moved_sctp);
@@ -190,7 +190,7 @@ pub fn moved_sctp(desired: &Desired) -> Desired {
 }
 
 /// What is published in this family: a port bound to one address before the same port on all, the older before the younger.
-pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
+pub(super) fn targets(desired: &Desired, family: Family) -> Vec<Target> {
     let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
     let mut targets = Vec::new();
@@ -206,7 +206,7 @@ pub fn targets(desired: &Desired, family: Family) -> Vec<Target> {
 }
 
 /// The addresses of all endpoints in this family.
-pub fn addresses(desired: &Desired, family: Family) -> BTreeSet<IpAddr> {
+pub(super) fn addresses(desired: &Desired, family: Family) -> BTreeSet<IpAddr> {
     let all = desired.bridged().flat_map(|(r, _)| &r.endpoint.addresses).map(IpNet::addr);
     all.filter(|a| Family::of(a) == family).collect()
 }
@@ -233,7 +233,7 @@ fn bridges(desired: &Desired, family: Family) -> Vec<Bridge<'_>> {
 }
 
 /// Whether this endpoint publishes something that clients can reach through a loopback address.
-pub fn serves_loopback(record: &Record, family: Family) -> bool {
+pub(super) fn serves_loopback(record: &Record, family: Family) -> bool {
     let has_address = match family {
         Family::V4 => record.endpoint.first_v4().is_some(),
         Family::V6 => record.endpoint.first_v6().is_some(),
@@ -572,7 +572,7 @@ fn remember(table: &mut Table, addresses: BTreeSet<IpAddr>) {
 }
 
 /// FNV-1a of everything that a table should hold: equal digests, equal rules.
-pub fn digest(table: &Table) -> u64 {
+pub(super) fn digest(table: &Table) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut feed = |text: &str| {
         for byte in text.bytes().chain([b'\n']) {

@@ -13,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 const LOCK_WAIT_S: u32 = 30;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Backend {
+pub(super) enum Backend {
     /// Rules live in nf_tables.
     Nft,
     Legacy,
@@ -21,7 +21,7 @@ pub enum Backend {
 
 /// One pair of iptables-save and iptables-restore.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tool {
+pub(super) struct Tool {
     pub family: Family,
     pub backend: Backend,
     save: PathBuf,
@@ -29,7 +29,7 @@ pub struct Tool {
 }
 
 /// The pairs that this host has, the one that its administrator prefers first; at most one for each backend.
-pub fn find(family: Family) -> Vec<Tool> {
+pub(super) fn find(family: Family) -> Vec<Tool> {
     let name = match family {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
@@ -66,7 +66,7 @@ fn backend(program: &Path) -> Backend {
 }
 
 /// Whether the kernel has tables of legacy iptables in this namespace.
-pub fn has_legacy_tables(family: Family) -> bool {
+pub(super) fn has_legacy_tables(family: Family) -> bool {
     let names = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
@@ -75,7 +75,7 @@ pub fn has_legacy_tables(family: Family) -> bool {
 }
 
 /// The error of a host without the tools.
-pub fn missing(family: Family) -> Error {
+pub(super) fn missing(family: Family) -> Error {
     let name = match family {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
@@ -89,7 +89,7 @@ pub fn missing(family: Family) -> Error {
 ///
 /// # Errors
 /// No tool, or one that the kernel refuses.
-pub fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Present)> {
+pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Present)> {
     let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
     let present = first.save()?;
     if present.has_ours() {
@@ -107,7 +107,7 @@ pub fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Present)> {
 
 impl Tool {
     /// Without running it: false if this backend certainly holds nothing in this namespace.
-    pub fn may_be_used(&self) -> bool {
+    pub(super) fn may_be_used(&self) -> bool {
         match self.backend {
             Backend::Nft => true,
             Backend::Legacy => has_legacy_tables(self.family),
@@ -118,7 +118,7 @@ impl Tool {
     ///
     /// # Errors
     /// The kernel refuses, or the program cannot be run.
-    pub fn save(&self) -> Result<Present> {
+    pub(super) fn save(&self) -> Result<Present> {
         let what = || format!("cannot read the rules with {}", self.save.display());
         let out = run(Command::new(&self.save), None).context(what)?;
         if !out.status.success() {
@@ -131,7 +131,7 @@ impl Tool {
     ///
     /// # Errors
     /// The line that the kernel or the program refuses; tables before it may be written.
-    pub fn restore(&self, script: &str) -> Result<()> {
+    pub(super) fn restore(&self, script: &str) -> Result<()> {
         self.run_restore(script, &[], format!("cannot write the rules with {}", self.restore.display()))
     }
 
@@ -139,7 +139,7 @@ impl Tool {
     ///
     /// # Errors
     /// What it has not.
-    pub fn test(&self) -> Result<()> {
+    pub(super) fn test(&self) -> Result<()> {
         let script = "*nat\n:NETPATH_TEST - [0:0]\n-A NETPATH_TEST -j MASQUERADE\nCOMMIT\n";
         self.run_restore(script, &["--test"], format!("cannot translate addresses with {}", self.restore.display()))
     }

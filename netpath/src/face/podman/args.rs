@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Parser, Debug)]
 #[command(name = "netavark", version = concat!(env!("CARGO_PKG_VERSION"), " (netpath)"))]
 #[command(about = "netpath in netavark's place: the container network of a host, with an eBPF datapath")]
-pub struct Args {
+pub(super) struct Args {
     /// Read the JSON document from this file instead of standard input
     #[arg(short, long)]
     file: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub struct Args {
 }
 
 #[derive(Subcommand, Debug)]
-pub enum Verb {
+pub(super) enum Verb {
     /// Complete a network's configuration
     Create,
     /// Attach a container to networks
@@ -79,7 +79,7 @@ impl Args {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn document(&self, stdin: Result<String>) -> Result<String> {
+    pub(super) fn document(&self, stdin: Result<String>) -> Result<String> {
         match &self.file {
             Some(path) => std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display())),
             None => stdin,
@@ -90,7 +90,7 @@ impl Args {
     ///
     /// # Errors
     /// A word that means none.
-    pub fn choice(&self) -> Result<Choice> {
+    pub(super) fn choice(&self) -> Result<Choice> {
         let engine = match self.firewall_driver.to_ascii_lowercase().as_str() {
             "" | "ebpf" | "nftables" | "iptables" | "firewalld" => Choice::Auto,
             "none" => Choice::Only(Rung::None),
@@ -107,7 +107,7 @@ impl Args {
 
 /// Whether the engine has written a document to standard input for this call. Found before the options are understood,
 /// so that a call that is refused for its options has read it too.
-pub fn takes_document(args: &[OsString]) -> bool {
+pub(super) fn takes_document(args: &[OsString]) -> bool {
     let has = |word: &str| args.iter().any(|a| a == word);
     ["setup", "teardown", "create", "update"].into_iter().any(has)
         && !args.iter().any(|a| {
@@ -120,7 +120,7 @@ pub fn takes_document(args: &[OsString]) -> bool {
 ///
 /// # Errors
 /// `NETAVARK_DNS_PORT` is not a port.
-pub fn dns_port() -> Result<u16> {
+pub(super) fn dns_port() -> Result<u16> {
     match std::env::var("NETAVARK_DNS_PORT") {
         Ok(text) => text.parse().context(|| format!("invalid NETAVARK_DNS_PORT {text:?}")),
         Err(_) => Ok(53),
@@ -131,13 +131,13 @@ pub fn dns_port() -> Result<u16> {
 ///
 /// # Errors
 /// Something that is not an address.
-pub fn servers(given: &[String]) -> Result<Vec<IpAddr>> {
+pub(super) fn servers(given: &[String]) -> Result<Vec<IpAddr>> {
     let words = given.iter().flat_map(|g| g.split(',')).map(str::trim).filter(|w| !w.is_empty());
     words.map(|w| w.parse().context(|| format!("--network-dns-servers: {w:?} is not an IP address"))).collect()
 }
 
 /// As `netavark version` prints it.
-pub fn version() -> String {
+pub(super) fn version() -> String {
     let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
     let version = serde_json::json!({
         "version": concat!(env!("CARGO_PKG_VERSION"), " (netpath)"),

@@ -23,7 +23,7 @@ const QUOTED: usize = 60;
 
 /// What a document holds under a key.
 #[derive(Clone, PartialEq, Default, Debug)]
-pub enum Field<T, const REQUIRED: bool> {
+pub(super) enum Field<T, const REQUIRED: bool> {
     #[default]
     Absent,
     Is(T),
@@ -32,20 +32,20 @@ pub enum Field<T, const REQUIRED: bool> {
 }
 
 /// A field without which a document is refused.
-pub type Required<T> = Field<T, true>;
+pub(super) type Required<T> = Field<T, true>;
 /// A field that may be absent or `null`.
-pub type Optional<T> = Field<T, false>;
-pub type List<T> = Vec<Required<T>>;
+pub(super) type Optional<T> = Field<T, false>;
+pub(super) type List<T> = Vec<Required<T>>;
 /// Keys in the order of the document.
-pub type Map<T> = IndexMap<String, Required<T>>;
+pub(super) type Map<T> = IndexMap<String, Required<T>>;
 
 impl<T, const REQUIRED: bool> Field<T, REQUIRED> {
-    pub fn is_absent(&self) -> bool {
+    pub(super) fn is_absent(&self) -> bool {
         matches!(self, Field::Absent)
     }
 
     /// Neither absent nor `null`.
-    pub fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         !matches!(self, Field::Absent | Field::Other(Value::Null))
     }
 }
@@ -120,7 +120,7 @@ impl<T: Serialize, const REQUIRED: bool> Serialize for Field<T, REQUIRED> {
 
 /// The JSON type of a field's value.
 #[derive(Clone, Copy)]
-pub enum Type {
+pub(super) enum Type {
     Text,
     Flag,
     /// A whole number from 0 to this.
@@ -156,7 +156,7 @@ impl Display for Type {
 }
 
 /// Deserialises from every value of its JSON type.
-pub trait Typed: DeserializeOwned {
+pub(super) trait Typed: DeserializeOwned {
     const TYPE: Type;
 }
 
@@ -186,14 +186,14 @@ impl<T: Typed> Typed for Map<T> {
 
 /// The mistakes found so far.
 #[derive(Default)]
-pub struct Mistakes(RefCell<Vec<String>>);
+pub(super) struct Mistakes(RefCell<Vec<String>>);
 
 impl Mistakes {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }
 
-    pub fn report(&self) -> String {
+    pub(super) fn report(&self) -> String {
         let all = self.0.borrow();
         let mut text = all.iter().take(REPORTED).cloned().collect::<Vec<_>>().join("; ");
         if all.len() > REPORTED {
@@ -205,19 +205,19 @@ impl Mistakes {
 
 /// A value and its path in the document.
 #[derive(Clone)]
-pub struct Node<'a, T> {
+pub(super) struct Node<'a, T> {
     path: String,
     pub value: &'a T,
     mistakes: &'a Mistakes,
 }
 
 impl<'a, T> Node<'a, T> {
-    pub fn root(value: &'a T, mistakes: &'a Mistakes) -> Self {
+    pub(super) fn root(value: &'a T, mistakes: &'a Mistakes) -> Self {
         Self { path: String::new(), value, mistakes }
     }
 
     /// Notes a mistake about this value.
-    pub fn wrong(&self, text: impl Display) {
+    pub(super) fn wrong(&self, text: impl Display) {
         let path = if self.path.is_empty() { "the document" } else { &self.path };
         let mut mistake = format!("{path}: {text}");
         if mistake.len() > LONGEST {
@@ -227,12 +227,12 @@ impl<'a, T> Node<'a, T> {
     }
 
     /// Another view of the same place.
-    pub fn with<U>(&self, value: &'a U) -> Node<'a, U> {
+    pub(super) fn with<U>(&self, value: &'a U) -> Node<'a, U> {
         self.at(self.path.clone(), value)
     }
 
     /// A value under `key` of this one.
-    pub fn below<U>(&self, key: &str, value: &'a U) -> Node<'a, U> {
+    pub(super) fn below<U>(&self, key: &str, value: &'a U) -> Node<'a, U> {
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         // Cut, as the mistake would be cut behind it.
         let key = if plain { cut(key) } else { format!("{:?}", cut(key)) };
@@ -246,7 +246,7 @@ impl<'a, T> Node<'a, T> {
 
 impl<'a, T: Typed, const REQUIRED: bool> Node<'a, Field<T, REQUIRED>> {
     /// The value, if there is one of the right type. Any other but an absent optional one is a mistake.
-    pub fn get(self) -> Option<Node<'a, T>> {
+    pub(super) fn get(self) -> Option<Node<'a, T>> {
         match self.value {
             Field::Is(value) => return Some(self.with(value)),
             Field::Absent if REQUIRED => self.wrong("it is missing"),
@@ -260,35 +260,35 @@ impl<'a, T: Typed, const REQUIRED: bool> Node<'a, Field<T, REQUIRED>> {
 }
 
 impl<'a, T> Node<'a, List<T>> {
-    pub fn fields(self) -> impl Iterator<Item = Node<'a, Required<T>>> {
+    pub(super) fn fields(self) -> impl Iterator<Item = Node<'a, Required<T>>> {
         let list = self.value.iter().enumerate();
         list.map(move |(i, field)| self.at(format!("{}[{i}]", self.path), field))
     }
 }
 
 /// The items of a list that may be absent. Items of a wrong type are mistakes.
-pub fn items<'a, T: Typed>(list: Option<Node<'a, List<T>>>) -> impl Iterator<Item = Node<'a, T>> {
+pub(super) fn items<'a, T: Typed>(list: Option<Node<'a, List<T>>>) -> impl Iterator<Item = Node<'a, T>> {
     list.into_iter().flat_map(Node::fields).filter_map(Node::get)
 }
 
 /// Keys and values of a map that may be absent.
-pub fn entries<'a, T>(map: Option<Node<'a, Map<T>>>) -> impl Iterator<Item = (&'a str, Node<'a, Required<T>>)> {
+pub(super) fn entries<'a, T>(map: Option<Node<'a, Map<T>>>) -> impl Iterator<Item = (&'a str, Node<'a, Required<T>>)> {
     map.into_iter().flat_map(|map| map.value.iter().map(move |(key, value)| (key.as_str(), map.below(key, value))))
 }
 
 impl<'a, T> Node<'a, Map<T>> {
     /// The value under a key; `null` is absent.
-    pub fn find(&self, key: &str) -> Option<Node<'a, Required<T>>> {
+    pub(super) fn find(&self, key: &str) -> Option<Node<'a, Required<T>>> {
         self.value.get(key).filter(|v| v.is_given()).map(|v| self.below(key, v))
     }
 }
 
 impl<'a> Node<'a, String> {
-    pub fn text(&self) -> &'a str {
+    pub(super) fn text(&self) -> &'a str {
         self.value
     }
 
-    pub fn non_empty(&self) -> Option<&'a str> {
+    pub(super) fn non_empty(&self) -> Option<&'a str> {
         if self.value.is_empty() {
             self.wrong("it is empty");
             return None;
@@ -297,7 +297,7 @@ impl<'a> Node<'a, String> {
     }
 
     /// A string that means something: `"10.89.0.300" is not an IP address`.
-    pub fn parsed<T: FromStr>(&self, what: &str) -> Option<T> {
+    pub(super) fn parsed<T: FromStr>(&self, what: &str) -> Option<T> {
         let parsed = self.value.parse().ok();
         if parsed.is_none() {
             self.wrong(format!("{:?} is not {what}", cut(self.value)));
@@ -306,7 +306,7 @@ impl<'a> Node<'a, String> {
     }
 
     /// As [`Node::parsed`], for types whose error says all.
-    pub fn checked<T: FromStr<Err = String>>(&self) -> Option<T> {
+    pub(super) fn checked<T: FromStr<Err = String>>(&self) -> Option<T> {
         self.value.parse().map_err(|e: String| self.wrong(e)).ok()
     }
 }
@@ -322,7 +322,7 @@ fn quoted(value: &Value) -> String {
 }
 
 /// As much of a text as is quoted.
-pub fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     if text.len() <= QUOTED {
         return text.to_owned();
     }

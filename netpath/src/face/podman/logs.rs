@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-pub fn begin() {
+pub(super) fn begin() {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = EnvFilter::builder().parse_lossy(ours(&asked));
     // Fails only when there is one already, which then serves as well.

@@ -15,7 +15,7 @@ const METRIC: u32 = 100;
 const MACVLAN_METRIC: u32 = 99;
 
 /// A network, and who may use what its containers publish.
-pub struct Described {
+pub(super) struct Described {
     pub network: Network,
     pub allow: Allow,
 }
@@ -23,7 +23,7 @@ pub struct Described {
 /// Notes every mistake; `None` when no network can be made of it.
 ///
 /// `isolation`: the default.
-pub fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) -> Option<Described> {
+pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) -> Option<Described> {
     if let Some(own) = node.name()
         && own.text() != name
     {
@@ -92,7 +92,7 @@ pub fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) ->
 }
 
 /// What a network says of its macvlans; mistakes are noted.
-pub fn macvlan(node: &Node<'_, wire::Network>) -> Macvlan {
+pub(super) fn macvlan(node: &Node<'_, wire::Network>) -> Macvlan {
     let option = |key| node.options().and_then(|o| o.find(key)?.get());
     // Without one, the way out of the host is the parent.
     let parent = Some(node.below("network_interface", &node.value.network_interface)).filter(|n| n.value.is_given());

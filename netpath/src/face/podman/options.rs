@@ -15,7 +15,7 @@ const PREFIX: &str = "netpath.";
 
 /// Options of a network.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Options {
+pub(super) struct Options {
     pub path: Way,
     pub direct: bool,
     pub masquerade: bool,
@@ -25,7 +25,7 @@ pub struct Options {
 
 /// The clients of published ports.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Allow {
+pub(super) struct Allow {
     /// Of the ports that have no list of their own; `None`: not given.
     pub all: Option<Vec<IpNet>>,
     own: BTreeMap<Ports, Vec<IpNet>>,
@@ -45,12 +45,12 @@ impl Default for Options {
     }
 }
 
-pub fn is_netpaths(key: &str) -> bool {
+pub(super) fn is_netpaths(key: &str) -> bool {
     key.starts_with(PREFIX)
 }
 
 impl Options {
-    pub fn of_network(network: &Node<'_, wire::Network>) -> Self {
+    pub(super) fn of_network(network: &Node<'_, wire::Network>) -> Self {
         let mut options = Self::default();
         for (key, node) in entries(network.labels()).chain(entries(network.options())) {
             if let Some(name) = key.strip_prefix(PREFIX)
@@ -87,7 +87,7 @@ impl Options {
 
 impl Allow {
     /// The options of one container on one network.
-    pub fn of_endpoint(endpoint: &Node<'_, wire::PerNetworkOptions>, publishes: &[Publish]) -> Self {
+    pub(super) fn of_endpoint(endpoint: &Node<'_, wire::PerNetworkOptions>, publishes: &[Publish]) -> Self {
         let mut allow = Self::default();
         for (key, node) in entries(endpoint.options()) {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
@@ -111,13 +111,13 @@ impl Allow {
 
     /// The lists of `more` replace those of the same ports.
     #[must_use]
-    pub fn overridden_by(mut self, more: Self) -> Self {
+    pub(super) fn overridden_by(mut self, more: Self) -> Self {
         self.own.extend(more.own);
         Self { all: more.all.or(self.all), own: self.own }
     }
 
     /// The ports, each with the clients that are its own: ranges are cut where lists begin and end.
-    pub fn publishes(&self, publishes: &[Publish]) -> Vec<Publish> {
+    pub(super) fn publishes(&self, publishes: &[Publish]) -> Vec<Publish> {
         publishes.iter().flat_map(|publish| self.parts(publish)).collect()
     }
 

@@ -13,14 +13,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub struct Attach {
+pub(super) struct Attach {
     pub container: Container,
     pub endpoints: Vec<EndpointRequest>,
     /// Upstream servers that the engine wants for this container.
     pub dns_servers: Vec<IpAddr>,
 }
 
-pub struct Detach {
+pub(super) struct Detach {
     pub container: Container,
     pub leaving: Vec<Leaving>,
     pub endpoints: Vec<EndpointRequest>,
@@ -30,7 +30,7 @@ pub struct Detach {
 ///
 /// # Errors
 /// All mistakes in one text, each with the path of its field.
-pub fn attach(text: &str) -> Result<Attach, String> {
+pub(super) fn attach(text: &str) -> Result<Attach, String> {
     let document = parse(text)?;
     let mistakes = Mistakes::default();
     let attach = Node::root(&document, &mistakes).get().and_then(|request| read(&request));
@@ -44,12 +44,12 @@ pub fn attach(text: &str) -> Result<Attach, String> {
 ///
 /// # Errors
 /// The container or the networks are not named.
-pub fn detach(text: &str) -> Result<Detach, String> {
+pub(super) fn detach(text: &str) -> Result<Detach, String> {
     let document = parse(text)?;
     let mistakes = Mistakes::default();
     let request = Node::root(&document, &mistakes).get();
     let container = request.as_ref().and_then(container);
-    let networks = request.as_ref().and_then(|r| r.networks()).map(|n| named(&n)).unwrap_or_default();
+    let networks = request.as_ref().and_then(Node::networks).map(|n| named(&n)).unwrap_or_default();
     let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.report()) };
     // Mistakes in the rest do not matter.
     let infos = request.and_then(|r| r.network_info());

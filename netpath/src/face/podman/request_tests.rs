@@ -48,13 +48,12 @@ fn mistake(document: &Value) -> String {
 /// The example with one value changed.
 fn with(pointer: &str, value: Value) -> Value {
     let mut document = shop();
-    match document.pointer_mut(pointer) {
-        Some(place) => *place = value,
-        None => {
-            let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-            let parent = document.pointer_mut(parent).expect("a parent");
-            parent.as_object_mut().expect("an object").insert(key.into(), value);
-        }
+    if let Some(place) = document.pointer_mut(pointer) {
+        *place = value
+    } else {
+        let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
+        let parent = document.pointer_mut(parent).expect("a parent");
+        parent.as_object_mut().expect("an object").insert(key.into(), value);
     }
     document
 }
@@ -64,7 +63,7 @@ fn the_worked_example_becomes_two_endpoints() {
     let records = records(&shop());
     let [front, back] = records.as_slice() else { panic!("two networks") };
     assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge().expect("a bridge").as_str()));
-    assert_eq!(Some(1400), front.network.mtu.map(|m| m.bytes()));
+    assert_eq!(Some(1400), front.network.mtu.map(crate::model::network::Mtu::bytes));
     assert_eq!(Isolation::Isolated, front.network.isolation);
     assert_eq!(Isolation::Strict, back.network.isolation, "the default of a list");
     assert_eq!("10.89.7.5/24", front.endpoint.addresses[0].to_string());
@@ -454,7 +453,7 @@ fn a_macvlan_network_has_what_its_options_say() {
     assert_eq!((99, true, false), (plain.metric, plain.default_route, plain.dns), "it has no names of ours");
     let all = network(json!({"mode": "vepa", "bclim": "-1", "mtu": "1400", "metric": "7", "no_default_route": "1"}));
     assert_eq!(Attachment::Macvlan(Macvlan { mode: MacvlanMode::Vepa, bclim: Some(-1), ..attachment }), all.attachment);
-    assert_eq!((7, false, Some(1400)), (all.metric, all.default_route, all.mtu.map(|m| m.bytes())));
+    assert_eq!((7, false, Some(1400)), (all.metric, all.default_route, all.mtu.map(crate::model::network::Mtu::bytes)));
     for (options, found) in [
         (json!({"mode": "managed"}), "network_info.front.options.mode: invalid macvlan mode \"managed\""),
         (json!({"bclim": "much"}), "network_info.front.options.bclim"),

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 ///
 /// # Errors
 /// It cannot be serialised.
-pub fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String> {
+pub(super) fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String> {
     let status: wire::Status = attached.iter().map(|a| (a.network.name.clone(), block(a, dns_servers))).collect();
     let line = serde_json::to_string(&status).context(|| "cannot write the answer of setup".into())?;
     Ok(line + "\n")

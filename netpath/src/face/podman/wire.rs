@@ -154,7 +154,7 @@ documents! {
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Networks {
+pub(super) enum Networks {
     /// Podman 6 (2.0).
     List(List<PerNetworkOptions>),
     /// Podman 4 and 5: by name.
@@ -166,11 +166,11 @@ impl Typed for Networks {
 }
 
 /// What `setup` prints: a block for each network of the request. Podman compares the number.
-pub type Status = IndexMap<String, StatusBlock>;
+pub(super) type Status = IndexMap<String, StatusBlock>;
 
 /// What a network gave the container. Podman takes `null` for empty. A plugin's `setup` prints one.
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
-pub struct StatusBlock {
+pub(super) struct StatusBlock {
     pub dns_search_domains: Option<Vec<String>>,
     /// For the container's resolv.conf.
     pub dns_server_ips: Option<Vec<IpAddr>>,
@@ -181,7 +181,7 @@ pub struct StatusBlock {
 }
 
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
-pub struct NetInterface {
+pub(super) struct NetInterface {
     pub mac_address: String,
     pub subnets: Option<Vec<NetAddress>>,
     #[serde(flatten)]
@@ -189,7 +189,7 @@ pub struct NetInterface {
 }
 
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
-pub struct NetAddress {
+pub(super) struct NetAddress {
     /// The interface's address, with the prefix length of its subnet.
     pub ipnet: IpNet,
     /// The subnet's, also of an internal network, which has no route through it.

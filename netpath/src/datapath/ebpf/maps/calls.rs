@@ -16,10 +16,10 @@ const BPF_NOEXIST: u64 = 1;
 const BPF_EXIST: u64 = 2;
 /// The kernel's errno for an operation that a map does not support: not in libc, since ordinary system calls do not
 /// return it.
-pub const ENOTSUPP: i32 = 524;
+pub(super) const ENOTSUPP: i32 = 524;
 
 /// Operation on one element.
-pub enum Element {
+pub(super) enum Element {
     LookUp,
     Take,
     Add,
@@ -50,7 +50,7 @@ struct BatchAttr {
 }
 
 /// Result of a batch read.
-pub struct Batch {
+pub(super) struct Batch {
     pub count: usize,
     /// Position of the next batch; `None`: this was the last.
     pub next: Option<u32>,
