@@ -1,7 +1,7 @@
 //! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
 
 use super::ebpf::Ebpf;
-use super::iptables::Iptables;
+use super::netfilter::iptables::Iptables;
 use super::none::NoDatapath;
 use super::{Datapath, probe};
 use crate::model::Rung;

@@ -3,8 +3,8 @@
 pub mod ebpf;
 pub mod filter;
 pub mod firewalld;
-pub mod iptables;
 pub mod ladder;
+pub(crate) mod netfilter;
 pub mod none;
 pub mod probe;
 

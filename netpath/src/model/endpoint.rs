@@ -15,6 +15,11 @@ impl IfName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The loopback interface of every network namespace.
+    pub fn loopback() -> Self {
+        Self("lo".to_owned())
+    }
 }
 
 impl TryFrom<String> for IfName {

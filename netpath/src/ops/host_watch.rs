@@ -3,7 +3,7 @@
 use super::reconcile::see_sources;
 use super::{gc, without_container};
 use crate::datapath::filter;
-use crate::datapath::iptables::netfilter;
+use crate::datapath::netfilter::nfnetlink;
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
 use crate::model::{HostLink, Rung};
@@ -139,12 +139,12 @@ impl HostWatch {
 
     fn scene(&self) -> Result<Scene> {
         let generation = match self.store.rung()? {
-            Some(Rung::Iptables) => netfilter::generation().ok(),
-            _ if self.store.uses_netfilter() => netfilter::generation().ok(),
+            Some(Rung::Iptables) => nfnetlink::generation().ok(),
+            _ if self.store.uses_netfilter() => nfnetlink::generation().ok(),
             _ => None,
         };
         let filters = format!("{:?}", filter::foreign().map_err(|e| e.to_string()));
-        Ok(Scene { filters, generation, firewalld: netfilter::table_handle("firewalld").ok().flatten() })
+        Ok(Scene { filters, generation, firewalld: nfnetlink::table_handle("firewalld").ok().flatten() })
     }
 }
 

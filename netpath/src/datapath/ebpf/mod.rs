@@ -24,7 +24,7 @@ pub mod sys;
 pub mod traffic;
 pub mod xdp;
 
-use super::iptables::sysctls_for_moved_sctp;
+use super::netfilter::iptables::sysctls_for_moved_sctp;
 use super::{Datapath, Effort, Expired, Refusal, Report, Sysctl, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};

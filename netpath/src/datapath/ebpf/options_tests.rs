@@ -4,7 +4,7 @@ use super::compile::mapped;
 use super::compile::tests::tcp;
 use super::live_tests::Host;
 use super::*;
-use crate::datapath::iptables::Iptables;
+use crate::datapath::netfilter::iptables::Iptables;
 use crate::link::VethSpec;
 use crate::model::{HostBind, Proto, Publish, TrafficIds, Way, Xdp};
 use crate::state::Store;

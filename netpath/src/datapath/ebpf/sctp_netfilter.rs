@@ -4,7 +4,7 @@
 //! The rules translate just these ports, in and out of the host's stack; programs let their packets pass
 //! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port netfilter is not used.
 
-use crate::datapath::iptables::Iptables;
+use crate::datapath::netfilter::iptables::Iptables;
 use crate::datapath::{Datapath, Refusal};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Publish, Record};

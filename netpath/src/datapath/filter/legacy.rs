@@ -1,7 +1,7 @@
 //! Legacy iptables, as its own tool lists it.
 
 use super::{At, Chain};
-use crate::datapath::iptables;
+use crate::datapath::netfilter::iptables;
 use std::io;
 
 /// The built-in chains that forwarded packets meet.

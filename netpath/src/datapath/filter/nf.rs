@@ -1,7 +1,8 @@
 //! Base chains in nf_tables, which is also where today's iptables puts its own.
 
 use super::{At, Chain};
-use crate::datapath::iptables::{PREFIX, netfilter};
+use crate::datapath::netfilter::iptables::PREFIX;
+use crate::datapath::netfilter::nfnetlink;
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook, NfTablesMessage, TableAttribute, TableFlags, TableMessage,
@@ -26,7 +27,7 @@ pub(super) fn foreign() -> io::Result<Vec<Chain>> {
 }
 
 fn ask() -> io::Result<Vec<Chain>> {
-    let mut netlink = netfilter::open()?;
+    let mut netlink = nfnetlink::open()?;
     let chains = chains(&mut netlink)?;
     let own: BTreeSet<(&Place, &str)> =
         chains.iter().filter(|c| c.name.starts_with(PREFIX)).map(|c| (&c.table, c.name.as_str())).collect();

@@ -2,7 +2,7 @@
 //! is taken out of it. UDP clients would otherwise stick to a container that is gone, or to a host port from the time
 //! before it was published (netavark #1045).
 
-use super::netfilter::{message, open};
+use super::nfnetlink::{message, open};
 use super::rules::{Family, Target};
 use crate::model::{HostBind, HostView, Proto};
 use crate::netlink::Netlink;

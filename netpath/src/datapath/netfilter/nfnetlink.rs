@@ -1,6 +1,7 @@
 //! The tables that iptables makes in nf_tables and never removes: whether ours are there, and taking away empty ones.
 
-use super::rules::{Family, PREFIX, STATE};
+use super::iptables::{PREFIX, STATE};
+use super::rules::Family;
 use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{

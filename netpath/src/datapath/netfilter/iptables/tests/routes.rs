@@ -13,7 +13,7 @@ fn way(from: &str, to: &str, by: &[&str], source: Option<&str>) -> RouteSource {
 
 fn chain(records: &[Record], sources: &[RouteSource], name: &str) -> Vec<String> {
     let desired = Desired { records: records.to_vec() };
-    let nat = compile(&desired, Family::V4, false, sources).tables[2].clone();
+    let nat = compile(&desired, Family::V4, false, sources)[2].clone();
     nat.chains.into_iter().filter(|c| c.name == name).flat_map(|c| c.rules).collect()
 }
 
@@ -92,14 +92,15 @@ fn an_interface_whose_name_is_a_pattern_is_masqueraded_as_ever() {
 fn sources_are_remembered_beside_the_addresses() {
     let sources = [way(FRONT, "0.0.0.0/0", &["eth0"], Some("192.0.2.10"))];
     assert_eq!(vec!["-d 10.89.7.5/32", "-s 192.0.2.10/32"], chain(&[web()], &sources, STATE));
-    let mut ruleset = compile(&Desired { records: vec![web()] }, Family::V4, false, &sources);
-    ruleset.keep_sources([ip("192.0.2.10"), ip("192.0.2.20")]);
-    let text: Vec<String> = ruleset.tables.iter().filter_map(|t| script(t, None, false)).collect();
+    let mut ruleset = policy::compile(&Desired { records: vec![web()] }, Family::V4, false, &sources);
+    ruleset.sources.extend([ip("192.0.2.10"), ip("192.0.2.20")]);
+    let tables = print::tables(&ruleset);
+    let text: Vec<String> = tables.iter().filter_map(|t| script(t, None, false)).collect();
     assert_eq!(1, text.concat().matches("-A NETPATH_STATE -s 192.0.2.10/32\n").count());
-    let mut present = Present::default();
+    let mut present = Snapshot::default();
     text.iter().for_each(|t| present.apply(t));
     assert_eq!(vec![ip("192.0.2.10"), ip("192.0.2.20")], present.sources().collect::<Vec<_>>());
-    assert_eq!(None, script(&ruleset.tables[2], present.tables.get("nat"), false), "written once");
+    assert_eq!(None, script(&tables[2], present.tables.get("nat"), false), "written once");
     let nothing = compile(&Desired::default(), Family::V4, false, &[]);
-    assert!(script(&nothing.tables[2], present.tables.get("nat"), false).is_some());
+    assert!(script(&nothing[2], present.tables.get("nat"), false).is_some());
 }

@@ -7,7 +7,8 @@
 //! refused loopback addresses from wires, and a route says that `::1` may come in by the bridge. (With br_netfilter the
 //! destination is changed before that check, net/ipv6/ip6_input.c, ip6_rcv_core(), v6.12, and the answer is dropped.)
 
-use super::rules::{Family, serves_loopback};
+use super::policy::serves_loopback;
+use super::rules::Family;
 use crate::model::{Desired, Record};
 use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};

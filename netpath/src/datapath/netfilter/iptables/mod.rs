@@ -1,29 +1,29 @@
 //! The iptables rung: the same promises as the eBPF rung, kept by netfilter, for hosts that have nothing better.
 //!
-//! `rules.rs` compiles the desired state, `present.rs` compares it with what iptables-save prints and writes the script,
-//! `tool.rs` finds and runs the programs, `memory.rs` saves a listing where no other software has committed anything. `bridge.rs`
-//! sets what rules alone cannot do, `conntrack.rs` forgets connections that the new rules would decide otherwise.
-//! Every host's tables are those of its network namespace, so nothing here needs a name of its own.
+//! `print.rs` prints the typed rules, `snapshot.rs` compares them with what iptables-save prints and writes the script,
+//! `tool.rs` finds and runs the programs, `generation_cache.rs` saves a listing where no other software has committed
+//! anything. Every host's tables are those of its network namespace, so nothing here needs a name of its own.
 //!
 //! Beside the eBPF rung ([`Iptables::for_moved_sctp`]) the same tools keep the few rules that programs cannot replace.
 
-mod bridge;
-mod conntrack;
-mod memory;
-pub mod netfilter;
-mod present;
-mod rules;
+mod generation_cache;
+mod print;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tool;
 
-use super::{Datapath, Refusal, Report, Sysctl};
+use super::conntrack::{self, Stale};
+use super::policy;
+use super::rules::{Family, Ruleset};
+use super::{bridge, nfnetlink};
+use crate::datapath::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
 use crate::state::Store;
-use conntrack::Stale;
-use memory::Memory;
-use present::Present;
-pub(super) use rules::PREFIX;
-use rules::{Family, Ruleset};
+use generation_cache::GenerationCache;
+pub(crate) use print::{PREFIX, STATE};
+use snapshot::Snapshot;
 use std::borrow::Cow;
 use std::net::IpAddr;
 use tool::Tool;
@@ -46,8 +46,8 @@ enum Share {
 impl Share {
     fn compile(self, desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
         match self {
-            Share::All => rules::compile(desired, family, loopback6, sources),
-            Share::MovedSctp => rules::compile_moved_sctp(desired, family, loopback6),
+            Share::All => policy::compile(desired, family, loopback6, sources),
+            Share::MovedSctp => policy::compile_moved_sctp(desired, family, loopback6),
         }
     }
 
@@ -55,7 +55,7 @@ impl Share {
     fn served(self, desired: &Desired) -> Cow<'_, Desired> {
         match self {
             Share::All => Cow::Borrowed(desired),
-            Share::MovedSctp => Cow::Owned(rules::moved_sctp(desired)),
+            Share::MovedSctp => Cow::Owned(policy::moved_sctp(desired)),
         }
     }
 }
@@ -97,7 +97,7 @@ impl Iptables {
         family: Family,
         desired: &Desired,
         host: &HostView,
-        memory: Option<Present>,
+        memory: Option<Snapshot>,
     ) -> Result<Option<Part<'_>>> {
         let mut wanted = self.share.compile(desired, family, !bridge::filters_bridged(family), &host.sources);
         if wanted.is_empty() && !self.has_traces(family) {
@@ -108,7 +108,11 @@ impl Iptables {
             (Some(tool), Some(present)) => (tool, present),
             _ => tool::choose(self.tools(family), family)?,
         };
-        wanted.keep_sources(present.sources().filter(|a| host.has_address(*a)));
+        if !wanted.is_empty() {
+            // Connections that earlier rules have given these sources may still be there.
+            wanted.sources.extend(present.sources().filter(|a| host.has_address(*a)));
+        }
+        let wanted = print::tables(&wanted);
         let scripts = scripts(tool, &wanted, &present);
         Ok(Some(Part { tool, family, wanted, present, scripts }))
     }
@@ -125,7 +129,7 @@ impl Iptables {
         self.tools(family).iter().any(|t| match t.backend {
             tool::Backend::Legacy => t.may_be_used(),
             // A kernel that cannot be asked has no nf_tables.
-            tool::Backend::Nft => netfilter::has_our_chains(family),
+            tool::Backend::Nft => nfnetlink::has_our_chains(family),
         })
     }
 }
@@ -148,7 +152,7 @@ impl Datapath for Iptables {
         if network.has_v6() {
             // Where there are rules of ours already, there can be more.
             let of_nft = self.v6.iter().any(|t| t.backend == tool::Backend::Nft);
-            let v6 = if of_nft && netfilter::has_our_chains(Family::V6) {
+            let v6 = if of_nft && nfnetlink::has_our_chains(Family::V6) {
                 Ok(())
             } else {
                 tool::choose(&self.v6, Family::V6)
@@ -177,8 +181,8 @@ impl Datapath for Iptables {
         let mut changed =
             bridge::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
         let store = Store::of(host.cookie);
-        let before = netfilter::generation().ok();
-        let mut memory = before.and_then(|now| Memory::recall(&store, now));
+        let before = nfnetlink::generation().ok();
+        let mut memory = before.and_then(|now| GenerationCache::recall(&store, now));
         let mut known = |family| memory.as_mut().and_then(|m| m.of(family));
         let [known4, known6] = [known(Family::V4), known(Family::V6)];
         let abreast = self.is_abreast();
@@ -199,9 +203,11 @@ impl Datapath for Iptables {
         remove_tables(&emptied)?;
         forget(&parts, &served, host);
         if !served.records.is_empty() {
-            let of_nft = parts.into_iter().filter(|p| p.tool.backend == tool::Backend::Nft && !p.wanted.is_empty());
+            let of_nft = parts
+                .into_iter()
+                .filter(|p| p.tool.backend == tool::Backend::Nft && p.wanted.iter().any(|t| !t.chains.is_empty()));
             let before = before.filter(|_| emptied.is_empty());
-            Memory::keep(&store, before, commits, of_nft.map(Part::after).collect());
+            GenerationCache::keep(&store, before, commits, of_nft.map(Part::after).collect());
         }
         Ok(Report { changed })
     }
@@ -212,7 +218,7 @@ impl Datapath for Iptables {
 ///
 /// # Errors
 /// They cannot be listed.
-pub(super) fn legacy_tables() -> Result<Vec<(&'static str, Present)>> {
+pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
     let mut all = Vec::new();
     for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
         if !tool::has_legacy_tables(family) {
@@ -250,7 +256,7 @@ fn sysctls(served: &Desired) -> Vec<Sysctl> {
         if network.has_v6() {
             set("net/ipv6/conf/all/forwarding".into());
         }
-        if let Some(bridge) = network.bridge().filter(|_| rules::serves_loopback(record, Family::V4)) {
+        if let Some(bridge) = network.bridge().filter(|_| policy::serves_loopback(record, Family::V4)) {
             // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
             set(format!("net/ipv4/conf/{bridge}/route_localnet"));
         }
@@ -262,8 +268,8 @@ fn sysctls(served: &Desired) -> Vec<Sysctl> {
 struct Part<'a> {
     tool: &'a Tool,
     family: Family,
-    wanted: Ruleset,
-    present: Present,
+    wanted: [print::Table; 3],
+    present: Snapshot,
     /// One for each table that is to be changed, and so one commit each.
     scripts: Vec<String>,
 }
@@ -276,15 +282,15 @@ impl Part<'_> {
     /// Tables that hold nothing any more.
     fn emptied(&self) -> Vec<(Tool, String)> {
         let holds = |name: &String| {
-            let wanted = self.wanted.tables.iter().filter(|t| t.name == name);
-            wanted.zip(self.present.tables.get(name)).any(|(t, there)| !present::fitted(t, there).chains.is_empty())
+            let wanted = self.wanted.iter().filter(|t| t.name == name);
+            wanted.zip(self.present.tables.get(name)).any(|(t, there)| !snapshot::fitted(t, there).chains.is_empty())
         };
         let tables = self.present.tables.iter().filter(|(name, t)| !holds(name) && is_removable(self.tool, t));
         tables.map(|(name, _)| (self.tool.clone(), name.clone())).collect()
     }
 
     /// Once it is written.
-    fn after(mut self) -> (Family, Present) {
+    fn after(mut self) -> (Family, Snapshot) {
         self.scripts.iter().for_each(|s| self.present.apply(s));
         (self.family, self.present)
     }
@@ -303,33 +309,34 @@ fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() ->
     })
 }
 
-fn scripts(tool: &Tool, wanted: &Ruleset, present: &Present) -> Vec<String> {
-    let script = |table: &rules::Table| {
+fn scripts(tool: &Tool, wanted: &[print::Table], present: &Snapshot) -> Vec<String> {
+    let script = |table: &print::Table| {
         let there = present.tables.get(table.name);
         // Who made it is known until the table is removed.
         let keep_state = there.is_some_and(|t| is_removable(tool, t));
-        present::script(table, there, keep_state)
+        snapshot::script(table, there, keep_state)
     };
-    wanted.tables.iter().filter_map(script).collect()
+    wanted.iter().filter_map(script).collect()
 }
 
 /// Whether the table is one that iptables made in nf_tables for netpath, and no other software uses.
-fn is_removable(tool: &Tool, table: &present::PresentTable) -> bool {
+fn is_removable(tool: &Tool, table: &snapshot::SnapshotTable) -> bool {
     tool.backend == tool::Backend::Nft && table.has_ours() && table.removable()
 }
 
 /// iptables never removes what it made in nf_tables. Other software may have begun to use it meanwhile: then it stays.
 fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
-    if emptied.is_empty() || netfilter::remove_tables(&named(emptied)).is_ok() {
+    if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied)).is_ok() {
         return Ok(());
     }
     for one in emptied {
-        if let Err(e) = netfilter::remove_tables(&named(std::slice::from_ref(one))) {
+        if let Err(e) = nfnetlink::remove_tables(&named(std::slice::from_ref(one))) {
             tracing::debug!("table {} stays: {e}", one.1);
             let (tool, present) = (&one.0, one.0.save()?);
-            let nothing = rules::compile(&Desired::default(), tool.family, false, &[]);
-            let scripts = nothing.tables.iter().filter_map(|t| present::script(t, present.tables.get(t.name), false));
+            let nothing = policy::compile(&Desired::default(), tool.family, false, &[]);
+            let scripts = print::tables(&nothing);
+            let scripts = scripts.iter().filter_map(|t| snapshot::script(t, present.tables.get(t.name), false));
             tool.restore(&scripts.collect::<String>())?;
         }
     }
@@ -342,10 +349,10 @@ fn forget(parts: &[Part<'_>], desired: &Desired, host: &HostView) {
     let stale: Vec<Stale> = changed
         .map(|p| {
             let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
-            let now = rules::addresses(desired, p.family);
+            let now = policy::addresses(desired, p.family);
             let gone = served.filter(|a| !now.contains(a)).collect();
             let sources = p.present.sources().collect();
-            Stale { family: p.family, gone, targets: rules::targets(desired, p.family), sources, containers: now }
+            Stale { family: p.family, gone, targets: policy::targets(desired, p.family), sources, containers: now }
         })
         .collect();
     let dns: Vec<(IpAddr, u16)> = desired

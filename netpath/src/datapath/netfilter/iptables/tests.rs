@@ -1,9 +1,14 @@
-//! The compiler by example: desired state in, rules out, one sentence each.
+//! Policy and printer by example: desired state in, rules of iptables out, one sentence each.
 
-use super::*;
-use crate::datapath::iptables::present::{Present, script};
+use super::print::{self, STATE, Table, digest};
+use super::snapshot::{Snapshot, script};
+use crate::datapath::netfilter::policy;
+use crate::datapath::netfilter::rules::Family;
 use crate::model::{Attachment, BridgeLinks, Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
+use crate::model::{Desired, HostBind, Isolation, Network, Proto, Publish, Record, RouteSource};
 use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 mod options;
 mod routes;
@@ -66,6 +71,10 @@ fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Recor
     }
 }
 
+fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> [Table; 3] {
+    print::tables(&policy::compile(desired, family, loopback6, sources))
+}
+
 fn web() -> Record {
     record(1, "front", &["10.89.7.0/24"], &["10.89.7.5/24"])
 }
@@ -80,7 +89,7 @@ fn publishes(mut record: Record, what: &[(HostBind, Proto, u16, u16, u16)]) -> R
 fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
     let desired = Desired { records: records.to_vec() };
     let compiled = compile(&desired, family, false, &[]);
-    let chains = compiled.tables.into_iter().flat_map(|t| t.chains);
+    let chains = compiled.into_iter().flat_map(|t| t.chains);
     chains.filter(|c| c.name == chain).flat_map(|c| c.rules).collect()
 }
 
@@ -88,7 +97,7 @@ fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
 fn whole(records: &[Record], family: Family) -> String {
     let desired = Desired { records: records.to_vec() };
     let text: Vec<String> =
-        compile(&desired, family, false, &[]).tables.iter().filter_map(|t| script(t, None, false)).collect();
+        compile(&desired, family, false, &[]).iter().filter_map(|t| script(t, None, false)).collect();
     text.concat()
 }
 
@@ -327,7 +336,7 @@ fn containers_of_one_network_share_its_rules() {
 
 #[test]
 fn the_digest_moves_with_any_rule() {
-    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[]).tables[2].clone();
+    let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[])[2].clone();
     let one = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]));
     let two = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 81, 1)]));
     assert_eq!(digest(&one), digest(&one.clone()));
@@ -340,7 +349,7 @@ fn saved(script: &str, before: &str) -> String {
 }
 
 fn nat_after(records: &[Record]) -> (Table, String) {
-    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false, &[]).tables[2].clone();
+    let table = compile(&Desired { records: records.to_vec() }, Family::V4, false, &[])[2].clone();
     let text = script(&table, None, false).expect("something to write");
     let body: String =
         text.lines().filter(|l| !l.starts_with('*') && *l != "COMMIT").map(|l| l.to_owned() + "\n").collect();
@@ -354,7 +363,7 @@ fn published() -> Record {
 #[test]
 fn what_is_already_so_is_not_written_again() {
     let (table, body) = nat_after(&[published()]);
-    let present = Present::parse(&saved(&body, ""));
+    let present = Snapshot::parse(&saved(&body, ""));
     assert_eq!(None, script(&table, present.tables.get("nat"), false));
     assert_eq!(vec![ip("10.89.7.5")], present.tables["nat"].addresses);
 }
@@ -367,7 +376,7 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
     let early = body.clone() + "-A POSTROUTING -s 1.2.3.4/32 -j MASQUERADE\n";
     for (what, text) in [("lost", &lost), ("twice", &twice), ("early", &early)] {
         assert_ne!(&body, text, "{what}: the case is none");
-        let present = Present::parse(&saved(text, ""));
+        let present = Snapshot::parse(&saved(text, ""));
         let again =
             script(&table, present.tables.get("nat"), false).unwrap_or_else(|| panic!("{what}: nothing is done"));
         assert!(again.contains(":NETPATH_DNAT - [0:0]\n"), "{what}");
@@ -381,23 +390,23 @@ fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
 fn with_nothing_desired_only_our_own_things_go() {
     let (_, body) = nat_after(&[published()]);
     let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
-    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[2].clone();
-    let present = Present::parse(&saved(&body, others));
+    let empty = compile(&Desired::default(), Family::V4, false, &[])[2].clone();
+    let present = Snapshot::parse(&saved(&body, others));
     let text = script(&empty, present.tables.get("nat"), false).expect("something to remove");
     assert!(text.lines().all(|l| ["*", "COMMIT"].iter().any(|p| l.starts_with(p)) || l.contains("NETPATH_")), "{text}");
     for chain in ["NETPATH_DNAT", "NETPATH_TCP", "NETPATH_STATE"] {
         assert!(text.find(&format!("-F {chain}\n")) < text.find(&format!("-X {chain}\n")), "{text}");
     }
     assert!(!present.tables["nat"].removable(), "others use the table");
-    assert!(Present::parse(&saved(&body, "")).tables["nat"].removable());
+    assert!(Snapshot::parse(&saved(&body, "")).tables["nat"].removable());
     let dropping = saved(&body, "").replace(":OUTPUT ACCEPT", ":OUTPUT DROP");
-    assert!(!Present::parse(&dropping).tables["nat"].removable(), "a policy is a rule of the administrator's");
+    assert!(!Snapshot::parse(&dropping).tables["nat"].removable(), "a policy is a rule of the administrator's");
 }
 
 #[test]
 fn a_table_that_was_there_before_is_kept() {
     let (table, _) = nat_after(&[published()]);
-    let before = Present::parse(&saved("", ""));
+    let before = Snapshot::parse(&saved("", ""));
     let text = script(&table, before.tables.get("nat"), false).expect("something to write");
     assert!(text.contains(":kept\n"));
 }
@@ -405,7 +414,7 @@ fn a_table_that_was_there_before_is_kept() {
 #[test]
 fn rules_that_only_mention_us_are_not_ours() {
     let text = saved("", "-A PREROUTING -m comment --comment \"before -j NETPATH_DNAT\" -j RETURN\n");
-    let present = Present::parse(&text);
+    let present = Snapshot::parse(&text);
     let (table, _) = nat_after(&[published()]);
     let script = script(&table, present.tables.get("nat"), false).expect("something to write");
     assert!(!script.contains("-D PREROUTING"), "{script}");
@@ -414,12 +423,12 @@ fn rules_that_only_mention_us_are_not_ours() {
 #[test]
 fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
     let (_, body) = nat_after(&[published()]);
-    let empty = compile(&Desired::default(), Family::V4, false, &[]).tables[2].clone();
-    let present = Present::parse(&saved(&body, ""));
+    let empty = compile(&Desired::default(), Family::V4, false, &[])[2].clone();
+    let present = Snapshot::parse(&saved(&body, ""));
     let first = script(&empty, present.tables.get("nat"), true).expect("something to remove");
     assert!(first.contains("-X NETPATH_DNAT\n") && !first.contains(STATE), "{first}");
     let state: String = body.lines().filter(|l| l.contains(STATE)).map(|l| l.to_owned() + "\n").collect();
-    let half = Present::parse(&saved(&state, ""));
+    let half = Snapshot::parse(&saved(&state, ""));
     assert_eq!(None, script(&empty, half.tables.get("nat"), true));
     assert!(half.has_ours() && half.tables["nat"].removable());
     let again = script(&nat_after(&[published()]).0, half.tables.get("nat"), false).expect("something to write");
@@ -437,13 +446,13 @@ fn what_a_script_leaves_is_known_without_a_listing() {
     let dual = record(2, "back", &["10.89.8.0/24", "fd41:8::/64"], &["10.89.8.5/24", "fd41:8::5/64"]);
     let dual = publishes(dual, &[(HostBind::Any, Proto::Udp, 53, 53, 2)]);
     let single = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
-    let foreign = Present::parse(
+    let foreign = Snapshot::parse(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING DROP [0:0]\n-A PREROUTING -j X\nCOMMIT\n",
     );
-    let mut present = [Present::default(), foreign.clone()];
+    let mut present = [Snapshot::default(), foreign.clone()];
     for records in [vec![single.clone()], vec![single.clone(), dual.clone()], vec![dual], vec![single], Vec::new()] {
         for (present, wanted) in present.iter_mut().zip(both(&records)) {
-            for table in &wanted.tables {
+            for table in &wanted {
                 let Some(text) = script(table, present.tables.get(table.name), false) else { continue };
                 present.apply(&text);
                 assert_eq!(None, script(table, present.tables.get(table.name), false), "after\n{text}");
@@ -451,8 +460,8 @@ fn what_a_script_leaves_is_known_without_a_listing() {
             let served: BTreeSet<IpAddr> = present.tables.values().flat_map(|t| t.addresses.iter().copied()).collect();
             let desired = Desired { records: records.clone() };
             let family = if served.iter().all(IpAddr::is_ipv4) { Family::V4 } else { Family::V6 };
-            assert!(served.is_empty() || served == addresses(&desired, family), "{served:?}");
-            assert_eq!(!wanted.is_empty(), present.has_ours());
+            assert!(served.is_empty() || served == policy::addresses(&desired, family), "{served:?}");
+            assert_eq!(wanted.iter().any(|t| !t.chains.is_empty()), present.has_ours());
         }
     }
     assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "what others have is as it was");
@@ -466,10 +475,10 @@ fn a_container_that_comes_only_adds_rules() {
         publishes(record, &[(HostBind::Any, Proto::Tcp, 8000 + order as u16, 80, 1)])
     };
     let [one, two] = [port(1, "10.89.7.5/24"), port(2, "10.89.7.4/24")];
-    let mut present = Present::default();
+    let mut present = Snapshot::default();
     let mut write = |records: &[&Record]| {
         let desired = Desired { records: records.iter().copied().cloned().collect() };
-        let tables = compile(&desired, Family::V4, false, &[]).tables;
+        let tables = compile(&desired, Family::V4, false, &[]);
         let text: String = tables.iter().filter_map(|t| script(t, present.tables.get(t.name), false)).collect();
         present.apply(&text);
         text.lines().filter(|l| !l.contains("--comment")).map(str::to_owned).collect::<Vec<_>>()
@@ -499,12 +508,12 @@ fn a_container_that_comes_only_adds_rules() {
 fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
     let mut dns = published();
     dns.network.dns = true;
-    let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[]).tables[1].clone();
+    let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[])[1].clone();
     let listing = |forward: &str, input: &str, rules: &str| {
         format!("*filter\n:INPUT {input} [0:0]\n:FORWARD {forward} [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n")
     };
     let written = |forward, input, rules: &str| {
-        let present = Present::parse(&listing(forward, input, rules));
+        let present = Snapshot::parse(&listing(forward, input, rules));
         script(&table, present.tables.get("filter"), false).expect("something to write")
     };
     let open = written("ACCEPT", "ACCEPT", "");
@@ -517,7 +526,7 @@ fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
     assert!(one.contains("NETPATH_INPUT_ACCEPT") && !one.contains("NETPATH_FORWARD_ACCEPT"), "{one}");
 
     // An administrator appends a rule: the accept moves behind it. The policy changes: it goes.
-    let mut present = Present::parse(&listing("DROP", "ACCEPT", ""));
+    let mut present = Snapshot::parse(&listing("DROP", "ACCEPT", ""));
     present.apply(&script(&table, present.tables.get("filter"), false).expect("something to write"));
     assert_eq!(None, script(&table, present.tables.get("filter"), false));
     present.apply("*filter\n-A FORWARD -s 198.51.100.0/24 -j REJECT\nCOMMIT\n");

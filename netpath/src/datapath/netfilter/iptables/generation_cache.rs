@@ -3,35 +3,35 @@
 //! The kernel counts the commits of a namespace. Where it has counted none but ours since, every table is still as we left
 //! it: listing them (a process for each family) would tell nothing new. One commit of anybody else's, and they are listed.
 
-use super::netfilter;
-use super::present::Present;
-use super::rules::Family;
+use super::snapshot::Snapshot;
+use crate::datapath::netfilter::nfnetlink;
+use crate::datapath::netfilter::rules::Family;
 use crate::state::Store;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The tables of each family as of one generation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) struct Memory {
+pub(super) struct GenerationCache {
     generation: u32,
-    seen: BTreeMap<Family, Present>,
+    seen: BTreeMap<Family, Snapshot>,
 }
 
-impl Memory {
+impl GenerationCache {
     /// What is remembered of this host, if nothing was committed since. `now`: the generation.
     pub(super) fn recall(store: &Store, now: u32) -> Option<Self> {
         store.memory::<Self>().filter(|m| m.generation == now)
     }
 
     /// With our chains, which are asked for: counting begins anew with a kernel module that was taken away and came again.
-    pub(super) fn of(&mut self, family: Family) -> Option<Present> {
-        self.seen.remove(&family).filter(|p| p.has_ours() && netfilter::has_our_chains(family))
+    pub(super) fn of(&mut self, family: Family) -> Option<Snapshot> {
+        self.seen.remove(&family).filter(|p| p.has_ours() && nfnetlink::has_our_chains(family))
     }
 
     /// Writes down what is there after `commits` of ours since generation `before`; where other software has committed
     /// something in between, nothing is known.
-    pub(super) fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Present>) {
-        let now = netfilter::generation().ok();
+    pub(super) fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Snapshot>) {
+        let now = nfnetlink::generation().ok();
         let expected = before.and_then(|b| b.checked_add(u32::try_from(commits).ok()?));
         let memory = expected.filter(|e| now == Some(*e)).map(|generation| Self { generation, seen });
         let memory = memory.filter(|m| !m.seen.is_empty());

@@ -1,7 +1,7 @@
 //! The iptables programs of the host: which of them it uses, and running them.
 
-use super::present::Present;
-use super::rules::Family;
+use super::snapshot::Snapshot;
+use crate::datapath::netfilter::rules::Family;
 use crate::model::error::{Context, Error, Result};
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -89,7 +89,7 @@ pub(super) fn missing(family: Family) -> Error {
 ///
 /// # Errors
 /// No tool, or one that the kernel refuses.
-pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Present)> {
+pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Snapshot)> {
     let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
     let present = first.save()?;
     if present.has_ours() {
@@ -118,13 +118,13 @@ impl Tool {
     ///
     /// # Errors
     /// The kernel refuses, or the program cannot be run.
-    pub(super) fn save(&self) -> Result<Present> {
+    pub(super) fn save(&self) -> Result<Snapshot> {
         let what = || format!("cannot read the rules with {}", self.save.display());
         let out = run(Command::new(&self.save), None).context(what)?;
         if !out.status.success() {
             return Err(failed(what(), &out));
         }
-        Ok(Present::parse(&String::from_utf8_lossy(&out.stdout)))
+        Ok(Snapshot::parse(&String::from_utf8_lossy(&out.stdout)))
     }
 
     /// Commits a script without touching what it does not name.

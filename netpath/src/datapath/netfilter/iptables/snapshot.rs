@@ -3,7 +3,8 @@
 //! Rules are never compared one by one: every version prints them differently. Our own digest, the number of rules in
 //! each of our chains and the place of our jumps say whether anything has to be written.
 
-use super::rules::{Chain, Jump, PREFIX, Place, STATE, Table, digest};
+use super::print::{Chain, Jump, PREFIX, STATE, Table, digest};
+use crate::datapath::netfilter::rules::Place;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +12,12 @@ use std::net::IpAddr;
 
 /// The tables that exist, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Present {
-    pub tables: BTreeMap<String, PresentTable>,
+pub(crate) struct Snapshot {
+    pub tables: BTreeMap<String, SnapshotTable>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct PresentTable {
+pub(crate) struct SnapshotTable {
     /// Every built-in chain, with its policy.
     policies: BTreeMap<String, String>,
     /// The rules of every built-in chain, without the leading `-A name`.
@@ -37,15 +38,15 @@ pub(crate) struct PresentTable {
     pub sources: Vec<IpAddr>,
 }
 
-impl Present {
+impl Snapshot {
     pub(crate) fn parse(save: &str) -> Self {
         let mut present = Self::default();
-        let mut table = PresentTable::default();
+        let mut table = SnapshotTable::default();
         let mut name = None;
         for line in save.lines() {
             if let Some(n) = line.strip_prefix('*') {
                 name = Some(n.trim().to_owned());
-                table = PresentTable::default();
+                table = SnapshotTable::default();
             } else if line == "COMMIT" {
                 if let Some(name) = name.take() {
                     present.tables.insert(name, std::mem::take(&mut table));
@@ -78,18 +79,18 @@ impl Present {
 
     /// Whether anything of ours is there.
     pub(crate) fn has_ours(&self) -> bool {
-        self.tables.values().any(PresentTable::has_ours)
+        self.tables.values().any(SnapshotTable::has_ours)
     }
 
     /// Whether there are rules, or a policy that is not the default.
     pub(crate) fn is_used(&self) -> bool {
-        let drops = |t: &PresentTable| t.policies.values().any(|p| p != "ACCEPT");
-        let has_rules = |t: &PresentTable| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty());
+        let drops = |t: &SnapshotTable| t.policies.values().any(|p| p != "ACCEPT");
+        let has_rules = |t: &SnapshotTable| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty());
         self.tables.values().any(|t| has_rules(t) || drops(t))
     }
 }
 
-impl PresentTable {
+impl SnapshotTable {
     fn chain(&mut self, text: &str) {
         let mut words = text.split_whitespace();
         let (Some(name), Some(policy)) = (words.next(), words.next()) else { return };
@@ -233,9 +234,9 @@ fn jump_target(rule: &str) -> Option<&str> {
 /// One commit: no packet ever meets half of it.
 ///
 /// With `keep_state`, NETPATH_STATE outlives the rest of what goes: it knows who made the table, until that is gone too.
-pub(super) fn script(table: &Table, present: Option<&PresentTable>, keep_state: bool) -> Option<String> {
+pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state: bool) -> Option<String> {
     let made = present.is_none_or(|p| p.made);
-    let nothing = PresentTable::default();
+    let nothing = SnapshotTable::default();
     let present = present.unwrap_or(&nothing);
     let table = &fitted(table, present);
     let digest = digest(table);
@@ -289,7 +290,7 @@ pub(super) fn script(table: &Table, present: Option<&PresentTable>, keep_state: 
 
 /// What is to be added to those chains that are right so far. The kernel waits 10 ms and more for a rule to be gone, so
 /// what only grows is not written anew; that takes knowing what was written.
-fn additions(table: &Table, present: &PresentTable, state: &str) -> BTreeMap<&'static str, Vec<String>> {
+fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'static str, Vec<String>> {
     let mut additions = BTreeMap::new();
     let written =
         |chain: &Chain| present.written.get(chain.name).filter(|w| present.own.get(chain.name) == Some(&w.len()));
@@ -308,7 +309,7 @@ fn additions(table: &Table, present: &PresentTable, state: &str) -> BTreeMap<&'s
     additions
 }
 
-fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -> bool {
+fn is_so(table: &Table, present: &SnapshotTable, digest: u64, keep_state: bool) -> bool {
     if table.chains.is_empty() {
         return !present.has_ours() || (keep_state && present.has_only_state());
     }
@@ -326,16 +327,16 @@ fn is_so(table: &Table, present: &PresentTable, digest: u64, keep_state: bool) -
 }
 
 /// The table as the policies there want it: without accepts at the end of chains that accept by themselves.
-pub(super) fn fitted(table: &Table, present: &PresentTable) -> Table {
+pub(super) fn fitted(table: &Table, present: &SnapshotTable) -> Table {
     let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
-        table.jumps.iter().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
+        table.jumps.iter().cloned().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
     let is_led_to = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);
     let chains = table.chains.iter().filter(is_led_to).cloned().collect();
     Table { name: table.name, jumps, chains }
 }
 
 /// Every jump of ours from the built-in chain `from` is there once, and where it belongs.
-fn are_in_place(table: &Table, from: &str, rules: &[String], present: &PresentTable) -> bool {
+fn are_in_place(table: &Table, from: &str, rules: &[String], present: &SnapshotTable) -> bool {
     let wanted: Vec<&Jump> = table.jumps.iter().filter(|j| j.from == from).collect();
     let ours = rules.iter().filter(|r| present.is_ours(r)).count();
     let leads = |rule: Option<&String>, jump: &Jump| rule.and_then(|r| jump_target(r)) == Some(jump.to);

@@ -1,0 +1,241 @@
+//! Rules as values, for one address family. A rung prints them in the words of its backend.
+
+use crate::model::{HostBind, IfName, Proto, Publish};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// The net that holds this address alone.
+    pub(crate) fn host_net(address: IpAddr) -> IpNet {
+        IpNet::from(address)
+    }
+}
+
+/// States of a connection (`enum ip_conntrack_info`, and the status bit of a translated destination).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    New,
+    Related,
+    Established,
+    /// Its destination is translated (IPS_DST_NAT).
+    Dnat,
+}
+
+/// Ports `first..=last`, in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// One condition; a rule applies where all of its conditions hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Match {
+    Source(IpNet),
+    Destination(IpNet),
+    NotDestination(IpNet),
+    In(IfName),
+    NotIn(IfName),
+    Out(IfName),
+    NotOut(IfName),
+    Protocol(Proto),
+    /// The packet's destination port.
+    DestinationPorts(Proto, Ports),
+    /// The destination port before translation.
+    OriginalPorts(Proto, Ports),
+    /// From or to an address of the host (`fib … type local`).
+    FromHost,
+    ToHost,
+    /// In one of these states.
+    State(&'static [State]),
+    NotState(&'static [State]),
+}
+
+/// Where a packet to a published port goes: `ports` = the container's first port and the host's; `None` keeps the port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Translation {
+    pub to: IpAddr,
+    pub shift: Option<Shift>,
+}
+
+/// Port `host + n` becomes `container + n` for each `n < count`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Shift {
+    pub host: u16,
+    pub container: u16,
+    pub count: u16,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    Accept,
+    Drop,
+    Return,
+    Jump(&'static str),
+    Dnat(Translation),
+    Snat(IpAddr),
+    Masquerade,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Rule {
+    pub matches: Vec<Match>,
+    pub verdict: Verdict,
+}
+
+impl Rule {
+    pub(crate) fn new(matches: impl Into<Vec<Match>>, verdict: Verdict) -> Self {
+        Self { matches: matches.into(), verdict }
+    }
+}
+
+/// A published port and the container address behind it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Target {
+    pub publish: Publish,
+    pub to: IpAddr,
+}
+
+impl Target {
+    /// The one host address that it is bound to.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        if let HostBind::Address(a) = self.publish.bind { Some(a) } else { None }
+    }
+
+    /// The ports of the host.
+    pub(crate) fn ports(&self) -> Ports {
+        let (first, count) = (self.publish.host_port(), self.publish.count());
+        Ports { first, last: first + (count - 1) }
+    }
+
+    pub(crate) fn translation(&self) -> Translation {
+        let (host, container, count) = (self.publish.host_port(), self.publish.container_port(), self.publish.count());
+        Translation { to: self.to, shift: (host != container).then_some(Shift { host, container, count }) }
+    }
+
+    /// The rule that serves it alone.
+    pub(crate) fn rule(&self) -> Rule {
+        Rule::new(self.dialled(), Verdict::Dnat(self.translation()))
+    }
+
+    /// Matches packets to it.
+    pub(crate) fn dialled(&self) -> Vec<Match> {
+        let address = self.address().map(|a| Match::Destination(Family::host_net(a)));
+        address.into_iter().chain([Match::DestinationPorts(self.publish.proto, self.ports())]).collect()
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Body {
+    Rules(Vec<Rule>),
+    /// Published ports of one protocol: the first target that matches a packet serves it.
+    Ports(Vec<Target>),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chain {
+    pub name: &'static str,
+    pub body: Body,
+}
+
+/// Where packets enter: the table's type and the hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// When a chain is asked, among the chains of others at the same hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    First,
+    Last,
+    /// Last, and only where the hook drops by policy: elsewhere an accept at its end decides nothing.
+    LastIfDropping,
+}
+
+/// Packets of a hook that enter a chain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    pub hook: Hook,
+    pub place: Place,
+    pub matches: Vec<Match>,
+    pub to: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum TableKind {
+    Mangle,
+    Filter,
+    Nat,
+}
+
+/// Chains of one kind; none where nothing is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Table {
+    pub kind: TableKind,
+    pub entries: Vec<Entry>,
+    pub chains: Vec<Chain>,
+}
+
+impl Table {
+    pub(crate) fn new(kind: TableKind) -> Self {
+        Self { kind, entries: Vec::new(), chains: Vec::new() }
+    }
+
+    pub(crate) fn chain(&mut self, name: &'static str, rules: Vec<Rule>) {
+        self.chains.push(Chain { name, body: Body::Rules(rules) });
+    }
+
+    /// A chain and the entry into it, unless it would hold nothing.
+    pub(crate) fn enter(
+        &mut self,
+        hook: Hook,
+        place: Place,
+        matches: impl Into<Vec<Match>>,
+        to: &'static str,
+        rules: Vec<Rule>,
+    ) {
+        if !rules.is_empty() {
+            self.entries.push(Entry { hook, place, matches: matches.into(), to });
+            self.chain(to, rules);
+        }
+    }
+}
+
+/// The tables of one family, in the order in which they are written: a port is published after it may pass.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Ruleset {
+    pub family: Family,
+    pub tables: [Table; 3],
+    /// Of the containers that are served.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Of the host: sources that routes name, and that rules give to connections.
+    pub sources: BTreeSet<IpAddr>,
+}
+
+impl Ruleset {
+    pub(crate) fn empty(family: Family) -> Self {
+        let tables = [TableKind::Mangle, TableKind::Filter, TableKind::Nat].map(Table::new);
+        Self { family, tables, addresses: BTreeSet::new(), sources: BTreeSet::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tables.iter().all(|t| t.chains.is_empty())
+    }
+}
