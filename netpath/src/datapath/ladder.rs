@@ -2,13 +2,14 @@
 
 use super::ebpf::Ebpf;
 use super::netfilter::iptables::Iptables;
+use super::netfilter::nftables::{self, Nftables};
 use super::none::NoDatapath;
 use super::{Datapath, probe};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
 
 /// The rungs, best first.
-pub const LADDER: [Rung; 3] = [Rung::Ebpf, Rung::Iptables, Rung::None];
+pub const LADDER: [Rung; 4] = [Rung::Ebpf, Rung::Nftables, Rung::Iptables, Rung::None];
 
 /// What the user asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,6 +53,7 @@ pub fn below(rung: Rung) -> Result<Rung> {
 pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
     match rung {
         Rung::None => Ok(Box::new(NoDatapath)),
+        Rung::Nftables => Ok(Box::new(Nftables)),
         Rung::Iptables => Ok(Box::new(Iptables::new()?)),
         Rung::Ebpf => Ok(Box::new(Ebpf)),
     }
@@ -64,6 +66,7 @@ pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
 pub fn usable(rung: Rung) -> std::result::Result<(), String> {
     match rung {
         Rung::Ebpf => probe::ebpf_is_usable(),
+        Rung::Nftables => nftables::probe(),
         Rung::Iptables | Rung::None => open(rung).map(drop).map_err(|e| e.to_string()),
     }
 }
@@ -126,7 +129,7 @@ mod tests {
         let chosen = choose_with(Choice::Auto, None, only_none).expect("a rung");
         assert_eq!(Rung::None, chosen.rung);
         let over: Vec<Rung> = chosen.reasons.iter().map(|(r, _)| *r).collect();
-        assert_eq!(vec![Rung::Ebpf, Rung::Iptables], over);
+        assert_eq!(vec![Rung::Ebpf, Rung::Nftables, Rung::Iptables], over);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub use record::{BridgeLinks, Desired, InsideLinks, Links, Record, TrafficIds};
 #[serde(rename_all = "lowercase")]
 pub enum Rung {
     Ebpf,
+    Nftables,
     Iptables,
     None,
 }
@@ -32,6 +33,7 @@ impl std::fmt::Display for Rung {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Rung::Ebpf => "ebpf",
+            Rung::Nftables => "nftables",
             Rung::Iptables => "iptables",
             Rung::None => "none",
         })

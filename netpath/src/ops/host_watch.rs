@@ -89,7 +89,7 @@ impl HostWatch {
 
     /// Whether the datapath is made of routes too.
     pub fn follows_routes(&self) -> bool {
-        self.store.rung().ok().flatten() == Some(Rung::Iptables)
+        matches!(self.store.rung().ok().flatten(), Some(Rung::Nftables | Rung::Iptables))
     }
 
     /// When to look even if nothing changes: a link has got a carrier, and who is at its other end may not have answered yet.
@@ -132,14 +132,14 @@ impl HostWatch {
         }
         if self.follows_routes() {
             // What cannot be seen is said by who serves.
-            see_sources(Rung::Iptables, &rtnl, &self.store.desired()?, &mut view);
+            see_sources(Rung::Nftables, &rtnl, &self.store.desired()?, &mut view);
         }
         Ok(view.digest())
     }
 
     fn scene(&self) -> Result<Scene> {
         let generation = match self.store.rung()? {
-            Some(Rung::Iptables) => nfnetlink::generation().ok(),
+            Some(Rung::Nftables | Rung::Iptables) => nfnetlink::generation().ok(),
             _ if self.store.uses_netfilter() => nfnetlink::generation().ok(),
             _ => None,
         };

@@ -25,7 +25,7 @@ pub(super) struct Reconciled {
 pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut HostView) -> Option<String> {
     // They may be there from the rung that was tried before.
     view.sources.clear();
-    if rung != Rung::Iptables {
+    if !matches!(rung, Rung::Nftables | Rung::Iptables) {
         return None;
     }
     match rtnl.sources(view, desired) {

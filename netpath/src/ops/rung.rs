@@ -20,9 +20,9 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
     match word.to_ascii_lowercase().as_str() {
         "" | "auto" => Ok(None),
         "ebpf" => Ok(Some(Choice::Only(Rung::Ebpf))),
+        "nftables" => Ok(Some(Choice::Only(Rung::Nftables))),
         "iptables" => Ok(Some(Choice::Only(Rung::Iptables))),
         "none" => Ok(Some(Choice::Only(Rung::None))),
-        "nftables" => refuse("this version has no nftables datapath yet"),
         _ => refuse("there is none of that name"),
     }
 }

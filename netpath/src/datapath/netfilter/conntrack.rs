@@ -3,8 +3,9 @@
 //! before it was published (netavark #1045).
 
 use super::nfnetlink::{message, open};
+use super::policy;
 use super::rules::{Family, Target};
-use crate::model::{HostBind, HostView, Proto};
+use crate::model::{Desired, HostBind, HostView, Proto};
 use crate::netlink::Netlink;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
@@ -56,6 +57,18 @@ pub(super) struct Stale {
 }
 
 impl Stale {
+    /// For rules that served the addresses `served` before, and gave connections these `sources`.
+    pub(super) fn new(
+        family: Family,
+        desired: &Desired,
+        served: impl Iterator<Item = IpAddr>,
+        sources: impl Iterator<Item = IpAddr>,
+    ) -> Self {
+        let containers = policy::addresses(desired, family);
+        let gone = served.filter(|a| !containers.contains(a)).collect();
+        Self { family, gone, targets: policy::targets(desired, family), sources: sources.collect(), containers }
+    }
+
     fn udp(&self) -> impl Iterator<Item = &Target> {
         self.targets.iter().filter(|t| t.publish.proto == Proto::Udp)
     }
@@ -96,12 +109,25 @@ impl Stale {
     }
 }
 
+/// Ends stale connections. They age by themselves: not being able to remove them is no reason to fail.
+pub(super) fn end(stale: &[Stale], desired: &Desired, host: &HostView) {
+    let dns: Vec<(IpAddr, u16)> = desired
+        .bridged()
+        .filter(|(r, _)| r.network.dns)
+        .flat_map(|(r, _)| r.network.gateways().map(|(gateway, _)| (gateway, 53)))
+        .collect();
+    match forget(stale, host, &dns) {
+        Ok(n) => tracing::debug!("{n} connections ended"),
+        Err(e) => tracing::warn!("cannot end connections of removed containers: {e}; they time out by themselves"),
+    }
+}
+
 /// Forgets the connections of addresses that are gone, those with a source that is not theirs any more, and UDP to published ports that does not go where it is published.
 /// Returns how many there were.
 ///
 /// # Errors
 /// The table cannot be read. Connections that end by themselves meanwhile are no error.
-pub(super) fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
+fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
     let filters: Vec<(Family, Vec<_>)> =
         stale.iter().flat_map(|s| s.filters().into_iter().map(|f| (s.family, f))).collect();
     let count = count();

@@ -36,6 +36,29 @@ pub fn has_our_chains(family: Family) -> bool {
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
 }
 
+/// Whether a built-in chain of iptables in nf_tables drops forwarded packets, or those to the host, by policy.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) fn iptables_drops() -> io::Result<bool> {
+    let mut netlink = open()?;
+    for family in [Family::V4, Family::V6] {
+        let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
+        for answer in netlink.dump(message(family, all))? {
+            let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = answer.inner else { continue };
+            let has = |wanted: fn(&ChainAttribute) -> bool| chain.attributes.iter().any(wanted);
+            if has(|a| matches!(a, ChainAttribute::Table(t) if t == "filter"))
+                && has(|a| matches!(a, ChainAttribute::Name(n) if n == "FORWARD" || n == "INPUT"))
+                // NF_DROP
+                && has(|a| matches!(a, ChainAttribute::Policy(0)))
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// The number of the last commit to nf_tables in this namespace, by whomever and in whatever family.
 ///
 /// # Errors

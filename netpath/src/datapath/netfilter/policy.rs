@@ -68,7 +68,7 @@ impl Bridge<'_> {
     }
 }
 
-/// `loopback6`: whether `::1` can be served, see `bridge.rs`. `sources`: those of the host's routes.
+/// `loopback6`: whether `::1` can be served, see `settings.rs`. `sources`: those of the host's routes.
 pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
     let bridges = bridges(desired, family);
     let targets = targets(desired, family);
@@ -84,6 +84,17 @@ pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, source
     masquerade(nat, &bridges, family, sources);
     ruleset.addresses = addresses(desired, family);
     ruleset.sources = sources.iter().filter_map(|s| s.source).filter(|a| Family::of(a) == family).collect();
+    ruleset
+}
+
+/// The accepts of [`compile`] alone, for a rung whose own table cannot accept on behalf of iptables' chains.
+pub(super) fn compile_accepts(desired: &Desired, family: Family) -> Ruleset {
+    let mut ruleset = compile(desired, family, false, &[]);
+    for table in &mut ruleset.tables {
+        table.entries.retain(|e| e.place == Place::LastIfDropping);
+        table.chains.retain(|c| table.entries.iter().any(|e| e.to == c.name));
+    }
+    (ruleset.addresses, ruleset.sources) = Default::default();
     ruleset
 }
 

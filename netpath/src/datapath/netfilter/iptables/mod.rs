@@ -16,7 +16,7 @@ mod tool;
 use super::conntrack::{self, Stale};
 use super::policy;
 use super::rules::{Family, Ruleset};
-use super::{bridge, nfnetlink};
+use super::{nfnetlink, settings};
 use crate::datapath::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
@@ -25,7 +25,6 @@ use generation_cache::GenerationCache;
 pub(crate) use print::{PREFIX, STATE};
 use snapshot::Snapshot;
 use std::borrow::Cow;
-use std::net::IpAddr;
 use tool::Tool;
 
 pub struct Iptables {
@@ -41,6 +40,8 @@ enum Share {
     All,
     /// SCTP on other ports than in the container.
     MovedSctp,
+    /// Accepts at the end of chains that drop by policy.
+    Accepts,
 }
 
 impl Share {
@@ -48,13 +49,14 @@ impl Share {
         match self {
             Share::All => policy::compile(desired, family, loopback6, sources),
             Share::MovedSctp => policy::compile_moved_sctp(desired, family, loopback6),
+            Share::Accepts => policy::compile_accepts(desired, family),
         }
     }
 
     /// The endpoints that are served, with the ports that are.
     fn served(self, desired: &Desired) -> Cow<'_, Desired> {
         match self {
-            Share::All => Cow::Borrowed(desired),
+            Share::All | Share::Accepts => Cow::Borrowed(desired),
             Share::MovedSctp => Cow::Owned(policy::moved_sctp(desired)),
         }
     }
@@ -73,6 +75,14 @@ impl Iptables {
     /// As [`Iptables::new`].
     pub fn for_moved_sctp() -> Result<Self> {
         Self::with(Share::MovedSctp)
+    }
+
+    /// The part that another rung of netfilter cannot do: see [`policy::compile_accepts`].
+    ///
+    /// # Errors
+    /// As [`Iptables::new`].
+    pub(crate) fn for_accepts() -> Result<Self> {
+        Self::with(Share::Accepts)
     }
 
     fn with(share: Share) -> Result<Self> {
@@ -99,7 +109,7 @@ impl Iptables {
         host: &HostView,
         memory: Option<Snapshot>,
     ) -> Result<Option<Part<'_>>> {
-        let mut wanted = self.share.compile(desired, family, !bridge::filters_bridged(family), &host.sources);
+        let mut wanted = self.share.compile(desired, family, !settings::filters_bridged(family), &host.sources);
         if wanted.is_empty() && !self.has_traces(family) {
             return Ok(None);
         }
@@ -173,13 +183,13 @@ impl Datapath for Iptables {
     }
 
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
-        sysctls(&self.share.served(desired))
+        settings::sysctls(&self.share.served(desired))
     }
 
     fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
         let served = self.share.served(desired);
         let mut changed =
-            bridge::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
+            settings::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
         let store = Store::of(host.cookie);
         let before = nfnetlink::generation().ok();
         let mut memory = before.and_then(|now| GenerationCache::recall(&store, now));
@@ -201,7 +211,7 @@ impl Datapath for Iptables {
         changed += commits;
         let emptied: Vec<(Tool, String)> = parts.iter().flat_map(Part::emptied).collect();
         remove_tables(&emptied)?;
-        forget(&parts, &served, host);
+        conntrack::end(&stale(&parts, &served), &served, host);
         if !served.records.is_empty() {
             let of_nft = parts
                 .into_iter()
@@ -232,36 +242,14 @@ pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
     Ok(all)
 }
 
-/// The settings that [`Iptables::for_moved_sctp`] needs, which can be told without its tools.
-pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
-    sysctls(&Share::MovedSctp.served(desired))
+/// Whether the kernel has tables of legacy iptables in this namespace.
+pub(crate) fn has_legacy_tables() -> bool {
+    [Family::V4, Family::V6].into_iter().any(tool::has_legacy_tables)
 }
 
-/// What forwarding and clients on loopback addresses need for these endpoints.
-fn sysctls(served: &Desired) -> Vec<Sysctl> {
-    let mut sysctls = Vec::new();
-    let mut set = |path: String| {
-        if !sysctls.iter().any(|s: &Sysctl| s.path == path) {
-            sysctls.push(Sysctl { path, value: "1".into() });
-        }
-    };
-    for (record, _) in served.bridged() {
-        let network = &record.network;
-        if network.internal {
-            continue;
-        }
-        if network.has_v4() {
-            set("net/ipv4/ip_forward".into());
-        }
-        if network.has_v6() {
-            set("net/ipv6/conf/all/forwarding".into());
-        }
-        if let Some(bridge) = network.bridge().filter(|_| policy::serves_loopback(record, Family::V4)) {
-            // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
-            set(format!("net/ipv4/conf/{bridge}/route_localnet"));
-        }
-    }
-    sysctls
+/// The settings that [`Iptables::for_moved_sctp`] needs, which can be told without its tools.
+pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
+    settings::sysctls(&Share::MovedSctp.served(desired))
 }
 
 /// One family's tables, as they are and as they should be.
@@ -343,27 +331,15 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     Ok(())
 }
 
-/// Stale connections age by themselves: not being able to remove them is no reason to fail.
-fn forget(parts: &[Part<'_>], desired: &Desired, host: &HostView) {
+/// The connections that the changed rules would decide otherwise.
+fn stale(parts: &[Part<'_>], desired: &Desired) -> Vec<Stale> {
     let changed = parts.iter().filter(|p| !p.scripts.is_empty());
-    let stale: Vec<Stale> = changed
+    changed
         .map(|p| {
             let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
-            let now = policy::addresses(desired, p.family);
-            let gone = served.filter(|a| !now.contains(a)).collect();
-            let sources = p.present.sources().collect();
-            Stale { family: p.family, gone, targets: policy::targets(desired, p.family), sources, containers: now }
+            Stale::new(p.family, desired, served, p.present.sources())
         })
-        .collect();
-    let dns: Vec<(IpAddr, u16)> = desired
-        .bridged()
-        .filter(|(r, _)| r.network.dns)
-        .flat_map(|(r, _)| r.network.gateways().map(|(gateway, _)| (gateway, 53)))
-        .collect();
-    match conntrack::forget(&stale, host, &dns) {
-        Ok(n) => tracing::debug!("{n} connections forgotten"),
-        Err(e) => tracing::warn!("cannot forget connections of removed containers: {e}; they time out by themselves"),
-    }
+        .collect()
 }
 
 /// A name that iptables takes as it is: no wildcard at its end, no sign that its parser knows.

@@ -1,4 +1,4 @@
-//! Two things about bridges that rules alone cannot do.
+//! Settings of the host that rules depend on: sysctls, the hairpin mode of bridge ports, and a route for `::1`.
 //!
 //! Where br_netfilter hands bridged frames to iptables, a published port that leads back to the container that dialled it
 //! is bridged, not routed, and a bridge sends nothing out of the port it came from unless that is in hairpin mode.
@@ -9,6 +9,7 @@
 
 use super::policy::serves_loopback;
 use super::rules::Family;
+use crate::datapath::Sysctl;
 use crate::model::{Desired, Record};
 use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -65,6 +66,33 @@ pub(super) fn prepare(desired: &Desired) -> io::Result<usize> {
         changed += usize::from(ensure_loopback(&mut netlink, bridge)?);
     }
     Ok(changed)
+}
+
+/// What forwarding and clients on loopback addresses need for these endpoints.
+pub(super) fn sysctls(served: &Desired) -> Vec<Sysctl> {
+    let mut sysctls = Vec::new();
+    let mut set = |path: String| {
+        if !sysctls.iter().any(|s: &Sysctl| s.path == path) {
+            sysctls.push(Sysctl { path, value: "1".into() });
+        }
+    };
+    for (record, _) in served.bridged() {
+        let network = &record.network;
+        if network.internal {
+            continue;
+        }
+        if network.has_v4() {
+            set("net/ipv4/ip_forward".into());
+        }
+        if network.has_v6() {
+            set("net/ipv6/conf/all/forwarding".into());
+        }
+        if let Some(bridge) = network.bridge().filter(|_| serves_loopback(record, Family::V4)) {
+            // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
+            set(format!("net/ipv4/conf/{bridge}/route_localnet"));
+        }
+    }
+    sysctls
 }
 
 fn ensure_hairpin(netlink: &mut Netlink<RouteNetlinkMessage>, port: u32) -> io::Result<bool> {

@@ -1,0 +1,128 @@
+//! The nftables rung: the rules of `policy.rs` in one table `inet netpath`, written over netlink in one transaction.
+//!
+//! `print.rs` turns typed rules into chains, sets and maps (`program.rs`), `table.rs` compares them with the kernel's and
+//! commits the difference, `encode.rs` has the messages. No program of the host is needed. An accept in one table does not
+//! keep another from dropping: where iptables drops by policy, its programs accept for netpath's bridges (`accepts`).
+
+mod encode;
+mod print;
+mod program;
+mod raw;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use super::conntrack::{self, Stale};
+use super::iptables::{self, Iptables};
+use super::nfnetlink;
+use super::rules::{Family, Ruleset};
+use super::{policy, settings};
+use crate::datapath::{Datapath, Refusal, Report, Sysctl};
+use crate::model::error::{Context, Error, Result};
+use crate::model::{Desired, HostView, Record, Rung};
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use table::KernelTable;
+
+#[derive(Debug, Default)]
+pub(crate) struct Nftables;
+
+/// Whether the kernel takes every expression and set that the rung uses: a table of them is added and removed in one
+/// transaction, which no packet sees.
+///
+/// # Errors
+/// What it refuses.
+pub(crate) fn probe() -> std::result::Result<(), String> {
+    let probe = print::program(&print::examples());
+    let committed = table::commit(KernelTable::probe(&probe));
+    committed.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }).map_err(|e| {
+        match e.raw_os_error() {
+            Some(libc::EPERM) => "nftables needs CAP_NET_ADMIN in this network namespace".to_owned(),
+            Some(libc::ENOENT | libc::EOPNOTSUPP) => {
+                format!("this kernel lacks a part of nf_tables that the rules need: {e}")
+            }
+            _ => format!("nf_tables cannot be used: {e}"),
+        }
+    })
+}
+
+fn compile(desired: &Desired, host: &HostView, there: &KernelTable) -> [Ruleset; 2] {
+    [Family::V4, Family::V6].map(|family| {
+        let loopback6 = !settings::filters_bridged(family);
+        let mut ruleset = policy::compile(desired, family, loopback6, &host.sources);
+        if !ruleset.is_empty() {
+            // Connections that earlier rules have given these sources may still be there.
+            ruleset.sources.extend(addresses(there, "sources", family).filter(|a| host.has_address(*a)));
+        }
+        ruleset
+    })
+}
+
+/// The addresses that a set of the table holds.
+fn addresses(there: &KernelTable, set: &str, family: Family) -> impl Iterator<Item = IpAddr> {
+    let name = print::name(set, family);
+    there.keys(&name).filter_map(|key| match key.len() {
+        4 => <[u8; 4]>::try_from(key).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(key).ok().map(IpAddr::from),
+    })
+}
+
+impl Datapath for Nftables {
+    fn rung(&self) -> Rung {
+        Rung::Nftables
+    }
+
+    fn refusals(&self, _record: &Record) -> Vec<Refusal> {
+        Vec::new()
+    }
+
+    fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
+        settings::sysctls(desired)
+    }
+
+    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
+        let what = || "cannot read the table inet netpath".to_owned();
+        let there = KernelTable::read().context(what)?;
+        let mut changed =
+            settings::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
+        // A port is published after it may pass.
+        changed += accept(desired, host)?;
+        let rulesets = compile(desired, host, &there);
+        let changes = there.changes(&print::program(&rulesets));
+        if changes.is_empty() {
+            return Ok(Report { changed });
+        }
+        changed += changes.len();
+        table::commit(changes).map_err(|e| {
+            Error::new("cannot write the table inet netpath")
+                .because(e)
+                .next("netpath doctor shows what the host lacks")
+        })?;
+        let stale = [Family::V4, Family::V6].map(|family| {
+            Stale::new(family, desired, addresses(&there, "served", family), addresses(&there, "sources", family))
+        });
+        conntrack::end(&stale, desired, host);
+        Ok(Report { changed })
+    }
+}
+
+/// Accepts for netpath's bridges at the end of chains of iptables that drop by policy, and removes what is left of that.
+fn accept(desired: &Desired, host: &HostView) -> Result<usize> {
+    let is_wanted = nfnetlink::iptables_drops().context(|| "cannot list chains of iptables".to_owned())?
+        || [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+        || iptables::has_legacy_tables();
+    if !is_wanted {
+        return Ok(0);
+    }
+    match Iptables::for_accepts() {
+        Ok(mut iptables) => Ok(iptables.reconcile(desired, host)?.changed),
+        Err(e) => {
+            let next = e.next_step().unwrap_or("install the package iptables").to_owned();
+            tracing::warn!(
+                next,
+                "a chain of iptables drops forwarded packets by policy, and netpath cannot accept for containers: {e}"
+            );
+            Ok(0)
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Messages of netfilter whose answers are read attribute by attribute.
+//!
+//! netlink-packet-netfilter formats the rest of a list for an error text with each of its items, whether or not there is
+//! an error: 1,000 elements take seconds.
+
+use crate::netlink::Netlink;
+use netlink_packet_core::{
+    DecodeError, NLA_HEADER_SIZE, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable, NlaBuffer,
+    NlasIterator,
+};
+use netlink_packet_netfilter::NetfilterMessage;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use std::io;
+
+/// `struct nfgenmsg`
+const HEADER: usize = 4;
+
+/// A message without its netlink header.
+#[derive(Clone)]
+pub(super) struct Raw {
+    kind: u16,
+    bytes: Vec<u8>,
+}
+
+impl From<NetfilterMessage> for Raw {
+    fn from(message: NetfilterMessage) -> Self {
+        let mut bytes = vec![0; NetlinkSerializable::buffer_len(&message)];
+        NetlinkSerializable::serialize(&message, &mut bytes);
+        Self { kind: NetlinkSerializable::message_type(&message), bytes }
+    }
+}
+
+impl NetlinkSerializable for Raw {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.bytes);
+    }
+}
+
+impl NetlinkDeserializable for Raw {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { kind: header.message_type, bytes: payload.to_vec() })
+    }
+}
+
+impl From<Raw> for NetlinkPayload<Raw> {
+    fn from(message: Raw) -> Self {
+        NetlinkPayload::InnerMessage(message)
+    }
+}
+
+impl Raw {
+    pub(super) fn attributes(&self) -> Attributes<'_> {
+        Attributes(self.bytes.get(HEADER..).unwrap_or_default())
+    }
+}
+
+/// Attributes one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Attributes<'a>(pub &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    pub(super) fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let items = NlasIterator::new(self.0).map_while(Result::ok);
+        items.map(|item: NlaBuffer<&'a [u8]>| {
+            let (kind, length) = (item.kind(), item.length().into());
+            (kind, item.into_inner().get(NLA_HEADER_SIZE..length).unwrap_or_default())
+        })
+    }
+
+    pub(super) fn get(self, kind: u16) -> Option<&'a [u8]> {
+        self.all().find(|(k, _)| *k == kind).map(|(_, value)| value)
+    }
+
+    /// Without the zero at its end.
+    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+        std::str::from_utf8(self.get(kind)?.strip_suffix(&[0])?).ok()
+    }
+
+    pub(super) fn nested(self, kind: u16) -> Option<Self> {
+        self.get(kind).map(Self)
+    }
+
+    pub(super) fn number(self, kind: u16) -> Option<u32> {
+        self.get(kind)?.try_into().ok().map(u32::from_be_bytes)
+    }
+}
+
+/// A socket for such messages.
+///
+/// # Errors
+/// A kernel without nfnetlink.
+pub(super) fn open() -> io::Result<Netlink<Raw>> {
+    Netlink::open(NETLINK_NETFILTER)
+}

@@ -1,0 +1,119 @@
+//! The table on a real kernel, in a network namespace of the test thread: written, read back, changed, removed.
+
+use super::table::{KernelTable, commit};
+use super::*;
+use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+use crate::model::{HostBind, Proto, Publish};
+use nix::sched::{CloneFlags, unshare};
+
+/// `false`: the test cannot run.
+fn is_alone(test: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root || unshare(CloneFlags::CLONE_NEWNET).is_err() || nfnetlink::generation().is_err() {
+        println!("skip {test}: needs root and nf_tables");
+        return false;
+    }
+    true
+}
+
+fn program(records: &[Record]) -> program::Program {
+    let desired = Desired { records: records.to_vec() };
+    print::program(&compile(&desired, &HostView::default(), &KernelTable::default()))
+}
+
+/// Makes the kernel hold the rules for these records. Returns the number of messages that it took.
+fn apply(records: &[Record]) -> usize {
+    let there = KernelTable::read().expect("a table or none");
+    let changes = there.changes(&program(records));
+    let count = changes.len();
+    commit(changes).expect("the kernel takes it");
+    count
+}
+
+fn range(bind: HostBind, proto: Proto, host: u16, container: u16, count: u16) -> Publish {
+    Publish::new(bind, proto, host, container, count).expect("ports")
+}
+
+fn many() -> Vec<Publish> {
+    vec![
+        tcp(at("0.0.0.0"), 8080, 80, 1),
+        tcp(at("192.0.2.1"), 8080, 81, 1),
+        range(HostBind::Any, Proto::Udp, 5000, 5000, 100),
+        range(at("192.0.2.1"), Proto::Udp, 6000, 6000, 100),
+        range(HostBind::Any, Proto::Udp, 65_000, 65_000, 536),
+        range(HostBind::Any, Proto::Tcp, 20_000, 30_000, 1_000),
+        range(HostBind::Any, Proto::Sctp, 7, 8, 1),
+    ]
+}
+
+#[test]
+fn the_kernel_takes_a_program_of_every_kind_and_keeps_nothing_of_a_probe() {
+    if !is_alone("the_kernel_takes_a_program_of_every_kind_and_keeps_nothing_of_a_probe") {
+        return;
+    }
+    assert_eq!(Ok(()), probe());
+    assert_eq!(KernelTable::default(), KernelTable::read().expect("no table"));
+}
+
+#[test]
+fn a_table_that_is_right_is_not_written_again() {
+    if !is_alone("a_table_that_is_right_is_not_written_again") {
+        return;
+    }
+    let mut first = record(1, &["10.88.0.2/16", "fd00::2/64"], many());
+    first.allow = vec!["192.0.2.0/24".parse().expect("a network")];
+    let second = record(2, &["10.88.0.3/16"], vec![tcp(at("0.0.0.0"), 9090, 90, 1)]);
+    for records in [&[first.clone()][..], &[first.clone(), second.clone()], &[second.clone()], &[first.clone()]] {
+        assert!(apply(records) > 0, "{records:?}");
+        assert_eq!(0, apply(records), "{:?}", KernelTable::read().expect("a table").changes(&program(records)));
+    }
+    assert!(apply(&[first, second.clone()]) < 30, "a second container writes what is its own");
+    apply(&[second]);
+    apply(&[]);
+    assert_eq!(KernelTable::default(), KernelTable::read().expect("no table"));
+}
+
+/// As an administrator, `nft flush ruleset` or another program would.
+#[test]
+fn what_others_change_in_the_table_is_put_right() {
+    if !is_alone("what_others_change_in_the_table_is_put_right") {
+        return;
+    }
+    let records = [record(1, &["10.88.0.2/16"], many())];
+    for change in [
+        "flush ruleset",
+        "delete table inet netpath",
+        "flush chain inet netpath nat_dnat_v4",
+        "add rule inet netpath nat_dnat_v4 accept",
+        "insert rule inet netpath nat_dnat_v4 accept",
+        "delete element inet netpath tcp_v4 { 20007 }",
+        "add element inet netpath tcp_v4 { 9 : 10.0.0.1 . 9 }",
+        "delete element inet netpath udp_ranges_v4 { 5000-5099 }",
+        "add chain inet netpath other",
+        "add table inet netpath { flags dormant; }",
+    ] {
+        apply(&records);
+        let nft = std::process::Command::new("nft").arg(change).output();
+        let Ok(nft) = nft else {
+            println!("skip {change}: no nft");
+            return;
+        };
+        assert!(nft.status.success(), "{change}: {}", String::from_utf8_lossy(&nft.stderr));
+        assert!(apply(&records) > 0, "{change}: nothing is done");
+        assert_eq!(0, apply(&records), "{change}");
+    }
+}
+
+#[test]
+fn ports_that_two_containers_want_belong_to_the_older() {
+    let first = record(1, &["10.88.0.2/16"], vec![range(HostBind::Any, Proto::Udp, 5010, 5010, 10)]);
+    let second = record(2, &["10.88.0.3/16"], vec![range(HostBind::Any, Proto::Udp, 5000, 5000, 100)]);
+    let program = program(&[second, first]);
+    let ranges = &program.sets["udp_ranges_v4"].elements;
+    let text = |e: &program::Element| {
+        let port = |bytes: &[u8]| u16::from_be_bytes(bytes.try_into().expect("a port"));
+        (port(&e.key), port(&e.last), e.value[3])
+    };
+    let found: Vec<_> = ranges.iter().map(text).collect();
+    assert_eq!(vec![(5000, 5009, 3), (5010, 5019, 2), (5020, 5099, 3)], found);
+}
