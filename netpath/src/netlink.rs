@@ -4,7 +4,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -17,6 +17,8 @@ const ANSWER_BYTES: usize = 32 * 1024;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 /// A dump takes microseconds, a change of a link milliseconds: a few tries are plenty.
 const DUMP_TRIES: usize = 100;
+/// Fits into every send buffer (`net.core.wmem_default` is 212,992 bytes, of which the kernel's own data takes a part).
+const SMALL: usize = 64 * 1024;
 
 pub struct Netlink<M> {
     socket: Socket,
@@ -45,7 +47,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
-        nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &limit.into())?;
+        setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &limit.into())?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], protocol: PhantomData })
     }
 
@@ -161,7 +163,20 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
             bytes.resize(start + message.buffer_len(), 0);
             message.serialize(&mut bytes[start..]);
         }
+        if bytes.len() > SMALL {
+            self.make_room(bytes.len())?;
+        }
         self.socket.send(&bytes, 0).map(drop)
+    }
+
+    /// A datagram must fit into the send buffer. Beyond `net.core.wmem_max` that takes CAP_NET_ADMIN in the initial user
+    /// namespace.
+    fn make_room(&self, bytes: usize) -> io::Result<()> {
+        // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+        let room = bytes + SMALL;
+        setsockopt(&fd, sockopt::SndBufForce, &room).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &room))?;
+        Ok(())
     }
 
     /// Hands the answers with their flags to `take` until it says that this was the last; an error of the kernel ends it.

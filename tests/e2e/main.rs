@@ -4,11 +4,12 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
-/// `tcx::name`, `clsact::name` and `iptables::name` for each function `name(rung) -> anyhow::Result<()>`.
+/// `tcx::name`, `clsact::name`, `nftables::name` and `iptables::name` for each function `name(rung) -> anyhow::Result<()>`.
 macro_rules! on_every_rung {
     ($($name:ident),* $(,)?) => {
         on_every_rung!(@ tcx Tcx $($name)*);
         on_every_rung!(@ clsact Clsact $($name)*);
+        on_every_rung!(@ nftables Nftables $($name)*);
         on_every_rung!(@ iptables Iptables $($name)*);
     };
     (@ $module:ident $rung:ident $($name:ident)*) => {
@@ -28,6 +29,7 @@ macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
         on_every_way!(@ tcx Tcx Path::Auto, false $($name)*);
         on_every_way!(@ clsact Clsact Path::Auto, false $($name)*);
+        on_every_way!(@ nftables Nftables Path::Auto, false $($name)*);
         on_every_way!(@ iptables Iptables Path::Auto, false $($name)*);
         on_every_way!(@ tcx_edge Tcx Path::Edge, false $($name)*);
         on_every_way!(@ clsact_edge Clsact Path::Edge, false $($name)*);

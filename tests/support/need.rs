@@ -81,6 +81,7 @@ pub fn program(name: &str) -> Need {
 pub fn rung(rung: Rung) -> Need {
     root()?;
     match rung {
+        Rung::Nftables => netpath(),
         Rung::Iptables => program("iptables"),
         Rung::Clsact => netpath().and_then(|()| bpf()),
         Rung::Tcx => netpath().and_then(|()| bpf()).and_then(|()| tcx()),

@@ -40,11 +40,12 @@ pub fn is_incumbent() -> bool {
 pub enum Rung {
     Tcx,
     Clsact,
+    Nftables,
     Iptables,
 }
 
 impl Rung {
-    pub const ALL: [Rung; 3] = [Rung::Tcx, Rung::Clsact, Rung::Iptables];
+    pub const ALL: [Rung; 4] = [Rung::Tcx, Rung::Clsact, Rung::Nftables, Rung::Iptables];
 
     /// The eBPF rung that netpath chooses on this kernel.
     pub fn best_hooks() -> Self {
@@ -52,7 +53,7 @@ impl Rung {
     }
 
     pub fn is_ebpf(self) -> bool {
-        self != Rung::Iptables
+        matches!(self, Rung::Tcx | Rung::Clsact)
     }
 
     /// The environment that forces it.
@@ -61,6 +62,7 @@ impl Rung {
             // Not forced: the default, with filters at the veths.
             Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")],
             Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
+            Rung::Nftables => vec![("NETPATH_DATAPATH", "nftables")],
             Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
         }
     }

@@ -117,3 +117,14 @@ fn ports_that_two_containers_want_belong_to_the_older() {
     let found: Vec<_> = ranges.iter().map(text).collect();
     assert_eq!(vec![(5000, 5009, 3), (5010, 5019, 2), (5020, 5099, 3)], found);
 }
+
+#[test]
+fn sixty_thousand_ports_are_one_transaction() {
+    if !is_alone("sixty_thousand_ports_are_one_transaction") {
+        return;
+    }
+    let all = [record(1, &["10.88.0.2/16"], vec![range(HostBind::Any, Proto::Tcp, 1, 2, 60_000)])];
+    apply(&all);
+    assert_eq!(0, apply(&all));
+    apply(&[]);
+}
