@@ -18,8 +18,10 @@ pub struct Args {
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
-    /// If all pass, write this kernel's row into the table of this page, as `cargo xtask vm test --write` does
-    #[arg(long, value_name = "PAGE", conflicts_with_all = ["only", "quick"])]
+    /// If all pass, write this kernel's row into the table of this page, as `cargo xtask vm test --write` does [without PAGE:
+    /// docs/kernels.md]
+    #[arg(long, value_name = "PAGE", num_args = 0..=1, default_missing_value = vm::page::PAGE,
+          conflicts_with_all = ["only", "quick"])]
     write: Option<PathBuf>,
     /// Skip the second build of the object and the slowest suites (fault, engine, vm)
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! The README's table of kernels: one row per kernel, from its last complete run. The data is in `docs/kernels.json`.
+//! The table of kernels in `docs/kernels.md`: one row per kernel, from its last complete run. The data is in `docs/kernels.json`.
 
 use super::results::Row;
 use crate::suite::Outcome;
@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
 
+/// The page that `--write` without a name writes to.
+pub const PAGE: &str = "docs/kernels.md";
 const KEPT: &str = "docs/kernels.json";
 const MARK: &str = "kernels";
 const SUITES: [&str; 2] = ["packet", "contract"];
@@ -107,6 +109,14 @@ fn cell(count: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_has_the_table_of_the_kept_figures() {
+        let read = |file: &str| fs::read_to_string(workspace::root().join(file)).expect(file);
+        let all: Map<String, Value> = serde_json::from_str(&read(KEPT)).expect("a JSON object");
+        let table = table(&all);
+        assert!(read(PAGE).contains(&format!("<!-- {MARK}: begin -->\n\n{table}")), "{PAGE} lacks {table}");
+    }
 
     #[test]
     fn a_row_counts_by_rung_and_says_what_the_kernel_lacks() {

@@ -64,8 +64,8 @@ pub struct Args {
     #[arg(long)]
     accept: bool,
     /// If all pass, write the rows of these kernels into the table of this page, between `<!-- kernels: begin -->` and `<!--
-    /// kernels: end -->`
-    #[arg(long, value_name = "PAGE")]
+    /// kernels: end -->` [without PAGE: docs/kernels.md]
+    #[arg(long, value_name = "PAGE", num_args = 0..=1, default_missing_value = page::PAGE)]
     write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
     #[arg(long, value_enum)]
