@@ -13,7 +13,7 @@ fn document() -> Document {
 }
 
 #[test]
-fn where_bpf_is_refused_iptables_serves_without_being_asked() -> Result<()> {
+fn where_bpf_is_refused_netfilter_serves_without_being_asked() -> Result<()> {
     need!(need::netpath());
     need!(need::rung(Rung::Iptables));
     let topology = Topology::new()?;
@@ -164,7 +164,7 @@ const RULES: [(&str, &str, &str); 8] = [
 ];
 
 #[test]
-fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
+fn beside_rules_of_others_nftables_serves_and_says_why() -> Result<()> {
     need!(need::netpath());
     need!(need::rung(Rung::best_hooks()));
     need!(need::rung(Rung::Iptables));
@@ -183,10 +183,10 @@ fn beside_rules_of_others_iptables_serves_and_says_why() -> Result<()> {
         }
         topology.host.command("sh", &["-ec", &make.replace('{', "'{").replace('}', "}'")])?;
         let before = says(&topology, "doctor")?;
-        ensure!(before["rung"] == "iptables", "{chain}: doctor foretells {}", before["rung"]);
+        ensure!(before["rung"] == "nftables", "{chain}: doctor predicts {}", before["rung"]);
         netavark.setup(&container, &document())?;
         let status = says(&topology, "status")?;
-        ensure!(status["rung"] == "iptables", "{chain}: {status}");
+        ensure!(status["rung"] == "nftables", "{chain}: {status}");
         let why = status["rejected_rungs"][0]["why"].as_str().unwrap_or_default();
         ensure!(why.contains(chain), "{chain}: {why}");
         served(&topology, &container, chain)?;
@@ -228,38 +228,53 @@ fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<
 }
 
 #[test]
-fn where_iptables_is_missing_ebpf_serves_beside_rules_of_others_and_each_start_says_so() -> Result<()> {
+fn nftables_needs_no_program_of_the_host() -> Result<()> {
     need!(need::netpath());
     need!(need::rung(Rung::best_hooks()));
     need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let container = topology.container("web")?;
-    // The first call mounts a bpffs where none is mounted: the others run in mount namespaces of their own.
-    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
-    let quiet = netavark.try_setup(&container, &document().json(&container))?;
-    ensure!(!quiet.stderr.contains("bypass"), "nothing is bypassed: {}", quiet.stderr);
-    netavark.teardown(&container, &document())?;
     topology.host.command("sh", &["-ec", THIRD_PARTY])?;
     let hidden = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?.without_iptables();
-    let second = topology.container("second")?;
-    let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
-    for (container, document) in [(&container, &document()), (&second, &beside)] {
-        let answer = hidden.try_setup(container, &document.json(container))?;
-        ensure!(answer.stderr.contains("bypass") && answer.stderr.contains(NAMED), "no warning: {}", answer.stderr);
-        answer.json()?;
-    }
-    ensure!(says(&topology, "status")?["rung"] == "ebpf", "{}", says(&topology, "status")?);
+    let answer = hidden.try_setup(&container, &document().json(&container))?;
+    ensure!(!answer.stderr.contains("bypass"), "nothing is bypassed: {}", answer.stderr);
+    answer.json()?;
+    ensure!(says(&topology, "status")?["rung"] == "nftables", "{}", says(&topology, "status")?);
     served(&topology, &container, "without iptables")?;
-    hidden.teardown(&second, &beside)?;
     hidden.teardown(&container, &document())?;
     topology.host.command("nft", &["delete", "table", "inet", "a"])?;
-    residue.nothing_left(&topology, &[&container, &second])
+    residue.nothing_left(&topology, &[&container])
+}
+
+/// Only the programs of iptables can accept at the end of its chains.
+#[test]
+fn a_chain_of_iptables_that_drops_by_policy_is_named_where_its_programs_are_missing() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::rung(Rung::Iptables));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let container = topology.container("web")?;
+    topology.host.command("iptables", &["-P", "FORWARD", "DROP"])?;
+    let environment = [("NETPATH_AGENT", "off")];
+    let hidden = Netavark::with(&topology, &environment)?.without_iptables();
+    let answer = hidden.try_setup(&container, &document().json(&container))?;
+    ensure!(answer.stderr.contains("cannot accept for containers"), "no warning: {}", answer.stderr);
+    answer.json()?;
+    ensure!(served(&topology, &container, "dropped").is_err(), "the policy does not hold");
+    hidden.teardown(&container, &document())?;
+    let netavark = Netavark::with(&topology, &environment)?;
+    netavark.setup(&container, &document())?;
+    served(&topology, &container, "accepted")?;
+    netavark.teardown(&container, &document())?;
+    topology.host.command("sh", &["-ec", "iptables -P FORWARD ACCEPT; nft delete table ip filter"])?;
+    residue.nothing_left(&topology, &[&container])
 }
 
 /// Until the last container is gone: flows belong to one datapath.
 #[test]
-fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_iptables() -> Result<()> {
+fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_nftables() -> Result<()> {
     need!(need::netpath());
     need!(need::rung(Rung::best_hooks()));
     need!(need::rung(Rung::Iptables));
@@ -282,7 +297,7 @@ fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container
     netavark.teardown(&second, &beside)?;
     netavark.teardown(&container, &document())?;
     netavark.setup(&container, &document())?;
-    ensure!(says(&topology, "status")?["rung"] == "iptables", "{}", says(&topology, "status")?);
+    ensure!(says(&topology, "status")?["rung"] == "nftables", "{}", says(&topology, "status")?);
     netavark.teardown(&container, &document())?;
     topology.host.command("nft", &["delete", "table", "inet", "a"])?;
     residue.nothing_left(&topology, &[&container, &second])

@@ -75,11 +75,11 @@ pub(super) fn decide(
     Ok(datapath)
 }
 
-/// Where forwarded packets can meet rules of others, netfilter translates: eBPF would bypass them. Without an iptables
-/// that can serve, eBPF does all the same, and each container that starts says what is bypassed.
+/// Where forwarded packets can meet rules of others, netfilter translates: eBPF would bypass them. Without one of its
+/// rungs that can serve, eBPF does all the same, and each container that starts says what is bypassed.
 fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, coming: &[Record]) -> Result<Rung> {
     let asks = coming.iter().find(|r| r.network.path == Way::Offload);
-    if rung == Rung::Iptables
+    if matches!(rung, Rung::Nftables | Rung::Iptables)
         && let Some(record) = asks
     {
         let (network, next) = (&record.network.name, "stop all containers of this host and start this one first");
@@ -90,23 +90,28 @@ fn beside_foreign_rules(rung: Rung, is_kept: bool, store: &Store, lock: &Lock, c
     }
     let Some(rule) = filter::bypassed(&filter::foreign()) else { return Ok(rung) };
     if is_kept {
-        let next = "stop all containers of this host; the next one that starts takes iptables";
+        let next = "stop all containers of this host; the next one that starts takes nftables";
         tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}");
         return Ok(rung);
     }
-    let lower = Rung::Iptables;
-    match ladder::open(lower).and_then(|d| coming.iter().try_for_each(|r| refuse(d.as_ref(), r))) {
-        Ok(()) => {
-            tracing::info!("the datapath of this host is {lower}: {rule}");
-            store.reject_rung(lock, rung, filter::passes_over(&rule))?;
-            Ok(lower)
-        }
-        Err(e) => {
-            let next = e.next_step().unwrap_or("netpath doctor").to_owned();
-            tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}; {e}");
-            Ok(rung)
+    let mut reasons = Vec::new();
+    for lower in [Rung::Nftables, Rung::Iptables] {
+        let serves = ladder::usable(lower)
+            .map_err(Error::new)
+            .and_then(|()| ladder::open(lower))
+            .and_then(|d| coming.iter().try_for_each(|r| refuse(d.as_ref(), r)));
+        match serves {
+            Ok(()) => {
+                tracing::info!("the datapath of this host is {lower}: {rule}");
+                store.reject_rung(lock, rung, filter::passes_over(&rule))?;
+                return Ok(lower);
+            }
+            Err(e) => reasons.push(format!("{lower}: {e}")),
         }
     }
+    let (next, reasons) = ("netpath doctor", reasons.join("; "));
+    tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}; {reasons}");
+    Ok(rung)
 }
 
 pub(super) fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {

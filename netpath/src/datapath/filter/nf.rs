@@ -2,7 +2,7 @@
 
 use super::{At, Chain};
 use crate::datapath::netfilter::iptables::PREFIX;
-use crate::datapath::netfilter::nfnetlink;
+use crate::datapath::netfilter::{nfnetlink, nftables};
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook, NfTablesMessage, TableAttribute, TableFlags, TableMessage,
@@ -86,7 +86,9 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Listed>> {
                 _ => {}
             }
         }
-        chains.push(chain);
+        if chain.table != ("inet", nftables::TABLE.to_owned()) {
+            chains.push(chain);
+        }
     }
     Ok(chains)
 }

@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 /// Name of the table, of family inet.
-pub(super) const TABLE: &str = "netpath";
+pub(crate) const TABLE: &str = "netpath";
 /// The type of our entry in the user data of a rule; `nft` ignores types above its own.
 const DIGEST: u8 = 200;
 /// A message has room for 64 KiB of elements, each of 100 bytes at most.

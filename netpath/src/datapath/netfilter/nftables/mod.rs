@@ -20,6 +20,7 @@ use super::{policy, settings};
 use crate::datapath::{Datapath, Refusal, Report, Sysctl};
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
+pub(crate) use encode::TABLE;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use table::KernelTable;
