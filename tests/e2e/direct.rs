@@ -91,25 +91,31 @@ fn with_direct_it_is(way: Way) -> Result<()> {
 
 fn a_spoofed_source_does_not_leave(way: Way) -> Result<()> {
     need!(need::netpath());
-    need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
+        let counted = |rig: &Rig<'_>| if way.rung.is_ebpf() { rig.counted(Reason::DropSpoofed) } else { Ok(0) };
         for (family, other) in [
             (Family::V4, IpAddr::V4(Ipv4Addr::new(203, 0, 113, 77))),
             (Family::V6, IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x77))),
         ] {
             let heard = rig.topology.client.run(|| UdpSocket::bind((family.client(), 9_001)))?;
             heard.set_read_timeout(Some(Duration::from_millis(400)))?;
-            let before = rig.counted(Reason::DropSpoofed)?;
+            let before = counted(rig)?;
             let raw = Raw::new(&web.0, family, libc::IPPROTO_RAW)?;
+            let (own, to) = (family.container(7, 5), family.client());
+            raw.send(to, &Frame::udp((own, 9_003), (to, 9_001)).quoted())?;
+            let mut data = [0; 100];
+            let heard_own = support::traffic::again(|| heard.recv_from(&mut data));
+            rig.note(heard_own.is_ok(), || format!("{family:?}: with its own address: {heard_own:?}"));
             for source in [other, family.client()] {
                 raw.send(family.client(), &Frame::udp((source, 9_002), (family.client(), 9_001)).quoted())?;
             }
-            let mut data = [0; 100];
             let heard = support::traffic::again(|| heard.recv_from(&mut data));
             rig.note(heard.is_err(), || format!("{family:?}: it arrived: {heard:?}"));
-            let more = rig.counted(Reason::DropSpoofed)? - before;
-            rig.note(more == 2, || format!("{family:?}: {more} spoofed packets were counted, expected 2"));
+            let more = counted(rig)? - before;
+            rig.note(more == 2 || !way.rung.is_ebpf(), || {
+                format!("{family:?}: {more} spoofed packets were counted, expected 2")
+            });
         }
         Ok(vec![web])
     })

@@ -1,7 +1,8 @@
 //! Desired state → typed rules, as a pure function: what each chain holds, and where packets enter it.
 //!
 //! ```text
-//! mangle  prerouting  first             ─→ NETPATH_PREROUTING: drops packets addressed to containers themselves
+//! mangle  prerouting  first             ─→ NETPATH_PREROUTING: drops packets addressed to containers themselves,
+//!                                       and those that containers send with foreign addresses
 //! filter  forward     first             ─→ NETPATH_FORWARD: drops for internal networks, allow lists, isolation
 //!                     last              ─→ NETPATH_FORWARD_ACCEPT: only where the hook drops by policy
 //!         input       first             ─→ NETPATH_INPUT: drops loopback addresses from bridges
@@ -43,6 +44,10 @@ fn multicast(family: Family) -> IpNet {
     }
 }
 
+fn broadcast() -> IpNet {
+    Family::host_net(Ipv4Addr::BROADCAST.into())
+}
+
 fn link_local() -> IpNet {
     Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into()
 }
@@ -77,7 +82,7 @@ pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, source
         return ruleset;
     }
     let [mangle, filter, nat] = &mut ruleset.tables;
-    close(mangle, &bridges);
+    prerouting(mangle, &bridges, family);
     forward(filter, &bridges, &allowed(desired, family));
     input(filter, &bridges, family);
     publish(nat, &bridges, targets, family, loopback6, false);
@@ -227,28 +232,57 @@ fn first_address(record: &Record, family: Family) -> Option<IpAddr> {
     }
 }
 
-/// Only published ports are reached from outside. Before their translation packets to them are addressed to the host, and so
-/// are the answers to masqueraded connections: a packet that is addressed to a container here, from elsewhere than a bridge,
-/// passes only as an answer.
-fn close(mangle: &mut Table, bridges: &[Bridge<'_>]) {
+/// Only published ports are reached from outside, and containers send with addresses of their networks. Before their
+/// translation packets to published ports are addressed to the host, and so are the answers to masqueraded connections: a
+/// packet that is addressed to a container here, from elsewhere than a bridge, passes only as an answer.
+fn prerouting(mangle: &mut Table, bridges: &[Bridge<'_>], family: Family) {
+    let known = Rule::new([Match::State(KNOWN)], Verdict::Return);
     // The gateways are the host's own addresses, and decided at input.
-    let (mut gates, mut rules) = (Vec::new(), vec![Rule::new([Match::ToHost], Verdict::Return)]);
-    for b in bridges.iter().filter(|b| !b.network.internal) {
-        let subnets = || b.subnets.iter().copied();
-        if !b.network.direct {
-            gates.extend(subnets().map(|s| {
-                Rule::new([Match::Destination(s), Match::NotIn(b.name.clone())], Verdict::Jump("NETPATH_DIRECT"))
+    let mut direct = vec![Rule::new([Match::ToHost], Verdict::Return)];
+    let (mut gates, mut checks, mut spoofed) = (Vec::new(), Vec::new(), Vec::new());
+    for b in bridges {
+        let own: Vec<Rule> =
+            b.subnets.iter().map(|s| Rule::new([Match::Source(*s), b.input()], Verdict::Return)).collect();
+        if !b.network.internal {
+            direct.extend(own.iter().cloned());
+        }
+        if b.network.direct {
+            continue;
+        }
+        if !b.network.internal {
+            gates.extend(b.subnets.iter().map(|s| {
+                Rule::new([Match::Destination(*s), Match::NotIn(b.name.clone())], Verdict::Jump("NETPATH_DIRECT"))
             }));
         }
-        rules.extend(subnets().map(|s| Rule::new([Match::Source(s), b.input()], Verdict::Return)));
+        let only = b.subnets.first().filter(|_| b.subnets.len() == 1);
+        let other = only.map(|s| Match::NotSource(*s));
+        let sent: Vec<Match> = [b.input()].into_iter().chain(other).collect();
+        checks.push(Rule::new(sent, Verdict::Jump("NETPATH_SOURCE")));
+        if only.is_none() {
+            spoofed.extend(own);
+        }
     }
-    if gates.is_empty() {
-        return;
+    // Address configuration and neighbour discovery.
+    spoofed.push(Rule::new([Match::Destination(multicast(family))], Verdict::Return));
+    spoofed.extend(match family {
+        Family::V4 => vec![Rule::new([Match::Destination(broadcast())], Verdict::Return)],
+        Family::V6 => [link_local(), Family::host_net(Ipv6Addr::UNSPECIFIED.into())]
+            .map(|net| Rule::new([Match::Source(net)], Verdict::Return))
+            .into(),
+    });
+    // A container answers by its default route, through whichever of its networks the request came.
+    for rules in [&mut direct, &mut spoofed] {
+        rules.extend([known.clone(), Rule::new([], Verdict::Drop)]);
     }
-    rules.push(Rule::new([Match::State(KNOWN)], Verdict::Return));
-    rules.push(Rule::new([], Verdict::Drop));
-    mangle.enter(Hook::Prerouting, Place::First, [], "NETPATH_PREROUTING", gates);
-    mangle.chain("NETPATH_DIRECT", rules);
+    let is_gated = !gates.is_empty();
+    let is_checked = !checks.is_empty();
+    mangle.enter(Hook::Prerouting, Place::First, [], "NETPATH_PREROUTING", [gates, checks].concat());
+    if is_gated {
+        mangle.chain("NETPATH_DIRECT", direct);
+    }
+    if is_checked {
+        mangle.chain("NETPATH_SOURCE", spoofed);
+    }
 }
 
 fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[Rule]) {

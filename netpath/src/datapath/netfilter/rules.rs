@@ -44,6 +44,7 @@ pub(crate) struct Ports {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Match {
     Source(IpNet),
+    NotSource(IpNet),
     Destination(IpNet),
     NotDestination(IpNet),
     In(IfName),

@@ -109,6 +109,7 @@ fn rule(rule: &Rule) -> Option<String> {
 fn matching(one: &Match) -> Option<String> {
     Some(match one {
         Match::Source(net) => format!("-s {net}"),
+        Match::NotSource(net) => format!("! -s {net}"),
         Match::Destination(net) => format!("-d {net}"),
         Match::NotDestination(net) => format!("! -d {net}"),
         Match::In(name) | Match::NotIn(name) | Match::Out(name) | Match::NotOut(name) if !can_be_matched(name) => {

@@ -187,6 +187,7 @@ impl Printer {
         let local = |load| vec![E::Load(load), equal(&LOCAL.to_ne_bytes())];
         match one {
             Match::Source(n) => net(source, n, Compare::Equal),
+            Match::NotSource(n) => net(source, n, Compare::NotEqual),
             Match::Destination(n) => net(destination, n, Compare::Equal),
             Match::NotDestination(n) => net(destination, n, Compare::NotEqual),
             Match::In(n) => name(Load::Iifname, n, Compare::Equal),

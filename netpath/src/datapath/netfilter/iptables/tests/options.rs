@@ -54,7 +54,8 @@ fn a_port_with_a_list_of_its_own_is_asked_for_by_the_port_that_was_dialled() {
 fn a_network_is_closed_to_the_outside_unless_it_is_opened() {
     let last = |r: &Record, chain| rules(std::slice::from_ref(r), Family::V4, chain).pop().expect("a rule");
     let mut front = web();
-    assert_eq!("-d 10.89.7.0/24 ! -i front -j NETPATH_DIRECT", last(&front, "NETPATH_PREROUTING"));
+    let gates = ["-d 10.89.7.0/24 ! -i front -j NETPATH_DIRECT", "-i front ! -s 10.89.7.0/24 -j NETPATH_SOURCE"];
+    assert_eq!(gates.as_slice(), rules(std::slice::from_ref(&front), Family::V4, "NETPATH_PREROUTING"));
     assert_eq!("-s 10.89.7.0/24 -i front -j ACCEPT", last(&front, "NETPATH_FORWARD_ACCEPT"));
     front.network.direct = true;
     assert!(rules(std::slice::from_ref(&front), Family::V4, "NETPATH_DIRECT").is_empty());
