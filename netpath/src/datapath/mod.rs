@@ -1,5 +1,6 @@
 //! The packet work behind one trait: publish, masquerade, isolation. Neither a face nor the model knows which rung runs.
 
+pub(crate) mod connection;
 pub mod ebpf;
 pub mod filter;
 pub mod firewalld;

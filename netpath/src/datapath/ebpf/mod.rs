@@ -11,6 +11,7 @@ pub mod clsact;
 pub mod compile;
 pub mod expire;
 mod flow_mtu;
+mod handover;
 mod invalidate;
 pub mod loader;
 pub mod map_sync;

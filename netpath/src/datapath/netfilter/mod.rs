@@ -4,6 +4,7 @@
 //! for its backend. `conntrack.rs` ends connections that new rules would decide otherwise, `settings.rs` makes the
 //! settings of the host that rules depend on, `nfnetlink.rs` speaks to the kernel.
 
+pub(crate) mod adopt;
 mod conntrack;
 pub(crate) mod iptables;
 pub(crate) mod nfnetlink;

@@ -1,0 +1,174 @@
+//! Entries of connection tracking for connections that another datapath has begun.
+//!
+//! Whoever translated them before, their packets go on with the same addresses and ports. The kernel has not seen their
+//! windows: TCP entries are liberal about them.
+
+use super::nfnetlink::{message, open};
+use super::rules::Family;
+use crate::datapath::connection::{Connection, Direction, Transport};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
+};
+use std::io;
+use std::net::IpAddr;
+
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h
+const CTA_PROTOINFO: u16 = 4;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
+const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+const CTA_NAT_SRC: u16 = 6;
+const CTA_NAT_DST: u16 = 13;
+const CTA_NAT_V4_MINIP: u16 = 1;
+const CTA_NAT_V4_MAXIP: u16 = 2;
+const CTA_NAT_PROTO: u16 = 3;
+const CTA_NAT_V6_MINIP: u16 = 4;
+const CTA_NAT_V6_MAXIP: u16 = 5;
+const CTA_PROTONAT_PORT_MIN: u16 = 1;
+const CTA_PROTONAT_PORT_MAX: u16 = 2;
+
+/// `enum tcp_conntrack`, and IP_CT_TCP_FLAG_BE_LIBERAL.
+const SYN_SENT: u8 = 1;
+const ESTABLISHED: u8 = 3;
+const LIBERAL: u8 = 0x08;
+
+/// Adds an entry for each connection that has none. Returns how many were added.
+///
+/// # Errors
+/// A kernel without ctnetlink. A connection that the kernel does not take is left out and begins again.
+pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
+    if connections.is_empty() {
+        return Ok(0);
+    }
+    let mut netlink = open()?;
+    let (mut added, mut refused) = (0, None);
+    for connection in connections {
+        let family = Family::of(&connection.original.source);
+        let new = ConntrackMessage::New(attributes(connection));
+        match netlink.change(message(family, new), NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => added += 1,
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(e) => refused = refused.or(Some((connection, e))),
+        }
+    }
+    if let Some((connection, e)) = refused {
+        tracing::warn!(?connection, "connections that cannot be handed to connection tracking begin again: {e}");
+    }
+    Ok(added)
+}
+
+fn attributes(connection: &Connection) -> Vec<ConntrackAttribute> {
+    let Connection { transport, original, translated, replied, timeout_s } = *connection;
+    let mut status = Status::Confirmed;
+    if replied {
+        status |= Status::SeenReply | Status::Assured;
+    }
+    let mut attributes = vec![
+        ConntrackAttribute::CtaTupleOrig(tuple(transport, original)),
+        // The kernel makes it what the translations below say.
+        ConntrackAttribute::CtaTupleReply(tuple(transport, original.reversed())),
+        ConntrackAttribute::CtaStatus(status),
+        ConntrackAttribute::CtaTimeout(timeout_s.max(1)),
+    ];
+    let (from, to) = ((original.source, original.source_port), (translated.source, translated.source_port));
+    attributes.extend((from != to).then(|| translation(CTA_NAT_SRC, to)));
+    let (from, to) =
+        ((original.destination, original.destination_port), (translated.destination, translated.destination_port));
+    attributes.extend((from != to).then(|| translation(CTA_NAT_DST, to)));
+    if transport == Transport::Tcp {
+        let state = if replied { ESTABLISHED } else { SYN_SENT };
+        // `struct nf_ct_tcp_flags`: flags and mask.
+        let liberal = vec![LIBERAL, LIBERAL];
+        let tcp = [
+            DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![state]),
+            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, liberal.clone()),
+            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, liberal),
+        ];
+        attributes.push(ConntrackAttribute::Other(nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &tcp)])));
+    }
+    attributes
+}
+
+fn tuple(transport: Transport, direction: Direction) -> Vec<Tuple> {
+    let protocol = match transport {
+        Transport::Tcp => Protocol::Tcp,
+        Transport::Udp => Protocol::Udp,
+    };
+    let Direction { source, destination, source_port, destination_port } = direction;
+    vec![
+        Tuple::Ip(vec![IPTuple::SourceAddress(source), IPTuple::DestinationAddress(destination)]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(protocol),
+            ProtoTuple::SourcePort(source_port),
+            ProtoTuple::DestinationPort(destination_port),
+        ]),
+    ]
+}
+
+fn translation(kind: u16, (address, port): (IpAddr, u16)) -> ConntrackAttribute {
+    let (min, max, octets) = match address {
+        IpAddr::V4(a) => (CTA_NAT_V4_MINIP, CTA_NAT_V4_MAXIP, a.octets().to_vec()),
+        IpAddr::V6(a) => (CTA_NAT_V6_MINIP, CTA_NAT_V6_MAXIP, a.octets().to_vec()),
+    };
+    let port = port.to_be_bytes().to_vec();
+    let ports = [DefaultNla::new(CTA_PROTONAT_PORT_MIN, port.clone()), DefaultNla::new(CTA_PROTONAT_PORT_MAX, port)];
+    let parts = [DefaultNla::new(min, octets.clone()), DefaultNla::new(max, octets), nested(CTA_NAT_PROTO, &ports)];
+    ConntrackAttribute::Other(nested(kind, &parts))
+}
+
+fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
+    let mut bytes = vec![0; inner.buffer_len()];
+    inner.emit(&mut bytes);
+    DefaultNla::new(kind | NLA_F_NESTED, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+
+    fn direction(text: [&str; 2]) -> Direction {
+        let [from, to] = text.map(|t| t.parse::<std::net::SocketAddr>().expect("an address"));
+        Direction { source: from.ip(), destination: to.ip(), source_port: from.port(), destination_port: to.port() }
+    }
+
+    #[test]
+    fn the_kernel_tracks_connections_that_are_handed_to_it_with_their_translation() {
+        if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            println!("skip the_kernel_tracks_connections_that_are_handed_to_it_with_their_translation: needs root");
+            return;
+        }
+        let connection = |transport, original, translated| Connection {
+            transport,
+            original: direction(original),
+            translated: direction(translated),
+            replied: true,
+            timeout_s: 100,
+        };
+        let all = [
+            connection(Transport::Tcp, ["192.0.2.9:4000", "192.0.2.2:8080"], ["192.0.2.9:4000", "10.89.7.5:80"]),
+            connection(Transport::Udp, ["10.89.7.5:123", "192.0.2.9:123"], ["192.0.2.2:1024", "192.0.2.9:123"]),
+            connection(Transport::Tcp, ["[fd00::9]:4000", "[fd00::2]:8080"], ["[fd00::9]:4000", "[fd01::5]:80"]),
+        ];
+        assert_eq!(3, adopt(&all).expect("ctnetlink"));
+        assert_eq!(0, adopt(&all).expect("ctnetlink"), "they are there");
+        let Ok(list) = std::process::Command::new("sh").args(["-c", "conntrack -L; conntrack -L -f ipv6"]).output()
+        else {
+            return;
+        };
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        if list.is_empty() {
+            println!("skip the listing: no conntrack");
+            return;
+        }
+        for replies in [
+            "src=10.89.7.5 dst=192.0.2.9 sport=80 dport=4000",
+            "src=192.0.2.9 dst=192.0.2.2 sport=123 dport=1024",
+            "src=fd01::5 dst=fd00::9 sport=80 dport=4000",
+        ] {
+            assert!(list.contains(replies) && list.contains("ESTABLISHED"), "{replies} is missing in\n{list}");
+        }
+    }
+}
