@@ -5,6 +5,8 @@
 pub mod attachment;
 pub mod endpoint;
 pub mod error;
+#[cfg(test)]
+pub mod fixtures;
 pub mod host;
 pub mod network;
 pub mod port_conflicts;

@@ -1,7 +1,7 @@
 //! The meeting of ports by example.
 
 use super::*;
-use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+use crate::model::fixtures::{at, record, tcp};
 
 const BOTH: [&str; 2] = ["10.88.0.2/16", "fd00::2/64"];
 

@@ -84,7 +84,7 @@ fn takes_from(older: &Publish, younger: &Publish) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+    use crate::model::fixtures::{at, record, tcp};
 
     #[test]
     fn the_younger_of_two_waits_behind_the_older() {

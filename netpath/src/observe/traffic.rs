@@ -149,8 +149,8 @@ fn path(wish: Way, edge: bool, filters: &[Chain]) -> (&'static str, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::ebpf::compile::tests::{record, tcp};
     use crate::datapath::filter::At;
+    use crate::model::fixtures::{record, tcp};
     use crate::model::{HostBind, TrafficIds};
 
     #[test]

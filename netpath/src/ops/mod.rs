@@ -211,8 +211,8 @@ fn warn_of_ports_that_lead_nowhere(endpoints: &[EndpointRequest]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::ebpf::compile::tests::{at, record, tcp};
     use crate::model::attachment::Macvlan;
+    use crate::model::fixtures::{at, record, tcp};
 
     #[test]
     fn nothing_is_published_on_a_network_that_no_datapath_leads_to() {

@@ -299,9 +299,9 @@ fn unused<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::ebpf::compile::tests::record;
     use crate::dns::aardvark::Aardvark;
     use crate::link::netns;
+    use crate::model::fixtures::record;
     use nix::sched::{CloneFlags, unshare};
     use std::path::Path;
 

@@ -385,4 +385,4 @@ fn publish_slots(slots: &mut Vec<Slots>, proto: u8, start: u32, stop: u32, rule:
 
 #[cfg(test)]
 #[path = "compile_tests.rs"]
-pub(crate) mod tests;
+mod tests;

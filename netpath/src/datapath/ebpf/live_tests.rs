@@ -1,10 +1,10 @@
 //! The rung on a real kernel, in namespaces of the test thread: network, and mounts with a bpffs, so that nothing
 //! outlives the test.
 
-use super::compile::tests::{at, record, tcp};
 use super::maps::{Flows, PinnedMap, Shape};
 use super::*;
 use crate::link::{Rtnl, netns};
+use crate::model::fixtures::{at, record, tcp};
 use crate::model::{Attachment, HostBind, IfName, LinkKind};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::time::Instant;
 
-/// A network namespace with a bridge for the endpoints of `compile::tests` and another one as uplink.
+/// A network namespace with a bridge for the endpoints of `model::fixtures` and another one as uplink.
 pub(super) struct Host {
     pub(super) rtnl: Rtnl,
     cookie: u64,

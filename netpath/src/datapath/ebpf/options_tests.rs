@@ -1,11 +1,11 @@
 //! Options and counters in the maps of a real kernel.
 
 use super::compile::mapped;
-use super::compile::tests::tcp;
 use super::live_tests::Host;
 use super::*;
 use crate::datapath::netfilter::iptables::Iptables;
 use crate::link::VethSpec;
+use crate::model::fixtures::tcp;
 use crate::model::{HostBind, Proto, Publish, TrafficIds, Way, Xdp};
 use crate::state::Store;
 use aya::maps::lpm_trie::{Key, LpmTrie};

@@ -1,8 +1,8 @@
 //! Against a small firewalld at the other end of a socket.
 
 use super::*;
-use crate::datapath::ebpf::compile::tests::{record, tcp};
 use crate::model::HostBind;
+use crate::model::fixtures::{record, tcp};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use super::table::{KernelTable, commit};
 use super::*;
-use crate::datapath::ebpf::compile::tests::{at, record, tcp};
+use crate::model::fixtures::{at, record, tcp};
 use crate::model::{HostBind, Proto, Publish};
 use nix::sched::{CloneFlags, unshare};
 

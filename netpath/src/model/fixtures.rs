@@ -1,0 +1,65 @@
+//! Records for tests.
+
+use super::*;
+use ipnet::IpNet;
+
+pub fn name(s: &str) -> IfName {
+    s.parse().expect("an interface name")
+}
+
+pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+    let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
+    Record {
+        order,
+        container: Container { id: format!("{order:064}"), name: format!("c{order}") },
+        netns: "/nowhere".into(),
+        network: Network {
+            name: "net".into(),
+            id: String::new(),
+            attachment: Attachment::Bridge(name("podman1")),
+            mtu: None,
+            subnets: nets.iter().map(|n| Subnet { net: n.trunc(), gateway: n.hosts().next() }).collect(),
+            routes: Vec::new(),
+            internal: false,
+            isolation: Isolation::Open,
+            default_route: true,
+            metric: 100,
+            outbound4: None,
+            outbound6: None,
+            path: Way::Auto,
+            direct: false,
+            masquerade: true,
+            xdp: Default::default(),
+            dns: false,
+            dns_servers: Vec::new(),
+        },
+        endpoint: Endpoint {
+            interface: name("eth0"),
+            host_interface: None,
+            addresses: nets,
+            mac: None,
+            aliases: Vec::new(),
+            dns_servers: Vec::new(),
+        },
+        publishes,
+        allow: Vec::new(),
+        traffic: TrafficIds::default(),
+        links: Some(Links::Bridge(BridgeLinks {
+            bridge_index: 10,
+            bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),
+            veth_index: 20 + order as u32,
+            veth_name: name("veth0"),
+            container_mac: Mac::from_kernel([2, 0, 0, 0, 1, order as u8]),
+            mtu: 1500,
+            takes_xdp: false,
+        })),
+    }
+}
+
+pub fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {
+    Publish::new(bind, Proto::Tcp, host, container, count).expect("a publish")
+}
+
+pub fn at(a: &str) -> HostBind {
+    HostBind::Address(a.parse().expect("an address"))
+}
