@@ -1,6 +1,6 @@
 //! A line in the log when packets were dropped, with the reasons.
 
-use crate::observe::{Host, status};
+use crate::observe::Host;
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ impl DropLog {
 
 /// `None` where there are no counters: on another rung, or at this moment.
 fn counted() -> Option<BTreeMap<&'static str, u64>> {
-    let host = Host::here().ok().filter(|h| h.pins.exist())?;
-    let counters = status::counters(&host).ok()?;
+    let datapath = Host::here().ok()?.inspect().ok().filter(|d| d.exists())?;
+    let counters = datapath.counters().ok()?;
     Some(counters.into_iter().filter(|c| c.reason.starts_with("drop_")).map(|c| (c.reason, c.packets)).collect())
 }

@@ -3,9 +3,9 @@
 mod print;
 mod table;
 
-use crate::model::Rung;
+use crate::datapath::inspect::Level;
 use crate::model::error::Error;
-use crate::observe::{Host, doctor, flows, monitor, ports, status};
+use crate::observe::{Host, doctor, monitor, ports, status};
 use crate::ops::gc;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -127,12 +127,11 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             if output.json { print::json(&status)? } else { print::status(&status) }
         }
         Verb::Flows { output } => {
-            let flows = flows::flows(host)?;
-            let in_kernel = host.store.rung()?.is_some_and(|r| r != Rung::Ebpf);
-            match output.json {
-                true => print::json_list("flows", &flows)?,
-                false if in_kernel => "no flows of netpath's own: the kernel's connection tracking has them\n".into(),
-                false => print::flows(&flows),
+            let flows = host.inspect()?.flows()?;
+            match (output.json, flows) {
+                (true, flows) => print::json_list("flows", &flows.unwrap_or_default())?,
+                (false, None) => "no flows of netpath's own: the kernel's connection tracking has them\n".into(),
+                (false, Some(flows)) => print::flows(&flows),
             }
         }
         Verb::Ports { output } => {
@@ -141,9 +140,9 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
         }
         Verb::Monitor { show, output } => {
             let level = match show {
-                Show::Drops => monitor::Level::Drops,
-                Show::Flows => monitor::Level::Flows,
-                Show::All => monitor::Level::All,
+                Show::Drops => Level::Drops,
+                Show::Flows => Level::Flows,
+                Show::All => Level::All,
             };
             monitor::run(host, level, output.json)?;
             String::new()

@@ -1,12 +1,12 @@
 //! What the verbs found, as tables and as JSON.
 
 use super::table::Table;
+use crate::datapath::inspect::{Flow, Volume};
 use crate::model::error::{Context, Error};
 use crate::observe::doctor::Report;
-use crate::observe::flows::FlowLine;
 use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
-use crate::observe::traffic::{NetworkLine, Volume};
+use crate::observe::traffic::NetworkLine;
 use crate::ops::gc::Removed;
 use serde::Serialize;
 use std::fmt::Write;
@@ -134,7 +134,7 @@ fn range(first: u16, count: u16) -> String {
     }
 }
 
-pub(super) fn flows(flows: &[FlowLine]) -> String {
+pub(super) fn flows(flows: &[Flow]) -> String {
     if flows.is_empty() {
         return "no flows\n".into();
     }

@@ -1,15 +1,12 @@
 //! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
 
-use super::ebpf::Ebpf;
-use super::netfilter::iptables::Iptables;
-use super::netfilter::nftables::{self, Nftables};
-use super::none::NoDatapath;
-use super::{Datapath, probe};
+use super::netfilter::{iptables, nftables};
+use super::{Backend, Datapath, Inspect, ebpf, none};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
 
-/// The rungs, best first.
-pub const LADDER: [Rung; 4] = [Rung::Ebpf, Rung::Nftables, Rung::Iptables, Rung::None];
+/// The rungs, best first. A new one is its directory, and a line here.
+pub const LADDER: [&Backend; 4] = [&ebpf::BACKEND, &nftables::BACKEND, &iptables::BACKEND, &none::BACKEND];
 
 /// What the user asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,26 +34,37 @@ pub fn choose(choice: Choice, kept: Option<Rung>) -> Result<Chosen> {
     choose_with(choice, kept, usable)
 }
 
-/// The best rung below `rung`.
-///
-/// # Errors
-/// There is none that can be used.
-pub fn below(rung: Rung) -> Result<Rung> {
-    let mut lower = LADDER.into_iter().skip_while(|r| *r != rung).skip(1);
-    lower.find(|r| usable(*r).is_ok()).ok_or_else(|| Error::new(format!("there is no datapath below {rung}")))
+/// What `rung` says about itself.
+pub fn backend(rung: Rung) -> &'static Backend {
+    LADDER.into_iter().find(|b| b.rung == rung).unwrap_or(&none::BACKEND)
 }
 
-/// The datapath behind `rung`. Changes nothing yet.
+/// The rung to take after the kernel has refused `rung`: the next one below; where foreign rules had put it first, the
+/// one above that bypasses them; none of both before no datapath at all.
+pub fn instead_of(rung: Rung) -> Option<Rung> {
+    let below = LADDER.into_iter().skip_while(|b| b.rung != rung).skip(1);
+    let above = LADDER.into_iter().take_while(|b| b.rung != rung).filter(|b| !b.through_netfilter);
+    let mut serving = below.filter(|b| b.rung != Rung::None).chain(above);
+    let found = serving.find(|b| (b.usable)().is_ok()).map(|b| b.rung);
+    found.or((rung != Rung::None).then_some(Rung::None))
+}
+
+/// The rungs that publish ports and let packets meet the rules of others, best first.
+pub fn through_netfilter() -> impl Iterator<Item = Rung> {
+    LADDER.into_iter().filter(|b| b.through_netfilter && b.rung != Rung::None).map(|b| b.rung)
+}
+
+/// The datapath behind `rung` on the host with this cookie. Changes nothing yet.
 ///
 /// # Errors
 /// What it needs and this host does not have.
-pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
-    match rung {
-        Rung::None => Ok(Box::new(NoDatapath)),
-        Rung::Nftables => Ok(Box::new(Nftables)),
-        Rung::Iptables => Ok(Box::new(Iptables::new()?)),
-        Rung::Ebpf => Ok(Box::new(Ebpf)),
-    }
+pub fn open(rung: Rung, host: u64) -> Result<Box<dyn Datapath>> {
+    (backend(rung).open)(host)
+}
+
+/// What `rung` has in the kernel for the host with this cookie.
+pub fn inspect(rung: Rung, host: u64) -> Box<dyn Inspect> {
+    (backend(rung).inspect)(host)
 }
 
 /// Whether a rung can be used here, asked of the kernel.
@@ -64,11 +72,7 @@ pub fn open(rung: Rung) -> Result<Box<dyn Datapath>> {
 /// # Errors
 /// Why not.
 pub fn usable(rung: Rung) -> std::result::Result<(), String> {
-    match rung {
-        Rung::Ebpf => probe::ebpf_is_usable(),
-        Rung::Nftables => nftables::probe(),
-        Rung::Iptables | Rung::None => open(rung).map(drop).map_err(|e| e.to_string()),
-    }
+    (backend(rung).usable)()
 }
 
 fn choose_with(
@@ -95,7 +99,8 @@ fn choose_with(
         },
         Choice::Auto => {
             let mut reasons = Vec::new();
-            for rung in LADDER {
+            for Backend { rung, .. } in LADDER {
+                let rung = *rung;
                 match usable(rung) {
                     Ok(()) => {
                         if rung == Rung::None {
@@ -120,6 +125,13 @@ mod tests {
 
     fn only_none(rung: Rung) -> std::result::Result<(), String> {
         if rung == Rung::None { Ok(()) } else { Err(format!("{rung} is missing")) }
+    }
+
+    #[test]
+    fn every_rung_has_its_backend() {
+        for rung in [Rung::Ebpf, Rung::Nftables, Rung::Iptables, Rung::None] {
+            assert_eq!(rung, backend(rung).rung);
+        }
     }
 
     #[test]

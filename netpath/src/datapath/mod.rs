@@ -1,23 +1,60 @@
-//! The packet work behind one trait: publish, masquerade, isolation. Neither a face nor the model knows which rung runs.
+//! The packet work behind two traits: [`Datapath`] serves containers, [`Inspect`] reads what is in the kernel. Each rung
+//! is a directory that implements both and describes itself by a [`Backend`]; `ladder` lists them. Neither a face nor the
+//! model knows which rung runs, and no other room names one.
 
 pub(crate) mod connection;
 pub mod ebpf;
 pub mod filter;
 pub mod firewalld;
+pub mod inspect;
 pub mod ladder;
 pub(crate) mod netfilter;
 pub mod none;
 pub mod probe;
 
+pub use inspect::Inspect;
+pub use ladder::{inspect, open};
+
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Network, Record, Rung};
+use crate::state::{Lock, Store};
+use filter::Foreign;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// Tells builds of the programs apart.
 pub const BUILD: &str = ebpf::loader::DIGEST;
 
-/// A feature that a rung cannot give an endpoint, said before anything is changed.
+/// What a rung says about itself, before it is opened and on hosts where it cannot be used.
+pub struct Backend {
+    pub rung: Rung,
+    /// Packets of containers meet the rules that other software has in netfilter.
+    pub through_netfilter: bool,
+    /// It masquerades by [`HostView::sources`], which are read for it alone.
+    pub needs_sources: bool,
+    /// Its flows are in tables of its own, which [`Datapath::expire`] ages.
+    pub ages_flows: bool,
+    /// What it asks of a kernel, in the order in which it matters.
+    pub probes: &'static [probe::Probe],
+    /// Whether it can be used here, asked of the kernel; otherwise why not.
+    pub usable: fn() -> std::result::Result<(), String>,
+    /// For the host whose network namespace has this cookie. Changes nothing yet.
+    pub open: fn(host: u64) -> Result<Box<dyn Datapath>>,
+    pub inspect: fn(host: u64) -> Box<dyn Inspect>,
+    /// Hosts whose network namespace is gone, and of which kernel objects are left ([`Datapath::forget_host`]).
+    pub gone_hosts: fn() -> Vec<u64>,
+}
+
+/// What a rung is handed for one reconcile: read or taken once by the command, for whichever rungs take part.
+pub struct Context<'a> {
+    pub host: &'a HostView,
+    pub foreign: &'a Foreign,
+    pub store: &'a Store,
+    /// Of the store.
+    pub lock: &'a Lock,
+}
+
+/// A feature that a rung cannot give, told before anything is changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// "publish 5000/sctp as 6000/sctp"
@@ -42,7 +79,7 @@ pub struct Report {
     pub changed: usize,
 }
 
-/// What a sweep has removed.
+/// What [`Datapath::expire`] has removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Expired {
     /// Halves of flows that had expired.
@@ -51,64 +88,66 @@ pub struct Expired {
     pub marks: usize,
 }
 
-/// How much of a sweep is done now.
+/// How many flows one call of [`Datapath::expire`] looks at.
 pub enum Effort<'a> {
-    Whole,
-    /// As much as there is time for, from where it was left.
-    Some {
+    All,
+    /// Those that there is time for, from the given position on.
+    Until {
         until: Instant,
         progress: &'a mut Progress,
     },
 }
 
-/// Where a sweep goes on.
+/// Where the next call of [`Datapath::expire`] goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Progress {
     pub v6: bool,
     pub next: Option<u32>,
 }
 
+/// Serves the containers of one host.
 pub trait Datapath {
     fn rung(&self) -> Rung;
 
     /// What this rung cannot do for `record`; empty = everything it asks for. Changes nothing.
     fn refusals(&self, record: &Record) -> Vec<Refusal>;
 
-    /// What of `records` is more than this rung holds, and how much that is; `None` = it holds all. Changes nothing.
-    fn exceeded(&self, _records: &[&Record]) -> Option<(&'static str, u32)> {
+    /// The first limit of this rung that `coming` would exceed beside `there`. Changes nothing.
+    fn limits(&self, _there: &[Record], _coming: &[Record]) -> Option<Refusal> {
         None
-    }
-
-    /// On so many addresses of the host one port can be published; every address counts as two, one of each family.
-    fn places_of_a_port(&self) -> usize {
-        usize::MAX
     }
 
     /// Settings of the host's namespace that must hold while this rung serves `desired`.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl>;
 
-    /// Whether containers of this network may be sent frames by XDP: their interfaces need GRO for that.
+    /// Whether interfaces of containers on this network must have GRO for the way their packets take.
     ///
     /// # Errors
-    /// `host` cannot be read, where it has to be.
-    fn redirects_early(&self, _network: &Network, _host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+    /// `host` cannot be read; it is read only if necessary.
+    fn needs_gro(&self, _network: &Network, _host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
         Ok(false)
     }
 
-    /// Makes the kernel hold exactly `desired`: whatever is missing is added, whatever is there without being desired
-    /// is removed, and nothing that is right is touched. Harmless twice; with no record at all, every trace goes.
-    /// The caller holds the host's state lock.
+    /// Makes the kernel hold exactly `desired`: adds what is missing, removes what is not desired, and leaves the rest
+    /// alone. A second call changes nothing; with no record at all, every trace goes.
     ///
     /// # Errors
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.
-    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report>;
+    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report>;
 
-    /// Removes flows that have expired, and what is left of those that have gone, of the host with this cookie. Needs no
-    /// lock. Where the kernel keeps the flows there is nothing to do.
+    /// Removes expired flows and what gone flows have left. Needs no lock.
     ///
     /// # Errors
     /// What could not be read or written.
-    fn expire(&mut self, _host: u64, _effort: Effort<'_>) -> Result<Expired> {
+    fn expire(&mut self, _effort: Effort<'_>) -> Result<Expired> {
         Ok(Expired::default())
+    }
+
+    /// Removes the kernel objects of this host after its namespace is gone. Returns their number.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    fn forget_host(&mut self) -> Result<usize> {
+        Ok(0)
     }
 }

@@ -1,11 +1,23 @@
 //! The last rung: links and addresses only, nothing published, masqueraded or isolated.
 //!
-//! It is what an administrator asks for who writes the host's filter rules alone, and what is left where neither eBPF
-//! nor netfilter can be used.
+//! For administrators who write the host's filter rules by hand, and for hosts where neither eBPF nor netfilter can be
+//! used.
 
-use super::{Datapath, Refusal, Report, Sysctl};
+use super::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::Result;
-use crate::model::{Desired, HostView, Record, Rung};
+use crate::model::{Desired, Record, Rung};
+
+pub const BACKEND: Backend = Backend {
+    rung: Rung::None,
+    through_netfilter: true,
+    needs_sources: false,
+    ages_flows: false,
+    probes: &[],
+    usable: || Ok(()),
+    open: |_| Ok(Box::new(NoDatapath)),
+    inspect: |_| Box::new(NoDatapath),
+    gone_hosts: Vec::new,
+};
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoDatapath;
@@ -24,7 +36,13 @@ impl Datapath for NoDatapath {
         Vec::new()
     }
 
-    fn reconcile(&mut self, _desired: &Desired, _host: &HostView) -> Result<Report> {
+    fn reconcile(&mut self, _desired: &Desired, _context: &Context<'_>) -> Result<Report> {
         Ok(Report::default())
+    }
+}
+
+impl Inspect for NoDatapath {
+    fn exists(&self) -> bool {
+        false
     }
 }

@@ -70,6 +70,11 @@ impl HostView {
         self.links.iter().find(|l| l.index == index)
     }
 
+    /// `eth0`, or `#7` for an interface that is gone.
+    pub fn interface(&self, index: u32) -> String {
+        self.link(index).map_or_else(|| format!("#{index}"), |l| l.name.to_string())
+    }
+
     pub fn has_address(&self, address: IpAddr) -> bool {
         self.links.iter().flat_map(|l| &l.addresses).any(|a| a.addr() == address)
     }

@@ -1,17 +1,15 @@
 //! The ladder with the reason for each step, every probe with its answer, and what is not as it should be.
 
 use super::Host;
-use crate::datapath::ebpf::{TcMode, attach, compile, xdp};
-use crate::datapath::filter::{self, At, Chain};
-use crate::datapath::firewalld;
+use crate::datapath::filter::{self, At, Chain, Foreign};
+use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
+use crate::datapath::{self, firewalld};
 use crate::link::sysctl;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
-use netpath_common::layout::program;
 use serde::Serialize;
-use std::io;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -21,15 +19,15 @@ pub struct Report {
     pub in_use: bool,
     pub ladder: Vec<Step>,
     pub probes: Vec<Probed>,
-    /// The way of networks that do not choose one, on the eBPF rung.
+    /// The path of networks that do not choose one; `None`: the datapath has one path.
     pub path: Option<PathReport>,
-    /// Chains of others that forwarded packets meet, each in a sentence.
+    /// Chains of others that forwarded packets meet, one sentence each.
     pub foreign: Vec<String>,
     /// Why they cannot be listed.
     pub foreign_error: Option<String>,
-    /// What an administrator should know, and need not change.
+    /// For an administrator to know, without a remedy.
     pub notes: Vec<String>,
-    /// Where it runs.
+    /// `None`: it does not run.
     pub firewalld: Option<firewalld::Report>,
     /// Empty = all is well.
     pub findings: Vec<Finding>,
@@ -59,56 +57,75 @@ pub struct PathReport {
     pub why: String,
 }
 
-#[derive(Serialize)]
-pub struct Finding {
-    pub what: String,
-    pub next: String,
-}
-
 /// # Errors
 /// The state cannot be read.
 pub fn examine(host: &Host) -> Result<Report> {
     let tried = host.store.rejected_rungs()?;
     let used = host.store.rung()?;
-    let foreign = filter::foreign();
-    let iptables = ladder::usable(Rung::Iptables);
+    let foreign = Foreign::default();
+    let instead = FirstThroughNetfilter::find();
     let ladder: Vec<Step> = LADDER
-        .iter()
-        .map(|rung| {
-            let tried = tried.iter().find(|(r, _)| r == rung).map(|(_, why)| why.clone());
+        .into_iter()
+        .map(|backend| {
+            let rung = backend.rung;
+            let tried = tried.iter().find(|(r, _)| *r == rung).map(|(_, why)| why.clone());
             let bypasses = || {
-                let none_in_use = *rung == Rung::Ebpf && used.is_none() && iptables.is_ok();
-                none_in_use.then(|| filter::bypassed(&foreign)).flatten().map(|rule| filter::passes_over(&rule))
+                let is_behind = !backend.through_netfilter && used.is_none() && instead.why_not.is_none();
+                is_behind.then(|| foreign.bypassed()).flatten().map(|rule| filter::rejection(rung, &rule))
             };
-            let why_not = tried.or_else(|| ladder::usable(*rung).err()).or_else(bypasses);
-            Step { rung: *rung, usable: why_not.is_none(), why_not }
+            let why_not = tried.or_else(|| (backend.usable)().err()).or_else(bypasses);
+            Step { rung, usable: why_not.is_none(), why_not }
         })
         .collect();
     let rung = used.or_else(|| ladder.iter().find(|s| s.usable).map(|s| s.rung));
-    let (chains, foreign_error) = match &foreign {
+    let (chains, foreign_error) = match foreign.chains() {
         Ok(chains) => (chains.as_slice(), None),
         Err(e) => (&[][..], Some(e.to_string())),
     };
-    let mut findings = findings(host)?;
-    findings.extend(rules_of_others(used, filter::bypassed(&foreign), chains, iptables.err()));
-    let firewalld = look_at_firewalld(&host.store.desired()?, used, &mut findings);
+    let mut findings = findings(host, used)?;
+    findings.extend(rules_of_others(used, &foreign, instead));
+    let firewalld = firewalld_report(&host.store.desired()?, used, &mut findings);
     Ok(Report {
         version: 1,
         rung,
-        path: (rung == Some(Rung::Ebpf)).then(|| way_through(&foreign)),
+        path: rung.filter(|rung| bypasses(*rung)).map(|_| path(&foreign)),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
         notes: notes(host, rung)?,
         in_use: used.is_some(),
         ladder,
-        probes: probe::ALL.iter().map(ask).collect(),
+        probes: LADDER.iter().flat_map(|b| b.probes).map(ask).collect(),
         firewalld,
         findings,
     })
 }
 
-fn way_through(foreign: &io::Result<Vec<Chain>>) -> PathReport {
-    let (path, why) = match foreign {
+fn bypasses(rung: Rung) -> bool {
+    !ladder::backend(rung).through_netfilter
+}
+
+/// The rung that is taken where rules of others would be bypassed by a better one: the first that can be used.
+struct FirstThroughNetfilter {
+    rung: Option<Rung>,
+    /// Of the first of them, if none can be used.
+    why_not: Option<String>,
+}
+
+impl FirstThroughNetfilter {
+    fn find() -> Self {
+        let mut why_not = None;
+        for rung in ladder::through_netfilter() {
+            match ladder::usable(rung) {
+                Ok(()) => return Self { rung: Some(rung), why_not: None },
+                Err(e) => drop(why_not.get_or_insert(e)),
+            }
+        }
+        Self { rung: None, why_not }
+    }
+}
+
+fn path(foreign: &Foreign) -> PathReport {
+    let (path, why) = match foreign.chains() {
         Err(e) => ("edge", format!("because what filters forwarded packets cannot be told: {e}")),
         Ok(chains) => match chains.iter().find(|c| c.filters_forwarding()) {
             Some(chain) => ("edge", format!("because {chain}")),
@@ -118,7 +135,7 @@ fn way_through(foreign: &io::Result<Vec<Chain>>) -> PathReport {
     PathReport { path, why }
 }
 
-fn look_at_firewalld(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Finding>) -> Option<firewalld::Report> {
+fn firewalld_report(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Finding>) -> Option<firewalld::Report> {
     let report = firewalld::report(records).unwrap_or_else(|e| {
         findings.push(Finding { what: e.to_string(), next: "look at systemctl status firewalld".into() });
         None
@@ -152,27 +169,25 @@ fn look_at_firewalld(records: &Desired, rung: Option<Rung>, findings: &mut Vec<F
     Some(report)
 }
 
-/// What rules of others lose, and what they take from containers.
-fn rules_of_others(
-    used: Option<Rung>,
-    bypassed: Option<String>,
-    chains: &[Chain],
-    no_iptables: Option<String>,
-) -> Vec<Finding> {
+/// Rules of others that packets of containers bypass, and rules that drop them.
+fn rules_of_others(used: Option<Rung>, foreign: &Foreign, instead: FirstThroughNetfilter) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let (Some(Rung::Ebpf), Some(rule)) = (used, bypassed) {
-        let next = match no_iptables {
-            Some(why) => format!("{why}; then stop all containers of this host"),
-            None => "stop all containers of this host; the next one that starts takes iptables".to_owned(),
+    let is_bypassing = used.is_some_and(bypasses);
+    if let Some(rule) = is_bypassing.then(|| foreign.bypassed()).flatten() {
+        let next = match (instead.rung, instead.why_not) {
+            (Some(rung), _) => format!("stop all containers of this host; the next one that starts takes {rung}"),
+            (None, Some(why)) => format!("{why}; then stop all containers of this host"),
+            (None, None) => "stop all containers of this host".to_owned(),
         };
         let what = format!("packets of containers bypass rules of this host, in whole or in part: {rule}");
         findings.push(Finding { what, next });
     }
     // An accept in one table does not keep another from dropping.
     let closed = |c: &&Chain| c.drops && c.at == At::Forward && !c.accepted;
+    let chains = foreign.chains().as_deref().unwrap_or_default();
     for chain in chains.iter().filter(closed).filter(|c| used.is_some() || !c.is_of_iptables()) {
         let (table, name) = (chain.table.trim_start_matches("table "), &chain.name);
-        let published = if used == Some(Rung::Ebpf) { "" } else { " ct status dnat" };
+        let published = if is_bypassing { "" } else { " ct status dnat" };
         let next = if chain.is_of_iptables() {
             "let it accept what goes to and comes from the bridges of containers: iptables -A FORWARD -i BRIDGE -j ACCEPT, \
              and the same with -o; or stop all containers, and the next one that starts accepts it"
@@ -194,12 +209,8 @@ fn notes(host: &Host, rung: Option<Rung>) -> Result<Vec<String>> {
     for path in host.store.sysctls()?.keys().filter(|p| sysctl::FORWARDING.contains(&p.as_str())) {
         notes.push(format!("netpath switched on {}, and leaves it on", path.replace('/', ".")));
     }
-    if rung == Some(Rung::Iptables) {
-        notes.push(
-            "on iptables, ::1 of this host reaches published ports of containers with IPv6 only, and none while \
-             bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
-                .to_owned(),
-        );
+    if let Some(rung) = rung {
+        notes.extend(datapath::inspect(rung, host.cookie).notes());
     }
     Ok(notes)
 }
@@ -213,10 +224,10 @@ fn ask(probe: &probe::Probe) -> Probed {
     Probed { name: probe.name, answer, why, since: probe.since.to_string(), without: probe.without }
 }
 
-fn findings(host: &Host) -> Result<Vec<Finding>> {
+fn findings(host: &Host, used: Option<Rung>) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let records = host.store.desired()?;
-    for record in records.records.iter().filter(|r| !r.netns.exists()) {
+    let desired = host.store.desired()?;
+    for record in desired.records.iter().filter(|r| !r.netns.exists()) {
         findings.push(Finding {
             what: format!(
                 "{} is kept on network {}, but its namespace is gone",
@@ -226,50 +237,7 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
             next: "let the engine tear it down, or start another container on this network".into(),
         });
     }
-    if records.records.is_empty() && host.pins.exist() {
-        findings.push(Finding {
-            what: format!("programs and maps are pinned in {} without a container", host.pins.root().display()),
-            next: "start and stop any container".into(),
-        });
-    }
-    if host.store.rung()? == Some(Rung::Ebpf) && records.bridged().next().is_some() {
-        let attached = attach::attached(&host.pins)?;
-        let view = host.view()?;
-        let tables = compile::compile(&records, &view, false);
-        if let Some(first) = tables.unserved.first() {
-            findings.push(Finding {
-                what: format!(
-                    "published ports do not answer on {} interfaces, of which {first} is one",
-                    tables.unserved.len()
-                ),
-                next: "remove addresses from interfaces that need none, or set NETPATH_DATAPATH=iptables".into(),
-            });
-        }
-        let tc = attach::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
-        let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
-        let refused = xdp::refused(&host.pins);
-        for (name, ifindex) in tc.chain(early) {
-            if attached.iter().any(|a| a.program == name && a.ifindex == Some(ifindex)) {
-                continue;
-            }
-            let missing = format!("{name} is not attached to {}", super::interface(&view, ifindex));
-            let why = refused.iter().find(|r| name == program::XDP_IN && r.ifindex == ifindex);
-            findings.push(match why {
-                Some(refused) => Finding { what: format!("{missing}: {}", refused.why()), next: refused.next() },
-                // Once attached it is not looked at again (`hooks.rs`).
-                None if name == program::VETH_IN => Finding {
-                    what: missing,
-                    next: "restart its container; until then its packets take the bridge's program".into(),
-                },
-                None => Finding {
-                    what: missing,
-                    next: "start any container: every command attaches what is missing".into(),
-                },
-            });
-        }
-    }
-    if let Err(e) = TcMode::forced() {
-        findings.push(Finding { what: e.to_string(), next: "unset NETPATH_TC".into() });
-    }
+    let served = if used.is_some() { desired } else { Desired::default() };
+    findings.extend(host.inspect()?.findings(&served, &host.view()?)?);
     Ok(findings)
 }

@@ -1,14 +1,14 @@
-//! What is there and what it does, for people: reads only. Nothing is made, mounted or repaired to answer a question;
-//! `monitor` alone puts other programs in place, and takes them back.
+//! The state of this host and its containers, for people and for metrics: reads only. Nothing is made, mounted or repaired to
+//! answer a question; `monitor` alone replaces programs while it runs.
 
 pub mod doctor;
-pub mod flows;
 pub mod monitor;
 pub mod ports;
 pub mod status;
 pub mod traffic;
 
-use crate::datapath::ebpf::pins::Pins;
+use crate::datapath::ladder::LADDER;
+use crate::datapath::{self, Inspect};
 use crate::link::{Rtnl, netns};
 use crate::model::HostView;
 use crate::model::error::Result;
@@ -18,7 +18,6 @@ use crate::state::Store;
 pub struct Host {
     pub cookie: u64,
     pub store: Store,
-    pub pins: Pins,
 }
 
 impl Host {
@@ -26,7 +25,7 @@ impl Host {
     /// The namespace cannot be told from others.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
-        Ok(Self { cookie, store: Store::of(cookie), pins: Pins::of(cookie) })
+        Ok(Self { cookie, store: Store::of(cookie) })
     }
 
     /// # Errors
@@ -34,9 +33,12 @@ impl Host {
     pub fn view(&self) -> Result<HostView> {
         Rtnl::here()?.host_view(self.cookie)
     }
-}
 
-/// `eth0`, or `#7` for an interface that is gone.
-pub fn interface(view: &HostView, index: u32) -> String {
-    view.link(index).map_or_else(|| format!("#{index}"), |l| l.name.to_string())
+    /// What the rung in use has in the kernel; without one, what the best has left there.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub fn inspect(&self) -> Result<Box<dyn Inspect>> {
+        Ok(datapath::inspect(self.store.rung()?.unwrap_or(LADDER[0].rung), self.cookie))
+    }
 }

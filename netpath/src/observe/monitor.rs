@@ -1,129 +1,72 @@
-//! Program logs, live. The programs in place say nothing and have no code that could; while a monitor runs,
-//! others of the same object that speak take their place, link by link and without a gap.
-//!
-//! A lock on the pins tells other commands that this one is alive. When it is gone, in whatever way, the next of them
-//! puts the quiet programs back (`datapath/ebpf/attach.rs`).
+//! Events of the datapath, live: printed until a signal comes.
 
-use super::flows::{origin, protocol};
-use super::{Host, interface};
-use crate::datapath::ebpf::{attach, loader};
+use super::Host;
+use crate::datapath::inspect::{Event, Level, Monitor};
 use crate::model::HostView;
 use crate::model::error::{Context, Error, Result};
-use aya_log::EbpfLogger;
-use netpath_common::reason::Reason;
-use serde_json::{Value, json};
-use std::collections::HashMap;
+use serde_json::Value;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Programs attached since are given the speaking ones this often.
+/// Between two looks for what was attached meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Level {
-    /// Drops.
-    Drops,
-    /// Drops and new flows.
-    Flows,
-    /// All that the programs can say.
-    All,
-}
-
-impl Level {
-    /// As aya-log counts: 3 = info, 4 = debug, 5 = trace.
-    fn number(self) -> u8 {
-        match self {
-            Level::Drops => 3,
-            Level::Flows => 4,
-            Level::All => 5,
-        }
-    }
+fn what() -> String {
+    "cannot watch the programs".to_owned()
 }
 
 /// Prints until a signal comes or the reader closes the pipe.
 ///
 /// # Errors
-/// Another monitor runs, or the programs cannot be loaded or replaced.
+/// Another monitor runs, or reporting cannot be switched on or off.
 pub fn run(host: &Host, level: Level, as_json: bool) -> Result<()> {
-    let what = || "cannot watch the programs".to_owned();
-    if !host.pins.exist() {
-        return Err(Error::new(what())
-            .because("no container of this host uses eBPF")
-            .next("netpath status shows which datapath is in use"));
-    }
-    let Some(lock) = attach::MonitorLock::take(&host.pins)? else {
-        return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
+    let printer = Arc::new(Printer { view: host.view()?, as_json, closed: AtomicBool::new(false) });
+    let sink = {
+        let printer = Arc::clone(&printer);
+        Box::new(move |event| printer.print(event))
     };
-    let mut ebpf = loader::load(&host.pins, level.number())?;
-    loader::load_programs(&mut ebpf.programs_mut().collect::<Vec<_>>())?;
-    let printer = Printer { view: host.view()?, as_json, closed: AtomicBool::new(false) };
-    let logger = EbpfLogger::init_with_logger(&mut ebpf, &printer).context(what)?;
-    let mut speaking = HashMap::new();
-    for (name, program) in ebpf.programs() {
-        speaking.insert(name.to_owned(), program.fd().context(what)?.as_fd());
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what)?;
-    let watched = runtime.block_on(watch(host, &lock, logger, &speaking, &printer));
-    // Whatever ended it, the quiet ones go back.
-    let restored = if lock.holds() { restore(host) } else { Ok(()) };
-    watched.and(restored)
+    let Some(mut monitor) = host.inspect()?.monitor(level, sink)? else {
+        return Err(Error::new(what())
+            .because("no container of this host uses a datapath that reports packets")
+            .next("netpath status shows which datapath is in use"));
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what);
+    let watched = runtime.and_then(|runtime| runtime.block_on(watch(monitor.as_mut(), &printer)));
+    watched.and(monitor.end())
 }
 
-async fn watch(
-    host: &Host,
-    lock: &attach::MonitorLock,
-    logger: EbpfLogger<&Printer>,
-    speaking: &HashMap<String, BorrowedFd<'_>>,
-    printer: &Printer,
-) -> Result<()> {
-    let what = || "cannot watch the programs".to_owned();
+async fn watch(monitor: &mut dyn Monitor, printer: &Printer) -> Result<()> {
     let mut stop = signal(SignalKind::interrupt()).context(what)?;
     let mut end = signal(SignalKind::terminate()).context(what)?;
     let mut hangup = signal(SignalKind::hangup()).context(what)?;
     let mut again = tokio::time::interval(LOOK_AGAIN);
-    // SAFETY: the logger's descriptor is its map's, one and the same and open for as long as the logger lives.
-    let ring = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
-    let mut ring = ring.map_err(std::io::Error::from).context(what)?;
+    let events = monitor.fd().try_clone_to_owned().context(what)?;
+    // SAFETY: the descriptor is open, is owned here alone, and stays the same until it is dropped.
+    let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+    let events = events.map_err(std::io::Error::from).context(what)?;
     while !printer.closed.load(Ordering::Relaxed) && !reader_is_gone() {
         tokio::select! {
             _ = stop.recv() => break,
             _ = end.recv() => break,
             _ = hangup.recv() => break,
             _ = again.tick() => {
-                if !lock.holds() {
+                if !monitor.extend()? {
                     eprintln!("the last container is gone");
                     break;
                 }
-                swap(host, speaking)?;
             }
-            ready = ring.readable_mut() => {
+            ready = events.readable() => {
                 let mut ready = ready.context(what)?;
-                ready.get_inner_mut().flush();
+                monitor.deliver();
                 ready.clear_ready();
             }
         }
-    }
-    Ok(())
-}
-
-fn swap(host: &Host, speaking: &HashMap<String, BorrowedFd<'_>>) -> Result<()> {
-    for hook in attach::attached(&host.pins)?.iter().filter(|h| h.pinned) {
-        if let Some(program) = speaking.get(&hook.program) {
-            attach::replace(&host.pins, hook, program)?;
-        }
-    }
-    Ok(())
-}
-
-fn restore(host: &Host) -> Result<()> {
-    for hook in attach::attached(&host.pins)?.iter().filter(|h| !h.pinned) {
-        let (program, _) = loader::program(&host.pins, &hook.program)?;
-        attach::replace(&host.pins, hook, program)?;
     }
     Ok(())
 }
@@ -141,47 +84,21 @@ struct Printer {
     closed: AtomicBool,
 }
 
-impl log::Log for Printer {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let text = record.args().to_string();
-        let line = match event(&text, &self.view) {
-            event if self.as_json => event.to_string(),
-            event => sentence(&event),
-        };
+impl Printer {
+    fn print(&self, event: Event) {
+        let event = named(event, &self.view);
+        let line = if self.as_json { event.to_string() } else { sentence(&event) };
         let mut out = std::io::stdout().lock();
         if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
             self.closed.store(true, Ordering::Relaxed);
         }
     }
-
-    fn flush(&self) {}
 }
 
-/// The programs write `kind key=value …` with numbers for reasons, protocols and interfaces; here they get their words.
-fn event(text: &str, view: &HostView) -> Value {
-    let mut words = text.split(' ');
-    let mut event = serde_json::Map::new();
-    event.insert("event".into(), words.next().unwrap_or_default().into());
-    for word in words {
-        let Some((key, value)) = word.split_once('=') else {
-            return json!({ "event": "log", "text": text });
-        };
-        let number = value.parse::<u32>().ok();
-        let said = match (key, number) {
-            ("reason", Some(n)) => Reason::ALL.iter().find(|r| **r as u32 == n).map(|r| r.word().into()),
-            ("origin", Some(n)) => Some(origin(n as u8).into()),
-            ("proto", Some(n)) => Some(protocol(n as u8).into()),
-            ("ifindex", Some(n)) => {
-                event.insert("interface".into(), interface(view, n).into());
-                None
-            }
-            _ => None,
-        };
-        event.insert(key.into(), said.unwrap_or_else(|| number.map_or_else(|| value.into(), Value::from)));
+/// With the name of its interface.
+fn named(mut event: Event, view: &HostView) -> Value {
+    if let Some(index) = event.get("ifindex").and_then(Value::as_u64) {
+        event.insert("interface".into(), view.interface(index as u32).into());
     }
     Value::Object(event)
 }
@@ -216,24 +133,48 @@ fn sentence(event: &Value) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_drop_is_said_with_its_reason_and_addresses() {
-        let text = "drop reason=10 proto=6 src=10.89.0.2 sport=40000 dst=10.90.0.2 dport=80 ifindex=7";
-        let event = event(text, &HostView::default());
-        assert_eq!("drop isolated tcp 10.89.0.2:40000 > 10.90.0.2:80 on #7", sentence(&event));
-        assert_eq!("drop_isolated", event["reason"]);
+    fn event(fields: &[(&str, Value)]) -> Value {
+        let fields = fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        named(fields.collect(), &HostView::default())
     }
 
     #[test]
-    fn a_flow_is_said_before_and_after_translation() {
-        let text = "flow origin=1 proto=17 src=fd00::9 sport=5000 dst=fd00::1 dport=53 to_src=fd00::9 to_sport=5000 \
-                    to_dst=fd01::2 to_dport=53";
-        let said = sentence(&event(text, &HostView::default()));
-        assert_eq!("flow published udp [fd00::9]:5000 > [fd00::1]:53 as [fd00::9]:5000 > [fd01::2]:53", said);
+    fn a_drop_is_printed_with_its_reason_and_addresses() {
+        let event = event(&[
+            ("event", "drop".into()),
+            ("reason", "drop_isolated".into()),
+            ("proto", "tcp".into()),
+            ("src", "10.89.0.2".into()),
+            ("sport", 40_000.into()),
+            ("dst", "10.90.0.2".into()),
+            ("dport", 80.into()),
+            ("ifindex", 7.into()),
+        ]);
+        assert_eq!("drop isolated tcp 10.89.0.2:40000 > 10.90.0.2:80 on #7", sentence(&event));
+    }
+
+    #[test]
+    fn a_flow_is_printed_before_and_after_translation() {
+        let event = event(&[
+            ("event", "flow".into()),
+            ("origin", "published".into()),
+            ("proto", "udp".into()),
+            ("src", "fd00::9".into()),
+            ("sport", 5000.into()),
+            ("dst", "fd00::1".into()),
+            ("dport", 53.into()),
+            ("to_src", "fd00::9".into()),
+            ("to_sport", 5000.into()),
+            ("to_dst", "fd01::2".into()),
+            ("to_dport", 53.into()),
+        ]);
+        let line = "flow published udp [fd00::9]:5000 > [fd00::1]:53 as [fd00::9]:5000 > [fd01::2]:53";
+        assert_eq!(line, sentence(&event));
     }
 
     #[test]
     fn a_line_of_another_form_is_passed_on() {
-        assert_eq!("something else", sentence(&event("something else", &HostView::default())));
+        let event = event(&[("event", "log".into()), ("text", "something else".into())]);
+        assert_eq!("something else", sentence(&event));
     }
 }

@@ -1,32 +1,14 @@
-//! What every network, endpoint and published port has sent and received, and which way its packets take.
+//! The traffic of every network, endpoint and published port, and the path of its packets.
 
-use super::Host;
 use super::ports::shown;
-use crate::datapath::ebpf::maps::{self, PinnedMap};
-use crate::datapath::ebpf::traffic::{Counters, add};
+use crate::datapath::Inspect;
 use crate::datapath::filter::Chain;
+use crate::datapath::inspect::{EndpointTraffic, Volume};
 use crate::model::error::Result;
-use crate::model::{Record, Way};
-use netpath_common::layout::{self, Traffic};
+use crate::model::{Desired, Record, Way};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-
-/// To the container and from it, over all processors.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Volume {
-    pub packets_in: u64,
-    pub bytes_in: u64,
-    pub packets_out: u64,
-    pub bytes_out: u64,
-}
-
-impl From<Traffic> for Volume {
-    fn from(t: Traffic) -> Self {
-        let Traffic { packets_in, bytes_in, packets_out, bytes_out } = t;
-        Self { packets_in, bytes_in, packets_out, bytes_out }
-    }
-}
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct NetworkLine {
@@ -44,11 +26,11 @@ pub struct NetworkLine {
 pub struct EndpointLine {
     pub container: String,
     pub addresses: Vec<IpAddr>,
-    /// All of it, that of its published ports too.
+    /// Including that of its published ports.
     #[serde(flatten)]
     pub volume: Volume,
     pub publishes: Vec<PublishLine>,
-    /// False: there was no counter left for it, or it was attached by a version that had none.
+    /// False: there was no counter left for it, or a version without counters has attached it.
     pub counted: bool,
 }
 
@@ -63,77 +45,58 @@ pub struct PublishLine {
     pub volume: Volume,
 }
 
-/// All networks of the eBPF rung, by name. `foreign`: the rules of others on this host.
+/// All networks that are served and counted, by name. `foreign`: the rules of others on this host.
 ///
 /// # Errors
-/// State or maps cannot be read.
-pub fn networks(host: &Host, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
-    let desired = host.store.desired()?;
-    let known: HashMap<u32, layout::Network> =
-        PinnedMap::open(&host.pins, &maps::NETWORK)?.dump(256)?.into_iter().collect();
-    let flags = |record: &Record| known.get(&record.bridged()?.bridge_index).map(|n| n.flags);
-    let counters = Counters::open(&host.pins)?;
-    let filters: Vec<Chain> = foreign.iter().filter(|c| c.filters_forwarding()).cloned().collect();
-    lines(&desired.records, flags, |id| counters.read(u32::from(id)), &filters)
+/// The counters cannot be read.
+pub fn networks(desired: &Desired, datapath: &dyn Inspect, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
+    let filters: Vec<&Chain> = foreign.iter().filter(|c| c.filters_forwarding()).collect();
+    Ok(lines(&desired.records, datapath.traffic(desired)?, filters.first().copied()))
 }
 
-fn lines(
-    records: &[Record],
-    flags: impl Fn(&Record) -> Option<u32>,
-    read: impl Fn(u16) -> Result<Traffic>,
-    filters: &[Chain],
-) -> Result<Vec<NetworkLine>> {
-    let mut networks: BTreeMap<&str, (NetworkLine, Traffic)> = BTreeMap::new();
-    for record in records {
-        let (Some(bridge), Some(flags)) = (record.network.bridge(), flags(record)) else { continue };
-        let (line, sum) = endpoint(record, &read)?;
-        let (network, total) = networks.entry(&record.network.name).or_insert_with(|| {
-            let (path, why) = path(record.network.path, flags & layout::NET_EDGE != 0, filters);
-            let line = NetworkLine {
+fn lines(records: &[Record], traffic: Vec<Option<EndpointTraffic>>, filter: Option<&Chain>) -> Vec<NetworkLine> {
+    let mut networks: BTreeMap<&str, NetworkLine> = BTreeMap::new();
+    for (record, traffic) in records.iter().zip(traffic) {
+        let (Some(bridge), Some(traffic)) = (record.network.bridge(), traffic) else { continue };
+        let endpoint = endpoint(record, &traffic);
+        let network = networks.entry(&record.network.name).or_insert_with(|| {
+            let (path, why) = path(record.network.path, traffic.takes_stack, filter);
+            NetworkLine {
                 network: record.network.name.clone(),
                 bridge: bridge.to_string(),
                 path,
                 why,
                 volume: Volume::default(),
                 endpoints: Vec::new(),
-            };
-            (line, Traffic::default())
+            }
         });
-        *total = add(*total, sum);
-        network.volume = (*total).into();
-        network.endpoints.push(line);
+        network.volume = network.volume + endpoint.volume;
+        network.endpoints.push(endpoint);
     }
-    Ok(networks.into_values().map(|(line, _)| line).collect())
+    networks.into_values().collect()
 }
 
-fn endpoint(record: &Record, read: &impl Fn(u16) -> Result<Traffic>) -> Result<(EndpointLine, Traffic)> {
-    let mut sum = read(record.traffic.own)?;
-    let mut publishes = Vec::new();
-    for (at, publish) in record.publishes.iter().enumerate() {
-        let traffic = read(record.traffic.publishes.get(at).copied().unwrap_or(0))?;
-        sum = add(sum, traffic);
-        publishes.push(PublishLine {
-            host: shown(publish.bind),
-            protocol: publish.proto.to_string(),
-            first_port: publish.host_port(),
-            ports: publish.count(),
-            volume: traffic.into(),
-        });
-    }
-    let line = EndpointLine {
+fn endpoint(record: &Record, traffic: &EndpointTraffic) -> EndpointLine {
+    let publishes = record.publishes.iter().zip(&traffic.publishes).map(|(publish, volume)| PublishLine {
+        host: shown(publish.bind),
+        protocol: publish.proto.to_string(),
+        first_port: publish.host_port(),
+        ports: publish.count(),
+        volume: *volume,
+    });
+    EndpointLine {
         container: record.container.label(),
         addresses: record.endpoint.addresses.iter().map(ipnet::IpNet::addr).collect(),
-        volume: sum.into(),
-        publishes,
-        counted: record.traffic.own != 0,
-    };
-    Ok((line, sum))
+        volume: traffic.publishes.iter().fold(traffic.own, |sum, v| sum + *v),
+        publishes: publishes.collect(),
+        counted: traffic.counted,
+    }
 }
 
-/// Which way packets of a network take, and why: what the programs were told (`edge`) may be older than the filters.
-fn path(wish: Way, edge: bool, filters: &[Chain]) -> (&'static str, String) {
+/// The path of a network's packets, and why: the datapath's own (`edge`) may be older than the filters.
+fn path(wish: Way, edge: bool, filter: Option<&Chain>) -> (&'static str, String) {
     let way = if edge { "edge" } else { "offload" };
-    let why = match (wish, edge, filters.first()) {
+    let why = match (wish, edge, filter) {
         (Way::Offload, _, None) | (Way::Edge, _, _) => format!("as the network asks: netpath.path={wish}"),
         (Way::Offload, _, Some(filter)) => format!("as the network asks: netpath.path=offload; past it, {filter}"),
         (Way::Auto, true, Some(filter)) => format!("because {filter}"),
@@ -150,22 +113,24 @@ fn path(wish: Way, edge: bool, filters: &[Chain]) -> (&'static str, String) {
 mod tests {
     use super::*;
     use crate::datapath::filter::At;
+    use crate::model::HostBind;
     use crate::model::fixtures::{record, tcp};
-    use crate::model::{HostBind, TrafficIds};
 
     #[test]
     fn an_endpoint_is_the_sum_of_its_ports_and_a_network_that_of_its_endpoints() {
-        let mut web = record(1, &["10.88.0.2/16"], vec![tcp(HostBind::Any, 80, 80, 1), tcp(HostBind::Any, 81, 80, 1)]);
-        web.traffic = TrafficIds { own: 1, publishes: vec![2] };
-        let mut db = record(2, &["10.88.0.3/16"], vec![]);
-        db.traffic.own = 4;
-        let read = |id: u16| Ok(Traffic { packets_in: u64::from(id), bytes_out: 100, ..Traffic::default() });
-        let read = |id: u16| if id == 0 { Ok(Traffic::default()) } else { read(id) };
-        let lines = lines(&[web, db], |_| Some(0), read, &[]).expect("lines");
+        let web = record(1, &["10.88.0.2/16"], vec![tcp(HostBind::Any, 80, 80, 1), tcp(HostBind::Any, 81, 80, 1)]);
+        let db = record(2, &["10.88.0.3/16"], vec![]);
+        let elsewhere = record(3, &["10.88.0.4/16"], vec![]);
+        let volume = |packets_in| Volume { packets_in, bytes_out: 100, ..Volume::default() };
+        let traffic = |own, publishes: &[Volume]| {
+            Some(EndpointTraffic { own: volume(own), publishes: publishes.to_vec(), ..EndpointTraffic::default() })
+        };
+        let traffic = vec![traffic(1, &[volume(2), Volume::default()]), traffic(4, &[]), None];
+        let lines = lines(&[web, db, elsewhere], traffic, None);
         assert_eq!(1, lines.len(), "one network");
         let of = |v: &Volume| (v.packets_in, v.bytes_out);
         assert_eq!((7, 300), of(&lines[0].volume));
-        let [web, db] = lines[0].endpoints.as_slice() else { panic!("two endpoints") };
+        let [web, db] = lines[0].endpoints.as_slice() else { panic!("two endpoints are served") };
         assert_eq!(((3, 200), (4, 100)), (of(&web.volume), of(&db.volume)));
         let ports: Vec<_> = web.publishes.iter().map(|p| (p.first_port, of(&p.volume))).collect();
         assert_eq!(vec![(80, (2, 100)), (81, (0, 0))], ports);
@@ -175,26 +140,26 @@ mod tests {
     }
 
     #[test]
-    fn the_way_is_told_with_its_reason() {
-        let mine = [Chain {
+    fn the_path_is_reported_with_its_reason() {
+        let mine = Chain {
             table: "table inet firewalld".into(),
             name: "filter_FORWARD".into(),
             at: At::Forward,
             translates: false,
             drops: false,
             accepted: false,
-        }];
-        let told = |wish, edge, filters: &[Chain]| {
-            let (path, why) = path(wish, edge, filters);
+        };
+        let told = |wish, edge, filter: Option<&Chain>| {
+            let (path, why) = path(wish, edge, filter);
             format!("{path}, {why}")
         };
         assert_eq!(
             "edge, because table inet firewalld chain filter_FORWARD filters forwarded packets",
-            told(Way::Auto, true, &mine)
+            told(Way::Auto, true, Some(&mine))
         );
-        assert_eq!("offload, nothing on this host filters forwarded packets", told(Way::Auto, false, &[]));
-        assert_eq!("edge, as the network asks: netpath.path=edge", told(Way::Edge, true, &[]));
-        assert!(told(Way::Offload, false, &mine).contains("past it, table inet firewalld"));
-        assert!(told(Way::Auto, false, &mine).starts_with("offload, edge from the next"));
+        assert_eq!("offload, nothing on this host filters forwarded packets", told(Way::Auto, false, None));
+        assert_eq!("edge, as the network asks: netpath.path=edge", told(Way::Edge, true, None));
+        assert!(told(Way::Offload, false, Some(&mine)).contains("past it, table inet firewalld"));
+        assert!(told(Way::Auto, false, Some(&mine)).starts_with("offload, edge from the next"));
     }
 }

@@ -73,7 +73,7 @@ impl Session {
         let view = || self.site.rtnl.host_view(self.cookie);
         if let Some(Links::Bridge(links)) = &mut self.made[at].links
             && let Some(datapath) = &self.datapath
-            && datapath.redirects_early(&record.network, &view)?
+            && datapath.needs_gro(&record.network, &view)?
         {
             // Without it the container's packets take the usual way.
             let switched = self.site.inside()?.run(|| ethtool::switch_on_gro(&record.endpoint.interface));

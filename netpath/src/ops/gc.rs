@@ -1,12 +1,11 @@
 //! Garbage collection: expired flows, records of dead containers, pins of dead namespaces.
 
 use super::without_container;
-use crate::datapath::ebpf::expire;
-use crate::datapath::ebpf::pins::Pins;
-use crate::datapath::{Effort, Expired, Progress, ladder};
+use crate::datapath::ladder::{self, LADDER};
+use crate::datapath::{Effort, Expired, Progress};
 use crate::link::netns;
+use crate::model::Rung;
 use crate::model::error::Result;
-use crate::model::{Desired, Rung};
 use crate::state::Store;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -40,26 +39,25 @@ pub fn gc() -> Result<Removed> {
     let cookie = netns::cookie()?;
     let mut session = without_container(cookie)?;
     let mut removed = Removed::default();
-    let leftovers = Pins::of(cookie).exist() || session.site.store.dir().exists();
+    let leftovers = LADDER.into_iter().any(|b| (b.inspect)(cookie).exists()) || session.site.store.dir().exists();
     if leftovers {
         session.lock = Some(session.site.store.lock(&super::signal::seen)?);
         let put_right = if session.site.store.is_empty()? {
             // The command that removed the last record was killed before it had removed the rest.
-            let view = session.site.rtnl.host_view(cookie)?;
-            let emptied = ladder::open(session.site.store.rung()?.unwrap_or(Rung::Ebpf))
-                .and_then(|mut d| d.reconcile(&Desired::default(), &view));
-            emptied.map(|r| removed.datapath = r.changed)
+            session.empty().map(|changed| removed.datapath = changed)
         } else {
             session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
         };
         session.let_go()?;
         put_right?;
-        let expired = expire(&session.site.store, cookie, Effort::Whole)?;
+        let expired = expire(&session.site.store, cookie, Effort::All)?;
         (removed.flows, removed.marks) = (expired.flows, expired.marks);
     }
-    for gone in expire::gone_hosts().into_iter().filter(|gone| *gone != cookie) {
-        forget(gone)?;
-        removed.hosts += 1;
+    for backend in LADDER {
+        for gone in (backend.gone_hosts)().into_iter().filter(|gone| *gone != cookie) {
+            forget(backend.rung, gone)?;
+            removed.hosts += 1;
+        }
     }
     super::agent::ensure(&session.site.store);
     Ok(removed)
@@ -67,7 +65,7 @@ pub fn gc() -> Result<Removed> {
 
 fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
     match store.rung()? {
-        Some(Rung::Ebpf) => ladder::open(Rung::Ebpf)?.expire(cookie, effort),
+        Some(rung) if ladder::backend(rung).ages_flows => ladder::open(rung, cookie)?.expire(effort),
         _ => Ok(Expired::default()),
     }
 }
@@ -77,7 +75,7 @@ fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
 /// # Errors
 /// As [`gc`].
 pub fn expire_flows(store: &Store, cookie: u64) -> Result<Expired> {
-    let expired = expire(store, cookie, Effort::Whole)?;
+    let expired = expire(store, cookie, Effort::All)?;
     store.keep_expiry(&Progress::default());
     Ok(expired)
 }
@@ -88,7 +86,7 @@ pub(super) fn expire_some(store: &Store, cookie: u64) {
     if when.elapsed().is_ok_and(|since| since < EVERY) {
         return;
     }
-    let effort = Effort::Some { until: Instant::now() + LITTLE, progress: &mut progress };
+    let effort = Effort::Until { until: Instant::now() + LITTLE, progress: &mut progress };
     match expire(store, cookie, effort) {
         Ok(expired) => tracing::debug!(flows = expired.flows, "expired some flows"),
         Err(e) => tracing::debug!(error = %e, "cannot expire flows"),
@@ -97,9 +95,9 @@ pub(super) fn expire_some(store: &Store, cookie: u64) {
 }
 
 /// Everything of a host namespace that is gone. No process can be in it any more.
-fn forget(cookie: u64) -> Result<()> {
+fn forget(rung: Rung, cookie: u64) -> Result<()> {
     tracing::info!(host = format!("{cookie:x}"), "its namespace is gone, its programs, maps and records go too");
-    expire::forget_host(cookie)?;
+    ladder::open(rung, cookie)?.forget_host()?;
     let store = Store::of(cookie);
     if !store.dir().exists() {
         return Ok(());

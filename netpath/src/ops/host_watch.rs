@@ -2,11 +2,11 @@
 
 use super::reconcile::see_sources;
 use super::{gc, without_container};
-use crate::datapath::filter;
-use crate::datapath::netfilter::nfnetlink;
+use crate::datapath::filter::Foreign;
+use crate::datapath::{firewalld, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
+use crate::model::HostLink;
 use crate::model::error::Result;
-use crate::model::{HostLink, Rung};
 use crate::state::Store;
 use std::net::IpAddr;
 use std::time::Instant;
@@ -67,14 +67,14 @@ impl HostWatch {
             return self.leave();
         }
         let links = self.links()?;
-        let scene = self.scene()?;
+        let (scene, foreign) = self.scene()?;
         let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(links);
         if look == Look::Glance && is_same {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
         // It reloads for a second or two, in which commands are not to wait for this look.
-        let firewall_answers = session.firewall.wait();
+        let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
         session.lock = Some(lock);
         // A first container may be on its way: the datapath would be emptied before it.
@@ -83,13 +83,14 @@ impl HostWatch {
         session.let_go()?;
         let changed = served?.changed;
         // What has changed in the meantime may be as before at the next look.
-        self.seen = self.scene().ok().filter(|after| *after == scene && firewall_answers);
+        let after = self.scene().ok().map(|(after, _)| after);
+        self.seen = after.filter(|after| *after == scene && firewall_answers);
         Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
     }
 
     /// Whether the datapath is made of routes too.
     pub fn follows_routes(&self) -> bool {
-        matches!(self.store.rung().ok().flatten(), Some(Rung::Nftables | Rung::Iptables))
+        self.store.rung().ok().flatten().is_some_and(|rung| ladder::backend(rung).needs_sources)
     }
 
     /// When to look even if nothing changes: a link has got a carrier, and who is at its other end may not have answered yet.
@@ -130,21 +131,19 @@ impl HostWatch {
                 tracing::debug!("{e}");
             }
         }
-        if self.follows_routes() {
-            // What cannot be seen is said by who serves.
-            see_sources(Rung::Nftables, &rtnl, &self.store.desired()?, &mut view);
+        if let Some(rung) = self.store.rung()? {
+            // The reconcile warns of those that cannot be read.
+            see_sources(rung, &rtnl, &self.store.desired()?, &mut view);
         }
         Ok(view.digest())
     }
 
-    fn scene(&self) -> Result<Scene> {
-        let generation = match self.store.rung()? {
-            Some(Rung::Nftables | Rung::Iptables) => nfnetlink::generation().ok(),
-            _ if self.store.uses_netfilter() => nfnetlink::generation().ok(),
-            _ => None,
-        };
-        let filters = format!("{:?}", filter::foreign().map_err(|e| e.to_string()));
-        Ok(Scene { filters, generation, firewalld: nfnetlink::table_handle("firewalld").ok().flatten() })
+    fn scene(&self) -> Result<(Scene, Foreign)> {
+        let rung = self.store.rung()?;
+        let generation = rung.and_then(|rung| ladder::inspect(rung, self.cookie).generation(&self.store));
+        let foreign = Foreign::default();
+        let filters = format!("{:?}", foreign.chains().as_ref().map_err(ToString::to_string));
+        Ok((Scene { filters, generation, firewalld: firewalld::generation() }, foreign))
     }
 }
 

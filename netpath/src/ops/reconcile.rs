@@ -1,8 +1,8 @@
 //! The steps on records and the datapath, and those of a teardown.
 
-use super::session::Session;
+use super::session::{Session, unlocked};
 use super::{Leaving, agent, sysctls};
-use crate::datapath::{firewalld, ladder};
+use crate::datapath::{Context, firewalld, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
@@ -21,11 +21,11 @@ pub(super) struct Reconciled {
     pub changed: usize,
 }
 
-/// What the iptables rung has to know of routes besides the links; says what could not be seen, and why.
+/// Reads the sources of routes into `view` for a rung that needs them; tells which could not be read, and why.
 pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut HostView) -> Option<String> {
     // They may be there from the rung that was tried before.
     view.sources.clear();
-    if !matches!(rung, Rung::Nftables | Rung::Iptables) {
+    if !ladder::backend(rung).needs_sources {
         return None;
     }
     match rtnl.sources(view, desired) {
@@ -71,7 +71,7 @@ impl Session {
         let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
         if self.datapath.is_none() {
             let Some(rung) = self.site.store.rung()? else { return Ok(served) };
-            self.datapath = Some(ladder::open(rung)?);
+            self.datapath = Some(ladder::open(rung, self.cookie)?);
         }
         // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
         // or a command, made the datapath, and may be as before when the agent looks again.
@@ -84,21 +84,21 @@ impl Session {
         Ok(served)
     }
 
-    /// The kernel has refused what its answers had promised: the first container of a host takes the next rung. From
-    /// iptables that is eBPF, which foreign rules had put behind it.
+    /// The kernel has refused what its probes had promised: the first container of a host takes another rung.
     fn step_down(&mut self, refused: Error, desired: &Desired, view: &mut HostView) -> Result<usize> {
         let Some(failed) = self.datapath.as_mut() else { return Err(refused) };
         let from = failed.rung();
-        let above = (from == Rung::Iptables && ladder::usable(Rung::Ebpf).is_ok()).then_some(Rung::Ebpf);
-        let Some(rung) = above.or_else(|| ladder::below(from).ok()) else { return Err(refused) };
-        let lower = ladder::open(rung)?;
+        let Some(rung) = ladder::instead_of(from) else { return Err(refused) };
+        let lower = ladder::open(rung, self.cookie)?;
         let mut served = self.records.iter().filter(|r| r.network.bridge().is_some());
         if served.any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
             return Err(refused);
         }
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
+        let lock = self.lock.as_ref().ok_or_else(unlocked)?;
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
         failed
-            .reconcile(&Desired::default(), view)
+            .reconcile(&Desired::default(), &context)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
         self.site.store.reject_rung(self.lock()?, from, refused.to_string())?;
         self.site.store.keep_rung(self.lock()?, rung)?;
@@ -110,16 +110,17 @@ impl Session {
         let Some(datapath) = &mut self.datapath else { return Ok(0) };
         let mut wanted = sysctls::forwarding(desired);
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
-        let lock = self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))?;
+        let lock = self.lock.as_ref().ok_or_else(unlocked)?;
         sysctls::ensure(&self.site.store, lock, &wanted)?;
         sysctls::keep_internal(desired)?;
         let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
-        let zoned = self.firewall.hold(&self.site.store, lock, &trusted);
+        let zoned = self.firewall.hold(&self.site.store, lock, &self.foreign, &trusted);
         // After the switch for forwarding: without it no route leads anywhere.
         if let Some(left_out) = see_sources(datapath.rung(), &self.site.rtnl, desired, view) {
             tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
         }
-        let report = datapath.reconcile(desired, view)?;
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
+        let report = datapath.reconcile(desired, &context)?;
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, zoned, "reconciled");
         Ok(report.changed + zoned)
     }

@@ -1,7 +1,8 @@
 //! The real host: the state that the steps of one command share, and the dispatch to them.
 
-use super::{Attached, Leaving, agent, gc, rung, signal, sysctls};
+use super::{Attached, Leaving, agent, gc, signal, sysctls};
 use crate::datapath::Datapath;
+use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
@@ -21,6 +22,8 @@ pub(super) struct Session {
     pub names: Aardvark,
     pub datapath: Option<Box<dyn Datapath>>,
     pub firewall: Firewall,
+    /// Rules of other software: one command lists them once.
+    pub foreign: Foreign,
     /// Whether another rung may be taken should this one fail: it was not asked for, and no container uses it yet.
     pub may_step_down: bool,
     /// Of setup, with their final order; of teardown, what the store and the engine know of them.
@@ -48,6 +51,7 @@ impl Session {
             names,
             datapath: None,
             firewall: Firewall::default(),
+            foreign: Foreign::default(),
             may_step_down: false,
             drivers: records.iter().map(|r| driver::of(&r.network.attachment)).collect(),
             made: vec![Made::default(); records.len()],
@@ -137,7 +141,7 @@ impl Session {
         self.refuse_taken_ports(&there)?;
         let kept = if there.is_empty() { None } else { self.site.store.rung()? };
         if choice != Choice::Only(Rung::None) && kept != Some(Rung::None) {
-            self.firewall.preflight(&self.records)?;
+            self.firewall.preflight(&self.foreign, &self.records)?;
         }
         for at in 0..self.records.len() {
             if let Some(old) = there.iter().find(|k| k.key() == self.site.keys[at]) {
@@ -162,15 +166,13 @@ impl Session {
         }
         let there = Desired { records: there.into_iter().map(|k| k.record).filter(is_served).collect() };
         self.may_step_down = choice == Choice::Auto && there.records.is_empty();
-        let store = &self.site.store;
-        let datapath = rung::decide(choice, store, self.lock()?, &self.site.rtnl, self.cookie, &there, &coming)?;
-        self.datapath = Some(datapath);
+        self.datapath = Some(self.choose_datapath(choice, &there, &coming)?);
         Ok(())
     }
 
     /// The lock, which the plan holds whenever a step needs it.
     pub(super) fn lock(&self) -> Result<&Lock> {
-        self.lock.as_ref().ok_or_else(|| Error::new("the host's state is not locked"))
+        self.lock.as_ref().ok_or_else(unlocked)
     }
 
     fn take_lock(&mut self) -> Result<()> {
@@ -192,7 +194,7 @@ impl Session {
             if let Err(e) = agent::stop(&self.site.store) {
                 tracing::warn!("{e}");
             }
-            self.firewall.hold(&self.site.store, &lock, &BTreeSet::new());
+            self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
             sysctls::put_back(&self.site.store)?;
             self.site.store.close(lock)?;
         } else {
@@ -216,6 +218,10 @@ impl Session {
         }
         Ok(Done::Changed(Undo::Forget(Box::new(record.clone()))))
     }
+}
+
+pub(super) fn unlocked() -> Error {
+    Error::new("the host's state is not locked")
 }
 
 impl Host for Session {

@@ -4,7 +4,8 @@
 use super::clsact::Tc;
 use super::compile::Tables;
 use super::pins::Pins;
-use super::{TcMode, cgroup, loader, sys, xdp};
+use super::tc_mode::TcMode;
+use super::{cgroup, loader, sys, xdp};
 use crate::model::error::{Context, Error, Result};
 use aya::programs::{ProgramFd, ProgramInfo};
 use netpath_common::layout::{self, program};

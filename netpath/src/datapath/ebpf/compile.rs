@@ -120,27 +120,8 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     tables
 }
 
-/// The first limit of the maps that `records` exceed, with or without links: the name of the objects, and the limit.
-pub fn exceeded(records: &[&Record]) -> Option<(&'static str, u32)> {
-    let mut tables = Tables::default();
-    publish_all(records.iter().map(|r| (*r, 0)), &mut tables);
-    let distinct = |all: &mut dyn Iterator<Item = IpNet>| all.collect::<BTreeSet<_>>().len();
-    let bridges = records.iter().filter_map(|r| r.network.bridge()).collect::<BTreeSet<_>>().len();
-    let subnets = distinct(&mut records.iter().flat_map(|r| r.network.subnets.iter().map(|s| s.net.trunc())));
-    let addresses = distinct(&mut records.iter().flat_map(|r| &r.endpoint.addresses).map(|a| IpNet::from(a.addr())));
-    let limits = [
-        ("addresses of containers", addresses, layout::ENDPOINTS),
-        ("networks", bridges, layout::NETWORKS),
-        ("subnets", subnets, layout::SUBNETS),
-        // Index 0 is unused.
-        ("rules for published ports", tables.rules.len(), layout::RULES - 1),
-        ("networks in allow lists", tables.allow.entries.len(), layout::ALLOWS),
-    ];
-    limits.into_iter().find(|(_, count, most)| *count > *most as usize).map(|(what, _, most)| (what, most))
-}
-
 /// `endpoints`: each with the ifindex of its bridge.
-fn publish_all<'a>(endpoints: impl Iterator<Item = (&'a Record, u32)> + Clone, tables: &mut Tables) {
+pub(super) fn publish_all<'a>(endpoints: impl Iterator<Item = (&'a Record, u32)> + Clone, tables: &mut Tables) {
     for (proto, number) in PROTOCOLS {
         let offers = publishes(endpoints.clone(), proto, number, &mut tables.allow);
         chain(&offers, number, tables);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::fixtures::{at, name, record, tcp};
-use crate::model::{Attachment, Mac, Network as ModelNetwork, TrafficIds};
+use crate::model::{Mac, Network as ModelNetwork, TrafficIds};
 
 fn tables(records: Vec<Record>) -> Tables {
     compile(&Desired { records }, &HostView::default(), false)
@@ -301,29 +301,4 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
     assert_eq!((101..=layout::UPLINKS + 100).collect::<Vec<_>>(), t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!(vec![name("up357"), name("up358")], t.unserved);
     assert!(tables(vec![record(1, &[A], vec![])]).unserved.is_empty());
-}
-
-#[test]
-fn each_limit_of_the_maps_is_known_before_anything_is_written() {
-    let exceeded = |records: &[Record]| exceeded(&records.iter().collect::<Vec<_>>());
-    let on = |n: u32, mut r: Record| {
-        r.network.attachment = Attachment::Bridge(name(&format!("br{n}")));
-        r.links = None;
-        r
-    };
-    let address = |n: u32| format!("10.{}.{}.2/24", n / 256, n % 256);
-    let networks: Vec<Record> =
-        (0..=layout::NETWORKS).map(|n| on(n, record(u64::from(n), &[&address(n)], vec![]))).collect();
-    assert_eq!(None, exceeded(&networks[..layout::NETWORKS as usize]));
-    assert_eq!(Some(("networks", layout::NETWORKS)), exceeded(&networks));
-    let many = (0..layout::ENDPOINTS + 1).map(|n| format!("10.{}.{}.2/8", n / 256, n % 256)).collect::<Vec<_>>();
-    let many = record(1, &many.iter().map(String::as_str).collect::<Vec<_>>(), vec![]);
-    assert_eq!(Some(("addresses of containers", layout::ENDPOINTS)), exceeded(&[many]));
-    let ports = |proto| (1..=40_000).map(move |p| Publish::new(HostBind::Any, proto, p, 80, 1).expect("a publish"));
-    let single = record(1, &[A], ports(Proto::Tcp).chain(ports(Proto::Udp)).collect());
-    assert_eq!(Some(("rules for published ports", layout::RULES - 1)), exceeded(&[single]));
-    let mut lists = record(1, &[A], vec![tcp(HostBind::Any, 80, 80, 1)]);
-    let net = |n: u32| IpNet::new(Ipv4Addr::from(0x0a00_0000 + n).into(), 32).expect("a network");
-    lists.allow = (0..=layout::ALLOWS).map(net).collect();
-    assert_eq!(Some(("networks in allow lists", layout::ALLOWS)), exceeded(&[lists]));
 }

@@ -27,8 +27,8 @@ const SMALL_CHUNK: usize = 512;
 pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Expired> {
     let mut all = Progress::default();
     let (chunk, until, progress) = match effort {
-        Effort::Whole => (CHUNK, None, &mut all),
-        Effort::Some { until, progress } => (SMALL_CHUNK, Some(until), progress),
+        Effort::All => (CHUNK, None, &mut all),
+        Effort::Until { until, progress } => (SMALL_CHUNK, Some(until), progress),
     };
     let mut expired = Expired::default();
     // IPv4 and IPv6 in turn, each from its last position.
@@ -204,12 +204,4 @@ fn has_lost_lo(pins: &Pins) -> bool {
     let Some(name) = pins.names("link").into_iter().find(of_lo) else { return false };
     let info = sys::open_pin(&pins.link(&name)).ok().flatten().and_then(|link| sys::link_info(link).ok());
     info.and_then(|i| i.tcx_ifindex()) == Some(0)
-}
-
-/// Removes the pins of a host whose namespace is gone.
-///
-/// # Errors
-/// One of them cannot be removed.
-pub fn forget_host(cookie: u64) -> Result<usize> {
-    Pins::of(cookie).remove()
 }

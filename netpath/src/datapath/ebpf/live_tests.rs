@@ -6,6 +6,7 @@ use super::*;
 use crate::link::{Rtnl, netns};
 use crate::model::fixtures::{at, record, tcp};
 use crate::model::{Attachment, HostBind, IfName, LinkKind};
+use crate::state::Store;
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{self, Flow4, FlowKey4, Rule, SockKey, SockOrigin, name};
@@ -17,6 +18,7 @@ use std::time::Instant;
 pub(super) struct Host {
     pub(super) rtnl: Rtnl,
     cookie: u64,
+    pub(super) store: Store,
 }
 
 impl Host {
@@ -30,8 +32,10 @@ impl Host {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
         mount(Some("bpf"), pins::BPFFS, Some("bpf"), MsFlags::empty(), none).expect("own bpffs");
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("own state");
         let rtnl = Rtnl::here().expect("a netlink socket");
-        let host = Self { rtnl, cookie: netns::cookie().expect("a cookie") };
+        let cookie = netns::cookie().expect("a cookie");
+        let host = Self { rtnl, cookie, store: Store::of(cookie) };
         for (bridge, address) in [("podman1", "10.88.0.1/16"), ("up0", "192.0.2.1/24")] {
             let bridge: IfName = bridge.parse().expect("a name");
             host.rtnl.add_bridge(&bridge, None).expect("a bridge");
@@ -67,7 +71,17 @@ impl Host {
     }
 
     pub(super) fn reconcile(&self, desired: &Desired) -> usize {
-        Ebpf.reconcile(desired, &self.view()).expect("reconcile").changed
+        self.try_reconcile(desired).expect("reconcile")
+    }
+
+    fn try_reconcile(&self, desired: &Desired) -> Result<usize> {
+        let lock = self.store.lock(&|| false)?;
+        let context = Context { host: &self.view(), foreign: &Foreign::default(), store: &self.store, lock: &lock };
+        self.datapath().reconcile(desired, &context).map(|report| report.changed)
+    }
+
+    pub(super) fn datapath(&self) -> Ebpf {
+        Ebpf::of(self.cookie)
     }
 
     pub(super) fn map<K, V>(&self, shape: &Shape<K, V>) -> PinnedMap<K, V> {
@@ -159,10 +173,10 @@ fn more_rules_than_there_is_room_for_leave_every_port_as_it_is() {
         .into_iter()
         .flat_map(|proto| (20_000..60_000).map(move |port| single(proto, port)));
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)], many.collect()]);
-    let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("80,001 rules");
+    let refused = host.try_reconcile(&desired).expect_err("80,001 rules");
     assert!(refused.to_string().contains("65535 rules"), "{refused}");
     assert_eq!(80, host.rule(80).expect("still published").host_port);
-    assert!(Ebpf.exceeded(&desired.records.iter().collect::<Vec<_>>()).is_some(), "refused before anything is changed");
+    assert!(host.datapath().limits(&[], &desired.records).is_some(), "refused before anything is changed");
     host.reconcile(&one);
     assert_eq!(80, host.rule(80).expect("still published").host_port);
     host.reconcile(&Desired::default());
@@ -260,7 +274,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
     // The remedy of the error.
     pins.unpin(&pins.map(name::UPLINK)).expect("unpinned");
     std::fs::rename(pins.map(name::NETWORK), pins.map(name::UPLINK)).expect("in its place");
-    let refused = Ebpf.reconcile(&desired, &host.view()).expect_err("a map of another shape");
+    let refused = host.try_reconcile(&desired).expect_err("a map of another shape");
     assert!(refused.to_string().contains("cannot open map"), "{refused}");
     pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
     host.reconcile(&desired);

@@ -86,8 +86,8 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    let fib_src = u8::from(crate::datapath::probe::fib_source_works());
-    let csum_ipv6 = u8::from(crate::datapath::probe::csum_ipv6_works());
+    let fib_src = u8::from(super::probe::fib_source_works());
+    let csum_ipv6 = u8::from(super::probe::csum_ipv6_works());
     loader.override_global(global::FIB_SRC, &fib_src, true);
     loader.override_global(global::CSUM_IPV6, &csum_ipv6, true);
     loader.override_global(aya_log::LEVEL, &log_level, false);

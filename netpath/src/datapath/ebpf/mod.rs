@@ -5,56 +5,63 @@
 //! Walks: docs/architecture.md.
 
 mod allow;
-pub mod attach;
-pub mod cgroup;
-pub mod clsact;
-pub mod compile;
-pub mod expire;
+mod attach;
+mod cgroup;
+mod clsact;
+mod compile;
+mod expire;
+mod flow_list;
 mod flow_mtu;
 mod handover;
+mod inspect;
 mod invalidate;
+mod limits;
 pub mod loader;
-pub mod map_sync;
-pub mod maps;
+mod map_sync;
+mod maps;
 mod migrate_flows;
-pub mod pins;
+mod monitor;
+mod pins;
 mod ports;
+mod probe;
 mod sctp_netfilter;
 mod subnet_bitmap;
-pub mod sys;
-pub mod traffic;
-pub mod xdp;
+mod sys;
+mod tc_mode;
+mod traffic;
+mod xdp;
 
+use super::filter::Foreign;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
-use super::{Datapath, Effort, Expired, Refusal, Report, Sysctl, filter};
-use crate::model::error::{Error, Result};
+use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
+use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use pins::Pins;
+use tc_mode::TcMode;
 
-/// How classifiers are attached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TcMode {
-    Tcx,
-    Clsact,
+pub const BACKEND: Backend = Backend {
+    rung: Rung::Ebpf,
+    through_netfilter: false,
+    needs_sources: false,
+    ages_flows: true,
+    probes: &probe::ALL,
+    usable: probe::usable,
+    open: |host| Ok(Box::new(Ebpf::of(host))),
+    inspect: |host| Box::new(inspect::Pinned::of(host)),
+    gone_hosts: expire::gone_hosts,
+};
+
+#[derive(Debug)]
+pub struct Ebpf {
+    cookie: u64,
+    pins: Pins,
 }
 
-impl TcMode {
-    /// `NETPATH_TC`: for tests, and for hosts whose other software is incompatible with one of the two.
-    ///
-    /// # Errors
-    /// It is neither `tcx` nor `clsact`.
-    pub fn forced() -> Result<Option<Self>> {
-        match std::env::var("NETPATH_TC").as_deref() {
-            Err(_) | Ok("") => Ok(None),
-            Ok("tcx") => Ok(Some(Self::Tcx)),
-            Ok("clsact") => Ok(Some(Self::Clsact)),
-            Ok(other) => Err(Error::new(format!("cannot use NETPATH_TC={other:?}")).because("expected tcx or clsact")),
-        }
+impl Ebpf {
+    fn of(cookie: u64) -> Self {
+        Self { cookie, pins: Pins::of(cookie) }
     }
 }
-
-#[derive(Debug, Default)]
-pub struct Ebpf;
 
 impl Datapath for Ebpf {
     fn rung(&self) -> Rung {
@@ -65,12 +72,8 @@ impl Datapath for Ebpf {
         sctp_netfilter::refusals(record)
     }
 
-    fn exceeded(&self, records: &[&Record]) -> Option<(&'static str, u32)> {
-        compile::exceeded(records)
-    }
-
-    fn places_of_a_port(&self) -> usize {
-        netpath_common::layout::RULE_CHAIN as usize
+    fn limits(&self, there: &[Record], coming: &[Record]) -> Option<Refusal> {
+        limits::exceeded(there, coming)
     }
 
     /// Replies to clients bound to a loopback address come back through `lo` from a container's address.
@@ -80,16 +83,17 @@ impl Datapath for Ebpf {
         on_lo.into_iter().chain(sysctls_for_moved_sctp(desired)).collect()
     }
 
-    fn redirects_early(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+    /// A veth takes redirected XDP frames only with GRO.
+    fn needs_gro(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
         xdp::is_on_somewhere(network, host)
     }
 
-    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
-        let pins = Pins::of(host.cookie);
+    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
+        let (pins, host) = (&self.pins, context.host);
         // Without ready endpoints nothing is kept; a setup in progress loads the programs again.
         if desired.bridged().next().is_none() {
-            let rules = sctp_netfilter::reconcile(desired, host)?;
-            return Ok(Report { changed: rules + remove(&pins)? + remove_other_versions(host.cookie)? });
+            let rules = sctp_netfilter::reconcile(desired, context)?;
+            return Ok(Report { changed: rules + remove(pins)? + remove_other_versions(self.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
             let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
@@ -98,9 +102,9 @@ impl Datapath for Ebpf {
                 "no bpffs is mounted here: programs that serve other containers may be attached twice"
             );
         }
-        let others = Pins::of_other_versions(host.cookie);
-        let mut tables = compile::compile(desired, host, is_filtered());
-        let mut changed = loader::ensure(&pins, &attach::programs(&tables))?;
+        let others = Pins::of_other_versions(self.cookie);
+        let mut tables = compile::compile(desired, host, is_filtered(context.foreign));
+        let mut changed = loader::ensure(pins, &attach::programs(&tables))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
@@ -110,39 +114,42 @@ impl Datapath for Ebpf {
             tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
         }
         // The bridge of an endpoint that has just gone still exists, and is no uplink.
-        let bridges = map_sync::bridges(&pins)?;
+        let bridges = map_sync::bridges(pins)?;
         let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
         tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
         // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
-        let mut ports = ports::Ports::open(&pins)?;
+        let mut ports = ports::Ports::open(pins)?;
         changed += ports.withdraw(&tables);
-        changed += map_sync::sync(&pins, &tables)?;
+        changed += map_sync::sync(pins, &tables)?;
         if !others.is_empty() {
             // Programs of another layout still run and do not use these maps: the new programs must find complete
             // state.
-            changed += ports.publish(&tables)? + migrate(&others, &pins)?;
+            changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
-        changed += attach::reconcile(&pins, &attach::wanted(&tables), TcMode::forced()?)?;
+        changed += attach::reconcile(pins, &attach::wanted(&tables), TcMode::forced()?)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
-        changed += xdp::reconcile(&pins, &tables.xdp)?;
+        changed += xdp::reconcile(pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
-        changed += sctp_netfilter::reconcile(desired, host)?;
-        changed += map_sync::forget_lists(&pins, &tables)?;
-        changed += replace_other_versions(&others, &pins)?;
+        changed += sctp_netfilter::reconcile(desired, context)?;
+        changed += map_sync::forget_lists(pins, &tables)?;
+        changed += replace_other_versions(&others, pins)?;
         Ok(Report { changed })
     }
 
-    fn expire(&mut self, host: u64, effort: Effort<'_>) -> Result<Expired> {
-        let pins = Pins::of(host);
-        if pins.exist() { expire::maps(&pins, effort) } else { Ok(Expired::default()) }
+    fn expire(&mut self, effort: Effort<'_>) -> Result<Expired> {
+        if self.pins.exist() { expire::maps(&self.pins, effort) } else { Ok(Expired::default()) }
+    }
+
+    fn forget_host(&mut self) -> Result<usize> {
+        self.pins.remove()
     }
 }
 
 /// Whether packets must pass foreign filters. An unknown state counts as yes: no firewall is bypassed.
-fn is_filtered() -> bool {
-    match filter::foreign() {
+fn is_filtered(foreign: &Foreign) -> bool {
+    match foreign.chains() {
         Ok(found) => {
             let filters = found.iter().filter(|c| c.filters_forwarding());
             if let Some(first) = filters.clone().next() {

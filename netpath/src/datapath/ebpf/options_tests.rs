@@ -7,7 +7,6 @@ use crate::datapath::netfilter::iptables::Iptables;
 use crate::link::VethSpec;
 use crate::model::fixtures::tcp;
 use crate::model::{HostBind, Proto, Publish, TrafficIds, Way, Xdp};
-use crate::state::Store;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use netpath_common::layout::program::XDP_IN;
@@ -86,29 +85,26 @@ fn sctp_is_published_on_its_own_port_alone() {
     let sctp = |to| Publish::new(HostBind::Any, Proto::Sctp, 5000, to, 1).expect("a publish");
     let slot = || host.map(&maps::PORT_SCTP).map(0, 65_536).expect("mapped").read(5000);
     let mut desired = host.desired(vec![vec![sctp(5000)]]);
-    assert!(Ebpf.refusals(&desired.records[0]).is_empty());
+    assert!(host.datapath().refusals(&desired.records[0]).is_empty());
     host.reconcile(&desired);
     assert!(slot() != 0);
     assert!(host.rule(5000).is_none(), "nothing of it is TCP");
     desired.records[0].publishes = vec![sctp(5001)];
-    if let Ok(_) = Iptables::for_moved_sctp() {
-        assert!(Ebpf.refusals(&desired.records[0]).is_empty(), "netfilter does it")
+    if Iptables::for_moved_sctp().is_ok() {
+        assert!(host.datapath().refusals(&desired.records[0]).is_empty(), "netfilter does it")
     } else {
-        let refusal = Ebpf.refusals(&desired.records[0]).remove(0);
+        let refusal = host.datapath().refusals(&desired.records[0]).remove(0);
         assert_eq!("publish 5001/sctp as 5000/sctp", refusal.feature);
         assert!(refusal.next.contains("publish it as 5001/sctp"), "{}", refusal.next);
         println!("skip: needs iptables");
         host.reconcile(&Desired::default());
         return;
     }
-    let store = Store::of(host.view().cookie);
-    let lock = store.lock(&|| false).expect("the lock");
     host.reconcile(&desired);
     assert_eq!(0, slot());
-    assert!(store.uses_netfilter());
+    assert!(host.store.uses_netfilter());
     host.reconcile(&Desired::default());
-    assert!(!store.uses_netfilter());
-    store.close(lock).expect("closed");
+    assert!(!host.store.uses_netfilter());
 }
 
 #[test]

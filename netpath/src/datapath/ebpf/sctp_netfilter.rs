@@ -5,9 +5,10 @@
 //! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port netfilter is not used.
 
 use crate::datapath::netfilter::iptables::Iptables;
-use crate::datapath::{Datapath, Refusal};
+use crate::datapath::netfilter::nfnetlink;
+use crate::datapath::{Context, Datapath, Refusal};
 use crate::model::error::Result;
-use crate::model::{Desired, HostView, Publish, Record};
+use crate::model::{Desired, Publish, Record};
 use crate::state::Store;
 
 fn is_wanted(desired: &Desired) -> bool {
@@ -34,19 +35,24 @@ pub(super) fn refusals(record: &Record) -> Vec<Refusal> {
     }
 }
 
+/// Of the rules in nf_tables, while some are for this.
+pub(super) fn generation(store: &Store) -> Option<u32> {
+    if store.uses_netfilter() { nfnetlink::generation().ok() } else { None }
+}
+
 /// Makes the rules those that `desired` needs. Returns the number of changes.
 ///
 /// # Errors
 /// They cannot be read or written.
-pub(super) fn reconcile(desired: &Desired, host: &HostView) -> Result<usize> {
-    let store = Store::of(host.cookie);
+pub(super) fn reconcile(desired: &Desired, context: &Context<'_>) -> Result<usize> {
+    let store = context.store;
     let wanted = is_wanted(desired);
     if !wanted && !store.uses_netfilter() {
         return Ok(0);
     }
     // Recorded before the first rule: after a crash the next command knows that rules may exist.
     store.keep_netfilter(true)?;
-    let changed = Iptables::for_moved_sctp()?.reconcile(desired, host)?.changed;
+    let changed = Iptables::for_moved_sctp()?.reconcile(desired, context)?.changed;
     if !wanted {
         store.keep_netfilter(false)?;
     }

@@ -2,9 +2,11 @@
 
 use super::maps::{self, PinnedMap};
 use super::pins::Pins;
+use crate::datapath::inspect::Volume;
 use crate::model::error::{Context, Result};
 use aya::maps::{MapData, PerCpuArray};
 use netpath_common::layout::{Traffic, name};
+use std::ops::Add;
 
 /// Resets newly assigned counters. Returns their number.
 pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
@@ -28,20 +30,17 @@ impl Counters {
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn read(&self, id: u32) -> Result<Traffic> {
+    pub fn read(&self, id: u16) -> Result<Volume> {
         if id == 0 {
-            return Ok(Traffic::default());
+            return Ok(Volume::default());
         }
-        let each = self.0.get(&id, 0).context(|| format!("cannot read {}", name::TRAFFIC))?;
-        Ok(each.iter().fold(Traffic::default(), |sum, t| add(sum, *t)))
-    }
-}
-
-pub fn add(a: Traffic, b: Traffic) -> Traffic {
-    Traffic {
-        packets_in: a.packets_in + b.packets_in,
-        bytes_in: a.bytes_in + b.bytes_in,
-        packets_out: a.packets_out + b.packets_out,
-        bytes_out: a.bytes_out + b.bytes_out,
+        let each = self.0.get(&u32::from(id), 0).context(|| format!("cannot read {}", name::TRAFFIC))?;
+        let volume = |t: &Traffic| Volume {
+            packets_in: t.packets_in,
+            bytes_in: t.bytes_in,
+            packets_out: t.packets_out,
+            bytes_out: t.bytes_out,
+        };
+        Ok(each.iter().map(volume).fold(Volume::default(), Volume::add))
     }
 }

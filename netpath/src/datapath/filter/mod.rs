@@ -10,6 +10,8 @@ mod tests;
 
 pub use watch::{concerns_rules, watch};
 
+use crate::model::Rung;
+use std::cell::OnceCell;
 use std::fmt;
 use std::io;
 
@@ -71,26 +73,34 @@ impl fmt::Display for Chain {
     }
 }
 
-/// All of them, in the network namespace of the calling thread. A kernel that has no nf_tables or no legacy tables has none
-/// there; asking loads no module of the latter.
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub fn foreign() -> io::Result<Vec<Chain>> {
+/// The foreign chains of this host, listed when they are first needed and then kept, so that one command lists them once.
+#[derive(Default)]
+pub struct Foreign(OnceCell<io::Result<Vec<Chain>>>);
+
+impl Foreign {
+    /// In the network namespace of the thread that asks first.
+    pub fn chains(&self) -> &io::Result<Vec<Chain>> {
+        self.0.get_or_init(list)
+    }
+
+    /// What a rung bypasses that does not send packets through netfilter: the first chain, or that they cannot be listed.
+    pub fn bypassed(&self) -> Option<String> {
+        match self.chains() {
+            Ok(chains) => chains.first().map(ToString::to_string),
+            Err(e) => Some(format!("rules of others cannot be listed: {e}")),
+        }
+    }
+}
+
+/// All foreign chains, in the network namespace of the calling thread. Without nf_tables or legacy tables in the kernel there
+/// are none of them; listing loads no module of the latter.
+fn list() -> io::Result<Vec<Chain>> {
     let mut found = nf::foreign()?;
     found.extend(legacy::foreign()?);
     Ok(found)
 }
 
-/// What a datapath bypasses that does not send packets through netfilter: the first rule, or that rules cannot be listed.
-pub fn bypassed(found: &io::Result<Vec<Chain>>) -> Option<String> {
-    match found {
-        Ok(chains) => chains.first().map(ToString::to_string),
-        Err(e) => Some(format!("rules of others cannot be listed: {e}")),
-    }
-}
-
-/// Why eBPF is not taken beside such a rule.
-pub fn passes_over(rule: &str) -> String {
-    format!("{rule}, which it would bypass; NETPATH_DATAPATH=ebpf takes it all the same")
+/// Why a rung that bypasses netfilter is not taken beside this chain.
+pub fn rejection(rung: Rung, chain: &str) -> String {
+    format!("{chain}, which it would bypass; NETPATH_DATAPATH={rung} takes it all the same")
 }

@@ -27,7 +27,7 @@ fn run(line: &str) -> bool {
 }
 
 fn found() -> Vec<String> {
-    foreign().expect("the kernel's answer").iter().map(ToString::to_string).collect()
+    list().expect("the kernel's answer").iter().map(ToString::to_string).collect()
 }
 
 #[test]

@@ -9,7 +9,8 @@ mod tests;
 
 pub use report::{Report, report};
 
-use crate::datapath::filter;
+use crate::datapath::filter::Foreign;
+use crate::datapath::netfilter::nfnetlink;
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Record};
 use crate::state::store::Trusted;
@@ -26,6 +27,12 @@ const ZONE: &str = "trusted";
 pub fn subnets(desired: &Desired) -> BTreeSet<IpNet> {
     let outside = desired.bridged().map(|(r, _)| &r.network).filter(|n| !n.internal);
     outside.flat_map(|n| n.subnets.iter().map(|s| s.net.trunc())).collect()
+}
+
+/// Of the table that firewalld makes anew when it reloads, without the sources that netpath has added: another one then.
+/// `None`: there is no such table, or no nf_tables.
+pub fn generation() -> Option<u64> {
+    nfnetlink::table_handle("firewalld").ok().flatten()
 }
 
 /// firewalld as one command sees it: looked for when it is first needed, and never again after it did not answer.
@@ -49,11 +56,11 @@ impl Firewall {
     ///
     /// # Errors
     /// The refusal. A firewalld that cannot say is taken for one that does not refuse, as versions before 2.3.
-    pub fn preflight(&mut self, coming: &[Record]) -> Result<()> {
+    pub fn preflight(&mut self, foreign: &Foreign, coming: &[Record]) -> Result<()> {
         let Some(record) = coming.iter().find(|r| !r.publishes.is_empty() && !r.network.internal) else {
             return Ok(());
         };
-        let State::Running(firewalld) = self.found() else { return Ok(()) };
+        let State::Running(firewalld) = self.found(foreign) else { return Ok(()) };
         match firewalld.is_strict() {
             Ok(false) => Ok(()),
             // Podman's users know the phrase from Netavark.
@@ -76,8 +83,8 @@ impl Firewall {
 
     /// Waits until firewalld answers, which it does not while it reloads: for a caller that does not hold the lock yet.
     /// Whether it does, or is not there.
-    pub fn wait(&mut self) -> bool {
-        if let State::Running(firewalld) = self.found()
+    pub fn wait(&mut self, foreign: &Foreign) -> bool {
+        if let State::Running(firewalld) = self.found(foreign)
             && let Err(e) = firewalld.ping()
         {
             self.failed(&e);
@@ -87,7 +94,7 @@ impl Firewall {
 
     /// Makes `wanted` the sources of the zone that are netpath's, and gives how many have come or gone. What is wrong is
     /// said and no error: containers are served, only firewalld's own rules may stop them.
-    pub fn hold(&mut self, store: &Store, lock: &Lock, wanted: &BTreeSet<IpNet>) -> usize {
+    pub fn hold(&mut self, store: &Store, lock: &Lock, foreign: &Foreign, wanted: &BTreeSet<IpNet>) -> usize {
         let kept = store.trusted();
         if wanted.is_empty() && kept == Trusted::default() {
             return 0;
@@ -95,7 +102,7 @@ impl Firewall {
         if kept != Trusted::default() {
             self.ask();
         }
-        let held = match self.found() {
+        let held = match self.found(foreign) {
             State::Running(firewalld) => hold(firewalld, store, lock, kept, wanted),
             // Its runtime configuration has ended with it.
             State::Absent if kept != Trusted::default() => store.keep_trusted(lock, &Trusted::default()).map(|()| 0),
@@ -107,8 +114,8 @@ impl Firewall {
         })
     }
 
-    fn found(&mut self) -> &State {
-        if matches!(self.0, State::NotAsked) && filter::foreign().is_ok_and(|rules| rules.is_empty()) {
+    fn found(&mut self, foreign: &Foreign) -> &State {
+        if matches!(self.0, State::NotAsked) && foreign.chains().as_ref().is_ok_and(Vec::is_empty) {
             self.0 = State::Unknown;
         }
         self.ask();

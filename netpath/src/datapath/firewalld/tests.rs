@@ -108,7 +108,7 @@ impl Scene {
 
     fn hold(&mut self, wanted: &[&str]) -> usize {
         let lock = self.store.lock(&|| false).expect("the lock");
-        self.firewall.hold(&self.store, &lock, &nets(wanted))
+        self.firewall.hold(&self.store, &lock, &Foreign::default(), &nets(wanted))
     }
 
     /// As others do, by firewall-cmd or by reloading it.
@@ -232,7 +232,7 @@ fn a_firewalld_that_does_not_answer_is_waited_for_once() {
     let begun = Instant::now();
     scene.hold(&[FRONT, BACK]);
     scene.hold(&[FRONT, BACK]);
-    assert!(!scene.firewall.wait());
+    assert!(!scene.firewall.wait(&Foreign::default()));
     assert!((300..2_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
 }
 
@@ -251,13 +251,17 @@ fn strict_forward_ports_refuse_published_ports_of_networks_that_lead_out() {
     internal[0].network.internal = true;
     for (name, strict, refused) in [("yes", Some("yes"), true), ("no", Some("no"), false), ("old", None, false)] {
         let mut scene = Scene::new(name, Daemon { strict, ..Daemon::default() });
-        let checked = scene.firewall.preflight(&publishing);
+        let checked = scene.firewall.preflight(&Foreign::default(), &publishing);
         assert_eq!(refused, checked.is_err(), "{strict:?}");
         if let Err(e) = checked {
             let phrase = "Port forwarding not possible as firewalld StrictForwardPorts enabled";
             assert!(e.to_string().contains(phrase) && e.next_step().is_some(), "{e}");
         }
-        assert!(scene.firewall.preflight(&silent).is_ok() && scene.firewall.preflight(&internal).is_ok(), "{strict:?}");
+        assert!(
+            scene.firewall.preflight(&Foreign::default(), &silent).is_ok()
+                && scene.firewall.preflight(&Foreign::default(), &internal).is_ok(),
+            "{strict:?}"
+        );
     }
 }
 

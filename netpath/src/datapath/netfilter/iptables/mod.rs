@@ -17,8 +17,8 @@ use super::conntrack::{self, Stale};
 use super::policy;
 use super::rules::{Family, Ruleset};
 use super::{nfnetlink, settings};
-use crate::datapath::{Datapath, Refusal, Report, Sysctl};
-use crate::model::error::{Context, Result};
+use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
+use crate::model::error::{Context as _, Result};
 use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
 use crate::state::Store;
 use generation_cache::GenerationCache;
@@ -26,6 +26,18 @@ pub(crate) use print::{PREFIX, STATE};
 use snapshot::Snapshot;
 use std::borrow::Cow;
 use tool::Tool;
+
+pub(crate) const BACKEND: Backend = Backend {
+    rung: Rung::Iptables,
+    through_netfilter: true,
+    needs_sources: true,
+    ages_flows: false,
+    probes: &[],
+    usable: || Iptables::new().map(drop).map_err(|e| e.to_string()),
+    open: |_| Ok(Box::new(Iptables::new()?)),
+    inspect: |_| Box::new(Tables),
+    gone_hosts: Vec::new,
+};
 
 pub struct Iptables {
     share: Share,
@@ -186,13 +198,13 @@ impl Datapath for Iptables {
         settings::sysctls(&self.share.served(desired))
     }
 
-    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
+    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
+        let Context { host, store, .. } = context;
         let served = self.share.served(desired);
         let mut changed =
             settings::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
-        let store = Store::of(host.cookie);
         let before = nfnetlink::generation().ok();
-        let mut memory = before.and_then(|now| GenerationCache::recall(&store, now));
+        let mut memory = before.and_then(|now| GenerationCache::recall(store, now));
         let mut known = |family| memory.as_mut().and_then(|m| m.of(family));
         let [known4, known6] = [known(Family::V4), known(Family::V6)];
         let abreast = self.is_abreast();
@@ -217,9 +229,30 @@ impl Datapath for Iptables {
                 .into_iter()
                 .filter(|p| p.tool.backend == tool::Backend::Nft && p.wanted.iter().any(|t| !t.chains.is_empty()));
             let before = before.filter(|_| emptied.is_empty());
-            GenerationCache::keep(&store, before, commits, of_nft.map(Part::after).collect());
+            GenerationCache::keep(store, before, commits, of_nft.map(Part::after).collect());
         }
         Ok(Report { changed })
+    }
+}
+
+/// The tables of this network namespace, for readers. Their flows are in the kernel's connection tracking.
+struct Tables;
+
+impl Inspect for Tables {
+    fn exists(&self) -> bool {
+        [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+    }
+
+    fn generation(&self, _store: &Store) -> Option<u32> {
+        nfnetlink::generation().ok()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec![
+            "on iptables, ::1 of this host reaches published ports of containers with IPv6 only, and none while \
+             bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
+                .to_owned(),
+        ]
     }
 }
 

@@ -17,23 +17,36 @@ use super::iptables::{self, Iptables};
 use super::nfnetlink;
 use super::rules::{Family, Ruleset};
 use super::{policy, settings};
-use crate::datapath::{Datapath, Refusal, Report, Sysctl};
-use crate::model::error::{Context, Error, Result};
+use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
+use crate::model::error::{Context as _, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
+use crate::state::Store;
 pub(crate) use encode::TABLE;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use table::KernelTable;
 
+pub(crate) const BACKEND: Backend = Backend {
+    rung: Rung::Nftables,
+    through_netfilter: true,
+    needs_sources: true,
+    ages_flows: false,
+    probes: &[],
+    usable: probe,
+    open: |_| Ok(Box::new(Nftables)),
+    inspect: |_| Box::new(Nftables),
+    gone_hosts: Vec::new,
+};
+
 #[derive(Debug, Default)]
-pub(crate) struct Nftables;
+struct Nftables;
 
 /// Whether the kernel takes every expression and set that the rung uses: a table of them is added and removed in one
 /// transaction, which no packet sees.
 ///
 /// # Errors
 /// What it refuses.
-pub(crate) fn probe() -> std::result::Result<(), String> {
+fn probe() -> std::result::Result<(), String> {
     let probe = print::program(&print::examples());
     let committed = table::commit(KernelTable::probe(&probe));
     committed.or_else(|e| if e.kind() == ErrorKind::AlreadyExists { Ok(()) } else { Err(e) }).map_err(|e| {
@@ -81,13 +94,14 @@ impl Datapath for Nftables {
         settings::sysctls(desired)
     }
 
-    fn reconcile(&mut self, desired: &Desired, host: &HostView) -> Result<Report> {
+    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
+        let host = context.host;
         let what = || "cannot read the table inet netpath".to_owned();
         let there = KernelTable::read().context(what)?;
         let mut changed =
             settings::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
         // A port is published after it may pass.
-        changed += accept(desired, host)?;
+        changed += accept(desired, context)?;
         let rulesets = compile(desired, host, &there);
         let changes = there.changes(&print::program(&rulesets));
         if changes.is_empty() {
@@ -107,8 +121,19 @@ impl Datapath for Nftables {
     }
 }
 
+/// Flows are in the kernel's connection tracking.
+impl Inspect for Nftables {
+    fn exists(&self) -> bool {
+        nfnetlink::table_handle(TABLE).is_ok_and(|handle| handle.is_some())
+    }
+
+    fn generation(&self, _store: &Store) -> Option<u32> {
+        nfnetlink::generation().ok()
+    }
+}
+
 /// Accepts for netpath's bridges at the end of chains of iptables that drop by policy, and removes what is left of that.
-fn accept(desired: &Desired, host: &HostView) -> Result<usize> {
+fn accept(desired: &Desired, context: &Context<'_>) -> Result<usize> {
     let is_wanted = nfnetlink::iptables_drops().context(|| "cannot list chains of iptables".to_owned())?
         || [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
         || iptables::has_legacy_tables();
@@ -116,7 +141,7 @@ fn accept(desired: &Desired, host: &HostView) -> Result<usize> {
         return Ok(0);
     }
     match Iptables::for_accepts() {
-        Ok(mut iptables) => Ok(iptables.reconcile(desired, host)?.changed),
+        Ok(mut iptables) => Ok(iptables.reconcile(desired, context)?.changed),
         Err(e) => {
             let next = e.next_step().unwrap_or("install the package iptables").to_owned();
             tracing::warn!(

@@ -1,35 +1,15 @@
-//! The flow maps, both halves of a flow folded to one line.
+//! The flow maps as a list, both halves of a flow folded to one line.
 
-use super::Host;
-use crate::datapath::ebpf::expire;
-use crate::datapath::ebpf::maps::{CHUNK, Flows, PinnedMap};
+use super::expire;
+use super::maps::{CHUNK, Flows, PinnedMap};
+use super::pins::Pins;
+use crate::datapath::inspect::Flow;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
-use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct FlowLine {
-    pub protocol: &'static str,
-    /// What began it: `published`, `masqueraded`, `hairpin`, `loopback`.
-    pub origin: &'static str,
-    /// As its first packet was seen.
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
-    /// And as it went on.
-    pub translated_source: SocketAddr,
-    pub translated_destination: SocketAddr,
-    pub state: &'static str,
-    /// Since its last packet; flows write it down every 0.134 s.
-    pub idle_s: u32,
-    /// Until it ends if no packet comes.
-    pub expires_s: u32,
-    /// False: one of its halves was pushed out of the map; it is made again with the next packet.
-    pub whole: bool,
-}
 
 /// One half, with both families' addresses in one type.
 struct Half {
@@ -44,19 +24,16 @@ struct Half {
 ///
 /// # Errors
 /// The maps cannot be read.
-pub fn flows(host: &Host) -> Result<Vec<FlowLine>> {
-    if !host.pins.exist() {
-        return Ok(Vec::new());
-    }
+pub(super) fn flows(pins: &Pins) -> Result<Vec<Flow>> {
     let mut halves = Vec::new();
-    read::<Ipv4>(host, &mut halves)?;
-    read::<Ipv6>(host, &mut halves)?;
+    read::<Ipv4>(pins, &mut halves)?;
+    read::<Ipv6>(pins, &mut halves)?;
     Ok(fold(halves, expire::now()?))
 }
 
-fn read<F: Flows<Addr: Into<IpAddr>>>(host: &Host, halves: &mut Vec<Half>) -> Result<()> {
+fn read<F: Flows<Addr: Into<IpAddr>>>(pins: &Pins, halves: &mut Vec<Half>) -> Result<()> {
     let ends = |t: Tuple<F>| ((t.src.into(), t.sport.value()).into(), (t.dst.into(), t.dport.value()).into());
-    let table = PinnedMap::open(&host.pins, &F::FLOWS)?.dump(CHUNK)?;
+    let table = PinnedMap::open(pins, &F::FLOWS)?.dump(CHUNK)?;
     halves.extend(table.iter().map(|(key, flow)| Half {
         proto: F::protocol_of(key),
         side: F::side_of(key),
@@ -67,13 +44,13 @@ fn read<F: Flows<Addr: Into<IpAddr>>>(host: &Host, halves: &mut Vec<Half>) -> Re
     Ok(())
 }
 
-fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {
+fn fold(halves: Vec<Half>, now: u32) -> Vec<Flow> {
     // The reverse of a half: what it sends out comes back with its ends exchanged, on the side that `next` names.
-    let twin_of = |h: &Half| (h.proto, h.next.reverse_side, h.to.1, h.to.0);
+    let reverse_of = |h: &Half| (h.proto, h.next.reverse_side, h.to.1, h.to.0);
     let keys: std::collections::HashSet<_> = halves.iter().map(|h| (h.proto, h.side, h.from.0, h.from.1)).collect();
     let mut lines = Vec::new();
     for half in &halves {
-        let whole = keys.contains(&twin_of(half));
+        let whole = keys.contains(&reverse_of(half));
         let reply = half.next.state & flow::REPLY_HALF != 0;
         if flow::has_expired(half.proto, &half.next, now) || reply && whole {
             continue;
@@ -82,7 +59,7 @@ fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {
         let (from, to) =
             if reply { ((half.to.1, half.to.0), (half.from.1, half.from.0)) } else { (half.from, half.to) };
         let idle_s = flow::seconds(flow::idle(&half.next, now));
-        lines.push(FlowLine {
+        lines.push(Flow {
             protocol: protocol(half.proto),
             origin: origin(half.next.origin),
             source: from.0,
@@ -99,7 +76,7 @@ fn fold(halves: Vec<Half>, now: u32) -> Vec<FlowLine> {
     lines
 }
 
-pub fn protocol(number: u8) -> &'static str {
+pub(super) fn protocol(number: u8) -> &'static str {
     match number {
         PROTO_TCP => "tcp",
         PROTO_UDP => "udp",
@@ -109,7 +86,7 @@ pub fn protocol(number: u8) -> &'static str {
     }
 }
 
-pub fn origin(number: u8) -> &'static str {
+pub(super) fn origin(number: u8) -> &'static str {
     let reason = Reason::ALL.iter().find(|r| **r as u32 == u32::from(number));
     reason.map_or("unknown", |r| r.word().strip_prefix("flow_").unwrap_or(r.word()))
 }
@@ -158,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_whose_twin_is_gone_is_shown_the_right_way_round() {
+    fn a_reply_whose_reverse_is_gone_is_shown_the_right_way_round() {
         let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
         let lines = fold(vec![back], flow::ticks(100) + 1);
         assert_eq!((CLIENT.parse(), PUBLISHED.parse()), (Ok(lines[0].source), Ok(lines[0].destination)));
