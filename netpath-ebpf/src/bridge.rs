@@ -7,10 +7,10 @@ use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
-use crate::fast_path::{self, FastHeaders};
-use crate::headers::{Fragment, Wire};
+use crate::fast_path;
+use crate::headers::Wire;
 use crate::masquerade::{belongs, subnet_of};
-use crate::packet::Kind;
+use crate::parsed::{FastHeaders, Fragment, Kind};
 use crate::scratch::{PendingFlow, Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};

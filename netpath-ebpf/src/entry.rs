@@ -4,11 +4,13 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
 
-use crate::fast_path::FastHeaders;
+use crate::conclude::conclude;
 use crate::headers::Wire;
-use crate::packet::{self, ETHERNET};
+use crate::packet::ETHERNET;
+use crate::parse::parse;
+use crate::parsed::FastHeaders;
 use crate::scratch::ScratchMut;
-use crate::verdict::{self, NOT_OURS, Verdict};
+use crate::verdict::{NOT_OURS, Verdict};
 
 /// `__sk_buff::protocol`, in network byte order (`include/uapi/linux/if_ether.h`).
 pub const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
@@ -93,9 +95,9 @@ fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
     // SAFETY: the first in this function, and its callers use no scratch.
     let Some(scratch) = &mut (unsafe { ScratchMut::<F>::take() }) else { return NOT_OURS.pack() };
-    if packet::parse(ctx, scratch, W::L3 as u32, u32::from(W::SIDE)) == 0 {
+    if parse(ctx, scratch, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();
     }
     let verdict = W::long(ctx, scratch);
-    verdict::conclude(ctx, scratch, verdict).pack()
+    conclude(ctx, scratch, verdict).pack()
 }

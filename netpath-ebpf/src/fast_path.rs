@@ -13,33 +13,12 @@ use crate::flows::{self, now};
 use crate::half::Half;
 use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Tcp, Udp, View};
+use crate::parsed::FastHeaders;
+use crate::rewrite;
 use crate::scratch::ScratchMut;
 use crate::verdict::{self, Verdict};
 
-/// Headers read at once. Filled in place and passed by reference to save stack.
-pub struct FastHeaders<F: Wire> {
-    /// The key for the flow table, with the hook's side.
-    pub key: F::Key,
-    pub proto: u8,
-    pub ttl: u8,
-    /// IPv4: the header's checksum.
-    pub sum: [u8; 2],
-    tcp_flags: u8,
-    /// Length of the network and transport headers.
-    headers: u32,
-}
-
 impl<F: Wire> FastHeaders<F> {
-    #[inline(always)]
-    pub fn new() -> Self {
-        Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], tcp_flags: 0, headers: 0 }
-    }
-
-    #[inline(always)]
-    pub fn tuple(&self) -> &Tuple<F> {
-        F::tuple(&self.key)
-    }
-
     /// Reads the packet; false: it needs the slow path.
     #[inline(always)]
     pub fn read(&mut self, ctx: &impl View, side: u8) -> bool {
@@ -151,7 +130,7 @@ fn translate<F: Wire>(
     forward: u8,
     addresses: [u32; 3],
 ) -> Option<()> {
-    packet::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
+    rewrite::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
     F::write_plain(ctx, ETHERNET, plain, u8::from(forward != FORWARD_STACK), to)?;
     if forward != FORWARD_NEIGH && forward != FORWARD_STACK {
         *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;

@@ -16,7 +16,7 @@ use netpath_common::{flow, nat_plan};
 
 use crate::half::Half;
 use crate::headers::Wire;
-use crate::packet::{Kind, Packet};
+use crate::parsed::{Kind, Packet};
 use crate::scratch::{PendingFlow, Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, Verdict};

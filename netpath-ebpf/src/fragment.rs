@@ -10,7 +10,7 @@ use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_UPLINK};
 
 use crate::headers::Wire;
-use crate::packet::{Kind, Packet};
+use crate::parsed::{Kind, Packet};
 use crate::scratch::ScratchMut;
 use crate::subprog::subprog;
 

@@ -1,7 +1,7 @@
 //! Per-family definitions for the programs beyond `netpath_common::family`: headers, flow table, helper structs.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup, bpf_sock_tuple};
-use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
@@ -9,10 +9,10 @@ use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
 use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
-use crate::fast_path::FastHeaders;
 use crate::maps;
 use crate::packet::{self, NP_CSUM_IPV6, View};
-use crate::scratch::Scratch;
+use crate::parsed::{FastHeaders, Fragment, Ip};
+use crate::scratch::HasScratch;
 
 /// `include/uapi/linux/in.h`, `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
@@ -20,33 +20,6 @@ const AF_INET6: u8 = 10;
 
 /// IPv6 extension headers walked; with more the packet is not ours.
 const EXTENSIONS: usize = 4;
-
-/// Whether a packet is a fragment.
-#[derive(Clone, Copy, Default, PartialEq)]
-pub enum Fragment {
-    #[default]
-    No,
-    /// With the transport header.
-    First,
-    /// Without the transport header.
-    Later,
-}
-
-/// The fields of the network header that translation needs.
-#[derive(Clone, Copy, Default)]
-pub struct Ip {
-    pub proto: u8,
-    pub ttl: u8,
-    /// IPv4: the header's checksum. IPv6: the payload's length.
-    pub word: [u8; 2],
-    pub fragment: Fragment,
-    /// Identification of a fragment, in packet order.
-    pub id: u32,
-    /// Offset of the transport header from the start of the packet.
-    pub l4: usize,
-    /// Length of the IP packet, from its header.
-    pub len: u32,
-}
 
 /// The fields that the first check of a packet reads.
 pub struct HeaderPeek<F: Family> {
@@ -56,7 +29,7 @@ pub struct HeaderPeek<F: Family> {
     pub dst: F::Addr,
 }
 
-pub trait Wire: Family {
+pub trait Wire: HasScratch {
     /// For log lines.
     type Shown: aya_log_ebpf::macro_support::IpFormatter + aya_log_ebpf::macro_support::Argument;
     fn shown(a: &Self::Addr) -> Self::Shown;
@@ -64,7 +37,6 @@ pub trait Wire: Family {
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     /// Offset of [`Next`] in a flow.
     const NEXT: usize;
-    fn scratch() -> &'static PerCpuArray<Scratch<Self>>;
 
     type FragmentKey;
     fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
@@ -196,11 +168,6 @@ impl Wire for Ipv4 {
     #[inline(always)]
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow> {
         &maps::FLOW4
-    }
-
-    #[inline(always)]
-    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
-        &maps::SCRATCH4
     }
 
     const HEADER: usize = size_of::<Header4>();
@@ -394,11 +361,6 @@ impl Wire for Ipv6 {
     #[inline(always)]
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow> {
         &maps::FLOW6
-    }
-
-    #[inline(always)]
-    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
-        &maps::SCRATCH6
     }
 
     const HEADER: usize = size_of::<Header6>();

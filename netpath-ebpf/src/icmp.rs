@@ -8,17 +8,11 @@ use netpath_common::layout::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
 use crate::flows;
 use crate::half::Half;
-use crate::headers::{Fragment, Ip, Wire};
+use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Echo, Udp};
+use crate::parsed::{Fragment, Quoted};
 use crate::scratch::{Scratch, ScratchMut};
 use crate::subprog::subprog;
-
-/// The quoted packet, and its tuple before translation.
-pub struct Quoted<F: Family> {
-    pub tuple: Tuple<F>,
-    pub ip: Ip,
-    pub to: Tuple<F>,
-}
 
 /// Length of the error's own header.
 const HEADER: usize = 8;

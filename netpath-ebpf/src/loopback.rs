@@ -12,9 +12,9 @@ use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
-use crate::fast_path::{self, FastHeaders};
+use crate::fast_path;
 use crate::headers::Wire;
-use crate::packet::Kind;
+use crate::parsed::{FastHeaders, Kind};
 use crate::scratch::{PendingFlow, Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};

@@ -10,6 +10,7 @@
 #![feature(asm_experimental_arch)]
 
 mod bridge;
+mod conclude;
 mod entry;
 mod fast_path;
 mod flows;
@@ -22,7 +23,10 @@ mod loopback;
 mod maps;
 mod masquerade;
 mod packet;
+mod parse;
+mod parsed;
 mod port_lookup;
+mod rewrite;
 mod scratch;
 mod socket;
 mod subprog;

@@ -9,7 +9,7 @@ use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
 use netpath_common::reason;
 
-use crate::scratch::Scratch;
+use crate::scratch::{HasScratch, Scratch};
 
 /// Only the control plane writes control maps (`include/uapi/linux/bpf.h, BPF_F_RDONLY_PROG`, 5.2).
 const READ_ONLY: u32 = aya_ebpf::bindings::BPF_F_RDONLY_PROG;
@@ -66,6 +66,20 @@ pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLO
 pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "np_desk6")]
 pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+
+impl HasScratch for Ipv4 {
+    #[inline(always)]
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &SCRATCH4
+    }
+}
+
+impl HasScratch for Ipv6 {
+    #[inline(always)]
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>> {
+        &SCRATCH6
+    }
+}
 
 /// An element of a control map; the control plane may rewrite it meanwhile.
 #[inline(always)]

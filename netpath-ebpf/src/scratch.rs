@@ -5,16 +5,20 @@
 use core::ops::{Deref, DerefMut};
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
-use netpath_common::family::Tuple;
+use aya_ebpf::maps::PerCpuArray;
+use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::Next;
 use netpath_common::nat_plan::NewFlow;
 
-use crate::headers::Wire;
-use crate::icmp::Quoted;
-use crate::packet::Packet;
+use crate::parsed::{Packet, Quoted};
+
+/// A family, and its scratch.
+pub trait HasScratch: Family {
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>>;
+}
 
 #[repr(C)]
-pub struct Scratch<F: Wire> {
+pub struct Scratch<F: Family> {
     /// The current packet.
     pub packet: Packet<F>,
     /// The quotation of an ICMP error.
@@ -31,14 +35,14 @@ pub struct Scratch<F: Wire> {
 
 /// Where the packet goes.
 #[repr(C)]
-pub struct Hop<F: Wire> {
+pub struct Hop<F: Family> {
     pub to: Tuple<F>,
     pub next: Next,
 }
 
 /// A flow that is about to be written.
 #[repr(C)]
-pub struct PendingFlow<F: Wire> {
+pub struct PendingFlow<F: Family> {
     pub plan: NewFlow<F>,
     /// Whether ports of the host's sockets are avoided.
     pub spare_sockets: bool,
@@ -57,9 +61,9 @@ pub struct PendingFlow<F: Wire> {
 /// The scratch of one BPF function. It is lent to code inlined into that function and, as a whole, to the global
 /// functions that it calls (`subprog.rs`): these take a `ScratchMut` of their own, while the borrow checker ensures
 /// that the caller holds no reference into its own.
-pub struct ScratchMut<F: Wire>(*mut Scratch<F>);
+pub struct ScratchMut<F: HasScratch>(*mut Scratch<F>);
 
-impl<F: Wire> ScratchMut<F> {
+impl<F: HasScratch> ScratchMut<F> {
     /// # Safety
     /// At most once per BPF function; its callers hold no reference into the scratch.
     #[inline(always)]
@@ -68,7 +72,7 @@ impl<F: Wire> ScratchMut<F> {
     }
 }
 
-impl<F: Wire> Deref for ScratchMut<F> {
+impl<F: HasScratch> Deref for ScratchMut<F> {
     type Target = Scratch<F>;
 
     #[inline(always)]
@@ -79,7 +83,7 @@ impl<F: Wire> Deref for ScratchMut<F> {
     }
 }
 
-impl<F: Wire> DerefMut for ScratchMut<F> {
+impl<F: HasScratch> DerefMut for ScratchMut<F> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Scratch<F> {
         // SAFETY: as above.

@@ -7,7 +7,6 @@ use aya_ebpf::programs::TcContext;
 
 use crate::headers::Wire;
 use crate::scratch::ScratchMut;
-use crate::verdict::NOT_OURS;
 
 /// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of
 /// the right one, to which the whole scratch is lent.
@@ -46,11 +45,6 @@ pub trait Answer {
 
 impl Answer for u32 {
     const NONE: Self = 0;
-}
-
-/// A packed verdict.
-impl Answer for u64 {
-    const NONE: Self = NOT_OURS.pack();
 }
 
 #[inline(always)]

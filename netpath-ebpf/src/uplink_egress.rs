@@ -10,9 +10,10 @@ use netpath_common::layout::{
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
-use crate::fast_path::{self, FastHeaders};
-use crate::headers::{Fragment, Wire};
-use crate::packet::{ETHERNET, Kind, Packet};
+use crate::fast_path;
+use crate::headers::Wire;
+use crate::packet::ETHERNET;
+use crate::parsed::{FastHeaders, Fragment, Kind, Packet};
 use crate::scratch::{Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};

@@ -13,9 +13,10 @@ use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
-use crate::fast_path::{self, FastHeaders};
-use crate::headers::{Fragment, HeaderPeek, Wire};
-use crate::packet::{Kind, View};
+use crate::fast_path;
+use crate::headers::{HeaderPeek, Wire};
+use crate::packet::View;
+use crate::parsed::{FastHeaders, Fragment, Kind};
 use crate::scratch::{PendingFlow, Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};

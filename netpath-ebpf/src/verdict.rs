@@ -1,12 +1,12 @@
-//! Outcome of a packet walk: forwarding, counting and logging.
+//! Outcome of a packet walk, and the steps to it that fast and slow path share.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use aya_log_ebpf::{debug, info};
+use aya_log_ebpf::info;
 use netpath_common::addr::Mac;
-use netpath_common::family::{Family, Tuple};
+use netpath_common::family::Tuple;
 use netpath_common::flow;
 use netpath_common::layout::{
     FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK,
@@ -15,11 +15,11 @@ use netpath_common::layout::{
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 
-use crate::headers::{Fragment, Wire};
-use crate::packet::{self, ETHERNET, Kind, Packet, View};
-use crate::scratch::{Scratch, ScratchMut};
-use crate::subprog::subprog;
-use crate::{fragment, icmp, maps};
+use crate::headers::Wire;
+use crate::maps;
+use crate::packet::{self, View};
+use crate::parsed::Packet;
+use crate::subprog::Answer;
 
 /// The classifier's return value, and the reason.
 #[derive(Clone, Copy)]
@@ -39,6 +39,11 @@ impl Verdict {
     pub const fn unpack(packed: u64) -> Self {
         Self { action: packed as u32 as i32, reason: Reason::at((packed >> 32) as u32) }
     }
+}
+
+/// A packed verdict.
+impl Answer for u64 {
+    const NONE: Self = NOT_OURS.pack();
 }
 
 /// Unchanged to the next program and the stack.
@@ -62,24 +67,6 @@ pub const fn begun(reason: Reason) -> Verdict {
 
 /// The packet is forwarded by the hop in scratch.
 pub const FOLLOWED: Verdict = begun(Reason::Redirected);
-
-/// Ends the walk of a packet: forwards it by its hop if it has one, logs it if it is dropped.
-#[inline(always)]
-pub fn conclude<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, mut verdict: Verdict) -> Verdict {
-    if verdict.action == TC_ACT_REDIRECT {
-        if verdict.reason as u32 != Reason::Redirected as u32 {
-            log_flow(ctx, scratch);
-        }
-        verdict = Verdict::unpack(translate(ctx, scratch, verdict.reason as u32));
-    }
-    if verdict.action == TC_ACT_REDIRECT {
-        verdict = Verdict::unpack(send(ctx, scratch, verdict.reason as u32));
-    }
-    if verdict.action == TC_ACT_SHOT {
-        log_drop(ctx, scratch, verdict.reason as u32);
-    }
-    verdict
-}
 
 #[inline(always)]
 pub fn count(ctx: &impl View, verdict: Verdict) -> i32 {
@@ -146,57 +133,6 @@ pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) 
     packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
-subprog! {
-    /// Translates the packet in scratch for the hop there; gives a packed verdict, to be followed by [`send`].
-    fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
-
-    /// Forwards it; gives a packed verdict.
-    fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
-
-    fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = log_dropped;
-    fn log_flow() -> u32 as np_log_flow4, np_log_flow6 = log_new_flow;
-}
-
-#[inline(always)]
-fn translate_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
-    let Scratch { packet, hop, .. } = &mut **scratch;
-    let next = &mut hop.next;
-    let mut hops = 1;
-    if next.forward == FORWARD_STACK {
-        hops = 0;
-    } else if let Some(reason) = obstacle(ctx, packet, next.forward, next.mtu) {
-        if !can_take_stack(packet, next.forward, reason) {
-            return stack(reason).pack();
-        }
-        next.forward = FORWARD_STACK;
-        hops = 0;
-    }
-    if packet.ip.fragment == Fragment::First {
-        fragment::learn(ctx, scratch);
-    }
-    if scratch.packet.kind == Kind::Error && icmp::restore(ctx, scratch) == 0 {
-        return drop(Reason::DropRewrite).pack();
-    }
-    match packet::rewrite(ctx, &scratch.packet, hops, &scratch.hop.to) {
-        Some(()) => begun(Reason::at(reason)).pack(),
-        None => drop(Reason::DropRewrite).pack(),
-    }
-}
-
-#[inline(always)]
-fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u64 {
-    let (packet, next) = (&scratch.packet, &scratch.hop.next);
-    traffic(ctx, next);
-    if next.forward == FORWARD_STACK {
-        return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
-    }
-    let (forward, addresses) = framed(next);
-    if forward != FORWARD_NEIGH && frame::<F>(ctx, packet, &addresses).is_err() {
-        return drop(Reason::DropRewrite).pack();
-    }
-    Verdict { action: redirect(ctx, next.ifindex, forward), reason: Reason::at(reason) }.pack()
-}
-
 /// Redirects the packet to the device `ifindex`; gives the action.
 #[inline(always)]
 pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
@@ -234,28 +170,6 @@ pub fn addresses(macs: &[Mac; 2]) -> [u32; 3] {
     zerocopy::transmute!(*macs)
 }
 
-/// Writes the hardware addresses, or a whole Ethernet header for a packet without one.
-#[inline(always)]
-fn frame<F: Family>(ctx: &TcContext, packet: &Packet<F>, addresses: &[u32; 3]) -> Result<(), ()> {
-    if packet.l3 == ETHERNET {
-        return packet::store(ctx, 0, addresses, 0);
-    }
-    // SAFETY: pointers into the packet are not kept.
-    if unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET as u32, 0) } != 0 {
-        return Err(());
-    }
-    let protocol: u16 = if F::IS_V4 { 0x0800 } else { 0x86dd };
-    packet::store(ctx, 0, addresses, 0)?;
-    packet::store(ctx, size_of_val(addresses), &protocol.to_be_bytes(), 0)
-}
-
-#[inline(always)]
-fn log_dropped<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u32) -> u32 {
-    let packet = &scratch.packet;
-    log_drop_of::<F>(ctx, reason, packet.ip.proto, &packet.tuple, packet::ifindex(ctx));
-    1
-}
-
 #[inline(always)]
 pub fn log_drop_of<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &Tuple<F>, ifindex: u32) {
     info!(
@@ -269,25 +183,4 @@ pub fn log_drop_of<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &
         t.dport.value(),
         ifindex
     );
-}
-
-#[inline(always)]
-fn log_new_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
-    let plan = &scratch.pending.plan;
-    let (from, to) = (&plan.from, &plan.to);
-    debug!(
-        ctx,
-        "flow origin={} proto={} src={:i} sport={} dst={:i} dport={} to_src={:i} to_sport={} to_dst={:i} to_dport={}",
-        plan.origin,
-        plan.proto,
-        F::shown(&from.src),
-        from.sport.value(),
-        F::shown(&from.dst),
-        from.dport.value(),
-        F::shown(&to.src),
-        to.sport.value(),
-        F::shown(&to.dst),
-        to.dport.value()
-    );
-    1
 }

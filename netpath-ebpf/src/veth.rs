@@ -8,9 +8,10 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::layout::{SIDE_BRIDGE, is_outward};
 
 use crate::entry::Walk;
-use crate::fast_path::{self, FastHeaders};
+use crate::fast_path;
 use crate::headers::Wire;
 use crate::packet;
+use crate::parsed::FastHeaders;
 use crate::scratch::ScratchMut;
 use crate::verdict::{self, NOT_OURS, Verdict};
 

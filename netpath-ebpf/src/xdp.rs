@@ -17,10 +17,11 @@ use netpath_common::layout::{FORWARD_XDP, NET_DIRECT, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6};
-use crate::fast_path::{self, FastHeaders};
+use crate::fast_path;
 use crate::half::Half;
 use crate::headers::Wire;
 use crate::packet::{self, ETHERNET, Udp, View};
+use crate::parsed::FastHeaders;
 use crate::verdict::{self, Verdict};
 use crate::{maps, masquerade, port_lookup, uplink_ingress};
 

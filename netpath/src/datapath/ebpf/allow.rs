@@ -3,7 +3,7 @@
 //! A list's number is a hash of its content. So a number never means two lists in turn, and rules that are still
 //! reachable keep theirs while other lists change.
 
-use super::compile::mapped;
+use super::addr::{mapped, prefix};
 use ipnet::IpNet;
 use netpath_common::layout::AllowKey;
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ fn hash(list: &[IpNet]) -> u32 {
 /// The prefixes over v4-mapped addresses. An IPv6 prefix that contains the v4-mapped range is split around it.
 fn prefixes(net: &IpNet) -> Vec<(u32, [u8; 16])> {
     const CORNER: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
-    let (len, base) = super::compile::prefix(net);
+    let (len, base) = prefix(net);
     let IpNet::V6(v6) = net else { return vec![(len, base)] };
     if !v6.contains(&std::net::Ipv6Addr::from(CORNER)) {
         return vec![(len, base)];

@@ -3,28 +3,22 @@
 
 use super::clsact::Tc;
 use super::compile::Tables;
+use super::monitor_lock::{SHORTCUTS, doubt_shortcuts, monitor_is_alive, update};
 use super::pins::Pins;
 use super::tc_mode::TcMode;
 use super::{cgroup, loader, sys, xdp};
 use crate::model::error::{Context, Error, Result};
-use aya::programs::{ProgramFd, ProgramInfo};
+use aya::programs::ProgramFd;
 use netpath_common::layout::{self, program};
-use nix::fcntl::{Flock, FlockArg};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Mark: the interface that follows may have filters of netpath.
-const FILTERS: &str = "clsact-";
+pub(super) const FILTERS: &str = "clsact-";
 /// Mark: netpath made the clsact qdisc of the interface that follows.
 const QDISC: &str = "qdisc-";
-
-/// Mark: the filters of all marked veths run the program with the id that follows.
-const SHORTCUTS: &str = "shortcuts-";
 
 /// A classifier in one direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -248,15 +242,6 @@ fn attach(prog: &ProgramFd, ifindex: u32, place: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Another program runs there: an older build's, or a monitor's. A running monitor keeps its own.
-pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &ProgramFd, id: u32) -> Result<usize> {
-    if runs == id || monitor_is_alive(pins) {
-        return Ok(0);
-    }
-    sys::link_update(link, prog).context(|| format!("cannot replace {name} in place"))?;
-    Ok(1)
-}
-
 fn sockets(pins: &Pins, programs: &mut Programs) -> Result<usize> {
     let mut root: Option<OwnedFd> = None;
     let mut changed = 0;
@@ -337,11 +322,6 @@ fn filters(pins: &Pins, wanted: &BTreeSet<TcHook>, programs: &mut Programs) -> s
     Ok(changed)
 }
 
-/// The next reconcile reads every filter.
-fn doubt_shortcuts(pins: &Pins) -> Result<()> {
-    pins.marks(SHORTCUTS).iter().try_for_each(|id| pins.unmark(&format!("{SHORTCUTS}{id}")))
-}
-
 /// An interface that `is_new` has no filter of netpath.
 fn filter(
     pins: &Pins,
@@ -389,132 +369,4 @@ fn filter(
         pins.mark(&mark)?;
     }
     Ok(1)
-}
-
-/// An attached program, as the kernel reports it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Attached {
-    pub program: String,
-    /// `None` = the cgroup root.
-    pub ifindex: Option<u32>,
-    pub egress: bool,
-    pub by: By,
-    /// Runs the pinned program; otherwise a monitor's or an older build's.
-    pub pinned: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum By {
-    Tcx,
-    Clsact,
-    Cgroup,
-    Xdp,
-}
-
-/// Everything that is attached. Read-only.
-pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
-    let mut all = Vec::new();
-    for name in pins.names("link") {
-        let path = pins.link(&name);
-        let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? else { continue };
-        let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
-        let program = name.split('-').next().unwrap_or_default().to_owned();
-        let (ifindex, by) = match (info.tcx_ifindex(), info.xdp_ifindex(), info.cgroup_id()) {
-            (Some(0), ..) | (_, Some(0), _) | (.., Some(0)) => continue,
-            (Some(ifindex), ..) => (Some(ifindex), By::Tcx),
-            (_, Some(ifindex), _) => (Some(ifindex), By::Xdp),
-            _ => (None, By::Cgroup),
-        };
-        let egress = program == program::UPLINK_OUT;
-        all.push(Attached { pinned: runs_pinned(pins, &program, info.prog_id), program, ifindex, egress, by });
-    }
-    let marked = pins.marks(FILTERS);
-    if !marked.is_empty() {
-        let mut tc = Tc::open()?;
-        for ifindex in marked.iter().filter_map(|n| n.parse::<u32>().ok()) {
-            for egress in [false, true] {
-                let found = tc.our_filter(ifindex, egress);
-                if let Some(f) = found.context(|| format!("cannot read filters of interface {ifindex}"))? {
-                    let pinned = runs_pinned(pins, &f.name, f.prog_id.unwrap_or(0));
-                    all.push(Attached { program: f.name, ifindex: Some(ifindex), egress, by: By::Clsact, pinned });
-                }
-            }
-        }
-    }
-    all.sort();
-    Ok(all)
-}
-
-fn runs_pinned(pins: &Pins, name: &str, id: u32) -> bool {
-    ProgramInfo::from_pin(pins.prog(name)).is_ok_and(|pinned| pinned.id() == id)
-}
-
-/// Replaces an attached program of the same name. False if it was no longer attached.
-pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
-    let what = || format!("cannot replace {} in place", hook.program);
-    if let (By::Clsact, Some(ifindex)) = (hook.by, hook.ifindex) {
-        let set = Tc::open()?.set_filter(ifindex, hook.egress, prog, &hook.program);
-        return match set {
-            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(false),
-            other => other.map(|()| true).context(what),
-        };
-    }
-    let name = hook.ifindex.map_or_else(|| hook.program.clone(), |i| format!("{}-{i}", hook.program));
-    match sys::open_pin(&pins.link(&name)).context(what)? {
-        None => Ok(false),
-        Some(link) => match sys::link_update(link, prog) {
-            // The interface is gone (`kernel/bpf/tcx.c, tcx_link_update()`, `net/core/dev.c, bpf_xdp_link_update()`).
-            Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
-            other => other.map(|()| true).context(what),
-        },
-    }
-}
-
-const TAKE_TRIES: usize = 20;
-const TAKE_PAUSE: Duration = Duration::from_millis(2);
-
-/// Held by `netpath monitor` while its own programs replace the pinned ones.
-pub struct MonitorLock {
-    dir: Flock<File>,
-    path: PathBuf,
-}
-
-impl MonitorLock {
-    /// `None` = another monitor holds it.
-    ///
-    /// # Errors
-    /// The pins cannot be opened or locked.
-    pub fn take(pins: &Pins) -> Result<Option<Self>> {
-        let path = pins.root().join("prog");
-        let mut dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
-        // A command that tests for a running monitor holds the lock for microseconds.
-        for _ in 0..TAKE_TRIES {
-            dir = match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
-                Ok(dir) => {
-                    // After a kill, the next command checks every hook.
-                    doubt_shortcuts(pins)?;
-                    return Ok(Some(Self { dir, path }));
-                }
-                Err((dir, nix::errno::Errno::EWOULDBLOCK)) => dir,
-                Err((_, e)) => return Err(Error::new(format!("cannot lock {}", path.display())).because(e)),
-            };
-            std::thread::sleep(TAKE_PAUSE);
-        }
-        Ok(None)
-    }
-
-    /// Whether the pins are still those that were locked. They are replaced, with other maps, after the last
-    /// container.
-    pub fn holds(&self) -> bool {
-        let id = |m: std::fs::Metadata| (m.dev(), m.ino());
-        match (self.dir.metadata(), std::fs::metadata(&self.path)) {
-            (Ok(ours), Ok(there)) => id(ours) == id(there),
-            _ => false,
-        }
-    }
-}
-
-pub(super) fn monitor_is_alive(pins: &Pins) -> bool {
-    let Ok(dir) = File::open(pins.root().join("prog")) else { return false };
-    matches!(Flock::lock(dir, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }

@@ -6,7 +6,8 @@
 //! costs one rule, independent of its number of ports, and one more for each port where the rest of its chain
 //! changes.
 
-use super::{allow, subnet_bitmap, xdp};
+use super::addr::{mapped, prefix};
+use super::{allow, subnet_bitmap, xdp_policy};
 use crate::model::{
     Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp,
 };
@@ -79,7 +80,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
     for link in all.into_values().take(layout::UPLINKS as usize) {
         tables.uplinks.insert(link.index, uplink(link, link.master.is_some()));
         if link.mac.is_some()
-            && let Some(asked) = xdp::asked(desired.bridged().map(|(r, _)| &r.network), link)
+            && let Some(asked) = xdp_policy::asked(desired.bridged().map(|(r, _)| &r.network), link)
         {
             tables.xdp.insert(link.index, asked);
         }
@@ -126,18 +127,6 @@ pub(super) fn publish_all<'a>(endpoints: impl Iterator<Item = (&'a Record, u32)>
         let offers = publishes(endpoints.clone(), proto, number, &mut tables.allow);
         chain(&offers, number, tables);
     }
-}
-
-pub fn mapped(address: IpAddr) -> Addr {
-    match address {
-        IpAddr::V4(a) => Addr::v4(a.octets()),
-        IpAddr::V6(a) => Addr::v6(a.octets()),
-    }
-}
-
-pub fn prefix(net: &IpNet) -> (u32, [u8; 16]) {
-    let bits = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { 96 } else { 0 };
-    (bits, mapped(net.network()).0)
 }
 
 /// Uplinks: interfaces with an address that belong neither to a bridge or bond nor to netpath itself. Members of a

@@ -2,6 +2,7 @@
 //!
 //! Programs keep running, and treat an expired flow as absent on their own: this only frees memory.
 
+use super::flow_pair::reverse_of;
 use super::maps::{self, CHUNK, Flows, PinnedMap};
 use super::pins::Pins;
 use super::sys;
@@ -10,7 +11,6 @@ use crate::model::error::{Context, Error, Result};
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, program};
-use netpath_common::nat_plan;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::HashSet;
 use std::fs::File;
@@ -81,18 +81,6 @@ fn flows<F: Flows>(
             return Ok((removed, next));
         }
     }
-}
-
-/// The key of the other entry of a flow, and that entry if it exists: its slot may belong to a flow that has taken
-/// the port over.
-pub(super) fn reverse_of<F: Flows>(
-    map: &PinnedMap<F::Key, F::Flow>,
-    key: &F::Key,
-    half: &F::Flow,
-) -> Result<(F::Key, Option<F::Flow>)> {
-    let other = nat_plan::other_key::<F>(half, F::protocol_of(key));
-    let found = map.get(&other)?;
-    Ok((other, found.filter(|f| F::next(f).reverse_side == F::side_of(key) && nat_plan::leads_back::<F>(f, key))))
 }
 
 /// Removes both entries of a flow unless one was used, however recently: then both stay.

@@ -1,6 +1,7 @@
 //! The pinned programs and maps of one host, for readers. Nothing is made, mounted or repaired to answer a question.
 
-use super::attach::{self, By};
+use super::attach::wanted;
+use super::attached::{Attached, By, attached};
 use super::compile::compile;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
@@ -34,7 +35,7 @@ impl Inspect for Pinned {
     }
 
     fn hooks(&self) -> Result<Vec<Hook>> {
-        let hook = |hook: attach::Attached| Hook {
+        let hook = |hook: Attached| Hook {
             ifindex: hook.ifindex,
             egress: hook.egress,
             by: match hook.by {
@@ -46,7 +47,7 @@ impl Inspect for Pinned {
             replaced: !hook.pinned,
             program: hook.program,
         };
-        Ok(attach::attached(&self.0)?.into_iter().map(hook).collect())
+        Ok(attached(&self.0)?.into_iter().map(hook).collect())
     }
 
     fn refused_hooks(&self) -> Vec<RefusedHook> {
@@ -148,7 +149,7 @@ impl Pinned {
     /// Interfaces that are not served, and programs that are not attached.
     fn missing(&self, desired: &Desired, host: &HostView) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
-        let attached = attach::attached(&self.0)?;
+        let there = attached(&self.0)?;
         let tables = compile(desired, host, false);
         if let Some(first) = tables.unserved.first() {
             let count = tables.unserved.len();
@@ -157,11 +158,11 @@ impl Pinned {
                 next: "remove addresses from interfaces that need none, or set NETPATH_DATAPATH=iptables".into(),
             });
         }
-        let tc = attach::wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
+        let tc = wanted(&tables).into_iter().map(|h| (h.program, h.ifindex));
         let early = tables.xdp.keys().map(|ifindex| (program::XDP_IN, *ifindex));
         let refused = xdp::refused(&self.0);
         for (name, ifindex) in tc.chain(early) {
-            if attached.iter().any(|a| a.program == name && a.ifindex == Some(ifindex)) {
+            if there.iter().any(|a| a.program == name && a.ifindex == Some(ifindex)) {
                 continue;
             }
             let missing = format!("{name} is not attached to {}", host.interface(ifindex));

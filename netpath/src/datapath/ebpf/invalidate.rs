@@ -1,7 +1,7 @@
 //! Removes flows and sockets of removed endpoints, since a new container with the same address must not inherit them,
 //! and flows with an address or an uplink that the host no longer has.
 
-use super::expire::reverse_of;
+use super::flow_pair::reverse_of;
 use super::maps::{self, CHUNK, Flows, PinnedMap, Shape};
 use super::pins::Pins;
 use crate::model::error::Result;

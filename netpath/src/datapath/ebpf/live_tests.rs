@@ -423,7 +423,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     let desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)]]);
     host.reconcile(&desired);
     let pins = host.pins();
-    let all_pinned = || attach::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
+    let all_pinned = || attached::attached(&pins).expect("hooks").iter().all(|h| h.pinned);
     assert!(all_pinned());
     let older = || {
         pins.unmark(&format!("{}{}", pins::OBJECT, loader::DIGEST)).expect("unmarked");
@@ -434,8 +434,8 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     assert!(all_pinned(), "links run the programs that were loaded last");
     assert_eq!(vec![loader::DIGEST.to_owned()], pins.marks(pins::OBJECT));
 
-    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
-    assert!(attach::MonitorLock::take(&pins).expect("a lock").is_none());
+    let monitor = monitor_lock::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
+    assert!(monitor_lock::MonitorLock::take(&pins).expect("a lock").is_none());
     older();
     host.reconcile(&desired);
     assert!(!all_pinned(), "programs were taken from a living monitor");
@@ -443,7 +443,7 @@ fn another_build_takes_over_in_place_and_a_monitor_is_left_alone() {
     drop(monitor);
     host.reconcile(&desired);
     assert!(all_pinned());
-    let monitor = attach::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
+    let monitor = monitor_lock::MonitorLock::take(&pins).expect("a lock").expect("no other monitor");
     host.reconcile(&Desired::default());
     assert!(!monitor.holds());
     host.reconcile(&desired);
@@ -461,11 +461,11 @@ fn a_monitor_starts_while_commands_ask_for_one() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    attach::monitor_is_alive(&pins);
+                    monitor_lock::monitor_is_alive(&pins);
                 }
             });
         }
-        let failed = (0..200).filter(|_| attach::MonitorLock::take(&pins).expect("a lock").is_none()).count();
+        let failed = (0..200).filter(|_| monitor_lock::MonitorLock::take(&pins).expect("a lock").is_none()).count();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(0, failed, "of 200");
     });

@@ -4,14 +4,17 @@
 //! loads maps and programs, `compile` computes the contents of the maps, `map_sync` writes them, `attach` attaches.
 //! Walks: docs/architecture.md.
 
+mod addr;
 mod allow;
 mod attach;
+mod attached;
 mod cgroup;
 mod clsact;
 mod compile;
 mod expire;
 mod flow_list;
 mod flow_mtu;
+mod flow_pair;
 mod handover;
 mod inspect;
 mod invalidate;
@@ -21,6 +24,7 @@ mod map_sync;
 mod maps;
 mod migrate_flows;
 mod monitor;
+mod monitor_lock;
 mod pins;
 mod ports;
 mod probe;
@@ -30,6 +34,7 @@ mod sys;
 mod tc_mode;
 mod traffic;
 mod xdp;
+mod xdp_policy;
 
 use super::filter::Foreign;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
@@ -85,7 +90,7 @@ impl Datapath for Ebpf {
 
     /// A veth takes redirected XDP frames only with GRO.
     fn needs_gro(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
-        xdp::is_on_somewhere(network, host)
+        xdp_policy::is_on_somewhere(network, host)
     }
 
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {

@@ -2,11 +2,13 @@
 //! of the same object that report replace them, link by link and without a gap.
 //!
 //! A lock on the pins tells other commands that a monitor is alive. When the lock is gone, in whatever way, the next of
-//! them restores the installed programs (`attach.rs`).
+//! them restores the installed programs (`monitor_lock.rs`).
 
+use super::attached::{attached, replace};
 use super::flow_list::{origin, protocol};
+use super::loader;
+use super::monitor_lock::MonitorLock;
 use super::pins::Pins;
-use super::{attach, loader};
 use crate::datapath::inspect::{Event, Level, Monitor, Sink};
 use crate::model::error::{Context, Error, Result};
 use aya::Ebpf;
@@ -31,7 +33,7 @@ fn what() -> String {
 /// # Errors
 /// Another monitor runs, or the programs cannot be loaded.
 pub(super) fn start(pins: &Pins, level: Level, sink: Sink) -> Result<Box<dyn Monitor>> {
-    let Some(lock) = attach::MonitorLock::take(pins)? else {
+    let Some(lock) = MonitorLock::take(pins)? else {
         return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
     };
     let mut programs = loader::load(pins, number(level))?;
@@ -42,7 +44,7 @@ pub(super) fn start(pins: &Pins, level: Level, sink: Sink) -> Result<Box<dyn Mon
 
 struct Reporting {
     pins: Pins,
-    lock: attach::MonitorLock,
+    lock: MonitorLock,
     programs: Ebpf,
     logger: EbpfLogger<Parser>,
 }
@@ -60,9 +62,9 @@ impl Monitor for Reporting {
         if !self.lock.holds() {
             return Ok(false);
         }
-        for hook in attach::attached(&self.pins)?.iter().filter(|h| h.pinned) {
+        for hook in attached(&self.pins)?.iter().filter(|h| h.pinned) {
             if let Some(program) = self.programs.program(&hook.program) {
-                attach::replace(&self.pins, hook, program.fd().context(what)?)?;
+                replace(&self.pins, hook, program.fd().context(what)?)?;
             }
         }
         Ok(true)
@@ -72,9 +74,9 @@ impl Monitor for Reporting {
         if !self.lock.holds() {
             return Ok(());
         }
-        for hook in attach::attached(&self.pins)?.iter().filter(|h| !h.pinned) {
+        for hook in attached(&self.pins)?.iter().filter(|h| !h.pinned) {
             let (program, _) = loader::program(&self.pins, &hook.program)?;
-            attach::replace(&self.pins, hook, program)?;
+            replace(&self.pins, hook, program)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Options and counters in the maps of a real kernel.
 
-use super::compile::mapped;
+use super::addr::mapped;
 use super::live_tests::Host;
 use super::*;
 use crate::datapath::netfilter::iptables::Iptables;

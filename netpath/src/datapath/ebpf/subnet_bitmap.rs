@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     fn may_hold(words: &[u64], address: &str) -> bool {
-        let (word, bit) = subnet_hint(&super::super::compile::mapped(address.parse().expect("an address")));
+        let (word, bit) = subnet_hint(&super::super::addr::mapped(address.parse().expect("an address")));
         words[word as usize] & bit != 0
     }
 

@@ -5,49 +5,15 @@
 //! would cost more than the classifiers.
 
 use super::pins::Pins;
-use super::{attach, loader, sys};
+use super::{loader, monitor_lock, sys};
+use crate::model::Xdp;
 use crate::model::error::{Context, Result};
-use crate::model::{HostLink, HostView, Network, Xdp};
 use netpath_common::layout::program::XDP_IN;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// Drivers with which `netpath.xdp=auto` is on, because the bench was faster: none yet. Not veth: each frame is an
-/// skb first and becomes one again, and the sender loses TSO (docs/performance.md).
-const FASTER: &[&str] = &[];
-
 /// Mark: `refused-<ifindex>-<errno>`.
 const REFUSED: &str = "refused-";
-
-/// The setting that enables the program at this uplink; `None`: there is none.
-pub fn asked<'a>(networks: impl Iterator<Item = &'a Network>, uplink: &HostLink) -> Option<Xdp> {
-    let faster = uplink.driver.as_deref().is_some_and(|d| FASTER.contains(&d));
-    strongest(networks.filter(|n| !n.internal).map(|n| n.xdp), faster)
-}
-
-/// One network that enables it suffices: the program does nothing that the classifiers would not do.
-fn strongest(all: impl Iterator<Item = Xdp>, faster: bool) -> Option<Xdp> {
-    let mut asked = None;
-    for xdp in all {
-        match xdp {
-            Xdp::On => return Some(Xdp::On),
-            Xdp::Auto if faster => asked = Some(Xdp::Auto),
-            Xdp::Auto | Xdp::Off => {}
-        }
-    }
-    asked
-}
-
-/// Whether any uplink of the host can have the program for this network.
-///
-/// # Errors
-/// `host` cannot be read; it is read only if necessary.
-pub fn is_on_somewhere(network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
-    if network.internal || network.xdp == Xdp::Off || (network.xdp == Xdp::Auto && FASTER.is_empty()) {
-        return Ok(false);
-    }
-    Ok(network.xdp == Xdp::On || host()?.links.iter().any(|l| asked(std::iter::once(network), l).is_some()))
-}
 
 /// Whether a link's pin is of this program.
 pub fn is_pin(name: &str) -> bool {
@@ -100,7 +66,7 @@ fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
     if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
         let info = sys::link_info(&link).context(|| format!("cannot read {}", path.display()))?;
         if info.xdp_ifindex() == Some(ifindex) {
-            return attach::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
+            return monitor_lock::update(pins, XDP_IN, &link, info.prog_id, &prog, id).map(Ok);
         }
         // The interface is gone, and another one has its index.
         pins.unpin(&path)?;
@@ -178,17 +144,6 @@ pub fn refused(pins: &Pins) -> Vec<Refused> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_network_that_has_it_on_is_enough_and_auto_takes_what_is_faster() {
-        let of = |all: &[Xdp], faster| strongest(all.iter().copied(), faster);
-        for faster in [false, true] {
-            assert_eq!(None, of(&[], faster));
-            assert_eq!(None, of(&[Xdp::Off], faster));
-            assert_eq!(Some(Xdp::On), of(&[Xdp::Off, Xdp::Auto, Xdp::On], faster));
-            assert_eq!(faster.then_some(Xdp::Auto), of(&[Xdp::Off, Xdp::Auto], faster));
-        }
-    }
 
     #[test]
     fn pins_are_known_by_name() {
