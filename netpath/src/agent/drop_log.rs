@@ -7,25 +7,25 @@ use std::collections::BTreeMap;
 pub(super) struct DropLog(BTreeMap<&'static str, u64>);
 
 impl DropLog {
-    /// Earlier drops are not reported.
+    /// Earlier drops are not logged.
     pub(super) fn begin() -> Self {
         Self(counted().unwrap_or_default())
     }
 
-    /// Tells what has come on top since the last time.
+    /// Logs the drops since the last call.
     pub(super) fn say(&mut self) {
         let Some(now) = counted() else { return };
-        let news: Vec<String> = now
+        let new: Vec<String> = now
             .iter()
-            // Fewer: the maps were made anew.
+            // Fewer: the maps were recreated.
             .map(|(reason, packets)| {
                 (reason, packets.checked_sub(*self.0.get(reason).unwrap_or(&0)).unwrap_or(*packets))
             })
             .filter(|(_, more)| *more > 0)
             .map(|(reason, more)| format!("{more} {reason}"))
             .collect();
-        if !news.is_empty() {
-            tracing::info!("packets dropped: {}", news.join(", "));
+        if !new.is_empty() {
+            tracing::info!("packets dropped: {}", new.join(", "));
         }
         self.0 = now;
     }

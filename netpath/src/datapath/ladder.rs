@@ -1,4 +1,4 @@
-//! Which rung serves this host, and why not the ones above it. Decided by trying, never by a version number.
+//! Which rung serves this host, and why not the rungs above it. Decided by probes, never by version numbers.
 
 use super::netfilter::{iptables, nftables};
 use super::{Backend, Datapath, Inspect, ebpf, none};
@@ -8,7 +8,7 @@ use crate::model::error::{Error, Result};
 /// The rungs, best first. A new one is its directory, and a line here.
 pub const LADDER: [&Backend; 4] = [&ebpf::BACKEND, &nftables::BACKEND, &iptables::BACKEND, &none::BACKEND];
 
-/// What the user asked for.
+/// The datapath that the user asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Choice {
     /// The best that works.
@@ -18,7 +18,7 @@ pub enum Choice {
     Only(Rung),
 }
 
-/// The rung to use, and for each one passed over the reason, best first.
+/// The rung to use, and the reason for each rejected one, best first.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Chosen {
     pub rung: Rung,
@@ -26,7 +26,7 @@ pub struct Chosen {
 }
 
 /// Chooses a rung. `kept` is the rung that containers of this host already use: it stays until the last of them is
-/// gone, since a flow belongs to one table, and another choice takes effect after that.
+/// gone, since a flow belongs to one table; another choice takes effect after that.
 ///
 /// # Errors
 /// The rung asked for cannot be used here; nothing was changed.
@@ -57,7 +57,7 @@ pub fn through_netfilter() -> impl Iterator<Item = Rung> {
 /// The datapath behind `rung` on the host with this cookie. Changes nothing yet.
 ///
 /// # Errors
-/// What it needs and this host does not have.
+/// A requirement that this host does not meet.
 pub fn open(rung: Rung, host: u64) -> Result<Box<dyn Datapath>> {
     (backend(rung).open)(host)
 }

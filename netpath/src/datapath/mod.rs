@@ -54,7 +54,7 @@ pub struct Context<'a> {
     pub lock: &'a Lock,
 }
 
-/// A feature that a rung cannot give, told before anything is changed.
+/// A feature that a rung cannot give, known before anything is changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// "publish 5000/sctp as 6000/sctp"

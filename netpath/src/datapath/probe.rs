@@ -1,4 +1,4 @@
-//! What the kernel can do, found by doing it. A version number explains an answer and never gives one.
+//! Probes of the kernel: each tries the feature itself. A version number explains an answer and never gives one.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ impl fmt::Display for Kernel {
 pub enum Answer {
     Yes,
     No(String),
-    /// The question itself failed.
+    /// The probe itself failed.
     Unknown(io::Error),
 }
 
@@ -25,7 +25,7 @@ pub enum Answer {
 pub struct Probe {
     pub name: &'static str,
     pub since: Kernel,
-    /// What there is in its place where the answer is no.
+    /// The substitute where the answer is no.
     pub without: &'static str,
     pub run: fn() -> Answer,
 }

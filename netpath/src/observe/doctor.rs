@@ -1,4 +1,4 @@
-//! The ladder with the reason for each step, every probe with its answer, and what is not as it should be.
+//! The ladder with the reason for each step, every probe with its answer, and faults.
 
 use super::Host;
 use crate::datapath::filter::{self, At, Chain, Foreign};
@@ -14,7 +14,7 @@ use serde::Serialize;
 #[derive(Serialize)]
 pub struct Report {
     pub version: u32,
-    /// In use, or the one that the first container will get.
+    /// In use, or the rung that the first container will get.
     pub rung: Option<Rung>,
     pub in_use: bool,
     pub ladder: Vec<Step>,
@@ -29,7 +29,7 @@ pub struct Report {
     pub notes: Vec<String>,
     /// `None`: it does not run.
     pub firewalld: Option<firewalld::Report>,
-    /// Empty = all is well.
+    /// Empty = no fault.
     pub findings: Vec<Finding>,
 }
 
@@ -126,7 +126,7 @@ impl FirstThroughNetfilter {
 
 fn path(foreign: &Foreign) -> PathReport {
     let (path, why) = match foreign.chains() {
-        Err(e) => ("edge", format!("because what filters forwarded packets cannot be told: {e}")),
+        Err(e) => ("edge", format!("because the filters of forwarded packets cannot be listed: {e}")),
         Ok(chains) => match chains.iter().find(|c| c.filters_forwarding()) {
             Some(chain) => ("edge", format!("because {chain}")),
             None => ("offload", "since nothing on this host filters forwarded packets".to_owned()),
@@ -143,7 +143,7 @@ fn firewalld_report(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Fi
     if rung == Some(Rung::None) {
         return Some(report);
     }
-    for (subnet, zone) in report.astray() {
+    for (subnet, zone) in report.misplaced() {
         findings.push(match zone {
             Some(zone) => Finding {
                 what: format!("firewalld treats container subnet {subnet} by zone {zone}, in which others have put it"),

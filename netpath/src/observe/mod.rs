@@ -22,7 +22,7 @@ pub struct Host {
 
 impl Host {
     /// # Errors
-    /// The namespace cannot be told from others.
+    /// The namespace cannot be identified.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
         Ok(Self { cookie, store: Store::of(cookie) })

@@ -1,4 +1,4 @@
-//! Which host ports lead where, and who waits behind whom.
+//! Published ports, their containers, and which of two containers with the same port is served.
 
 use super::Host;
 use crate::model::error::Result;
@@ -16,7 +16,7 @@ pub struct PortLine {
     pub network: String,
     pub container_addresses: Vec<std::net::IpAddr>,
     pub container_port: u16,
-    /// The owner that answers in its place on ports both publish; absent = it answers on all of its own.
+    /// The container that is served on ports both publish; absent = it is served on all of its own.
     pub behind: Option<String>,
 }
 
@@ -35,7 +35,7 @@ fn lines(records: &[Record]) -> Vec<PortLine> {
             let older = records.iter().filter(|o| o.order < record.order && o.links.is_some());
             let behind = older
                 .filter(|o| shares_a_family(o, record))
-                .find(|o| o.publishes.iter().any(|p| takes_from(p, publish)))
+                .find(|o| o.publishes.iter().any(|p| overlaps(p, publish)))
                 .map(|o| o.container.label());
             lines.push(PortLine {
                 host: shown(publish.bind),
@@ -69,8 +69,8 @@ fn shares_a_family(a: &Record, b: &Record) -> bool {
         || a.endpoint.first_v6().is_some() && b.endpoint.first_v6().is_some()
 }
 
-/// Both ask for the same ports of the same addresses.
-fn takes_from(older: &Publish, younger: &Publish) -> bool {
+/// Whether both publish the same ports of the same addresses.
+fn overlaps(older: &Publish, younger: &Publish) -> bool {
     let range = |p: &Publish| (u32::from(p.host_port()), u32::from(p.host_port()) + u32::from(p.count()));
     let ((a, a_end), (b, b_end)) = (range(older), range(younger));
     let same_place = match (older.bind, younger.bind) {
@@ -87,7 +87,7 @@ mod tests {
     use crate::model::fixtures::{at, record, tcp};
 
     #[test]
-    fn the_younger_of_two_waits_behind_the_older() {
+    fn of_two_with_the_same_port_the_older_is_served() {
         let old = record(1, &["10.88.0.2/16"], vec![tcp(HostBind::AnyV4, 8000, 80, 100)]);
         let young =
             record(2, &["10.88.0.3/16"], vec![tcp(HostBind::Any, 8080, 80, 1), tcp(at("192.0.2.1"), 8081, 80, 1)]);

@@ -1,4 +1,4 @@
-//! The rung in use and why, what is attached where, and what was counted.
+//! The rung in use and why, attached programs, and counters.
 
 use super::Host;
 use super::traffic::{self, NetworkLine};

@@ -149,17 +149,17 @@ mod tests {
             drops: false,
             accepted: false,
         };
-        let told = |wish, edge, filter: Option<&Chain>| {
+        let shown = |wish, edge, filter: Option<&Chain>| {
             let (path, why) = path(wish, edge, filter);
             format!("{path}, {why}")
         };
         assert_eq!(
             "edge, because table inet firewalld chain filter_FORWARD filters forwarded packets",
-            told(Way::Auto, true, Some(&mine))
+            shown(Way::Auto, true, Some(&mine))
         );
-        assert_eq!("offload, nothing on this host filters forwarded packets", told(Way::Auto, false, None));
-        assert_eq!("edge, as the network asks: netpath.path=edge", told(Way::Edge, true, None));
-        assert!(told(Way::Offload, false, Some(&mine)).contains("past it, table inet firewalld"));
-        assert!(told(Way::Auto, false, Some(&mine)).starts_with("offload, edge from the next"));
+        assert_eq!("offload, nothing on this host filters forwarded packets", shown(Way::Auto, false, None));
+        assert_eq!("edge, as the network asks: netpath.path=edge", shown(Way::Edge, true, None));
+        assert!(shown(Way::Offload, false, Some(&mine)).contains("past it, table inet firewalld"));
+        assert!(shown(Way::Auto, false, Some(&mine)).starts_with("offload, edge from the next"));
     }
 }

@@ -10,9 +10,9 @@ use crate::state::Store;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// A command sweeps a little when no sweep has run for so long.
+/// A command expires some flows when that was last done so long ago.
 const EVERY: Duration = Duration::from_secs(60);
-/// And for no longer than this, with what it takes to open the maps on top.
+/// Time limit of that, without the time to open the maps.
 const LITTLE: Duration = Duration::from_millis(1);
 
 /// What was removed.
@@ -30,7 +30,7 @@ pub struct Removed {
     pub hosts: usize,
 }
 
-/// Removes everything that is of no use to anybody. A second call finds nothing.
+/// Removes all leftovers. A second call finds nothing.
 ///
 /// # Errors
 /// What could not be read or removed.
@@ -43,7 +43,7 @@ pub fn gc() -> Result<Removed> {
     if leftovers {
         session.lock = Some(session.site.store.lock(&super::signal::seen)?);
         let put_right = if session.site.store.is_empty()? {
-            // The command that removed the last record was killed before it had removed the rest.
+            // The command that removed the last record was killed before it removed the rest.
             session.empty().map(|changed| removed.datapath = changed)
         } else {
             session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))

@@ -1,4 +1,4 @@
-//! Following the host: what the datapath was made for is compared with what is there now, and put right when it differs.
+//! Watch of the host: compares what the datapath was made for with the host now, and reconciles when they differ.
 
 use super::reconcile::see_sources;
 use super::{gc, without_container};
@@ -14,30 +14,30 @@ use std::time::Instant;
 /// What the datapath depends on besides the records and links.
 #[derive(PartialEq)]
 struct Scene {
-    /// As text, an error too: it has no other use than to differ.
+    /// As text, also an error: only compared.
     filters: String,
-    /// Of the rules of nf_tables, where some are netpath's.
+    /// Of the rules among which the datapath's are.
     generation: Option<u32>,
-    /// The handle of firewalld's table, which it makes anew when it reloads, without the sources that were netpath's.
+    /// Changes when firewalld reloads.
     firewalld: Option<u64>,
 }
 
-/// How often to look with a thought for nothing but the change.
+/// How much a look compares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
-    /// Only if the host has changed.
+    /// Only what has changed on the host.
     Glance,
-    /// Objects that other software has removed are restored too.
+    /// Also restores objects that other software has removed.
     Thorough,
 }
 
-/// What a look came to.
+/// Result of a look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LookResult {
     Same,
-    /// Put right, with so many kernel objects written or removed.
+    /// Reconciled, with so many kernel objects written or removed.
     Changed(usize),
-    /// A command is at work. It reconciles by itself; look again in a moment.
+    /// A command holds the lock, and reconciles by itself; look again in a moment.
     Busy,
     /// No container is left.
     NoContainer,
@@ -52,7 +52,7 @@ pub struct HostWatch {
 
 impl HostWatch {
     /// # Errors
-    /// The namespace cannot be told from others.
+    /// The namespace cannot be identified.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
         Ok(Self { cookie, store: Store::of(cookie), seen: None, carriers: Carriers::default() })
@@ -73,7 +73,7 @@ impl HostWatch {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
-        // It reloads for a second or two, in which commands are not to wait for this look.
+        // A reload takes a second or two, in which commands must not wait for this look.
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
         session.lock = Some(lock);
@@ -98,7 +98,7 @@ impl HostWatch {
         self.carriers.due()
     }
 
-    /// Sweeps the flows.
+    /// Removes expired flows.
     ///
     /// # Errors
     /// The maps cannot be read or written.
@@ -106,7 +106,7 @@ impl HostWatch {
         Ok(gc::expire_flows(&self.store, self.cookie)?.flows)
     }
 
-    /// Takes away what a teardown that was killed has left of the state.
+    /// Removes the state that a killed teardown has left.
     fn leave(&self) -> Result<LookResult> {
         match self.store.try_lock()? {
             Some(lock) => {

@@ -103,9 +103,9 @@ mod tests {
         assert_eq!(2, lists.entries.len());
         let b = lists.number(&nets(&["192.0.2.0/24"]));
         assert!(b != a && a != 0 && b != 0);
-        assert_eq!(0, lists.number(&[]), "no list is everybody");
+        assert_eq!(0, lists.number(&[]), "no list allows every client");
         let mut alone = Lists::default();
-        assert_eq!(b, alone.number(&nets(&["192.0.2.0/24"])), "its number does not hang on the others");
+        assert_eq!(b, alone.number(&nets(&["192.0.2.0/24"])), "its number does not depend on other lists");
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn fold(halves: Vec<Half>, now: u32) -> Vec<Flow> {
         if flow::has_expired(half.proto, &half.next, now) || reply && whole {
             continue;
         }
-        // A reply that is left alone still tells who spoke to whom.
+        // A reply without its other half still has both ends.
         let (from, to) =
             if reply { ((half.to.1, half.to.0), (half.from.1, half.from.0)) } else { (half.from, half.to) };
         let idle_s = flow::seconds(flow::idle(&half.next, now));

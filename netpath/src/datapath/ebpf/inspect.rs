@@ -210,7 +210,7 @@ fn all_memory(pins: &Pins) -> Result<u64> {
     })
 }
 
-/// What the kernel says about the descriptor of a map (`kernel/bpf/syscall.c, bpf_map_show_fdinfo()`).
+/// Number of entries and bytes from the descriptor of a map (`kernel/bpf/syscall.c, bpf_map_show_fdinfo()`).
 fn memory(map: BorrowedFd<'_>) -> std::io::Result<(u64, u64)> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
     let field = |name: &str| {

@@ -45,8 +45,8 @@ pub(super) fn strays(pins: &Pins) -> Result<usize> {
         return Ok(0);
     }
     let networks = PinnedMap::open(pins, &maps::NETWORK)?.dump(CHUNK)?;
-    let told = networks.iter().flat_map(|(_, n)| [Addr::v4(n.outbound4).0, n.outbound6]);
-    let own: BTreeSet<[u8; 16]> = locals.iter().map(|(a, _)| a.0).chain(told).collect();
+    let outbound = networks.iter().flat_map(|(_, n)| [Addr::v4(n.outbound4).0, n.outbound6]);
+    let own: BTreeSet<[u8; 16]> = locals.iter().map(|(a, _)| a.0).chain(outbound).collect();
     Ok(whole::<Ipv4>(pins, is_stray::<Ipv4>(&own))? + whole::<Ipv6>(pins, is_stray::<Ipv6>(&own))?)
 }
 

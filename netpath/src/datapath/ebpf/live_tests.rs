@@ -488,8 +488,8 @@ fn an_invalidated_flow_removes_no_entry_of_another_flow() {
     let (container, uplink, server, other) = ([10, 88, 0, 2], [192, 0, 2, 1], [203, 0, 113, 7], [10, 88, 0, 3]);
     let (key, flow) = half(SIDE_BRIDGE, container, server, (uplink, server), 99, SIDE_UPLINK);
     let place = netpath_common::nat_plan::other_key::<Ipv4>(&flow, layout::PROTO_UDP);
-    let (_, stranger) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
-    map.update(&[key, place], &[flow, stranger]).expect("written");
+    let (_, other_flow) = half(SIDE_UPLINK, server, uplink, (server, other), 5, SIDE_BRIDGE);
+    map.update(&[key, place], &[flow, other_flow]).expect("written");
     assert_eq!(1, invalidate::flows_by(&pins, &[99].into()).expect("purged"));
     assert!(map.get(&key).expect("read").is_none());
     assert!(map.get(&place).expect("read").is_some(), "a half of another flow is gone");

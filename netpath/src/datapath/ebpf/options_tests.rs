@@ -108,8 +108,8 @@ fn sctp_is_published_on_its_own_port_alone() {
 }
 
 #[test]
-fn a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays() {
-    let Some(host) = Host::new("a_counter_begins_at_nothing_and_goes_on_while_its_endpoint_stays") else { return };
+fn a_counter_starts_at_zero_and_counts_while_its_endpoint_stays() {
+    let Some(host) = Host::new("a_counter_starts_at_zero_and_counts_while_its_endpoint_stays") else { return };
     let port = |p| vec![tcp(HostBind::Any, p, 80, 1)];
     let mut desired = host.desired(vec![port(80), port(81)]);
     let ids = |own: u16| TrafficIds { own, publishes: vec![own + 1] };

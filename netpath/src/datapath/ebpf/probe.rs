@@ -38,7 +38,7 @@ pub const FIB_SOURCE: Probe = Probe {
 pub const CSUM_IPV6: Probe = Probe {
     name: "csum_ipv6",
     since: Kernel(6, 16),
-    without: "IPv6 addresses are written through a helper that sums them anew",
+    without: "IPv6 addresses are written by a helper that recomputes the checksum",
     run: || match csum_ipv6() {
         Ok(true) => Answer::Yes,
         Ok(false) => Answer::No("bpf_l4_csum_replace refuses BPF_F_IPV6".into()),

@@ -38,7 +38,7 @@ pub struct Chain {
     pub translates: bool,
     /// It drops by policy.
     pub drops: bool,
-    /// netpath accepts at its end.
+    /// netpath has a rule at its end that accepts.
     pub accepted: bool,
 }
 

@@ -55,11 +55,11 @@ struct Listed {
     at: Option<At>,
     translates: bool,
     drops: bool,
-    /// Uses: in a base chain, to which no rule can jump, each is a rule of its own.
+    /// The use count: no rule can jump to a base chain, so each use is one of its rules.
     rules: u32,
 }
 
-/// Jumps of netpath's own: those of the iptables rung, each into a chain that is named after the one it comes from.
+/// The number of netpath's own jumps: the iptables rung's, each into a chain named after the chain with the jump.
 fn own_jumps(chain: &Listed, own: &BTreeSet<(&Place, &str)>) -> u32 {
     own_names(&chain.name).iter().filter(|name| own.contains(&(&chain.table, name.as_str()))).count() as u32
 }
@@ -93,7 +93,7 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Listed>> {
     Ok(chains)
 }
 
-/// By the number alone: the kernel names the device behind it (`include/uapi/linux/netfilter.h`, `netfilter_bridge.h`).
+/// By the number alone; the name of a device follows it (`include/uapi/linux/netfilter.h`, `netfilter_bridge.h`).
 fn place(hook: &Hook, family: &str) -> Option<At> {
     let Hook::Number(number) = hook else { return None };
     match (family, u32::from(*number)) {
@@ -108,7 +108,7 @@ fn place(hook: &Hook, family: &str) -> Option<At> {
     }
 }
 
-/// Tables that are switched off as a whole.
+/// Tables that are disabled as a whole.
 fn dormant(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<BTreeSet<Place>> {
     let mut dormant = BTreeSet::new();
     let all = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });

@@ -60,10 +60,10 @@ fn nftables_chains_at_forward_are_found_when_they_do_something() {
     assert!(run("nft add chain ip other closed { type filter hook forward priority 0 ; policy drop ; }"));
     assert_eq!(vec!["table ip other chain closed drops forwarded packets unless a rule accepts them"], found());
     assert!(run("nft add table ip other { flags dormant ; }"));
-    assert_eq!(Vec::<String>::new(), found(), "the table is switched off");
+    assert_eq!(Vec::<String>::new(), found(), "the table is dormant");
 }
 
-/// Redirects bypass these too, those that translate included.
+/// Redirects bypass all of these, including those that translate.
 #[test]
 fn nftables_chains_at_every_hook_of_forwarding_are_found() {
     let name = "nftables_chains_at_every_hook_of_forwarding_are_found";

@@ -1,4 +1,4 @@
-//! Being told of changes in nf_tables.
+//! Notifications of changes in nf_tables.
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
@@ -22,8 +22,8 @@ pub fn watch() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
 }
 
-/// Whether what the kernel has sent is about more than elements of sets, which fail2ban and its like change all day: those
-/// change no rule. A datagram may hold many messages.
+/// Whether a notification concerns more than elements of sets. Those change no rule, and programs such as fail2ban change
+/// them often. A datagram may hold many messages.
 pub fn concerns_rules(datagram: &[u8]) -> bool {
     /// `include/uapi/linux/netfilter/nf_tables.h, enum nf_tables_msg_types`: NEWSETELEM to NEWGEN, which ends each commit, and
     /// DESTROYSETELEM.
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_of_sets_are_no_rules_and_what_cannot_be_read_may_be_one() {
+    fn elements_of_sets_are_no_rules_and_an_unreadable_message_may_be_one() {
         let (rule, element, generation) = (message(6), message(12), message(15));
         assert!(!concerns_rules(&element) && !concerns_rules(&[element.clone(), generation.clone()].concat()));
         assert!(concerns_rules(&rule) && concerns_rules(&[element.clone(), rule, generation].concat()));

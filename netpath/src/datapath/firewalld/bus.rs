@@ -18,7 +18,7 @@ const NAME: &str = "org.fedoraproject.FirewallD1";
 const PATH: &str = "/org/fedoraproject/FirewallD1";
 const ZONES: &str = "org.fedoraproject.FirewallD1.zone";
 const CONFIG: &str = "org.fedoraproject.FirewallD1.config";
-/// What a command waits for firewalld altogether: longer than most reloads, in which it answers nothing.
+/// The time limit of all calls of one command: longer than most reloads, during which firewalld does not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 /// D-Bus specification, "Well-known Message Bus Instances".
 const ADDRESS: &str = "DBUS_SYSTEM_BUS_ADDRESS";
@@ -34,13 +34,13 @@ pub(super) fn exists() -> bool {
 pub(super) struct Firewalld {
     runtime: Runtime,
     bus: Connection,
-    /// Of the bus, so that a call never starts a firewalld that has ended.
+    /// The unique name on the bus: a call by the well-known name could start a firewalld that has ended.
     owner: String,
     left: Cell<Duration>,
 }
 
 impl Firewalld {
-    /// The one that filters in the network namespace of the calling thread, if it runs.
+    /// The firewalld of the calling thread's network namespace, if it runs.
     ///
     /// # Errors
     /// The bus cannot be asked.
@@ -67,7 +67,7 @@ impl Firewalld {
         Ok(Some(Self { runtime, bus, owner, left }))
     }
 
-    /// At the other end of a socket, without a bus.
+    /// Peer to peer over a socket, without a bus.
     #[cfg(test)]
     pub(super) fn over(stream: std::os::unix::net::UnixStream, patience: Duration) -> Self {
         let runtime = runtime().expect("a runtime");
@@ -88,7 +88,7 @@ impl Firewalld {
     /// The zone that a source is bound to.
     ///
     /// # Errors
-    /// What it answers, or that it does not in time.
+    /// firewalld's error, or a time-out.
     pub(super) fn zone_of(&self, subnet: IpNet) -> Result<Option<String>> {
         let what = format!("ask firewalld for the zone of {subnet}");
         let zone: String = self.call(&what, PATH, ZONES, "getZoneOfSource", &subnet.to_string())?;
@@ -109,7 +109,7 @@ impl Firewalld {
         self.call::<String>(&what, PATH, ZONES, "removeSource", &(ZONE, subnet.to_string())).map(drop)
     }
 
-    /// Whether it accepts no ports but those that it forwards itself. Versions before 2.3 always do.
+    /// Whether it accepts only ports that it forwards itself. Versions before 2.3 accept all.
     ///
     /// # Errors
     /// It does not answer in time.
@@ -126,7 +126,7 @@ impl Firewalld {
         }
     }
 
-    /// It has used up what it may be waited for.
+    /// The time limit is used up.
     pub(super) fn is_hung(&self) -> bool {
         self.left.get().is_zero()
     }
@@ -161,15 +161,15 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// Runs a job on this thread for no longer than what is left of the time, which it uses up.
+/// Runs a job on this thread within the time that is left, and subtracts its duration.
 fn within<T>(runtime: &Runtime, left: &Cell<Duration>, job: impl Future<Output = zbus::Result<T>>) -> Result<T> {
-    let (begun, limit) = (Instant::now(), left.get());
+    let (start, limit) = (Instant::now(), left.get());
     let done = match limit.is_zero() {
         true => None,
         false => runtime.block_on(async { tokio::time::timeout(limit, job).await.ok() }),
     };
     if let Some(done) = done {
-        left.set(limit.saturating_sub(begun.elapsed()).max(Duration::from_millis(1)));
+        left.set(limit.saturating_sub(start.elapsed()).max(Duration::from_millis(1)));
         done.map_err(|e| Error::new("D-Bus").because(e))
     } else {
         left.set(Duration::ZERO);
@@ -177,7 +177,7 @@ fn within<T>(runtime: &Runtime, left: &Cell<Duration>, job: impl Future<Output =
     }
 }
 
-/// Whether a process is in the network namespace of this thread; one that cannot be looked at is.
+/// Whether a process is in the network namespace of this thread; assumed if it cannot be read.
 fn is_here(pid: u32) -> bool {
     let theirs = std::fs::read_link(format!("/proc/{pid}/ns/net"));
     let ours = std::fs::read_link("/proc/thread-self/ns/net");

@@ -1,6 +1,6 @@
 //! firewalld: the subnets of networks are sources of its zone `trusted`, as with Netavark, so that its own rules accept
-//! what containers send. Runtime configuration only, by D-Bus. A host without rules of others has no firewalld, and is not
-//! asked: the bus costs milliseconds.
+//! what containers send. Runtime configuration only, by D-Bus. A host without foreign rules has no firewalld, so the bus is
+//! not asked, which would cost milliseconds.
 
 mod bus;
 mod report;
@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-/// Its sources may send whatever they like, to the host and through it.
+/// firewalld accepts all packets of its sources, to the host and through it.
 const ZONE: &str = "trusted";
 
 /// The subnets that belong into the zone: as with Netavark, those of internal networks do not.
@@ -29,13 +29,13 @@ pub fn subnets(desired: &Desired) -> BTreeSet<IpNet> {
     outside.flat_map(|n| n.subnets.iter().map(|s| s.net.trunc())).collect()
 }
 
-/// Of the table that firewalld makes anew when it reloads, without the sources that netpath has added: another one then.
+/// The handle of firewalld's table. It changes with each reload, which also drops the sources that netpath has added.
 /// `None`: there is no such table, or no nf_tables.
 pub fn generation() -> Option<u64> {
     nfnetlink::table_handle("firewalld").ok().flatten()
 }
 
-/// firewalld as one command sees it: looked for when it is first needed, and never again after it did not answer.
+/// The firewalld of one command: found when it is first needed, and not called again after a time-out.
 #[derive(Default)]
 pub struct Firewall(State);
 
@@ -43,11 +43,11 @@ pub struct Firewall(State);
 enum State {
     #[default]
     NotAsked,
-    /// There is no bus, or none that talks to this process: firewalld may run all the same.
+    /// There is no bus, or the bus refuses this process: firewalld may run all the same.
     Unknown,
     Absent,
     Running(Firewalld),
-    /// It did not answer in time, which was said.
+    /// It did not answer in time; the warning was logged.
     Hung,
 }
 
@@ -55,7 +55,7 @@ impl Firewall {
     /// Refuses published ports if firewalld is set to accept only its own.
     ///
     /// # Errors
-    /// The refusal. A firewalld that cannot say is taken for one that does not refuse, as versions before 2.3.
+    /// The refusal. Without an answer it counts as not set, as in versions before 2.3.
     pub fn preflight(&mut self, foreign: &Foreign, coming: &[Record]) -> Result<()> {
         let Some(record) = coming.iter().find(|r| !r.publishes.is_empty() && !r.network.internal) else {
             return Ok(());
@@ -63,7 +63,7 @@ impl Firewall {
         let State::Running(firewalld) = self.found(foreign) else { return Ok(()) };
         match firewalld.is_strict() {
             Ok(false) => Ok(()),
-            // Podman's users know the phrase from Netavark.
+            // Netavark's phrase, which users of Podman know.
             Ok(true) => Err(Error::new(format!(
                 "cannot publish ports of {} on network {}",
                 record.container.label(),
@@ -81,8 +81,8 @@ impl Firewall {
         }
     }
 
-    /// Waits until firewalld answers, which it does not while it reloads: for a caller that does not hold the lock yet.
-    /// Whether it does, or is not there.
+    /// Waits until firewalld answers, which it does not while it reloads; called before the lock is taken. False: it does
+    /// not answer.
     pub fn wait(&mut self, foreign: &Foreign) -> bool {
         if let State::Running(firewalld) = self.found(foreign)
             && let Err(e) = firewalld.ping()
@@ -92,8 +92,8 @@ impl Firewall {
         !matches!(self.0, State::Hung)
     }
 
-    /// Makes `wanted` the sources of the zone that are netpath's, and gives how many have come or gone. What is wrong is
-    /// said and no error: containers are served, only firewalld's own rules may stop them.
+    /// Makes `wanted` netpath's sources of the zone. Returns the number of changes. Faults are logged and are no errors:
+    /// the datapath works, only firewalld's own rules may drop packets.
     pub fn hold(&mut self, store: &Store, lock: &Lock, foreign: &Foreign, wanted: &BTreeSet<IpNet>) -> usize {
         let kept = store.trusted();
         if wanted.is_empty() && kept == Trusted::default() {
@@ -104,7 +104,7 @@ impl Firewall {
         }
         let held = match self.found(foreign) {
             State::Running(firewalld) => hold(firewalld, store, lock, kept, wanted),
-            // Its runtime configuration has ended with it.
+            // Its runtime configuration ended with it.
             State::Absent if kept != Trusted::default() => store.keep_trusted(lock, &Trusted::default()).map(|()| 0),
             _ => Ok(0),
         };
@@ -154,7 +154,7 @@ fn ask() -> State {
             tracing::warn!("{e}");
             State::Hung
         }
-        // A socket that is left over, or a rootless engine, to whom it does not talk.
+        // A stale socket, or a rootless engine, which the bus refuses.
         Err(e) => {
             tracing::debug!("{e}");
             State::Unknown
@@ -162,8 +162,8 @@ fn ask() -> State {
     }
 }
 
-/// What has been added is on disk before firewalld hears of it, so that a command that is killed in between leaves nothing
-/// in the zone that no later command takes out.
+/// Additions are recorded on disk before firewalld is called, so that a later command removes them after a kill in
+/// between.
 fn hold(firewalld: &Firewalld, store: &Store, lock: &Lock, before: Trusted, wanted: &BTreeSet<IpNet>) -> Result<usize> {
     let mut now = before.clone();
     now.elsewhere.retain(|subnet, _| wanted.contains(subnet));
@@ -186,8 +186,8 @@ fn hold(firewalld: &Firewalld, store: &Store, lock: &Lock, before: Trusted, want
             (None, false) => drop(now.added.remove(subnet)),
             (Some(other), is_wanted) => {
                 now.added.remove(subnet);
-                let told = now.elsewhere.get(subnet).is_some_and(|zone| zone == other);
-                if is_wanted && !told {
+                let is_known = now.elsewhere.get(subnet).is_some_and(|zone| zone == other);
+                if is_wanted && !is_known {
                     tracing::warn!(
                         "firewalld has container subnet {subnet} in zone {other}: it is left there, and the rules of that \
                          zone hold for its containers"
@@ -200,7 +200,7 @@ fn hold(firewalld: &Firewalld, store: &Store, lock: &Lock, before: Trusted, want
     if now != before {
         store.keep_trusted(lock, &now)?;
     }
-    // One that is refused does not keep the others out.
+    // A refused subnet does not stop the others.
     let mut failures = Vec::new();
     for subnet in &missing {
         failures.extend(firewalld.add(*subnet).err());

@@ -1,4 +1,4 @@
-//! What a reader wants to know of firewalld.
+//! The state of firewalld, for readers.
 
 use super::bus::{self, Firewalld};
 use crate::model::Desired;
@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 pub struct Report {
-    /// It accepts no ports but those that it forwards itself.
+    /// It accepts only ports that it forwards itself.
     pub strict_forward_ports: bool,
-    /// Of each subnet that belongs into `trusted`: the zone that has it as a source.
+    /// Each subnet that belongs into `trusted`, with the zone that has it as a source.
     pub zones: BTreeMap<IpNet, Option<String>>,
 }
 
 impl Report {
-    /// The subnets that are not where they belong.
-    pub fn astray(&self) -> impl Iterator<Item = (&IpNet, Option<&str>)> {
+    /// The subnets that are in another zone than `trusted`, or in none.
+    pub fn misplaced(&self) -> impl Iterator<Item = (&IpNet, Option<&str>)> {
         self.zones.iter().map(|(s, zone)| (s, zone.as_deref())).filter(|(_, zone)| *zone != Some(super::ZONE))
     }
 }

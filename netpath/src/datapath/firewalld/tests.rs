@@ -87,7 +87,7 @@ impl Scene {
         scene
     }
 
-    /// Another command, with a daemon that holds the same sources.
+    /// Another command, to a daemon with the same sources.
     fn next_command(&mut self, daemon: Daemon, patience: Duration) {
         self.end();
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
@@ -111,7 +111,7 @@ impl Scene {
         self.firewall.hold(&self.store, &lock, &Foreign::default(), &nets(wanted))
     }
 
-    /// As others do, by firewall-cmd or by reloading it.
+    /// As an administrator does by firewall-cmd.
     fn bind(&self, source: &str, zone: &str) {
         self.daemon.sources.lock().expect("no panic").insert(source.into(), zone.into());
     }
@@ -183,7 +183,7 @@ fn a_reload_drops_them_and_the_next_look_puts_them_back() {
 }
 
 #[test]
-fn what_an_administrator_has_put_there_stays() {
+fn sources_of_an_administrator_stay() {
     let mut scene = Scene::new("there", Daemon::default());
     scene.bind(FRONT, "trusted");
     assert_eq!(0, scene.hold(&[FRONT]));
