@@ -28,7 +28,7 @@ const WORDS: [(&str, &[&str]); 3] = [
 ];
 
 /// The rungs: no other room names one.
-const RUNGS: [&str; 3] = ["ebpf", "iptables", "none"];
+const RUNGS: [&str; 3] = ["ebpf", "netfilter", "none"];
 
 /// A file longer than the first limit often has a second purpose; past the second limit it nearly always has.
 const LONG: usize = 500;
@@ -265,8 +265,8 @@ mod tests {
     fn no_other_room_names_a_rung() {
         let text = "use crate::datapath::ebpf::pins::Pins;\nuse crate::datapath::{self, filter};";
         assert_eq!(vec!["ops may not use the ebpf rung itself"], breaches("ops/gc.rs", text));
-        assert!(breaches("datapath/filter/nf.rs", "use crate::datapath::iptables::PREFIX;").is_empty());
-        assert_eq!(1, breaches("ops/gc.rs", "use crate::datapath::{\n    filter, iptables::netfilter,\n};").len());
+        assert!(breaches("datapath/filter/nf.rs", "use crate::datapath::netfilter::nfnetlink;").is_empty());
+        assert_eq!(1, breaches("ops/gc.rs", "use crate::datapath::{\n    filter, netfilter::nfnetlink,\n};").len());
         assert!(breaches("ops/gc.rs", "use crate::datapath::nonexistent::x;").is_empty());
     }
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 const ENVIRONMENT: &str = "\
 Environment:
-  NETPATH_DATAPATH  ebpf, iptables or none instead of the best that works
+  NETPATH_DATAPATH  ebpf, nftables, iptables or none instead of the best that works
   NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by itself it takes tcx where it can
   NETPATH_AGENT     off: no command starts the agent
   RUST_LOG          what is logged on standard error, for example netpath=debug";

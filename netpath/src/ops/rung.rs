@@ -14,7 +14,7 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
     let refuse = |why: &str| {
         Err(Error::new(format!("cannot use datapath {word:?}"))
             .because(why.to_owned())
-            .next("set NETPATH_DATAPATH to ebpf, iptables or none, or unset it"))
+            .next("set NETPATH_DATAPATH to ebpf, nftables, iptables or none, or unset it"))
     };
     let word = word.to_ascii_lowercase();
     if let Some(named) = LADDER.into_iter().find(|b| b.rung.to_string() == word) {

@@ -8,21 +8,21 @@ use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 use std::io;
 
 pub const BPF: Probe =
-    Probe { name: "bpf", since: Kernel(4, 1), without: "iptables is used instead", run: || answer(bpf()) };
+    Probe { name: "bpf", since: Kernel(4, 1), without: "netfilter is used instead", run: || answer(bpf()) };
 pub const BPFFS: Probe =
-    Probe { name: "bpffs", since: Kernel(4, 4), without: "iptables is used instead", run: || answer(bpffs()) };
+    Probe { name: "bpffs", since: Kernel(4, 4), without: "netfilter is used instead", run: || answer(bpffs()) };
 pub const TCX: Probe = Probe { name: "tcx", since: Kernel(6, 6), without: "clsact is used instead", run: tcx };
 pub const CLSACT: Probe = Probe { name: "clsact", since: Kernel(4, 5), without: "TCX alone can be used", run: clsact };
 pub const REDIRECT_PEER: Probe = Probe {
     name: "redirect_peer",
     since: Kernel(5, 10),
-    without: "iptables is used instead",
+    without: "netfilter is used instead",
     run: || helper(BpfHelper::BPF_FUNC_redirect_peer),
 };
 pub const REDIRECT_NEIGH: Probe = Probe {
     name: "redirect_neigh",
     since: Kernel(5, 10),
-    without: "iptables is used instead",
+    without: "netfilter is used instead",
     run: || helper(BpfHelper::BPF_FUNC_redirect_neigh),
 };
 pub const FIB_SOURCE: Probe = Probe {
