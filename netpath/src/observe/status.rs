@@ -111,12 +111,16 @@ pub fn status(host: &Host) -> Result<Status> {
         let refused = refused.map(|r| XdpRefused { interface: view.interface(r.ifindex), why: r.why });
         status.xdp_refused = refused.collect();
         status.counters = datapath.counters()?;
+        let is_bypassing = !rung.is_some_and(|rung| ladder::backend(rung).through_netfilter);
         let foreign = Foreign::default();
-        let chains = foreign
-            .chains()
-            .as_ref()
-            .map_err(|e| Error::new("cannot tell which rules of others this host has").because(e.to_string()))?;
-        if !rung.is_some_and(|rung| ladder::backend(rung).through_netfilter) {
+        let chains = match foreign.chains() {
+            Ok(chains) => chains.as_slice(),
+            Err(e) if is_bypassing => {
+                return Err(Error::new("cannot tell which rules of others this host has").because(e.to_string()));
+            }
+            Err(_) => &[],
+        };
+        if is_bypassing {
             status.bypassed = chains.iter().map(ToString::to_string).collect();
         }
         status.networks = traffic::networks(&host.store.desired()?, datapath.as_ref(), chains)?;
