@@ -12,8 +12,8 @@ use crate::link;
 use crate::model::error::{Context, Error, Result};
 use crate::ops::agent::build;
 use crate::ops::host_watch::{HostWatch, Look, LookResult};
+use crate::state::ProcessId;
 use crate::state::agent::{AgentLock, Holder, LogFile, holder};
-use crate::state::store::ProcessId;
 use drop_log::DropLog;
 use events::Events;
 use rate_limiter::RateLimiter;
@@ -40,8 +40,8 @@ const REPORT: u32 = 2;
 pub fn run(foreground: bool) -> Result<()> {
     let host_watch = HostWatch::here()?;
     let dir = host_watch.store.dir().to_owned();
-    let handed_on = if foreground { None } else { AgentLock::handed_on(&dir)? };
-    let lock = match handed_on {
+    let handed_over = if foreground { None } else { AgentLock::handed_over(&dir)? };
+    let lock = match handed_over {
         Some(lock) => lock,
         None if host_watch.store.is_empty()? => {
             return Err(Error::new("there is nothing to watch over")
@@ -55,7 +55,7 @@ pub fn run(foreground: bool) -> Result<()> {
     };
     if !foreground {
         let_go_of_caller();
-        let log = LogFile::open(&dir)?;
+        let log = LogFile::open(&lock, &dir)?;
         let _ =
             tracing_subscriber::fmt().with_env_filter(level()).with_ansi(false).with_writer(Mutex::new(log)).try_init();
     } else {

@@ -2,9 +2,9 @@
 
 use crate::dns::scope_runner;
 use crate::model::error::{Context, Error, Result};
+use crate::state::ProcessId;
 use crate::state::Store;
 use crate::state::agent::{self, AgentLock, Holder};
-use crate::state::store::ProcessId;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -60,7 +60,7 @@ fn command(lock: &AgentLock) -> Result<Command> {
         .current_dir("/")
         .env("RUST_LOG", format!("netpath={}", level.to_string().to_lowercase()))
         .env_remove("NOTIFY_SOCKET")
-        .stdin(Stdio::from(lock.hand_on()?))
+        .stdin(Stdio::from(lock.hand_over()?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.

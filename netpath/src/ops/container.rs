@@ -7,7 +7,7 @@ use crate::model::error::{Error, Result};
 use crate::model::network::Route;
 use crate::model::{IfName, Links, Record};
 use crate::plan::{Done, Undo};
-use crate::state::store::ProcessId;
+use crate::state::ProcessId;
 use crate::state::{Phase, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;

@@ -6,7 +6,8 @@ use crate::datapath::{Effort, Expired, Progress};
 use crate::link::netns;
 use crate::model::Rung;
 use crate::model::error::Result;
-use crate::state::Store;
+use crate::plan;
+use crate::state::{Lock, Store};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -53,14 +54,17 @@ pub fn gc() -> Result<Removed> {
         let expired = expire(&session.site.store, cookie, Effort::All)?;
         (removed.flows, removed.marks) = (expired.flows, expired.marks);
     }
+    let mut failures = Vec::new();
     for backend in LADDER {
         for gone in (backend.gone_hosts)().into_iter().filter(|gone| *gone != cookie) {
-            forget(backend.rung, gone)?;
-            removed.hosts += 1;
+            match forget(backend.rung, gone) {
+                Ok(()) => removed.hosts += 1,
+                Err(e) => failures.push(e),
+            }
         }
     }
     super::agent::ensure(&session.site.store);
-    Ok(removed)
+    plan::all_of("cannot remove what a host has left whose namespace is gone", failures).map(|()| removed)
 }
 
 fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
@@ -76,12 +80,15 @@ fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
 /// As [`gc`].
 pub fn expire_flows(store: &Store, cookie: u64) -> Result<Expired> {
     let expired = expire(store, cookie, Effort::All)?;
-    store.keep_expiry(&Progress::default());
+    // While a command writes, it is not worth the wait: a later command then expires some flows once more.
+    if let Some(lock) = store.try_lock()? {
+        store.keep_expiry(&lock, &Progress::default());
+    }
     Ok(expired)
 }
 
-/// Some flows, if that has not been done for a while, for a command that has other things to do. It holds the lock.
-pub(super) fn expire_some(store: &Store, cookie: u64) {
+/// Some flows, if none were expired for a while, as part of a command that has another purpose.
+pub(super) fn expire_some(store: &Store, lock: &Lock, cookie: u64) {
     let (when, mut progress) = store.expiry().unwrap_or((std::time::UNIX_EPOCH, Progress::default()));
     if when.elapsed().is_ok_and(|since| since < EVERY) {
         return;
@@ -91,20 +98,18 @@ pub(super) fn expire_some(store: &Store, cookie: u64) {
         Ok(expired) => tracing::debug!(flows = expired.flows, "expired some flows"),
         Err(e) => tracing::debug!(error = %e, "cannot expire flows"),
     }
-    store.keep_expiry(&progress);
+    store.keep_expiry(lock, &progress);
 }
 
 /// Everything of a host namespace that is gone. No process can be in it any more.
 fn forget(rung: Rung, cookie: u64) -> Result<()> {
-    tracing::info!(host = format!("{cookie:x}"), "its namespace is gone, its programs, maps and records go too");
-    ladder::open(rung, cookie)?.forget_host()?;
+    tracing::info!(host = format!("{cookie:x}"), "its namespace is gone; its programs, maps and records are removed");
     let store = Store::of(cookie);
-    if !store.dir().exists() {
-        return Ok(());
+    if store.dir().exists() {
+        let lock = store.lock(&super::signal::seen)?;
+        // First, since it refuses records of a later version, which then keep their programs too.
+        store.forget_all(&lock)?;
+        store.close(lock)?;
     }
-    let lock = store.lock(&super::signal::seen)?;
-    for kept in store.all()? {
-        store.forget(&lock, &kept.key())?;
-    }
-    store.close(lock)
+    ladder::open(rung, cookie)?.forget_host().map(drop)
 }

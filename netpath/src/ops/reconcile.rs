@@ -8,7 +8,7 @@ use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, Desired, HostView, IfName, Links, Rung};
 use crate::plan::{Done, Undo};
-use crate::state::store::ProcessId;
+use crate::state::ProcessId;
 use crate::state::{Key, Phase, StoredEndpoint};
 use std::collections::BTreeSet;
 
@@ -112,7 +112,7 @@ impl Session {
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(unlocked)?;
         sysctls::ensure(&self.site.store, lock, &wanted)?;
-        sysctls::keep_internal(desired)?;
+        sysctls::keep_internal(lock, desired)?;
         let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
         let zoned = self.firewall.hold(&self.site.store, lock, &self.foreign, &trusted);
         // After the switch for forwarding: without it no route leads anywhere.

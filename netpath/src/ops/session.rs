@@ -11,7 +11,7 @@ use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
 use crate::plan::{self, Done, Host, Step, Undo};
-use crate::state::store::ProcessId;
+use crate::state::ProcessId;
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
 
@@ -195,10 +195,10 @@ impl Session {
                 tracing::warn!("{e}");
             }
             self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
-            sysctls::put_back(&self.site.store)?;
+            sysctls::put_back(&self.site.store, &lock)?;
             self.site.store.close(lock)?;
         } else {
-            gc::expire_some(&self.site.store, self.cookie);
+            gc::expire_some(&self.site.store, &lock, self.cookie);
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ pub(super) fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) ->
 ///
 /// # Errors
 /// A value cannot be read or written.
-pub(super) fn keep_internal(desired: &Desired) -> Result<()> {
+pub(super) fn keep_internal(_lock: &Lock, desired: &Desired) -> Result<()> {
     let internal = desired.bridged().map(|(r, _)| &r.network).filter(|n| n.internal);
     let bridges: BTreeMap<_, bool> = internal.filter_map(|n| Some((n.bridge()?.as_str(), n.has_v6()))).collect();
     bridges.into_iter().try_for_each(|(bridge, v6)| bridge::close(bridge, v6))
@@ -63,7 +63,7 @@ pub(super) fn keep_internal(desired: &Desired) -> Result<()> {
 ///
 /// # Errors
 /// The saved values cannot be read. One that cannot be written is reported and passed over.
-pub(super) fn put_back(store: &Store) -> Result<()> {
+pub(super) fn put_back(store: &Store, _lock: &Lock) -> Result<()> {
     for (path, saved) in store.sysctls()?.into_iter().filter(|(path, _)| !FORWARDING.contains(&path.as_str())) {
         match sysctl::read(&path) {
             Ok(Some(now)) if now == saved.written => {

@@ -1,33 +1,26 @@
-//! The agent's lock: a file that is locked for as long as the agent lives, and says who it is. A command that starts an agent
-//! locks the file first and hands it on, so that there is never a second one.
+//! The agent's lock: a file that is locked as long as the agent lives, and names its process. A command that starts an agent
+//! locks the file first and hands it over, so that there is never a second agent.
 
+use super::files::File as StateFile;
 use super::lock::is_at;
-use super::store::ProcessId;
+use super::process::ProcessId;
 use crate::model::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-pub(super) const SEAT: &str = "agent";
-pub(super) const LOG: &str = "agent.log";
-
-/// Where the agent writes its log.
-pub fn log(dir: &Path) -> PathBuf {
-    dir.join(LOG)
-}
-
-/// Who the agent is.
+/// The process that runs as the agent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Holder {
     pub process: ProcessId,
-    /// Of its binary: one of another build would undo what this one's commands do.
+    /// Of its binary: an agent of another build would undo what this build's commands do.
     pub build: String,
 }
 
-/// Held as long as it, or a process that it was handed to, lives.
+/// Locked until it is dropped and every process that it was handed over to has ended.
 pub struct AgentLock {
     file: File,
 }
@@ -36,9 +29,9 @@ impl AgentLock {
     /// Takes the lock in the directory `dir`; `None` = it is taken, or there is no such directory.
     ///
     /// # Errors
-    /// The file cannot be made or locked.
+    /// The file cannot be created or locked.
     pub fn take(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(SEAT);
+        let path = StateFile::AgentLock.path(dir);
         let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
         match opened {
             Ok(file) => Self::over(file, &path),
@@ -47,15 +40,15 @@ impl AgentLock {
         }
     }
 
-    /// The lock that the process which started this one has handed on as standard input.
+    /// The lock that the parent process has handed over as standard input.
     ///
     /// # Errors
     /// Standard input cannot be used.
-    pub fn handed_on(dir: &Path) -> Result<Option<Self>> {
+    pub fn handed_over(dir: &Path) -> Result<Option<Self>> {
         // Another descriptor, which is closed when a program is executed: no child of the agent keeps the lock.
         let file = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let file = file.context(|| "cannot use standard input".to_owned())?;
-        let path = dir.join(SEAT);
+        let path = StateFile::AgentLock.path(dir);
         if is_at(&file, &path) { Self::over(file, &path) } else { Ok(None) }
     }
 
@@ -73,36 +66,36 @@ impl AgentLock {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, holder: &Holder) -> Result<()> {
-        let what = || "cannot write down who the agent is".to_owned();
+        let what = || "cannot name the agent in its lock".to_owned();
         let bytes = serde_json::to_vec(holder).context(what)?;
         self.clear()?;
         self.file.write_all_at(&bytes, 0).context(what)
     }
 
-    /// It names no agent yet.
+    /// Until [`AgentLock::write`] it names no agent.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn clear(&self) -> Result<()> {
-        self.file.set_len(0).context(|| "cannot write down who the agent is".to_owned())
+        self.file.set_len(0).context(|| "cannot clear the agent's lock".to_owned())
     }
 
-    /// A descriptor for the process that is to have the lock.
+    /// A descriptor for the process that is to hold the lock.
     ///
     /// # Errors
-    /// There is none left.
-    pub fn hand_on(&self) -> Result<File> {
-        self.file.try_clone().context(|| "cannot hand on the agent's lock".to_owned())
+    /// This process has no descriptor left.
+    pub fn hand_over(&self) -> Result<File> {
+        self.file.try_clone().context(|| "cannot hand over the agent's lock".to_owned())
     }
 }
 
-/// Who is on the lock and alive.
+/// The process that the lock names, if it is alive.
 pub fn holder(dir: &Path) -> Option<Holder> {
-    let bytes = std::fs::read(dir.join(SEAT)).ok()?;
+    let bytes = std::fs::read(StateFile::AgentLock.path(dir)).ok()?;
     serde_json::from_slice::<Holder>(&bytes).ok().filter(|h| h.process.is_alive())
 }
 
-/// The agent's log, which begins anew when it has grown to [`LogFile::LIMIT`]: it lies in memory on most machines.
+/// The agent's log. It is emptied when it has grown to [`LogFile::LIMIT`]: on most machines it is in memory.
 pub struct LogFile(File);
 
 impl LogFile {
@@ -110,8 +103,8 @@ impl LogFile {
 
     /// # Errors
     /// It cannot be opened.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let path = log(dir);
+    pub fn open(_lock: &AgentLock, dir: &Path) -> Result<Self> {
+        let path = StateFile::AgentLog.path(dir);
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         file.map(Self).context(|| format!("cannot open {}", path.display()))
     }
@@ -133,6 +126,7 @@ impl Write for LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn directory(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("netpath-lock-{}-{name}", std::process::id()));
@@ -141,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_seat_and_whoever_has_it_is_known() {
+    fn the_lock_has_one_holder_and_names_it() {
         let dir = directory("one");
         let lock = AgentLock::take(&dir).expect("a lock").expect("a free lock");
         assert!(AgentLock::take(&dir).expect("a lock").is_none(), "a second one");
@@ -151,24 +145,25 @@ mod tests {
         lock.write(&us).expect("written");
         assert_eq!(Some(us), holder(&dir));
         lock.write(&Holder { process: ProcessId { pid: 1, started: 3 }, build: "7".into() }).expect("written");
-        assert_eq!(None, holder(&dir), "a process of that number that began at another time");
-        let handed = lock.hand_on().expect("a descriptor");
+        assert_eq!(None, holder(&dir), "another process of the same number");
+        let handed = lock.hand_over().expect("a descriptor");
         drop(lock);
-        assert!(AgentLock::take(&dir).expect("a lock").is_none(), "handed on");
+        assert!(AgentLock::take(&dir).expect("a lock").is_none(), "handed over");
         drop(handed);
-        assert!(AgentLock::take(&dir).expect("a lock").is_some(), "left");
+        assert!(AgentLock::take(&dir).expect("a lock").is_some(), "free again");
         std::fs::remove_dir_all(&dir).expect("clean up");
-        assert!(AgentLock::take(&dir).expect("no error").is_none(), "no host");
+        assert!(AgentLock::take(&dir).expect("no error").is_none(), "no directory");
     }
 
     #[test]
-    fn a_log_does_not_grow_for_ever() {
+    fn a_log_has_a_limit() {
         let dir = directory("log");
-        let mut file = LogFile::open(&dir).expect("a log");
+        let lock = AgentLock::take(&dir).expect("a lock").expect("a free lock");
+        let mut file = LogFile::open(&lock, &dir).expect("a log");
         for _ in 0..300 {
             file.write_all(&[b'x'; 4096]).expect("written");
         }
-        assert!(std::fs::metadata(log(&dir)).expect("a file").len() <= LogFile::LIMIT + 4096);
+        assert!(std::fs::metadata(StateFile::AgentLog.path(&dir)).expect("a file").len() <= LogFile::LIMIT + 4096);
         std::fs::remove_dir_all(&dir).expect("clean up");
     }
 }

@@ -1,5 +1,6 @@
 //! The lock that guards writes to one host's state.
 
+use super::files::File as StateFile;
 use crate::model::error::{Context, Error, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -7,27 +8,28 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Held as long as it lives. The kernel lets go of it when its process ends, in whatever way.
+/// Locked until it is dropped. The kernel releases it when its process ends, in whatever way. A function that writes state takes
+/// a reference to it.
 pub struct Lock {
     file: Flock<File>,
-    path: PathBuf,
+    dir: PathBuf,
 }
 
 impl Lock {
-    /// Waits for the lock of the directory `dir`, which is made when it is absent. `give_up` is asked when a signal
-    /// arrives in the meantime.
+    /// Waits for the lock of the directory `dir`, which is created if it is absent. `give_up` is called when a signal arrives
+    /// in the meantime.
     ///
     /// # Errors
-    /// The directory or the file cannot be made, or `give_up` said so.
+    /// The directory or the file cannot be created, or `give_up` returned true.
     pub fn take(dir: &Path, give_up: &dyn Fn() -> bool) -> Result<Self> {
-        let path = dir.join("lock");
+        let path = StateFile::Lock.path(dir);
         let what = || format!("cannot lock {}", path.display());
         loop {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).context(what)?;
             let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
             let mut file = match opened {
                 Ok(file) => file,
-                // The last holder removed the directory in between.
+                // The previous holder has removed the directory in between.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::new(what()).because(e)),
             };
@@ -39,9 +41,9 @@ impl Lock {
                     Err((_, e)) => return Err(Error::new(what()).because(e)),
                 }
             };
-            // The holder before us may have removed the file that we have waited for.
+            // The previous holder may have removed the file that this process has waited for.
             if is_at(&file, &path) {
-                return Ok(Self { file, path });
+                return Ok(Self { file, dir: dir.to_owned() });
             }
         }
     }
@@ -51,7 +53,7 @@ impl Lock {
     /// # Errors
     /// The file cannot be opened or locked.
     pub fn try_take(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join("lock");
+        let path = StateFile::Lock.path(dir);
         let what = || format!("cannot lock {}", path.display());
         let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = match opened {
@@ -64,18 +66,17 @@ impl Lock {
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
             Err((_, e)) => return Err(Error::new(what()).because(e)),
         };
-        Ok(is_at(&file, &path).then_some(Self { file, path }))
+        Ok(is_at(&file, &path).then_some(Self { file, dir: dir.to_owned() }))
     }
 
-    /// Removes the lock with its directory, if nothing else is in there. Others who wait for it start anew.
-    pub fn remove_with_directory(self) {
-        if let Some(dir) = self.path.parent()
-            && is_alone(dir, &self.path)
-        {
-            let _ = std::fs::remove_file(&self.path);
+    /// Removes the lock and its directory, if that holds nothing else. Processes that wait for the lock then create another.
+    pub(super) fn remove_with_directory(self) {
+        let path = StateFile::Lock.path(&self.dir);
+        if is_alone(&self.dir, &path) {
+            let _ = std::fs::remove_file(&path);
             // Each fails harmlessly when there is something in it: another file, another host's directory.
-            if std::fs::remove_dir(dir).is_ok()
-                && let Some(parent) = dir.parent()
+            if std::fs::remove_dir(&self.dir).is_ok()
+                && let Some(parent) = self.dir.parent()
             {
                 let _ = std::fs::remove_dir(parent);
             }
@@ -84,7 +85,7 @@ impl Lock {
     }
 }
 
-/// Whether `file` is the one that lies at `path` now.
+/// Whether `path` still leads to `file`.
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let id = |m: std::fs::Metadata| (m.dev(), m.ino());
     let (ours, there) = (file.metadata().map(id), std::fs::metadata(path).map(id));

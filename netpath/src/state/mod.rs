@@ -1,12 +1,16 @@
-//! What netpath keeps on disk of one host namespace: records, the rung in use, sysctl values to put back, the lock.
+//! State on disk of one host namespace: records, the rung in use, sysctl values to restore, the locks, the agent's log and socket.
 //!
-//! All of it lies in `/run/netpath/<cookie>/`, made with the first record and removed with the last. A file is written
-//! beside its place, synced and renamed, so that a reader without the lock always finds a whole one.
+//! All of it is in `/run/netpath/<cookie>/`, which is created with the first record and removed with the last. A file is written
+//! under a temporary name, synced and renamed, so that a reader without the lock always finds a whole one.
 
 pub mod agent;
+mod files;
 pub mod lock;
 pub mod names;
+pub mod process;
+mod record_file;
 pub mod store;
 
 pub use lock::Lock;
+pub use process::ProcessId;
 pub use store::{Key, Phase, Store, StoredEndpoint};
