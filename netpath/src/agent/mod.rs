@@ -6,6 +6,7 @@
 mod drop_log;
 mod events;
 mod rate_limiter;
+mod requests;
 
 use crate::datapath::filter;
 use crate::link;
@@ -18,7 +19,7 @@ use drop_log::DropLog;
 use events::Events;
 use rate_limiter::RateLimiter;
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
@@ -67,7 +68,7 @@ pub fn run(foreground: bool) -> Result<()> {
     let _ = nix::sys::prctl::set_name(c"netpath-agent");
     lock.write(&Holder { process: ProcessId::this_process(), build: build() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch));
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, &lock));
     match &ended {
         Ok(why) => tracing::info!("{why}"),
         Err(e) => tracing::error!("{e}"),
@@ -90,7 +91,7 @@ fn let_go_of_caller() {
 }
 
 /// Returns why it ended.
-async fn watch(mut host_watch: HostWatch) -> Result<&'static str> {
+async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static str> {
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
@@ -98,6 +99,11 @@ async fn watch(mut host_watch: HostWatch) -> Result<&'static str> {
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(|socket| Events::of(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
+    // It is sooner with commands that tell it, and serves the host without.
+    let commands = requests::serve(lock, host_watch.store.dir()).unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "commands cannot reach the agent");
+        Arc::default()
+    });
     let mut drops = DropLog::begin();
     let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -142,6 +148,10 @@ async fn watch(mut host_watch: HostWatch) -> Result<&'static str> {
             // Once a look is due, further changes wait for it in the sockets.
             () = changed([Some(&links), filters.as_ref().ok(), routes.as_ref()]), if due.is_none() => {
                 due = Some(((Instant::now() + SETTLE).max(not_before), Look::Glance));
+            }
+            () = commands.notified() => {
+                let at = Instant::now().max(not_before);
+                due = Some(due.map_or((at, Look::Glance), |(when, look)| (when.min(at), look)));
             }
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() && due.is_none() => {
                 again = None;

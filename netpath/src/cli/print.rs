@@ -48,7 +48,10 @@ pub(super) fn status(status: &Status) -> String {
         None => out.push_str("no container uses netpath on this host\n"),
     }
     match &status.agent {
-        Some(agent) => drop(writeln!(out, "AGENT     pid {}", agent.pid)),
+        Some(agent) => {
+            let silent = if agent.answers { "" } else { ", does not answer" };
+            let _ = writeln!(out, "AGENT     pid {}{silent}", agent.pid);
+        }
         None if status.rung.is_some() => {
             out.push_str("AGENT     none: changes of this host are followed by the next command\n");
         }

@@ -1,6 +1,6 @@
 //! The ladder with the reason for each step, every probe with its answer, and faults.
 
-use super::Host;
+use super::{Host, status};
 use crate::datapath::filter::{self, At, Chain, Foreign};
 use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
@@ -235,6 +235,12 @@ fn findings(host: &Host, used: Option<Rung>) -> Result<Vec<Finding>> {
                 record.network.name
             ),
             next: "let the engine tear it down, or start another container on this network".into(),
+        });
+    }
+    if let Some(agent) = status::agent(host).filter(|agent| !agent.answers) {
+        findings.push(Finding {
+            what: format!("the agent (pid {}) does not answer", agent.pid),
+            next: format!("kill -9 {}: the next command starts another one", agent.pid),
         });
     }
     let served = if used.is_some() { desired } else { Desired::default() };

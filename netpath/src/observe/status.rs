@@ -8,7 +8,9 @@ use crate::datapath::ladder::{self, LADDER};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
 use crate::state::agent::holder;
+use crate::state::agent_socket;
 use serde::Serialize;
+use std::time::Duration;
 
 #[derive(Serialize)]
 pub struct Status {
@@ -39,6 +41,8 @@ pub struct Status {
 #[derive(Serialize)]
 pub struct AgentState {
     pub pid: u32,
+    /// On its socket.
+    pub answers: bool,
 }
 
 #[derive(Serialize)]
@@ -81,7 +85,7 @@ pub fn status(host: &Host) -> Result<Status> {
         rung,
         rejected_rungs,
         endpoints,
-        agent: holder(host.store.dir()).map(|h| AgentState { pid: h.process.pid }),
+        agent: agent(host),
         hooks: Vec::new(),
         xdp_refused: Vec::new(),
         counters: Vec::new(),
@@ -128,4 +132,12 @@ pub fn status(host: &Host) -> Result<Status> {
         (status.flows, status.maps, status.memory_bytes) = (usage.flows, usage.maps, usage.memory_bytes);
     }
     Ok(status)
+}
+
+/// The agent of this host, if it runs.
+pub fn agent(host: &Host) -> Option<AgentState> {
+    /// For an agent that has just been started, on a host that is busy.
+    const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+    let pid = holder(host.store.dir())?.process.pid;
+    Some(AgentState { pid, answers: agent_socket::answers(host.store.dir(), ANSWER_LIMIT) })
 }

@@ -5,6 +5,7 @@ use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
 use crate::state::Store;
 use crate::state::agent::{self, AgentLock, Holder};
+use crate::state::agent_socket;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -25,10 +26,14 @@ pub fn build() -> String {
     format!("{}-{}-{size}", env!("CARGO_PKG_VERSION"), crate::datapath::BUILD)
 }
 
-/// Starts the agent of this host if it has containers and no agent. A host is served without one, so that a failure is
-/// no more than a word.
+/// After a command has changed the host: tells the agent to look at it, or starts one if the host has containers. A host is served
+/// without an agent too, so that a failure is only logged.
 pub fn ensure(store: &Store) {
-    if std::env::var(SWITCH).is_ok_and(|v| v == "off") || agent::holder(store.dir()).is_some() {
+    if agent::holder(store.dir()).is_some() {
+        agent_socket::look(store.dir());
+        return;
+    }
+    if std::env::var(SWITCH).is_ok_and(|v| v == "off") {
         return;
     }
     if store.is_empty().unwrap_or(true) {

@@ -4,6 +4,7 @@
 //! under a temporary name, synced and renamed, so that a reader without the lock always finds a whole one.
 
 pub mod agent;
+pub mod agent_socket;
 mod files;
 pub mod lock;
 pub mod names;
