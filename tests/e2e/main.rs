@@ -75,6 +75,7 @@ mod restart;
 mod rig;
 mod route_source;
 mod segments;
+mod sysctl_conf;
 mod tables;
 mod third_party;
 mod tun;

@@ -1,9 +1,10 @@
-//! A veth between the container and a bridge of the host, which netpath makes and removes.
+//! A veth between the container and a bridge of the host, which netpath creates and deletes.
 
 use super::{Driver, Found, Made, Site};
 use crate::link::query::Link;
-use crate::link::{Inside, Refused, Rtnl, VethSpec, sysctl};
+use crate::link::{Inside, Refused, Rtnl, VethSpec, sysctl, sysctl_conf};
 use crate::model::error::{Error, Result};
+use crate::model::network::Mtu;
 use crate::model::{BridgeLinks, HostView, IfName, LinkKind, Links, Network, Record};
 use crate::plan::{Done, Step, Steps, Undo, connect};
 use crate::state::{Phase, StoredEndpoint};
@@ -12,7 +13,7 @@ use std::collections::BTreeSet;
 
 pub struct Bridge {
     name: IfName,
-    /// This command makes the bridge, or another one does at this moment: without a port its MTU says nothing yet.
+    /// This or another command is creating the bridge, whose MTU is not the network's until it has a port.
     is_portless: bool,
 }
 
@@ -22,12 +23,13 @@ impl Bridge {
     }
 
     /// # Errors
-    /// It is not there, or it is something else.
+    /// It does not exist, or is no bridge.
     fn find(&self, rtnl: &Rtnl, network: &Network) -> Result<Link> {
         let name = &self.name;
         let what = || Error::new(format!("cannot use {name} as the bridge of network {}", network.name));
-        let link =
-            rtnl.link_named(name)?.ok_or_else(|| what().because("it was removed at this moment").next("try again"))?;
+        let link = rtnl
+            .link_named(name)?
+            .ok_or_else(|| what().because("another process has just removed it").next("try again"))?;
         if link.kind != LinkKind::Bridge {
             return Err(what()
                 .because("an interface of that name exists and is not a bridge")
@@ -36,19 +38,26 @@ impl Bridge {
         Ok(link)
     }
 
+    /// Of the bridge itself.
+    fn sysctls(&self, network: &Network) -> Vec<(String, String)> {
+        let name = self.name.as_str();
+        let mut sysctls = vec![(sysctl::of_interface("ipv4", name, "rp_filter"), "2".to_owned())];
+        if network.has_v6() {
+            sysctls.extend(
+                ["accept_dad", "accept_ra"].map(|key| (sysctl::of_interface("ipv6", name, key), "0".to_owned())),
+            );
+        }
+        if network.internal {
+            sysctls.extend(no_forwarding(name, network.has_v6()));
+        }
+        sysctls
+    }
+
     fn complete(&self, rtnl: &Rtnl, network: &Network) -> Result<bool> {
         let link = self.find(rtnl, network)?;
         let name = self.name.as_str();
-        let v6 = network.has_v6();
-        // Before the addresses: they and the link-local one would else wait a second for duplicates.
-        if v6 {
-            sysctl::ensure(&sysctl::of_interface("ipv6", name, "accept_dad"), "0")?;
-            sysctl::ensure(&sysctl::of_interface("ipv6", name, "accept_ra"), "0")?;
-        }
-        sysctl::ensure(&sysctl::of_interface("ipv4", name, "rp_filter"), "2")?;
-        if network.internal {
-            close(name, v6)?;
-        }
+        // Before the addresses: else each of them, and the link-local one, waits a second for duplicate address detection.
+        self.sysctls(network).iter().try_for_each(|(path, value)| sysctl::ensure(path, value).map(drop))?;
         let mut changed = false;
         for (address, prefix) in network.gateways() {
             let address = IpNet::new(address, prefix).map_err(|e| Error::new("cannot name a gateway").because(e))?;
@@ -61,8 +70,8 @@ impl Bridge {
         Ok(changed)
     }
 
-    fn look_at_veth(&self, site: &Site, record: &Record, bridge: &Link) -> Result<Made> {
-        let gone = || Error::new(format!("the veth of {} has vanished", record.endpoint.interface));
+    fn inspect_veth(&self, site: &Site, record: &Record, bridge: &Link) -> Result<Made> {
+        let gone = || Error::new(format!("the veth of {} has disappeared", record.endpoint.interface));
         let there = site.inside()?.rtnl().link_named(&record.endpoint.interface)?.ok_or_else(gone)?;
         let here = site.rtnl.link_at(there.peer.ok_or_else(gone)?)?.ok_or_else(gone)?;
         let host_name = IfName::try_from(here.name).map_err(|e| gone().because(e))?;
@@ -83,8 +92,8 @@ impl Bridge {
 }
 
 impl Driver for Bridge {
-    fn validate(&mut self, _site: &Site, _record: &Record, there: &[StoredEndpoint]) -> Result<()> {
-        let ours = || there.iter().filter(|k| k.record.network.bridge() == Some(&self.name));
+    fn validate(&mut self, _site: &Site, _record: &Record, stored: &[StoredEndpoint]) -> Result<()> {
+        let ours = || stored.iter().filter(|k| k.record.network.bridge() == Some(&self.name));
         let has_port = ours().any(|k| k.record.links.is_some());
         self.is_portless = !has_port && ours().any(|k| k.phase == Phase::Creating);
         Ok(())
@@ -101,38 +110,47 @@ impl Driver for Bridge {
 
     fn share(&mut self, site: &Site, at: usize, record: &Record) -> Result<Done> {
         let network = &record.network;
-        let made = site.rtnl.add_bridge(&self.name, network.mtu.map(super::super::model::network::Mtu::bytes))?;
-        self.is_portless |= made;
-        match self.complete(&site.rtnl, network) {
+        sysctl_conf::keep(&self.name, &self.sysctls(network));
+        let mut made = false;
+        let completed = site.rtnl.add_bridge(&self.name, network.mtu.map(Mtu::bytes)).and_then(|new| {
+            made = new;
+            self.is_portless |= new;
+            self.complete(&site.rtnl, network)
+        });
+        match completed {
             Ok(_) if made => Ok(Done::Changed(Undo::Unshare { at })),
             Ok(false) => Ok(Done::AlreadySo),
-            // An address that a bridge of this network must have: undoing it would help no container.
+            // Not undone: every container of this network needs what was added.
             Ok(true) => Ok(Done::ChangedCovered),
             Err(e) => {
+                let unused = self.release(site, &super::shared(&site.others()?), &[])?;
+                // A bridge that existed before is kept.
                 if made {
-                    super::remove_unused(self, site)?;
+                    site.rtnl.delete(unused.as_slice())?;
                 }
                 Err(e)
             }
         }
     }
 
-    fn unused(&self, site: &Site, others: &BTreeSet<IfName>, going: &[u32]) -> Result<Option<u32>> {
+    fn release(&self, site: &Site, others: &BTreeSet<IfName>, deleted: &[u32]) -> Result<Option<u32>> {
         if others.contains(&self.name) {
             return Ok(None);
         }
+        // Also where there is no bridge: setup may have been killed before it created one.
+        sysctl_conf::remove(&self.name);
         let links = site.rtnl.links()?;
         let own = links.iter().find(|l| l.name == self.name.as_str() && l.kind == LinkKind::Bridge);
         let Some(bridge) = own else { return Ok(None) };
         let foreign: Vec<&str> = links
             .iter()
-            .filter(|l| l.master == Some(bridge.index) && !going.contains(&l.index))
+            .filter(|l| l.master == Some(bridge.index) && !deleted.contains(&l.index))
             .map(|l| l.name.as_str())
             .collect();
         if foreign.is_empty() {
             return Ok(Some(bridge.index));
         }
-        tracing::info!(bridge = %self.name, ports = ?foreign, "the bridge stays: it has ports that are not netpath's");
+        tracing::info!(bridge = %self.name, ports = ?foreign, "the bridge is kept: it has ports that are not netpath's");
         Ok(None)
     }
 
@@ -140,7 +158,7 @@ impl Driver for Bridge {
         let bridge = self.find(&site.rtnl, &record.network)?;
         let mtu = match record.network.mtu {
             Some(mtu) => Some(mtu.bytes()),
-            // As the command that has made the bridge does, or the first port would decide by when it came.
+            // As the command that creates the bridge does: the MTU must not depend on the order of the two.
             None if self.is_portless => site.rtnl.default_route_link()?.map(|l| l.mtu),
             None => Some(bridge.mtu),
         };
@@ -154,7 +172,7 @@ impl Driver for Bridge {
         if let Err(e) = site.rtnl.add_veth(&spec, site.inside()?.raw_fd()) {
             return Err(refused(&site.rtnl, &spec, e));
         }
-        match self.look_at_veth(site, record, &bridge) {
+        match self.inspect_veth(site, record, &bridge) {
             Ok(made) => Ok(made),
             Err(e) => {
                 super::remove(site, self.inside(site, &record.endpoint.interface)?)?;
@@ -177,7 +195,7 @@ impl Driver for Bridge {
         })
     }
 
-    /// The container's end first: the host's end then comes up with a carrier, and is a forwarding port at once.
+    /// The container's end first: then the host's end comes up with a carrier, and forwards at once.
     fn up(&self, site: &Site, record: &Record, made: &Made) -> Result<()> {
         site.inside()?.rtnl().set_up(made.index)?;
         let Some(links) = made.links.as_ref().and_then(Links::bridge) else { return Ok(()) };
@@ -186,8 +204,8 @@ impl Driver for Bridge {
         addresses.try_for_each(|a| site.rtnl.forget_neighbour(links.bridge_index, a.addr()))
     }
 
-    /// Containers beside it may remember another one with its addresses. By now the kernel has noticed that both ends are
-    /// up; where it has not, they find out by themselves, only later.
+    /// Neighbours may have cached another container's hardware address for these addresses. By now the kernel knows that both ends
+    /// are up; if not, their caches expire later.
     fn announce(&self, site: &Site, made: &Made) {
         let (Ok(inside), Some(links)) = (site.inside(), &made.links) else { return };
         if let Err(e) = inside.rtnl().announce(made.index, links.container_mac()) {
@@ -195,7 +213,7 @@ impl Driver for Bridge {
         }
     }
 
-    fn lives(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool> {
+    fn is_alive(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool> {
         let Some(veth) = links.bridge() else { return Ok(false) };
         let seen = view.link(veth.veth_index);
         let seen = seen.is_some_and(|l| l.kind == LinkKind::Veth && l.name == veth.veth_name);
@@ -211,8 +229,8 @@ impl Driver for Bridge {
         Ok(found.map(|l| Found::Host(l.index)))
     }
 
-    /// The host's end of the veth, if it is a port of the bridge. The veths of other endpoints are left out: an interface that
-    /// other software put into the container may by chance have the same indexes.
+    /// The host's end of the veth, if it is a port of the bridge. Veths of other endpoints are left out: an interface that other
+    /// software has put into the container may happen to have the same indexes.
     fn inside(&self, site: &Site, interface: &IfName) -> Result<Option<Found>> {
         let Some(inside) = &site.inside else { return Ok(None) };
         let Some(here) = host_end(&site.rtnl, inside, interface)? else { return Ok(None) };
@@ -223,7 +241,7 @@ impl Driver for Bridge {
     }
 }
 
-/// Which of the two names is taken is not in the kernel's answer.
+/// The kernel's answer does not say which of the two names exists already.
 fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: Refused) -> Error {
     let interface = &spec.interface;
     let taken = |name: &IfName, place: &str, next: &str| {
@@ -240,7 +258,7 @@ fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: Refused) -> Error {
     Error::new(format!("cannot create veth pair for {interface}")).because(cause)
 }
 
-/// The host's end of a veth inside the container. Both name each other: an index alone could be that of a link in a third
+/// The host's end of a veth inside the container. Both ends must name each other: an index alone could belong to a link in a third
 /// namespace.
 fn host_end(rtnl: &Rtnl, inside: &Inside, interface: &IfName) -> Result<Option<Link>> {
     let Some(there) = inside.rtnl().link_named(interface)? else { return Ok(None) };
@@ -248,14 +266,8 @@ fn host_end(rtnl: &Rtnl, inside: &Inside, interface: &IfName) -> Result<Option<L
     Ok(rtnl.link_at(peer)?.filter(|l| l.kind == LinkKind::Veth && l.peer == Some(there.index)))
 }
 
-/// Lets a bridge forward nothing, as that of an internal network.
-///
-/// # Errors
-/// A value cannot be read or written.
-pub fn close(bridge: &str, v6: bool) -> Result<()> {
-    sysctl::ensure(&sysctl::of_interface("ipv4", bridge, "forwarding"), "0")?;
-    if v6 {
-        sysctl::ensure(&sysctl::of_interface("ipv6", bridge, "forwarding"), "0")?;
-    }
-    Ok(())
+/// A bridge with these sysctls forwards nothing, as that of an internal network.
+pub fn no_forwarding(bridge: &str, v6: bool) -> Vec<(String, String)> {
+    let families = if v6 { &["ipv4", "ipv6"][..] } else { &["ipv4"] };
+    families.iter().map(|family| (sysctl::of_interface(family, bridge, "forwarding"), "0".to_owned())).collect()
 }

@@ -1,13 +1,14 @@
 //! A macvlan: the container's interface is on the wire of a link of the host, with a hardware address of its own.
 //!
-//! All of it is inside the container. The datapath does not serve it: nothing is published, masqueraded or isolated there, and
-//! the host and the container do not reach each other over the parent.
+//! It exists only inside the container. The datapath does not serve it: nothing is published, masqueraded or isolated, and the host
+//! and the container do not reach each other over the parent.
 
 use super::{Driver, Found, Made, Site};
 use crate::link::query::Link;
 use crate::link::{Inside, MacvlanSpec, Netns, Rtnl, sysctl};
 use crate::model::attachment::Macvlan as Attachment;
 use crate::model::error::{Error, Result};
+use crate::model::network::Mtu;
 use crate::model::{HostView, IfName, InsideLinks, LinkKind, Links, Record};
 use crate::plan::{Steps, connect};
 use crate::state::StoredEndpoint;
@@ -27,7 +28,7 @@ impl Macvlan {
     }
 
     /// # Errors
-    /// There is none, or it cannot carry anything.
+    /// There is none, or it is down.
     fn usable_parent(&self, rtnl: &Rtnl, record: &Record) -> Result<Link> {
         let what = || {
             let (interface, network) = (&record.endpoint.interface, &record.network.name);
@@ -58,14 +59,14 @@ impl Macvlan {
         Ok(link)
     }
 
-    /// The macvlan inside the container that has this name, if it is one of the parent's.
+    /// The macvlan of this name inside the container, if it belongs to the parent.
     fn find(&self, rtnl: &Rtnl, inside: &Inside, name: &IfName) -> Result<Option<Link>> {
         let Some(link) = inside.rtnl().link_named(name)?.filter(is_macvlan) else { return Ok(None) };
         let parent = self.parent(rtnl)?;
         Ok(parent.is_none_or(|p| link.peer == Some(p.index)).then_some(link))
     }
 
-    /// Made under another name than its own, which the host may have too: the kernel looks for it there.
+    /// Creates it under a temporary name: the kernel creates it in the host's namespace, where its own name may exist.
     fn make(&self, site: &Site, record: &Record, parent: &Link) -> Result<Link> {
         let interface = &record.endpoint.interface;
         let what = || format!("create macvlan interface {interface} on parent {}", parent.name);
@@ -76,10 +77,10 @@ impl Macvlan {
             parent: parent.index,
             of: &self.0,
             mac: record.endpoint.mac,
-            mtu: record.network.mtu.map(super::super::model::network::Mtu::bytes),
+            mtu: record.network.mtu.map(Mtu::bytes),
         };
         site.rtnl.add_macvlan(&spec, inside.raw_fd()).map_err(|e| Error::new(what()).because(e))?;
-        let gone = || Error::new(what()).because("it has vanished");
+        let gone = || Error::new(what()).because("it has disappeared");
         let made = inside.rtnl().link_named(&name)?.ok_or_else(gone)?;
         if let Err(e) = inside.rtnl().rename(made.index, interface) {
             inside.rtnl().delete(&[made.index])?;
@@ -96,7 +97,7 @@ impl Macvlan {
 }
 
 impl Driver for Macvlan {
-    fn validate(&mut self, site: &Site, record: &Record, _there: &[StoredEndpoint]) -> Result<()> {
+    fn validate(&mut self, site: &Site, record: &Record, _stored: &[StoredEndpoint]) -> Result<()> {
         self.usable_parent(&site.rtnl, record).map(drop)
     }
 
@@ -118,7 +119,7 @@ impl Driver for Macvlan {
         site.inside()?.run(|| {
             let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
             sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;
-            // Neighbours may remember another container with its addresses.
+            // Neighbours may have cached another container's hardware address for these addresses.
             sysctl::ensure(&of("ipv4", "arp_notify"), "1")?;
             if v6 { sysctl::ensure(&of("ipv6", "ndisc_notify"), "1").map(drop) } else { Ok(()) }
         })
@@ -128,8 +129,8 @@ impl Driver for Macvlan {
         site.inside()?.rtnl().set_up(made.index)
     }
 
-    /// A namespace that cannot be looked into is taken for one where all is well.
-    fn lives(&self, _site: &Site, record: &Record, links: &Links, _view: &HostView) -> Result<bool> {
+    /// A namespace that cannot be entered counts as one where the links exist.
+    fn is_alive(&self, _site: &Site, record: &Record, links: &Links, _view: &HostView) -> Result<bool> {
         let Some(netns) = Netns::open(&record.netns)? else { return Ok(false) };
         match netns.enter().and_then(|inside| recorded(&inside, links)) {
             Ok(found) => Ok(found.is_some()),
@@ -159,14 +160,14 @@ fn is_macvlan(link: &Link) -> bool {
     link.driver.as_deref() == Some("macvlan")
 }
 
-/// The name may have changed since, and the hardware address too.
+/// By index and parent: its name and hardware address may have changed.
 fn recorded(inside: &Inside, links: &Links) -> Result<Option<u32>> {
     let Links::Inside(links) = links else { return Ok(None) };
     let found = inside.rtnl().link_at(links.inside_index)?;
     Ok(found.filter(|l| is_macvlan(l) && l.peer == Some(links.parent_index)).map(|l| l.index))
 }
 
-/// A name that no other interface of the host or the container has, and that a later command finds again.
+/// A name that no other interface of the host or the container has, and that a later command can compute again.
 fn temporary(interface: &IfName) -> Result<IfName> {
     let hash = interface.as_str().bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     format!("npmv-{hash:08x}").parse().map_err(|e: String| Error::new(e))

@@ -1,7 +1,7 @@
 //! Drivers: how an endpoint is attached to its network, one file for each way.
 //!
-//! `ops` runs the plan and keeps the records; a driver says which steps attach an endpoint, does those that are its own, and
-//! finds its links again. It touches links, addresses and sysctls, never a record or the datapath.
+//! `ops` runs the plan and keeps the records; a driver lists the steps that attach an endpoint, performs its own ones, and finds the
+//! links of a record again. It changes links, addresses and sysctls, never a record or the datapath.
 
 pub mod bridge;
 pub mod macvlan;
@@ -14,14 +14,14 @@ use crate::state::{Key, Store, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 
-/// Where one command works.
+/// The namespaces and the store that one command works on.
 pub struct Site {
     /// Of the host.
     pub rtnl: Rtnl,
     /// `None`: the container's namespace is gone, or the command is about no container.
     pub inside: Option<Inside>,
     pub store: Store,
-    /// Of all endpoints that the command is about.
+    /// Of all endpoints that the command attaches or detaches.
     pub keys: Vec<Key>,
 }
 
@@ -32,7 +32,7 @@ impl Site {
         self.inside.as_ref().ok_or_else(|| Error::new("the container has no network namespace"))
     }
 
-    /// The records of every endpoint that the command is not about.
+    /// The records of all other endpoints.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -42,17 +42,17 @@ impl Site {
     }
 }
 
-/// What the steps of one endpoint have yielded so far.
+/// The results of an endpoint's steps so far.
 #[derive(Clone, Default)]
 pub struct Made {
     /// Of the interface inside the container.
     pub index: u32,
     pub links: Option<Links>,
-    /// That the interface has got.
+    /// Those that the interface has been given.
     pub addresses: Vec<IpNet>,
 }
 
-/// A link that goes when its endpoint goes, by its ifindex in the host's namespace or in the container's.
+/// A link that is deleted with its endpoint, by its ifindex in the host's namespace or in the container's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Found {
     Host(u32),
@@ -61,40 +61,41 @@ pub enum Found {
 
 /// One endpoint's driver during one command.
 pub trait Driver {
-    /// Looks whether the host can take the endpoint beside those that are `there`. Called with the lock; changes nothing.
+    /// Checks that the host can take the endpoint beside the `stored` ones. Called with the lock; changes nothing.
     ///
     /// # Errors
     /// It cannot.
-    fn validate(&mut self, site: &Site, record: &Record, there: &[StoredEndpoint]) -> Result<()>;
+    fn validate(&mut self, site: &Site, record: &Record, stored: &[StoredEndpoint]) -> Result<()>;
 
-    /// The steps that attach the endpoint; `at` is its place in the command.
+    /// The steps that attach the endpoint; `at` is its position in the command.
     fn steps(&self, at: usize, record: &Record) -> Steps;
 
-    /// The link of the host that all endpoints of the network share, and that goes with the last.
+    /// The link of the host that all endpoints of the network share, and that is deleted with the last one.
     fn shared(&self) -> Option<&IfName> {
         None
     }
 
-    /// [`Step::Share`](crate::plan::Step::Share): makes the shared link, or completes it.
+    /// [`Step::Share`](crate::plan::Step::Share): creates the shared link, or completes it.
     ///
     /// # Errors
-    /// It cannot be made; nothing is left of it.
+    /// It cannot be created; nothing is left of it.
     fn share(&mut self, _site: &Site, _at: usize, _record: &Record) -> Result<Done> {
         Ok(Done::AlreadySo)
     }
 
-    /// Of the shared link: its ifindex, if it is there and neither one of `others` nor a port that is not `going` needs it.
+    /// Gives up the shared link unless one of `others` needs it: removes the files that belong to it, and returns its ifindex if it
+    /// can be deleted, that is, if it exists and has no ports but `deleted` ones.
     ///
     /// # Errors
     /// The kernel's.
-    fn unused(&self, _site: &Site, _others: &BTreeSet<IfName>, _going: &[u32]) -> Result<Option<u32>> {
+    fn release(&self, _site: &Site, _others: &BTreeSet<IfName>, _deleted: &[u32]) -> Result<Option<u32>> {
         Ok(None)
     }
 
-    /// [`Step::Connect`](crate::plan::Step::Connect): makes the interface inside the container, down.
+    /// [`Step::Connect`](crate::plan::Step::Connect): creates the interface inside the container, down.
     ///
     /// # Errors
-    /// It cannot be made; nothing is left of it.
+    /// It cannot be created; nothing is left of it.
     fn connect(&mut self, site: &Site, record: &Record) -> Result<Made>;
 
     /// [`Step::Settings`](crate::plan::Step::Settings): the sysctls of the interface.
@@ -109,40 +110,40 @@ pub trait Driver {
     /// The kernel's.
     fn up(&self, site: &Site, record: &Record, made: &Made) -> Result<()>;
 
-    /// Once all is done: tells neighbours where the addresses are, should the kernel not have done so.
+    /// After all steps: announces the addresses to neighbours, in case the kernel has not.
     fn announce(&self, _site: &Site, _made: &Made) {}
 
-    /// Whether the links of a record, of whatever container, are still there.
+    /// Whether the links of a record still exist. The record may be another container's.
     ///
     /// # Errors
-    /// That cannot be told.
-    fn lives(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool>;
+    /// It cannot be determined.
+    fn is_alive(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool>;
 
-    /// The link that a record of this container tells of, if it is still the same: indexes come again.
+    /// The link that a record of this container names, if it is still the same one: indexes are reused.
     ///
     /// # Errors
     /// The kernel's.
     fn recorded(&self, site: &Site, interface: &IfName, links: &Links) -> Result<Option<Found>>;
 
-    /// The link that is `interface` inside the container, if a driver of this kind has made it: what a setup has left that was
-    /// killed before it could write down its links.
+    /// The link named `interface` inside the container, if a driver of this kind has created it. It finds the links of a setup that was
+    /// killed before it recorded them.
     ///
     /// # Errors
     /// The kernel's.
     fn inside(&self, site: &Site, interface: &IfName) -> Result<Option<Found>>;
 }
 
-/// The links that endpoints of `records` share.
+/// The shared links of `records`.
 pub fn shared<'a>(records: impl IntoIterator<Item = &'a Record>) -> BTreeSet<IfName> {
     records.into_iter().filter_map(|r| of(&r.network.attachment).shared().cloned()).collect()
 }
 
-/// Removes the shared link, unless an endpoint of another command uses it by now.
+/// Deletes the shared link, unless another endpoint has begun to use it.
 ///
 /// # Errors
 /// The kernel's, or the store cannot be read.
 pub fn remove_unused(driver: &dyn Driver, site: &Site) -> Result<()> {
-    site.rtnl.delete(driver.unused(site, &shared(&site.others()?), &[])?.as_slice())
+    site.rtnl.delete(driver.release(site, &shared(&site.others()?), &[])?.as_slice())
 }
 
 /// # Errors
@@ -167,7 +168,7 @@ pub fn apart(found: impl IntoIterator<Item = Found>) -> (Vec<u32>, Vec<u32>) {
     (host, inside)
 }
 
-/// The driver of a network's endpoints. The one place that lists them.
+/// The driver of a network's endpoints. The only list of drivers.
 pub fn of(attachment: &Attachment) -> Box<dyn Driver> {
     match attachment {
         Attachment::Bridge(name) => Box::new(bridge::Bridge::new(name.clone())),

@@ -14,6 +14,7 @@ pub mod route;
 pub mod rtnl;
 mod source;
 pub mod sysctl;
+pub mod sysctl_conf;
 pub mod veth;
 mod watch;
 

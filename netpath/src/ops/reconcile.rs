@@ -132,7 +132,7 @@ impl Session {
         let mut forgotten = 0;
         let mut orphans: Vec<Attachment> = Vec::new();
         for kept in self.site.store.all()? {
-            if self.site.keys.contains(&kept.key()) || self.lives(&kept, view)? {
+            if self.site.keys.contains(&kept.key()) || self.is_alive(&kept, view)? {
                 living.push(kept);
                 continue;
             }
@@ -152,10 +152,10 @@ impl Session {
     }
 
     /// Whether an endpoint has its links, or before it has some, a process that works on it or a namespace to work in.
-    fn lives(&self, kept: &StoredEndpoint, view: &HostView) -> Result<bool> {
+    fn is_alive(&self, kept: &StoredEndpoint, view: &HostView) -> Result<bool> {
         match &kept.record.links {
             None => Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some()),
-            Some(links) => driver::of(&kept.record.network.attachment).lives(&self.site, &kept.record, links, view),
+            Some(links) => driver::of(&kept.record.network.attachment).is_alive(&self.site, &kept.record, links, view),
         }
     }
 
@@ -292,7 +292,7 @@ fn unused<'a>(
 ) -> Result<Vec<u32>> {
     let mut unused = BTreeSet::new();
     for driver in drivers {
-        unused.extend(driver.unused(site, others, going)?);
+        unused.extend(driver.release(site, others, going)?);
     }
     Ok(unused.into_iter().collect())
 }

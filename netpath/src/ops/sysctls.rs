@@ -3,6 +3,7 @@
 
 use crate::driver::bridge;
 use crate::link::sysctl::{self, FORWARDING};
+use crate::link::sysctl_conf;
 use crate::model::Desired;
 use crate::model::error::Result;
 use crate::state::store::SavedSysctl;
@@ -43,6 +44,7 @@ pub(super) fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) ->
         let before = saved.get(path).map_or(before, |s| s.before.clone());
         saved.insert(path.clone(), SavedSysctl { before, written: value.clone() });
         store.keep_sysctls(lock, saved)?;
+        sysctl_conf::keep_also(path, value);
         sysctl::write(path, value)?;
     }
     Ok(())
@@ -56,7 +58,8 @@ pub(super) fn ensure(store: &Store, lock: &Lock, wanted: &[(String, String)]) ->
 pub(super) fn keep_internal(_lock: &Lock, desired: &Desired) -> Result<()> {
     let internal = desired.bridged().map(|(r, _)| &r.network).filter(|n| n.internal);
     let bridges: BTreeMap<_, bool> = internal.filter_map(|n| Some((n.bridge()?.as_str(), n.has_v6()))).collect();
-    bridges.into_iter().try_for_each(|(bridge, v6)| bridge::close(bridge, v6))
+    let mut sysctls = bridges.into_iter().flat_map(|(bridge, v6)| bridge::no_forwarding(bridge, v6));
+    sysctls.try_for_each(|(path, value)| sysctl::ensure(&path, &value).map(drop))
 }
 
 /// Puts the host's own values back, except forwarding and where other software has set another one since.
