@@ -5,6 +5,7 @@
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
 mod agent;
+mod agent_socket;
 mod error_oracle;
 mod full;
 mod gc;
@@ -12,6 +13,7 @@ mod killed;
 mod load;
 mod many;
 mod mutated;
+mod records;
 mod residue;
 mod soak;
 mod speed;
