@@ -1,4 +1,4 @@
-//! A line in the log when packets were dropped, with the reasons.
+//! Logs how many packets were dropped since the last line, by reason.
 
 use crate::observe::Host;
 use std::collections::BTreeMap;
@@ -7,17 +7,17 @@ use std::collections::BTreeMap;
 pub(super) struct DropLog(BTreeMap<&'static str, u64>);
 
 impl DropLog {
-    /// Earlier drops are not logged.
-    pub(super) fn begin() -> Self {
+    /// Earlier drops are not reported.
+    pub(super) fn start() -> Self {
         Self(counted().unwrap_or_default())
     }
 
-    /// Logs the drops since the last call.
-    pub(super) fn say(&mut self) {
+    /// Reports the drops since the last call.
+    pub(super) fn report(&mut self) {
         let Some(now) = counted() else { return };
         let new: Vec<String> = now
             .iter()
-            // Fewer: the maps were recreated.
+            // The counter is smaller: the maps were created anew.
             .map(|(reason, packets)| {
                 (reason, packets.checked_sub(*self.0.get(reason).unwrap_or(&0)).unwrap_or(*packets))
             })
@@ -31,7 +31,7 @@ impl DropLog {
     }
 }
 
-/// `None` where there are no counters: on another rung, or at this moment.
+/// `None` where there are no counters: on another rung, or while the maps are replaced.
 fn counted() -> Option<BTreeMap<&'static str, u64>> {
     let datapath = Host::here().ok()?.inspect().ok().filter(|d| d.exists())?;
     let counters = datapath.counters().ok()?;

@@ -1,5 +1,5 @@
-//! A socket on which the kernel says that something has changed. What it was, a look at the host tells; only messages that
-//! cannot matter are left out.
+//! A netlink socket on which the kernel reports changes. A message only means that the host has to be read again; those that cannot
+//! matter are ignored.
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tokio::io::unix::AsyncFd;
 
-/// As long as the longest batch of messages of nf_tables (NLMSG_GOODSIZE); what is longer counts as it begins.
-const MOST: usize = 16 * 1024;
+/// The longest batch of messages of nf_tables (NLMSG_GOODSIZE). A longer one is judged by its beginning.
+const MAX_MESSAGE: usize = 16 * 1024;
 
 pub(super) struct Events {
     socket: AsyncFd<OwnedFd>,
@@ -16,20 +16,20 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Over a socket that does not block.
-    pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
-        Self::of(socket, |_| true)
+    /// Every message of a socket that does not block.
+    pub(super) fn all(socket: OwnedFd) -> io::Result<Self> {
+        Self::matching(socket, |_| true)
     }
 
-    /// The same for messages that matter alone.
-    pub(super) fn of(socket: OwnedFd, matters: fn(&[u8]) -> bool) -> io::Result<Self> {
+    /// Only the messages for which `matters` returns true.
+    pub(super) fn matching(socket: OwnedFd, matters: fn(&[u8]) -> bool) -> io::Result<Self> {
         // SAFETY: the descriptor is open, is owned here alone, and stays the same until it is dropped.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
         Ok(Self { socket, matters })
     }
 
-    /// Waits until something has changed.
-    pub(super) async fn any(&self) {
+    /// Waits for the next change.
+    pub(super) async fn changed(&self) {
         loop {
             let Ok(mut guard) = self.socket.readable().await else { return std::future::pending().await };
             while let Some(matters) = self.take() {
@@ -41,17 +41,17 @@ impl Events {
         }
     }
 
-    /// Forgets what has come so far.
+    /// Discards the messages that have arrived.
     pub(super) fn drain(&self) {
         while self.take().is_some() {}
     }
 
-    /// Whether the next message matters; `None`: there is none.
+    /// Whether the next message matters; `None`: no message has arrived.
     fn take(&self) -> Option<bool> {
-        let mut bytes = [0_u8; MOST];
+        let mut bytes = [0_u8; MAX_MESSAGE];
         match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
             Ok(length) => Some(bytes.get(..length).is_none_or(self.matters)),
-            // ENOBUFS: more has changed than the socket could hold.
+            // ENOBUFS: the kernel has dropped messages.
             Err(Errno::ENOBUFS | Errno::EINTR) => Some(true),
             Err(_) => None,
         }

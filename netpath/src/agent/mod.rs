@@ -1,7 +1,8 @@
-//! The one resident process: it follows links, addresses, filters and (iptables rung) routes of the host, ages flows, and says what was dropped.
+//! The one resident process: it follows links, addresses, filters and (iptables rung) routes of the host, expires flows, and logs
+//! drops.
 //!
-//! A host is served without it: it only does sooner what the next command does too, and may be killed at any moment. It
-//! never waits for a lock, so that a command that ends it under the lock does not wait for long.
+//! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never
+//! waits for the lock, so that a command which ends it under the lock does not wait for long.
 
 mod drop_log;
 mod events;
@@ -25,16 +26,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing_subscriber::EnvFilter;
 
-/// From the first sign of a change to the look at it: changes come in groups.
-const SETTLE: Duration = Duration::from_millis(100);
-/// While a command is at work.
-const AGAIN: Duration = Duration::from_millis(50);
-/// Between two thorough looks, each with a sweep.
+/// From the first event to the look: changes come in groups.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// After a look that found the lock taken.
+const RETRY: Duration = Duration::from_millis(50);
+/// Between two full looks, each with an expiry of flows.
 const ROUND: Duration = Duration::from_secs(30);
-/// Between two lines about drops, in rounds.
+/// Between two reports of drops, in rounds.
 const REPORT: u32 = 2;
 
-/// Runs until there is no container left or a signal comes. In the background its log goes to a file beside the state.
+/// Runs until no container is left or a signal arrives. In the background it logs to a file beside the records.
 ///
 /// # Errors
 /// It cannot watch the host.
@@ -45,17 +46,17 @@ pub fn run(foreground: bool) -> Result<()> {
     let lock = match handed_over {
         Some(lock) => lock,
         None if host_watch.store.is_empty()? => {
-            return Err(Error::new("there is nothing to watch over")
+            return Err(Error::new("there is nothing to watch")
                 .because("no container uses netpath on this host")
-                .next("start a container: the agent comes with the first one"));
+                .next("start a container: the first one starts the agent"));
         }
         None => AgentLock::take(&dir)?.ok_or_else(|| {
-            let who = holder(&dir).map_or_else(String::new, |h| format!(" (pid {})", h.process.pid));
-            Error::new(format!("the agent of this host runs already{who}"))
+            let pid = holder(&dir).map_or_else(String::new, |h| format!(" (pid {})", h.process.pid));
+            Error::new(format!("the agent of this host runs already{pid}"))
         })?,
     };
     if !foreground {
-        let_go_of_caller();
+        close_inherited_output();
         let log = LogFile::open(&lock, &dir)?;
         let _ =
             tracing_subscriber::fmt().with_env_filter(level()).with_ansi(false).with_writer(Mutex::new(log)).try_init();
@@ -80,8 +81,8 @@ fn level() -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("netpath=info"))
 }
 
-/// Keeps nothing open that the starting process had open: an engine may wait until it is closed.
-fn let_go_of_caller() {
+/// Standard input and output of the process that started the agent: an engine may wait until they are closed.
+fn close_inherited_output() {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null");
     if let Ok(null) = null {
         let _ = nix::unistd::dup2_stdin(&null);
@@ -95,23 +96,23 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
-    let links = Events::over(link::watch().context(what)?).context(what)?;
+    let links = Events::all(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
-    let filters = filter::watch().and_then(|socket| Events::of(socket, filter::concerns_rules));
+    let filters = filter::watch().and_then(|socket| Events::matching(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
-    // It is sooner with commands that tell it, and serves the host without.
+    // Without it the agent notices changes of commands a little later.
     let commands = requests::serve(lock, host_watch.store.dir()).unwrap_or_else(|e| {
         tracing::warn!(error = %e, "commands cannot reach the agent");
         Arc::default()
     });
-    let mut drops = DropLog::begin();
+    let mut drops = DropLog::start();
     let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = 0_u32;
-    let mut due = Some((Instant::now(), Look::Glance));
+    let mut due = Some((Instant::now(), Look::IfChanged));
     let mut rate_limiter = RateLimiter::new(Instant::now());
     let mut not_before = Instant::now();
-    let mut again = None;
+    let mut next_look = None;
     tracing::info!(pid = std::process::id(), "watching this host");
     loop {
         let when = due.map_or_else(Instant::now, |(when, _)| when);
@@ -120,49 +121,49 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
             _ = terminate.recv() => return Ok("ended by a signal"),
             _ = interrupt.recv() => return Ok("ended by a signal"),
             () = sleep_until(when), if due.is_some() => {
-                let look = due.take().map_or(Look::Glance, |(_, look)| look);
-                // What has come until now is seen by this look.
+                let look = due.take().map_or(Look::IfChanged, |(_, look)| look);
+                // This look sees what these events report.
                 links.drain();
                 routes.iter().for_each(Events::drain);
                 filters.iter().for_each(Events::drain);
                 if routes.is_none() && host_watch.follows_routes() {
-                    routes = Some(Events::over(link::watch_routes().context(what)?).context(what)?);
+                    routes = Some(Events::all(link::watch_routes().context(what)?).context(what)?);
                 }
-                let begun = Instant::now();
+                let started = Instant::now();
                 let (back, followed) = look_once(host_watch, look).await?;
                 host_watch = back;
                 let was_busy = matches!(followed, Ok(LookResult::Busy));
-                // After an error a change or the next round is waited for.
-                again = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
+                // After an error the next look is that of the next change or round.
+                next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
                     Ok(LookResult::NoContainer) => return Ok("the last container is gone"),
-                    Ok(LookResult::Busy) => due = Some((Instant::now() + AGAIN, look)),
+                    Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
                     Ok(LookResult::Same) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
                 if !was_busy {
-                    not_before = rate_limiter.looked(begun.elapsed(), Instant::now());
+                    not_before = rate_limiter.looked(started.elapsed(), Instant::now());
                 }
             }
-            // Once a look is due, further changes wait for it in the sockets.
+            // Once a look is due, further events stay in the sockets until then.
             () = changed([Some(&links), filters.as_ref().ok(), routes.as_ref()]), if due.is_none() => {
-                due = Some(((Instant::now() + SETTLE).max(not_before), Look::Glance));
+                due = Some(((Instant::now() + DEBOUNCE).max(not_before), Look::IfChanged));
             }
             () = commands.notified() => {
                 let at = Instant::now().max(not_before);
-                due = Some(due.map_or((at, Look::Glance), |(when, look)| (when.min(at), look)));
+                due = Some(due.map_or((at, Look::IfChanged), |(when, look)| (when.min(at), look)));
             }
-            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() && due.is_none() => {
-                again = None;
-                due = Some((Instant::now().max(not_before), Look::Glance));
+            () = sleep_until(next_look.unwrap_or_else(Instant::now)), if next_look.is_some() && due.is_none() => {
+                next_look = None;
+                due = Some((Instant::now().max(not_before), Look::IfChanged));
             }
             _ = rounds.tick() => {
                 round = round.wrapping_add(1);
-                due = Some((Instant::now(), Look::Thorough));
-                host_watch = age(host_watch).await?;
+                due = Some((Instant::now(), Look::Full));
+                host_watch = expire(host_watch).await?;
                 if round.is_multiple_of(REPORT) {
-                    drops.say();
+                    drops.report();
                 }
             }
         }
@@ -171,7 +172,7 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
 
 async fn changed([one, other, third]: [Option<&Events>; 3]) {
     let any = async |events: Option<&Events>| match events {
-        Some(events) => events.any().await,
+        Some(events) => events.changed().await,
         None => std::future::pending().await,
     };
     tokio::select! {
@@ -181,20 +182,20 @@ async fn changed([one, other, third]: [Option<&Events>; 3]) {
     }
 }
 
-/// Apart from the signals: what has begun is ended before the process goes.
+/// In a thread of its own, so that signals are noticed; the process ends after the look has ended.
 async fn look_once(mut host_watch: HostWatch, look: Look) -> Result<(HostWatch, Result<LookResult>)> {
-    apart(move || {
+    in_thread(move || {
         let followed = host_watch.look(look);
         (host_watch, followed)
     })
     .await
 }
 
-async fn age(host_watch: HostWatch) -> Result<HostWatch> {
-    apart(move || {
+async fn expire(host_watch: HostWatch) -> Result<HostWatch> {
+    in_thread(move || {
         match host_watch.expire() {
             Ok(0) => {}
-            Ok(halves) => tracing::debug!(halves, "flows have expired"),
+            Ok(entries) => tracing::debug!(entries, "flows have expired"),
             Err(e) => tracing::warn!("{e}"),
         }
         host_watch
@@ -202,6 +203,6 @@ async fn age(host_watch: HostWatch) -> Result<HostWatch> {
     .await
 }
 
-async fn apart<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+async fn in_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(job).await.context(|| "the agent has a bug".to_owned())
 }

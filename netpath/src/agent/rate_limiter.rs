@@ -1,34 +1,33 @@
-//! How soon the host is looked at again: at once after a quiet time, seldom while it flaps.
+//! When the next look may begin: at once after a quiet time, seldom while the host flaps.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Of each processor, so much at most goes into looking for as long as the host flaps: one part in …
+/// While the host flaps, looks take at most this fraction of a processor's time: one part in …
 const SHARE: u32 = 20;
-/// Whatever a look costs, the next change is followed within a second.
+/// However long a look takes, the next change is folldebt within a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// What may be owed without a wait: three looks at least. An uplink that comes is one change as a link, another with its
-/// addresses, one more with its routes.
+/// Looks on credit: at least three. A new uplink is one change as a link, another with its addresses, one more with its routes.
 const CREDIT: Duration = LONGEST_PAUSE.saturating_mul(3);
 
-/// What looks have cost is paid back by time that passes.
+/// Token bucket: each look costs credit, which refills with time.
 pub(super) struct RateLimiter {
-    owed: Duration,
+    debt: Duration,
     since: Instant,
 }
 
 impl RateLimiter {
     pub(super) fn new(now: Instant) -> Self {
-        Self { owed: Duration::ZERO, since: now }
+        Self { debt: Duration::ZERO, since: now }
     }
 
     /// A look that took `cost` has ended at `now`. Returns when the next one may begin.
     pub(super) fn looked(&mut self, cost: Duration, now: Instant) -> Instant {
         let price = (cost * SHARE).min(LONGEST_PAUSE);
         let paid = now.saturating_duration_since(self.since);
-        self.owed = (self.owed.saturating_sub(paid) + price).min(CREDIT + LONGEST_PAUSE);
+        self.debt = (self.debt.saturating_sub(paid) + price).min(CREDIT + LONGEST_PAUSE);
         self.since = now;
-        now + self.owed.saturating_sub(CREDIT)
+        now + self.debt.saturating_sub(CREDIT)
     }
 }
 
@@ -38,7 +37,7 @@ mod tests {
 
     const COST: Duration = Duration::from_millis(10);
 
-    /// The pauses after looks of these costs, each `between` after it was allowed.
+    /// The pauses after looks of these costs, each `between` after it was alldebt.
     fn pauses(costs: impl IntoIterator<Item = Duration>, between: Duration) -> Vec<Duration> {
         let mut now = Instant::now();
         let mut rate_limiter = RateLimiter::new(now);
@@ -53,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_looks_wait_for_nothing_and_then_each_is_paid_for() {
+    fn the_first_looks_do_not_wait_and_the_next_ones_do() {
         let pauses = pauses([COST; 50], Duration::ZERO);
         assert!(pauses[..3].iter().all(Duration::is_zero), "{pauses:?}");
         assert!(pauses[10..].iter().all(|p| *p + COST == COST * SHARE), "{pauses:?}");
@@ -68,13 +67,13 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_time_pays_for_looks() {
+    fn credit_refills_with_time() {
         let pauses = pauses([COST; 50], COST * SHARE);
         assert!(pauses.iter().all(Duration::is_zero), "{pauses:?}");
     }
 
     #[test]
-    fn no_pause_is_longer_than_the_longest_and_none_outlasts_a_quiet_time() {
+    fn a_pause_has_a_limit_and_ends_with_a_quiet_time() {
         let cost = Duration::from_secs(1);
         let mut now = Instant::now();
         let mut rate_limiter = RateLimiter::new(now);

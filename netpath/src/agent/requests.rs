@@ -41,7 +41,7 @@ async fn accept(listener: UnixListener, look: Arc<Notify>) {
                 let look = Arc::clone(&look);
                 tokio::spawn(async move {
                     if let Ok(Err(e)) = timeout(TIME_LIMIT, answer(stream, &look)).await {
-                        tracing::debug!(error = %e, "a client of the agent's socket is gone");
+                        tracing::debug!(error = %e, "a client of the agent's socket has disconnected");
                     }
                     drop(permit);
                 });

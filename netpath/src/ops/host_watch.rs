@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// What the datapath depends on besides the records and links.
 #[derive(PartialEq)]
-struct Scene {
+struct HostState {
     /// As text, also an error: only compared.
     filters: String,
     /// Of the rules among which the datapath's are.
@@ -26,9 +26,9 @@ struct Scene {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
     /// Only what has changed on the host.
-    Glance,
+    IfChanged,
     /// Also restores objects that other software has removed.
-    Thorough,
+    Full,
 }
 
 /// Result of a look.
@@ -46,7 +46,7 @@ pub enum LookResult {
 pub struct HostWatch {
     cookie: u64,
     pub store: Store,
-    seen: Option<Scene>,
+    seen: Option<HostState>,
     carriers: Carriers,
 }
 
@@ -67,9 +67,9 @@ impl HostWatch {
             return self.leave();
         }
         let links = self.links()?;
-        let (scene, foreign) = self.scene()?;
-        let is_same = self.seen.as_ref() == Some(&scene) && self.store.served() == Some(links);
-        if look == Look::Glance && is_same {
+        let (state, foreign) = self.state()?;
+        let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
+        if look == Look::IfChanged && is_same {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
@@ -83,8 +83,8 @@ impl HostWatch {
         session.let_go()?;
         let changed = served?.changed;
         // What has changed in the meantime may be as before at the next look.
-        let after = self.scene().ok().map(|(after, _)| after);
-        self.seen = after.filter(|after| *after == scene && firewall_answers);
+        let after = self.state().ok().map(|(after, _)| after);
+        self.seen = after.filter(|after| *after == state && firewall_answers);
         Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
     }
 
@@ -138,12 +138,12 @@ impl HostWatch {
         Ok(view.digest())
     }
 
-    fn scene(&self) -> Result<(Scene, Foreign)> {
+    fn state(&self) -> Result<(HostState, Foreign)> {
         let rung = self.store.rung()?;
         let generation = rung.and_then(|rung| ladder::inspect(rung, self.cookie).generation(&self.store));
         let foreign = Foreign::default();
         let filters = format!("{:?}", foreign.chains().as_ref().map_err(ToString::to_string));
-        Ok((Scene { filters, generation, firewalld: firewalld::generation() }, foreign))
+        Ok((HostState { filters, generation, firewalld: firewalld::generation() }, foreign))
     }
 }
 

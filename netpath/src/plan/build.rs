@@ -6,15 +6,15 @@ use crate::model::{Network, Record};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What attaches one endpoint.
+/// The steps that attach one endpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Steps {
-    /// On links that it shares with others, under the lock.
+    /// On links that it shares with other endpoints, under the lock.
     pub shared: Vec<Step>,
     pub own: Vec<Step>,
 }
 
-/// The steps of an interface that is connected `to` something and has the addresses of its endpoint.
+/// The steps that connect an interface `to` a link and give it the addresses and routes of its endpoint.
 pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
     let interface = || record.endpoint.interface.clone();
     let mut steps =
@@ -29,8 +29,8 @@ pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
     steps
 }
 
-/// Attaches one container to the networks of `records`, each with the steps of its driver. The slow work on links lies
-/// between two short stretches under the lock.
+/// Attaches one container to the networks of `records`, each with the steps of its driver. The lock is held twice, for a short time
+/// each; the slow work on links is done in between.
 pub fn attach(records: &[Record], steps: Vec<Steps>) -> Vec<Step> {
     if records.is_empty() {
         return Vec::new();
@@ -53,8 +53,8 @@ pub fn attach(records: &[Record], steps: Vec<Steps>) -> Vec<Step> {
     plan
 }
 
-/// Detaches one container. With `alone`, no other endpoint needs the links that it shares: they go together with its own, in
-/// one request and under the lock, so that the kernel's slowest work is waited for once. Otherwise its own go without it.
+/// Detaches one container. With `alone`, no other endpoint needs the links that it shares: they are deleted together with its own, in
+/// one request and under the lock, so that it waits for the kernel once. Otherwise its own are deleted without the lock.
 pub fn detach(alone: bool) -> Vec<Step> {
     if alone {
         vec![Step::LinkCleanup { shared: true }, Step::Forget, Step::Unlock]

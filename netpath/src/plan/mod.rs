@@ -1,4 +1,4 @@
-//! Desired state → ordered steps, each with what takes it back. Knows only the model: the steps are done by a `Host`.
+//! Desired state → ordered steps, each with its undo. Depends on the model alone: a `Host` performs the steps.
 
 pub mod build;
 pub mod run;

@@ -1,9 +1,9 @@
-//! The one interpreter.
+//! Runs plans, and undoes one that fails.
 
 use super::step::{Done, Host, Step};
 use crate::model::error::{Error, Result};
 
-/// A plan that ended early. What its steps had changed has been taken back.
+/// A plan that failed. The changes of its steps have been undone.
 #[derive(Debug)]
 pub struct Failed {
     /// From 1.
@@ -11,9 +11,9 @@ pub struct Failed {
     pub of: usize,
     pub step: Step,
     pub cause: Error,
-    /// Steps that had changed something and were taken back.
+    /// Steps that had changed something and were undone.
     pub undone: usize,
-    /// What could not be taken back.
+    /// What could not be undone.
     pub left: Vec<Error>,
 }
 
@@ -38,13 +38,13 @@ impl Failed {
     }
 }
 
-/// Runs the steps in order; on the first failure takes back, last first, what they had changed.
+/// Runs the steps in order. On the first failure it undoes their changes, last first.
 ///
 /// # Errors
-/// The step that failed, with what became of the others.
+/// The step that failed, and what was undone.
 pub fn run(plan: &[Step], host: &mut impl Host) -> std::result::Result<(), Box<Failed>> {
     let mut undo = Vec::new();
-    let mut within = 0;
+    let mut covered = 0;
     for (at, step) in plan.iter().enumerate() {
         let applied = if host.interrupted() {
             Err(Error::new("interrupted by a signal"))
@@ -54,17 +54,17 @@ pub fn run(plan: &[Step], host: &mut impl Host) -> std::result::Result<(), Box<F
         };
         match applied {
             Ok(Done::AlreadySo) => {}
-            Ok(Done::ChangedCovered) => within += 1,
+            Ok(Done::ChangedCovered) => covered += 1,
             Ok(Done::Changed(back)) => undo.push(back),
             Err(cause) => {
                 let mut left = Vec::new();
-                let mut undone = within;
+                let mut undone = covered;
                 for back in undo.iter().rev() {
                     tracing::debug!(?back, "undo");
                     if let Err(e) = host.undo(back) {
                         left.push(e);
                     }
-                    // The lock is no change to the host.
+                    // The lock is not counted as a change of the host.
                     if !matches!(back, super::Undo::Lock | super::Undo::Unlock) {
                         undone += 1;
                     }
@@ -83,8 +83,7 @@ pub fn run(plan: &[Step], host: &mut impl Host) -> std::result::Result<(), Box<F
     Ok(())
 }
 
-/// Runs all steps, also after one has failed: what a teardown cannot remove must not keep it from the rest. Only without
-/// the lock it goes no further.
+/// Runs all steps, also after one has failed: teardown removes as much as it can. It stops only if it cannot take the lock.
 ///
 /// # Errors
 /// Everything that failed, in order.
@@ -126,11 +125,11 @@ mod tests {
     use crate::plan::{self, Steps, connect, detach};
     use std::path::PathBuf;
 
-    /// Keeps what is there as a real host would: each change under the name of what takes it back.
+    /// Records each change by its undo.
     #[derive(Default)]
     struct Recorder {
         applied: Vec<String>,
-        there: Vec<Undo>,
+        changes: Vec<Undo>,
         locked: bool,
         fail_at: Option<usize>,
         interrupt_at: Option<usize>,
@@ -169,7 +168,7 @@ mod tests {
             if self.already && matches!(back, Undo::Unshare { .. }) {
                 return Ok(Done::AlreadySo);
             }
-            self.there.push(back.clone());
+            self.changes.push(back.clone());
             Ok(Done::Changed(back))
         }
 
@@ -185,7 +184,7 @@ mod tests {
             if self.undo_fails && matches!(undo, Undo::Disconnect { .. }) {
                 return Err(Error::new("cannot delete interface 7"));
             }
-            self.there.retain(|t| t != undo);
+            self.changes.retain(|t| t != undo);
             Ok(())
         }
 
@@ -241,7 +240,7 @@ mod tests {
         }
     }
 
-    /// As of a driver whose networks have a link that their endpoints share.
+    /// The steps of a driver whose endpoints share a link.
     fn attach(records: &[Record]) -> Vec<Step> {
         let steps = |(at, r): (usize, &Record)| {
             let what = format!("br-{}", r.network.name);
@@ -256,7 +255,7 @@ mod tests {
         for step in 1..=plan.len() {
             let mut host = Recorder { fail_at: Some(step), ..Recorder::default() };
             let failed = run(&plan, &mut host).expect_err("told to fail");
-            assert_eq!(Vec::<Undo>::new(), host.there, "after a failure at {step}");
+            assert_eq!(Vec::<Undo>::new(), host.changes, "after a failure at {step}");
             assert!(!host.locked, "locked after a failure at {step}");
             assert_eq!(step, failed.number);
             assert_eq!(step, host.applied.len(), "nothing runs after the failure");
@@ -271,22 +270,22 @@ mod tests {
             let mut host = Recorder { interrupt_at: Some(step), ..Recorder::default() };
             let failed = run(&plan, &mut host).expect_err("interrupted");
             assert!(failed.cause.to_string().contains("signal"));
-            assert_eq!(Vec::<Undo>::new(), host.there, "after a signal at {step}");
+            assert_eq!(Vec::<Undo>::new(), host.changes, "after a signal at {step}");
             assert!(!host.locked);
         }
     }
 
     #[test]
-    fn what_was_there_before_stays() {
+    fn an_undo_keeps_what_existed_before() {
         let plan = attach(&[record("front", false)]);
         let mut host = Recorder { fail_at: Some(plan.len()), already: true, ..Recorder::default() };
-        host.there.push(Undo::Unshare { at: 0 });
+        host.changes.push(Undo::Unshare { at: 0 });
         run(&plan, &mut host).expect_err("told to fail");
-        assert_eq!(1, host.there.len(), "the bridge was not this plan's");
+        assert_eq!(1, host.changes.len(), "the bridge was not this plan's");
     }
 
     #[test]
-    fn a_failure_tells_step_object_cause_and_what_became_of_the_rest() {
+    fn a_failure_names_step_object_cause_and_the_undone_steps() {
         let plan = attach(&[record("front", false)]);
         let at = plan.iter().position(|s| matches!(s, Step::Route { .. })).expect("a route") + 1;
         let mut host = Recorder { fail_at: Some(at), ..Recorder::default() };

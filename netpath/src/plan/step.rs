@@ -1,4 +1,4 @@
-//! The steps, and what takes each of them back.
+//! The steps, and the undo of each.
 
 use crate::model::error::Result;
 use crate::model::network::Route;
@@ -9,19 +9,19 @@ use std::fmt;
 /// One change to the host. `at` counts the endpoints of one command.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Wait for the host's state lock. The steps up to [`Step::Unlock`] are the only ones that hold it.
+    /// Wait for the host's state lock, which is held until [`Step::Unlock`].
     Lock,
     Unlock,
-    /// Write the record before anything of it is made.
+    /// Write the record before anything of the endpoint is created.
     Keep(Box<Record>),
-    /// Make the link that endpoints of a network share, or complete the one that is there.
+    /// Create the link that endpoints of a network share, or complete the existing one.
     Share {
         at: usize,
         what: String,
     },
     /// `lo` of the container.
     Loopback,
-    /// Make the interface inside the container. Yields its links.
+    /// Create the interface inside the container. Yields its links.
     Connect {
         at: usize,
         interface: IfName,
@@ -46,20 +46,20 @@ pub enum Step {
         interface: IfName,
         route: Route,
     },
-    /// Write the record again, with what the steps before have yielded.
+    /// Write the record again, with the results of the steps before.
     Link {
         at: usize,
     },
     /// Serve all records that have links.
     Datapath,
-    /// Make the container's names known.
+    /// Add the container's names to DNS.
     Names,
-    /// Write that setup has ended well.
+    /// Record that setup has succeeded.
     Commit,
 
-    /// Make the container's names unknown.
+    /// Remove the container's names from DNS.
     Unname,
-    /// Write that the records are going, and serve the host without them.
+    /// Record that the endpoints are being removed, and serve the host without them.
     Withdraw,
     /// Delete the links of the endpoints, and with `shared` also the shared ones that no other endpoint needs.
     LinkCleanup {
@@ -95,10 +95,10 @@ impl fmt::Display for Step {
     }
 }
 
-/// What takes one step back.
+/// Reverses one step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Undo {
-    /// A step that held the lock ended, and to take back what it did needs it again.
+    /// Of [`Step::Unlock`]: the undo of the steps before it needs the lock.
     Lock,
     Unlock,
     Forget(Box<Record>),
@@ -108,23 +108,23 @@ pub enum Undo {
     Disconnect {
         at: usize,
     },
-    /// One that leads nowhere, and so does not go with an interface.
+    /// A route without an interface, with which it would be deleted.
     RemoveRoute(Route),
     Withdraw,
     Unname,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Done {
     AlreadySo,
     Changed(Undo),
-    /// Changed, and what takes an earlier step back takes this with it: an address goes with its interface.
+    /// Changed, and reversed by the undo of an earlier step: an address is deleted with its interface.
     ChangedCovered,
 }
 
-/// Where the steps are done: the real host, or one that records. It keeps what steps yield, by the `at` of their endpoint, for
-/// the steps after them and for the answer.
+/// Performs the steps: the real host, or a recorder in tests. It keeps the results of steps by the `at` of their endpoint, for
+/// later steps and for the answer.
 pub trait Host {
     /// # Errors
     /// The step failed, and has cleaned up after itself.
