@@ -1,4 +1,4 @@
-//! The agent's process, as the other commands see it: started when there is something to watch over, ended with it.
+//! Commands start the agent of their host with the first container, and end it with the last.
 
 use crate::dns::scope_runner;
 use crate::model::error::{Context, Error, Result};
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 /// `off`: no command starts one.
 const SWITCH: &str = "NETPATH_AGENT";
-/// For an agent that is in the middle of something; it takes milliseconds.
+/// An agent in the middle of a look takes milliseconds.
 const END_LIMIT_MS: i32 = 2_000;
-/// Between the locking of the lock and the name of who has it.
+/// Between the lock and the name of its holder in it.
 const NAMING_LIMIT: Duration = Duration::from_millis(200);
 
-/// What this binary is: commands of one build do not leave the host to an agent of another.
+/// Identifies this binary: commands of one build do not leave the host to an agent of another.
 pub fn build() -> String {
     let size = std::fs::metadata("/proc/self/exe").map_or(0, |m| m.len());
     format!("{}-{}-{size}", env!("CARGO_PKG_VERSION"), crate::datapath::BUILD)
@@ -40,22 +40,22 @@ pub fn ensure(store: &Store) {
         return;
     }
     if let Err(e) = start(store) {
-        tracing::warn!(error = %e, "no agent is running: changes of links and addresses are noticed with the next command");
+        tracing::warn!(error = %e, "no agent is running: the next command notices changes of links and addresses");
     }
 }
 
 fn start(store: &Store) -> Result<()> {
     let Some(lock) = AgentLock::take(store.dir())? else { return Ok(()) };
-    let begun = Instant::now();
+    let started = Instant::now();
     lock.clear()?;
     let child = command(&lock)?.spawn().context(|| "cannot start the agent".to_owned())?;
     lock.write(&Holder { process: ProcessId::of(child.id()), build: build() })?;
-    tracing::debug!(pid = child.id(), took_us = begun.elapsed().as_micros(), "the agent is started");
+    tracing::debug!(pid = child.id(), took_us = started.elapsed().as_micros(), "the agent is started");
     Ok(())
 }
 
-/// Detached: a session of its own, nothing of the caller's open, since an engine waits for every holder of our output to
-/// close it. The lock is its standard input.
+/// Detached: in a session of its own, without the caller's descriptors, since an engine waits until every process has closed the
+/// command's output. The lock is its standard input.
 fn command(lock: &AgentLock) -> Result<Command> {
     let own = std::env::current_exe().ok().filter(|p| p.is_file());
     let mut command = program(own.as_deref(), scope_runner().as_deref());
@@ -71,12 +71,12 @@ fn command(lock: &AgentLock) -> Result<Command> {
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            // What we ignore is ignored after exec too, and then it could not be ended.
+            // A signal that is ignored here is ignored after exec too, and could not end the agent.
             for signal in [libc::SIGTERM, libc::SIGINT] {
                 libc::signal(signal, libc::SIG_DFL);
             }
             libc::setsid();
-            // Descriptors that our caller let us inherit go no further. Kernels before 5.11 refuse; then they do.
+            // Inherited descriptors are closed by exec. Kernels before 5.11 refuse; then the agent has them too.
             libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             Ok(())
         });
@@ -84,22 +84,22 @@ fn command(lock: &AgentLock) -> Result<Command> {
     Ok(command)
 }
 
-/// `own`: this binary, where it is still at its path; `runner`: systemd-run.
+/// `own`: the path of this binary, if it still exists; `runner`: systemd-run.
 fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
     match (own, runner) {
-        // Otherwise it would session in, and die with, the scope of the first container.
+        // Otherwise the agent would be in the scope of the first container, and be killed with it.
         (Some(own), Some(runner)) => {
             let mut command = Command::new(runner);
             command.args(["-q", "--scope", "--"]).arg(own);
             command
         }
         (Some(own), None) => Command::new(own),
-        // A binary that was replaced meanwhile. The runner would take this name for its own.
+        // The binary was replaced. The runner would take this path for its own binary.
         (None, _) => Command::new("/proc/self/exe"),
     }
 }
 
-/// Ends an agent of another build, before a command writes state that the agent would write differently.
+/// Ends an agent of another build, which would change what this command writes.
 ///
 /// # Errors
 /// It cannot be ended.
@@ -113,18 +113,18 @@ pub fn stop_others(store: &Store) -> Result<()> {
     }
 }
 
-/// Ends the agent and waits until it is gone. The caller holds the host's lock, which an agent never waits for.
+/// Ends the agent and waits until it is gone. The caller holds the host's lock, for which an agent never waits.
 ///
 /// # Errors
 /// It cannot be ended.
 pub fn stop(store: &Store) -> Result<()> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         match agent::holder(store.dir()) {
             Some(holder) if holder.process == ProcessId::this_process() => return Ok(()),
             Some(holder) => return end(holder.process),
-            // Free, or an agent has just been started and is not named yet.
-            None if AgentLock::take(store.dir())?.is_some() || begun.elapsed() > NAMING_LIMIT => return Ok(()),
+            // There is no agent, or its command has not named it yet.
+            None if AgentLock::take(store.dir())?.is_some() || started.elapsed() > NAMING_LIMIT => return Ok(()),
             None => std::thread::sleep(Duration::from_millis(1)),
         }
     }
@@ -140,7 +140,7 @@ fn end(process: ProcessId) -> Result<()> {
     }
     // SAFETY: a new descriptor, owned here alone.
     let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    // Asked after opening: the number may have become another's.
+    // After the descriptor is open: another process may have the number by now.
     if !process.is_alive() {
         return Ok(());
     }
@@ -154,7 +154,7 @@ fn end(process: ProcessId) -> Result<()> {
             return Ok(());
         }
     }
-    Err(Error::new(what()).because("it does not end"))
+    Err(Error::new(what()).because("it ignores SIGKILL"))
 }
 
 #[cfg(test)]
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replaced_binary_starts_itself_and_not_its_runner() {
+    fn a_replaced_binary_is_started_without_the_runner() {
         let runner = Path::new("/usr/bin/systemd-run");
         let all = |command: Command| {
             std::iter::once(command.get_program().to_owned()).chain(command.get_args().map(ToOwned::to_owned)).collect()

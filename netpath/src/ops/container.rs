@@ -1,4 +1,4 @@
-//! The steps on a container's links, and on what is inside its namespace.
+//! The steps on a container's links and inside its namespace.
 
 use super::session::Session;
 use crate::driver::{self, Driver, Found};
@@ -13,16 +13,16 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 
 impl Session {
-    /// Removes what is left of an endpoint whose setup or teardown was cut off, or whose namespace is gone.
+    /// Removes the links and routes of an endpoint whose setup or teardown was interrupted, or whose namespace is gone.
     ///
     /// # Errors
-    /// The endpoint is in use, or another command works on it.
+    /// The endpoint is in use, or another command is setting it up or tearing it down.
     pub(super) fn clear(&self, at: usize, old: &StoredEndpoint) -> Result<()> {
         let record = &self.records[at];
         let what = || format!("{} on network {}", record.container.label(), record.network.name);
         if old.phase != Phase::Up && old.writer.is_alive() && old.writer != ProcessId::this_process() {
             return Err(Error::new(format!("cannot attach {}", what()))
-                .because(format!("process {} is working on it at this moment", old.writer.pid))
+                .because(format!("process {} is setting it up or tearing it down", old.writer.pid))
                 .next("try again"));
         }
         let driver = driver::of(&old.record.network.attachment);
@@ -34,7 +34,7 @@ impl Session {
                 .because(format!("interface {interface} already exists on container namespace"))
                 .next("tear it down first"));
         }
-        tracing::info!(endpoint = %what(), phase = ?old.phase, "removing what an interrupted command has left");
+        tracing::info!(endpoint = %what(), phase = ?old.phase, "removing the leftovers of an interrupted command");
         self.remove_routes(&old.record)?;
         driver::remove(&self.site, [recorded, there].into_iter().flatten().collect::<BTreeSet<_>>())
     }
@@ -75,7 +75,7 @@ impl Session {
             && let Some(datapath) = &self.datapath
             && datapath.needs_gro(&record.network, &view)?
         {
-            // Without it the container's packets take the usual way.
+            // Without GRO the container's packets take the usual path.
             let switched = self.site.inside()?.run(|| ethtool::switch_on_gro(&record.endpoint.interface));
             if let Err(e) = &switched {
                 tracing::warn!("{e}; XDP redirects nothing to it");
@@ -110,8 +110,8 @@ impl Session {
         })
     }
 
-    /// Deletes the routes of an endpoint that do not go with its interface, unless another network of the container has
-    /// the same.
+    /// Deletes the routes of an endpoint that are not deleted with its interface, unless another network of the container has the
+    /// same ones.
     ///
     /// # Errors
     /// The kernel's, or the store cannot be read.

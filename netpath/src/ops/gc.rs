@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 /// A command expires some flows when that was last done so long ago.
 const EVERY: Duration = Duration::from_secs(60);
 /// Time limit of that, without the time to open the maps.
-const LITTLE: Duration = Duration::from_millis(1);
+const TIME_LIMIT: Duration = Duration::from_millis(1);
 
-/// What was removed.
+/// The number of objects removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Removed {
     /// Of containers whose interface or namespace is gone.
     pub records: usize,
-    /// Objects of the datapath that were missing, wrong or no longer wanted: links, rules, map elements, pins.
+    /// Kernel objects that were missing, wrong or no longer wanted: links, rules, map elements, pins.
     pub datapath: usize,
-    /// Halves of flows that had expired.
+    /// Entries of flows that had expired, two per flow.
     pub flows: usize,
-    /// Ports marked as masqueraded from by flows that are gone.
+    /// Marks of masqueraded ports whose flows are gone.
     pub marks: usize,
     /// Hosts whose network namespace is gone.
     pub hosts: usize,
@@ -43,14 +43,14 @@ pub fn gc() -> Result<Removed> {
     let leftovers = LADDER.into_iter().any(|b| (b.inspect)(cookie).exists()) || session.site.store.dir().exists();
     if leftovers {
         session.lock = Some(session.site.store.lock(&super::signal::seen)?);
-        let put_right = if session.site.store.is_empty()? {
+        let repaired = if session.site.store.is_empty()? {
             // The command that removed the last record was killed before it removed the rest.
             session.empty().map(|changed| removed.datapath = changed)
         } else {
             session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
         };
-        session.let_go()?;
-        put_right?;
+        session.release_lock()?;
+        repaired?;
         let expired = expire(&session.site.store, cookie, Effort::All)?;
         (removed.flows, removed.marks) = (expired.flows, expired.marks);
     }
@@ -93,7 +93,7 @@ pub(super) fn expire_some(store: &Store, lock: &Lock, cookie: u64) {
     if when.elapsed().is_ok_and(|since| since < EVERY) {
         return;
     }
-    let effort = Effort::Until { until: Instant::now() + LITTLE, progress: &mut progress };
+    let effort = Effort::Until { until: Instant::now() + TIME_LIMIT, progress: &mut progress };
     match expire(store, cookie, effort) {
         Ok(expired) => tracing::debug!(flows = expired.flows, "expired some flows"),
         Err(e) => tracing::debug!(error = %e, "cannot expire flows"),

@@ -11,7 +11,7 @@ use crate::state::Store;
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// What the datapath depends on besides the records and links.
+/// The state of the host that the datapath depends on, besides records and links.
 #[derive(PartialEq)]
 struct HostState {
     /// As text, also an error: only compared.
@@ -64,7 +64,7 @@ impl HostWatch {
     /// What could not be read or written; the next look tries again.
     pub fn look(&mut self, look: Look) -> Result<LookResult> {
         if self.store.is_empty()? {
-            return self.leave();
+            return self.remove_state();
         }
         let links = self.links()?;
         let (state, foreign) = self.state()?;
@@ -77,23 +77,23 @@ impl HostWatch {
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
         session.lock = Some(lock);
-        // A first container may be on its way: the datapath would be emptied before it.
-        let served =
+        // A first container may be in setup: its datapath must not be emptied.
+        let reconciled =
             if self.store.desired()?.bridged().next().is_some() { session.reconcile() } else { Ok(Default::default()) };
-        session.let_go()?;
-        let changed = served?.changed;
-        // What has changed in the meantime may be as before at the next look.
+        session.release_lock()?;
+        let changed = reconciled?.changed;
+        // A change in the meantime may be reverted before the next look: then nothing is remembered.
         let after = self.state().ok().map(|(after, _)| after);
         self.seen = after.filter(|after| *after == state && firewall_answers);
         Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
     }
 
-    /// Whether the datapath is made of routes too.
+    /// Whether the datapath depends on routes.
     pub fn follows_routes(&self) -> bool {
         self.store.rung().ok().flatten().is_some_and(|rung| ladder::backend(rung).needs_sources)
     }
 
-    /// When to look even if nothing changes: a link has got a carrier, and who is at its other end may not have answered yet.
+    /// When to look even without a change: a link has got a carrier, and its neighbours may not have answered yet.
     pub fn next_look(&self) -> Option<Instant> {
         self.carriers.due()
     }
@@ -107,12 +107,12 @@ impl HostWatch {
     }
 
     /// Removes the state that a killed teardown has left.
-    fn leave(&self) -> Result<LookResult> {
+    fn remove_state(&self) -> Result<LookResult> {
         match self.store.try_lock()? {
             Some(lock) => {
                 let mut session = without_container(self.cookie)?;
                 session.lock = Some(lock);
-                session.let_go()?;
+                session.release_lock()?;
                 Ok(LookResult::NoContainer)
             }
             None if self.store.dir().exists() => Ok(LookResult::Busy),
@@ -120,7 +120,7 @@ impl HostWatch {
         }
     }
 
-    /// Without the containers: they come and go with commands, which look by themselves.
+    /// Without those of containers, which only commands create and delete.
     fn links(&mut self) -> Result<u64> {
         let rtnl = Rtnl::here()?;
         let links = rtnl.links()?;
@@ -147,7 +147,7 @@ impl HostWatch {
     }
 }
 
-/// Of a link that has got a carrier: questions that were sent before are lost, and some the kernel cannot ask yet.
+/// Repeats the neighbour queries of a link that has got a carrier: earlier ones are lost, and some the kernel cannot send yet.
 fn ask_again(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
     let waited_for = rtnl.ask_again(link.index)?;
     let v6: Vec<_> =
@@ -155,7 +155,7 @@ fn ask_again(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
     let in_its_place = if v6.is_empty() { 0 } else { link::solicit(link, &rtnl.sure_addresses(link.index)?, &v6)? };
     if !waited_for.is_empty() {
         let (name, neighbours) = (&link.name, waited_for.len());
-        tracing::debug!(%name, neighbours, in_its_place, "a link has got a carrier: its neighbours are asked again");
+        tracing::debug!(%name, neighbours, in_its_place, "a link has got a carrier: its neighbours are queried again");
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 pub use rung::wish;
 
-/// One endpoint as its engine asks for it.
+/// One endpoint as its engine requests it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointRequest {
     pub network: Network,
@@ -35,10 +35,10 @@ pub struct EndpointRequest {
 }
 
 impl EndpointRequest {
-    /// What is kept of it; its place among the records of the host comes later.
+    /// Its record, which gets its order later.
     fn record(self, container: &Container, netns: &Path) -> Record {
         let Self { network, endpoint, publishes, allow } = self;
-        // Nothing leads to a network without a way in, or to one that the datapath does not serve.
+        // Ports are not published on an internal network, or on one that the datapath does not serve.
         let is_reached = !network.internal && network.bridge().is_some();
         Record {
             order: 0,
@@ -54,15 +54,15 @@ impl EndpointRequest {
     }
 }
 
-/// One endpoint as it was made.
+/// One attached endpoint.
 pub struct Attached {
     pub network: Network,
-    /// With the addresses that it has got.
+    /// With its addresses.
     pub endpoint: Endpoint,
     pub mac: Mac,
 }
 
-/// A container and the networks it is to be attached to, in this order.
+/// A container and the networks to attach it to, in this order.
 pub struct Attach {
     pub container: Container,
     pub netns: PathBuf,
@@ -71,17 +71,17 @@ pub struct Attach {
     pub names: Aardvark,
 }
 
-/// One endpoint that is to go, as the engine describes it. What netpath's own record says comes first.
+/// One endpoint to detach, as the engine describes it. netpath's own record takes precedence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leaving {
     pub network: String,
     pub interface: Option<IfName>,
-    /// `None`: the engine does not say how it is attached.
+    /// `None`: unknown to the engine.
     pub attachment: Option<Attachment>,
 }
 
 impl Leaving {
-    /// The records of it, and the one that it would have.
+    /// The keys of its records. With an interface, its key even if there is no record.
     fn keys(&self, container: &str, known: &[StoredEndpoint]) -> Vec<Key> {
         if let Some(interface) = &self.interface {
             let (container, network) = (container.to_owned(), self.network.clone());
@@ -96,15 +96,15 @@ pub struct Detach {
     pub container: Container,
     pub netns: PathBuf,
     pub leaving: Vec<Leaving>,
-    /// The endpoints in full, where the engine's description could be read in full.
+    /// The endpoints in full, as far as the engine's description is valid.
     pub endpoints: Vec<EndpointRequest>,
     pub names: Aardvark,
 }
 
-/// Attaches a container; all of it or nothing. The answer is in the order of `attach.endpoints`.
+/// Attaches a container, completely or not at all. The answer is in the order of `attach.endpoints`.
 ///
 /// # Errors
-/// What could not be done, at which step, and what became of the steps before.
+/// The step that failed, and what was undone.
 pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
     signal::catch();
     let what = format!("setup of {}", attach.container.label());
@@ -113,7 +113,7 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
         if let Some(next) = e.next_step() { refusal.next(next) } else { refusal }
     };
     let netns = open_netns(&attach.netns).map_err(refused)?;
-    warn_of_ports_that_lead_nowhere(&attach.endpoints);
+    warn_of_ports_without_effect(&attach.endpoints);
     let endpoints = attach.endpoints.into_iter();
     let records: Vec<_> = endpoints.map(|e| e.record(&attach.container, &attach.netns)).collect();
     attach.names.check(&records.iter().collect::<Vec<_>>()).map_err(refused)?;
@@ -122,17 +122,17 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
     session.preflight(attach.choice).map_err(refused)?;
     let plan = session.plan();
     let ran = plan::run(&plan, &mut session).map_err(|failed| failed.into_error(&what));
-    // Still held only if the plan ended before it had taken the lock over.
-    session.let_go()?;
+    // Still held only if the plan failed before its own lock step.
+    session.release_lock()?;
     ran?;
     agent::ensure(&session.site.store);
     session.into_attached()
 }
 
-/// Detaches a container: whatever is there of it goes, and what is not there is no error.
+/// Detaches a container: removes what exists of it. What does not exist is no error.
 ///
 /// # Errors
-/// What could not be removed; the rest is gone, and the next call tries again.
+/// What could not be removed. The rest is gone, and the next call tries again.
 pub fn teardown(detach: Detach) -> Result<()> {
     signal::ignore();
     let Detach { container, netns: path, leaving, endpoints, names } = detach;
@@ -158,7 +158,7 @@ pub fn teardown(detach: Detach) -> Result<()> {
     plan::all_of(&what, failures)
 }
 
-/// Makes the kernel hold what the records say, after other software has changed it.
+/// Restores the kernel objects of all records, after other software has changed them.
 ///
 /// # Errors
 /// What could not be read or written.
@@ -170,10 +170,10 @@ pub fn reconcile() -> Result<()> {
     }
     let failures = plan::run_on(&[Step::Lock, Step::Datapath, Step::Unlock], &mut session);
     agent::ensure(&session.site.store);
-    plan::all_of("cannot put back what containers need", failures)
+    plan::all_of("cannot restore what containers need", failures)
 }
 
-/// The host for a command that is about no container.
+/// A session of a command that concerns no container.
 fn without_container(cookie: u64) -> Result<Session> {
     Session::for_setup(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
 }
@@ -192,8 +192,8 @@ fn open_netns(path: &Path) -> Result<Netns> {
     Ok(netns)
 }
 
-/// Published ports lead to networks of the datapath alone.
-fn warn_of_ports_that_lead_nowhere(endpoints: &[EndpointRequest]) {
+/// Ports are published only on networks that the datapath serves.
+fn warn_of_ports_without_effect(endpoints: &[EndpointRequest]) {
     let published = |e: &&EndpointRequest| !e.publishes.is_empty();
     let mut publishing = endpoints.iter().filter(published);
     if let Some(first) = publishing.next()
@@ -215,8 +215,8 @@ mod tests {
     use crate::model::fixtures::{at, record, tcp};
 
     #[test]
-    fn nothing_is_published_on_a_network_that_no_datapath_leads_to() {
-        let kept = |change: fn(&mut Network)| {
+    fn nothing_is_published_on_a_network_that_no_datapath_serves() {
+        let published = |change: fn(&mut Network)| {
             let mut of = record(1, &["10.88.0.2/16"], vec![tcp(at("192.0.2.1"), 8080, 80, 1)]);
             change(&mut of.network);
             let request = EndpointRequest {
@@ -227,8 +227,8 @@ mod tests {
             };
             request.record(&of.container, Path::new("/run/netns/x")).publishes.len()
         };
-        assert_eq!(1, kept(|_| ()));
-        assert_eq!(0, kept(|n| n.internal = true));
-        assert_eq!(0, kept(|n| n.attachment = Attachment::Macvlan(Macvlan::default())));
+        assert_eq!(1, published(|_| ()));
+        assert_eq!(0, published(|n| n.internal = true));
+        assert_eq!(0, published(|n| n.attachment = Attachment::Macvlan(Macvlan::default())));
     }
 }

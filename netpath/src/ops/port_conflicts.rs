@@ -7,17 +7,17 @@ use crate::model::port_conflicts;
 use crate::state::{Phase, StoredEndpoint};
 
 impl Session {
-    /// Engines hold the ports that they publish, so that they mostly tell of this first. Who is gone without a teardown
-    /// owns nothing: the datapath step removes it.
+    /// Engines bind the ports that they publish, and mostly report this first. An endpoint that is gone without a teardown owns no
+    /// port: the datapath step removes it.
     ///
     /// # Errors
-    /// A living container publishes one of the ports. Nothing was changed.
+    /// A running container publishes one of the ports. Nothing was changed.
     pub(super) fn refuse_taken_ports(&self, there: &[StoredEndpoint]) -> Result<()> {
         for conflict in port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)) {
             let Some(owner) = there.iter().find(|k| std::ptr::eq(&raw const k.record, conflict.owner)) else {
                 continue;
             };
-            if self.answers(owner)? {
+            if self.is_in_use(owner)? {
                 let (label, network) = (conflict.owner.container.label(), &conflict.owner.network.name);
                 return Err(Error::new(format!(
                     "cannot publish port {}/{} of {}",
@@ -30,8 +30,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether packets reach this endpoint, or are about to.
-    fn answers(&self, kept: &StoredEndpoint) -> Result<bool> {
+    /// Whether packets reach this endpoint, or will when its setup ends.
+    fn is_in_use(&self, kept: &StoredEndpoint) -> Result<bool> {
         match (kept.phase, &kept.record.links) {
             (Phase::Removing, _) => Ok(false),
             (Phase::Creating, None) => Ok(kept.writer.is_alive()),

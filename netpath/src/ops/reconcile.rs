@@ -12,10 +12,10 @@ use crate::state::ProcessId;
 use crate::state::{Key, Phase, StoredEndpoint};
 use std::collections::BTreeSet;
 
-/// What [`Session::reconcile`] did.
+/// The result of [`Session::reconcile`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Reconciled {
-    /// Records of endpoints that are no more.
+    /// Records of endpoints that no longer exist.
     pub forgotten: usize,
     /// Kernel objects written or removed.
     pub changed: usize,
@@ -38,7 +38,7 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
 }
 
 impl Session {
-    /// Writes a record with what the steps have yielded. A teardown of the same endpoint may have been here in the meantime.
+    /// Writes a record with the results of the steps, unless a teardown of the same endpoint has run in the meantime.
     pub(super) fn write_links(&mut self, at: usize) -> Result<Done> {
         self.refuse_torn_down(&self.site.keys[at])?;
         let (record, made) = (&mut self.records[at], &self.made[at]);
@@ -53,28 +53,28 @@ impl Session {
             Ok(_) => Ok(Done::Changed(Undo::Withdraw)),
             Err(e) => {
                 if let Err(worse) = self.withdraw() {
-                    tracing::error!(error = %worse, "the datapath cannot be put right");
+                    tracing::error!(error = %worse, "the datapath cannot be repaired");
                 }
                 Err(e)
             }
         }
     }
 
-    /// Makes the datapath hold what the store says.
+    /// Makes the datapath serve the records of the store.
     pub(super) fn reconcile(&mut self) -> Result<Reconciled> {
         if let Err(e) = agent::stop_others(&self.site.store) {
             tracing::warn!("{e}");
         }
         let mut view = self.site.rtnl.host_view(self.cookie)?;
-        let (living, forgotten) = self.living(&view)?;
+        let (alive, forgotten) = self.alive_records(&view)?;
         let mut served = Reconciled { forgotten, changed: 0 };
-        let desired = Desired { records: living.into_iter().map(|k| k.record).collect() };
+        let desired = Desired { records: alive.into_iter().map(|k| k.record).collect() };
         if self.datapath.is_none() {
             let Some(rung) = self.site.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung, self.cookie)?);
         }
-        // The agent compares what it sees with this, not with what it saw itself: the host may have been another when it,
-        // or a command, made the datapath, and may be as before when the agent looks again.
+        // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
+        // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;
         served.changed = match self.reconcile_datapath(&desired, &mut view) {
             Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
@@ -112,10 +112,10 @@ impl Session {
         wanted.extend(datapath.sysctls(desired).into_iter().map(|s| (s.path, s.value)));
         let lock = self.lock.as_ref().ok_or_else(unlocked)?;
         sysctls::ensure(&self.site.store, lock, &wanted)?;
-        sysctls::keep_internal(lock, desired)?;
+        sysctls::stop_forwarding_of_internal(lock, desired)?;
         let trusted = if datapath.rung() == Rung::None { BTreeSet::new() } else { firewalld::subnets(desired) };
         let zoned = self.firewall.hold(&self.site.store, lock, &self.foreign, &trusted);
-        // After the switch for forwarding: without it no route leads anywhere.
+        // After forwarding is on: without it routes of forwarded packets cannot be resolved.
         if let Some(left_out) = see_sources(datapath.rung(), &self.site.rtnl, desired, view) {
             tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
         }
@@ -125,33 +125,33 @@ impl Session {
         Ok(report.changed + zoned)
     }
 
-    /// All records but those of endpoints that are no more: the container was killed and its namespace with it, and no
-    /// teardown came. They would keep their published ports and bridges for ever. Also how many those were.
-    fn living(&self, view: &HostView) -> Result<(Vec<StoredEndpoint>, usize)> {
-        let mut living = Vec::new();
+    /// The records of endpoints that exist. Others are forgotten, and counted: the container's namespace is gone without a teardown,
+    /// and they would keep their published ports and bridges for ever.
+    fn alive_records(&self, view: &HostView) -> Result<(Vec<StoredEndpoint>, usize)> {
+        let mut alive = Vec::new();
         let mut forgotten = 0;
         let mut orphans: Vec<Attachment> = Vec::new();
         for kept in self.site.store.all()? {
             if self.site.keys.contains(&kept.key()) || self.is_alive(&kept, view)? {
-                living.push(kept);
+                alive.push(kept);
                 continue;
             }
             tracing::warn!(endpoint = %kept.record.container.label(), network = %kept.record.network.name,
-                "its interface is gone; it is forgotten");
+                "its interface is gone; its record is removed");
             self.site.store.forget(self.lock()?, &kept.key())?;
             forgotten += 1;
             orphans.push(kept.record.network.attachment);
         }
         if !orphans.is_empty() {
-            let used = driver::shared(living.iter().map(|k| &k.record));
+            let used = driver::shared(alive.iter().map(|k| &k.record));
             let drivers: Vec<_> = orphans.iter().map(driver::of).collect();
             let unused = unused(&self.site, drivers.iter().map(AsRef::as_ref), &used, &[])?;
             self.site.rtnl.delete(&unused)?;
         }
-        Ok((living, forgotten))
+        Ok((alive, forgotten))
     }
 
-    /// Whether an endpoint has its links, or before it has some, a process that works on it or a namespace to work in.
+    /// Whether an endpoint has its links or, before they are created, a running command or an existing namespace.
     fn is_alive(&self, kept: &StoredEndpoint, view: &HostView) -> Result<bool> {
         match &kept.record.links {
             None => Ok(kept.writer.is_alive() || Netns::open(&kept.record.netns)?.is_some()),
@@ -159,7 +159,7 @@ impl Session {
         }
     }
 
-    /// Writes that setup has ended well, unless a teardown has come in the meantime.
+    /// Records that setup has succeeded, unless a teardown has run in the meantime.
     pub(super) fn commit(&self) -> Result<Done> {
         self.announce();
         let lock = self.site.store.lock(&|| false)?;
@@ -174,10 +174,10 @@ impl Session {
     }
 
     /// # Errors
-    /// The record of this command is gone, or another command works on it.
+    /// The record of this command is gone, or is another command's.
     fn refuse_torn_down(&self, key: &Key) -> Result<()> {
         let own = self.site.store.get(key)?.is_some_and(|k| k.writer == ProcessId::this_process());
-        let gone = || Error::new(format!("the endpoint on network {} was torn down at this moment", key.network));
+        let gone = || Error::new(format!("the endpoint on network {} was torn down meanwhile", key.network));
         if own { Ok(()) } else { Err(gone()) }
     }
 
@@ -185,7 +185,7 @@ impl Session {
         self.names.remove(&self.records.iter().collect::<Vec<_>>())
     }
 
-    /// Marks this command's records as going and takes them out of the datapath.
+    /// Marks the records of this command as being removed, and withdraws them from the datapath.
     pub(super) fn withdraw(&mut self) -> Result<()> {
         let withdrawn = self.withdraw_all();
         self.failed |= withdrawn.is_err();
@@ -194,26 +194,26 @@ impl Session {
 
     fn withdraw_all(&mut self) -> Result<()> {
         self.read_records()?;
-        let mut known = false;
+        let mut any = false;
         for key in &self.site.keys {
             let Some(mut kept) = self.site.store.get(key)? else { continue };
-            known = true;
+            any = true;
             kept.record.links = None;
             self.put(&kept.record, Phase::Removing)?;
         }
-        if known { self.reconcile().map(drop) } else { Ok(()) }
+        if any { self.reconcile().map(drop) } else { Ok(()) }
     }
 
-    /// Whether no other container needs the links that this one shares.
+    /// Whether no other container uses the links that this one shares.
     pub(super) fn is_alone(&self) -> bool {
-        let leaving = self.leaving();
+        let leaving = self.detached();
         let shared: BTreeSet<&IfName> = leaving.iter().filter_map(|l| l.driver.shared()).collect();
         self.site.others().is_ok_and(|others| driver::shared(&others).iter().all(|name| !shared.contains(name)))
     }
 
-    /// All endpoints that go: those with a record, and those that only the engine knows.
-    fn leaving(&self) -> Vec<Leaves> {
-        let recorded = self.records.iter().map(|r| Leaves {
+    /// All endpoints to detach: those with a record, and those that only the engine knows.
+    fn detached(&self) -> Vec<Detached> {
+        let recorded = self.records.iter().map(|r| Detached {
             driver: driver::of(&r.network.attachment),
             interface: Some(r.endpoint.interface.clone()),
             links: r.links.clone(),
@@ -227,12 +227,12 @@ impl Session {
         };
         let described = self.leaving.iter().filter(|l| !is_recorded(l)).filter_map(|l| {
             let driver = driver::of(l.attachment.as_ref()?);
-            Some(Leaves { driver, interface: l.interface.clone(), links: None })
+            Some(Detached { driver, interface: l.interface.clone(), links: None })
         });
         recorded.chain(described).collect()
     }
 
-    /// Deletes the links of the endpoints, and if asked the shared ones that nothing needs any more. One failure keeps the
+    /// Deletes the links of the endpoints, and with `shared` also the shared ones that are no longer used. A failure keeps the
     /// records.
     pub(super) fn link_cleanup(&mut self, shared: bool) -> Result<()> {
         let routes = self.records.iter().try_for_each(|r| self.remove_routes(r));
@@ -247,11 +247,11 @@ impl Session {
         deleted
     }
 
-    /// By ifindex, those of the host and those inside the container.
+    /// The ifindexes of those of the host and of those inside the container.
     fn links_to_delete(&self, shared: bool) -> Result<(Vec<u32>, Vec<u32>)> {
-        let leaving = self.leaving();
+        let leaving = self.detached();
         let mut going = BTreeSet::new();
-        for Leaves { driver, interface, links } in &leaving {
+        for Detached { driver, interface, links } in &leaving {
             let Some(interface) = interface else { continue };
             if let Some(links) = links {
                 going.extend(driver.recorded(&self.site, interface, links)?);
@@ -267,7 +267,7 @@ impl Session {
         Ok((going, inside))
     }
 
-    /// Removes the records, unless something of their endpoints is still there.
+    /// Removes the records, unless a part of their endpoints could not be removed.
     pub(super) fn forget_all(&self) -> Result<()> {
         if self.failed {
             return Ok(());
@@ -276,14 +276,14 @@ impl Session {
     }
 }
 
-/// An endpoint that goes.
-struct Leaves {
+/// An endpoint to detach.
+struct Detached {
     driver: Box<dyn Driver>,
     interface: Option<IfName>,
     links: Option<Links>,
 }
 
-/// The shared links of these drivers that nothing needs but what is going.
+/// The shared links of these drivers that only `going` links use.
 fn unused<'a>(
     site: &Site,
     drivers: impl Iterator<Item = &'a dyn Driver>,
@@ -306,11 +306,11 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
     use std::path::Path;
 
-    /// Its engine tears a container down while the setup of it is still announcing names.
+    /// The engine tears a container down while its setup is still adding names to DNS.
     #[test]
-    fn a_setup_that_was_torn_down_meanwhile_leaves_no_record() {
+    fn a_setup_that_is_torn_down_meanwhile_leaves_no_record() {
         if !nix::unistd::geteuid().is_root() {
-            println!("skip a_setup_that_was_torn_down_meanwhile_leaves_no_record: needs root");
+            println!("skip a_setup_that_is_torn_down_meanwhile_leaves_no_record: needs root");
             return;
         }
         unshare(CloneFlags::CLONE_NEWNET).expect("own network namespace");

@@ -1,4 +1,4 @@
-//! The real host: the state that the steps of one command share, and the dispatch to them.
+//! The state that the steps of one command share, and their implementation on the real host.
 
 use super::{Attached, Leaving, agent, gc, signal, sysctls};
 use crate::datapath::Datapath;
@@ -24,15 +24,15 @@ pub(super) struct Session {
     pub firewall: Firewall,
     /// Rules of other software: one command lists them once.
     pub foreign: Foreign,
-    /// Whether another rung may be taken should this one fail: it was not asked for, and no container uses it yet.
+    /// Whether another rung may be taken if this one fails: it was not requested, and no container uses it yet.
     pub may_step_down: bool,
-    /// Of setup, with their final order; of teardown, what the store and the engine know of them.
+    /// Of setup: with their final order. Of teardown: from the store, else as the engine describes them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
-    /// Of the records of a setup, as is `made`.
+    /// One per record of a setup, as in `made`.
     pub drivers: Vec<Box<dyn Driver>>,
     pub made: Vec<Made>,
-    /// Something of the endpoints could not be removed, so that their records must stay.
+    /// A part of the endpoints could not be removed, so that their records are kept.
     pub failed: bool,
 }
 
@@ -61,7 +61,7 @@ impl Session {
         })
     }
 
-    /// For a teardown. `described`: what the engine says of the endpoints; netpath's own records come first.
+    /// For a teardown. `described`: the endpoints as the engine describes them; netpath's own records take precedence.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -90,14 +90,14 @@ impl Session {
         Ok(session)
     }
 
-    /// Takes the store's own records for those that the engine described.
+    /// Replaces the endpoints that the engine described by the records of the store.
     ///
     /// # Errors
     /// The store cannot be read.
     pub(super) fn read_records(&mut self) -> Result<()> {
         for key in &self.site.keys {
             let Some(kept) = self.site.store.get(key)? else { continue };
-            // In its place: steps count the endpoints.
+            // At the same position, by which steps refer to it.
             match self.records.iter_mut().find(|r| Key::of(r) == *key) {
                 Some(record) => *record = kept.record,
                 None => self.records.push(kept.record),
@@ -106,13 +106,13 @@ impl Session {
         Ok(())
     }
 
-    /// What attaches the records.
+    /// The plan that attaches the records.
     pub(super) fn plan(&self) -> Vec<Step> {
         let endpoints = self.drivers.iter().zip(&self.records).enumerate();
         plan::attach(&self.records, endpoints.map(|(at, (driver, record))| driver.steps(at, record)).collect())
     }
 
-    /// What the steps have made.
+    /// The results of the steps.
     pub(super) fn into_attached(self) -> Result<Vec<Attached>> {
         let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
             let links = made.links.ok_or_else(|| Error::new("an endpoint has no links"))?;
@@ -122,16 +122,16 @@ impl Session {
         attached.collect()
     }
 
-    /// Takes the lock, and looks whether the host can take the endpoints: they are not there already, the datapath can
-    /// serve them. What an earlier command on the same endpoints has left behind when it was killed is removed.
+    /// Takes the lock, and checks that the host can take the endpoints: they do not exist already, and the datapath can serve them.
+    /// Removes the leftovers of a killed command on the same endpoints.
     ///
     /// # Errors
-    /// It cannot; nothing was changed.
+    /// It cannot take them; nothing was changed.
     pub(super) fn preflight(&mut self, choice: Choice) -> Result<()> {
         self.take_lock()?;
         let checked = self.preflight_locked(choice);
         if checked.is_err() {
-            self.let_go()?;
+            self.release_lock()?;
         }
         checked
     }
@@ -170,7 +170,7 @@ impl Session {
         Ok(())
     }
 
-    /// The lock, which the plan holds whenever a step needs it.
+    /// The lock. The plan holds it in every step that needs it.
     pub(super) fn lock(&self) -> Result<&Lock> {
         self.lock.as_ref().ok_or_else(unlocked)
     }
@@ -182,20 +182,19 @@ impl Session {
         Ok(())
     }
 
-    /// Lets go of the lock, and with the last record of everything that netpath keeps of this host. Without the lock it
-    /// does nothing.
+    /// Releases the lock. Without any record left it first removes all other state of this host. Without the lock it does nothing.
     ///
     /// # Errors
-    /// Something of it cannot be removed.
-    pub(super) fn let_go(&mut self) -> Result<()> {
+    /// A part of the state cannot be removed.
+    pub(super) fn release_lock(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if self.site.store.is_empty()? {
-            // It would go by itself, only later; and what is its own must not be made again after it was removed.
+            // It would end by itself, but only later, and must not create its files again after they were removed.
             if let Err(e) = agent::stop(&self.site.store) {
                 tracing::warn!("{e}");
             }
             self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
-            sysctls::put_back(&self.site.store, &lock)?;
+            sysctls::restore(&self.site.store, &lock)?;
             self.site.store.close(lock)?;
         } else {
             gc::expire_some(&self.site.store, &lock, self.cookie);
@@ -228,7 +227,7 @@ impl Host for Session {
     fn apply(&mut self, step: &Step) -> Result<Done> {
         match step {
             Step::Lock => self.take_lock().map(|()| Done::Changed(Undo::Unlock)),
-            Step::Unlock => self.let_go().map(|()| Done::Changed(Undo::Lock)),
+            Step::Unlock => self.release_lock().map(|()| Done::Changed(Undo::Lock)),
             Step::Keep(record) => self.keep(record),
             Step::Share { at, .. } => self.drivers[*at].share(&self.site, *at, &self.records[*at]),
             Step::Loopback => self.loopback(),
@@ -253,14 +252,14 @@ impl Host for Session {
 
     fn undo(&mut self, undo: &Undo) -> Result<()> {
         match undo {
-            // An undo is not interrupted.
+            // Signals do not interrupt an undo.
             Undo::Lock => {
                 if self.lock.is_none() {
                     self.lock = Some(self.site.store.lock(&|| false)?);
                 }
                 Ok(())
             }
-            Undo::Unlock => self.let_go(),
+            Undo::Unlock => self.release_lock(),
             Undo::Forget(record) => self.site.store.forget(self.lock()?, &Key::of(record)).map(drop),
             Undo::Unshare { at } => driver::remove_unused(self.drivers[*at].as_ref(), &self.site),
             Undo::Disconnect { at } => self.disconnect(*at),

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT: in setup they end the plan between two steps and what was done is taken back; in teardown they
-//! are ignored, since an engine that is being stopped would leave links and rules behind.
+//! SIGTERM and SIGINT: in setup they end the plan between two steps, and it is undone; in teardown they are ignored, since an
+//! engine that is being stopped would otherwise leave links and rules behind.
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ extern "C" fn note(_: libc::c_int) {
     SEEN.store(true, Ordering::Relaxed);
 }
 
-/// Without SA_RESTART, so that a wait for the lock ends too.
+/// Without SA_RESTART, so that they also end a wait for the lock.
 pub(super) fn catch() {
     handle(SigHandler::Handler(note));
 }
@@ -26,9 +26,9 @@ pub(super) fn seen() -> bool {
 fn handle(handler: SigHandler) {
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        // SAFETY: `note` does nothing but store to an atomic, which is safe at any moment.
+        // SAFETY: `note` only stores to an atomic, which is async-signal-safe.
         if let Err(e) = unsafe { sigaction(signal, &action) } {
-            tracing::debug!(%signal, error = %e, "the signal keeps its action");
+            tracing::debug!(%signal, error = %e, "cannot change the action of a signal");
         }
     }
 }

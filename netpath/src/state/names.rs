@@ -1,16 +1,16 @@
 //! File names for identifiers of any content.
 
-/// Bytes of a name at most; the kernel takes 255, and `.json` and a temporary suffix come on top.
+/// The longest name in bytes: the kernel allows 255, and `.json` and a temporary suffix are added.
 const LONGEST: usize = 200;
 
-/// A file name that no other list of identifiers gets, that no content can lead out of its directory, and that a person can read
-/// where the identifiers are ordinary: letters, digits, `-` and `_` stand for themselves, every other byte is `%XX`.
+/// A file name that is unique to this list of identifiers, stays in its directory whatever they contain, and is readable for ordinary
+/// ones: letters, digits, `-` and `_` stand for themselves, every other byte is `%XX`.
 pub fn file_name(parts: &[&str]) -> String {
     let whole = parts.iter().map(|p| escape(p)).collect::<Vec<_>>().join(".");
     if whole.len() <= LONGEST {
         return whole;
     }
-    // `~` is never the product of `escape`, so that a shortened name meets no whole one.
+    // `escape` never yields `~`, so that a shortened name differs from every whole one.
     let kept: String = whole.chars().take(LONGEST - 33).collect();
     format!("{kept}~{:032x}", fnv128(parts))
 }
