@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -164,4 +164,44 @@ fn the_agent_looks_when_it_is_told_to() -> Result<()> {
     topology.host.command("iptables-legacy", &["-F", "FORWARD"])?;
     netavark.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web])
+}
+
+/// A process that does nothing stands in for the agent, and the test for its socket.
+#[test]
+fn commands_tell_the_agent_that_they_have_changed_something() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    netavark.setup(&web, &document(5))?;
+    watching(&topology)?;
+    kill_all(&topology)?;
+    let mut stand_in = topology.host.run(|| Command::new("sleep").arg("60").spawn())?;
+    let file = state(&topology).join("agent");
+    let mut holder: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", stand_in.id()))?;
+    let started =
+        stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(19)).context("no start")?;
+    holder["process"] = serde_json::json!({"pid": stand_in.id(), "started": started.parse::<u64>()?});
+    std::fs::write(&file, holder.to_string())?;
+    std::fs::remove_file(socket_path(&topology))?;
+    let listener = UnixListener::bind(socket_path(&topology))?;
+    listener.set_nonblocking(true)?;
+
+    let told = || -> Result<String> {
+        let mut text = String::new();
+        listener.accept().context("no command has connected")?.0.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    netavark.setup(&other, &document(6))?;
+    ensure!(told()? == "{\"request\":\"look\"}\n", "after setup");
+    netavark.teardown(&other, &document(6))?;
+    ensure!(told()? == "{\"request\":\"look\"}\n", "after teardown");
+    ensure!(listener.accept().is_err(), "more than one request of a command");
+    // It ends the stand-in, as it would the agent.
+    netavark.teardown(&web, &document(5))?;
+    let _ = stand_in.kill();
+    stand_in.wait()?;
+    residue.nothing_left(&topology, &[&web, &other])
 }
