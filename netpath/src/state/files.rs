@@ -34,8 +34,8 @@ files! {
     RejectedRungs = "passed-over",
     /// The host's own values of sysctls.
     Sysctls = "sysctls",
-    /// The datapath's cache.
-    Memory = "memory",
+    /// The rules of netfilter as of one generation.
+    GenerationCache = "memory",
     /// When flows were expired last, and where to continue.
     Expiry = "swept",
     /// The state of the host that the datapath was made for.

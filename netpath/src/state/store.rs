@@ -295,18 +295,18 @@ impl Store {
 
     /// What the datapath has cached, so that its next call reads less from the kernel. An error counts as no cache: the cache
     /// holds nothing that cannot be read anew.
-    pub fn memory<T: DeserializeOwned>(&self) -> Option<T> {
-        files::read(&self.path(File::Memory)).ok().flatten()
+    pub fn generation_cache<T: DeserializeOwned>(&self) -> Option<T> {
+        files::read(&self.path(File::GenerationCache)).ok().flatten()
     }
 
-    /// The caller holds the lock. `None` removes it.
+    /// `None` removes it.
     ///
     /// # Errors
     /// It cannot be written or removed.
-    pub fn keep_memory(&self, memory: Option<&impl Serialize>) -> Result<()> {
-        match memory {
-            Some(memory) => files::write(&self.path(File::Memory), memory),
-            None => files::remove(&self.path(File::Memory)).map(drop),
+    pub fn keep_generation_cache(&self, _lock: &Lock, cache: Option<&impl Serialize>) -> Result<()> {
+        match cache {
+            Some(cache) => files::write(&self.path(File::GenerationCache), cache),
+            None => files::remove(&self.path(File::GenerationCache)).map(drop),
         }
     }
 
@@ -315,11 +315,11 @@ impl Store {
         self.path(File::Netfilter).exists()
     }
 
-    /// The caller holds the lock. Called before the first rule is written, and after the last one is removed.
+    /// Called before the first rule is written, and after the last one is removed.
     ///
     /// # Errors
     /// It cannot be written or removed.
-    pub fn keep_netfilter(&self, used: bool) -> Result<()> {
+    pub fn keep_netfilter(&self, _lock: &Lock, used: bool) -> Result<()> {
         let path = self.path(File::Netfilter);
         match used {
             true if path.exists() => Ok(()),

@@ -101,8 +101,8 @@ fn every_file_that_the_store_writes_goes_with_the_last_record() {
     store.reject_rung(&lock, Rung::Ebpf, "no bpf".into()).expect("written");
     let sysctl = SavedSysctl { before: "0".into(), written: "1".into() };
     store.keep_sysctls(&lock, &BTreeMap::from([("net/ipv4/ip_forward".to_owned(), sysctl)])).expect("written");
-    store.keep_memory(Some(&1)).expect("written");
-    store.keep_netfilter(true).expect("written");
+    store.keep_generation_cache(&lock, Some(&1)).expect("written");
+    store.keep_netfilter(&lock, true).expect("written");
     store.keep_expiry(&lock, &1);
     store.keep_served(&lock, Some(1)).expect("written");
     let added = BTreeSet::from(["10.89.7.0/24".parse().expect("a subnet")]);

@@ -51,10 +51,10 @@ pub(super) fn reconcile(desired: &Desired, context: &Context<'_>) -> Result<usiz
         return Ok(0);
     }
     // Recorded before the first rule: after a crash the next command knows that rules may exist.
-    store.keep_netfilter(true)?;
+    store.keep_netfilter(context.lock, true)?;
     let changed = Iptables::for_moved_sctp()?.reconcile(desired, context)?.changed;
     if !wanted {
-        store.keep_netfilter(false)?;
+        store.keep_netfilter(context.lock, false)?;
     }
     Ok(changed)
 }

@@ -6,7 +6,7 @@
 use super::snapshot::Snapshot;
 use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::rules::Family;
-use crate::state::Store;
+use crate::state::{Lock, Store};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ pub(super) struct GenerationCache {
 impl GenerationCache {
     /// What is remembered of this host, if nothing was committed since. `now`: the generation.
     pub(super) fn recall(store: &Store, now: u32) -> Option<Self> {
-        store.memory::<Self>().filter(|m| m.generation == now)
+        store.generation_cache::<Self>().filter(|m| m.generation == now)
     }
 
     /// With our chains, which are asked for: counting begins anew with a kernel module that was taken away and came again.
@@ -30,13 +30,19 @@ impl GenerationCache {
 
     /// Writes down what is there after `commits` of ours since generation `before`; where other software has committed
     /// something in between, nothing is known.
-    pub(super) fn keep(store: &Store, before: Option<u32>, commits: usize, seen: BTreeMap<Family, Snapshot>) {
+    pub(super) fn keep(
+        store: &Store,
+        lock: &Lock,
+        before: Option<u32>,
+        commits: usize,
+        seen: BTreeMap<Family, Snapshot>,
+    ) {
         let now = nfnetlink::generation().ok();
         let expected = before.and_then(|b| b.checked_add(u32::try_from(commits).ok()?));
         let memory = expected.filter(|e| now == Some(*e)).map(|generation| Self { generation, seen });
         let memory = memory.filter(|m| !m.seen.is_empty());
         tracing::debug!(?before, commits, ?now, kept = memory.is_some(), "generations of nf_tables");
-        if let Err(e) = store.keep_memory(memory.as_ref()) {
+        if let Err(e) = store.keep_generation_cache(lock, memory.as_ref()) {
             tracing::debug!("what is in nf_tables is not remembered: {e}");
         }
     }

@@ -229,7 +229,7 @@ impl Datapath for Iptables {
                 .into_iter()
                 .filter(|p| p.tool.backend == tool::Backend::Nft && p.wanted.iter().any(|t| !t.chains.is_empty()));
             let before = before.filter(|_| emptied.is_empty());
-            GenerationCache::keep(store, before, commits, of_nft.map(Part::after).collect());
+            GenerationCache::keep(store, context.lock, before, commits, of_nft.map(Part::after).collect());
         }
         Ok(Report { changed })
     }
