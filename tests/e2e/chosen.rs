@@ -272,37 +272,6 @@ fn a_chain_of_iptables_that_drops_by_policy_is_named_where_its_programs_are_miss
     residue.nothing_left(&topology, &[&container])
 }
 
-/// Until the last container is gone: flows belong to one datapath.
-#[test]
-fn rules_that_appear_while_containers_run_are_named_and_the_next_first_container_takes_nftables() -> Result<()> {
-    need!(need::netpath());
-    need!(need::rung(Rung::best_hooks()));
-    need!(need::rung(Rung::Iptables));
-    need!(need::program("nft"));
-    let topology = Topology::new()?;
-    let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::with(&topology, &[])?;
-    let container = topology.container("web")?;
-    netavark.setup(&container, &document())?;
-    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
-    let (status, doctor) = (says(&topology, "status")?, says(&topology, "doctor")?);
-    ensure!(status["rung"] == "ebpf" && status["bypassed"][0] == NAMED, "{status}");
-    let finding = doctor["findings"][0]["what"].as_str().unwrap_or_default();
-    ensure!(finding.contains("bypass") && finding.contains(NAMED), "{doctor}");
-    let second = topology.container("second")?;
-    let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
-    let answer = netavark.try_setup(&second, &beside.json(&second))?;
-    ensure!(answer.stderr.contains(NAMED), "no warning: {}", answer.stderr);
-    answer.json()?;
-    netavark.teardown(&second, &beside)?;
-    netavark.teardown(&container, &document())?;
-    netavark.setup(&container, &document())?;
-    ensure!(says(&topology, "status")?["rung"] == "nftables", "{}", says(&topology, "status")?);
-    netavark.teardown(&container, &document())?;
-    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
-    residue.nothing_left(&topology, &[&container, &second])
-}
-
 /// Another service finds forwarding on, and relies on it.
 #[test]
 fn forwarding_stays_on_and_doctor_says_who_switched_it_on() -> Result<()> {

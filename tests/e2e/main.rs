@@ -77,6 +77,7 @@ mod route_source;
 mod segments;
 mod sysctl_conf;
 mod tables;
+mod takeover;
 mod third_party;
 mod tun;
 mod upgrade;

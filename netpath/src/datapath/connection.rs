@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 /// One direction of a connection; ports in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Direction {
+pub struct Direction {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub source_port: u16,
@@ -12,7 +12,7 @@ pub(crate) struct Direction {
 }
 
 impl Direction {
-    pub(crate) fn reversed(self) -> Self {
+    pub fn reversed(self) -> Self {
         Self {
             source: self.destination,
             destination: self.source,
@@ -23,13 +23,13 @@ impl Direction {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Transport {
+pub enum Transport {
     Tcp,
     Udp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     pub transport: Transport,
     /// As its originator sends.
     pub original: Direction,

@@ -2,7 +2,7 @@
 //! is a directory that implements both and describes itself by a [`Backend`]; `ladder` lists them. Neither a face nor the
 //! model knows which rung runs, and no other room names one.
 
-pub(crate) mod connection;
+pub mod connection;
 pub mod ebpf;
 pub mod filter;
 pub mod firewalld;
@@ -18,6 +18,7 @@ pub use ladder::{inspect, open};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, Network, Record, Rung};
 use crate::state::{Lock, Store};
+use connection::Connection;
 use filter::Foreign;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -134,6 +135,23 @@ pub trait Datapath {
     /// # Errors
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report>;
+
+    /// The live connections that are translated by this rung's own tables, for a rung that takes over.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn connections(&self) -> Result<Vec<Connection>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes over connections that another rung has translated: they go on with their addresses and ports. Returns how
+    /// many were not known yet.
+    ///
+    /// # Errors
+    /// None can be taken over.
+    fn adopt(&mut self, _connections: &[Connection]) -> Result<usize> {
+        Ok(0)
+    }
 
     /// Removes expired flows and what gone flows have left. Needs no lock.
     ///

@@ -73,6 +73,7 @@ impl Session {
             let Some(rung) = self.site.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung, self.cookie)?);
         }
+        self.follow_foreign_rules(&desired)?;
         // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
         // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;

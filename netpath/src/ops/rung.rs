@@ -44,9 +44,17 @@ impl Session {
             _ => ladder::choose(choice, kept)?.rung,
         };
         let rung = match choice {
-            Choice::Auto => self.beside_foreign_rules(rung, kept.is_some(), coming)?,
-            Choice::Only(_) => rung,
+            Choice::Auto if kept.is_none() || !self.site.store.is_forced() => {
+                self.beside_foreign_rules(rung, there, coming)?
+            }
+            Choice::Auto | Choice::Only(_) => rung,
         };
+        // A command without a wish leaves the rung that an earlier one has forced.
+        match choice {
+            Choice::Only(_) => self.site.store.keep_forced(self.lock()?, true)?,
+            Choice::Auto if kept.is_none() => self.site.store.keep_forced(self.lock()?, false)?,
+            Choice::Auto => {}
+        }
         let mut datapath = ladder::open(rung, self.cookie)?;
         for record in coming {
             refuse(datapath.as_ref(), record)?;
@@ -65,8 +73,9 @@ impl Session {
 
     /// Where forwarded packets can meet rules of others, a rung goes first that does not bypass them. Without one that can
     /// serve, the best does all the same, and each container that starts warns of what is bypassed.
-    fn beside_foreign_rules(&self, rung: Rung, is_kept: bool, coming: &[Record]) -> Result<Rung> {
-        let asks = coming.iter().find(|r| r.network.path == Way::Offload);
+    fn beside_foreign_rules(&self, rung: Rung, there: &Desired, coming: &[Record]) -> Result<Rung> {
+        let all = || there.records.iter().chain(coming);
+        let asks = all().find(|r| r.network.path == Way::Offload);
         let backend = ladder::backend(rung);
         if backend.through_netfilter
             && rung != Rung::None
@@ -75,14 +84,11 @@ impl Session {
             let (network, next) = (&record.network.name, "stop all containers of this host and start this one first");
             tracing::warn!(next, "netpath.path=offload of network {network} has no effect on the {rung} datapath");
         }
-        if backend.through_netfilter || asks.is_some() {
+        if backend.through_netfilter {
             return Ok(rung);
         }
         let Some(rule) = self.foreign.bypassed() else { return Ok(rung) };
-        let Some(lower) = ladder::through_netfilter().next() else { return Ok(rung) };
-        if is_kept {
-            let next = format!("stop all containers of this host; the next one that starts takes {lower}");
-            tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}");
+        if asks.is_some() {
             return Ok(rung);
         }
         let mut reasons = Vec::new();
@@ -90,7 +96,7 @@ impl Session {
             let serves = ladder::usable(lower)
                 .map_err(Error::new)
                 .and_then(|()| ladder::open(lower, self.cookie))
-                .and_then(|d| coming.iter().try_for_each(|r| refuse(d.as_ref(), r)));
+                .and_then(|d| all().try_for_each(|r| refuse(d.as_ref(), r)));
             match serves {
                 Ok(()) => {
                     tracing::info!("the datapath of this host is {lower}: {rule}");
@@ -105,6 +111,27 @@ impl Session {
         Ok(rung)
     }
 
+    /// Rules of others have appeared while containers run: netfilter takes the containers over with their connections,
+    /// unless a rung was forced or a network asks for offload.
+    ///
+    /// # Errors
+    /// The change-over failed in the middle; the next reconcile tries again.
+    pub(super) fn follow_foreign_rules(&mut self, desired: &Desired) -> Result<()> {
+        let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(()) };
+        let is_served = |r: &&Record| r.network.bridge().is_some();
+        let there = Desired { records: desired.records.iter().filter(is_served).cloned().collect() };
+        if self.site.store.is_forced() || there.records.is_empty() {
+            return Ok(());
+        }
+        let lower = self.beside_foreign_rules(rung, &there, &[])?;
+        if lower != rung {
+            let mut datapath = ladder::open(lower, self.cookie)?;
+            self.change_over(rung, datapath.as_mut(), &there)?;
+            self.datapath = Some(datapath);
+        }
+        Ok(())
+    }
+
     /// Fills the new one before it empties the old one: a packet always finds one of them.
     fn change_over(&self, old: Rung, new: &mut dyn Datapath, there: &Desired) -> Result<()> {
         tracing::info!(from = %old, to = %new.rung(), containers = there.records.len(), "changing the datapath of this host");
@@ -116,7 +143,13 @@ impl Session {
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
         new.reconcile(there, &context)?;
         store.keep_rung(lock, new.rung())?;
-        let emptied = ladder::open(old, self.cookie).and_then(|mut d| d.reconcile(&Desired::default(), &context));
+        let mut old_datapath = ladder::open(old, self.cookie)?;
+        // Connections that the new rung does not know begin again; that is no reason to keep two rungs.
+        match old_datapath.connections().and_then(|connections| new.adopt(&connections)) {
+            Ok(adopted) => tracing::info!(adopted, "connections go on"),
+            Err(e) => tracing::warn!("connections of the {old} datapath begin again: {e}"),
+        }
+        let emptied = old_datapath.reconcile(&Desired::default(), &context);
         emptied.map(drop).map_err(|e| e.within(format!("cannot empty the {old} datapath")))
     }
 

@@ -30,6 +30,8 @@ files! {
     Lock = "lock",
     /// The rung in use.
     Rung = "rung",
+    /// Exists while the rung in use is one that a command has forced.
+    Forced = "forced",
     /// Rungs that were tried and failed, with the reasons.
     RejectedRungs = "passed-over",
     /// The host's own values of sysctls.

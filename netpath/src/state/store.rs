@@ -310,6 +310,17 @@ impl Store {
         }
     }
 
+    /// Whether a command has forced the rung in use, so that it stays whatever rules other software adds.
+    pub fn is_forced(&self) -> bool {
+        self.path(File::Forced).exists()
+    }
+
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_forced(&self, _lock: &Lock, forced: bool) -> Result<()> {
+        self.mark(File::Forced, forced)
+    }
+
     /// Whether rules of netfilter may exist beside the programs of the eBPF rung.
     pub fn uses_netfilter(&self) -> bool {
         self.path(File::Netfilter).exists()
@@ -320,8 +331,13 @@ impl Store {
     /// # Errors
     /// It cannot be written or removed.
     pub fn keep_netfilter(&self, _lock: &Lock, used: bool) -> Result<()> {
-        let path = self.path(File::Netfilter);
-        match used {
+        self.mark(File::Netfilter, used)
+    }
+
+    /// A file that tells by being there.
+    fn mark(&self, file: File, exists: bool) -> Result<()> {
+        let path = self.path(file);
+        match exists {
             true if path.exists() => Ok(()),
             true => files::write(&path, &true),
             false => files::remove(&path).map(drop),

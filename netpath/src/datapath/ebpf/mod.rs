@@ -36,6 +36,7 @@ mod traffic;
 mod xdp;
 mod xdp_policy;
 
+use super::connection::Connection;
 use super::filter::Foreign;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
 use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
@@ -141,6 +142,10 @@ impl Datapath for Ebpf {
         changed += map_sync::forget_lists(pins, &tables)?;
         changed += replace_other_versions(&others, pins)?;
         Ok(Report { changed })
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>> {
+        if self.pins.exist() { handover::connections(&self.pins) } else { Ok(Vec::new()) }
     }
 
     fn expire(&mut self, effort: Effort<'_>) -> Result<Expired> {

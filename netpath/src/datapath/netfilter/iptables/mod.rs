@@ -14,9 +14,10 @@ mod tests;
 mod tool;
 
 use super::conntrack::{self, Stale};
-use super::policy;
 use super::rules::{Family, Ruleset};
+use super::{adopt, policy};
 use super::{nfnetlink, settings};
+use crate::datapath::connection::Connection;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Result};
 use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
@@ -232,6 +233,10 @@ impl Datapath for Iptables {
             GenerationCache::keep(store, context.lock, before, commits, of_nft.map(Part::after).collect());
         }
         Ok(Report { changed })
+    }
+
+    fn adopt(&mut self, connections: &[Connection]) -> Result<usize> {
+        adopt::adopt(connections).context(|| "cannot hand connections to connection tracking".to_owned())
     }
 }
 

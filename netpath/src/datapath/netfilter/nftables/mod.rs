@@ -16,7 +16,8 @@ use super::conntrack::{self, Stale};
 use super::iptables::{self, Iptables};
 use super::nfnetlink;
 use super::rules::{Family, Ruleset};
-use super::{policy, settings};
+use super::{adopt, policy, settings};
+use crate::datapath::connection::Connection;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
@@ -118,6 +119,10 @@ impl Datapath for Nftables {
         });
         conntrack::end(&stale, desired, host);
         Ok(Report { changed })
+    }
+
+    fn adopt(&mut self, connections: &[Connection]) -> Result<usize> {
+        adopt::adopt(connections).context(|| "cannot hand connections to connection tracking".to_owned())
     }
 }
 
