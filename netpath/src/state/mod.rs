@@ -14,4 +14,5 @@ pub mod store;
 
 pub use lock::Lock;
 pub use process::ProcessId;
-pub use store::{Key, Phase, Store, StoredEndpoint};
+pub use record_file::{Key, Phase, StoredEndpoint};
+pub use store::Store;

@@ -1,16 +1,60 @@
-//! The format of a record on disk, its version, and how records of earlier versions are read.
+//! A record on disk: its content, the version of its format, and how earlier versions are read.
 //!
 //! A record says by `schema` in which version of the format it is written. Version 0.1 of netpath wrote no `schema`: that is
 //! schema 0. An earlier schema is migrated when it is read, and written as [`SCHEMA`] with the next change of the record. A later one
 //! belongs to a later netpath: it is refused, and neither changed, removed nor counted as absent, so that a downgrade destroys
 //! nothing. A change of the format that an earlier netpath would misread gets the next number, and a step in [`migrate`].
 
-use super::store::StoredEndpoint;
+use super::process::ProcessId;
 use crate::model::error::{Error, Result};
+use crate::model::{IfName, Record};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::Path;
+
+/// Identifies a record.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Key {
+    pub container: String,
+    pub network: String,
+    /// Inside the container.
+    pub interface: IfName,
+}
+
+impl Key {
+    pub fn of(record: &Record) -> Self {
+        let (container, network) = (record.container.id.clone(), record.network.name.clone());
+        Self { container, network, interface: record.endpoint.interface.clone() }
+    }
+}
+
+/// The progress of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Its setup has begun and has not ended.
+    Creating,
+    /// Its setup has succeeded.
+    Up,
+    /// Its teardown has begun.
+    Removing,
+}
+
+/// A record and its phase.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoredEndpoint {
+    pub record: Record,
+    pub phase: Phase,
+    /// The command that creates or removes the endpoint.
+    pub writer: ProcessId,
+}
+
+impl StoredEndpoint {
+    pub fn key(&self) -> Key {
+        Key::of(&self.record)
+    }
+}
 
 /// The version of the format that is written.
 const SCHEMA: u64 = 1;

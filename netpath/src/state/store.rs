@@ -3,10 +3,9 @@
 use super::files::{self, File, RECORD};
 use super::lock::Lock;
 use super::names::file_name;
-use super::process::ProcessId;
-use super::record_file::{self, Unusable, Versioned};
+use super::record_file::{self, Key, StoredEndpoint, Unusable, Versioned};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Desired, IfName, Record, Rung};
+use crate::model::{Desired, Rung};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,49 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-/// Identifies a record.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct Key {
-    pub container: String,
-    pub network: String,
-    /// Inside the container.
-    pub interface: IfName,
-}
-
-impl Key {
-    pub fn of(record: &Record) -> Self {
-        let (container, network) = (record.container.id.clone(), record.network.name.clone());
-        Self { container, network, interface: record.endpoint.interface.clone() }
-    }
-}
-
-/// The progress of an endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Its setup has begun and has not ended.
-    Creating,
-    /// Its setup has succeeded.
-    Up,
-    /// Its teardown has begun.
-    Removing,
-}
-
-/// A record and its phase.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct StoredEndpoint {
-    pub record: Record,
-    pub phase: Phase,
-    /// The command that creates or removes the endpoint.
-    pub writer: ProcessId,
-}
-
-impl StoredEndpoint {
-    pub fn key(&self) -> Key {
-        Key::of(&self.record)
-    }
-}
 
 /// A sysctl of the host that netpath has changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Network, TrafficIds, Way};
+use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Network, Record, TrafficIds, Way};
+use crate::state::{Phase, ProcessId};
 
 /// The directory of one test, removed at the end.
 struct Place(PathBuf);
