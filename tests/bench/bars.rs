@@ -1,7 +1,7 @@
 //! The speed goals of docs/performance.md, checked against the figures of this run.
 
-use crate::variants::{DIRECT, PEER, Variant};
 use report::results::{Cell, Results};
+use report::variants::{DIRECT, PEER, Variant};
 
 pub struct Bar {
     pub what: &'static str,
@@ -96,8 +96,8 @@ impl Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::variants::ALL;
     use report::results::Figure;
+    use report::variants::ALL;
 
     #[test]
     fn a_bar_is_met_by_the_ratio_of_this_run() {

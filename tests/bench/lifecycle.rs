@@ -4,10 +4,10 @@
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
-use crate::variants::Variant;
 use anyhow::{Context, Result};
 use report::results::{Figure, Results};
 use report::stats::median;
+use report::variants::Variant;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::host::at_once;

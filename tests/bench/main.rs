@@ -16,22 +16,23 @@ mod programs;
 mod progress;
 mod stage;
 mod traffic;
-mod variants;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use backend::Places;
 use output::Machine;
 use plan::Plan;
 use progress::{Progress, clock};
 use report::results::Results;
-use std::fs;
+use report::run::{Files, Run};
+use report::variants::{CHOSEN, DIRECT, PEER, Place, chosen};
+use serde::Deserialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 use support::neighbour::Kind;
-use variants::Places;
 
 fn main() -> ExitCode {
-    match arguments(std::env::args().skip(1)).and_then(|args| run(&args)) {
+    match arguments().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -40,76 +41,50 @@ fn main() -> ExitCode {
     }
 }
 
-/// As passed by `cargo xtask bench`, which documents them.
-#[derive(Default)]
+/// The options of `cargo xtask bench`, which documents and checks them, and the paths of the programs.
+#[derive(Deserialize)]
 struct Args {
     only: Vec<String>,
     variants: Vec<String>,
-    rounds: Option<usize>,
+    rounds: usize,
     quick: bool,
-    out: PathBuf,
+    beside: Option<String>,
     write: Option<PathBuf>,
-    packet_tests: Option<PathBuf>,
+    out: PathBuf,
     places: Places,
 }
 
-fn arguments(mut given: impl Iterator<Item = String>) -> Result<Args> {
-    let mut args = Args::default();
-    while let Some(name) = given.next() {
-        if name == "--quick" {
-            args.quick = true;
-            continue;
-        }
-        let value = given.next().with_context(|| format!("{name}: no such option, or without a value"))?;
-        let list = || value.split(',').map(str::to_owned).collect();
-        match name.as_str() {
-            "--only" => args.only = list(),
-            "--variants" => args.variants = list(),
-            "--rounds" => args.rounds = Some(value.parse().context("--rounds: not a number")?),
-            "--out" => args.out = value.into(),
-            "--write" => args.write = Some(value.into()),
-            "--packet-tests" => args.packet_tests = Some(value.into()),
-            "--netpath" => args.places.netpath = value.into(),
-            "--netavark" => args.places.netavark = value.into(),
-            "--old-netavark" => args.places.old_netavark = value.into(),
-            "--beside" => {
-                let kind = Kind::ALL.into_iter().find(|k| k.name() == value);
-                args.places.beside = Some(kind.with_context(|| format!("--beside {value}: there is {}", beside()))?);
-            }
-            _ => bail!("{name}: no such option; run it by cargo xtask bench"),
-        }
+fn arguments() -> Result<Args> {
+    let given = std::env::args().nth(1).context("no options; next: cargo xtask bench")?;
+    let mut args: Args = serde_json::from_str(&given).context("options; next: cargo xtask bench")?;
+    if let Some(name) = &args.beside {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+        let known = Kind::ALL.map(Kind::name).join(", ");
+        let kind = kind.with_context(|| format!("--beside {name}: there is {known}"))?;
+        kind.need().map_err(|what| anyhow!("--beside {name} needs {what}"))?;
+        args.places.beside = Some(kind);
     }
     Ok(args)
 }
 
-fn beside() -> String {
-    Kind::ALL.map(Kind::name).join(", ")
-}
-
-fn run(args: &Args) -> Result<()> {
+fn run(args: Args) -> Result<()> {
     let mut results = Results::default();
-    let mut variants = variants::chosen(&args.variants, args.places.beside.is_some())?;
-    if let Some(kind) = args.places.beside {
-        kind.need().map_err(|what| anyhow::anyhow!("--beside {} needs {what}", kind.name()))?;
-    }
+    let beside = args.places.beside;
+    let mut variants = chosen(Place::Host, &args.variants, |v| match beside {
+        Some(_) => [DIRECT, PEER, CHOSEN].contains(&v.key),
+        None => v.key != CHOSEN,
+    })?;
     private::enter()?;
     private::go_first();
-    variants.retain(|v| match v.is_possible(&args.places) {
+    variants.retain(|v| match args.places.have(v) {
         Ok(()) => true,
         Err(what) => {
             results.note(format!("{}: left out, needs {what}", v.title));
             false
         }
     });
-    let plan = Plan {
-        variants,
-        only: args.only.clone(),
-        rounds: args.rounds.unwrap_or(if args.quick { 1 } else { 3 }).max(1),
-        quick: args.quick,
-        places: args.places.clone(),
-        packet_tests: args.packet_tests.clone(),
-    };
-    plan.check()?;
+    let Args { only, rounds, quick, places, .. } = args;
+    let plan = Plan { variants, only, rounds: rounds.max(1), quick, places };
     let begun = Instant::now();
     let parts = [traffic::planned(&plan), lifecycle::planned(&plan), ports::planned(&plan), programs::planned(&plan)];
     let planned = parts.iter().sum();
@@ -121,28 +96,24 @@ fn run(args: &Args) -> Result<()> {
     ports::run(&plan, &mut progress, &mut results);
 
     let machine = Machine::this();
-    let markdown = output::markdown(&plan, &results, &machine);
-    // The charts of the page are of hosts without other software.
-    let charts = if args.places.beside.is_none() { output::charts(&plan, &results) } else { Vec::new() };
-    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
-    let write = |name: &str, text: &str| -> Result<()> {
-        let file = args.out.join(name);
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+    let run = Run {
+        variants: plan.variants.clone(),
+        results: &results,
+        rounds: plan.rounds,
+        bases: &[(DIRECT, "direct", "of_direct"), (PEER, "netavark 2.1 nft", "of_netavark")],
+        head: output::head(&plan, &machine),
+        facts: output::facts(&plan, &results, &machine),
     };
-    write("bench.json", &format!("{:#}\n", output::json(&plan, &results, &machine)))?;
-    write("bench.md", &markdown)?;
-    charts.iter().try_for_each(|(name, svg)| write(name, svg))?;
-    println!("\n{markdown}");
-    if let Some(page) = &args.write {
-        let mark =
-            args.places.beside.map_or_else(|| "bench".to_owned(), |kind| format!("bench beside {}", kind.name()));
-        report::page::write(page, &mark, &markdown, &charts)?;
-        println!("written into {}", page.display());
-    }
-    println!(
-        "measured in {}; bench.json, bench.md and charts are in {}",
-        clock(begun.elapsed().as_secs_f64()),
-        args.out.display()
-    );
+    let mark = beside.map_or_else(|| "bench".to_owned(), |kind| format!("bench beside {}", kind.name()));
+    let files = Files {
+        directory: &args.out,
+        stem: "bench",
+        page: args.write.as_deref().map(|page| (page, mark)),
+        data: None,
+        // The charts of the page are of hosts without other software.
+        charts: if beside.is_none() { output::charts(&plan, &results) } else { Vec::new() },
+    };
+    run.keep(&files, &output::more(&plan, &results))?;
+    println!("measured in {}", clock(begun.elapsed().as_secs_f64()));
     Ok(())
 }

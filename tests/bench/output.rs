@@ -1,13 +1,14 @@
-//! The results as Markdown, JSON and SVG.
+//! The parts of the report that only the bench has: machine, programs, goals, charts by number of ports.
 
 use crate::bars::BARS;
 use crate::plan::Plan;
 use crate::ports::COUNTS;
-use crate::variants::{DIRECT, PEER, Variant};
-use report::results::{Better, Results};
+use report::results::Results;
+use report::run::{self, ratio};
 use report::svg::Chart;
 use report::table::{number, optional, render};
-use serde_json::{Value, json};
+use report::variants::Variant;
+use serde_json::{Map, Value, json};
 use std::fs;
 
 /// The machine of the measurement.
@@ -28,35 +29,6 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         }
     }
-}
-
-fn ratio(value: f64) -> String {
-    format!("{value:.2}")
-}
-
-/// Rows of one kind for every variant; empty rows are left out.
-fn table(plan: &Plan, results: &Results, cell: impl Fn(&str, &str) -> String) -> String {
-    let head: Vec<String> =
-        std::iter::once("").chain(plan.variants.iter().map(|v| v.title)).map(str::to_owned).collect();
-    let mut rows = Vec::new();
-    for figure in &results.figures {
-        let cells: Vec<String> = plan.variants.iter().map(|v| cell(&figure.key, v.key)).collect();
-        if cells.iter().all(|c| c == "–") {
-            continue;
-        }
-        let less = if figure.better == Better::Less { ", less is better" } else { "" };
-        let unit = if figure.unit.is_empty() { String::new() } else { format!(" ({}{less})", figure.unit) };
-        rows.push([vec![format!("{}{unit}", figure.title)], cells].concat());
-    }
-    render(&head, &rows)
-}
-
-fn ratios(plan: &Plan, results: &Results, base: &str) -> String {
-    table(plan, results, |figure, variant| {
-        let value = results.ratio((figure, variant), (figure, base));
-        // The worst case varies too much by round for a ratio.
-        if variant == base || figure.contains("-p99") { "–".to_owned() } else { optional(value, ratio) }
-    })
 }
 
 fn bars(plan: &Plan, results: &Results) -> String {
@@ -86,15 +58,14 @@ fn verdict(results: &Results, variant: &Variant) -> String {
     format!("* {} meets {met} of the {all} that were measured{rest}.\n", variant.title)
 }
 
-/// All results, as a section of a page whose title is one level above.
-pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
-    let has = |key: &str| plan.variants.iter().any(|v| v.key == key);
-    let rounds = if plan.rounds == 1 { "one round".to_owned() } else { format!("medians of {} rounds", plan.rounds) };
+/// Machine and conditions.
+pub fn head(plan: &Plan, machine: &Machine) -> String {
     let mut text = format!(
-        "{} processors ({}), Linux {}; {rounds}, {} ms per sample of traffic (iperf3: 1 s), IPv4.\n\n",
+        "{} processors ({}), Linux {}; {}, {} ms per sample of traffic (iperf3: 1 s), IPv4.\n\n",
         machine.processors,
         machine.model,
         machine.kernel,
+        run::rounds(plan.rounds),
         plan.sample().as_millis()
     );
     if let Some(kind) = plan.places.beside {
@@ -103,13 +74,12 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
             kind.name()
         );
     }
-    text += &table(plan, results, |figure, variant| optional(results.median((figure, variant)), number));
-    for (base, title) in [(DIRECT, "direct"), (PEER, "netavark 2.1 nft")] {
-        if has(base) {
-            text += &format!("\nAs multiples of *{title}*, the median of the ratios of each round:\n\n");
-            text += &ratios(plan, results, base);
-        }
-    }
+    text
+}
+
+/// What follows the tables: the programs and the goals.
+pub fn more(plan: &Plan, results: &Results) -> String {
+    let mut text = String::new();
     if !results.programs.is_empty() {
         let rows: Vec<_> = results.programs.iter().map(|(name, ns)| vec![name.clone(), number(*ns)]).collect();
         text += "\nTime per packet by BPF_PROG_TEST_RUN, the 35 to 40 ns of an empty program included:\n\n";
@@ -120,43 +90,21 @@ pub fn markdown(plan: &Plan, results: &Results, machine: &Machine) -> String {
         text += "\nThe aims:\n\n";
         text += &bars(plan, results);
     }
-    if !results.notes.is_empty() {
-        text += "\nNotes of the run:\n\n";
-        results.notes.iter().for_each(|note| text += &format!("* {}\n", note.replace('\n', " ")));
-    }
     text
 }
 
-pub fn json(plan: &Plan, results: &Results, machine: &Machine) -> Value {
-    let figures = results.figures.iter().map(|figure| {
-        let of = |v: &&Variant| {
-            let cell = (figure.key.as_str(), v.key);
-            let value = json!({
-                "median": results.median(cell), "samples": results.samples(cell),
-                "of_direct": results.ratio(cell, (&figure.key, DIRECT)),
-                "of_netavark": results.ratio(cell, (&figure.key, PEER)),
-            });
-            (v.key.to_owned(), value)
-        };
-        let variants: serde_json::Map<String, Value> =
-            plan.variants.iter().filter(|v| !results.samples((&figure.key, v.key)).is_empty()).map(of).collect();
-        json!({
-            "key": figure.key, "title": figure.title, "unit": figure.unit,
-            "less_is_better": figure.better == Better::Less, "variants": variants,
-        })
-    });
+/// The same, and the machine, as fields of the JSON.
+pub fn facts(plan: &Plan, results: &Results, machine: &Machine) -> Value {
     let aims = plan.variants.iter().filter(|v| v.is_judged()).flat_map(|v| {
         BARS.iter().filter_map(|bar| {
             let value = bar.measured(results, v)?;
             Some(json!({"what": bar.what, "variant": v.key, "aim": bar.aim(), "measured": value, "met": bar.is_met(value)}))
         })
     });
-    let programs: serde_json::Map<String, Value> =
-        results.programs.iter().map(|(name, ns)| (name.clone(), json!(ns))).collect();
+    let programs: Map<String, Value> = results.programs.iter().map(|(name, ns)| (name.clone(), json!(ns))).collect();
     json!({
         "machine": {"processors": machine.processors, "model": machine.model, "kernel": machine.kernel},
-        "rounds": plan.rounds, "sample_ms": plan.sample().as_millis() as u64,
-        "figures": figures.collect::<Vec<_>>(), "programs_ns": programs, "aims": aims.collect::<Vec<_>>(), "notes": results.notes,
+        "sample_ms": plan.sample().as_millis() as u64, "programs_ns": programs, "aims": aims.collect::<Vec<_>>(),
     })
 }
 

@@ -5,9 +5,9 @@ use crate::lifecycle::ms;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::stage::{FIRST_FREE, Host};
-use crate::variants::Variant;
 use anyhow::Result;
 use report::results::{Figure, Results};
+use report::variants::Variant;
 use std::time::{Duration, Instant};
 
 pub const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];

@@ -2,9 +2,9 @@
 //!
 //! In a variant without a host the topology's host acts as the container: it is joined to the client by one veth.
 
-use crate::backend::{Backend, NETWORK};
-use crate::variants::{Kind, Places, Variant};
-use anyhow::{Context, Result};
+use crate::backend::{Backend, NETWORK, Places};
+use anyhow::Result;
+use report::variants::{Kind, Variant};
 use std::net::{IpAddr, SocketAddr};
 use support::generator::bulk::{self, Iperf};
 use support::generator::udp::Counter;
@@ -40,7 +40,7 @@ impl Way {
         }
     }
 
-    pub fn goes_through(self, kind: &Kind) -> bool {
+    pub fn goes_through(self, kind: Kind) -> bool {
         match kind {
             Kind::Direct => matches!(self, Way::Published | Way::Masqueraded),
             Kind::Routed => matches!(self, Way::Published | Way::Masqueraded | Way::Address),
@@ -137,7 +137,7 @@ impl Stage {
         }
         let container = topology.container("web")?;
         let mut hop = None;
-        let up = match &variant.kind {
+        let up = match variant.kind {
             Kind::Direct => None,
             Kind::Routed => {
                 route(&topology, &container)?;
@@ -149,8 +149,8 @@ impl Stage {
                 hop = Some(Hop::between((client, "eth0"), (host, "eth0"), (host, "web0"), (&container, "eth0"))?);
                 None
             }
-            Kind::Backend(recipe) => {
-                let backend = Backend::new(recipe, places, &topology)?;
+            Kind::Backend(_) => {
+                let backend = Backend::new(variant, places, &topology)?;
                 let document = PORTS.into_iter().fold(backend.document(HOST_PART), |document, port| {
                     document.publish("", port + SHIFT, port, "tcp").publish("", port + SHIFT, port, "udp")
                 });
@@ -165,7 +165,7 @@ impl Stage {
 
     /// `None` where this variant lacks the path.
     pub fn path(&self, way: Way) -> Option<Path<'_>> {
-        if !way.goes_through(&self.variant.kind) {
+        if !way.goes_through(self.variant.kind) {
             return None;
         }
         let Topology { client, host, .. } = &self.topology;
@@ -247,9 +247,8 @@ impl Host {
     /// # Errors
     /// A part cannot be made. Direct and routed have no backend.
     pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
-        let recipe = variant.recipe().with_context(|| format!("{} has no backend", variant.key))?;
         let topology = topology()?;
-        let backend = Backend::new(recipe, places, &topology)?;
+        let backend = Backend::new(variant, places, &topology)?;
         let container = topology.container("keeper")?;
         let document = backend.document(KEEPER).publish("", 999, 80, "tcp");
         let first = backend.setup(&topology, &container, &document)?;

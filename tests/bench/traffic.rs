@@ -67,7 +67,7 @@ pub fn jobs(plan: &Plan) -> Vec<Job> {
 /// The planned duration.
 pub fn planned(plan: &Plan) -> Duration {
     let one_round = |job: &Job| {
-        let variants = plan.variants.iter().filter(|v| job.way.goes_through(&v.kind)).count();
+        let variants = plan.variants.iter().filter(|v| job.way.goes_through(v.kind)).count();
         job.sample_time(plan) * variants as u32
     };
     jobs(plan).iter().map(one_round).sum::<Duration>() * plan.rounds as u32

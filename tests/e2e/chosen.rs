@@ -3,7 +3,7 @@
 use crate::rig::serve;
 use anyhow::{Result, ensure};
 use support::need;
-use support::netavark::{Document, Netavark, Network, Rung, is_incumbent};
+use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::{Residue, netfilter};
 use support::topology::{Family, Topology};
 use support::traffic::{Dial, Proto};
@@ -44,9 +44,6 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
     need!(need::netpath());
     need!(need::rung(Rung::best_hooks()));
     need!(need::rung(Rung::Iptables));
-    if is_incumbent() {
-        return Ok(());
-    }
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let mut bytes = std::fs::read(support::netavark::binary()?)?;
@@ -84,10 +81,7 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
 
 #[test]
 fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() -> Result<()> {
-    need!(need::netpath());
-    if is_incumbent() {
-        return Ok(());
-    }
+    need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf")])?.without_bpf();

@@ -50,18 +50,20 @@ fn a_containers_own_address_is_not_reached(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let (web, _servers) = up(rig, way.published(7, 5))?;
         let client = &rig.topology.client;
+        let mut direct = Vec::new();
         for family in Family::BOTH {
             for proto in Proto::BOTH {
                 // The published port first: it must not open access to the container's own port.
                 rig.sees("published", client, &Dial::new(proto, family.host(), 8080), "web", family.client());
-                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
-                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 8080));
+                direct
+                    .extend([80, 8080].map(|port| ("direct", client, Dial::new(proto, family.container(7, 5), port))));
             }
             let ping = Pinger::new(client, family, 4_711)?;
             let answered = ping.ping_within(Duration::from_millis(400), family.container(7, 5), 1, 56);
             rig.note(answered.is_err(), || format!("{family:?}: the container answered to echo"));
             rig.met("the host", ping.ping(family.host(), 2, 56));
         }
+        rig.all_silent(&direct);
         counted(rig, way, Reason::DropDirect)?;
         Ok(vec![web])
     })
@@ -131,13 +133,15 @@ fn an_allow_list_admits_its_clients(way: Way) -> Result<()> {
         let web = rig.up("web", document)?;
         let _servers = serve(&web.0, 80, "web")?;
         let client = &rig.topology.client;
+        let mut strangers = Vec::new();
         for family in Family::BOTH {
             for proto in Proto::BOTH {
                 let dial = Dial::new(proto, family.host(), 8080);
-                rig.silent("not on the list", client, &dial.clone().from(family.outside(), 0));
+                strangers.push(("not on the list", client, dial.clone().from(family.outside(), 0)));
                 rig.sees("on the list", client, &dial.from(family.client(), 0), "web", family.client());
             }
         }
+        rig.all_silent(&strangers);
         counted(rig, way, Reason::DropNotAllowed)?;
         Ok(vec![web])
     })
@@ -161,6 +165,7 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
         let _servers = serve(&web.0, 80, "web")?;
         let _ranged = Server::echo(&web.0, Proto::Tcp, support::traffic::ANY, 85, "ranged")?;
         let client = &rig.topology.client;
+        let mut strangers = Vec::new();
         for family in Family::BOTH {
             let (listed, other) = (family.client(), family.outside());
             for (proto, port, who) in [
@@ -171,14 +176,15 @@ fn a_port_can_have_a_list_of_its_own(way: Way) -> Result<()> {
             ] {
                 let dial = Dial::new(proto, family.host(), port);
                 let stranger = if who == listed { other } else { listed };
-                rig.silent("not on the port's list", client, &dial.clone().from(stranger, 0));
+                strangers.push(("not on the port's list", client, dial.clone().from(stranger, 0)));
                 rig.sees("on the port's list", client, &dial.from(who, 0), "web", who);
             }
             let dial = Dial::new(Proto::Tcp, family.host(), 8105);
             rig.sees("a part of the range is open", client, &dial.from(other, 0), "ranged", other);
             let dial = Dial::new(Proto::Tcp, family.host(), 8100);
-            rig.silent("the other part is not", client, &dial.from(other, 0));
+            strangers.push(("the other part is not", client, dial.from(other, 0)));
         }
+        rig.all_silent(&strangers);
         Ok(vec![web])
     })
 }
@@ -192,16 +198,18 @@ fn without_masquerade_a_container_is_seen_as_it_is(way: Way) -> Result<()> {
         let (web, _servers) = up(rig, document)?;
         let client = &rig.topology.client;
         let _near = serve(client, 9000, "near")?;
+        let mut direct = Vec::new();
         for family in Family::BOTH {
             for proto in Proto::BOTH {
                 let dial = Dial::new(proto, family.client(), 9000).bytes(1_300);
                 rig.sees("as it is", &web.0, &dial, "near", family.container(7, 5));
-                rig.silent("direct", client, &Dial::new(proto, family.container(7, 5), 80));
+                direct.push(("direct", client, Dial::new(proto, family.container(7, 5), 80)));
             }
             rig.met("echo", Pinger::new(&web.0, family, 4_711)?.ping(family.client(), 1, 56));
             let published = Dial::new(Proto::Tcp, family.host(), 8080);
             rig.sees("published", client, &published, "web", family.client());
         }
+        rig.all_silent(&direct);
         Ok(vec![web])
     })
 }

@@ -84,7 +84,7 @@ fn a_filter_of_the_host_is_obeyed_on_edge(rung: Rung) -> Result<()> {
 fn a_filter_of_the_host_is_passed_by_on_offload(rung: Rung) -> Result<()> {
     need!(need::netpath());
     need!(need::program("nft"));
-    need!(if rung.is_ebpf() { Ok(()) } else { Err("a way past netfilter: this rung has none".to_owned()) });
+    need!(need::programs(rung));
     rig(Topology::new(), rung, |rig| {
         let _filter = Filter::forward(&rig.topology.host, &NOTHING_TO_THE_CONTAINER)?;
         let (web, _servers) = web(rig, published(Some("offload"), 5))?;

@@ -35,7 +35,7 @@ fn doctor(topology: &Topology) -> Result<Value> {
 }
 
 #[test]
-fn netpath_takes_the_best_that_the_kernel_has_and_says_why_not_better() -> Result<()> {
+fn netpath_takes_the_best_rung_and_gives_the_reasons_against_better_ones() -> Result<()> {
     need!(need::netpath(), need::root(), need::bpf(), need::program("iptables"));
     let hooks = of_this_kernel();
     let topology = Topology::new()?;

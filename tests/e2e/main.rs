@@ -1,32 +1,18 @@
 //! Real traffic through real namespaces: the data *and* the source address that the server saw, on every rung.
 //!
-//! Each test is a function of the rung; [`on_every_rung`] makes it three tests.
+//! Most tests are functions of the rung, or of the way of packets through the host; a macro makes one test of each for every rung
+//! or way.
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
-/// `tcx::name`, `clsact::name`, `nftables::name` and `iptables::name` for each function `name(rung) -> anyhow::Result<()>`.
-macro_rules! on_every_rung {
-    ($($name:ident),* $(,)?) => {
-        on_every_rung!(@ tcx Tcx $($name)*);
-        on_every_rung!(@ clsact Clsact $($name)*);
-        on_every_rung!(@ nftables Nftables $($name)*);
-        on_every_rung!(@ iptables Iptables $($name)*);
-    };
-    (@ $module:ident $rung:ident $($name:ident)*) => {
-        mod $module {
-            $(#[test]
-            fn $name() -> anyhow::Result<()> {
-                support::need!(support::need::rung(support::netavark::Rung::$rung));
-                super::$name(support::netavark::Rung::$rung)
-            })*
-        }
-    };
-}
+#[macro_use]
+extern crate support;
 
-/// The same for functions `name(way) -> anyhow::Result<()>`, and on the eBPF rungs additionally on the edge path, and on a host
-/// that tracks connections.
+/// As `on_every_rung!`, for functions `name(way) -> anyhow::Result<()>`: on the eBPF rungs additionally on the edge path, and on
+/// a host that tracks connections.
 macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
+        const GROUP: &[&str] = &[$(stringify!($name)),*];
         on_every_way!(@ tcx Tcx Path::Auto, false $($name)*);
         on_every_way!(@ clsact Clsact Path::Auto, false $($name)*);
         on_every_way!(@ nftables Nftables Path::Auto, false $($name)*);
@@ -41,11 +27,9 @@ macro_rules! on_every_way {
         mod $module {
             $(#[test]
             fn $name() -> anyhow::Result<()> {
-                support::need!(support::need::rung(support::netavark::Rung::$rung));
-                use crate::rig::Path;
-                let way = crate::rig::Way { rung: support::netavark::Rung::$rung, path: $path, tracked: $tracked };
-                support::need!(way.turn());
-                support::need!(way.need());
+                use crate::rig::{Path, Way};
+                let way = Way { rung: support::netavark::Rung::$rung, path: $path, tracked: $tracked };
+                need!(support::need::rung(way.rung), way.turn(stringify!($name), super::GROUP), way.need());
                 super::$name(way)
             })*
         }
@@ -82,3 +66,7 @@ mod third_party;
 mod tun;
 mod upgrade;
 mod xdp;
+
+fn main() -> std::process::ExitCode {
+    support::harness::run()
+}

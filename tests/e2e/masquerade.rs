@@ -19,11 +19,11 @@ use support::traffic::{Dial, Proto, again};
 on_every_rung!(
     icmp_echo_goes_out_and_comes_back,
     a_free_source_port_is_kept,
-    two_containers_with_one_source_port_are_told_apart,
+    two_containers_with_one_source_port_are_distinguished,
     a_port_of_the_host_is_not_taken,
     outbound_addresses_are_used,
-    a_reply_is_let_in_but_nothing_else,
-    no_port_left_is_a_drop_that_is_told,
+    replies_are_accepted_and_other_packets_dropped,
+    packets_without_a_free_port_are_dropped_and_counted,
 );
 
 fn icmp_echo_goes_out_and_comes_back(rung: Rung) -> Result<()> {
@@ -69,7 +69,7 @@ fn a_free_source_port_is_kept(rung: Rung) -> Result<()> {
     })
 }
 
-fn two_containers_with_one_source_port_are_told_apart(rung: Rung) -> Result<()> {
+fn two_containers_with_one_source_port_are_distinguished(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let [app, other] = [("app", 5), ("other", 6)]
             .map(|(name, host)| rig.up(name, Document::new().on_dual(&Network::dual(7), "eth0", 7, host)));
@@ -130,7 +130,7 @@ fn outbound_addresses_are_used(rung: Rung) -> Result<()> {
 }
 
 /// A container's flow admits its peer's address and port only.
-fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
+fn replies_are_accepted_and_other_packets_dropped(rung: Rung) -> Result<()> {
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         for family in Family::BOTH {
@@ -159,9 +159,9 @@ fn a_reply_is_let_in_but_nothing_else(rung: Rung) -> Result<()> {
 }
 
 /// All ports for a flow to one service are taken: the packet is dropped and counted, and `netpath status` reports it.
-fn no_port_left_is_a_drop_that_is_told(rung: Rung) -> Result<()> {
+fn packets_without_a_free_port_are_dropped_and_counted(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: netfilter counts no such thing".to_owned()) });
+    need!(need::programs(rung));
     rig(Topology::new(), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
         let _servers = (serve(&rig.topology.client, 9000, "near")?, serve(&rig.topology.client, 9001, "beside")?);

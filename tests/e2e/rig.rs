@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use support::expect::Expect;
 use support::filter::Filter;
 use support::host::Netns;
+use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::{Residue, netfilter};
 use support::topology::{Container, Topology};
@@ -44,20 +45,30 @@ pub struct Way {
 }
 
 impl Way {
-    /// Every run covers each rung, and, on the best hooks of the kernel, the edge path with connection tracking, the hardest
-    /// one; the other ways use the same programs and rules.
-    pub fn turn(self) -> support::need::Need {
-        let harder = self.path == Path::Edge && self.tracked;
-        let always = self.path == Path::Auto || (harder && self.rung == Rung::best_hooks());
-        if always || support::need::is_full() { Ok(()) } else { Err("NETPATH_SOAK=full".to_owned()) }
+    /// Every run takes all tests over each rung and, on the best hooks of the kernel, over the edge path with connection
+    /// tracking, the hardest one. The four other ways use the same programs and rules: they are distributed among the tests of a
+    /// group, so that each group meets each way.
+    pub fn turn(self, test: &str, group: &[&str]) -> need::Need {
+        let hardest = self.path == Path::Edge && self.tracked && self.rung == Rung::best_hooks();
+        let number = match (self.path, self.tracked) {
+            (Path::Edge, false) => usize::from(self.rung == Rung::Clsact),
+            (Path::Edge, true) => 2,
+            _ => 3,
+        };
+        let test = group.iter().position(|name| *name == test).unwrap_or_default();
+        let is_assigned = is_assigned(number, test, group.len());
+        if self.path == Path::Auto || hardest || is_assigned || need::is_full() {
+            return Ok(());
+        }
+        Err("NETPATH_SOAK=full: other tests of this group take this way".to_owned())
     }
 
     /// Requirements besides the rung.
-    pub fn need(self) -> support::need::Need {
+    pub fn need(self) -> need::Need {
         if self.path != Path::Auto {
-            support::need::netpath()?;
+            need::netpath()?;
         }
-        if self.tracked { support::need::program("nft") } else { Ok(()) }
+        if self.tracked { need::program("nft") } else { Ok(()) }
     }
 
     /// [`Network::dual`] with the option for that path.
@@ -79,6 +90,19 @@ impl Way {
     pub fn published(self, n: u8, host: u8) -> Document {
         let document = Document::new().on_dual(&self.wide_network(n), "eth0", n, host);
         document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+    }
+}
+
+/// Whether this one of four ways is assigned to this one of `tests` tests.
+fn is_assigned(way: usize, test: usize, tests: usize) -> bool {
+    (0..tests.max(4)).any(|n| n % 4 == way && n % tests == test)
+}
+
+#[test]
+fn each_group_covers_each_way() {
+    for tests in 1..20 {
+        let count = |way| (0..tests).filter(|test| is_assigned(way, *test, tests)).count();
+        assert!((0..4).all(|way| count(way) >= 1 && count(way) <= tests.div_ceil(4)), "{tests} tests");
     }
 }
 

@@ -37,7 +37,7 @@ impl Traffic {
 
 fn nothing_breaks_when_the_programs_are_replaced(way: Way) -> Result<()> {
     support::need!(support::need::netpath());
-    support::need!(if way.rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    support::need!(support::need::programs(way.rung));
     rig_on(Topology::new(), way, |rig| {
         // With every program attached.
         let network = way.wide_network(7).option("netpath.xdp", "on");

@@ -14,7 +14,7 @@ use support::traffic::{Dial, Proto};
 
 on_every_rung!(
     traffic_is_the_same_as_without_xdp,
-    datagrams_of_known_flows_pass_the_classifier_by,
+    datagrams_of_known_flows_bypass_the_classifier,
     dropped_packets_are_dropped_early,
     the_program_is_attached_while_networks_request_it,
     a_program_of_others_stays_and_traffic_goes_on_without_ours,
@@ -57,9 +57,9 @@ fn traffic_is_the_same_as_without_xdp(rung: Rung) -> Result<()> {
     })
 }
 
-fn datagrams_of_known_flows_pass_the_classifier_by(rung: Rung) -> Result<()> {
+fn datagrams_of_known_flows_bypass_the_classifier(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { need::tcx() } else { Err("programs: this rung has none".to_owned()) });
+    need!(need::programs(rung), need::tcx());
     const MANY: u64 = 40;
     rig(Topology::new(), rung, |rig| {
         let (up, _servers) = web(rig, document(7, 5))?;
@@ -97,7 +97,7 @@ fn datagrams_of_known_flows_pass_the_classifier_by(rung: Rung) -> Result<()> {
 
 fn dropped_packets_are_dropped_early(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { need::tcx() } else { Err("programs: this rung has none".to_owned()) });
+    need!(need::programs(rung), need::tcx());
     rig(Topology::new(), rung, |rig| {
         let (up, _servers) = web(rig, document(7, 5))?;
         let behind = Counter::tcx(&rig.topology.host, "eth0", Side::Ingress, Place::First)?;
@@ -119,7 +119,7 @@ fn dropped_packets_are_dropped_early(rung: Rung) -> Result<()> {
 
 fn the_program_is_attached_while_networks_request_it(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    need!(need::programs(rung));
     rig(Topology::with_far(), rung, |rig| {
         let host = &rig.topology.host;
         let plain = Document::new().on_dual(&Network::dual(8), "eth0", 8, 5);
@@ -170,7 +170,7 @@ fn refused(rig: &Rig<'_>, interface: &str) -> Result<Option<String>> {
 
 fn a_program_of_others_stays_and_traffic_goes_on_without_ours(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    need!(need::programs(rung));
     rig(Topology::new(), rung, |rig| {
         let host = &rig.topology.host;
         let third_party = Counter::xdp(host, "eth0")?;
@@ -200,7 +200,7 @@ fn a_program_of_others_stays_and_traffic_goes_on_without_ours(rung: Rung) -> Res
 
 fn an_uplink_that_has_no_xdp_goes_without(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    need!(if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) });
+    need!(need::programs(rung));
     rig(Topology::new(), rung, |rig| {
         // A bridge with an address of its own is an uplink.
         rig.topology.host.ip("link add br0 type bridge\naddr add 198.51.100.1/24 dev br0\nlink set br0 up\n")?;

@@ -5,6 +5,9 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
+#[macro_use]
+extern crate support;
+
 mod faults;
 mod lifecycle;
 mod networks;
@@ -73,6 +76,10 @@ cases! {
         an_error_of_setup_names_its_cause_and_leaves_nothing
         a_container_is_removed_after_its_conmon_was_killed
         a_backend_killed_during_setup_is_repaired_by_the_next_container;
+}
+
+fn main() -> std::process::ExitCode {
+    support::harness::run()
 }
 
 /// Runs one case on a machine of its own; on failure, reports the state of the machine.

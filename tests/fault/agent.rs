@@ -35,42 +35,34 @@ fn answers(topology: &Topology, address: &str, port: u16) -> Result<()> {
     wait_for(&format!("an answer of {address}"), SOON, || dial.ask(&topology.client).ok().map(drop))
 }
 
-fn on_every_rung(test: impl Fn(Rung) -> Result<()>) -> Result<()> {
-    for rung in Rung::ALL {
-        if let Err(what) = need::rung(rung) {
-            need::say_skip("the agent", &what);
-            continue;
-        }
-        test(rung).with_context(|| format!("{rung:?}"))?;
-    }
-    Ok(())
-}
+on_every_rung!(
+    the_agent_starts_with_the_first_container_and_ends_with_the_last,
+    the_agent_may_be_killed_at_any_moment,
+    addresses_and_uplinks_that_come_are_followed_without_a_command,
+);
 
-#[test]
-fn the_agent_starts_with_the_first_container_and_ends_with_the_last() -> Result<()> {
-    need!(need::root(), need::netpath());
-    on_every_rung(|rung| {
-        let topology = Topology::new()?;
-        let residue = Residue::watch(&topology)?;
-        let netavark = Netavark::on(&topology, rung)?;
-        let (web, other) = (topology.container("web")?, topology.container("other")?);
-        // `setup` reads the output to its end: it would hang if the agent held it open.
-        netavark.setup(&web, &document(5))?;
-        let pid = agent(&topology)?;
-        netavark.setup(&other, &document(6))?;
-        ensure!(pid == agent(&topology)?, "the second container has another agent");
-        ensure!(json(&topology, &["status", "--json"])?["agent"]["pid"] == pid, "status does not show pid {pid}");
-        for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-            let place = std::fs::read_link(fd.path()).unwrap_or_default().display().to_string();
-            ensure!(!place.starts_with("pipe:"), "it holds {place} of its caller");
-        }
-        ensure!(std::fs::read_link(format!("/proc/{pid}/cwd"))?.as_os_str() == "/", "it keeps a directory busy");
-        netavark.teardown(&web, &document(5))?;
-        ensure!(pid == agent(&topology)?, "it did not stay for the other container");
-        netavark.teardown(&other, &document(6))?;
-        ensure!(agents(&topology).is_empty(), "teardown of the last container did not wait for it");
-        residue.nothing_left(&topology, &[&web, &other])
-    })
+fn the_agent_starts_with_the_first_container_and_ends_with_the_last(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    // `setup` reads the output to its end: it would hang if the agent held it open.
+    netavark.setup(&web, &document(5))?;
+    let pid = agent(&topology)?;
+    netavark.setup(&other, &document(6))?;
+    ensure!(pid == agent(&topology)?, "the second container has another agent");
+    ensure!(json(&topology, &["status", "--json"])?["agent"]["pid"] == pid, "status does not show pid {pid}");
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let place = std::fs::read_link(fd.path()).unwrap_or_default().display().to_string();
+        ensure!(!place.starts_with("pipe:"), "it holds {place} of its caller");
+    }
+    ensure!(std::fs::read_link(format!("/proc/{pid}/cwd"))?.as_os_str() == "/", "it keeps a directory busy");
+    netavark.teardown(&web, &document(5))?;
+    ensure!(pid == agent(&topology)?, "it did not stay for the other container");
+    netavark.teardown(&other, &document(6))?;
+    ensure!(agents(&topology).is_empty(), "teardown of the last container did not wait for it");
+    residue.nothing_left(&topology, &[&web, &other])
 }
 
 #[test]
@@ -96,32 +88,29 @@ fn of_many_agents_started_at_once_one_stays() -> Result<()> {
     residue.nothing_left(&topology, &containers.iter().map(|(c, _)| c).collect::<Vec<_>>())
 }
 
-#[test]
-fn the_agent_may_be_killed_at_any_moment() -> Result<()> {
-    need!(need::root(), need::netpath());
-    on_every_rung(|rung| {
-        let topology = Topology::new()?;
-        let residue = Residue::watch(&topology)?;
-        let netavark = Netavark::on(&topology, rung)?;
-        let (web, other) = (topology.container("web")?, topology.container("other")?);
-        netavark.setup(&web, &document(5))?;
-        let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
-        for moment in [0_u64, 1, 3, 10, 30, 100, 130, 300] {
-            agent(&topology)?;
-            topology.host.ip(&format!("addr add 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
-            std::thread::sleep(std::time::Duration::from_millis(moment));
-            kill_all(&topology)?;
-            answers(&topology, "192.0.2.1", 8005)?;
-            topology.host.ip(&format!("addr del 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
-            // Any command starts the agent again.
-            netavark.setup(&other, &document(6))?;
-            agent(&topology)?;
-            netavark.teardown(&other, &document(6))?;
-        }
+fn the_agent_may_be_killed_at_any_moment(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let (web, other) = (topology.container("web")?, topology.container("other")?);
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    for moment in [0_u64, 1, 3, 10, 30, 100, 130, 300] {
+        agent(&topology)?;
+        topology.host.ip(&format!("addr add 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
+        std::thread::sleep(std::time::Duration::from_millis(moment));
         kill_all(&topology)?;
-        netavark.teardown(&web, &document(5))?;
-        residue.nothing_left(&topology, &[&web, &other])
-    })
+        answers(&topology, "192.0.2.1", 8005)?;
+        topology.host.ip(&format!("addr del 192.0.2.{}/24 dev eth0\n", 100 + moment % 90))?;
+        // Any command starts the agent again.
+        netavark.setup(&other, &document(6))?;
+        agent(&topology)?;
+        netavark.teardown(&other, &document(6))?;
+    }
+    kill_all(&topology)?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web, &other])
 }
 
 #[test]
@@ -138,38 +127,35 @@ fn the_agent_ends_on_sigterm() -> Result<()> {
     residue.nothing_left(&topology, &[&web])
 }
 
-#[test]
-fn addresses_and_uplinks_that_come_are_followed_without_a_command() -> Result<()> {
-    need!(need::root(), need::netpath());
-    on_every_rung(|rung| {
-        let topology = Topology::new()?;
-        let residue = Residue::watch(&topology)?;
-        let netavark = Netavark::on(&topology, rung)?;
-        let web = topology.container("web")?;
-        netavark.setup(&web, &document(5))?;
-        let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
-        watching(&topology)?;
+fn addresses_and_uplinks_that_come_are_followed_without_a_command(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let web = topology.container("web")?;
+    netavark.setup(&web, &document(5))?;
+    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    watching(&topology)?;
 
-        topology.host.ip("addr add 192.0.2.77/24 dev eth0\n")?;
-        answers(&topology, "192.0.2.77", 8005)?;
+    topology.host.ip("addr add 192.0.2.77/24 dev eth0\n")?;
+    answers(&topology, "192.0.2.77", 8005)?;
 
-        topology.host.ip(&format!(
-            "link add up2 type veth peer name up2 netns {}\naddr add 198.51.100.9/24 dev up2\nlink set up2 up\n",
-            topology.client.path().display()
-        ))?;
-        topology.client.ip("addr add 198.51.100.8/24 dev up2\nlink set up2 up\n")?;
-        answers(&topology, "198.51.100.9", 8005)?;
-        if rung == Rung::Tcx {
-            wait_for("programs at the new uplink", SOON, || {
-                topology.host.tcx_ingress("up2").ok().filter(|p| !p.is_empty())
-            })?;
-        }
+    topology.host.ip(&format!(
+        "link add up2 type veth peer name up2 netns {}\naddr add 198.51.100.9/24 dev up2\nlink set up2 up\n",
+        topology.client.path().display()
+    ))?;
+    topology.client.ip("addr add 198.51.100.8/24 dev up2\nlink set up2 up\n")?;
+    answers(&topology, "198.51.100.9", 8005)?;
+    if rung == Rung::Tcx {
+        wait_for("programs at the new uplink", SOON, || {
+            topology.host.tcx_ingress("up2").ok().filter(|p| !p.is_empty())
+        })?;
+    }
 
-        topology.host.ip("link del up2\naddr del 192.0.2.77/24 dev eth0\n")?;
-        answers(&topology, "192.0.2.1", 8005)?;
-        netavark.teardown(&web, &document(5))?;
-        residue.nothing_left(&topology, &[&web])
-    })
+    topology.host.ip("link del up2\naddr del 192.0.2.77/24 dev eth0\n")?;
+    answers(&topology, "192.0.2.1", 8005)?;
+    netavark.teardown(&web, &document(5))?;
+    residue.nothing_left(&topology, &[&web])
 }
 
 /// Another program flushes all rules, netpath's own included.

@@ -4,9 +4,9 @@
 //!
 //! * bytes that are not UTF-8 text: the error names the index of the first bad byte;
 //! * text that is not JSON, such as a truncated document: the error names line and column;
-//! * JSON: the error names the path of a changed field, of its parent, or of a part of it. A field may be valid by itself and
-//!   conflict with another: [`BESIDE`] lists these pairs. A rejection by the kernel has no path: the error names the kernel
-//!   object of the field ([`OBJECTS`]), or the field's new value.
+//! * JSON: the error names the path of a changed field, of its parent, or of a part of it. A field that must suit others
+//!   ([`RELATED`]) may be reported at any field of its network or port mapping. A rejection by the kernel has no path: the error
+//!   names a kernel object, or the field's new value.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -22,42 +22,23 @@ pub struct Change {
     pub what: String,
 }
 
-/// The whole of one attachment: `networks[0]`, `networks.front`.
-const ATTACHMENT: &str = "";
-
-/// A changed field, and the fields at which its error is reported. Only within one network, or between two where they share a
-/// host.
-const BESIDE: [(&str, &[&str]); 11] = [
-    // The end of a port range depends on its start.
-    ("host_port", &["range"]),
-    ("container_port", &["range"]),
-    // Addresses, gateways and routes must lie in subnets, and an MTU depends on their family.
-    ("subnets", &["static_ips", "subnets", "routes", "mtu", ATTACHMENT]),
-    ("subnet", &["static_ips", "subnets", "routes", "mtu", ATTACHMENT]),
-    // A container cannot have the gateway's address; a default route exists.
-    ("gateway", &["static_ips", "subnets", "routes", ATTACHMENT]),
-    // An attachment without its network, which has another name now.
-    ("name", &[ATTACHMENT]),
-    // A route needs an address beside its gateway.
-    ("routes", &[ATTACHMENT]),
-    ("static_ips", &[ATTACHMENT]),
-    // Two attachments with the same name: reported at the second.
-    ("interface_name", &[ATTACHMENT]),
-    ("host_interface_name", &[ATTACHMENT]),
-    ("network_interface", &[ATTACHMENT]),
+/// Fields that may be valid by themselves and conflict with others.
+const RELATED: [&str; 11] = [
+    "host_port",
+    "container_port",
+    "subnets",
+    "subnet",
+    "gateway",
+    "name",
+    "routes",
+    "static_ips",
+    "interface_name",
+    "host_interface_name",
+    "network_interface",
 ];
 
-/// A changed field, and the kernel object created from it.
-const OBJECTS: [(&str, &[&str]); 8] = [
-    ("network_interface", &["bridge"]),
-    ("subnets", &["bridge", "address"]),
-    ("interface_name", &["interface"]),
-    ("host_interface_name", &["host_interface_name"]),
-    ("static_ips", &["address"]),
-    ("static_mac", &["veth"]),
-    ("routes", &["route"]),
-    ("mtu", &["veth", "bridge"]),
-];
+/// Words of the errors about kernel objects that are made from a document.
+const OBJECTS: [&str; 6] = ["bridge", "interface", "host_interface_name", "address", "veth", "route"];
 
 /// # Errors
 /// The refusal does not name it.
@@ -82,9 +63,12 @@ pub fn names_the_change(error: &str, input: &[u8], changes: &[Change]) -> Result
     let named = named_paths(error);
     if named.is_empty() {
         let values = changes.iter().flat_map(|c| &c.values).filter(|v| v.len() > 1);
-        let said = values.map(String::as_str).any(|v| error.contains(v))
-            || changed.iter().any(|c| objects_of(c).iter().any(|o| is_a_word_of(error, o)));
-        ensure!(said, "the error names no field, and neither object nor value of a changed one, {changed:?}: {error}");
+        let said =
+            values.map(String::as_str).any(|v| error.contains(v)) || OBJECTS.iter().any(|o| is_a_word_of(error, o));
+        ensure!(
+            said,
+            "the error names neither a field nor an object, nor a value of what was changed, {changed:?}: {error}"
+        );
         return Ok(());
     }
     let so = named.iter().any(|n| changed.iter().any(|c| is_about(n, c, &document)));
@@ -114,29 +98,22 @@ fn is_about(named: &str, changed: &str, document: &Value) -> bool {
     if holds(named, changed) || holds(changed, named) {
         return true;
     }
-    let beside = BESIDE.iter().filter(|(field, _)| last_key(changed) == *field);
-    let attachment = keys(named)[0] == "networks" && !named.replacen("networks.", "", 1).contains('.');
-    if beside.flat_map(|(_, at)| *at).any(|at| if at.is_empty() { attachment } else { keys(named).contains(at) }) {
-        // Two attachments can conflict in interfaces and bridges; other errors concern one network, or one published port.
+    let of_one_network = network(changed, document).is_some_and(|n| network(named, document) == Some(n));
+    // Of the items of a list, only subnets can conflict with each other.
+    let is_another = last_key(named) != last_key(changed) || last_key(changed).starts_with("subnet");
+    if RELATED.contains(&last_key(changed)) && is_another {
+        // Two attachments can conflict in interfaces and bridges.
         let item = |path: &str| path.split('.').next().map(str::to_owned);
-        return last_key(changed).ends_with("interface_name")
-            || last_key(changed) == "network_interface"
-            || network(changed, document)
-                .map_or(item(named) == item(changed), |n| network(named, document) == Some(n));
+        let of_interfaces = last_key(changed).ends_with("interface_name") || last_key(changed) == "network_interface";
+        return of_interfaces || of_one_network || item(named) == item(changed);
     }
     // A network that was removed or replaced: its other half is wrong with it.
-    keys(changed).len() <= 2 && network(named, document).is_some_and(|n| Some(n) == network(changed, document))
+    keys(changed).len() <= 2 && of_one_network
 }
 
 /// Whether `outer` is `inner` or an ancestor of it.
 fn holds(outer: &str, inner: &str) -> bool {
     inner.strip_prefix(outer).is_some_and(|rest| outer.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
-fn objects_of(path: &str) -> Vec<&'static str> {
-    let keys = keys(path);
-    let of_it = OBJECTS.iter().filter(|(field, _)| keys.contains(field));
-    of_it.flat_map(|(_, objects)| *objects).copied().collect()
 }
 
 /// The keys of a path, without indexes.

@@ -61,7 +61,7 @@ fn halves(n: u32, now: u32) -> [(FlowKey4, Flow4); 2] {
 }
 
 #[test]
-fn a_million_flows_take_no_more_memory_and_are_told_at_once() -> Result<()> {
+fn a_million_flows_take_no_more_memory_and_are_counted() -> Result<()> {
     need!(need::netpath(), need::rung(Rung::Tcx));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;

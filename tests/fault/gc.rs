@@ -106,7 +106,7 @@ fn expired_flows_go_in_pairs_and_living_ones_stay() -> Result<()> {
 
 /// A command sweeps a little if there was no sweep for a minute.
 #[test]
-fn commands_sweep_where_no_agent_does() -> Result<()> {
+fn commands_remove_expired_flows_where_no_agent_runs() -> Result<()> {
     need!(need::netpath(), need::rung(Rung::Tcx));
     let topology = Topology::new()?;
     let environment: Vec<_> = Rung::Tcx.environment().into_iter().chain([NO_AGENT]).collect();

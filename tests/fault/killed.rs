@@ -15,26 +15,13 @@ use support::rng::Rng;
 use support::topology::{CLIENT4, Container, HOST4, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
 
-/// Interrupted calls of setup, and as many of teardown: more than fifty over the three rungs in every run, and fifty on each
-/// with `NETPATH_SOAK=full`.
+/// Interrupted calls of setup, and as many of teardown: more than fifty over the four tests in every run, and fifty in each with
+/// `NETPATH_SOAK=full`.
 fn moments() -> usize {
-    if need::is_full() { 25 } else { 10 }
+    if need::is_full() { 25 } else { 7 }
 }
 
-#[test]
-fn killed_with_tcx() -> Result<()> {
-    killed(Rung::Tcx)
-}
-
-#[test]
-fn killed_with_clsact() -> Result<()> {
-    killed(Rung::Clsact)
-}
-
-#[test]
-fn killed_with_iptables() -> Result<()> {
-    killed(Rung::Iptables)
-}
+on_every_rung!(killed);
 
 #[test]
 fn killed_with_macvlans() -> Result<()> {

@@ -11,23 +11,9 @@ use support::residue::Residue;
 use support::topology::{Family, Topology};
 use support::traffic::ANY;
 
-#[test]
-fn tcx_loses_nothing() -> Result<()> {
-    nothing_is_lost(Rung::Tcx)
-}
-
-#[test]
-fn clsact_loses_nothing() -> Result<()> {
-    nothing_is_lost(Rung::Clsact)
-}
-
-#[test]
-fn iptables_loses_nothing() -> Result<()> {
-    nothing_is_lost(Rung::Iptables)
-}
+on_every_rung!(nothing_is_lost);
 
 fn nothing_is_lost(rung: Rung) -> Result<()> {
-    need!(need::rung(rung));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;

@@ -4,6 +4,9 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
+#[macro_use]
+extern crate support;
+
 mod agent;
 mod agent_socket;
 mod error_oracle;
@@ -16,7 +19,10 @@ mod mutated;
 mod records;
 mod residue;
 mod soak;
-mod speed;
+
+fn main() -> std::process::ExitCode {
+    support::harness::run()
+}
 
 /// The full bar, or a tenth of it.
 fn scaled(full: u64) -> u64 {

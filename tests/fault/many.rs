@@ -19,23 +19,10 @@ use support::traffic::{ANY, Dial, Proto, Server};
 const CONTAINERS: u8 = 60;
 const WIDTH: usize = 8;
 
-#[test]
-fn sixty_containers_with_tcx() -> Result<()> {
-    sixty(Rung::Tcx)
-}
+on_every_rung!(sixty_containers_come_and_go);
 
-#[test]
-fn sixty_containers_with_clsact() -> Result<()> {
-    sixty(Rung::Clsact)
-}
-
-#[test]
-fn sixty_containers_with_iptables() -> Result<()> {
-    sixty(Rung::Iptables)
-}
-
-fn sixty(rung: Rung) -> Result<()> {
-    need!(need::netpath(), need::rung(rung));
+fn sixty_containers_come_and_go(rung: Rung) -> Result<()> {
+    need!(need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;

@@ -3,6 +3,9 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
+#[macro_use]
+extern crate support;
+
 mod docker;
 mod firewalld;
 mod libvirt;
@@ -10,3 +13,7 @@ mod rig;
 mod rules;
 mod translated;
 mod ufw;
+
+fn main() -> std::process::ExitCode {
+    support::harness::run()
+}

@@ -209,7 +209,7 @@ fn a_request_is_no_reply_to_a_ping_of_a_container() -> Result<()> {
 }
 
 #[test]
-fn a_port_of_a_socket_of_the_host_is_spared() -> Result<()> {
+fn a_port_of_a_socket_of_the_host_is_not_taken() -> Result<()> {
     let mut lab = lab()?;
     let bridge = lab.bridge;
     let _udp = std::net::UdpSocket::bind("192.0.2.1:40000")?;

@@ -148,7 +148,7 @@ fn a_network_without_masquerade_is_seen_as_it_is_and_gets_its_answers() -> Resul
 
 /// A packet reassembled by br_netfilter does not reach an IPv6 container unless the stack fragments it again.
 #[test]
-fn a_packet_larger_than_a_container_takes_is_the_stacks_with_ipv6() -> Result<()> {
+fn an_ipv6_packet_above_a_containers_mtu_goes_to_the_stack() -> Result<()> {
     let mut lab = lab(NET_MASQUERADE)?;
     let (uplink, other) = (lab.uplink, lab.other_bridge);
     for v4 in [true, false] {

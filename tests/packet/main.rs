@@ -3,6 +3,9 @@
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
+#[macro_use]
+extern crate support;
+
 mod bridge;
 mod cost;
 mod edge;
@@ -22,28 +25,14 @@ mod xdp;
 use anyhow::Result;
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
-use support::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab};
+use support::packet::{CLIENT_MAC, Frame, HOST_MAC, L4, Lab, REDIRECTED, STACK, client, gateway, host, outside};
 
-/// tc's verdicts: to the next program and the stack, dropped, redirected.
-const STACK: i32 = -1;
+fn main() -> std::process::ExitCode {
+    support::harness::run()
+}
+
+/// tc's third verdict.
 const DROPPED: i32 = 2;
-const REDIRECTED: i32 = 7;
-
-fn host(v4: bool) -> IpAddr {
-    ip(if v4 { "192.0.2.1" } else { "2001:db8:1::1" })
-}
-
-fn client(v4: bool) -> IpAddr {
-    ip(if v4 { "192.0.2.2" } else { "2001:db8:1::2" })
-}
-
-fn outside(v4: bool) -> IpAddr {
-    ip(if v4 { "203.0.113.5" } else { "2001:db8:ff::5" })
-}
-
-fn gateway(n: u8, v4: bool) -> IpAddr {
-    if v4 { IpAddr::from([10, 89, n, 1]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 1]) }
-}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))

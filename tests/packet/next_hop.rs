@@ -110,7 +110,7 @@ fn a_flow_goes_straight_to_its_next_hop_and_follows_it() -> Result<()> {
 
 /// A tick later neither hook may use the address that the neighbour had.
 #[test]
-fn a_next_hop_that_is_gone_is_asked_for_by_the_kernel() -> Result<()> {
+fn the_kernel_solicits_a_next_hop_that_is_gone() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (bridge, veth) = (lab.bridge, lab.web);
@@ -172,7 +172,7 @@ fn outward(published: bool, v4: bool, there: IpAddr, flags: u8) -> Frame {
 }
 
 #[test]
-fn a_connection_that_begins_anew_tells_the_neighbour_table_again() -> Result<()> {
+fn a_restarted_connection_confirms_its_neighbour_again() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);

@@ -12,7 +12,7 @@ use support::packet::{ACK, APP_MAC, BRIDGE_MAC, FIN, Frame, Lab, OTHER_BRIDGE_MA
 
 /// After a while, and in the next tick: a full table turns over in a few seconds, and a port may be reused in the same one.
 #[test]
-fn a_half_that_was_dropped_is_made_anew_from_the_other() -> Result<()> {
+fn a_dropped_half_is_rebuilt_from_the_other() -> Result<()> {
     made_anew(ticks(2))?;
     made_anew(1)
 }
@@ -207,7 +207,7 @@ fn a_full_table_keeps_what_waits_for_its_answer() -> Result<()> {
 
 /// The table evicts the half that holds the port, and the host connects from there.
 #[test]
-fn a_half_is_not_made_anew_in_the_way_of_a_connection_of_the_host() -> Result<()> {
+fn a_half_is_not_rebuilt_over_a_connection_of_the_host() -> Result<()> {
     let mut lab = Lab::new(&[BRIDGE_IN])?;
     lab.set_ports(61_000, 61_000)?;
     let bridge = lab.bridge;
@@ -228,7 +228,7 @@ fn a_half_is_not_made_anew_in_the_way_of_a_connection_of_the_host() -> Result<()
 }
 
 #[test]
-fn the_host_gets_another_port_where_a_container_has_its() -> Result<()> {
+fn the_host_gets_another_port_where_a_container_has_taken_it() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, UPLINK_OUT])?;
     let (uplink, bridge) = (lab.uplink, lab.bridge);
     for v4 in [true, false] {

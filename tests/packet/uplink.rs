@@ -160,7 +160,7 @@ fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
 }
 
 #[test]
-fn an_address_the_control_plane_has_not_seen_is_asked_of_the_kernel() -> Result<()> {
+fn an_address_unknown_to_the_control_plane_is_looked_up_in_the_kernel() -> Result<()> {
     let mut lab = lab()?;
     assert!(std::process::Command::new("ip").args(["addr", "add", "192.0.2.99/24", "dev", "eth0"]).status()?.success());
     let from = (client(true), 40_000);
@@ -171,7 +171,7 @@ fn an_address_the_control_plane_has_not_seen_is_asked_of_the_kernel() -> Result<
 }
 
 #[test]
-fn a_syn_on_a_closed_flow_begins_anew_and_a_lost_flow_is_rebuilt() -> Result<()> {
+fn a_syn_restarts_a_closed_flow_and_a_lost_flow_is_rebuilt() -> Result<()> {
     let mut lab = lab()?;
     let at = (UPLINK_IN, lab.uplink);
     for v4 in [true, false] {

@@ -16,7 +16,7 @@ fn passes(lab: &mut Lab, what: &str, sent: &Frame) -> Result<()> {
 }
 
 #[test]
-fn answers_and_what_follows_leave_at_once() -> Result<()> {
+fn answers_and_later_packets_leave_at_once() -> Result<()> {
     let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, VETH_IN])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     let (uplink, bridge, veth) = (lab.uplink, lab.bridge, lab.web);

@@ -104,7 +104,7 @@ fn packets_outside_its_scope_pass_unchanged() -> Result<()> {
             ("tagged", Frame { tagged: true, ..asked(v4) }),
             ("to another machine", asked(v4).macs([2, 9, 9, 9, 9, 9], CLIENT_MAC)),
             ("to another machine, by its last byte", asked(v4).macs([2, 0, 0, 0, 0, 9], CLIENT_MAC)),
-            ("to everybody", asked(v4).macs([0xff; 6], CLIENT_MAC)),
+            ("to the broadcast address", asked(v4).macs([0xff; 6], CLIENT_MAC)),
             ("the last hop", Frame { ttl: 1, ..asked(v4) }),
             ("no hop left", Frame { ttl: 0, ..asked(v4) }),
             ("longer than the container takes", Frame { payload: vec![7; 1_500], ..asked(v4) }),
@@ -176,7 +176,7 @@ fn incomplete_checksums_pass_and_others_stay_valid_or_invalid() -> Result<()> {
 }
 
 #[test]
-fn flows_that_are_not_whole_or_not_for_it_are_the_classifiers() -> Result<()> {
+fn flows_that_xdp_cannot_serve_go_to_the_classifier() -> Result<()> {
     let mut lab = lab()?;
     for v4 in [true, false] {
         let sent = asked(v4).bytes();

@@ -4,6 +4,8 @@
 pub mod page;
 pub mod ratios;
 pub mod results;
+pub mod run;
 pub mod stats;
 pub mod svg;
 pub mod table;
+pub mod variants;

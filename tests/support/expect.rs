@@ -1,10 +1,12 @@
 //! A list of expectations that are all tried before the test fails.
 
-use crate::host::Netns;
+use crate::host::{Netns, at_once};
 use crate::traffic::{Dial, Seen};
 use anyhow::{Result, ensure};
 use std::cell::RefCell;
+use std::fmt::Display;
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 #[derive(Default)]
 pub struct Expect {
@@ -35,6 +37,18 @@ impl Expect {
     /// `dial` from `netns` gets no answer.
     pub fn silent(&self, what: &str, netns: &Netns, dial: &Dial) {
         self.met(what, dial.must_fail(netns));
+    }
+
+    /// As [`Expect::silent`] for each of these, at once: each waits for its time-out.
+    pub fn all_silent<S: Display + Sync>(&self, dials: &[(S, &Netns, Dial)]) {
+        let answered = Mutex::new(Vec::new());
+        let one = |(what, netns, dial): &(S, &Netns, Dial)| {
+            let failed = dial.must_fail(netns).map_err(|e| format!("{what}: {e:#}")).err();
+            answered.lock().unwrap_or_else(PoisonError::into_inner).extend(failed);
+            Ok(())
+        };
+        self.met("dials at once", at_once(dials.len().min(16), dials, one));
+        self.failed.borrow_mut().extend(answered.into_inner().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Takes the errors recorded so far.

@@ -12,6 +12,7 @@ pub mod expect;
 pub mod filter;
 pub mod frames;
 pub mod generator;
+pub mod harness;
 pub mod holder;
 pub mod hop;
 pub mod host;
@@ -33,3 +34,6 @@ pub mod third_party;
 pub mod topology;
 pub mod traffic;
 pub mod tun;
+
+/// Shadows the compiler's own in suites that say `#[macro_use] extern crate support`.
+pub use test_macro::test;

@@ -1,18 +1,16 @@
-//! Requirements of a test. A test that cannot run prints the reason: `skip <test>: needs …`.
+//! Requirements of a test. A test that cannot run is ignored, with the reason: `needs …`.
 
 use crate::netavark::{Rung, is_incumbent};
 use nix::sched::{CloneFlags, unshare};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-/// Returns from the test with a skip line unless every requirement is met.
+/// Ends the test as ignored unless every requirement is met.
 #[macro_export]
 macro_rules! need {
     ($($need:expr),+ $(,)?) => {
         $(if let Err(what) = $need {
-            fn here() {}
-            $crate::need::say_skip(std::any::type_name_of_val(&here), &what);
-            return Ok(());
+            return Err($crate::harness::Skipped(what).into());
         })+
     };
 }
@@ -25,24 +23,11 @@ pub fn is_full() -> bool {
 /// `Err` holds the missing requirement.
 pub type Need = Result<(), String>;
 
-/// Printed past libtest's capture, so that a run shows its skips.
-pub fn say_skip(place: &str, what: &str) {
-    say(&format!("skip {}: needs {what}", test_name(place)));
-}
-
 /// A line shown in a passing run, such as a measured figure.
 pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
-}
-
-/// The thread of a test has its name; with one test thread it is `main`, and the place in the source is used.
-fn test_name(place: &str) -> String {
-    match std::thread::current().name() {
-        Some(name) if name != "main" => name.to_owned(),
-        _ => place.trim_end_matches("::here").to_owned(),
-    }
 }
 
 /// # Errors
@@ -86,6 +71,12 @@ pub fn rung(rung: Rung) -> Need {
         Rung::Clsact => netpath().and_then(|()| bpf()),
         Rung::Tcx => netpath().and_then(|()| bpf()).and_then(|()| tcx()),
     }
+}
+
+/// # Errors
+/// That rung has no programs.
+pub fn programs(rung: Rung) -> Need {
+    if rung.is_ebpf() { Ok(()) } else { Err("programs: this rung has none".to_owned()) }
 }
 
 /// # Errors

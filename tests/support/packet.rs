@@ -1,7 +1,9 @@
 //! Packets for `BPF_PROG_TEST_RUN`: a builder with independent checksums, and a lab that runs single programs over the same
 //! maps, in a private network namespace (route and socket lookups are real).
 
+use crate::need;
 pub use crate::object::{accept, explained, load};
+use crate::topology::Family;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
@@ -352,11 +354,12 @@ route add default via 2001:db8:1::2 dev eth0
 ";
 
 impl Lab {
-    /// Moves the calling thread into a new network namespace and loads `programs` there.
+    /// Moves the calling thread into a new network namespace and loads `programs` there. The test is ignored where it may not.
     ///
     /// # Errors
     /// The object is missing, or the kernel rejects it, a namespace or a link.
     pub fn new(programs: &[&str]) -> Result<Self> {
+        need!(need::root(), need::bpf());
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("cannot unshare the network namespace")?;
         let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run ip")?;
         ip.stdin.take().context("no pipe to ip")?.write_all(LINKS.as_bytes())?;
@@ -779,7 +782,31 @@ fn is_interrupted(e: &anyhow::Error) -> bool {
     e.chain().filter_map(|cause| cause.downcast_ref()).any(interrupted)
 }
 
+/// tc's verdicts: to the next program and the stack, redirected.
+pub const STACK: i32 = -1;
+pub const REDIRECTED: i32 = 7;
+
+fn family(v4: bool) -> Family {
+    if v4 { Family::V4 } else { Family::V6 }
+}
+
+pub fn host(v4: bool) -> IpAddr {
+    family(v4).host()
+}
+
+pub fn client(v4: bool) -> IpAddr {
+    family(v4).client()
+}
+
+pub fn outside(v4: bool) -> IpAddr {
+    family(v4).outside()
+}
+
+pub fn gateway(n: u8, v4: bool) -> IpAddr {
+    family(v4).gateway(n)
+}
+
 /// Host 5 of network `n`.
 pub fn container(n: u8, v4: bool) -> IpAddr {
-    if v4 { IpAddr::from([10, 89, n, 5]) } else { IpAddr::from([0xfd41, u16::from(n), 0, 0, 0, 0, 0, 5]) }
+    family(v4).container(n, 5)
 }

@@ -3,9 +3,10 @@
 use crate::need::PEER;
 use crate::setup::{self, Part};
 use crate::steps::Steps;
-use crate::test::{executable, run_cargo};
 use crate::{apt, build_ebpf, workspace};
 use anyhow::{Context, Result, bail};
+use report::variants::{Place, keys};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -14,53 +15,77 @@ const PEERS: [(&str, &str); 2] = [("netavark", "2.1.0"), ("aardvark-dns", "2.1.0
 /// The distribution's netavark, for its iptables driver.
 const OLD_NETAVARK: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
 
-const HELP: &str = "\
-Figures for `--only`: all of one kind, or one way of it, as in `conn.published`
+/// Figures for `--only`: all of one kind, or one way of it, as in `conn.published`.
+const FIGURES: [(&str, &str); 11] = [
+    ("tcp", "bulk TCP, 1 and 4 streams (iperf3), and the processor time per GB"),
+    ("tcp-back", "the same, the server sends"),
+    ("udp", "UDP, 64 bytes, packets per second"),
+    ("conn", "connect, request, answer, close by 4 clients, and the processor time per 10,000"),
+    ("tcp-rr", "TCP request and answer: median and p99"),
+    ("udp-rr", "UDP request and answer: median and p99"),
+    ("setup", "setup and teardown of one container"),
+    ("range", "setup of one container with a range of 10,000 ports"),
+    ("many", "60 containers, 8 at a time"),
+    ("ports", "1 to 60,000 published ports: setup, and connections per second beside them"),
+    ("programs", "time per packet of the eBPF programs, by BPF_PROG_TEST_RUN"),
+];
 
-  tcp       bulk TCP, 1 and 4 streams (iperf3), and the processor time per GB
-  tcp-back  the same, the server sends
-  udp       UDP, 64 bytes, packets per second
-  conn      connect, request, answer, close by 4 clients, and the processor time per 10,000
-  tcp-rr    TCP request and answer: median and p99
-  udp-rr    UDP request and answer: median and p99
-  setup     setup and teardown of one container
-  range     setup of one container with a range of 10,000 ports
-  many      60 containers, 8 at a time
-  ports     1 to 60,000 published ports: setup, and connections per second beside them
-  programs  time per packet of the eBPF programs, by BPF_PROG_TEST_RUN
+fn help() -> String {
+    let figures: String = FIGURES.iter().map(|(name, what)| format!("  {name:<9} {what}\n")).collect();
+    format!(
+        "Figures for `--only`: all of one kind, or one way of it, as in `conn.published`\n\n{figures}\n\
+         Ways: published, masqueraded, localhost, address, hairpin.\n\n\
+         Variants: {}; netpath: as it chooses, with --beside.\n\n\
+         Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.",
+        keys(Place::Host)
+    )
+}
 
-Ways: published, masqueraded, localhost, address, hairpin.
+/// Of both ways to measure: in namespaces of this host, and between virtual machines (`cargo xtask vm perf`).
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only these figures
+    #[arg(long, value_name = "FIGURE", num_args = 1.., value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Only these variants
+    #[arg(long, value_name = "VARIANT", num_args = 1.., value_delimiter = ',')]
+    pub variants: Vec<String>,
+    /// How often each sample is taken; medians are shown [default: 3]
+    #[arg(long)]
+    pub rounds: Option<usize>,
+    /// Also write the results into this page, between the marks of the command, and charts beside it
+    #[arg(long, value_name = "PAGE")]
+    pub write: Option<PathBuf>,
+}
 
-Variants: direct, routed, hop, netavark-nft, netavark-iptables, netpath-tcx, netpath-edge, netpath-xdp, netpath-clsact,
-netpath-clsact-edge, netpath-iptables; netpath (as it chooses, with --beside).
-
-Results are printed as Markdown and kept in target/bench: bench.json, bench.md, charts as SVG.";
+impl Options {
+    /// # Errors
+    /// A figure is none of these; `has_ways`: one may have a way behind a full stop.
+    pub fn check(&self, figures: &[&str], has_ways: bool) -> Result<()> {
+        let name =
+            |o: &'_ String| if has_ways { o.split('.').next().unwrap_or_default().to_owned() } else { o.clone() };
+        match self.only.iter().find(|o| !figures.contains(&name(o).as_str())) {
+            Some(other) => bail!("--only {other}: there is {}", figures.join(", ")),
+            None => Ok(()),
+        }
+    }
+}
 
 #[derive(clap::Args)]
-#[command(after_help = HELP)]
+#[command(after_help = help())]
 pub struct Args {
-    /// Only these figures
-    #[arg(long, value_name = "FIGURE[,…]", value_delimiter = ',')]
-    only: Vec<String>,
-    /// Only these variants
-    #[arg(long, value_name = "VARIANT[,…]", value_delimiter = ',')]
-    variants: Vec<String>,
-    /// How often each sample is taken; medians are shown [default: 3, with --quick 1]
-    #[arg(long)]
-    rounds: Option<usize>,
+    #[command(flatten)]
+    common: Options,
     /// Short samples, one round: a check of the bench and the order of magnitude, in about two minutes
     #[arg(long)]
     quick: bool,
     /// Run beside this software on the same host; compares netpath's own choice with Netavark and the wire
     #[arg(long, value_name = "firewalld|ufw|docker")]
     beside: Option<String>,
-    /// Also write the results into this page, between `<!-- bench: begin -->` and `<!-- bench: end -->` (`bench beside ufw`),
-    /// and charts beside it
-    #[arg(long, value_name = "PAGE")]
-    write: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    args.common.check(&FIGURES.map(|(name, _)| name), true)?;
     if !apt::is_root() {
         bail!("the bench makes network namespaces and needs root\n  next: sudo -E cargo xtask bench");
     }
@@ -77,42 +102,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 
     let release = workspace::target().join("release");
-    let mut bench = Command::new(release.join("bench"));
-    bench.arg("--out").arg(workspace::target().join("bench"));
-    bench.arg("--netpath").arg(release.join("netpath")).arg("--netavark").arg(peers.join("netavark"));
     let old = OLD_NETAVARK.iter().find(|p| Path::new(p).exists()).unwrap_or(&OLD_NETAVARK[0]);
-    bench.args(["--old-netavark", old]);
-    if args.only.is_empty() || args.only.iter().any(|o| o == "programs") {
-        bench.arg("--packet-tests").arg(packet_tests()?);
-    }
-    for (name, list) in [("--only", &args.only), ("--variants", &args.variants)] {
-        if !list.is_empty() {
-            bench.args([name, &list.join(",")]);
-        }
-    }
-    if let Some(rounds) = args.rounds {
-        bench.args(["--rounds", &rounds.to_string()]);
-    }
-    if args.quick {
-        bench.arg("--quick");
-    }
-    if let Some(kind) = &args.beside {
-        bench.args(["--beside", kind]);
-    }
-    if let Some(page) = &args.write {
-        bench.arg("--write").arg(page);
-    }
-    let status = bench.status().context("cannot start the bench")?;
+    let Options { only, variants, rounds, write } = &args.common;
+    let options = json!({
+        "only": only, "variants": variants, "rounds": rounds.unwrap_or(if args.quick { 1 } else { 3 }),
+        "quick": args.quick, "beside": args.beside, "write": write, "out": workspace::target().join("bench"),
+        "places": {"netpath": release.join("netpath"), "netavark": peers.join("netavark"), "old_netavark": old},
+    });
+    let status =
+        Command::new(release.join("bench")).arg(options.to_string()).status().context("cannot start the bench")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The suite that measures the programs, in the release profile.
-fn packet_tests() -> Result<PathBuf> {
-    let mut build = workspace::cargo();
-    build.args(["test", "--release", "--quiet", "--package", "netpath-tests", "--test", "packet", "--no-run"]);
-    let out = run_cargo(build.arg("--message-format=json-render-diagnostics"))?;
-    let found = out.lines().filter_map(executable).find(|e| e.target == "packet");
-    Ok(found.context("cargo has built no suite packet")?.path)
 }
 
 /// Builds Netavark and aardvark-dns from their crates, below `target/tools`; returns the directory.
@@ -151,6 +150,16 @@ fn is_version(program: &Path, version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_figure_is_refused_with_those_there_are() {
+        let options =
+            |only: &str| Options { only: vec![only.to_owned()], variants: Vec::new(), rounds: None, write: None };
+        let error = options("dns").check(&["conn", "tcp-rr"], true).expect_err("no such figure").to_string();
+        assert!(error.contains("dns") && error.contains("tcp-rr"), "{error}");
+        assert!(options("conn.local").check(&["conn"], true).is_ok());
+        assert!(options("conn.local").check(&["conn"], false).is_err());
+    }
 
     #[test]
     fn another_release_is_not_the_one_that_is_compared_with() {

@@ -1,10 +1,12 @@
-//! Runs a test executable (libtest) and parses its output: passed, failed, skipped with a reason.
+//! Runs a test executable and parses its output: passed, failed, skipped with a reason.
 //!
-//! A test that cannot run prints `skip <test>: needs …` and returns. libtest reports it as passed; xtask counts it as skipped.
+//! The suites of `tests/` run on libtest-mimic, and report a test that cannot run as ignored. Unit tests run on libtest: one that
+//! cannot run prints `skip <test>: needs …` and returns; libtest reports it as passed, and xtask counts it as skipped.
 
 use crate::steps::{seconds, tail};
 use crate::workspace;
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ pub struct Suite {
     pub command: Command,
 }
 
-#[derive(Clone, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Default, Debug, PartialEq)]
 pub struct Outcome {
     pub passed: usize,
     /// Names of the passed tests, where a suite prints them.
@@ -27,6 +29,8 @@ pub struct Outcome {
     pub failed: Vec<String>,
     /// Test and reason.
     pub skipped: Vec<(String, String)>,
+    /// Seconds of each slow test.
+    pub slow: Vec<(f64, String)>,
 }
 
 impl Outcome {
@@ -35,6 +39,7 @@ impl Outcome {
         self.names.extend(other.names);
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.slow.extend(other.slow);
     }
 }
 
@@ -82,9 +87,9 @@ impl Suite {
         for failed in &mut outcome.failed {
             *failed = format!("{} {failed}", self.name);
         }
-        for (test, _) in &mut outcome.skipped {
-            *test = format!("{} {test}", self.name);
-        }
+        let others =
+            outcome.skipped.iter_mut().map(|(test, _)| test).chain(outcome.slow.iter_mut().map(|(_, test)| test));
+        others.for_each(|test| *test = format!("{} {test}", self.name));
         Ok(outcome)
     }
 }
@@ -97,48 +102,57 @@ pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
     format!("{name:<14} {passed:>5} passed {failed:>4} failed {skipped:>4} skipped  {}", seconds(took))
 }
 
-/// Parses libtest's output. A skip line is either captured (after the results, with `--show-output`) or written past the
-/// capture, then at any place: also between a test's name and its result.
+/// Parses the output of libtest and of libtest-mimic (tests/support/harness.rs). Lines that a test prints may stand between its
+/// name and its result.
 pub fn read(text: &str) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut passed: Vec<&str> = Vec::new();
+    // The output of a single test, as captured by libtest, or its error.
     let mut captured = false;
     let mut waiting: Option<&str> = None;
     for line in text.lines() {
         let mut rest = line;
         if !captured && let Some((name, verdict)) = line.strip_prefix("test ").and_then(|l| l.split_once(" ... ")) {
-            (waiting, rest) = (Some(name), verdict);
+            (waiting, rest) = (Some(name.trim_end()), verdict);
         }
-        if let Some((label, why)) = rest.strip_prefix("skip ").and_then(|l| l.split_once(": ")) {
-            if why.starts_with("needs ") {
-                outcome.skipped.push((label.to_owned(), why.to_owned()));
-            }
-        } else if line.starts_with("---- ") && line.ends_with(" stdout ----") {
+        if let Some((label, why)) = rest.strip_prefix("skip ").and_then(|l| l.split_once(": needs ")) {
+            outcome.skipped.push((label.to_owned(), format!("needs {why}")));
+        } else if let Some((took, name)) = line.strip_prefix("took ").and_then(|l| l.split_once(" s: ")) {
+            outcome.slow.extend(took.parse().ok().map(|took| (took, name.to_owned())));
+        } else if line.starts_with("---- ") && line.ends_with(" ----") {
             captured = true;
         } else if line == "successes:" || line == "failures:" || line.starts_with("test result:") {
             captured = false;
         } else if let Some(name) = waiting.filter(|_| !captured) {
-            let ignored = rest.strip_prefix("ignored");
-            match rest {
-                "ok" => passed.push(name),
-                "FAILED" => outcome.failed.push(name.to_owned()),
-                _ if ignored.is_some() => {
-                    let why = ignored.and_then(|r| r.strip_prefix(", ")).unwrap_or("ignored");
+            match rest.strip_prefix("ignored") {
+                Some(why) => {
+                    let mimic = why.strip_prefix(" (").and_then(|w| w.strip_suffix(')'));
+                    let why = mimic.or(why.strip_prefix(", ")).unwrap_or("ignored");
                     outcome.skipped.push((name.to_owned(), why.to_owned()));
                 }
-                _ => continue,
+                None if rest == "ok" => outcome.names.push(name.to_owned()),
+                None if rest == "FAILED" => outcome.failed.push(name.to_owned()),
+                None => continue,
             }
             waiting = None;
         }
     }
-    // A skip of the whole test, or of one row of its table: only the first removes the pass.
-    let whole = |test: &str, label: &str| {
-        test == label || test.ends_with(&format!("::{label}")) || label.ends_with(&format!("::{test}"))
-    };
-    passed.retain(|test| !outcome.skipped.iter().any(|(label, _)| whole(test, label)));
-    outcome.passed = passed.len();
-    outcome.names = passed.into_iter().map(str::to_owned).collect();
+    let is_skipped = |test: &str, label: &str| test == label || test.ends_with(&format!("::{label}"));
+    outcome.names.retain(|test| !outcome.skipped.iter().any(|(label, _)| is_skipped(test, label)));
+    outcome.passed = outcome.names.len();
     outcome
+}
+
+/// Skip reasons, each with the number of tests.
+pub fn reasons<'o>(skipped: impl Iterator<Item = &'o (String, String)>) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (test, why) in skipped {
+        by_reason.entry(why).or_default().push(test);
+    }
+    let line = |(why, tests): (&&str, &Vec<&str>)| {
+        let which = if tests.len() <= 3 { tests.join(", ") } else { format!("{}, …", tests[..2].join(", ")) };
+        format!("{} × {why}: {which}", tests.len())
+    };
+    by_reason.iter().map(line).collect()
 }
 
 /// The output from libtest's list of failures on, or the end of the output.
@@ -149,7 +163,7 @@ pub fn what_failed(text: &str) -> String {
     }
 }
 
-/// The arguments with which libtest prints the format that [`read`] parses.
+/// The arguments with which a suite prints the format that [`read`] parses.
 pub fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
     let mut command = Command::new(executable);
     command.args(["--show-output", "--color", "never"]).args(filters);
@@ -168,7 +182,6 @@ running 5 tests
 test a::works ... ok
 test a::cannot_run ... ok
 test b::breaks ... FAILED
-test b::table ... ok
 test b::later ... ignored, needs a VM
 
 successes:
@@ -176,9 +189,6 @@ successes:
 ---- a::cannot_run stdout ----
 skip cannot_run: needs tcx: BPF_LINK_CREATE gave EINVAL
 test of ours ... ok
-
----- b::table stdout ----
-skip table/iptables/v6: needs ip6tables: not found
 
 
 successes:
@@ -192,28 +202,41 @@ thread 'b::breaks' panicked at tests/x.rs:1:1:
 failures:
     b::breaks
 
-test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
 
     #[test]
-    fn a_skipped_test_is_not_a_pass_but_a_table_with_a_skipped_row_is() {
+    fn a_test_that_says_it_was_skipped_is_not_a_pass() {
         let outcome = read(OUTPUT);
-        assert_eq!(2, outcome.passed, "{outcome:?}");
-        assert_eq!(vec!["b::breaks".to_owned()], outcome.failed);
-        let labels: Vec<_> = outcome.skipped.iter().map(|(l, _)| l.as_str()).collect();
-        assert_eq!(vec!["b::later", "cannot_run", "table/iptables/v6"], labels);
-        assert_eq!("needs a VM", outcome.skipped[0].1);
+        assert_eq!((1, vec!["b::breaks".to_owned()]), (outcome.passed, outcome.failed));
+        let skipped: Vec<_> = outcome.skipped.iter().map(|(label, why)| (label.as_str(), why.as_str())).collect();
+        assert_eq!(vec![("b::later", "needs a VM"), ("cannot_run", "needs tcx: BPF_LINK_CREATE gave EINVAL")], skipped);
     }
 
     #[test]
-    fn a_skip_line_between_a_name_and_its_result_belongs_to_the_test_it_names() {
-        let text =
-            "test a::one ... skip b::two: needs tcx: no\nok\ntest b::two ... ok\n1.5 GB/s\ntest c::three ... ok\n";
+    fn the_output_of_a_suite_has_aligned_names_reasons_and_times() {
+        let text = "
+test a::one   ... ok
+test a::two   ... 5 packets
+ignored (needs tcx (since 6.6))
+test a::three ... FAILED
+
+failures:
+
+---- a::three ----
+test x ... ok
+
+failures:
+    a::three
+
+test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 32.38s
+
+took 11.6 s: a::one
+";
         let outcome = read(text);
-        assert_eq!((2, 1), (outcome.passed, outcome.skipped.len()), "{outcome:?}");
-        let text = "test two ... skip suite::two: needs root\nok\ntest three ... a figure\nFAILED\n";
-        let outcome = read(text);
-        assert_eq!((0, 1, 1), (outcome.passed, outcome.failed.len(), outcome.skipped.len()), "{outcome:?}");
+        assert_eq!((vec!["a::one".to_owned()], vec!["a::three".to_owned()]), (outcome.names, outcome.failed));
+        assert_eq!(vec!["1 × needs tcx (since 6.6): a::two"], reasons(outcome.skipped.iter()));
+        assert_eq!(vec![(11.6, "a::one".to_owned())], outcome.slow);
     }
 
     #[test]

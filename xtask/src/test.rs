@@ -3,7 +3,7 @@
 
 use crate::setup::{self, Part};
 use crate::steps::{self, seconds, tail};
-use crate::suite::{Outcome, Suite, harness, summary};
+use crate::suite::{Outcome, Suite, harness, reasons, summary};
 use crate::toolchain::numbers;
 use crate::{apt, build_ebpf, lint, reproducible, vm, workspace};
 use anyhow::{Context, Result, bail};
@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Suites of the `tests` package, and how many of their tests may run in parallel: they mostly wait.
 const SUITES: [(&str, usize); 6] =
-    [("packet", 2), ("contract", 4), ("e2e", 4), ("neighbours", 4), ("fault", 2), ("engine", 2)];
+    [("packet", 2), ("contract", 4), ("e2e", 6), ("neighbours", 4), ("fault", 2), ("engine", 2)];
 /// Packet tests and the core of e2e on other kernels, in virtual machines (`vm/`).
 const VM: &str = "vm";
 const SLOW: [&str; 3] = ["fault", "engine", VM];
@@ -247,12 +247,19 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
     all
 }
 
+/// Number of slow tests that are listed.
+const SLOWEST: usize = 10;
+
 fn report(total: &Outcome) {
+    let mut slow: Vec<_> = total.slow.iter().collect();
+    slow.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    if !slow.is_empty() {
+        println!("\nSLOWEST");
+        slow.iter().take(SLOWEST).for_each(|(took, test)| println!("  {took:5.1} s  {test}"));
+    }
     if !total.skipped.is_empty() {
         println!("\nSKIPPED");
-        for (test, why) in &total.skipped {
-            println!("  {test:<50} {why}");
-        }
+        reasons(total.skipped.iter()).iter().for_each(|reason| println!("  {reason}"));
     }
     if !total.failed.is_empty() {
         println!("\nFAILED");

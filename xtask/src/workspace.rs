@@ -1,5 +1,6 @@
 //! Paths of the checkout, and the environment of the builds that xtask starts.
 
+use anyhow::Result;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -50,4 +51,30 @@ pub fn clean_environment(command: &mut Command) -> &mut Command {
         }
     }
     command
+}
+
+/// The path of a built program.
+pub fn built(name: &str) -> PathBuf {
+    target().join("debug").join(name)
+}
+
+/// Builds netpath in the release profile, for measurements. Returns the binary.
+///
+/// # Errors
+/// The build fails.
+pub fn released() -> Result<PathBuf> {
+    crate::test::run_cargo(cargo().args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
+    Ok(target().join("release/netpath"))
+}
+
+/// Version of the netpath of this checkout and, where git is available, the commit. Untracked files are ignored.
+pub fn version() -> String {
+    let git = |arguments: &[&str]| {
+        let out = Command::new("git").current_dir(root()).args(arguments).output().ok()?;
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let number = env!("CARGO_PKG_VERSION");
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return format!("netpath {number}") };
+    let is_clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| changes.is_empty());
+    format!("netpath {number} ({commit}{})", if is_clean { "" } else { "-dirty" })
 }

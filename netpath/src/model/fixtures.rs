@@ -7,16 +7,18 @@ pub fn name(s: &str) -> IfName {
     s.parse().expect("an interface name")
 }
 
-pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+/// An endpoint on a bridge, with these addresses and everything else at its default. Each address is in a subnet of its own whose
+/// first host is the gateway. The links do not exist yet.
+pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Record {
     let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
     Record {
         order,
         container: Container { id: format!("{order:064}"), name: format!("c{order}") },
         netns: "/nowhere".into(),
         network: Network {
-            name: "net".into(),
-            id: String::new(),
-            attachment: Attachment::Bridge(name("podman1")),
+            name: network.into(),
+            id: "0".repeat(64),
+            attachment: Attachment::Bridge(name(bridge)),
             mtu: None,
             subnets: nets.iter().map(|n| Subnet { net: n.trunc(), gateway: n.hosts().next() }).collect(),
             routes: Vec::new(),
@@ -41,19 +43,28 @@ pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record
             aliases: Vec::new(),
             dns_servers: Vec::new(),
         },
-        publishes,
+        publishes: Vec::new(),
         allow: Vec::new(),
         traffic: TrafficIds::default(),
-        links: Some(Links::Bridge(BridgeLinks {
-            bridge_index: 10,
-            bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),
-            veth_index: 20 + order as u32,
-            veth_name: name("veth0"),
-            container_mac: Mac::from_kernel([2, 0, 0, 0, 1, order as u8]),
-            mtu: 1500,
-            takes_xdp: false,
-        })),
+        links: None,
     }
+}
+
+pub fn links(bridge_index: u32, veth_index: u32) -> Option<Links> {
+    Some(Links::Bridge(BridgeLinks {
+        bridge_index,
+        bridge_mac: Mac::from_kernel([2, 0, 0, 0, 0, 1]),
+        veth_index,
+        veth_name: name("veth0"),
+        container_mac: Mac::from_kernel([2, 0, 0, 0, 1, veth_index as u8]),
+        mtu: 1500,
+        takes_xdp: false,
+    }))
+}
+
+/// With links, on podman1.
+pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
+    Record { publishes, links: links(10, 20 + order as u32), ..plain(order, "net", "podman1", addresses) }
 }
 
 pub fn tcp(bind: HostBind, host: u16, container: u16, count: u16) -> Publish {

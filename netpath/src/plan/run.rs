@@ -120,10 +120,9 @@ pub fn all_of(what: &str, mut failures: Vec<Error>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Attachment, Container, Endpoint, Network, Record, TrafficIds, Way};
+    use crate::model::{Container, Record, fixtures};
     use crate::plan::step::Undo;
     use crate::plan::{self, Steps, connect, detach};
-    use std::path::PathBuf;
 
     /// Records each change by its undo.
     #[derive(Default)]
@@ -194,50 +193,17 @@ mod tests {
     }
 
     fn record(network: &str, internal: bool) -> Record {
-        let net = |n: &str| n.parse().expect("a subnet");
-        let subnet = |n: &str, g: &str| crate::model::Subnet { net: net(n), gateway: g.parse().ok() };
-        Record {
-            order: 1,
-            container: Container { id: "5d2f0c1b7a9e".into(), name: "web".into() },
-            netns: PathBuf::from("/run/netns/x"),
-            network: Network {
-                name: network.into(),
-                id: "a0".into(),
-                attachment: Attachment::Bridge(format!("br-{network}").parse().expect("a name")),
-                mtu: None,
-                subnets: vec![subnet("10.89.7.0/24", "10.89.7.1"), subnet("fd41:7::/64", "fd41:7::1")],
-                routes: vec![crate::model::network::Route {
-                    destination: net("172.20.0.0/16"),
-                    gateway: None,
-                    metric: 50,
-                    kind: crate::model::network::RouteKind::Blackhole,
-                }],
-                internal,
-                isolation: crate::model::Isolation::Open,
-                default_route: true,
-                metric: 100,
-                outbound4: None,
-                outbound6: None,
-                path: Way::Auto,
-                direct: false,
-                masquerade: true,
-                xdp: Default::default(),
-                dns: true,
-                dns_servers: Vec::new(),
-            },
-            endpoint: Endpoint {
-                interface: format!("eth-{network}").parse().expect("a name"),
-                host_interface: None,
-                addresses: vec![net("10.89.7.5/24"), net("fd41:7::5/64")],
-                mac: None,
-                aliases: Vec::new(),
-                dns_servers: Vec::new(),
-            },
-            publishes: Vec::new(),
-            allow: Vec::new(),
-            traffic: TrafficIds::default(),
-            links: None,
-        }
+        let mut record = fixtures::plain(1, network, &format!("br-{network}"), &["10.89.7.5/24", "fd41:7::5/64"]);
+        record.container = Container { id: "5d2f0c1b7a9e".into(), name: "web".into() };
+        record.network.internal = internal;
+        record.network.routes = vec![crate::model::network::Route {
+            destination: "172.20.0.0/16".parse().expect("a subnet"),
+            gateway: None,
+            metric: 50,
+            kind: crate::model::network::RouteKind::Blackhole,
+        }];
+        record.endpoint.interface = format!("eth-{network}").parse().expect("a name");
+        record
     }
 
     /// The steps of a driver whose endpoints share a link.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Network, Record, TrafficIds, Way};
+use crate::model::{Container, IfName, Record, fixtures};
 use crate::state::{Phase, ProcessId};
 
 /// The directory of one test, removed at the end.
@@ -22,47 +22,8 @@ impl Drop for Place {
 }
 
 fn stored(id: &str, order: u64) -> StoredEndpoint {
-    let name = |n: &str| n.parse().expect("a name");
-    let network = Network {
-        name: "front".into(),
-        id: "a0".into(),
-        attachment: Attachment::Bridge(name("podman7")),
-        mtu: None,
-        subnets: Vec::new(),
-        routes: Vec::new(),
-        internal: false,
-        isolation: Isolation::Open,
-        default_route: true,
-        metric: 100,
-        outbound4: None,
-        outbound6: None,
-        path: Way::Auto,
-        direct: false,
-        masquerade: true,
-        xdp: Default::default(),
-        dns: false,
-        dns_servers: Vec::new(),
-    };
-    let endpoint = Endpoint {
-        interface: name("eth0"),
-        host_interface: None,
-        addresses: Vec::new(),
-        mac: None,
-        aliases: Vec::new(),
-        dns_servers: Vec::new(),
-    };
     let container = Container { id: id.into(), name: "web".into() };
-    let record = Record {
-        order,
-        container,
-        netns: PathBuf::new(),
-        network,
-        endpoint,
-        publishes: Vec::new(),
-        allow: Vec::new(),
-        traffic: TrafficIds::default(),
-        links: None,
-    };
+    let record = Record { container, ..fixtures::plain(order, "front", "podman7", &[]) };
     StoredEndpoint { record, phase: Phase::Up, writer: ProcessId::this_process() }
 }
 

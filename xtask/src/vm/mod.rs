@@ -4,6 +4,7 @@
 pub mod apt_sources;
 mod cpio;
 mod image;
+mod in_use;
 mod kernel;
 mod machine;
 mod modules;
@@ -13,7 +14,6 @@ mod qemu;
 mod results;
 mod suites;
 mod three_vms;
-mod variants;
 mod verified;
 mod wire;
 

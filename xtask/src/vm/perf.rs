@@ -4,56 +4,56 @@
 //! affects all, and ratios are computed within a round. Under TCG speed depends on the number of instructions: ratios are
 //! meaningful there, absolute figures are not.
 
-mod output;
-
 use super::image::Programs;
+use super::in_use;
 use super::kernel::Kernel;
 use super::machine::Machine;
 use super::qemu::{Acceleration, Qemu};
 use super::three_vms::{CLIENT, HOST, HOST_FAR, ThreeVms, VmSetup};
-use super::variants::{PEER, Variant, built, chosen, released, version};
+use crate::bench::{self, Options};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
-use crate::{bench, build_ebpf, need, workspace};
+use crate::{build_ebpf, need, workspace};
 use anyhow::{Context, Result, bail};
-use report::results::{Figure, Results};
+use report::ratios::Ratios;
+use report::results::{Better, Figure, Results};
+use report::run::{self, Files, Run, is_compared};
+use report::variants::{PEER_IN_GUESTS, Place, Variant, chosen, keys};
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "Figures for `--only`: tcp, tcp-back, udp, udp64, udp64-both, conn, conn-both, conn-out, tcp-rr, udp-rr.\n\n\
-Results are printed as Markdown and kept in target/vm/perf: perf.json, perf.md, vm-perf.svg."
-)]
+#[command(after_help = help())]
 pub struct Args {
+    #[command(flatten)]
+    common: Options,
     /// 6.1, 6.12, 7.2, or a directory with an unpacked kernel package (`/`: this machine's own)
     #[arg(long, default_value = "7.2", value_name = "KERNEL")]
     kernel: String,
-    /// Only these figures
-    #[arg(long, value_name = "FIGURE", num_args = 1.., value_delimiter = ',')]
-    only: Vec<String>,
-    /// Only these variants: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables, netavark
-    #[arg(long, value_name = "VARIANT", num_args = 1.., value_delimiter = ',')]
-    variants: Vec<String>,
-    /// Rounds per variant; medians are shown
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Also write the results into this page, between `<!-- vm perf: begin -->` and `<!-- vm perf: end -->`, with chart and
-    /// JSON beside it; requires all figures, all variants and two rounds
-    #[arg(long, value_name = "PAGE")]
-    write: Option<PathBuf>,
     /// How guests run [default: KVM if one comes up under it, else TCG]
     #[arg(long, value_enum)]
     acceleration: Option<Acceleration>,
 }
 
+fn help() -> String {
+    format!(
+        "Figures: {}.\n\nVariants: {}.\n\n--write requires all figures, all variants and two rounds; JSON is written beside the \
+         page, too.\n\nResults are printed as Markdown and kept in target/vm/perf: perf.json, perf.md, vm-perf.svg.",
+        JOBS.map(|(name, _)| name).join(", "),
+        keys(Place::Guests)
+    )
+}
+
 impl Args {
+    fn rounds(&self) -> usize {
+        self.common.rounds.unwrap_or(3).max(1)
+    }
+
     /// Whether figures or variants are missing, or there are no medians.
     fn is_partial(&self) -> bool {
-        !self.only.is_empty() || !self.variants.is_empty() || self.rounds < 2
+        !self.common.only.is_empty() || !self.common.variants.is_empty() || self.rounds() < 2
     }
 }
 
@@ -96,39 +96,36 @@ const JOBS: [(&str, Job); 10] = [
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let names = JOBS.map(|(name, _)| name);
-    if let Some(unknown) = args.only.iter().find(|o| !names.contains(&o.as_str())) {
-        bail!("--only {unknown}: there is {}", names.join(", "));
-    }
-    if args.write.is_some() && args.is_partial() {
+    let Options { only, variants, write, .. } = &args.common;
+    args.common.check(&JOBS.map(|(name, _)| name), false)?;
+    if write.is_some() && args.is_partial() {
         bail!(
             "--write: the table of a page is of all figures and variants, and of medians\n  \
              next: leave out --only and --variants, and take two --rounds or more"
         );
     }
-    let jobs: Vec<_> =
-        JOBS.into_iter().filter(|(n, _)| args.only.is_empty() || args.only.iter().any(|o| o == n)).collect();
+    let jobs: Vec<_> = JOBS.into_iter().filter(|(n, _)| only.is_empty() || only.iter().any(|o| o == n)).collect();
     let begun = Instant::now();
     setup::ensure(&[Part::Toolchain, Part::Tests])?;
     let peers = bench::install_peers()?;
     build_ebpf::build()?;
-    let (binary, netpath) = (released()?, version());
+    let binary = workspace::released()?;
     // The tests package is optimized in every profile.
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
-    let variants = chosen(&binary, true, &args.variants)?;
+    let variants = chosen(Place::Guests, variants, |_| true)?;
     let more = vec![
         ("netavark", peers.join("netavark")),
         ("aardvark-dns", peers.join("aardvark-dns")),
         ("iperf3", need::program("iperf3").context("iperf3 is missing")?),
     ];
-    let programs = Programs { init: built("guest"), netpath: binary, more };
+    let programs = Programs { init: workspace::built("guest"), netpath: binary, more };
     let mut steps = Steps::of(0);
     let kernel = Kernel::get(&args.kernel, &mut steps)?;
-    let setup = VmSetup::new(Qemu::get(&mut steps)?, kernel, &programs, built("vm_node"))?;
+    let setup = VmSetup::new(Qemu::get(&mut steps)?, kernel, &programs, workspace::built("vm_node"))?;
     let mut vms = ThreeVms::boot(&setup, args.acceleration)?;
     prepare(&mut vms)?;
     let (mut results, mut failed) = (Results::default(), Vec::new());
-    let rounds = args.rounds.max(1);
+    let rounds = args.rounds();
     for round in 0..rounds {
         for turn in 0..variants.len() {
             let variant = variants[(turn + round) % variants.len()];
@@ -142,11 +139,71 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             println!("[{done}/{}] {} … {}", rounds * variants.len(), variant.title, seconds(since.elapsed()));
         }
     }
-    let run = output::Run { netpath, variants: &variants, results: &results, rounds, vms: &vms };
-    run.keep(&workspace::target().join("vm/perf"), args.write.as_deref())?;
+    let run = Run {
+        variants,
+        results: &results,
+        rounds,
+        bases: &[(PEER_IN_GUESTS, "netavark 2.1", "of_netavark")],
+        head: head(&vms, rounds),
+        facts: json!({
+            "netpath": workspace::version(), "kernel": vms.host.release, "acceleration": vms.acceleration.name(),
+            "instruction_bound": is_emulated(&vms), "sample_ms": SAMPLE.as_millis() as u64,
+        }),
+    };
+    let files = Files {
+        directory: &workspace::target().join("vm/perf"),
+        stem: "perf",
+        page: write.as_deref().map(|page| (page, "vm perf".to_owned())),
+        data: Some("vm-perf.json"),
+        charts: vec![("vm-perf.svg", chart(&run, is_emulated(&vms)))],
+    };
+    run.keep(&files, "")?;
     println!("measured in {}", seconds(begun.elapsed()));
     failed.iter().for_each(|wrong| println!("FAILED {wrong}"));
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_emulated(vms: &ThreeVms<'_>) -> bool {
+    vms.acceleration == Acceleration::Tcg
+}
+
+/// Machine and conditions.
+fn head(vms: &ThreeVms<'_>, rounds: usize) -> String {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let caution = if is_emulated(vms) {
+        " **Emulated (TCG): speed depends on the number of instructions, so only the ratios are meaningful.**"
+    } else {
+        ""
+    };
+    format!(
+        "{}, Linux {} in three guests under {} on {processors} processors, virtio-net without offloads; {}, {} s per sample, \
+         IPv4.{caution}\n\n",
+        workspace::version(),
+        vms.host.release,
+        vms.acceleration.name(),
+        run::rounds(rounds),
+        SAMPLE.as_secs()
+    )
+}
+
+/// Improvement as a factor: where less is better, the inverse of the ratio.
+fn chart(run: &Run<'_>, is_emulated: bool) -> String {
+    let judged: Vec<_> = run.variants.iter().filter(|v| v.key != PEER_IN_GUESTS).collect();
+    let rows = run.results.figures.iter().filter(|f| is_compared(&f.key)).map(|figure| {
+        let good = |v: &&&Variant| {
+            let ratio = run.ratio(&figure.key, v.key, PEER_IN_GUESTS)?;
+            Some(if figure.better == Better::Less { 1.0 / ratio } else { ratio })
+        };
+        (figure.title.as_str(), judged.iter().map(good).collect())
+    });
+    let emulated = if is_emulated { " (emulated)" } else { "" };
+    Ratios {
+        title: &format!("Times as good as netavark 2.1, between virtual machines{emulated}"),
+        base: "netavark 2.1",
+        variants: judged.iter().map(|v| v.title).collect(),
+        rows: rows.collect(),
+    }
+    .svg()
 }
 
 /// Sets up both uplinks, and keeps bridged packets out of netfilter, as on a host without br_netfilter.
@@ -205,7 +262,7 @@ fn figures_of(
     results: &mut Results,
 ) -> Result<()> {
     vms.up(variant, &[ONCE, ECHO, BULK].map(|port| (port + SHIFT, port)))?;
-    variant.is_in_use(&vms.host.ask(&json!({"do": "status"}))?, &UPLINKS)?;
+    in_use::check(variant, &vms.host.ask(&json!({"do": "status"}))?, &UPLINKS)?;
     vms.host.ask(&json!({"do": "serve", "container": "web"}))?;
     if !settles(vms)? {
         results.note(format!("{}, round {}: the host was not idle when it began", variant.title, round + 1));
@@ -297,7 +354,7 @@ fn udp(vms: &mut ThreeVms<'_>) -> Result<Sample> {
     let done = of(&mut vms.client, what)?;
     Ok(vec![
         (Figure::more("udp", "UDP 1,400 B, iperf3", "Mb/s"), field(&done, "gbit_per_second")? * 1e3),
-        (Figure::less(output::LOST, "lost of it", "%"), field(&done, "lost_percent")?),
+        (Figure::less("udp-lost", "lost of it", "%"), field(&done, "lost_percent")?),
     ])
 }
 
@@ -397,9 +454,8 @@ mod tests {
     #[test]
     fn a_list_has_commas_or_blanks() {
         for list in [["--only", "tcp,udp", "conn"], ["--only", "tcp", "udp,conn"]] {
-            assert_eq!(["tcp", "udp", "conn"], *parsed(&list).only);
+            assert_eq!(["tcp", "udp", "conn"], *parsed(&list).common.only);
         }
-        assert_eq!(["netavark", "netpath-edge"], *parsed(&["--variants", "netavark", "netpath-edge"]).variants);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::results::{self, Row};
 use super::{apt_sources, page, verified};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
-use crate::suite::{Outcome, summary, what_failed};
+use crate::suite::{Outcome, reasons, summary, what_failed};
 use crate::test::{executable, run_cargo};
 use crate::toolchain::numbers;
 use crate::{build_ebpf, workspace};
@@ -20,11 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Suites that a guest can run, and how many of their tests run in parallel.
 const SUITES: [(&str, usize); 3] = [("packet", 2), ("contract", 2), ("e2e", 2)];
-/// Asserts nothing and runs each program millions of times.
-const NOT_IN_A_GUEST: &str = "time_per_packet";
-const WHY_NOT: &str = "needs the machine itself, for what it measures";
 
-/// Run by `cargo xtask test`: all packet tests on the first and the last kernel, then traffic on each rung.
+/// Run by `cargo xtask test`: the verifier's judgement and traffic on each rung on the first and the last kernel, and each packet
+/// test on one of them.
 const CORE_KERNELS: [&str; 2] = ["6.1", "7.2"];
 const CORE_E2E: [&str; 7] = [
     "ladder::",
@@ -35,10 +33,8 @@ const CORE_E2E: [&str; 7] = [
     "matrix::iptables::external_on_the_second",
     "matrix::iptables::masquerade",
 ];
-/// A guest under emulation has one processor, so a slow suite is split between two guests: of `.0` tests in turn, `.1` go to
-/// the first. The second guest of the core also runs e2e.
-const HALVES: (usize, usize) = (2, 1);
-const CORE_PARTS: (usize, usize) = (5, 3);
+/// On each kernel of the core.
+const CORE_PACKET: &str = "cost::";
 /// Without these modules, a kernel without TCX cannot use the eBPF rung.
 const CLSACT: [&str; 3] = ["sch_ingress", "cls_bpf", "act_bpf"];
 /// The last kernel of the series without TCX.
@@ -88,7 +84,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let rows = plan.run(&kernels, &mut total)?;
     println!("\n{}", results::table(&rows));
     for row in &rows {
-        let reasons = results::reasons(row);
+        let reasons = reasons(row.outcomes.values().flat_map(|outcome| &outcome.skipped));
         if !reasons.is_empty() {
             println!("\nskipped on {}", row.label);
             reasons.iter().for_each(|r| println!("  {r}"));
@@ -145,8 +141,8 @@ struct Portion {
     /// Part of its name.
     name: String,
     suites: Vec<Suite>,
-    /// Where a suite is split, one of its guests reports the tests that none of them runs.
-    speaks: bool,
+    /// Number of the kernel that alone runs it, if not all do.
+    kernel: Option<usize>,
 }
 
 struct Plan {
@@ -178,13 +174,14 @@ impl Plan {
         let ladder = self.ladder();
         let mut jobs = VecDeque::new();
         let mut rows: Vec<Row> = Vec::new();
-        for kernel in &kernels {
+        for (n, kernel) in kernels.iter().enumerate() {
             let without = |label: String, without: &[&str], part| {
                 let without = without.iter().map(|w| (*w).to_owned()).collect();
                 Job { kernel, label, part, without }
             };
             rows.push(Row::of(kernel.label.clone(), kernel.release.clone()));
-            jobs.extend(self.parts.iter().map(|part| without(kernel.label.clone(), &[], part)));
+            let own = self.parts.iter().filter(|part| part.kernel.is_none_or(|k| k == n % CORE_KERNELS.len()));
+            jobs.extend(own.map(|part| without(kernel.label.clone(), &[], part)));
             // The lower rung is taken where the hooks of the eBPF rung are missing: tested once, on a kernel where leaving out
             // modules removes them.
             if kernel.label == WITHOUT_TCX
@@ -243,7 +240,7 @@ impl Plan {
         let mut arguments = e2e.arguments[..FIXED].to_vec();
         arguments.push("ladder::".to_owned());
         let suite = Suite { arguments, is_whole: false, ..e2e.clone() };
-        has_ladder.then(|| Portion { name: String::new(), suites: vec![suite], speaks: false })
+        has_ladder.then(|| Portion::of("", vec![suite]))
     }
 
     fn boot(&self, job: &Job<'_>, qemu: &Qemu, base: &Base) -> Result<Ran> {
@@ -278,9 +275,6 @@ impl Plan {
                 let counts = verified::read(&section.text);
                 row.has_counts |= !counts.is_empty();
                 section.outcome.failed.extend(self.judge(job.kernel, &counts)?);
-            }
-            if section.name == "packet" && section.outcome != Outcome::default() && job.part.speaks {
-                section.outcome.skipped.push((NOT_IN_A_GUEST.to_owned(), WHY_NOT.to_owned()));
             }
             if section.name == "e2e" && row.is_of_series() {
                 let lacking = section.outcome.skipped.iter().filter(|(test, why)| lacks_a_driver(test, why));
@@ -337,6 +331,10 @@ fn lacks_a_driver(test: &str, why: &str) -> bool {
 }
 
 impl Portion {
+    fn of(name: &str, suites: Vec<Suite>) -> Self {
+        Self { name: name.to_owned(), suites, kernel: None }
+    }
+
     /// Relative duration.
     fn weight(&self) -> usize {
         self.suites.iter().map(|s| if s.name == "e2e" { 2 } else { 1 }).sum()
@@ -344,7 +342,6 @@ impl Portion {
 }
 
 fn programs() -> Result<Programs> {
-    let built = |name: &str| workspace::target().join("debug").join(name);
     run_cargo(workspace::cargo().args([
         "build",
         "--quiet",
@@ -354,11 +351,11 @@ fn programs() -> Result<Programs> {
         "netpath-tests",
         "--bins",
     ]))?;
-    Ok(Programs { init: built("guest"), netpath: built("netpath"), more: Vec::new() })
+    Ok(Programs { init: workspace::built("guest"), netpath: workspace::built("netpath"), more: Vec::new() })
 }
 
 /// Number of libtest arguments that every suite gets, before its filters.
-const FIXED: usize = 6;
+const FIXED: usize = 3;
 
 /// The whole of all suites, one guest for each, two for e2e; or only the named ones, in one guest.
 fn parts(only: &[String]) -> Result<Vec<Portion>> {
@@ -368,15 +365,14 @@ fn parts(only: &[String]) -> Result<Vec<Portion>> {
         bail!("--only {other}: there is {}", names().collect::<Vec<_>>().join(", "));
     }
     if only.is_empty() {
-        let [first, second] = dealt(&suite("e2e", Vec::new())?, HALVES)?;
-        let whole = |name: &str| -> Result<Portion> {
-            Ok(Portion { name: name.to_owned(), suites: vec![suite(name, Vec::new())?], speaks: true })
-        };
+        // A guest under emulation has one processor.
+        let [first, second] = halves(&suite("e2e", Vec::new())?, "")?;
+        let whole = |name: &str| -> Result<Portion> { Ok(Portion::of(name, vec![suite(name, Vec::new())?])) };
         return Ok(vec![
             whole("packet")?,
             whole("contract")?,
-            Portion { name: "e2e-1".to_owned(), suites: vec![first], speaks: true },
-            Portion { name: "e2e-2".to_owned(), suites: vec![second], speaks: false },
+            Portion::of("e2e-1", vec![first]),
+            Portion::of("e2e-2", vec![second]),
         ]);
     }
     let mut suites = Vec::new();
@@ -384,41 +380,37 @@ fn parts(only: &[String]) -> Result<Vec<Portion>> {
         let filters = only.iter().filter_map(|o| o.strip_prefix(&format!("{name}::"))).map(str::to_owned);
         suites.push(suite(name, filters.collect())?);
     }
-    // With a filter no guest reports the tests that are left out.
-    let speaks = suites.iter().all(|s| s.is_whole);
-    Ok(vec![Portion { name: String::new(), suites, speaks }])
+    Ok(vec![Portion::of("", suites)])
 }
 
 fn core() -> Result<Vec<Portion>> {
-    let [first, second] = dealt(&suite("packet", Vec::new())?, CORE_PARTS)?;
     let e2e = suite("e2e", CORE_E2E.map(str::to_owned).to_vec())?;
-    Ok(vec![
-        Portion { name: "1".to_owned(), suites: vec![first], speaks: true },
-        Portion { name: "2".to_owned(), suites: vec![second, e2e], speaks: false },
-    ])
+    let halves = halves(&suite("packet", Vec::new())?, CORE_PACKET)?.into_iter().enumerate();
+    Ok(halves.map(|(n, half)| Portion { kernel: Some(n), ..Portion::of("", vec![half, e2e.clone()]) }).collect())
 }
 
 fn suite(name: &str, filters: Vec<String>) -> Result<Suite> {
     let (_, threads) = SUITES.into_iter().find(|(n, _)| *n == name).context("a suite without a name")?;
-    let fixed = ["--show-output", "--color", "never", "--skip", NOT_IN_A_GUEST].map(str::to_owned);
+    let fixed = ["--color", "never"].map(str::to_owned);
     let is_whole = filters.is_empty();
     let arguments = fixed.into_iter().chain([format!("--test-threads={threads}")]).chain(filters).collect();
     Ok(Suite { name: name.to_owned(), executable: test_executable(name)?, arguments, is_whole, conducted: false })
 }
 
-/// Splits a suite by tests: of each `of` in turn, `first` go to the first part.
-fn dealt(suite: &Suite, (of, first): (usize, usize)) -> Result<[Suite; 2]> {
+/// Splits a suite by tests; those that start with `both` are in both halves, unless it is empty.
+fn halves(suite: &Suite, both: &str) -> Result<[Suite; 2]> {
     let mut list = Command::new(&suite.executable);
-    list.args(["--list", "--format=terse", "--skip", NOT_IN_A_GUEST]).stdin(Stdio::null());
+    list.args(["--list", "--format=terse"]).stdin(Stdio::null());
     let out = list.output().with_context(|| format!("cannot list the tests of {}", suite.name))?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let tests: Vec<&str> = text.lines().filter_map(|l| l.strip_suffix(": test")).collect();
-    let part = |is_first: bool| {
-        let mine = tests.iter().enumerate().filter(|(n, _)| (n % of < first) == is_first).map(|(_, t)| (*t).to_owned());
+    let half = |half: usize| {
+        let is_in = |(n, test): &(usize, &&str)| n % 2 == half || !both.is_empty() && test.starts_with(both);
+        let mine = tests.iter().enumerate().filter(is_in).map(|(_, test)| (*test).to_owned());
         let arguments = suite.arguments.iter().cloned().chain(["--exact".to_owned()]).chain(mine).collect();
         Suite { arguments, ..suite.clone() }
     };
-    Ok([part(true), part(false)])
+    Ok([half(0), half(1)])
 }
 
 fn test_executable(name: &str) -> Result<PathBuf> {

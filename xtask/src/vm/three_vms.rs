@@ -11,8 +11,8 @@ use super::image::{Base, Programs, Suite};
 use super::kernel::Kernel;
 use super::machine::{Boot, Machine, Part};
 use super::qemu::{Acceleration, Qemu, accelerated};
-use super::variants::Variant;
 use anyhow::{Context, Result, bail};
+use report::variants::{Program, Variant};
 use serde_json::{Value, json};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
@@ -160,11 +160,13 @@ impl<'k> ThreeVms<'k> {
     /// The backend rejects it.
     pub fn up(&mut self, variant: &Variant, publish: &[(u16, u16)]) -> Result<f64> {
         self.is_fresh = false;
-        let options: Value = variant.options.iter().copied().map(|(k, v)| (k.to_owned(), Value::from(v))).collect();
-        let environment: Value =
-            variant.environment.iter().copied().map(|(k, v)| (k.to_owned(), Value::from(v))).collect();
+        let object =
+            |words: &[(&str, &str)]| words.iter().map(|&(k, v)| (k.to_owned(), Value::from(v))).collect::<Value>();
+        let (options, environment) = (object(variant.options), object(variant.environment));
+        let program =
+            if variant.program() == Some(Program::Netpath) { "/usr/bin/netpath" } else { "/usr/bin/netavark" };
         let took = self.host.ask(&json!({
-            "do": "up", "name": "web", "program": variant.program.in_guest(),
+            "do": "up", "name": "web", "program": program,
             "environment": environment, "options": options, "publish": publish,
         }))?;
         Ok(took.as_f64().unwrap_or_default())

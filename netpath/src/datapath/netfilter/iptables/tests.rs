@@ -4,9 +4,7 @@ use super::print::{self, STATE, Table, digest};
 use super::snapshot::{Snapshot, script};
 use crate::datapath::netfilter::policy;
 use crate::datapath::netfilter::rules::Family;
-use crate::model::{Attachment, BridgeLinks, Container, Endpoint, Links, Mac, Subnet, TrafficIds, Way};
-use crate::model::{Desired, HostBind, Isolation, Network, Proto, Publish, Record, RouteSource};
-use ipnet::IpNet;
+use crate::model::{Desired, HostBind, Isolation, Proto, Publish, Record, RouteSource, fixtures};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -18,57 +16,8 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// An endpoint of the network `name` on a bridge of the same name, without published ports.
-fn record(order: u64, name: &str, subnets: &[&str], addresses: &[&str]) -> Record {
-    let mac = Mac::from_kernel([2, 0, 0, 0, 0, 1]);
-    let subnet = |text: &&str| {
-        let net: IpNet = text.parse().expect("a subnet");
-        Subnet { net: net.trunc(), gateway: net.hosts().next() }
-    };
-    Record {
-        order,
-        container: Container { id: format!("{order:064x}"), name: format!("c{order}") },
-        netns: "/run/netns/x".into(),
-        network: Network {
-            name: name.into(),
-            id: "0".repeat(64),
-            attachment: Attachment::Bridge(name.parse().expect("an interface name")),
-            mtu: None,
-            subnets: subnets.iter().map(subnet).collect(),
-            routes: Vec::new(),
-            internal: false,
-            isolation: Isolation::Open,
-            default_route: true,
-            metric: 100,
-            outbound4: None,
-            outbound6: None,
-            path: Way::Auto,
-            direct: false,
-            masquerade: true,
-            xdp: Default::default(),
-            dns: false,
-            dns_servers: Vec::new(),
-        },
-        endpoint: Endpoint {
-            interface: "eth0".parse().expect("an interface name"),
-            host_interface: None,
-            addresses: addresses.iter().map(|a| a.parse().expect("an address with its prefix")).collect(),
-            mac: None,
-            aliases: Vec::new(),
-            dns_servers: Vec::new(),
-        },
-        publishes: Vec::new(),
-        allow: Vec::new(),
-        traffic: TrafficIds::default(),
-        links: Some(Links::Bridge(BridgeLinks {
-            bridge_index: 2,
-            bridge_mac: mac,
-            veth_index: 3,
-            veth_name: "veth0".parse().expect("an interface name"),
-            container_mac: mac,
-            mtu: 1500,
-            takes_xdp: false,
-        })),
-    }
+fn record(order: u64, name: &str, addresses: &[&str]) -> Record {
+    Record { links: fixtures::links(2, 3), ..fixtures::plain(order, name, name, addresses) }
 }
 
 fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> [Table; 3] {
@@ -76,7 +25,7 @@ fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteS
 }
 
 fn web() -> Record {
-    record(1, "front", &["10.89.7.0/24"], &["10.89.7.5/24"])
+    record(1, "front", &["10.89.7.5/24"])
 }
 
 fn publishes(mut record: Record, what: &[(HostBind, Proto, u16, u16, u16)]) -> Record {
@@ -206,7 +155,7 @@ fn all_ports_are_still_one_range() {
 
 #[test]
 fn v6_targets_are_in_brackets_when_they_have_a_port() {
-    let six = record(1, "six", &["fd41:7::/64"], &["fd41:7::5/64"]);
+    let six = record(1, "six", &["fd41:7::5/64"]);
     let r = publishes(
         six,
         &[
@@ -227,10 +176,9 @@ fn v6_targets_are_in_brackets_when_they_have_a_port() {
 #[test]
 fn a_bound_address_is_tried_before_every_address_and_the_older_owner_before_the_younger() {
     let tcp = |bind| [(bind, Proto::Tcp, 80, 80, 1)];
-    let first = publishes(record(1, "a", &["10.0.1.0/24"], &["10.0.1.2/24"]), &tcp(HostBind::AnyV4));
-    let second =
-        publishes(record(2, "b", &["10.0.2.0/24"], &["10.0.2.2/24"]), &tcp(HostBind::Address(ip("192.0.2.1"))));
-    let third = publishes(record(3, "c", &["10.0.3.0/24"], &["10.0.3.2/24"]), &tcp(HostBind::Any));
+    let first = publishes(record(1, "a", &["10.0.1.2/24"]), &tcp(HostBind::AnyV4));
+    let second = publishes(record(2, "b", &["10.0.2.2/24"]), &tcp(HostBind::Address(ip("192.0.2.1"))));
+    let third = publishes(record(3, "c", &["10.0.3.2/24"]), &tcp(HostBind::Any));
     let expected = [
         "-d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.2.2",
         "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.1.2",
@@ -241,7 +189,7 @@ fn a_bound_address_is_tried_before_every_address_and_the_older_owner_before_the_
 
 #[test]
 fn a_bound_address_serves_its_own_family_only() {
-    let both = || record(1, "n", &["10.0.1.0/24", "fd00::/64"], &["10.0.1.2/24", "fd00::2/64"]);
+    let both = || record(1, "n", &["10.0.1.2/24", "fd00::2/64"]);
     let r = publishes(both(), &[(HostBind::Address(ip("2001:db8::1")), Proto::Tcp, 80, 80, 1)]);
     assert!(rules(std::slice::from_ref(&r), Family::V4, "NETPATH_TCP").is_empty());
     assert_eq!(
@@ -288,7 +236,7 @@ fn isolation_drops_what_the_policy_says_and_nothing_else() {
         .zip(kinds)
         .zip(1..)
         .map(|((name, isolation), n)| {
-            let mut r = record(n, name, &[&format!("10.0.{n}.0/24")], &[&format!("10.0.{n}.2/24")]);
+            let mut r = record(n, name, &[&format!("10.0.{n}.2/24")]);
             r.network.isolation = isolation;
             r
         })
@@ -305,7 +253,7 @@ fn isolation_drops_what_the_policy_says_and_nothing_else() {
 
 #[test]
 fn open_networks_alone_need_no_isolation_chain() {
-    let other = record(2, "back", &["10.89.8.0/24"], &["10.89.8.5/24"]);
+    let other = record(2, "back", &["10.89.8.5/24"]);
     assert!(!rules(&[web(), other], Family::V4, "NETPATH_FORWARD").iter().any(|r| r.contains("NETPATH_FROM")));
 }
 
@@ -323,7 +271,7 @@ fn a_published_port_53_leaves_the_names_of_the_network_alone() {
 
 #[test]
 fn two_networks_masquerade_outside_but_not_to_each_other() {
-    let other = record(2, "back", &["10.89.8.0/24"], &["10.89.8.5/24"]);
+    let other = record(2, "back", &["10.89.8.5/24"]);
     let post = rules(&[web(), other], Family::V4, "NETPATH_POSTROUTING");
     let at = |rule: &str| post.iter().position(|r| r == rule).expect("a rule");
     assert!(at("-o back -j RETURN") < at("-s 10.89.7.0/24 ! -d 224.0.0.0/4 -j MASQUERADE"));
@@ -332,7 +280,7 @@ fn two_networks_masquerade_outside_but_not_to_each_other() {
 
 #[test]
 fn containers_of_one_network_share_its_rules() {
-    let second = record(2, "front", &["10.89.7.0/24"], &["10.89.7.6/24"]);
+    let second = record(2, "front", &["10.89.7.6/24"]);
     assert_eq!(
         rules(&[web()], Family::V4, "NETPATH_DIRECT"),
         rules(&[web(), second.clone()], Family::V4, "NETPATH_DIRECT")
@@ -449,7 +397,7 @@ fn what_a_script_leaves_is_known_without_a_listing() {
         let desired = Desired { records: records.to_vec() };
         [Family::V4, Family::V6].map(|f| compile(&desired, f, false, &[]))
     };
-    let dual = record(2, "back", &["10.89.8.0/24", "fd41:8::/64"], &["10.89.8.5/24", "fd41:8::5/64"]);
+    let dual = record(2, "back", &["10.89.8.5/24", "fd41:8::5/64"]);
     let dual = publishes(dual, &[(HostBind::Any, Proto::Udp, 53, 53, 2)]);
     let single = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
     let foreign = Snapshot::parse(
@@ -477,7 +425,7 @@ fn what_a_script_leaves_is_known_without_a_listing() {
 #[test]
 fn a_container_that_comes_only_adds_rules() {
     let port = |order: u64, address: &str| {
-        let record = record(order, "front", &["10.89.7.0/24"], &[address]);
+        let record = record(order, "front", &[address]);
         publishes(record, &[(HostBind::Any, Proto::Tcp, 8000 + order as u16, 80, 1)])
     };
     let [one, two] = [port(1, "10.89.7.5/24"), port(2, "10.89.7.4/24")];

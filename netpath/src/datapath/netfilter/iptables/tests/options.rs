@@ -94,7 +94,7 @@ fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
             (HostBind::Any, Proto::Sctp, 6000, 5000, 10),
         ],
     );
-    let mut other = record(2, "other", &["10.89.8.0/24"], &["10.89.8.6/24"]);
+    let mut other = record(2, "other", &["10.89.8.6/24"]);
     other.network.internal = true;
     let both = [web.clone(), other];
     let of = |chain| moved_rules(&both, Family::V4, chain);
