@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::process::{Command, Output};
 use support::agent::{agents, kill_all, the_agent as agent, watching};
 use support::host::{SOON, wait_for};
+use support::long_lived::{LongLived, all_answer, idle};
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung, binary};
 use support::residue::Residue;
-use support::topology::{CLIENT4, Container, Topology};
+use support::topology::{CLIENT4, Container, HOST4, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document(host: u8) -> Document {
@@ -158,21 +159,46 @@ fn addresses_and_uplinks_that_come_are_followed_without_a_command(rung: Rung) ->
     residue.nothing_left(&topology, &[&web])
 }
 
-/// Another program flushes all rules, netpath's own included.
-#[test]
-fn flushed_rules_come_back() -> Result<()> {
-    need!(need::netpath(), need::rung(Rung::Iptables), need::program("nft"));
+/// Another program flushes all rules, including those of netpath: they come back, and connections go on, also those that
+/// send in between.
+fn flushed(rung: Rung, flush: &str) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::on(&topology, Rung::Iptables)?;
+    let netavark = Netavark::on(&topology, rung)?;
     let web = topology.container("web")?;
     netavark.setup(&web, &document(5))?;
-    let _server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
+    let _servers =
+        [Server::echo_for(&web, 30, ANY, 80, "web")?, Server::echo_for(&topology.client, 30, ANY, 9000, "near")?];
+    let dials = [(&topology.client, Dial::new(Proto::Tcp, HOST4, 8005)), (&*web, Dial::new(Proto::Tcp, CLIENT4, 9000))];
+    let (mut sending, mut waiting) = (Vec::new(), Vec::new());
+    for (netns, dial) in &dials {
+        waiting.extend(idle(netns, dial, 10)?);
+        sending.push(LongLived::start(netns, dial)?);
+    }
     watching(&topology)?;
-    topology.host.command("nft", &["flush", "ruleset"])?;
+    wait_for("the agent to hold connections", SOON, || {
+        topology.host.command("nft", &["list", "table", "inet", "netpath_hold"]).ok()
+    })?;
+    topology.host.command("sh", &["-ec", flush])?;
     answers(&topology, "192.0.2.1", 8005)?;
+    sending.into_iter().try_for_each(|connection| connection.goes_on().and_then(|()| connection.finish()))?;
+    all_answer(&mut waiting)?;
     netavark.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn flushed_rules_of_nftables_come_back() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Nftables), need::program("nft"));
+    flushed(Rung::Nftables, "nft flush ruleset")?;
+    flushed(Rung::Nftables, "nft flush table inet netpath")
+}
+
+#[test]
+fn flushed_rules_of_iptables_come_back() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Iptables), need::program("nft"));
+    flushed(Rung::Iptables, "nft flush ruleset")?;
+    flushed(Rung::Iptables, "iptables -F; iptables -t nat -F; iptables -t mangle -F")
 }
 
 #[test]

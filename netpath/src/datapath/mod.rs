@@ -21,6 +21,7 @@ use crate::state::{Lock, Store};
 use connection::Connection;
 use filter::Foreign;
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::time::Instant;
 
 /// Tells builds of the programs apart.
@@ -44,6 +45,8 @@ pub struct Backend {
     pub inspect: fn(host: u64) -> Box<dyn Inspect>,
     /// Hosts whose network namespace is gone, and of which kernel objects are left ([`Datapath::forget_host`]).
     pub gone_hosts: fn() -> Vec<u64>,
+    /// What the agent keeps while this rung serves, so that connections outlive a moment without rules.
+    pub hold: fn() -> Option<Box<dyn Any + Send>>,
 }
 
 /// What a rung is handed for one reconcile: read or taken once by the command, for whichever rungs take part.

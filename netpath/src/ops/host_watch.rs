@@ -5,9 +5,10 @@ use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
 use crate::datapath::{firewalld, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
-use crate::model::HostLink;
 use crate::model::error::Result;
+use crate::model::{HostLink, Rung};
 use crate::state::Store;
+use std::any::Any;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -48,6 +49,8 @@ pub struct HostWatch {
     pub store: Store,
     seen: Option<HostState>,
     carriers: Carriers,
+    /// Of the rung that served at the last look.
+    held: Option<(Rung, Option<Box<dyn Any + Send>>)>,
 }
 
 impl HostWatch {
@@ -55,7 +58,7 @@ impl HostWatch {
     /// The namespace cannot be identified.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
-        Ok(Self { cookie, store: Store::of(cookie), seen: None, carriers: Carriers::default() })
+        Ok(Self { cookie, store: Store::of(cookie), seen: None, carriers: Carriers::default(), held: None })
     }
 
     /// Never waits for a lock.
@@ -66,6 +69,7 @@ impl HostWatch {
         if self.store.is_empty()? {
             return self.remove_state();
         }
+        self.hold()?;
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
@@ -86,6 +90,14 @@ impl HostWatch {
         let after = self.state().ok().map(|(after, _)| after);
         self.seen = after.filter(|after| *after == state && firewall_answers);
         Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        let rung = self.store.rung()?;
+        if self.held.as_ref().map(|(rung, _)| *rung) != rung {
+            self.held = rung.map(|rung| (rung, (ladder::backend(rung).hold)()));
+        }
+        Ok(())
     }
 
     /// Whether the datapath depends on routes.

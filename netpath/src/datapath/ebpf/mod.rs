@@ -55,6 +55,7 @@ pub const BACKEND: Backend = Backend {
     open: |host| Ok(Box::new(Ebpf::of(host))),
     inspect: |host| Box::new(inspect::Pinned::of(host)),
     gone_hosts: expire::gone_hosts,
+    hold: || None,
 };
 
 #[derive(Debug)]

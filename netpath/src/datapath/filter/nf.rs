@@ -2,7 +2,7 @@
 
 use super::{At, Chain};
 use crate::datapath::netfilter::iptables::PREFIX;
-use crate::datapath::netfilter::{nfnetlink, nftables};
+use crate::datapath::netfilter::{hold, nfnetlink, nftables};
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook, NfTablesMessage, TableAttribute, TableFlags, TableMessage,
@@ -13,6 +13,8 @@ use std::io;
 
 /// `include/uapi/linux/netfilter.h`
 const NF_DROP: u32 = 0;
+
+const OWN_TABLES: [&str; 2] = [nftables::TABLE, hold::TABLE];
 
 type Place = (&'static str, String);
 
@@ -86,7 +88,7 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Listed>> {
                 _ => {}
             }
         }
-        if chain.table != ("inet", nftables::TABLE.to_owned()) {
+        if !(chain.table.0 == "inet" && OWN_TABLES.contains(&chain.table.1.as_str())) {
             chains.push(chain);
         }
     }

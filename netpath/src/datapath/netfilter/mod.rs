@@ -6,6 +6,7 @@
 
 pub(crate) mod adopt;
 mod conntrack;
+pub(crate) mod hold;
 pub(crate) mod iptables;
 pub(crate) mod nfnetlink;
 pub(crate) mod nftables;

@@ -29,6 +29,16 @@ pub fn message(family: Family, inner: impl Into<NetfilterMessageInner>) -> Netfi
     NetfilterMessage::new(NetfilterHeader::new(protocol, 0, 0), inner)
 }
 
+/// Messages of nf_tables as one transaction.
+pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(NetfilterMessage, u16)> {
+    let control = |c| {
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
+        (NetfilterMessage::new(header, c), NLM_F_REQUEST)
+    };
+    let (begin, end) = (control(ControlMessage::BatchBegin), control(ControlMessage::BatchEnd));
+    [begin].into_iter().chain(messages).chain([end]).collect()
+}
+
 /// Whether nf_tables has a chain of ours in this family. A kernel that cannot be asked has no nf_tables, and none.
 pub fn has_our_chains(family: Family) -> bool {
     open()
@@ -102,8 +112,7 @@ pub fn table_handle(name: &str) -> io::Result<Option<u64>> {
 pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     let mut netlink = open()?;
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
-    let control = |c| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES), c);
-    let mut batch = vec![(control(ControlMessage::BatchBegin), NLM_F_REQUEST)];
+    let mut batch = Vec::new();
     for (family, table) in tables {
         for (_, name) in chains(&mut netlink, *family)?.into_iter().filter(|(t, _)| t == table) {
             // Only that chain goes with its rules.
@@ -114,8 +123,7 @@ pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
         let attributes = vec![TableAttribute::Name(table.clone())];
         batch.push((message(*family, NfTablesMessage::DeleteTable(TableMessage { attributes })), flags));
     }
-    batch.push((control(ControlMessage::BatchEnd), NLM_F_REQUEST));
-    netlink.batch(batch)
+    netlink.batch(transaction(batch))
 }
 
 /// (table, chain) of this family.

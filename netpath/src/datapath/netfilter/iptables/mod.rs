@@ -38,6 +38,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Iptables::new()?)),
     inspect: |_| Box::new(Tables),
     gone_hosts: Vec::new,
+    hold: super::hold::take,
 };
 
 pub struct Iptables {

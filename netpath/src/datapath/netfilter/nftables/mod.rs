@@ -37,6 +37,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Nftables)),
     inspect: |_| Box::new(Nftables),
     gone_hosts: Vec::new,
+    hold: super::hold::take,
 };
 
 #[derive(Debug, Default)]

@@ -14,13 +14,9 @@ use netlink_packet_netfilter::nftables::{
     ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetElementFlags, SetFlags, SetMessage,
     TableFlags,
 };
-use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-
-/// NFNL_SUBSYS_NFTABLES: the subject of a batch.
-const NFTABLES: u16 = 10;
 
 // include/uapi/linux/netfilter/nf_tables.h
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -307,16 +303,13 @@ pub(super) fn commit(changes: Vec<(Message, u16)>) -> io::Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
-    let control = |c| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES), c);
-    let mut batch = vec![(control(ControlMessage::BatchBegin), NLM_F_REQUEST)];
     let last = changes.len() - 1;
     // Errors are answered whether or not a message asks for an acknowledgement.
-    batch.extend(changes.into_iter().enumerate().map(|(at, (change, flags))| {
+    let messages = changes.into_iter().enumerate().map(|(at, (change, flags))| {
         let acknowledged = if at == last { NLM_F_ACK } else { 0 };
         (inet(change), NLM_F_REQUEST | flags | acknowledged)
-    }));
-    batch.push((control(ControlMessage::BatchEnd), NLM_F_REQUEST));
-    nfnetlink::open()?.batch(batch)
+    });
+    nfnetlink::open()?.batch(nfnetlink::transaction(messages.collect()))
 }
 
 fn inet(message: NfTablesMessage) -> NetfilterMessage {
