@@ -266,6 +266,36 @@ fn a_chain_of_iptables_that_drops_by_policy_is_named_where_its_programs_are_miss
     residue.nothing_left(&topology, &[&container])
 }
 
+/// No other table can accept for a chain of nftables that drops by policy: the commands that open it are printed.
+#[test]
+fn a_chain_of_nftables_that_drops_by_policy_is_named_with_the_commands_that_open_it() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let drop = "nft add table inet a; nft add chain inet a f '{ type filter hook forward priority 0 ; policy drop ; }'";
+    topology.host.command("sh", &["-ec", drop])?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    let answer = netavark.try_setup(&container, &document().json(&container))?;
+    let named = "table inet a chain f drops forwarded packets unless a rule accepts them";
+    ensure!(answer.stderr.contains(named) && answer.stderr.contains("nft add rule inet a f"), "{answer}");
+    answer.json()?;
+    ensure!(served(&topology, &container, "closed").is_err(), "the policy does not hold");
+    let doctor = says(&topology, "doctor")?;
+    ensure!(doctor["translation"]["owner"] == "netfilter" && doctor["translation"]["why"] == named, "{doctor}");
+    let finding = &doctor["findings"][0];
+    ensure!(finding["what"].as_str().is_some_and(|what| what.starts_with(named)), "{doctor}");
+    let (_, commands) = finding["next"].as_str().unwrap_or_default().split_once("each bridge: ").unwrap_or_default();
+    ensure!(commands.contains("BRIDGE"), "{doctor}");
+    topology.host.command("sh", &["-ec", &commands.replace("BRIDGE", "podman7")])?;
+    served(&topology, &container, "opened")?;
+    netavark.teardown(&container, &document())?;
+    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+    residue.nothing_left(&topology, &[&container])
+}
+
 /// Another service finds forwarding on, and relies on it.
 #[test]
 fn forwarding_stays_on_and_doctor_says_who_switched_it_on() -> Result<()> {

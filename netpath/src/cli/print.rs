@@ -193,8 +193,9 @@ pub(super) fn doctor(report: &Report) -> String {
         let why = step.why_not.as_deref().unwrap_or("can be used");
         let _ = writeln!(out, "  {:<10}  {why}", step.rung.to_string());
     }
-    if let Some(path) = &report.path {
-        let _ = writeln!(out, "PATH      {}, {}", path.path, path.why);
+    if let Some(t) = &report.translation {
+        let _ = writeln!(out, "OWNER     of translation: {}: {}", t.owner, t.why);
+        let _ = writeln!(out, "  follows     {}\n  change      {}", t.follows, t.change);
     }
     match (&report.foreign_error, report.foreign.len()) {
         (Some(e), _) => drop(writeln!(out, "RULES     of others cannot be listed: {e}")),

@@ -1,7 +1,7 @@
 //! The ladder with the reason for each step, every probe with its answer, and faults.
 
 use super::{Host, status};
-use crate::datapath::filter::{self, At, Chain, Foreign};
+use crate::datapath::filter::{self, Foreign};
 use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
@@ -19,8 +19,8 @@ pub struct Report {
     pub in_use: bool,
     pub ladder: Vec<Step>,
     pub probes: Vec<Probed>,
-    /// The path of networks that do not choose one; `None`: the datapath has one path.
-    pub path: Option<PathReport>,
+    /// `None`: no rung can be used.
+    pub translation: Option<Translation>,
     /// Chains of others that forwarded packets meet, one sentence each.
     pub foreign: Vec<String>,
     /// Why they cannot be listed.
@@ -50,11 +50,17 @@ pub struct Probed {
     pub without: &'static str,
 }
 
+/// The owner of translation on this host.
 #[derive(Serialize)]
-pub struct PathReport {
-    /// `offload` or `edge`.
-    pub path: &'static str,
+pub struct Translation {
+    /// `programs`, `netfilter` or `none`.
+    pub owner: &'static str,
+    /// The first rule of others that decides it, or why there is none that does.
     pub why: String,
+    /// For packets of containers.
+    pub follows: &'static str,
+    /// What makes another one the owner.
+    pub change: &'static str,
 }
 
 /// # Errors
@@ -88,7 +94,7 @@ pub fn examine(host: &Host) -> Result<Report> {
     Ok(Report {
         version: 1,
         rung,
-        path: rung.filter(|rung| bypasses(*rung)).map(|_| path(&foreign)),
+        translation: rung.map(|rung| translation(rung, &foreign, used.is_some())),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
         notes: notes(host, rung)?,
@@ -124,15 +130,49 @@ impl FirstThroughNetfilter {
     }
 }
 
-fn path(foreign: &Foreign) -> PathReport {
-    let (path, why) = match foreign.chains() {
-        Err(e) => ("edge", format!("because the filters of forwarded packets cannot be listed: {e}")),
-        Ok(chains) => match chains.iter().find(|c| c.filters_forwarding()) {
-            Some(chain) => ("edge", format!("because {chain}")),
-            None => ("offload", "since nothing on this host filters forwarded packets".to_owned()),
-        },
+fn translation(rung: Rung, foreign: &Foreign, in_use: bool) -> Translation {
+    let rule = foreign.bypassed();
+    let of_programs = "netpath's programs translate; netfilter is not in the path of containers";
+    let of_netfilter =
+        "the kernel's connection tracking translates; every rule of this host meets packets of containers";
+    let (owner, why, follows, change) = match (rung, bypasses(rung), rule) {
+        (Rung::None, ..) => (
+            "none",
+            "no datapath can be used".to_owned(),
+            "nothing is published or masqueraded",
+            "netpath doctor shows what each datapath needs",
+        ),
+        (_, true, None) => (
+            "programs",
+            "no rule of others filters or translates forwarded packets".to_owned(),
+            of_programs,
+            "the first such rule makes netfilter the owner, with the connections that exist",
+        ),
+        (_, true, Some(rule)) => (
+            "programs",
+            format!("it was asked for, or no rung of netfilter can be used, although {rule}"),
+            "packets of containers bypass that rule",
+            "unset NETPATH_DATAPATH and netpath.path=offload, and stop all containers",
+        ),
+        (_, false, Some(rule)) => (
+            "netfilter",
+            rule,
+            of_netfilter,
+            "without such rules the next first container takes the programs; NETPATH_DATAPATH=ebpf takes them all the same",
+        ),
+        (_, false, None) => (
+            "netfilter",
+            if in_use {
+                "it was the owner when the first container started, or was asked for"
+            } else {
+                "no better datapath can be used"
+            }
+            .to_owned(),
+            of_netfilter,
+            "stop all containers: the next first container takes the best datapath again",
+        ),
     };
-    PathReport { path, why }
+    Translation { owner, why, follows, change }
 }
 
 fn firewalld_report(records: &Desired, rung: Option<Rung>, findings: &mut Vec<Finding>) -> Option<firewalld::Report> {
@@ -182,25 +222,13 @@ fn rules_of_others(used: Option<Rung>, foreign: &Foreign, instead: FirstThroughN
         let what = format!("packets of containers bypass rules of this host, in whole or in part: {rule}");
         findings.push(Finding { what, next });
     }
-    // An accept in one table does not keep another from dropping.
-    let closed = |c: &&Chain| c.drops && c.at == At::Forward && !c.accepted;
     let chains = foreign.chains().as_deref().unwrap_or_default();
-    for chain in chains.iter().filter(closed).filter(|c| used.is_some() || !c.is_of_iptables()) {
-        let (table, name) = (chain.table.trim_start_matches("table "), &chain.name);
-        let published = if is_bypassing { "" } else { " ct status dnat" };
-        let next = if chain.is_of_iptables() {
-            "let it accept what goes to and comes from the bridges of containers: iptables -A FORWARD -i BRIDGE -j ACCEPT, \
-             and the same with -o; or stop all containers, and the next one that starts accepts it"
-                .to_owned()
-        } else {
-            format!(
-                "let it accept what containers need, for each bridge: nft add rule {table} {name} iifname BRIDGE accept; \
-                 nft add rule {table} {name} oifname BRIDGE ct state established,related accept; \
-                 nft add rule {table} {name} oifname BRIDGE{published} accept"
-            )
-        };
-        findings.push(Finding { what: format!("{chain}, and netpath cannot accept for it"), next });
-    }
+    // The next first container accepts at the end of chains of iptables.
+    let closed = chains.iter().filter(|c| c.closes_forwarding()).filter(|c| used.is_some() || !c.is_of_iptables());
+    findings.extend(
+        closed
+            .map(|chain| Finding { what: format!("{chain}, and netpath cannot accept for it"), next: chain.remedy() }),
+    );
     findings
 }
 

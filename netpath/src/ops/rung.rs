@@ -55,6 +55,9 @@ impl Session {
             Choice::Auto if kept.is_none() => self.site.store.keep_forced(self.lock()?, false)?,
             Choice::Auto => {}
         }
+        if kept.is_none() && rung != Rung::None {
+            self.warn_of_closed_chains();
+        }
         let mut datapath = ladder::open(rung, self.cookie)?;
         for record in coming {
             refuse(datapath.as_ref(), record)?;
@@ -109,6 +112,14 @@ impl Session {
         let (next, reasons) = ("netpath doctor", reasons.join("; "));
         tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}; {reasons}");
         Ok(rung)
+    }
+
+    /// With the first container of a host: chains that drop by policy, and for which netpath cannot accept.
+    fn warn_of_closed_chains(&self) {
+        let chains = self.foreign.chains().as_deref().unwrap_or_default();
+        for chain in chains.iter().filter(|c| c.closes_forwarding() && !c.is_of_iptables()) {
+            tracing::warn!(next = chain.remedy(), "{chain}, and netpath cannot accept for it");
+        }
     }
 
     /// Rules of others have appeared while containers run: netfilter takes the containers over with their connections,

@@ -48,6 +48,26 @@ impl Chain {
         !self.translates && matches!(self.at, At::Before | At::Forward)
     }
 
+    /// Whether it drops what netpath forwards: an accept in one table does not keep another from dropping.
+    pub fn closes_forwarding(&self) -> bool {
+        self.drops && self.at == At::Forward && !self.accepted
+    }
+
+    /// The commands that make it accept what containers need.
+    pub fn remedy(&self) -> String {
+        if self.is_of_iptables() {
+            return "let it accept what goes to and comes from the bridges of containers: iptables -A FORWARD -i BRIDGE -j ACCEPT, \
+                    and the same with -o; or stop all containers, and the next one that starts accepts it"
+                .to_owned();
+        }
+        let (table, name) = (self.table.trim_start_matches("table "), &self.name);
+        format!(
+            "let it accept what containers need, for each bridge: nft add rule {table} {name} iifname BRIDGE accept; \
+             nft add rule {table} {name} oifname BRIDGE ct state established,related accept; \
+             nft add rule {table} {name} oifname BRIDGE ct status dnat accept"
+        )
+    }
+
     /// Whether it is a built-in chain of iptables, at whose end netpath's iptables rung can accept.
     pub fn is_of_iptables(&self) -> bool {
         self.table.starts_with("legacy ")
