@@ -57,6 +57,7 @@ mod protocols;
 mod publish;
 mod restart;
 mod rig;
+mod rootless;
 mod route_source;
 mod segments;
 mod sysctl_conf;
