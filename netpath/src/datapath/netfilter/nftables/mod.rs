@@ -18,6 +18,7 @@ use super::nfnetlink;
 use super::rules::{Family, Ruleset};
 use super::{adopt, policy, settings};
 use crate::datapath::connection::Connection;
+use crate::datapath::inspect::Counter;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
@@ -131,6 +132,22 @@ impl Datapath for Nftables {
 impl Inspect for Nftables {
     fn exists(&self) -> bool {
         nfnetlink::table_handle(TABLE).is_ok_and(|handle| handle.is_some())
+    }
+
+    fn counters(&self) -> Result<Vec<Counter>> {
+        let chains = table::counters().context(|| "cannot read the table inet netpath".to_owned())?;
+        let mut counters: Vec<Counter> = Vec::new();
+        for (chain, (packets, bytes)) in chains.into_iter().filter(|(_, (packets, _))| *packets > 0) {
+            let reason = print::reason(&chain).word();
+            match counters.iter_mut().find(|c| c.reason == reason) {
+                Some(counter) => {
+                    counter.packets += packets;
+                    counter.bytes += bytes;
+                }
+                None => counters.push(Counter { reason, packets, bytes }),
+            }
+        }
+        Ok(counters)
     }
 
     fn generation(&self, _store: &Store) -> Option<u32> {

@@ -12,6 +12,7 @@ use crate::datapath::netfilter::rules::{
 };
 use crate::model::{HostBind, IfName, Proto, Publish};
 use ipnet::IpNet;
+use netpath_common::reason::Reason;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -61,6 +62,18 @@ pub(super) fn program(rulesets: &[Ruleset]) -> Program {
 /// Of a chain or set of this family.
 pub(super) fn name(of: &str, family: Family) -> String {
     format!("{of}_{}", if family == Family::V4 { "v4" } else { "v6" })
+}
+
+/// Why the rules of a chain drop packets.
+pub(super) fn reason(chain: &str) -> Reason {
+    let chain = chain.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches("_v");
+    match chain {
+        "mangle_direct" => Reason::DropDirect,
+        "mangle_source" => Reason::DropSpoofed,
+        "filter_allow" => Reason::DropNotAllowed,
+        "filter_input" => Reason::DropMartian,
+        _ => Reason::DropIsolated,
+    }
 }
 
 /// Rules of every kind, for a probe of the kernel.

@@ -90,6 +90,10 @@ impl<'a> Attributes<'a> {
         self.get(kind).map(Self)
     }
 
+    pub(super) fn long_number(self, kind: u16) -> Option<u64> {
+        self.get(kind)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
     pub(super) fn number(self, kind: u16) -> Option<u32> {
         self.get(kind)?.try_into().ok().map(u32::from_be_bytes)
     }

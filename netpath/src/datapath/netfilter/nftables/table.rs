@@ -29,7 +29,12 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_COUNTER_BYTES: u16 = 1;
+const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_FLAGS: u16 = 3;
@@ -262,6 +267,29 @@ impl KernelSet {
         }
         like && value_length == self.value_length
     }
+}
+
+/// Packets and bytes that the rules of each chain have counted.
+///
+/// # Errors
+/// A kernel without nf_tables.
+pub(super) fn counters() -> io::Result<BTreeMap<String, (u64, u64)>> {
+    let mut counters = BTreeMap::new();
+    let attributes = vec![RuleAttribute::Table(encode::TABLE.to_owned())];
+    for answer in raw::open()?.dump(inet(NfTablesMessage::GetRule(RuleMessage { attributes })).into())? {
+        let rule = answer.attributes();
+        let (Some(encode::TABLE), Some(chain)) = (rule.text(NFTA_RULE_TABLE), rule.text(NFTA_RULE_CHAIN)) else {
+            continue;
+        };
+        let expressions = rule.nested(NFTA_RULE_EXPRESSIONS).into_iter().flat_map(Attributes::all);
+        for data in expressions.map(|(_, e)| Attributes(e)).filter(|e| e.text(NFTA_EXPR_NAME) == Some("counter")) {
+            let Some(data) = data.nested(NFTA_EXPR_DATA) else { continue };
+            let sum: &mut (u64, u64) = counters.entry(chain.to_owned()).or_default();
+            sum.0 += data.long_number(NFTA_COUNTER_PACKETS).unwrap_or(0);
+            sum.1 += data.long_number(NFTA_COUNTER_BYTES).unwrap_or(0);
+        }
+    }
+    Ok(counters)
 }
 
 fn read_elements(netlink: &mut Netlink<Raw>, name: &str, flags: u32) -> io::Result<BTreeSet<Element>> {
