@@ -1,3 +1,3 @@
-//! Engines' words in, the model's values out, and back. No decision about networking is taken here.
+//! Translates between an engine's documents and the model. Faces take no decision about networking.
 
 pub mod podman;

@@ -1,4 +1,4 @@
-//! Netavark's command line. Its options come before the verb, as Podman gives them.
+//! Netavark's command line. Podman puts the options before the verb.
 
 use crate::datapath::ladder::Choice;
 use crate::model::Rung;
@@ -16,10 +16,10 @@ pub(super) struct Args {
     /// Read the JSON document from this file instead of standard input
     #[arg(short, long)]
     file: Option<PathBuf>,
-    /// Firewall driver, as the engine names it: empty, ebpf, nftables, iptables (the best datapath is chosen) or none
+    /// Firewall driver of the engine: none, or empty, ebpf, nftables, iptables, firewalld for the best datapath
     #[arg(long, env = "NETAVARK_FW", default_value = "")]
     firewall_driver: String,
-    /// Directory of the engine's run-time files
+    /// Run-time directory of the engine
     #[arg(short, long)]
     pub config: Option<PathBuf>,
     /// The engine runs without root
@@ -30,7 +30,7 @@ pub(super) struct Args {
     pub aardvark_binary: Option<PathBuf>,
     /// Directory of netavark plugins
     #[arg(long)]
-    #[allow(dead_code, reason = "part of the contract; plugins are refused by driver name")]
+    #[allow(dead_code, reason = "part of the contract; plugins are rejected by driver name")]
     plugin_directory: Vec<OsString>,
     #[command(subcommand)]
     pub verb: Verb,
@@ -55,21 +55,21 @@ pub(super) enum Verb {
     /// Change the DNS servers of a network
     Update {
         network: String,
-        /// Addresses with commas between them; empty for none
+        /// Addresses separated by commas; empty for none
         #[arg(long, required = true)]
         network_dns_servers: Vec<String>,
     },
-    /// Tell the version
+    /// Print the version
     Version,
-    /// Lend addresses by DHCP to containers
+    /// Request addresses for containers by DHCP
     DhcpProxy,
-    /// Put back what containers need each time firewalld reloads
+    /// Restore the rules for containers each time firewalld reloads
     FirewalldReload,
-    /// Put back what containers need after the host's rules were flushed
+    /// Restore the rules for containers after a flush of the host's rules
     FirewallReload,
 }
 
-/// Also an empty one: an engine is better served by our own error than by a usage text.
+/// Accepts an empty path too: netpath's own error is clearer to an engine than clap's usage text.
 fn any_path(path: &str) -> std::result::Result<PathBuf, String> {
     Ok(PathBuf::from(path))
 }
@@ -78,7 +78,7 @@ impl Args {
     /// The text of the document: from `--file`, else from standard input.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The document cannot be read.
     pub(super) fn document(&self, stdin: Result<String>) -> Result<String> {
         match &self.file {
             Some(path) => std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display())),
@@ -86,10 +86,10 @@ impl Args {
         }
     }
 
-    /// The datapath asked for: netpath's own variable comes before what the engine says.
+    /// The requested datapath: `NETPATH_DATAPATH` takes precedence over the engine's firewall driver.
     ///
     /// # Errors
-    /// A word that means none.
+    /// An unknown driver or datapath.
     pub(super) fn choice(&self) -> Result<Choice> {
         let engine = match self.firewall_driver.to_ascii_lowercase().as_str() {
             "" | "ebpf" | "nftables" | "iptables" | "firewalld" => Choice::Auto,
@@ -105,8 +105,8 @@ impl Args {
     }
 }
 
-/// Whether the engine has written a document to standard input for this call. Found before the options are understood,
-/// so that a call that is refused for its options has read it too.
+/// Whether the engine writes a document to standard input for this call. Decided before the options are parsed, so that
+/// the document is also read when the options are rejected.
 pub(super) fn takes_document(args: &[OsString]) -> bool {
     let has = |word: &str| args.iter().any(|a| a == word);
     ["setup", "teardown", "create", "update"].into_iter().any(has)
@@ -116,7 +116,7 @@ pub(super) fn takes_document(args: &[OsString]) -> bool {
         })
 }
 
-/// The port on which aardvark-dns serves.
+/// The port that aardvark-dns listens on.
 ///
 /// # Errors
 /// `NETAVARK_DNS_PORT` is not a port.
@@ -127,16 +127,16 @@ pub(super) fn dns_port() -> Result<u16> {
     }
 }
 
-/// The list that `update` gets: Podman joins it with commas into one value, and sends an empty one to clear it.
+/// The servers of `update`: Podman joins them with commas into one value, and sends an empty value to clear the list.
 ///
 /// # Errors
-/// Something that is not an address.
-pub(super) fn servers(given: &[String]) -> Result<Vec<IpAddr>> {
-    let words = given.iter().flat_map(|g| g.split(',')).map(str::trim).filter(|w| !w.is_empty());
+/// An item is not an address.
+pub(super) fn servers(values: &[String]) -> Result<Vec<IpAddr>> {
+    let words = values.iter().flat_map(|v| v.split(',')).map(str::trim).filter(|w| !w.is_empty());
     words.map(|w| w.parse().context(|| format!("--network-dns-servers: {w:?} is not an IP address"))).collect()
 }
 
-/// As `netavark version` prints it.
+/// The output of `netavark version`.
 pub(super) fn version() -> String {
     let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
     let version = serde_json::json!({
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn podmans_command_line_is_understood() {
+    fn podmans_command_line_is_parsed() {
         let args = parse(&[
             "--config",
             "/run/containers/networks",
@@ -167,7 +167,7 @@ mod tests {
             "setup",
             "/run/netns/x",
         ]);
-        let args = args.expect("understood");
+        let args = args.expect("parsed");
         assert!(!args.rootless);
         assert_eq!(Some(PathBuf::new()), args.aardvark_binary);
         assert!(matches!(args.verb, Verb::Setup { ref netns } if netns == &PathBuf::from("/run/netns/x")));
@@ -177,23 +177,23 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_calls_a_firewall_means_a_datapath() {
+    fn the_engines_firewall_driver_selects_a_datapath() {
         for (word, choice) in [("", Choice::Auto), ("nftables", Choice::Auto), ("None", Choice::Only(Rung::None))] {
-            let args = parse(&["--firewall-driver", word, "version"]).expect("understood");
+            let args = parse(&["--firewall-driver", word, "version"]).expect("parsed");
             assert_eq!(choice, args.choice().expect("a choice"), "{word:?}");
         }
-        assert!(parse(&["--firewall-driver", "pf", "version"]).expect("understood").choice().is_err());
+        assert!(parse(&["--firewall-driver", "pf", "version"]).expect("parsed").choice().is_err());
     }
 
     #[test]
-    fn the_servers_of_an_update_come_with_commas_or_not_at_all() {
+    fn update_takes_servers_separated_by_commas_or_none() {
         assert_eq!(2, servers(&["192.0.2.1,2001:db8::1".into()]).expect("addresses").len());
         assert!(servers(&[String::new()]).expect("none").is_empty());
         assert!(servers(&["x".into()]).expect_err("no address").to_string().contains("\"x\""));
     }
 
     #[test]
-    fn a_document_is_expected_with_the_verbs_that_take_one() {
+    fn only_verbs_that_take_a_document_read_standard_input() {
         let words = |w: &[&str]| w.iter().map(OsString::from).collect::<Vec<_>>();
         assert!(takes_document(&words(&["netavark", "--nonsense", "setup", "x"])));
         assert!(!takes_document(&words(&["netavark", "-f", "x.json", "setup", "x"])));

@@ -1,8 +1,8 @@
-//! Fields of JSON documents: read whatever they hold, written back as they came, checked on conversion.
+//! Fields of JSON documents: lossless to read and write, checked when they are converted.
 //!
 //! Deserialising a document never fails on the type of a field: a value of another type stays in its [`Field`]. A
-//! [`Node`] is a value with its path; taking a field out of it notes what is wrong with that field, so that one pass over
-//! a document finds all of its mistakes.
+//! [`Node`] is a value with its path; reading a field of it records the field's mistakes, so that one pass over a
+//! document finds all of them.
 
 use indexmap::IndexMap;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
@@ -14,14 +14,14 @@ use std::fmt::{self, Display};
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-/// Mistakes reported of one document; the engine reads a pipe of bounded size.
+/// Number of mistakes reported for one document; the engine reads a pipe of bounded size.
 const REPORTED: usize = 10;
-/// Characters of one mistake.
+/// Maximum length of one mistake, in characters.
 const LONGEST: usize = 400;
-/// Characters of a wrong value that are quoted.
+/// Quoted characters of a wrong value.
 const QUOTED: usize = 60;
 
-/// What a document holds under a key.
+/// The value of a document under a key.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub(super) enum Field<T, const REQUIRED: bool> {
     #[default]
@@ -31,7 +31,7 @@ pub(super) enum Field<T, const REQUIRED: bool> {
     Other(Value),
 }
 
-/// A field without which a document is refused.
+/// A field that a document must have.
 pub(super) type Required<T> = Field<T, true>;
 /// A field that may be absent or `null`.
 pub(super) type Optional<T> = Field<T, false>;
@@ -60,7 +60,7 @@ impl<'de, T: Typed, const REQUIRED: bool> Deserialize<'de> for Field<T, REQUIRED
 struct FieldVisitor<T, const REQUIRED: bool>(PhantomData<T>);
 
 impl<T: Typed, const REQUIRED: bool> FieldVisitor<T, REQUIRED> {
-    /// `empty`: a value of the type that `found` has.
+    /// `empty`: an empty value of the type of `found`.
     fn field<'de, D: Deserializer<'de>>(empty: &Value, found: D) -> Result<Field<T, REQUIRED>, D::Error> {
         if T::TYPE.holds(empty) {
             T::deserialize(found).map(Field::Is)
@@ -123,7 +123,7 @@ impl<T: Serialize, const REQUIRED: bool> Serialize for Field<T, REQUIRED> {
 pub(super) enum Type {
     Text,
     Flag,
-    /// A whole number from 0 to this.
+    /// A whole number from 0 to this maximum.
     Number(u64),
     List,
     Object,
@@ -135,7 +135,7 @@ impl Type {
         match self {
             Type::Text => value.is_string(),
             Type::Flag => value.is_boolean(),
-            Type::Number(most) => value.as_u64().is_some_and(|n| n <= most),
+            Type::Number(max) => value.as_u64().is_some_and(|n| n <= max),
             Type::List => value.is_array(),
             Type::Object => value.is_object(),
             Type::ListOrObject => value.is_array() || value.is_object(),
@@ -148,7 +148,7 @@ impl Display for Type {
         match self {
             Type::Text => f.write_str("a string"),
             Type::Flag => f.write_str("true or false"),
-            Type::Number(most) => write!(f, "a whole number from 0 to {most}"),
+            Type::Number(max) => write!(f, "a whole number from 0 to {max}"),
             Type::List => f.write_str("a list"),
             Type::Object | Type::ListOrObject => f.write_str("an object"),
         }
@@ -216,7 +216,7 @@ impl<'a, T> Node<'a, T> {
         Self { path: String::new(), value, mistakes }
     }
 
-    /// Notes a mistake about this value.
+    /// Records a mistake in this value.
     pub(super) fn wrong(&self, text: impl Display) {
         let path = if self.path.is_empty() { "the document" } else { &self.path };
         let mut mistake = format!("{path}: {text}");
@@ -226,7 +226,7 @@ impl<'a, T> Node<'a, T> {
         self.mistakes.0.borrow_mut().push(mistake);
     }
 
-    /// Another view of the same place.
+    /// Another value at the same path.
     pub(super) fn with<U>(&self, value: &'a U) -> Node<'a, U> {
         self.at(self.path.clone(), value)
     }
@@ -234,7 +234,7 @@ impl<'a, T> Node<'a, T> {
     /// A value under `key` of this one.
     pub(super) fn below<U>(&self, key: &str, value: &'a U) -> Node<'a, U> {
         let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        // Cut, as the mistake would be cut behind it.
+        // A long key would leave no room for the mistake itself.
         let key = if plain { cut(key) } else { format!("{:?}", cut(key)) };
         self.at(if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }, value)
     }
@@ -245,7 +245,7 @@ impl<'a, T> Node<'a, T> {
 }
 
 impl<'a, T: Typed, const REQUIRED: bool> Node<'a, Field<T, REQUIRED>> {
-    /// The value, if there is one of the right type. Any other but an absent optional one is a mistake.
+    /// The value, if it has the right type. Everything else is a mistake, except an absent optional value.
     pub(super) fn get(self) -> Option<Node<'a, T>> {
         match self.value {
             Field::Is(value) => return Some(self.with(value)),
@@ -296,16 +296,16 @@ impl<'a> Node<'a, String> {
         Some(self.value)
     }
 
-    /// A string that means something: `"10.89.0.300" is not an IP address`.
-    pub(super) fn parsed<T: FromStr>(&self, what: &str) -> Option<T> {
+    /// Parses the string. Mistakes read `"10.89.0.300" is not an IP address`, with `expected` at the end.
+    pub(super) fn parsed<T: FromStr>(&self, expected: &str) -> Option<T> {
         let parsed = self.value.parse().ok();
         if parsed.is_none() {
-            self.wrong(format!("{:?} is not {what}", cut(self.value)));
+            self.wrong(format!("{:?} is not {expected}", cut(self.value)));
         }
         parsed
     }
 
-    /// As [`Node::parsed`], for types whose error says all.
+    /// As [`Node::parsed`], for types whose own error is a complete message.
     pub(super) fn checked<T: FromStr<Err = String>>(&self) -> Option<T> {
         self.value.parse().map_err(|e: String| self.wrong(e)).ok()
     }
@@ -321,7 +321,7 @@ fn quoted(value: &Value) -> String {
     }
 }
 
-/// As much of a text as is quoted.
+/// Shortens a text for a message.
 pub(super) fn cut(text: &str) -> String {
     if text.len() <= QUOTED {
         return text.to_owned();

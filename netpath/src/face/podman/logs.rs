@@ -1,12 +1,12 @@
-//! Logs go to stderr. Podman sets `RUST_LOG=netavark=<its level>`; that means us.
+//! Logging to stderr. Podman sets `RUST_LOG=netavark=<its level>`; the level applies to netpath.
 
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-pub(super) fn begin() {
-    let asked = std::env::var("RUST_LOG").unwrap_or_default();
-    let filter = EnvFilter::builder().parse_lossy(ours(&asked));
-    // Fails only when there is one already, which then serves as well.
+pub(super) fn init() {
+    let rust_log = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = EnvFilter::builder().parse_lossy(directives(&rust_log));
+    // Fails only if a subscriber exists already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .without_time()
@@ -15,11 +15,11 @@ pub(super) fn begin() {
         .try_init();
 }
 
-fn ours(asked: &str) -> String {
-    if asked.trim().is_empty() {
+fn directives(rust_log: &str) -> String {
+    if rust_log.trim().is_empty() {
         return "warn".to_owned();
     }
-    let directives = asked.split(',').map(|d| match d.trim().strip_prefix("netavark") {
+    let directives = rust_log.split(',').map(|d| match d.trim().strip_prefix("netavark") {
         Some(rest) => format!("netpath{rest}"),
         None => d.trim().to_owned(),
     });
@@ -28,12 +28,12 @@ fn ours(asked: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::ours;
+    use super::directives;
 
     #[test]
-    fn the_engines_level_applies_to_us() {
-        assert_eq!("netpath=debug", ours("netavark=debug"));
-        assert_eq!("info,netpath::ops=trace", ours("info,netavark::ops=trace"));
-        assert_eq!("warn", ours(""));
+    fn netavarks_log_level_applies_to_netpath() {
+        assert_eq!("netpath=debug", directives("netavark=debug"));
+        assert_eq!("info,netpath::ops=trace", directives("info,netavark::ops=trace"));
+        assert_eq!("warn", directives(""));
     }
 }

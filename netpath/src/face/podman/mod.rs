@@ -1,7 +1,7 @@
 //! Podman's face: netavark's command line and JSON (netavark 2.1).
 //!
-//! Podman reads the first JSON value on stdout, after the process has ended: a status on success, else one line with the
-//! key `error` alone. It keeps stdin open itself, so all of it is read before anything can fail.
+//! Podman reads the first JSON value on stdout after the process has ended: a status on success, else one line with only
+//! the key `error`. It writes the document to stdin whatever happens, so all of stdin is read before anything can fail.
 
 mod args;
 mod json_reader;
@@ -22,7 +22,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Answers one call of Podman's. `args` begins with the program's name.
+/// Serves one call by Podman. `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let stdin = if args::takes_document(&args) { read_stdin() } else { Ok(String::new()) };
@@ -30,14 +30,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => e.exit(),
     };
-    logs::begin();
+    logs::init();
     let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| answer(parsed, stdin)));
     let answer = answer.unwrap_or_else(|_| Err(Error::new("netpath has a bug").because("it panicked; see stderr")));
     let (line, code) = match answer {
         Ok(line) => (line, ExitCode::SUCCESS),
         Err(e) => (format!("{}\n", serde_json::json!({ "error": in_one_line(&e) })), ExitCode::FAILURE),
     };
-    // A caller that has closed stdout does not read the answer.
+    // The caller may have closed stdout.
     let _ = std::io::stdout().write_all(line.as_bytes());
     code
 }
@@ -55,7 +55,7 @@ fn read_stdin() -> Result<String> {
     String::from_utf8(bytes).map_err(|e| Error::new("cannot read standard input").because(e))
 }
 
-/// What goes to stdout.
+/// The text for stdout.
 fn answer(args: Args, stdin: Result<String>) -> Result<String> {
     match &args.verb {
         Verb::Setup { netns } => {
@@ -88,16 +88,16 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
         }
         Verb::Version => Ok(args::version()),
         Verb::FirewallReload => ops::reconcile().map(|()| String::new()),
-        Verb::Create => {
-            Err(not_yet("create", "create networks with a netavark that has it, and attach them with this one"))
+        Verb::Create => Err(unsupported("create", "create networks with a netavark that supports it")),
+        Verb::DhcpProxy => Err(unsupported("dhcp-proxy", "use networks with host-local IPAM")),
+        Verb::FirewalldReload => {
+            Err(unsupported("firewalld-reload", "run firewall-reload after firewalld has reloaded"))
         }
-        Verb::DhcpProxy => Err(not_yet("dhcp-proxy", "use networks with subnets of their own")),
-        Verb::FirewalldReload => Err(not_yet("firewalld-reload", "run firewall-reload after firewalld has reloaded")),
     }
 }
 
-fn not_yet(verb: &str, next: &str) -> Error {
-    Error::new(format!("netavark {verb}")).because("this version of netpath does not have it yet").next(next)
+fn unsupported(verb: &str, next: &str) -> Error {
+    Error::new(format!("netavark {verb}")).because("this version of netpath does not support it").next(next)
 }
 
 fn names(args: &Args, verb: &str) -> Result<Aardvark> {

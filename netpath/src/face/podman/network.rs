@@ -9,18 +9,18 @@ use crate::model::{Attachment, IfName, Isolation, Mtu, Network};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Of default routes and static ones, where the network does not say.
+/// Default metric of default and static routes.
 const METRIC: u32 = 100;
-/// Of default routes through a macvlan: before those through a bridge.
+/// Default metric of default routes through a macvlan, which precede those through a bridge.
 const MACVLAN_METRIC: u32 = 99;
 
-/// A network, and who may use what its containers publish.
+/// A network, and the allow lists of its containers' published ports.
 pub(super) struct Described {
     pub network: Network,
     pub allow: Allow,
 }
 
-/// Notes every mistake; `None` when no network can be made of it.
+/// Records every mistake; `None` if the entry gives no network.
 ///
 /// `isolation`: the default.
 pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolation) -> Option<Described> {
@@ -38,7 +38,7 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
             if let Some(driver) = &driver {
                 driver.wrong(format!("driver {other:?} is not supported; this version has bridge and macvlan"));
             }
-            // What follows has another meaning there.
+            // The other fields have another meaning with that driver.
             return None;
         }
     };
@@ -83,7 +83,7 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
         direct: options.direct,
         masquerade: options.masquerade,
         xdp: options.xdp,
-        // Its gateway is a machine of its own, which does not serve netpath's names.
+        // The gateway of a macvlan is another machine, so no DNS server of netpath can listen on it.
         dns: *dns?.value && !is_macvlan,
         dns_servers,
     };
@@ -91,10 +91,10 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
     Some(Described { network, allow: options.allow })
 }
 
-/// What a network says of its macvlans; mistakes are noted.
+/// The macvlan options of a network. Records mistakes.
 pub(super) fn macvlan(node: &Node<'_, wire::Network>) -> Macvlan {
     let option = |key| node.options().and_then(|o| o.find(key)?.get());
-    // Without one, the way out of the host is the parent.
+    // Without a parent, the link of the default route is used.
     let parent = Some(node.below("network_interface", &node.value.network_interface)).filter(|n| n.value.is_given());
     Macvlan {
         parent: parent.and_then(Node::get).filter(|n| !n.text().is_empty()).and_then(|n| n.checked::<IfName>()),
@@ -114,7 +114,7 @@ struct DriverOptions {
 }
 
 impl DriverOptions {
-    /// Ignores options that netavark ignores. netpath's own: [`Options`].
+    /// Ignores options that netavark ignores. [`Options`] has those of netpath.
     fn read(network: &Node<'_, wire::Network>, isolation: Isolation, v6: bool, is_macvlan: bool) -> Self {
         let metric = if is_macvlan { MACVLAN_METRIC } else { METRIC };
         let mut options = Self { isolation, metric, ..Self::default() };
@@ -122,7 +122,7 @@ impl DriverOptions {
             let Some(node) = node.get() else { continue };
             let text = node.text();
             match key {
-                // Its `mode` and `bclim` are read by [`macvlan`].
+                // [`macvlan`] reads `mode` and `bclim`.
                 "isolate" | "outbound_addr4" | "outbound_addr6" | "mode" | "vlan" | "vrf" if is_macvlan => {}
                 "mtu" => options.mtu = mtu(&node, text, v6),
                 "isolate" => match text {
@@ -141,7 +141,7 @@ impl DriverOptions {
                 "outbound_addr6" => options.outbound6 = node.parsed("an IPv6 address"),
                 "mode" => match text {
                     "" | "managed" => {}
-                    "unmanaged" => node.wrong("\"unmanaged\" is not supported yet; netpath makes the bridge itself"),
+                    "unmanaged" => node.wrong("\"unmanaged\" is not supported yet; netpath creates the bridge itself"),
                     _ => node.wrong(format!("{text:?}: expected managed")),
                 },
                 "vlan" | "vrf" => node.wrong("this option is not supported yet"),
@@ -152,7 +152,7 @@ impl DriverOptions {
     }
 }
 
-/// `None` for 0 and an empty text, as if the option were absent.
+/// 0 and an empty text count as absent.
 fn mtu(node: &Node<'_, String>, text: &str, v6: bool) -> Option<Mtu> {
     if text.is_empty() || text == "0" {
         return None;
@@ -160,7 +160,7 @@ fn mtu(node: &Node<'_, String>, text: &str, v6: bool) -> Option<Mtu> {
     let bytes: u32 = node.parsed("a number of bytes")?;
     let mtu = Mtu::try_from(bytes).map_err(|e| node.wrong(e)).ok()?;
     if v6 && bytes < 1280 {
-        node.wrong(format!("{bytes}: a network with IPv6 needs 1280 at least"));
+        node.wrong(format!("{bytes}: a network with IPv6 needs at least 1280"));
     }
     Some(mtu)
 }
@@ -170,8 +170,8 @@ fn subnets(network: &Node<'_, wire::Network>) -> Vec<Subnet> {
     for node in items(network.subnets()) {
         let field = node.subnet();
         let net = field.as_ref().and_then(|n| n.parsed::<IpNet>("a subnet with its prefix length")).map(|n| n.trunc());
-        let given = node.gateway();
-        let gateway = given.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
+        let gateway_field = node.gateway();
+        let gateway = gateway_field.as_ref().and_then(|n| n.parsed::<IpAddr>("an IP address"));
         let (Some(net), Some(field)) = (net, field) else { continue };
         if let Some(why) = unusable(&net) {
             field.wrong(format!("{net} cannot be a container network: {why}"));
@@ -181,10 +181,10 @@ fn subnets(network: &Node<'_, wire::Network>) -> Vec<Subnet> {
             field.wrong(format!("{net} overlaps {} of the same network", other.net));
             continue;
         }
-        if let (Some(gateway), Some(given)) = (gateway, given)
+        if let (Some(gateway), Some(field)) = (gateway, gateway_field)
             && !net.contains(&gateway)
         {
-            given.wrong(format!("{gateway} is not in {net}"));
+            field.wrong(format!("{gateway} is not in {net}"));
         }
         subnets.push(Subnet { net, gateway });
     }
@@ -195,7 +195,7 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
-/// Ranges that mean something else on every host (RFC 6890), so that no bridge can have them.
+/// Special-purpose ranges (RFC 6890) that no bridge can have.
 fn unusable(net: &IpNet) -> Option<&'static str> {
     let v4 = |a, b, c, d, len| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len));
     let v6 = |a: u16, len| IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, 0, 0, 0, 0, 0, 0, 0), len));
@@ -217,7 +217,7 @@ fn routes(node: &Node<'_, wire::Network>, network: &Network) -> Vec<Route> {
         let Some(route) = route(&node, network) else { continue };
         let same = |r: &&Route| r.destination == route.destination && r.metric == route.metric;
         match routes.iter().find(same) {
-            Some(other) => node.wrong(format!("{route} is there already, as {other}")),
+            Some(other) => node.wrong(format!("{route} conflicts with {other}")),
             None => routes.push(route),
         }
     }
@@ -248,9 +248,9 @@ fn route(node: &Node<'_, wire::Route>, network: &Network) -> Option<Route> {
         if !is_given {
             node.below("gateway", node.value).wrong("it is missing");
         }
-        reachable(&field?, gateway?, &destination, network)?;
+        check_gateway(&field?, gateway?, &destination, network)?;
     } else if is_given {
-        node.below("gateway", node.value).wrong("a route that leads nowhere has no gateway");
+        node.below("gateway", node.value).wrong("only a unicast route has a gateway");
         return None;
     }
     if destination.addr().is_ipv6() && !network.has_v6() || destination.addr().is_ipv4() && !network.has_v4() {
@@ -260,8 +260,8 @@ fn route(node: &Node<'_, wire::Route>, network: &Network) -> Option<Route> {
     Some(Route { destination, gateway, metric, kind })
 }
 
-/// The kernel takes a gateway only if it is on the link.
-fn reachable(field: &Node<'_, String>, gateway: IpAddr, destination: &IpNet, network: &Network) -> Option<()> {
+/// The kernel accepts a gateway only if it is on the link.
+fn check_gateway(field: &Node<'_, String>, gateway: IpAddr, destination: &IpNet, network: &Network) -> Option<()> {
     if gateway.is_ipv4() != destination.addr().is_ipv4() {
         field.wrong(format!("{gateway} is not of the family of {destination}"));
         return None;

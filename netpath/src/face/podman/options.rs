@@ -1,7 +1,7 @@
 //! netpath's own options, all named `netpath.…`.
 //!
-//! Podman refuses options of the bridge driver that it does not know, but hands labels through as they are: so both are
-//! read, and an option comes before a label of the same name.
+//! Podman rejects unknown options of the bridge driver but passes labels through. So both are read, and an option
+//! overrides a label of the same name.
 
 use super::json_reader::{Node, entries};
 use super::wire;
@@ -23,15 +23,15 @@ pub(super) struct Options {
     pub allow: Allow,
 }
 
-/// The clients of published ports.
+/// The allow lists of published ports.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Allow {
-    /// Of the ports that have no list of their own; `None`: not given.
+    /// For ports without a list in `by_port`; `None`: not set.
     pub all: Option<Vec<IpNet>>,
-    own: BTreeMap<Ports, Vec<IpNet>>,
+    by_port: BTreeMap<Ports, Vec<IpNet>>,
 }
 
-/// Ports of the host, of one protocol or of all.
+/// Host ports, of one protocol or of all.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Ports {
     first: u16,
@@ -92,7 +92,7 @@ impl Allow {
         for (key, node) in entries(endpoint.options()) {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
             if matches!(name, "path" | "direct" | "masquerade" | "xdp") {
-                node.wrong("this is an option of the network, not of one container");
+                node.wrong("this is an option of the network, not of a container");
                 continue;
             }
             let Some(node) = node.get() else { continue };
@@ -112,11 +112,11 @@ impl Allow {
     /// The lists of `more` replace those of the same ports.
     #[must_use]
     pub(super) fn overridden_by(mut self, more: Self) -> Self {
-        self.own.extend(more.own);
-        Self { all: more.all.or(self.all), own: self.own }
+        self.by_port.extend(more.by_port);
+        Self { all: more.all.or(self.all), by_port: self.by_port }
     }
 
-    /// The ports, each with the clients that are its own: ranges are cut where lists begin and end.
+    /// The publishes with their allow lists. Ranges are split where lists begin and end.
     pub(super) fn publishes(&self, publishes: &[Publish]) -> Vec<Publish> {
         publishes.iter().flat_map(|publish| self.parts(publish)).collect()
     }
@@ -124,35 +124,36 @@ impl Allow {
     fn parts(&self, publish: &Publish) -> Vec<Publish> {
         let ports = ports_of(publish);
         let (first, last) = (u32::from(*ports.start()), u32::from(*ports.end()));
-        let near: Vec<_> = self.own.iter().filter(|(p, _)| p.is_for(publish.proto) && p.meet(&ports)).collect();
-        let ends = near.iter().flat_map(|(p, _)| [u32::from(p.first), u32::from(p.last) + 1]);
+        let lists: Vec<_> = self.by_port.iter().filter(|(p, _)| p.is_for(publish.proto) && p.overlap(&ports)).collect();
+        let ends = lists.iter().flat_map(|(p, _)| [u32::from(p.first), u32::from(p.last) + 1]);
         let mut cuts: Vec<u32> = ends.filter(|port| *port > first && *port <= last).chain([first, last + 1]).collect();
         cuts.sort_unstable();
         cuts.dedup();
         let parts = cuts.windows(2).filter_map(|w| {
             // Both lie within a range of ports.
             let mut part = publish.part((w[0] - first) as u16, (w[1] - w[0]) as u16)?;
-            let lists = near.iter().filter(|(p, _)| p.contain(w[0]));
-            // The fewest ports, and of as many those of one protocol, were meant for this one.
-            let list = lists.min_by_key(|(p, _)| (p.last - p.first, p.proto.is_none()));
+            let matching = lists.iter().filter(|(p, _)| p.contain(w[0]));
+            // The most specific list applies: the fewest ports, then one for a single protocol.
+            let list = matching.min_by_key(|(p, _)| (p.last - p.first, p.proto.is_none()));
             part.allow = list.map(|(_, list)| (*list).clone());
             Some(part)
         });
         parts.collect()
     }
 
-    /// Whether it is an option of this kind.
+    /// Returns `false` if `name` is not an allow list.
     fn take(&mut self, name: &str, node: &Node<'_, String>) -> bool {
-        let Some(of) = name.strip_prefix("allow") else { return false };
-        if of.is_empty() {
+        let Some(suffix) = name.strip_prefix("allow") else { return false };
+        if suffix.is_empty() {
             self.all = Some(list(node));
             return true;
         }
-        let Some(of) = of.strip_prefix('.') else { return false };
-        match Ports::parse(of) {
-            Some(ports) => drop(self.own.insert(ports, list(node))),
-            None => node
-                .wrong(format!("{of:?}: expected a port or a range of ports, as in 8080, 8080/tcp or 20000-29999/udp")),
+        let Some(ports) = suffix.strip_prefix('.') else { return false };
+        match Ports::parse(ports) {
+            Some(ports) => drop(self.by_port.insert(ports, list(node))),
+            None => node.wrong(format!(
+                "{ports:?}: expected a port or a range of ports, as in 8080, 8080/tcp or 20000-29999/udp"
+            )),
         }
         true
     }
@@ -180,12 +181,12 @@ impl Ports {
         (u32::from(self.first)..=u32::from(self.last)).contains(&port)
     }
 
-    fn meet(&self, ports: &RangeInclusive<u16>) -> bool {
+    fn overlap(&self, ports: &RangeInclusive<u16>) -> bool {
         self.first <= *ports.end() && self.last >= *ports.start()
     }
 
     fn are_in(&self, publishes: &[Publish]) -> bool {
-        publishes.iter().any(|p| self.is_for(p.proto) && self.meet(&ports_of(p)))
+        publishes.iter().any(|p| self.is_for(p.proto) && self.overlap(&ports_of(p)))
     }
 }
 
@@ -208,7 +209,7 @@ fn flag(node: &Node<'_, String>) -> Option<bool> {
     }
 }
 
-/// `192.0.2.0/24,2001:db8::7`: networks, and addresses, which stand for themselves.
+/// `192.0.2.0/24,2001:db8::7`: networks and single addresses.
 fn list(node: &Node<'_, String>) -> Vec<IpNet> {
     let mut nets: Vec<IpNet> = Vec::new();
     for word in node.text().split(',').map(str::trim) {

@@ -1,4 +1,4 @@
-//! The request of setup and teardown → what is to be attached or detached.
+//! The request of setup and teardown → the endpoints to attach or detach.
 
 use super::json_reader::{Mistakes, Node, Required, cut, entries, items};
 use super::network;
@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) struct Attach {
     pub container: Container,
     pub endpoints: Vec<EndpointRequest>,
-    /// Upstream servers that the engine wants for this container.
+    /// Upstream DNS servers of this container.
     pub dns_servers: Vec<IpAddr>,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Detach {
     pub endpoints: Vec<EndpointRequest>,
 }
 
-/// Checks everything before it reports a mistake.
+/// Checks the whole document and reports all mistakes together.
 ///
 /// # Errors
 /// All mistakes in one text, each with the path of its field.
@@ -40,10 +40,10 @@ pub(super) fn attach(text: &str) -> Result<Attach, String> {
     }
 }
 
-/// Takes what it can: a container has to go even if its description can no longer be attached.
+/// Tolerates mistakes: a container must be removed even if its request would no longer be accepted by setup.
 ///
 /// # Errors
-/// The container or the networks are not named.
+/// The container or the names of its networks are missing.
 pub(super) fn detach(text: &str) -> Result<Detach, String> {
     let document = parse(text)?;
     let mistakes = Mistakes::default();
@@ -51,7 +51,7 @@ pub(super) fn detach(text: &str) -> Result<Detach, String> {
     let container = request.as_ref().and_then(container);
     let networks = request.as_ref().and_then(Node::networks).map(|n| named(&n)).unwrap_or_default();
     let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.report()) };
-    // Mistakes in the rest do not matter.
+    // Later mistakes are ignored.
     let infos = request.and_then(|r| r.network_info());
     let leaving = networks.into_iter().map(|(network, options)| {
         let info = infos.as_ref().and_then(|i| i.find(&network)?.get());
@@ -66,7 +66,7 @@ pub(super) fn detach(text: &str) -> Result<Detach, String> {
     Ok(Detach { container, leaving, endpoints })
 }
 
-/// How netpath would have attached an endpoint of this network.
+/// The attachment that setup makes for an endpoint of this network.
 fn attachment(info: &Node<'_, wire::Network>) -> Option<Attachment> {
     let mode = info.options().and_then(|o| o.find("mode")?.get()).map(|m| m.text());
     match info.driver()?.text() {
@@ -79,15 +79,15 @@ fn attachment(info: &Node<'_, wire::Network>) -> Option<Attachment> {
 }
 
 fn parse(text: &str) -> Result<Required<Request>, String> {
-    // By way of a value, where the last of two fields with one name counts.
+    // Through a `Value`, in which the last of duplicate fields wins, as in Go.
     let value: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
-    Required::deserialize(value).map_err(|e| format!("it is no request: {e}"))
+    Required::deserialize(value).map_err(|e| format!("it is not a request: {e}"))
 }
 
 fn read(request: &Node<'_, Request>) -> Option<Attach> {
     let container = container(request);
     let networks = request.networks();
-    // The defaults differ between the two generations of the contract, as do the shapes.
+    // A list means contract 2.0, whose default isolation is strict.
     let list = networks.as_ref().is_some_and(|n| matches!(n.value, Networks::List(_)));
     let isolation = if list { Isolation::Strict } else { Isolation::Open };
     let dns_servers: Vec<IpAddr> = items(request.dns_servers()).filter_map(|n| n.parsed("an IP address")).collect();
@@ -105,7 +105,7 @@ fn read(request: &Node<'_, Request>) -> Option<Attach> {
         let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
-        routes_begin_somewhere(&node, &network, &endpoint);
+        check_gateways_on_link(&node, &network, &endpoint);
         for other in &requests {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
@@ -131,7 +131,7 @@ fn container(request: &Node<'_, Request>) -> Option<Container> {
     Some(Container { id: id?.to_owned(), name: name?.to_owned() })
 }
 
-/// The networks of either shape with their names, in the order of the document.
+/// The networks of a list or map with their names, in the order of the document.
 fn named<'a>(networks: &Node<'a, Networks>) -> Vec<(String, Node<'a, Required<PerNetworkOptions>>)> {
     match networks.value {
         Networks::List(list) => {
@@ -150,16 +150,16 @@ fn endpoint(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>, dns_s
     let interface = node.interface_name().and_then(|n| {
         let name = n.checked::<IfName>()?;
         if matches!(name.as_str(), "lo" | "all" | "default") {
-            n.wrong(format!("{:?} is a name that every namespace has already", name.as_str()));
+            n.wrong(format!("{:?} is reserved by the kernel", name.as_str()));
             return None;
         }
         Some(name)
     });
-    let given = |n: &Node<'_, String>| !n.value.is_empty();
-    let mac = node.static_mac().filter(given).and_then(|n| n.checked::<Mac>());
+    let is_set = |n: &Node<'_, String>| !n.value.is_empty();
+    let mac = node.static_mac().filter(is_set).and_then(|n| n.checked::<Mac>());
     let aliases = items(node.aliases()).map(|n| n.value.clone()).collect();
     let host_interface = node.options().and_then(|o| o.find("host_interface_name")?.get());
-    let host_interface = host_interface.filter(given).and_then(|n| n.checked::<IfName>());
+    let host_interface = host_interface.filter(is_set).and_then(|n| n.checked::<IfName>());
     let ips = node.static_ips();
     if ips.as_ref().is_none_or(|l| l.value.is_empty()) {
         node.wrong("no static ips provided in static_ips");
@@ -184,14 +184,14 @@ fn endpoint(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>, dns_s
     Some(Endpoint { interface: interface?, host_interface, addresses, mac, aliases, dns_servers: dns_servers.to_vec() })
 }
 
-/// The kernel takes no route whose gateway is not beside an address of the container.
-fn routes_begin_somewhere(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
+/// The kernel rejects a route whose gateway is in no subnet of the interface's addresses.
+fn check_gateways_on_link(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
     let routes = default_routes(network).into_iter().chain(network.routes.iter().cloned());
     for route in routes {
         let Some(gateway) = route.gateway else { continue };
-        // A lack of addresses is a mistake of its own.
+        // Missing addresses are reported separately.
         if !endpoint.addresses.is_empty() && !endpoint.addresses.iter().any(|a| a.contains(&gateway)) {
-            node.wrong(format!("static_ips has no address in the subnet of {gateway}, through which leads {route}"));
+            node.wrong(format!("static_ips has no address in the subnet of {gateway}, the gateway of route {route}"));
         }
     }
 }

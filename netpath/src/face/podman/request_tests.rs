@@ -65,7 +65,7 @@ fn the_worked_example_becomes_two_endpoints() {
     assert_eq!(("front", "podman7"), (front.network.name.as_str(), front.network.bridge().expect("a bridge").as_str()));
     assert_eq!(Some(1400), front.network.mtu.map(crate::model::network::Mtu::bytes));
     assert_eq!(Isolation::Isolated, front.network.isolation);
-    assert_eq!(Isolation::Strict, back.network.isolation, "the default of a list");
+    assert_eq!(Isolation::Strict, back.network.isolation, "the default of the list form");
     assert_eq!("10.89.7.5/24", front.endpoint.addresses[0].to_string());
     assert_eq!("fd41:7::5/64", front.endpoint.addresses[1].to_string());
     assert_eq!(RouteKind::Unicast, front.network.routes[0].kind);
@@ -76,7 +76,7 @@ fn the_worked_example_becomes_two_endpoints() {
 }
 
 #[test]
-fn a_map_of_networks_keeps_its_order_and_has_the_older_isolation() {
+fn a_map_of_networks_keeps_its_order_and_defaults_to_open_isolation() {
     let mut document = shop();
     document["networks"] = json!({
         "front": {"interface_name": "eth0", "static_ips": ["10.89.7.5", "fd41:7::5"]},
@@ -108,7 +108,7 @@ fn each_mistake_names_its_field() {
         (
             "/networks/0/static_ips",
             json!(["10.89.7.5"]),
-            "networks[0]: static_ips has no address in the subnet of fd41:7::1, through which leads default via fd41:7::1",
+            "networks[0]: static_ips has no address in the subnet of fd41:7::1, the gateway of route default via fd41:7::1",
         ),
         ("/networks/0/static_mac", json!("01:00:00:00:00:00"), "networks[0].static_mac: "),
         ("/networks/0/interface_name", json!(""), "networks[0].interface_name: "),
@@ -160,7 +160,7 @@ fn each_mistake_names_its_field() {
         (
             "/network_info/front/routes/0/route_type",
             json!("blackhole"),
-            "network_info.front.routes[0].gateway: a route that leads nowhere",
+            "network_info.front.routes[0].gateway: only a unicast route",
         ),
         ("/network_info/front/routes/0/gateway", json!(null), "network_info.front.routes[0].gateway: it is missing"),
         ("/network_info/front/routes/0/route_type", json!("x"), "network_info.front.routes[0].route_type: "),
@@ -275,7 +275,7 @@ fn each_mistake_names_its_field() {
 }
 
 #[test]
-fn every_field_that_must_be_there_is_missed_by_name() {
+fn a_missing_required_field_is_reported_by_name() {
     let rows = [
         "/container_id",
         "/container_name",
@@ -307,19 +307,19 @@ fn every_field_that_must_be_there_is_missed_by_name() {
 }
 
 #[test]
-fn options_that_nobody_knows_are_ignored() {
+fn unknown_options_and_fields_are_ignored() {
     assert_eq!(2, records(&with("/network_info/front/options/com.example.x", json!("1"))).len());
     assert_eq!(2, records(&with("/unknown", json!([1]))).len());
 }
 
 #[test]
-fn the_last_of_two_fields_with_one_name_counts() {
+fn the_last_of_duplicate_fields_wins() {
     let twice = shop().to_string().replacen('{', r#"{"container_name": 7,"#, 1);
     assert_eq!("shop", attach(&twice).expect("a document without mistakes").container.name);
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_and_not_without_end() {
+fn all_mistakes_are_reported_at_once_up_to_a_limit() {
     let mut document = with("/dns_servers", json!(vec!["x"; 50]));
     document["container_id"] = json!(null);
     let found = mistake(&document);
@@ -328,20 +328,20 @@ fn all_mistakes_are_told_at_once_and_not_without_end() {
 }
 
 #[test]
-fn a_container_goes_even_if_its_networks_can_no_longer_be_read() {
+fn detach_tolerates_networks_that_cannot_be_parsed() {
     let mut document = with("/network_info/front/driver", json!("ipvlan"));
     document["port_mappings"] = json!("nonsense");
-    let detach = detach(&document.to_string()).expect("enough is known");
+    let detach = detach(&document.to_string()).expect("container and networks are named");
     assert_eq!("5d2f0c1b7a9e4c38", detach.container.id);
     assert!(detach.endpoints.is_empty());
     let bridges: Vec<_> = detach.leaving.iter().map(|l| l.attachment.clone()).collect();
     let podman8 = Attachment::Bridge("podman8".parse().expect("a name"));
-    assert_eq!(vec![None, Some(podman8)], bridges, "only a bridge of ours may be removed");
+    assert_eq!(vec![None, Some(podman8)], bridges, "only a bridge of netpath may be removed");
     assert!(super::detach("{}").is_err());
 }
 
 #[test]
-fn own_options_come_as_options_or_as_labels_and_the_option_wins() {
+fn netpath_options_override_labels_of_the_same_name() {
     let of = |labels: Value, options: Value| {
         let mut document = with("/network_info/front/labels", labels);
         document["network_info"]["front"]["options"] = options;
@@ -369,14 +369,14 @@ fn own_options_come_as_options_or_as_labels_and_the_option_wins() {
 }
 
 #[test]
-fn a_container_can_have_an_allow_list_of_its_own() {
+fn the_allow_list_of_a_container_overrides_that_of_the_network() {
     let mut document = with("/network_info/front/options/netpath.allow", json!("192.0.2.0/24"));
     document["networks"][0]["options"]["netpath.allow"] = json!("198.51.100.7");
     assert_eq!(vec!["198.51.100.7/32".parse::<IpNet>().expect("a network")], records(&document)[0].allow);
 }
 
 #[test]
-fn a_port_can_have_an_allow_list_of_its_own() {
+fn the_allow_list_of_a_port_overrides_that_of_all_ports() {
     let lists = |document: &Value| -> Vec<(u16, u16, u16, String)> {
         let front = records(document).remove(0);
         let words = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
@@ -436,9 +436,9 @@ fn a_port_can_have_an_allow_list_of_its_own() {
     }
 }
 
-/// What Podman sends for `podman network create -d macvlan -o parent=enp1s0`.
+/// The document is that of `podman network create -d macvlan -o parent=enp1s0`.
 #[test]
-fn a_macvlan_network_has_what_its_options_say() {
+fn macvlan_options_are_parsed() {
     let macvlan = |options: Value| {
         let mut document = with("/network_info/front/driver", json!("macvlan"));
         document["network_info"]["front"]["network_interface"] = json!("enp1s0");
@@ -450,7 +450,7 @@ fn a_macvlan_network_has_what_its_options_say() {
     let parent = Some("enp1s0".parse().expect("a name"));
     let attachment = Macvlan { parent, ..Macvlan::default() };
     assert_eq!(Attachment::Macvlan(attachment.clone()), plain.attachment);
-    assert_eq!((99, true, false), (plain.metric, plain.default_route, plain.dns), "it has no names of ours");
+    assert_eq!((99, true, false), (plain.metric, plain.default_route, plain.dns), "no DNS on a macvlan");
     let all = network(json!({"mode": "vepa", "bclim": "-1", "mtu": "1400", "metric": "7", "no_default_route": "1"}));
     assert_eq!(Attachment::Macvlan(Macvlan { mode: MacvlanMode::Vepa, bclim: Some(-1), ..attachment }), all.attachment);
     assert_eq!((7, false, Some(1400)), (all.metric, all.default_route, all.mtu.map(crate::model::network::Mtu::bytes)));
@@ -459,18 +459,18 @@ fn a_macvlan_network_has_what_its_options_say() {
         (json!({"bclim": "much"}), "network_info.front.options.bclim"),
         (json!({"netpath.direct": "true"}), "network_info.front: options netpath.… have no effect on a macvlan"),
     ] {
-        let told = mistake(&macvlan(options));
-        assert!(told.contains(found), "{told}");
+        let reported = mistake(&macvlan(options));
+        assert!(reported.contains(found), "{reported}");
     }
     let mut without_parent = macvlan(json!({}));
     without_parent["network_info"]["front"].as_object_mut().expect("an object").remove("network_interface");
     assert_eq!(Attachment::Macvlan(Macvlan::default()), records(&without_parent)[0].network.attachment);
-    // Both of its networks may have the same parent.
+    // Two networks of a container may have the same parent.
     let mut two = macvlan(json!({}));
     for (key, value) in [("driver", json!("macvlan")), ("network_interface", json!("enp1s0"))] {
         two["network_info"]["back"][key] = value;
     }
     assert_eq!(2, records(&two).len());
-    let leaving = &detach(&two.to_string()).expect("enough is known").leaving[1];
+    let leaving = &detach(&two.to_string()).expect("container and networks are named").leaving[1];
     assert_eq!(plain.attachment, leaving.attachment.clone().expect("a macvlan"));
 }

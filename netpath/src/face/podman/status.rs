@@ -1,4 +1,4 @@
-//! What setup answers: one block for each network.
+//! The output of `setup`: one block for each network.
 
 use super::wire::{self, NetAddress, NetInterface, StatusBlock};
 use crate::model::Attachment;
@@ -6,10 +6,10 @@ use crate::model::error::{Context, Result};
 use crate::ops::Attached;
 use std::net::IpAddr;
 
-/// One line. `dns_servers`: what containers on networks without DNS are to ask.
+/// One line of JSON. `dns_servers`: the servers for containers on networks without DNS.
 ///
 /// # Errors
-/// It cannot be serialised.
+/// The status cannot be serialised.
 pub(super) fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String> {
     let status: wire::Status = attached.iter().map(|a| (a.network.name.clone(), block(a, dns_servers))).collect();
     let line = serde_json::to_string(&status).context(|| "cannot write the answer of setup".into())?;
@@ -27,7 +27,7 @@ fn block(attached: &Attached, dns_servers: &[IpAddr]) -> StatusBlock {
     let servers = match &network.attachment {
         _ if network.dns => network.gateways().map(|(gateway, _)| gateway).collect(),
         Attachment::Bridge(_) => dns_servers.to_vec(),
-        // As Netavark.
+        // As in netavark.
         Attachment::Macvlan(_) => Vec::new(),
     };
     let domains = if network.dns { vec!["dns.podman".to_owned()] } else { Vec::new() };

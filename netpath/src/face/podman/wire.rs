@@ -1,9 +1,8 @@
-//! The documents that Podman and netavark exchange, and all that is known of each field.
+//! The documents that Podman and netavark exchange, with a description of each field.
 //!
 //! Names are those of netavark's `src/network/types.rs` (2.1). A version in parentheses is the first netavark with the
-//! field or value; all others are in 1.0. Every struct keeps the fields that it does not know, so a document
-//! that is read and written again stays the same. Conversion into the model: `request.rs`, `network.rs`, `options.rs`;
-//! the answer: `status.rs`.
+//! field or value; all others are in 1.0. Every struct keeps unknown fields, so a document that is read and written
+//! again is unchanged. Conversion into the model: `request.rs`, `network.rs`, `options.rs`; the output: `status.rs`.
 
 use super::json_reader::{Field, List, Map, Node, Optional, Required, Type, Typed};
 use indexmap::IndexMap;
@@ -12,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::net::IpAddr;
 
-/// Fields that netpath does not know, in the order of the document.
+/// Unknown fields, in the order of the document.
 type Extra = serde_json::Map<String, Value>;
 
-/// Makes of each struct a serde struct with `extra`, and of each field a method of its [`Node`], which gives the field's
-/// value or notes what is wrong with it.
+/// Generates a serde struct with `extra`, and for each field a method of its [`Node`] that returns the field's value or
+/// records a mistake.
 macro_rules! documents {
     ($($(#[$doc:meta])* pub struct $name:ident {
         $($(#[$field_doc:meta])* pub $field:ident: $presence:ident<$type:ty>,)*
@@ -34,7 +33,7 @@ macro_rules! documents {
             const TYPE: Type = Type::Object;
         }
 
-        #[allow(dead_code, reason = "some fields are only handed on")]
+        #[allow(dead_code, reason = "some fields are only passed on")]
         impl<'a> Node<'a, $name> {
             $($(#[$field_doc])* pub fn $field(&self) -> Option<Node<'a, $type>> {
                 self.below(stringify!($field), &self.value.$field).get()
@@ -46,15 +45,15 @@ macro_rules! documents {
 documents! {
     /// Standard input of `setup` and `teardown`.
     pub struct Request {
-        /// Any text but an empty one; Podman's are 64 hexadecimal digits.
+        /// Any non-empty text; Podman sends 64 hexadecimal digits.
         pub container_id: Required<String>,
-        /// The first DNS name. Of a pod's infra container it is the pod's.
+        /// The first DNS name; the pod's name for a pod's infra container.
         pub container_name: Required<String>,
-        /// For DHCP alone (1.14). Empty in `podman network connect`.
+        /// Used only for DHCP (1.14). Empty in `podman network connect`.
         pub container_hostname: Optional<String>,
-        /// The interfaces to make, in this order.
+        /// The interfaces to create, in this order.
         pub networks: Required<Networks>,
-        /// By name, each network of `networks`.
+        /// Each network of `networks`, by name.
         pub network_info: Required<Map<Network>>,
         /// Published on every managed bridge network of the document.
         pub port_mappings: Optional<List<PortMapping>>,
@@ -64,59 +63,59 @@ documents! {
 
     /// One interface of the container.
     pub struct PerNetworkOptions {
-        /// The network. In a list of [`Networks`] alone: in a map it is the key (2.0).
+        /// The network, in the list form of [`Networks`] (2.0); in a map the network is the key.
         pub name: Required<String>,
-        /// Inside the container.
+        /// The name inside the container.
         pub interface_name: Required<String>,
-        /// IP addresses, chosen by Podman: at least one, unless the network's addresses come from elsewhere
-        /// (`ipam_options`). More than one per subnet since 2.0.
+        /// IP addresses, chosen by Podman: at least one, unless another IPAM driver assigns them (`ipam_options`). More
+        /// than one per subnet since 2.0.
         pub static_ips: Optional<List<String>>,
-        /// Six bytes with `:` or `-` between them. Empty: the kernel chooses.
+        /// Six bytes separated by `:` or `-`. Empty: the kernel chooses.
         pub static_mac: Optional<String>,
-        /// More DNS names.
+        /// Additional DNS names.
         pub aliases: Optional<List<String>>,
         /// `host_interface_name`: name of the host's end of the veth (1.14). And `netpath.allow…`.
         pub options: Optional<Map<String>>,
     }
 
-    /// A network, as Podman keeps it in a file. Also what `create` (2.0) is given and prints.
+    /// A network, as Podman stores it. Also the input and output of `create` (2.0).
     pub struct Network {
         pub name: Required<String>,
         /// 64 hexadecimal digits.
         pub id: Required<String>,
         /// `bridge`, `macvlan`, `ipvlan` (1.5), or the name of a plugin (1.6).
         pub driver: Required<String>,
-        /// The bridge. Of a macvlan or ipvlan the parent, and for `create` any, may be absent.
+        /// The bridge; the parent of a macvlan or ipvlan, which may be absent. Always optional in `create`.
         pub network_interface: Required<String>,
         /// RFC 3339 (2.0).
         pub created: Optional<String>,
         pub subnets: Optional<List<Subnet>>,
         /// Static routes inside the container (1.7).
         pub routes: Optional<List<Route>>,
-        /// A subnet is IPv6.
+        /// The network has an IPv6 subnet.
         pub ipv6_enabled: Required<bool>,
-        /// No way out and no way in.
+        /// No traffic to or from the outside.
         pub internal: Required<bool>,
         pub dns_enabled: Required<bool>,
         /// IP addresses: upstream servers of this network's DNS (1.4).
         pub network_dns_servers: Optional<List<String>>,
-        /// Free text of users. netpath's own options may be here, as `netpath.…` (2.0; ignored before).
+        /// Free text of the user (2.0; ignored before). netpath reads its options from keys `netpath.…`.
         pub labels: Optional<Map<String>>,
-        /// Of the driver. Bridge: `mtu`, `isolate` = `true`, `false` (1.1; the default before 2.0), `strict` (1.7; the
-        /// default since 2.0), `metric` (1.3), `no_default_route` (1.7), `vrf` (1.8), `vlan`, `mode` = `managed`, `unmanaged`
-        /// (1.14), `outbound_addr4`, `outbound_addr6` (2.0). And `netpath.…`.
+        /// Options of the driver. Bridge: `mtu`, `isolate` = `true`, `false` (1.1; the default before 2.0), `strict`
+        /// (1.7; the default since 2.0), `metric` (1.3), `no_default_route` (1.7), `vrf` (1.8), `vlan`, `mode` =
+        /// `managed`, `unmanaged` (1.14), `outbound_addr4`, `outbound_addr6` (2.0). And `netpath.…`.
         pub options: Optional<Map<String>>,
-        /// `driver`: who chooses addresses: `host-local` (Podman; the default), `dhcp`, `none`.
+        /// `driver`: the IPAM driver: `host-local` (Podman assigns addresses; the default), `dhcp`, `none`.
         pub ipam_options: Optional<Map<String>>,
     }
 
-    /// A range of addresses of a network, and what Podman's IPAM takes from it.
+    /// A subnet of a network, and the part of it that Podman's IPAM uses.
     pub struct Subnet {
         /// Address and prefix length.
         pub subnet: Required<String>,
         /// The bridge's address.
         pub gateway: Optional<String>,
-        /// The addresses that Podman chooses from.
+        /// The addresses that Podman assigns.
         pub lease_range: Optional<LeaseRange>,
     }
 
@@ -131,7 +130,7 @@ documents! {
     pub struct Route {
         /// Address and prefix length.
         pub destination: Required<String>,
-        /// An address of the destination's family. Required for `unicast`, else refused.
+        /// An address of the destination's family. Required for `unicast`, otherwise rejected.
         pub gateway: Optional<String>,
         /// 100 if absent.
         pub metric: Optional<u32>,
@@ -157,7 +156,7 @@ documents! {
 pub(super) enum Networks {
     /// Podman 6 (2.0).
     List(List<PerNetworkOptions>),
-    /// Podman 4 and 5: by name.
+    /// Podman 4 and 5, by name.
     Map(Map<PerNetworkOptions>),
 }
 
@@ -165,16 +164,16 @@ impl Typed for Networks {
     const TYPE: Type = Type::ListOrObject;
 }
 
-/// What `setup` prints: a block for each network of the request. Podman compares the number.
+/// The output of `setup`: a block for each network of the request. Podman checks the number.
 pub(super) type Status = IndexMap<String, StatusBlock>;
 
-/// What a network gave the container. Podman takes `null` for empty. A plugin's `setup` prints one.
+/// The result for one network. Podman reads `null` as empty. A plugin's `setup` prints one.
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub(super) struct StatusBlock {
     pub dns_search_domains: Option<Vec<String>>,
     /// For the container's resolv.conf.
     pub dns_server_ips: Option<Vec<IpAddr>>,
-    /// By name inside the container.
+    /// By the name inside the container.
     pub interfaces: Option<IndexMap<String, NetInterface>>,
     #[serde(flatten)]
     pub extra: Extra,
@@ -192,7 +191,7 @@ pub(super) struct NetInterface {
 pub(super) struct NetAddress {
     /// The interface's address, with the prefix length of its subnet.
     pub ipnet: IpNet,
-    /// The subnet's, also of an internal network, which has no route through it.
+    /// The subnet's gateway. Present on an internal network too, which has no route through it.
     pub gateway: Option<IpAddr>,
     #[serde(flatten)]
     pub extra: Extra,

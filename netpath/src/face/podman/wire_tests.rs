@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::json;
 
-/// Podman 4.3.1's own; after the Go structs of Podman 5.8; the worked example of Podman 6, with all that it may hold.
+/// Recorded from Podman 4.3.1; written from the Go structs of Podman 5.8; the worked example of Podman 6, with every field.
 const REQUESTS: [&str; 3] = [
     include_str!("testdata/podman-4.3.json"),
     include_str!("testdata/podman-5.8.json"),
@@ -13,11 +13,11 @@ fn json_of(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-/// Reads a document as `T` and writes it: nothing has changed.
+/// Reads a document as `T` and writes it again without a change.
 fn assert_unchanged<T: Serialize + serde::de::DeserializeOwned>(document: &Value) {
     let text = document.to_string();
     let read: T = serde_json::from_str(&text).expect("every document is read");
-    // Numbers as the same parser reads them, which is not exact to the last bit of a float.
+    // The parser does not read floats exactly, so both sides go through it.
     assert_eq!(json_of(&text), serde_json::to_value(read).expect("what was read is written"));
 }
 
@@ -33,7 +33,7 @@ fn for_each_object(value: &mut Value, f: &mut impl FnMut(&mut Extra)) {
     }
 }
 
-/// The names of the fields that have no place in their struct.
+/// The names of the fields that their structs do not have.
 fn unknown(request: &Request) -> Vec<&str> {
     let networks: Vec<&PerNetworkOptions> = match &request.networks {
         Field::Is(Networks::List(list)) => list.iter().filter_map(known).collect(),
@@ -56,10 +56,10 @@ fn known<T, const REQUIRED: bool>(field: &Field<T, REQUIRED>) -> Option<&T> {
 }
 
 #[test]
-fn each_generation_of_podman_is_read_in_full_and_written_as_it_came() {
+fn requests_of_every_podman_have_no_unknown_field_and_round_trip() {
     for (text, networks) in REQUESTS.iter().zip([2, 1, 2]) {
         let request: Request = serde_json::from_str(text).expect("a request");
-        assert_eq!(Vec::<&str>::new(), unknown(&request), "every field has its place");
+        assert_eq!(Vec::<&str>::new(), unknown(&request), "every field is known");
         assert_unchanged::<Request>(&json_of(text));
         let attach = super::super::request::attach(text).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(networks, attach.endpoints.len());
@@ -67,7 +67,7 @@ fn each_generation_of_podman_is_read_in_full_and_written_as_it_came() {
 }
 
 #[test]
-fn fields_of_a_later_podman_are_kept_in_their_order() {
+fn unknown_fields_are_kept_in_their_order() {
     for text in REQUESTS {
         let mut document = json_of(text);
         let mut objects = 0;
@@ -76,7 +76,7 @@ fn fields_of_a_later_podman_are_kept_in_their_order() {
             map.insert("area".into(), json!("8"));
             objects += 1;
         });
-        // In these, a key is a name.
+        // The keys of these maps are names of networks.
         for map in ["/networks", "/network_info"] {
             if let Some(map) = document.pointer_mut(map).and_then(Value::as_object_mut) {
                 map.retain(|key, _| !["zone", "area"].contains(&key.as_str()));
@@ -91,13 +91,13 @@ fn fields_of_a_later_podman_are_kept_in_their_order() {
 }
 
 #[test]
-fn what_is_built_is_written_without_the_fields_that_were_not_set() {
+fn absent_fields_are_not_written() {
     let network = Network { name: Field::Is("lan".into()), internal: Field::Is(false), ..Network::default() };
     assert_eq!(r#"{"name":"lan","internal":false}"#, serde_json::to_string(&network).expect("JSON"));
 }
 
 #[test]
-fn an_answer_has_all_of_its_keys_and_a_plugins_keeps_its_own() {
+fn a_status_block_has_all_keys_and_keeps_unknown_ones() {
     let block = json!({"dns_search_domains": null, "dns_server_ips": ["192.0.2.1"], "lease": 7, "interfaces": {"eth0": {
         "mac_address": "0a:11:22:33:44:55", "vlan": "x", "subnets": [{"ipnet": "192.0.2.5/24", "gateway": null, "a": []}]}}});
     assert_unchanged::<StatusBlock>(&block);
@@ -105,7 +105,7 @@ fn an_answer_has_all_of_its_keys_and_a_plugins_keeps_its_own() {
     assert_eq!(empty, serde_json::to_value(StatusBlock::default()).expect("JSON"));
 }
 
-/// Keys of every object of the contract, and others.
+/// Keys of the contract's objects, and random ones.
 fn key() -> impl Strategy<Value = String> {
     let known = "container_id networks network_info port_mappings dns_servers name interface_name static_ips options \
                  subnets subnet gateway lease_range start_ip routes metric internal labels host_port range extra front";
@@ -113,7 +113,7 @@ fn key() -> impl Strategy<Value = String> {
     prop_oneof![3 => prop::sample::select(known), 1 => "[a-z._]{1,6}"]
 }
 
-/// Any JSON, with the contract's keys at places where they belong and at others.
+/// Any JSON, with keys of the contract at any place.
 fn document() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -133,13 +133,13 @@ fn document() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_document_is_written_as_it_was_read(document in document()) {
+    fn any_document_round_trips(document in document()) {
         assert_unchanged::<Required<Request>>(&document);
         assert_unchanged::<Required<Network>>(&document);
     }
 
     #[test]
-    fn any_value_at_any_place_of_a_request_is_written_as_it_was_read(
+    fn a_request_with_any_value_at_any_place_round_trips(
         which in 0..REQUESTS.len(), key in key(), value in document(), at in any::<prop::sample::Index>(),
     ) {
         let mut document = json_of(REQUESTS[which]);
