@@ -2,7 +2,7 @@
 
 use super::{Driver, Found, Made, Site};
 use crate::link::query::Link;
-use crate::link::{Inside, Refused, Rtnl, VethSpec, sysctl, sysctl_conf};
+use crate::link::{Inside, RequestError, Rtnl, VethSpec, sysctl, sysctl_conf};
 use crate::model::error::{Error, Result};
 use crate::model::network::Mtu;
 use crate::model::{BridgeLinks, HostView, IfName, LinkKind, Links, Network, Record};
@@ -201,7 +201,7 @@ impl Driver for Bridge {
         let Some(links) = made.links.as_ref().and_then(Links::bridge) else { return Ok(()) };
         site.rtnl.set_up(links.veth_index)?;
         let mut addresses = record.endpoint.addresses.iter();
-        addresses.try_for_each(|a| site.rtnl.forget_neighbour(links.bridge_index, a.addr()))
+        addresses.try_for_each(|a| site.rtnl.delete_neighbour(links.bridge_index, a.addr()))
     }
 
     /// Neighbours may have cached another container's hardware address for these addresses. By now the kernel knows that both ends
@@ -242,7 +242,7 @@ impl Driver for Bridge {
 }
 
 /// The kernel's answer does not say which of the two names exists already.
-fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: Refused) -> Error {
+fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: RequestError) -> Error {
     let interface = &spec.interface;
     let taken = |name: &IfName, place: &str, next: &str| {
         Error::new(format!("create veth pair: interface {name} already exists on {place}")).next(next)

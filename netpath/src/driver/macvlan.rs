@@ -75,7 +75,7 @@ impl Macvlan {
         let spec = MacvlanSpec {
             name: &name,
             parent: parent.index,
-            of: &self.0,
+            options: &self.0,
             mac: record.endpoint.mac,
             mtu: record.network.mtu.map(Mtu::bytes),
         };

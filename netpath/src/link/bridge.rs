@@ -8,11 +8,11 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{LinkBridge, LinkMessageBuilder};
 
 impl Rtnl {
-    /// Makes a bridge that is down. `false` = a link of that name was there already, of whatever kind.
+    /// Creates a bridge that is down. `false`: a link of that name exists, of whatever kind.
     ///
-    /// Its address is given here and thereby pinned: else a bridge takes the lowest address of its ports, and changes
-    /// it as they come and go, which breaks its neighbours' ARP for minutes
-    /// (`net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id()`).
+    /// An address set here is fixed. Otherwise a bridge takes the lowest address of its ports and changes it as ports
+    /// come and go, which breaks its neighbours' ARP for minutes (`net/bridge/br_stp_if.c,
+    /// br_stp_recalculate_bridge_id()`).
     ///
     /// # Errors
     /// The kernel's.

@@ -1,9 +1,9 @@
-//! Deleting links, and who waits for the end of it.
+//! Deletion of links, without waiting for the kernel to free them.
 //!
-//! The kernel takes a link out of everything, its peer with it, while it holds the lock of all network configuration: about
-//! a millisecond. Then, still in the call but without the lock, it waits until no reader can hold a reference to what belonged to it,
-//! so that it may free the memory: 15 to 45 ms (`net/core/dev.c, netdev_run_todo()`, `rcu_barrier()`). By then name, index,
-//! addresses and hooks are gone for everybody.
+//! The kernel unregisters a link and its peer under the RTNL lock, in about a millisecond. Then, still in the system call
+//! but without the lock, it waits until no RCU reader can hold a reference, and frees the memory: 15 to 45 ms
+//! (`net/core/dev.c, netdev_run_todo()`, `rcu_barrier()`). By then name, index, addresses and hooks are gone. Commands
+//! therefore leave that wait to a child process.
 
 use super::rtnl::Rtnl;
 use crate::model::error::{Context, Error, Result};
@@ -15,12 +15,12 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use std::time::Duration;
 
-/// Between two looks whether links are gone.
+/// Between two checks whether links are gone.
 const PAUSE: Duration = Duration::from_micros(100);
 
 impl Rtnl {
-    /// Deletes links together. The kernel waits for all readers of a link that it deletes, several times; in one
-    /// request it waits once for all of them (`net/core/rtnetlink.c, rtnl_group_dellink()`). Missing ones are no error.
+    /// Deletes links in one request, so that the kernel waits for readers once instead of once for each link
+    /// (`net/core/rtnetlink.c, rtnl_group_dellink()`). Missing links are no error.
     ///
     /// # Errors
     /// The kernel's.
@@ -32,8 +32,8 @@ impl Rtnl {
         }
     }
 
-    /// The same, in the namespace of the calling thread, and back as soon as the links are gone: a child process has the
-    /// kernel free their memory, and ends after that. For commands that end soon too; the child is not waited for.
+    /// As [`Rtnl::delete`], in the namespace of the calling thread, but returns as soon as the links are unregistered: a
+    /// child process makes the request and is not waited for. For short-lived commands only.
     ///
     /// # Errors
     /// The kernel's.
@@ -42,22 +42,22 @@ impl Rtnl {
         let child = match in_child(message) {
             Ok(child) => child,
             Err(e) => {
-                tracing::debug!(error = %e, "no child process, so this one waits");
+                tracing::debug!(error = %e, "links are deleted without a child process");
                 return self.delete(indexes);
             }
         };
-        while self.is_one_there(indexes)? {
+        while self.any_exists(indexes)? {
             match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) => std::thread::sleep(PAUSE),
                 _ => break,
             }
         }
-        // What the child has left, if it came to grief, and why it cannot be deleted. Else each is missing, and the lock that
-        // this takes was the child's until it had taken the links out of everything.
+        // Deletes links that a failed child left, and reports the error. After a successful child all are missing; the
+        // request still takes the RTNL lock, which the child held until the links were unregistered.
         indexes.iter().try_for_each(|index| self.delete(&[*index]))
     }
 
-    fn is_one_there(&self, indexes: &[u32]) -> Result<bool> {
+    fn any_exists(&self, indexes: &[u32]) -> Result<bool> {
         for index in indexes {
             if self.link_at(*index)?.is_some() {
                 return Ok(true);
@@ -66,19 +66,19 @@ impl Rtnl {
         Ok(false)
     }
 
-    /// One request for all; `None`: there are none.
+    /// One request for all links; `None` for an empty list.
     fn deletion(&self, indexes: &[u32]) -> Result<Option<RouteNetlinkMessage>> {
         let mut message = LinkMessage::default();
         match indexes {
             [] => return Ok(None),
             [index] => message.header.index = *index,
-            _ => message.attributes.push(LinkAttribute::Group(self.gather(indexes)?)),
+            _ => message.attributes.push(LinkAttribute::Group(self.group(indexes)?)),
         }
         Ok(Some(RouteNetlinkMessage::DelLink(message)))
     }
 
-    /// Puts links into an unused group; 0 is the default of all links.
-    fn gather(&self, indexes: &[u32]) -> Result<u32> {
+    /// Moves links into a random group. Odd, since 0 is the default group.
+    fn group(&self, indexes: &[u32]) -> Result<u32> {
         let group = u32::from_ne_bytes(super::random()?) | 1;
         for &index in indexes {
             let mut message = LinkMessage::default();
@@ -100,37 +100,37 @@ fn what(indexes: &[u32]) -> String {
     }
 }
 
-/// Has a child process ask the kernel, and wait for it.
+/// Sends the request from a child process.
 fn in_child(message: RouteNetlinkMessage) -> Result<Pid> {
     let mut request = NetlinkMessage::from(message);
     request.header.flags = NLM_F_REQUEST;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
-    // SAFETY: the child only makes system calls, on memory that is there already.
-    match Errno::result(unsafe { libc::fork() }).context(|| "cannot make a child process".to_owned())? {
-        // SAFETY: this is the child.
+    // SAFETY: the child makes only system calls, on memory allocated before the fork.
+    match Errno::result(unsafe { libc::fork() }).context(|| "cannot create a child process".to_owned())? {
+        // SAFETY: this is the child, which uses no descriptor of its parent.
         0 => unsafe {
-            ask(&bytes);
+            send(&bytes);
             libc::_exit(0)
         },
         child => Ok(Pid::from_raw(child)),
     }
 }
 
-/// In the child: gives back what the engine waits for the end of, and asks over a socket of its own; not where the first cannot
-/// be done (close_range(2), 5.9), for then the engine would wait for the child. Its parent sees what comes of it.
+/// In the child: closes all descriptors, since the engine waits until its pipes are closed, and sends the request over a
+/// new socket. Sends nothing where close_range(2) fails (before 5.9). The parent checks the result.
 ///
 /// # Safety
-/// Every descriptor of the process is closed.
-unsafe fn ask(request: &[u8]) {
-    // SAFETY: numbers, and a buffer with its length.
+/// Closes every descriptor of the process.
+unsafe fn send(request: &[u8]) {
+    // SAFETY: the calls take numbers, and a buffer with its length.
     unsafe {
         if libc::syscall(libc::SYS_close_range, 0_u32, u32::MAX, 0) != 0 {
             return;
         }
         let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
-        // The call lasts for as long as the kernel needs (`net/core/rtnetlink.c, rtnetlink_rcv()`).
+        // The kernel handles the request within this call (`net/core/rtnetlink.c, rtnetlink_rcv()`).
         libc::send(socket, request.as_ptr().cast(), request.len(), 0);
     }
 }
@@ -140,8 +140,8 @@ mod tests {
     use super::*;
     use nix::sched::{CloneFlags, unshare};
 
-    /// The calling thread and its children are told what a kernel before 5.9 says.
-    fn take_close_range() {
+    /// Makes close_range(2) fail for the calling thread and its children, as before 5.9.
+    fn disable_close_range() {
         const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
         const IS_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
         const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -158,15 +158,15 @@ mod tests {
         assert_eq!(0, set, "{}", std::io::Error::last_os_error());
     }
 
-    /// Of the calling thread.
+    /// Whether the calling thread has a child.
     fn has_child(flags: WaitPidFlag) -> bool {
         waitpid(None, Some(flags | WaitPidFlag::__WNOTHREAD)) != Err(Errno::ECHILD)
     }
 
     #[test]
-    fn a_child_that_cannot_close_what_the_engine_waits_for_is_gone_with_the_call() {
+    fn a_child_that_cannot_close_descriptors_ends_at_once() {
         if !nix::unistd::geteuid().is_root() {
-            println!("skip a_child_that_cannot_close_what_the_engine_waits_for_is_gone_with_the_call: needs root");
+            println!("skip a_child_that_cannot_close_descriptors_ends_at_once: needs root");
             return;
         }
         unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
@@ -174,13 +174,13 @@ mod tests {
         let name = "br0".parse().expect("a name");
         let delete = || {
             rtnl.add_bridge(&name, None).expect("a bridge");
-            let index = rtnl.link_named(&name).expect("asked").expect("the bridge").index;
+            let index = rtnl.link_named(&name).expect("an answer").expect("the bridge").index;
             rtnl.delete_and_leave(&[index]).expect("deleted");
-            assert!(rtnl.link_at(index).expect("asked").is_none());
+            assert!(rtnl.link_at(index).expect("an answer").is_none());
         };
         delete();
-        assert!(has_child(WaitPidFlag::empty()), "one that has closed everything stays as long as the kernel needs");
-        take_close_range();
+        assert!(has_child(WaitPidFlag::empty()), "a child that closed its descriptors waits for the kernel");
+        disable_close_range();
         delete();
         assert!(!has_child(WaitPidFlag::WNOHANG));
     }

@@ -23,28 +23,29 @@ struct Request {
     rest: [u64; 2],
 }
 
-/// Switches generic receive offload on. With it a veth has NAPI, and takes what XDP sends to its other end (5.13).
+/// Enables generic receive offload. It gives a veth NAPI, without which the veth drops frames that XDP redirects to its
+/// peer (5.13).
 ///
 /// # Errors
-/// There is no such interface, or the kernel has left it as it was.
+/// There is no such interface, or the kernel does not change the setting.
 pub fn switch_on_gro(interface: &IfName) -> Result<()> {
     call(interface, SET_GRO, 1)?;
     match call(interface, GET_GRO, 0)? {
-        0 => Err(Error::new(what(interface)).because("the kernel has left it off")),
+        0 => Err(Error::new(what(interface)).because("the kernel leaves it off")),
         _ => Ok(()),
     }
 }
 
 fn what(interface: &IfName) -> String {
-    format!("cannot switch on GRO of {interface}")
+    format!("cannot enable GRO on {interface}")
 }
 
 fn call(interface: &IfName, command: u32, data: u32) -> Result<u32> {
-    // Any socket does, and this kind needs neither address nor port.
+    // The ioctl works on any socket; this kind needs neither address nor port.
     let socket = UnixDatagram::unbound().context(|| what(interface))?;
     let mut value = Value { command, data };
     let mut request = Request { name: [0; libc::IFNAMSIZ], data: &raw mut value, rest: [0; 2] };
-    // A name is shorter than its place, so that it ends with NUL.
+    // An `IfName` is shorter than IFNAMSIZ, so a NUL follows it.
     for (to, from) in request.name.iter_mut().zip(interface.as_str().bytes()) {
         *to = from;
     }

@@ -1,4 +1,4 @@
-//! Macvlans.
+//! Macvlans, created directly in the container's namespace.
 
 use super::rtnl::{Answer, Rtnl};
 use crate::model::attachment::{Macvlan, MacvlanMode};
@@ -11,23 +11,23 @@ use std::os::fd::RawFd;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MacvlanSpec<'a> {
-    /// The kernel refuses a name that the host has too.
+    /// Must be unused in the host's namespace too.
     pub name: &'a IfName,
-    /// ifindex.
+    /// ifindex of the parent.
     pub parent: u32,
-    pub of: &'a Macvlan,
+    pub options: &'a Macvlan,
     pub mac: Option<Mac>,
-    /// Bytes; the parent's when it is absent.
+    /// Bytes; `None`: that of the parent.
     pub mtu: Option<u32>,
 }
 
 impl Rtnl {
-    /// Makes a macvlan inside the container's namespace, down.
+    /// Creates a macvlan that is down.
     ///
     /// # Errors
     /// The kernel's.
     pub fn add_macvlan(&self, spec: &MacvlanSpec<'_>, container: RawFd) -> Answer<()> {
-        let mode = match spec.of.mode {
+        let mode = match spec.options.mode {
             MacvlanMode::Bridge => MacVlanMode::Bridge,
             MacvlanMode::Private => MacVlanMode::Private,
             MacvlanMode::Vepa => MacVlanMode::Vepa,
@@ -35,7 +35,7 @@ impl Rtnl {
             MacvlanMode::Source => MacVlanMode::Source,
         };
         let mut info = vec![InfoMacVlan::Mode(mode)];
-        info.extend(spec.of.bclim.map(InfoMacVlan::BcCutoff));
+        info.extend(spec.options.bclim.map(InfoMacVlan::BcCutoff));
         let mut link =
             LinkMessageBuilder::<LinkMacVlan>::new(spec.name.as_str()).link(spec.parent).setns_by_fd(container);
         link = link.set_info_data(InfoData::MacVlan(info));
@@ -48,10 +48,10 @@ impl Rtnl {
         self.change(RouteNetlinkMessage::NewLink(link.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Of a link that is down.
+    /// Renames a link, which must be down.
     ///
     /// # Errors
-    /// The kernel's; EEXIST when the name is taken.
+    /// The kernel's; EEXIST if the name is taken.
     pub fn rename(&self, index: u32, name: &IfName) -> Answer<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).name(name.as_str()).build();
         self.change(RouteNetlinkMessage::SetLink(message), 0)

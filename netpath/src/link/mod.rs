@@ -1,5 +1,6 @@
-//! The kernel's links, addresses, routes and sysctls behind typed calls. Netlink words stay in here, no program is ever
-//! started, and every call may be repeated.
+//! Links, addresses, routes, neighbours and sysctls of the kernel, behind typed calls.
+//!
+//! Netlink messages do not leave this room, it runs no program, and every call can be repeated.
 
 pub mod bridge;
 mod carrier;
@@ -25,7 +26,7 @@ pub use carrier::Carriers;
 pub use macvlan::MacvlanSpec;
 pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
-pub use rtnl::{Refused, Rtnl};
+pub use rtnl::{RequestError, Rtnl};
 pub use veth::VethSpec;
 pub use watch::{watch, watch_routes};
 

@@ -1,4 +1,4 @@
-//! Neighbours: which hardware address an IP address has on a link.
+//! The neighbour table: hardware addresses of IP addresses on a link.
 
 use super::rtnl::{Rtnl, failed};
 use crate::model::error::Result;
@@ -9,59 +9,56 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
 
-/// Neighbours that are asked for in one request.
-const MOST: usize = 256;
+/// Neighbours that are resolved with one request.
+const MAX_NEIGHBOURS: usize = 256;
 
 impl Rtnl {
-    /// Forgets which hardware address a neighbour had: a new container may have the IP address of an old one, which the
-    /// host would go on sending to for seconds.
+    /// Deletes a neighbour. A new container may reuse the IP address of an old one, and the host would send to the old
+    /// hardware address for seconds.
     ///
     /// # Errors
-    /// The kernel's; one that it does not know is none.
-    pub fn forget_neighbour(&self, index: u32, address: IpAddr) -> Result<()> {
+    /// The kernel's; a missing neighbour is no error.
+    pub fn delete_neighbour(&self, index: u32, address: IpAddr) -> Result<()> {
         let message = message(index, address);
         match self.change(RouteNetlinkMessage::DelNeighbour(message), 0) {
             Err(e) if e.is_missing() => Ok(()),
-            other => other.map_err(failed(format!("cannot forget neighbour {address}"))),
+            other => other.map_err(failed(format!("cannot delete neighbour {address}"))),
         }
     }
 
-    /// Has the kernel ask at once for the hardware addresses of a link that it waits for, [`MOST`] at most, instead of when
-    /// its time comes (`retrans_time_ms`, a second). The packets that wait go on waiting. Returns for whom.
+    /// Makes the kernel repeat its pending ARP requests and neighbour solicitations on a link now, instead of after
+    /// `retrans_time_ms` (1 s). Queued packets stay queued. Returns the neighbours, [`MAX_NEIGHBOURS`] at most.
     ///
-    /// `net/core/neighbour.c`: `__neigh_update()` stops the timer and keeps the queue of a neighbour that is made NUD_NONE;
-    /// `__neigh_event_send()`, which NTF_USE calls, sends the first question of a neighbour in that state. All of it is one
-    /// request, so that no neighbour is left without a timer if this process is killed.
+    /// `net/core/neighbour.c`: `__neigh_update()` stops the timer of a neighbour that is set to NUD_NONE and keeps its
+    /// queue; `__neigh_event_send()`, called for NTF_USE, sends the first request of a neighbour in that state. Both are
+    /// in one message, so that no neighbour stays without a timer if this process is killed.
     ///
     /// # Errors
-    /// The kernel's first, after it has been asked for all. A neighbour that is gone in the meantime is none.
-    pub fn ask_again(&self, index: u32) -> Result<Vec<IpAddr>> {
-        let mut question = NeighbourMessage::default();
-        // A kernel that does not know this filter lists those of every link.
-        question.attributes.push(NeighbourAttribute::IfIndex(index));
+    /// The kernel's first, after all neighbours were tried. A neighbour that disappears meanwhile is no error.
+    pub fn resolve_now(&self, index: u32) -> Result<Vec<IpAddr>> {
+        let mut request = NeighbourMessage::default();
+        // Kernels without this filter list the neighbours of every link.
+        request.attributes.push(NeighbourAttribute::IfIndex(index));
         let neighbours = self
-            .dump(RouteNetlinkMessage::GetNeighbour(question))
+            .dump(RouteNetlinkMessage::GetNeighbour(request))
             .map_err(failed(format!("cannot list the neighbours of interface {index}")))?;
-        let unanswered: Vec<_> = neighbours.iter().filter_map(|n| unanswered(n, index)).take(MOST).collect();
-        if unanswered.is_empty() {
-            return Ok(unanswered);
+        let incomplete: Vec<_> = neighbours.iter().filter_map(|n| incomplete(n, index)).take(MAX_NEIGHBOURS).collect();
+        if incomplete.is_empty() {
+            return Ok(incomplete);
         }
-        let both = unanswered.iter().flat_map(|&address| {
+        let both = incomplete.iter().flat_map(|&address| {
             let mut used = message(index, address);
             used.header.flags = NeighbourFlags::Use;
-            let (first, second) = (message(index, address), used);
-            [(first, NLM_F_REQUEST), (second, NLM_F_REQUEST | NLM_F_ACK)]
+            [(message(index, address), NLM_F_REQUEST), (used, NLM_F_REQUEST | NLM_F_ACK)]
         });
         match self.batch(both.map(|(message, flags)| (RouteNetlinkMessage::NewNeighbour(message), flags)).collect()) {
-            Err(e) if !e.is_missing() => {
-                Err(failed(format!("cannot ask again for neighbours of interface {index}"))(e))
-            }
-            _ => Ok(unanswered),
+            Err(e) if !e.is_missing() => Err(failed(format!("cannot resolve neighbours of interface {index}"))(e)),
+            _ => Ok(incomplete),
         }
     }
 }
 
-/// In the state NUD_NONE.
+/// A neighbour in the state NUD_NONE.
 fn message(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = index;
@@ -70,13 +67,13 @@ fn message(index: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn unanswered(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
+fn incomplete(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
     let RouteNetlinkMessage::NewNeighbour(n) = message else { return None };
-    let is_waited_for = n.header.ifindex == index && n.header.state == NeighbourState::Incomplete;
-    // A request without these flags would take them away from a neighbour of other software (`neigh_update_flags()`).
-    let is_kept = n.header.flags.contains(NeighbourFlags::ExtLearned)
+    let is_incomplete = n.header.ifindex == index && n.header.state == NeighbourState::Incomplete;
+    // The update would clear these flags of a foreign neighbour (`neigh_update_flags()`).
+    let is_foreign = n.header.flags.contains(NeighbourFlags::ExtLearned)
         || n.attributes.iter().any(|a| matches!(a, NeighbourAttribute::ExtFlags(flags) if !flags.is_empty()));
-    if !is_waited_for || is_kept {
+    if !is_incomplete || is_foreign {
         return None;
     }
     n.attributes.iter().find_map(|attribute| match attribute {

@@ -1,5 +1,5 @@
-//! Network namespaces: opened by path, told apart by cookie, entered in a thread of their own, so that the calling
-//! thread never leaves its namespace.
+//! Network namespaces: opened by path, identified by cookie, entered only by short-lived threads, so that the calling
+//! thread never changes its namespace.
 
 use super::Rtnl;
 use crate::model::error::{Context, Error, Result};
@@ -16,11 +16,10 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// `None` when there is no namespace at `path`: no file, or one that is no namespace any more because the engine
-    /// has unmounted it.
+    /// `None` if there is no namespace at `path`: no file, or the file that is left after an unmount.
     ///
     /// # Errors
-    /// The path cannot be opened or looked at.
+    /// The path cannot be opened or examined.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let what = || format!("cannot open network namespace {}", path.display());
         let file = match File::open(path) {
@@ -40,20 +39,20 @@ impl Netns {
     /// # Errors
     /// /proc cannot be read.
     pub fn is_here(&self) -> Result<bool> {
-        let what = || format!("cannot tell network namespace {} from the host's", self.path.display());
+        let what = || format!("cannot compare network namespace {} with the host's", self.path.display());
         let here = std::fs::metadata("/proc/thread-self/ns/net").context(what)?;
         let there = self.file.metadata().context(what)?;
         Ok(here.ino() == there.ino() && here.dev() == there.dev())
     }
 
-    /// Opens what is needed to work inside the namespace.
+    /// Opens a netlink socket inside the namespace.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn enter(&self) -> Result<Inside> {
         let what = || format!("cannot enter network namespace {}", self.path.display());
         let file = self.file.try_clone().context(what)?;
-        // A socket stays in the namespace in which it was made.
+        // A socket stays in the namespace in which it was created.
         let rtnl = in_thread(&file, Rtnl::here).map_err(|e| e.within(what()))?;
         Ok(Inside { rtnl, file })
     }
@@ -65,7 +64,7 @@ impl AsFd for Netns {
     }
 }
 
-/// The inside of a namespace: a netlink socket of it for the calling thread, and threads of its own for the rest.
+/// Access to the inside of a namespace: a netlink socket for the calling thread, and threads for everything else.
 pub struct Inside {
     rtnl: Rtnl,
     file: File,
@@ -80,10 +79,10 @@ impl Inside {
         self.file.as_raw_fd()
     }
 
-    /// Runs `job` in a thread inside the namespace and waits for what it returns.
+    /// Runs `job` in a thread inside the namespace and waits for its result.
     ///
     /// # Errors
-    /// What `job` returns, or that the namespace cannot be entered.
+    /// That of `job`, or the namespace cannot be entered.
     pub fn run<T: Send>(&self, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         in_thread(&self.file, job)
     }
@@ -101,14 +100,14 @@ fn in_thread<T: Send>(namespace: &File, job: impl FnOnce() -> Result<T> + Send) 
     })
 }
 
-/// The number that names the calling thread's network namespace for as long as the machine runs: SO_NETNS_COOKIE
-/// (5.14), or the namespace's inode where the kernel has no cookie.
+/// The number of the calling thread's network namespace, unique until the next boot: SO_NETNS_COOKIE (5.14), or the
+/// namespace's inode where the kernel has no cookie.
 ///
 /// # Errors
 /// Neither can be read.
 pub fn cookie() -> Result<u64> {
-    let what = || "cannot tell which network namespace this is".to_owned();
-    // Every socket knows its namespace; this kind needs no address and no port.
+    let what = || "cannot identify the network namespace".to_owned();
+    // Any socket works; this kind needs neither address nor port.
     let socket = std::os::unix::net::UnixDatagram::unbound().context(what)?;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;

@@ -1,4 +1,4 @@
-//! What is there: all links of a namespace with their addresses, or one link.
+//! Queries: all links of a namespace with their addresses, or one link.
 
 use super::rtnl::{Answer, Rtnl, failed};
 use crate::model::error::Result;
@@ -24,12 +24,12 @@ pub struct Link {
     /// As [`HostLink::driver`].
     pub driver: Option<String>,
     pub up: bool,
-    /// It is up and has a carrier, and the kernel has its queues running (IF_OPER_UP).
+    /// It is up, has a carrier, and its queues run (IF_OPER_UP).
     pub sends: bool,
-    /// How many times it has got a carrier.
+    /// How many times the link has gained a carrier.
     pub carriers: u32,
     pub group: u32,
-    /// The other end of a veth, by its ifindex in its own namespace.
+    /// The other end of a veth: its ifindex in its namespace.
     pub peer: Option<u32>,
 }
 
@@ -92,14 +92,14 @@ impl Link {
     }
 }
 
-/// Of a device, as sysfs has it. Buses are the same in every network namespace, whatever `/sys` was mounted for.
+/// The driver of a device, from sysfs. `/sys/bus` is the same in every network namespace.
 fn driver(bus: &str, device: &str) -> Option<String> {
     let link = std::fs::read_link(format!("/sys/bus/{bus}/devices/{device}/driver")).ok()?;
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
 impl Rtnl {
-    /// All links and addresses of the namespace, in two dumps; [`Rtnl::sources`] adds what routes say.
+    /// All links and addresses of the namespace, in two dumps; [`Rtnl::sources`] reads the routes.
     ///
     /// # Errors
     /// The kernel's.
@@ -126,7 +126,7 @@ impl Rtnl {
         let links = links
             .into_iter()
             .filter_map(|l| {
-                // A name that the kernel would not take today is of no use to anybody here.
+                // Links with a name that today's kernels reject are skipped.
                 let name = IfName::try_from(l.name).ok()?;
                 Some(HostLink {
                     index: l.index,
@@ -144,17 +144,17 @@ impl Rtnl {
         Ok(HostView { cookie, links, sources: Vec::new() })
     }
 
-    /// IPv6 addresses of a link that the kernel uses as a source without reserve: not those that duplicate address detection
-    /// is not through with, or has found with others.
+    /// IPv6 addresses of a link that can be used as a source: not those that duplicate address detection still checks, or
+    /// has found to be duplicates.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn sure_addresses(&self, index: u32) -> Result<Vec<Ipv6Net>> {
+    pub fn usable_addresses(&self, index: u32) -> Result<Vec<Ipv6Net>> {
         let answer = self
             .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
             .map_err(failed("cannot list addresses".into()))?;
         let of = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewAddress(m) if m.header.index == index && is_sure(m) => match address_of(m) {
+            RouteNetlinkMessage::NewAddress(m) if m.header.index == index && is_usable(m) => match address_of(m) {
                 Some(IpNet::V6(net)) => Some(net),
                 _ => None,
             },
@@ -166,31 +166,33 @@ impl Rtnl {
     /// # Errors
     /// The kernel's.
     pub fn links(&self) -> Result<Vec<Link>> {
-        let answer = self.dump(RouteNetlinkMessage::GetLink(question())).map_err(failed("cannot list links".into()))?;
+        let answer = self.dump(RouteNetlinkMessage::GetLink(request())).map_err(failed("cannot list links".into()))?;
         Ok(answer.iter().filter_map(as_link).collect())
     }
 
+    /// `None`: there is no link of that name.
+    ///
     /// # Errors
-    /// The kernel's; that there is none of that name is `None`.
+    /// The kernel's.
     pub fn link_named(&self, name: &IfName) -> Result<Option<Link>> {
-        let mut message = question();
+        let mut message = request();
         message.attributes.push(LinkAttribute::IfName(name.to_string()));
-        one(self.read(RouteNetlinkMessage::GetLink(message)))
-            .map_err(failed(format!("cannot look at interface {name}")))
+        one(self.read(RouteNetlinkMessage::GetLink(message))).map_err(failed(format!("cannot query interface {name}")))
     }
 
+    /// `None`: there is no link of that index.
+    ///
     /// # Errors
-    /// The kernel's; that there is none of that index is `None`.
+    /// The kernel's.
     pub fn link_at(&self, index: u32) -> Result<Option<Link>> {
-        let mut message = question();
+        let mut message = request();
         message.header.index = index;
-        one(self.read(RouteNetlinkMessage::GetLink(message)))
-            .map_err(failed(format!("cannot look at interface {index}")))
+        one(self.read(RouteNetlinkMessage::GetLink(message))).map_err(failed(format!("cannot query interface {index}")))
     }
 }
 
-/// About links, without the counters, which are most of what the kernel would tell.
-fn question() -> LinkMessage {
+/// A request for links without their counters, which would be most of the answer.
+fn request() -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message
@@ -208,15 +210,15 @@ fn one(answer: Answer<Vec<RouteNetlinkMessage>>) -> Answer<Option<Link>> {
     }
 }
 
-fn is_sure(message: &AddressMessage) -> bool {
-    let unsure = AddressFlags::Tentative | AddressFlags::Optimistic | AddressFlags::Dadfailed;
+fn is_usable(message: &AddressMessage) -> bool {
+    let unusable = AddressFlags::Tentative | AddressFlags::Optimistic | AddressFlags::Dadfailed;
     let flags =
         message.attributes.iter().find_map(|a| if let AddressAttribute::Flags(f) = a { Some(*f) } else { None });
-    !flags.unwrap_or(AddressFlags::empty()).intersects(unsure)
+    !flags.unwrap_or(AddressFlags::empty()).intersects(unusable)
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    // On a point-to-point link `Address` is the other end, and `Local` this one.
+    // On a point-to-point link `Address` is the remote end and `Local` is this one.
     let mut address: Option<IpAddr> = None;
     for attribute in &message.attributes {
         match attribute {

@@ -13,8 +13,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 impl Rtnl {
-    /// Gives an interface an address; `false` = it has it already. An IPv6 address serves at once, without duplicate
-    /// address detection: its owner has allotted it.
+    /// Adds an address to an interface; `false`: the interface has the address. IPv6 addresses skip duplicate address
+    /// detection, since the engine has allocated them.
     ///
     /// # Errors
     /// The kernel's.
@@ -50,8 +50,8 @@ impl Rtnl {
         }
     }
 
-    /// Adds a static route; `false` = the very same is there already. Of two networks of one container that both
-    /// bring a default route with the same metric, both stand.
+    /// Adds a static route; `false`: an identical route exists. Two networks of a container may both add a default route
+    /// with the same metric, and both stay.
     ///
     /// # Errors
     /// The kernel's.
@@ -63,7 +63,7 @@ impl Rtnl {
         }
     }
 
-    /// A missing one is no error.
+    /// Deletes a route. A missing one is no error.
     ///
     /// # Errors
     /// The kernel's.
@@ -74,7 +74,7 @@ impl Rtnl {
         }
     }
 
-    /// The interface that the first default route leads through, IPv4 before IPv6.
+    /// The link of the first default route, IPv4 before IPv6.
     ///
     /// # Errors
     /// The kernel's.
@@ -85,7 +85,7 @@ impl Rtnl {
             message.header.table = MAIN;
             let routes =
                 self.dump(RouteNetlinkMessage::GetRoute(message)).map_err(failed("cannot list routes".into()))?;
-            let way_out = routes.iter().find_map(|r| match r {
+            let default = routes.iter().find_map(|r| match r {
                 RouteNetlinkMessage::NewRoute(r)
                     if r.header.destination_prefix_length == 0
                         && r.header.table == MAIN
@@ -95,7 +95,7 @@ impl Rtnl {
                 }
                 _ => None,
             });
-            if let Some(index) = way_out {
+            if let Some(index) = default {
                 return self.link_at(index);
             }
         }

@@ -1,4 +1,4 @@
-//! One rtnetlink socket in one namespace, driven to the end of each request before the next begins.
+//! An rtnetlink socket of one namespace, for one request at a time.
 
 use crate::model::error::{Context, Error, Result};
 use crate::netlink::Netlink;
@@ -7,11 +7,11 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::cell::RefCell;
 use std::fmt;
 
-/// The kernel's answer to one request, or that there was none.
+/// The error of one request: the kernel's, or that of the socket.
 #[derive(Debug)]
-pub struct Refused(std::io::Error);
+pub struct RequestError(std::io::Error);
 
-impl Refused {
+impl RequestError {
     pub fn errno(&self) -> Option<i32> {
         self.0.raw_os_error()
     }
@@ -20,72 +20,72 @@ impl Refused {
         self.errno() == Some(libc::EEXIST)
     }
 
-    /// The object of the request, or the link it names, is not there.
+    /// The object of the request, or the link that it names, does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self.errno(), Some(libc::ENODEV | libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL))
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for RequestError {}
 
-pub type Answer<T> = std::result::Result<T, Refused>;
+pub type Answer<T> = std::result::Result<T, RequestError>;
 
 pub struct Rtnl(RefCell<Netlink<RouteNetlinkMessage>>);
 
 impl Rtnl {
-    /// Asks the namespace that is now the calling thread's, from any thread.
+    /// Opens a socket in the calling thread's namespace. The socket stays there, whichever thread uses it.
     ///
     /// # Errors
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     pub fn here() -> Result<Self> {
         let socket = Netlink::open(NETLINK_ROUTE).context(|| "cannot open a netlink socket".to_owned())?;
         Ok(Self(RefCell::new(socket)))
     }
 
-    /// Asks for a change and waits for the acknowledgement. `flags` come on top of REQUEST and ACK.
+    /// Makes a change and waits for the acknowledgement. `flags` are added to REQUEST and ACK.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The kernel's.
     pub(super) fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Answer<()> {
         tracing::trace!(?message, "netlink");
-        self.0.borrow_mut().change(message, flags).map_err(Refused)
+        self.0.borrow_mut().change(message, flags).map_err(RequestError)
     }
 
-    /// Asks for several changes in one request, each with its flags; the kernel goes on after one that it refuses.
+    /// Makes several changes in one datagram, each with its flags; the kernel continues after a change that it refuses.
     ///
     /// # Errors
-    /// The first that the kernel refuses.
+    /// That of the first refused change.
     pub(super) fn batch(&self, messages: Vec<(RouteNetlinkMessage, u16)>) -> Answer<()> {
         tracing::trace!(?messages, "netlink");
-        self.0.borrow_mut().batch(messages).map_err(Refused)
+        self.0.borrow_mut().batch(messages).map_err(RequestError)
     }
 
-    /// Asks about one object.
+    /// Reads one object.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The kernel's.
     pub(super) fn read(&self, message: RouteNetlinkMessage) -> Answer<Vec<RouteNetlinkMessage>> {
         tracing::trace!(?message, "netlink");
-        self.0.borrow_mut().read(message).map_err(Refused)
+        self.0.borrow_mut().read(message).map_err(RequestError)
     }
 
-    /// Asks for all objects of a kind.
+    /// Lists all objects of a kind.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The kernel's.
     pub(super) fn dump(&self, message: RouteNetlinkMessage) -> Answer<Vec<RouteNetlinkMessage>> {
         tracing::trace!(?message, "netlink");
-        self.0.borrow_mut().dump(message).map_err(Refused)
+        self.0.borrow_mut().dump(message).map_err(RequestError)
     }
 }
 
-/// Gives a refusal its operation and object.
-pub(super) fn failed(what: String) -> impl FnOnce(Refused) -> Error {
+/// Adds the operation and its object to an error.
+pub(super) fn failed(what: String) -> impl FnOnce(RequestError) -> Error {
     move |e| Error::new(what).because(e)
 }

@@ -1,9 +1,9 @@
-//! By which source packets of containers leave where a route names one (`ip route … src`, RTA_PREFSRC): netfilter's
-//! masquerade takes an address of the way out by itself (`net/netfilter/nf_nat_masquerade.c`).
+//! Source addresses that routes prescribe for container traffic (`ip route … src`, RTA_PREFSRC). netfilter's masquerade
+//! ignores them and chooses an address of the outgoing interface (`net/netfilter/nf_nat_masquerade.c`).
 //!
-//! The destinations of all routes and routing rules cut the address space into regions in which all packets of one bridge
-//! and one source take the same way, rules by marks, ports or the type of service aside; the kernel is asked for the route
-//! of one address of each region. Only regions of routes with such a source count, and those inside them.
+//! The destinations of all routes and routing rules divide the address space into regions in which all packets from one
+//! bridge and source take the same route, except for rules by mark, port or type of service. The kernel is queried for the
+//! route to one address of each region. Only regions of routes with a preferred source, and those inside them, matter.
 
 use super::rtnl::{Rtnl, failed};
 use crate::model::error::{Context, Result};
@@ -20,18 +20,18 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Bound;
 
-/// A host with more routes is a router of the Internet: they are not read to the end.
-const ROUTES: usize = 4_096;
-/// Questions for the way of a region, in each family; each takes the kernel some microseconds.
-const QUESTIONS: usize = 2_048;
+/// A host with more routes is an Internet router: reading stops there.
+const MAX_ROUTES: usize = 4_096;
+/// Route lookups in each family; each takes some microseconds.
+const MAX_LOOKUPS: usize = 2_048;
 
-/// What routes cannot lead a forwarded packet to, or what asking for says nothing about others.
+/// Destinations that are never forwarded, or whose route says nothing about that of other destinations.
 const NEVER4: [&str; 4] = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"];
 const NEVER6: [&str; 3] = ["::/8", "fe80::/10", "ff00::/8"];
 
 impl Rtnl {
-    /// The ways of what the containers of masqueraded networks begin, for [`HostView::sources`]; and what was left out, and
-    /// why. The links of `view` include the bridges.
+    /// The routes of connections from masqueraded networks, for [`HostView::sources`]; and descriptions of what was left
+    /// out. `view` must include the bridges.
     ///
     /// # Errors
     /// The kernel's.
@@ -45,7 +45,7 @@ impl Rtnl {
         Ok((sources, left_out))
     }
 
-    /// Of the subnets of one family, each with the index of its bridge.
+    /// The sources for the subnets of one family, each with the index of its bridge.
     fn sources_of(
         &self,
         view: &HostView,
@@ -55,36 +55,38 @@ impl Rtnl {
     ) -> Result<Vec<RouteSource>> {
         let v4 = bridges.iter().all(|(_, net)| net.addr().is_ipv4());
         let Some(routes) = routes(v4)? else {
-            left_out.push(format!("the host has more than {ROUTES} routes of {}", if v4 { "IPv4" } else { "IPv6" }));
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            left_out.push(format!("the host has more than {MAX_ROUTES} {family} routes"));
             return Ok(Vec::new());
         };
-        let named: BTreeSet<IpNet> = routes.iter().filter(|r| r.source(view, r.to).is_some()).map(|r| r.to).collect();
-        let rules = if named.is_empty() { Rules::default() } else { self.rules(v4)? };
-        let own = routes.iter().filter(|r| !r.leads_on).map(|r| r.to).chain(containers(desired));
-        let own: BTreeSet<IpNet> = own.chain(never(v4)).filter(|n| n.addr().is_ipv4() == v4).collect();
-        let leading = routes.iter().filter(|r| r.leads_on).map(|r| r.to);
-        let all: BTreeSet<IpNet> = leading.chain(rules.to).chain([everything(v4)]).collect();
+        let with_source: BTreeSet<IpNet> =
+            routes.iter().filter(|r| r.source(view, r.to).is_some()).map(|r| r.to).collect();
+        let rules = if with_source.is_empty() { Rules::default() } else { self.rules(v4)? };
+        let excluded = routes.iter().filter(|r| !r.is_forwarding).map(|r| r.to).chain(containers(desired));
+        let excluded: BTreeSet<IpNet> = excluded.chain(never(v4)).filter(|n| n.addr().is_ipv4() == v4).collect();
+        let forwarding = routes.iter().filter(|r| r.is_forwarding).map(|r| r.to);
+        let all: BTreeSet<IpNet> = forwarding.chain(rules.to).chain([everything(v4)]).collect();
         let of_bridge = |&(bridge, net)| parts(net, &rules.from).map(move |from| (bridge, net, from));
         let parts: Vec<(u32, IpNet, IpNet)> = bridges.iter().flat_map(of_bridge).collect();
 
         let mut wanted: Vec<IpNet> =
-            all.iter().copied().filter(|to| is_wanted(*to, &named) && !own.contains(to)).collect();
+            all.iter().copied().filter(|to| is_wanted(*to, &with_source) && !excluded.contains(to)).collect();
         wanted.sort_by_key(IpNet::prefix_len);
-        let most = (QUESTIONS / parts.len().max(1)).max(1);
-        if wanted.len() > most {
-            left_out.push(format!("{} prefixes beyond the widest {most}", wanted.len() - most));
-            wanted.truncate(most);
+        let limit = (MAX_LOOKUPS / parts.len().max(1)).max(1);
+        if wanted.len() > limit {
+            left_out.push(format!("{} prefixes beyond the widest {limit}", wanted.len() - limit));
+            wanted.truncate(limit);
         }
-        let taken: BTreeSet<IpNet> = all.union(&own).copied().collect();
+        let taken: BTreeSet<IpNet> = all.union(&excluded).copied().collect();
         let wanted: Vec<(IpNet, IpAddr)> = wanted.into_iter().filter_map(|to| Some((to, free(to, &taken)?))).collect();
 
-        let taken: BTreeSet<IpNet> = own.iter().copied().chain(parts.iter().map(|(.., from)| *from)).collect();
+        let taken: BTreeSet<IpNet> = excluded.iter().copied().chain(parts.iter().map(|(.., from)| *from)).collect();
         let mut sources = Vec::new();
         for (bridge, net, from) in parts {
             let Some(container) = free(from, &taken) else { continue };
-            sources.extend(self.ways(view, bridge, from, container, &wanted));
+            sources.extend(self.route_sources(view, bridge, from, container, &wanted));
             if from != net {
-                // What is said of the whole subnet is not for this part.
+                // Ends with a catch-all, so that this part never falls through to the sources of the whole subnet.
                 let rest = RouteSource { from, to: everything(v4), by: Vec::new(), source: None };
                 sources.extend(sources.last().is_none_or(|s| s.from != from || s.to != rest.to).then_some(rest));
             }
@@ -92,8 +94,9 @@ impl Rtnl {
         Ok(sources)
     }
 
-    /// Of one bridge and source, the most specific destination first. `wanted`: the widest first, each with an address in it.
-    fn ways(
+    /// The sources for one bridge and source prefix, most specific destination first. `wanted`: the destinations, widest
+    /// first, each with an address to look up.
+    fn route_sources(
         &self,
         view: &HostView,
         bridge: u32,
@@ -101,25 +104,25 @@ impl Rtnl {
         container: IpAddr,
         wanted: &[(IpNet, IpAddr)],
     ) -> Vec<RouteSource> {
-        let mut ways: Vec<RouteSource> = Vec::new();
+        let mut sources: Vec<RouteSource> = Vec::new();
         for &(to, address) in wanted {
-            // No way, or none that is allowed: nothing leaves.
+            // Without a route nothing is forwarded.
             let Some(route) = self.route(bridge, container, address) else { continue };
             let by = route.hops.iter().filter_map(|(index, _)| Some(view.link(*index)?.name.clone()));
             let mut by: Vec<IfName> = by.collect();
             by.sort();
             by.dedup();
-            let way = RouteSource { from, to, by, source: route.source(view, to) };
-            let around = ways.iter().rev().find(|w| w.to.contains(&to));
-            if around.is_none_or(|w| (&w.by, w.source) != (&way.by, way.source)) {
-                ways.push(way);
+            let new = RouteSource { from, to, by, source: route.source(view, to) };
+            let enclosing = sources.iter().rev().find(|s| s.to.contains(&to));
+            if enclosing.is_none_or(|s| (&s.by, s.source) != (&new.by, new.source)) {
+                sources.push(new);
             }
         }
-        ways.reverse();
-        ways
+        sources.reverse();
+        sources
     }
 
-    /// Which route the kernel takes for a packet that comes from a container.
+    /// The route of a packet from a container.
     fn route(&self, bridge: u32, from: IpAddr, to: IpAddr) -> Option<Route> {
         let mut message = RouteMessage::default();
         let len = if to.is_ipv4() { 32 } else { 128 };
@@ -136,14 +139,14 @@ impl Rtnl {
             RouteAttribute::Iif(bridge),
         ];
         let answers = self.read(RouteNetlinkMessage::GetRoute(message)).ok()?;
-        answers.iter().find_map(Route::of).filter(|r| r.leads_on && !r.hops.is_empty())
+        answers.iter().find_map(Route::of).filter(|r| r.is_forwarding && !r.hops.is_empty())
     }
 
     fn rules(&self, v4: bool) -> Result<Rules> {
-        let mut question = RuleMessage::default();
-        question.header.family = family(v4);
+        let mut request = RuleMessage::default();
+        request.header.family = family(v4);
         let answers =
-            self.dump(RouteNetlinkMessage::GetRule(question)).map_err(failed("cannot list routing rules".into()))?;
+            self.dump(RouteNetlinkMessage::GetRule(request)).map_err(failed("cannot list routing rules".into()))?;
         let mut rules = Rules::default();
         for answer in answers {
             let RouteNetlinkMessage::NewRule(rule) = answer else { continue };
@@ -163,7 +166,7 @@ impl Rtnl {
     }
 }
 
-/// The prefixes that routing rules tell apart.
+/// The prefixes that routing rules match.
 #[derive(Default)]
 struct Rules {
     from: BTreeSet<IpNet>,
@@ -172,10 +175,10 @@ struct Rules {
 
 struct Route {
     to: IpNet,
-    /// Packets that match are forwarded, or refused; not: they are the host's own, or for many.
-    leads_on: bool,
+    /// Not a local, broadcast, anycast or multicast route.
+    is_forwarding: bool,
     preferred: Option<IpAddr>,
-    /// Interfaces with their gateways.
+    /// Index and gateway of each next hop's interface.
     hops: Vec<(u32, Option<IpAddr>)>,
 }
 
@@ -198,12 +201,12 @@ impl Route {
             None => everything(message.header.address_family == AddressFamily::Inet),
         };
         let kinds = [RouteType::Local, RouteType::Broadcast, RouteType::Anycast, RouteType::Multicast];
-        Some(Self { to, leads_on: !kinds.contains(&message.header.kind), preferred, hops })
+        Some(Self { to, is_forwarding: !kinds.contains(&message.header.kind), preferred, hops })
     }
 
-    /// The preferred source where masquerade of packets to `to` would choose another one, or might.
+    /// The preferred source, if masquerade of packets to `to` might choose another one.
     fn source(&self, view: &HostView, to: IpNet) -> Option<IpAddr> {
-        let source = self.preferred.filter(|_| self.leads_on)?;
+        let source = self.preferred.filter(|_| self.is_forwarding)?;
         let chooses_it = |(index, gateway): &(u32, Option<IpAddr>)| {
             let addresses = view.link(*index).map_or(&[][..], |l| &l.addresses);
             chosen(addresses, gateway.map_or(to, IpNet::from)) == Some(source)
@@ -228,19 +231,19 @@ fn address(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// What masquerade chooses of an interface's addresses for a next hop, if that is the same for all of `hop` and can be told:
-/// the first whose subnet has it, or the first of all (`net/ipv4/devinet.c, inet_select_addr()`). The kernel lists
-/// them in that order, secondary ones last. IPv6 weighs them by RFC 6724.
+/// The address that masquerade chooses for a next hop, if the choice is predictable and the same for all of `hop`: the first
+/// whose subnet contains the next hop, else the first of all (`net/ipv4/devinet.c, inet_select_addr()`). The kernel lists
+/// addresses in that order, secondary ones last. For IPv6 the choice follows RFC 6724 and is not predicted.
 fn chosen(addresses: &[IpNet], hop: IpNet) -> Option<IpAddr> {
     let mut v4 = addresses.iter().filter(|a| a.addr().is_ipv4() && hop.addr().is_ipv4());
-    let near = v4.clone().find(|a| a.contains(&hop) || hop.contains(&a.trunc()));
-    match near {
-        Some(near) => near.contains(&hop).then(|| near.addr()),
+    let on_link = v4.clone().find(|a| a.contains(&hop) || hop.contains(&a.trunc()));
+    match on_link {
+        Some(on_link) => on_link.contains(&hop).then(|| on_link.addr()),
         None => v4.next().map(IpNet::addr),
     }
 }
 
-/// Bridges with those of their subnets whose packets are masqueraded.
+/// Bridges and their masqueraded subnets.
 fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
     let mut bridges = BTreeSet::new();
     for (record, _) in desired.bridged() {
@@ -257,35 +260,34 @@ fn masqueraded(view: &HostView, desired: &Desired) -> BTreeSet<(u32, IpNet)> {
     bridges
 }
 
-/// Packets to other containers are not masqueraded.
+/// Subnets of containers, to which packets are not masqueraded.
 fn containers(desired: &Desired) -> impl Iterator<Item = IpNet> {
     desired.bridged().flat_map(|(r, _)| &r.network.subnets).map(|s| s.net.trunc())
 }
 
-/// All routes of all tables, unless there are too many.
+/// All routes of all tables; `None` if there are too many.
 fn routes(v4: bool) -> Result<Option<Vec<Route>>> {
     let what = || "cannot list routes".to_owned();
-    let mut question = RouteMessage::default();
-    question.header.address_family = family(v4);
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(v4);
     let socket = Netlink::open(NETLINK_ROUTE).context(what)?;
-    let answers = socket.dump_at_most(RouteNetlinkMessage::GetRoute(question), ROUTES).context(what)?;
+    let answers = socket.dump_at_most(RouteNetlinkMessage::GetRoute(request), MAX_ROUTES).context(what)?;
     Ok(answers.map(|a| a.iter().filter_map(Route::of).collect()))
 }
 
-/// A subnet after those parts of it that rules tell from the rest, the smallest first.
-fn parts(net: IpNet, named: &BTreeSet<IpNet>) -> impl Iterator<Item = IpNet> {
-    let mut parts: Vec<IpNet> = named.iter().copied().filter(|n| *n != net && net.contains(n)).collect();
+/// The parts of a subnet that routing rules match, smallest first, and then the subnet itself.
+fn parts(net: IpNet, matched: &BTreeSet<IpNet>) -> impl Iterator<Item = IpNet> {
+    let mut parts: Vec<IpNet> = matched.iter().copied().filter(|n| *n != net && net.contains(n)).collect();
     parts.sort_by_key(|n| std::cmp::Reverse(n.prefix_len()));
     parts.into_iter().chain([net])
 }
 
-/// The region of a route with a source of its own, or inside one; and that of all that no route is about, which tells the
-/// usual way out.
-fn is_wanted(to: IpNet, named: &BTreeSet<IpNet>) -> bool {
-    to.prefix_len() == 0 || named.iter().any(|n| n.contains(&to))
+/// Whether a destination lies in a route with a preferred source. The default route is always wanted.
+fn is_wanted(to: IpNet, with_source: &BTreeSet<IpNet>) -> bool {
+    to.prefix_len() == 0 || with_source.iter().any(|n| n.contains(&to))
 }
 
-/// The first address of a prefix that is in none of `taken` but the prefix itself and those around it.
+/// The first address of a prefix that is in none of the smaller prefixes of `taken`.
 fn free(net: IpNet, taken: &BTreeSet<IpNet>) -> Option<IpAddr> {
     let (mut at, last) = ends(net);
     let inside = taken.range((Bound::Excluded(net), Bound::Unbounded)).take_while(|n| ends(**n).0 <= last);
@@ -339,13 +341,13 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_stands_for_a_region_is_in_no_other() {
+    fn the_address_that_represents_a_region_is_in_no_other() {
         let taken = nets(&["0.0.0.0/0", "0.0.0.0/8", "1.0.0.0/24", "1.0.1.0/32", "192.0.2.0/24"]);
         assert_eq!(Some(ip("1.0.1.1")), free(net("0.0.0.0/0"), &taken));
-        assert_eq!(Some(ip("1.0.0.0")), free(net("1.0.0.0/24"), &taken), "what is around it is no hindrance");
+        assert_eq!(Some(ip("1.0.0.0")), free(net("1.0.0.0/24"), &taken), "enclosing prefixes do not matter");
         assert_eq!(Some(ip("1.0.1.0")), free(net("1.0.1.0/32"), &taken));
         let taken = nets(&["192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25"]);
-        assert_eq!(None, free(net("192.0.2.0/24"), &taken), "all of it is others'");
+        assert_eq!(None, free(net("192.0.2.0/24"), &taken), "other regions cover it");
         let taken = nets(&["255.255.255.0/24", "255.255.255.0/25", "255.255.255.128/25"]);
         assert_eq!(None, free(net("255.255.255.0/24"), &taken));
         let taken = nets(&["::/0", "::/8", "100::/16", "8000::/1"]);
@@ -354,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn masquerade_chooses_the_address_nearest_to_the_next_hop_or_the_first() {
+    fn masquerade_chooses_an_address_in_the_subnet_of_the_next_hop_or_the_first() {
         let addresses = [net("192.0.2.1/24"), net("198.51.100.1/25"), net("192.0.2.10/24"), net("2001:db8::1/64")];
         assert_eq!(Some(ip("192.0.2.1")), chosen(&addresses, net("192.0.2.2/32")));
         assert_eq!(Some(ip("198.51.100.1")), chosen(&addresses, net("198.51.100.2/32")));
@@ -366,17 +368,17 @@ mod tests {
     }
 
     #[test]
-    fn only_routes_with_a_source_and_those_inside_them_are_asked_for() {
-        let named = nets(&["203.0.113.0/24"]);
-        let wanted = |to: &str| is_wanted(net(to), &named);
+    fn only_routes_with_a_source_and_those_inside_them_are_looked_up() {
+        let with_source = nets(&["203.0.113.0/24"]);
+        let wanted = |to: &str| is_wanted(net(to), &with_source);
         assert!(wanted("203.0.113.0/24") && wanted("203.0.113.128/25") && wanted("0.0.0.0/0"));
         assert!(!wanted("198.51.100.0/24") && !wanted("203.0.112.0/23"));
     }
 
     #[test]
     fn a_part_of_a_subnet_comes_before_it() {
-        let named = nets(&["10.89.7.0/24", "10.89.7.5/32", "10.89.7.0/28", "10.89.8.0/24", "10.0.0.0/8"]);
-        let parts: Vec<IpNet> = parts(net("10.89.7.0/24"), &named).collect();
+        let matched = nets(&["10.89.7.0/24", "10.89.7.5/32", "10.89.7.0/28", "10.89.8.0/24", "10.0.0.0/8"]);
+        let parts: Vec<IpNet> = parts(net("10.89.7.0/24"), &matched).collect();
         assert_eq!(["10.89.7.5/32", "10.89.7.0/28", "10.89.7.0/24"].map(net).to_vec(), parts);
     }
 }

@@ -1,14 +1,13 @@
-//! Values below /proc/sys of the calling thread's network namespace.
+//! Sysctls of the calling thread's network namespace, as paths below /proc/sys.
 
 use crate::model::error::{Error, Result};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-/// Forwarding of the whole host, IPv4 and IPv6.
+/// Forwarding on all interfaces of the host, IPv4 and IPv6.
 pub const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
-/// A place below /proc/sys, with slashes: `net/ipv4/ip_forward`. Built here alone for names of interfaces, so that a
-/// dot in a name stays a dot.
+/// The sysctl `key` of an interface. Paths have slashes, so that a dot in an interface's name stays a dot.
 pub fn of_interface(family: &str, interface: &str, key: &str) -> String {
     format!("net/{family}/conf/{interface}/{key}")
 }
@@ -17,10 +16,10 @@ fn file(path: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(path)
 }
 
-/// The value without white space at its end; `None` when the kernel does not have it.
+/// The value without trailing white space; `None` if the kernel does not have the sysctl.
 ///
 /// # Errors
-/// It is there and cannot be read.
+/// The sysctl exists and cannot be read.
 pub fn read(path: &str) -> Result<Option<String>> {
     match std::fs::read_to_string(file(path)) {
         Ok(text) => Ok(Some(text.trim_end().to_owned())),
@@ -29,11 +28,11 @@ pub fn read(path: &str) -> Result<Option<String>> {
     }
 }
 
-/// Makes it so, and says what it was before if it was something else. A value already right is not written: /proc/sys
-/// may be read-only where netpath runs inside a container.
+/// Sets a sysctl and returns its former value if that was different. A correct value is not written, since /proc/sys may
+/// be read-only where netpath runs inside a container.
 ///
 /// # Errors
-/// The kernel does not have it, or refuses the value.
+/// The kernel does not have the sysctl, or refuses the value.
 pub fn ensure(path: &str, value: &str) -> Result<Option<String>> {
     let before = read(path)?.ok_or_else(|| {
         let e = Error::new(format!("cannot set sysctl {path}={value}")).because("this kernel does not have it");
@@ -46,7 +45,7 @@ pub fn ensure(path: &str, value: &str) -> Result<Option<String>> {
     Ok(Some(before))
 }
 
-/// As [`ensure`], for a value that is a refinement: a kernel without it, or a read-only /proc/sys, is no error.
+/// As [`ensure`], for an optional setting: a kernel without the sysctl, or a read-only /proc/sys, is no error.
 ///
 /// # Errors
 /// The kernel refuses the value.
@@ -66,7 +65,7 @@ pub fn ensure_if_possible(path: &str, value: &str) -> Result<()> {
 }
 
 /// # Errors
-/// It is not there, or the kernel refuses the value.
+/// The kernel does not have the sysctl, or refuses the value.
 pub fn write(path: &str, value: &str) -> Result<()> {
     std::fs::write(file(path), value).map_err(|e| {
         let read_only = e.raw_os_error() == Some(libc::EROFS);

@@ -1,11 +1,12 @@
 //! Settings of a bridge for systemd-sysctl, in `/run/sysctl.d/10-netpath-<bridge>.conf`.
 //!
-//! udev runs systemd-sysctl for every new interface, at some time after it was created. Where the host has general settings for
-//! interfaces (RHEL: strict `rp_filter` by `net.ipv4.conf.*.rp_filter`) it would write them over netpath's. A key that is given in full
-//! takes precedence over such a pattern (sysctl.d(5)). So the file exists before the bridge is created, and until it is deleted.
+//! udev runs systemd-sysctl some time after an interface is created. On a host with settings for all interfaces (RHEL:
+//! strict `rp_filter` by `net.ipv4.conf.*.rp_filter`) systemd-sysctl would overwrite netpath's settings. A full key takes
+//! precedence over a pattern (sysctl.d(5)). So the file exists from before the bridge is created until it is deleted.
 //!
-//! Only on hosts with systemd, and only in the network namespace of PID 1: udev sees no interfaces of others, and a bridge of the same
-//! name there must not change the file of the host's. A file that cannot be written is no error: most hosts have no such setting.
+//! The file is written only on hosts with systemd and in the network namespace of PID 1: udev does not see interfaces of
+//! other namespaces, and a bridge there may have the same name as one of the host. A file that cannot be written is no
+//! error, since most hosts have no such setting.
 
 use crate::model::IfName;
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ pub fn keep(bridge: &IfName, values: &[(String, String)]) {
     }
 }
 
-/// Adds a sysctl that concerns an interface with such a file. Called before it is set.
+/// Adds a sysctl of an interface that has a file. Called before the sysctl is set.
 pub fn keep_also(path: &str, value: &str) {
     if let Some(interface) = interface_of(path)
         && is_read_here()
@@ -43,7 +44,7 @@ pub fn remove(bridge: &IfName) {
     if is_read_here()
         && let Err(e) = remove_in(Path::new(DIR), bridge.as_str())
     {
-        tracing::warn!(%bridge, error = %e, "cannot remove its file from {DIR}");
+        tracing::warn!(%bridge, error = %e, "cannot remove the file of the bridge from {DIR}");
     }
 }
 
@@ -61,8 +62,8 @@ fn file_in(dir: &Path, interface: &str) -> PathBuf {
 }
 
 fn keep_in(dir: &Path, interface: &str, values: &[(String, String)]) -> io::Result<()> {
-    if !can_be_written(interface) {
-        tracing::debug!(interface, "its name cannot be written in a file for systemd-sysctl");
+    if !is_representable(interface) {
+        tracing::debug!(interface, "a file for systemd-sysctl cannot hold the name of the bridge");
         return Ok(());
     }
     let file = file_in(dir, interface);
@@ -90,12 +91,12 @@ fn remove_in(dir: &Path, interface: &str) -> io::Result<()> {
     }
 }
 
-/// A key that begins with a slash-separated part keeps its dots. It has no escape for its end or for the signs of a pattern.
-fn can_be_written(interface: &str) -> bool {
+/// Whether a key can contain the name. Dots are kept in keys with slashes, but `=` and wildcards have no escape.
+fn is_representable(interface: &str) -> bool {
     interface.bytes().all(|b| b.is_ascii_graphic() && !b"=*?[\\".contains(&b))
 }
 
-/// `br0` of `net/ipv4/conf/br0/route_localnet`.
+/// `br0` in `net/ipv4/conf/br0/route_localnet`.
 fn interface_of(path: &str) -> Option<&str> {
     let rest = path.strip_prefix("net/ipv4/conf/").or_else(|| path.strip_prefix("net/ipv6/conf/"))?;
     Some(rest.split_once('/')?.0)
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_holds_all_settings_of_its_bridge_and_goes_with_it() {
+    fn a_file_holds_all_settings_of_its_bridge_until_it_is_removed() {
         let place = Place::new("all");
         let first = [("net/ipv4/conf/br0/rp_filter", "2"), ("net/ipv6/conf/br0/accept_ra", "0")];
         let own = "# Written by netpath, and removed with the interface\n\
@@ -144,9 +145,9 @@ mod tests {
         assert_eq!(0, fs::read_dir(&place.0).expect("a directory").count());
     }
 
-    /// `br=x` would be the value `x/… = 2` of the key `net/ipv4/conf/br`, and `br*` a setting of every bridge.
+    /// `br=x` would be read as the key `net/ipv4/conf/br` with the value `x/… = 2`, and `br*` as a pattern.
     #[test]
-    fn a_name_that_means_something_else_in_the_file_has_none() {
+    fn a_name_with_special_characters_gets_no_file() {
         let place = Place::new("names");
         for name in ["br=x", "br*", "br?", "br[0]", "br\\", "brü", "br\u{7}"] {
             assert_eq!(None, place.keep(name, &[("net/ipv4/conf/x/rp_filter", "2")]), "{name}");

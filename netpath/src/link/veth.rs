@@ -1,4 +1,4 @@
-//! Veth pairs: the host's end a port of the bridge, the other end made directly inside the container's namespace.
+//! Veth pairs: one end is a port of the bridge, the other is created directly in the container's namespace.
 
 use super::rtnl::{Answer, Rtnl};
 use crate::model::{IfName, Mac};
@@ -10,22 +10,22 @@ use std::os::fd::RawFd;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VethSpec {
-    /// Inside the container.
+    /// Name of the container's end.
     pub interface: IfName,
     pub mac: Option<Mac>,
-    /// On the host; the kernel chooses when it is absent.
+    /// Name of the host's end; `None`: the kernel chooses.
     pub host_interface: Option<IfName>,
     /// ifindex of the bridge.
     pub bridge: u32,
-    /// Of both ends, bytes; the kernel's default when it is absent.
+    /// Bytes, for both ends; `None`: the kernel's default.
     pub mtu: Option<u32>,
 }
 
 impl Rtnl {
-    /// Makes the pair, both ends down.
+    /// Creates the pair, with both ends down.
     ///
     /// # Errors
-    /// The kernel's; EEXIST when either name is taken.
+    /// The kernel's; EEXIST if either name is taken.
     pub fn add_veth(&self, spec: &VethSpec, container: RawFd) -> Answer<()> {
         let mut peer = LinkMessageBuilder::<LinkUnspec>::default().name(spec.interface.as_str()).setns_by_fd(container);
         let mut host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth).controller(spec.bridge);
@@ -43,9 +43,9 @@ impl Rtnl {
         self.change(RouteNetlinkMessage::NewLink(host.build()), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Tells the neighbours of an interface that its addresses are its own, as far as `arp_notify` and `ndisc_notify` ask
-    /// for it. The kernel does so by itself when the interface comes up, but then no neighbour receives it: the other end of the
-    /// pair is still down. Setting the address that it has is another reason (`net/ipv4/devinet.c, inetdev_event()`).
+    /// Announces the addresses of an interface to its neighbours, where `arp_notify` and `ndisc_notify` are set. When the
+    /// interface comes up the announcement is lost, since the other end of the pair is still down. Setting the MAC
+    /// address to its current value makes the kernel announce again (`net/ipv4/devinet.c, inetdev_event()`).
     ///
     /// # Errors
     /// The kernel's.

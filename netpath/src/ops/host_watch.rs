@@ -136,10 +136,10 @@ impl HostWatch {
     fn links(&mut self) -> Result<u64> {
         let rtnl = Rtnl::here()?;
         let links = rtnl.links()?;
-        let came = self.carriers.came(&links, Instant::now());
+        let gained = self.carriers.gained(&links, Instant::now());
         let mut view = rtnl.view_of(links, self.cookie)?;
-        for link in view.links.iter().filter(|l| came.contains(&l.index)) {
-            if let Err(e) = ask_again(&rtnl, link) {
+        for link in view.links.iter().filter(|l| gained.contains(&l.index)) {
+            if let Err(e) = resolve_neighbours(&rtnl, link) {
                 tracing::debug!("{e}");
             }
         }
@@ -159,15 +159,14 @@ impl HostWatch {
     }
 }
 
-/// Repeats the neighbour queries of a link that has got a carrier: earlier ones are lost, and some the kernel cannot send yet.
-fn ask_again(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
-    let waited_for = rtnl.ask_again(link.index)?;
-    let v6: Vec<_> =
-        waited_for.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
-    let in_its_place = if v6.is_empty() { 0 } else { link::solicit(link, &rtnl.sure_addresses(link.index)?, &v6)? };
-    if !waited_for.is_empty() {
-        let (name, neighbours) = (&link.name, waited_for.len());
-        tracing::debug!(%name, neighbours, in_its_place, "a link has got a carrier: its neighbours are queried again");
+/// Repeats the neighbour requests of a link that gained a carrier: earlier ones are lost, and some the kernel cannot send yet.
+fn resolve_neighbours(rtnl: &Rtnl, link: &HostLink) -> Result<()> {
+    let pending = rtnl.resolve_now(link.index)?;
+    let v6: Vec<_> = pending.iter().filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }).collect();
+    let solicited = if v6.is_empty() { 0 } else { link::solicit(link, &rtnl.usable_addresses(link.index)?, &v6)? };
+    if !pending.is_empty() {
+        let (name, neighbours) = (&link.name, pending.len());
+        tracing::debug!(%name, neighbours, solicited, "a link has gained a carrier: its neighbours are requested again");
     }
     Ok(())
 }
