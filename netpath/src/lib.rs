@@ -1,4 +1,4 @@
-//! netpath, the control plane. Rooms and who may use whom: docs/architecture.md.
+//! The control plane of netpath. Rooms and the direction of their imports: docs/architecture.md.
 
 pub mod agent;
 pub mod cli;

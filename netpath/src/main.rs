@@ -1,5 +1,4 @@
-//! The name it is called by says which face answers: `netavark` speaks Podman's contract, everything else the verbs
-//! for people.
+//! Selects the face by the program's name: `netavark` is Podman's contract, everything else the verbs for people.
 
 #![allow(unused_crate_dependencies, reason = "checked in the library")]
 
@@ -10,13 +9,13 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().and_then(|a| Path::new(a).file_name()).unwrap_or(OsStr::new("netpath"));
-    // Whatever it is called by: commands start it from the binary that they are.
+    // Under any name: commands start the agent from their own binary.
     let agent = args.get(1).is_some_and(|a| a == "agent");
     if called == "netavark" && !agent {
         return netpath::face::podman::run(args);
     }
     if args.get(1).is_some_and(|a| a == "podman") {
-        // Clap takes the first word for the program's name.
+        // Clap takes the first argument as the program's name.
         return netpath::face::podman::run(args.into_iter().skip(1));
     }
     netpath::cli::run(args)

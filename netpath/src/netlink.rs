@@ -1,4 +1,4 @@
-//! A netlink socket that asks one thing at a time and waits for the answer.
+//! A netlink socket for one request at a time, with time-out, EINTR retry and detection of inconsistent dumps.
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
@@ -9,16 +9,16 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// Longer than any answer takes; only so that a lost one is an error and not a hang.
-const ANSWER_LIMIT_S: i64 = 10;
-/// A dump comes in pieces of 32 KiB at most (`net/netlink/af_netlink.c, netlink_dump()`); what is said of one object is less.
-const ANSWER_BYTES: usize = 32 * 1024;
-/// Set in every message of a dump that a change has cut across (`include/uapi/linux/netlink.h`).
+/// Longer than any answer takes. Turns a lost answer into an error.
+const TIMEOUT_S: i64 = 10;
+/// A dump arrives in datagrams of at most 32 KiB (`net/netlink/af_netlink.c, netlink_dump()`); a single object is smaller.
+const RECEIVE_BYTES: usize = 32 * 1024;
+/// Set in the messages of a dump that a change has made inconsistent (`include/uapi/linux/netlink.h`).
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// A dump takes microseconds, a change of a link milliseconds: a few tries are plenty.
+/// A dump takes microseconds and a change of a link milliseconds, so a few tries suffice.
 const DUMP_TRIES: usize = 100;
-/// Fits into every send buffer (`net.core.wmem_default` is 212,992 bytes, of which the kernel's own data takes a part).
-const SMALL: usize = 64 * 1024;
+/// Fits into every send buffer (`net.core.wmem_default` is 212,992 bytes, part of it overhead of the kernel).
+const DEFAULT_SEND_BYTES: usize = 64 * 1024;
 
 pub struct Netlink<M> {
     socket: Socket,
@@ -27,66 +27,65 @@ pub struct Netlink<M> {
     protocol: PhantomData<M>,
 }
 
-/// What has come for one question.
+/// The answers to one request.
 struct Answers<M> {
     messages: Vec<M>,
-    are_of_one_moment: bool,
-    /// Further messages, that could not be read.
-    unread: usize,
+    is_consistent: bool,
+    /// Number of messages that could not be parsed.
+    unparsed: usize,
 }
 
 impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
-    /// In the network namespace of the calling thread. `protocol`: NETLINK_ROUTE, NETLINK_NETFILTER.
+    /// Opens a socket in the network namespace of the calling thread. `protocol`: NETLINK_ROUTE, NETLINK_NETFILTER.
     ///
     /// # Errors
-    /// A kernel without it.
+    /// The kernel does not have the protocol.
     pub fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        let limit = libc::timeval { tv_sec: ANSWER_LIMIT_S, tv_usec: 0 };
-        setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &limit.into())?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES], protocol: PhantomData })
+        let timeout = libc::timeval { tv_sec: TIMEOUT_S, tv_usec: 0 };
+        setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &timeout.into())?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], protocol: PhantomData })
     }
 
-    /// Everything that answers a dump, of one moment. Messages that cannot be read are left out.
+    /// A consistent dump. Messages that cannot be parsed are skipped.
     ///
     /// # Errors
-    /// What the kernel answers, or that the list kept changing while it was read.
-    pub fn dump(&mut self, question: M) -> io::Result<Vec<M>>
+    /// The kernel's, or the list kept changing while it was read.
+    pub fn dump(&mut self, request: M) -> io::Result<Vec<M>>
     where
         M: Clone,
     {
-        self.dump_counted(question).map(|(messages, _)| messages)
+        self.dump_counted(request).map(|(messages, _)| messages)
     }
 
-    /// As [`Netlink::dump`], with the number of messages that were left out.
+    /// As [`Netlink::dump`], with the number of skipped messages.
     ///
     /// # Errors
     /// As [`Netlink::dump`].
-    pub fn dump_counted(&mut self, question: M) -> io::Result<(Vec<M>, usize)>
+    pub fn dump_counted(&mut self, request: M) -> io::Result<(Vec<M>, usize)>
     where
         M: Clone,
     {
         for _ in 0..DUMP_TRIES {
-            let answers = self.ask(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
-            if answers.are_of_one_moment {
-                return Ok((answers.messages, answers.unread));
+            let answers = self.request(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if answers.is_consistent {
+                return Ok((answers.messages, answers.unparsed));
             }
         }
         Err(io::Error::other("the list kept changing while it was read"))
     }
 
-    /// What answers a dump, unless that is more than `limit` messages. A change may have cut across it: for lists that change
-    /// all the time, whose reader is told of the next change. The socket ends with it, as a dump that is broken off would
-    /// keep it busy.
+    /// A dump, or `None` if it has more than `limit` messages. It may be inconsistent: for lists that change all the time,
+    /// whose reader is notified of the next change. Consumes the socket, which an unfinished dump would keep busy.
     ///
     /// # Errors
-    /// What the kernel answers.
-    pub fn dump_at_most(mut self, question: M, limit: usize) -> io::Result<Option<Vec<M>>> {
-        self.send(vec![(question, NLM_F_REQUEST | NLM_F_DUMP)])?;
+    /// The kernel's.
+    pub fn dump_at_most(mut self, request: M, limit: usize) -> io::Result<Option<Vec<M>>> {
+        self.send(vec![(request, NLM_F_REQUEST | NLM_F_DUMP)])?;
         let mut messages = Vec::new();
         self.receive(|_, payload| match payload {
             NetlinkPayload::InnerMessage(m) => {
@@ -99,30 +98,30 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         Ok((messages.len() <= limit).then_some(messages))
     }
 
-    /// The answer to a question about one object.
+    /// Reads one object.
     ///
     /// # Errors
-    /// What the kernel answers, or that it cannot be parsed, which does not mean that the object is absent.
-    pub fn read(&mut self, question: M) -> io::Result<Vec<M>> {
-        let answers = self.ask(question, NLM_F_REQUEST | NLM_F_ACK)?;
-        if answers.unread > 0 {
-            return Err(io::Error::other("the kernel's answer cannot be read"));
+    /// The kernel's, or the answer cannot be parsed, which does not mean that the object is absent.
+    pub fn read(&mut self, request: M) -> io::Result<Vec<M>> {
+        let answers = self.request(request, NLM_F_REQUEST | NLM_F_ACK)?;
+        if answers.unparsed > 0 {
+            return Err(io::Error::other("the kernel's answer cannot be parsed"));
         }
         Ok(answers.messages)
     }
 
-    /// One change, acknowledged. `flags` come on top of REQUEST and ACK.
+    /// Makes one change and waits for the acknowledgement. `flags` are added to REQUEST and ACK.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's.
     pub fn change(&mut self, change: M, flags: u16) -> io::Result<()> {
-        self.ask(change, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
+        self.request(change, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
     }
 
-    /// Several messages in one datagram, each with its flags; waits for the acknowledgement of all that ask for one.
+    /// Sends several messages in one datagram, each with its flags, and waits for all requested acknowledgements.
     ///
     /// # Errors
-    /// The first that the kernel refuses.
+    /// That of the first refused message.
     pub fn batch(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
         let mut answers = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
         self.send(messages)?;
@@ -133,11 +132,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         self.receive(acknowledged).map(drop)
     }
 
-    fn ask(&mut self, question: M, flags: u16) -> io::Result<Answers<M>> {
-        self.send(vec![(question, flags)])?;
-        let (mut messages, mut are_of_one_moment) = (Vec::new(), true);
-        let unread = self.receive(|flags, payload| {
-            are_of_one_moment &= flags & NLM_F_DUMP_INTR == 0;
+    fn request(&mut self, request: M, flags: u16) -> io::Result<Answers<M>> {
+        self.send(vec![(request, flags)])?;
+        let (mut messages, mut is_consistent) = (Vec::new(), true);
+        let unparsed = self.receive(|flags, payload| {
+            is_consistent &= flags & NLM_F_DUMP_INTR == 0;
             match payload {
                 NetlinkPayload::InnerMessage(m) => {
                     messages.push(m);
@@ -147,7 +146,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
                 _ => false,
             }
         })?;
-        Ok(Answers { messages, are_of_one_moment, unread })
+        Ok(Answers { messages, is_consistent, unparsed })
     }
 
     fn send(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
@@ -163,30 +162,30 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
             bytes.resize(start + message.buffer_len(), 0);
             message.serialize(&mut bytes[start..]);
         }
-        if bytes.len() > SMALL {
-            self.make_room(bytes.len())?;
+        if bytes.len() > DEFAULT_SEND_BYTES {
+            self.enlarge_send_buffer(bytes.len())?;
         }
         self.socket.send(&bytes, 0).map(drop)
     }
 
-    /// A datagram must fit into the send buffer. Beyond `net.core.wmem_max` that takes CAP_NET_ADMIN in the initial user
+    /// A datagram must fit into the send buffer. A size above `net.core.wmem_max` needs CAP_NET_ADMIN in the initial user
     /// namespace.
-    fn make_room(&self, bytes: usize) -> io::Result<()> {
+    fn enlarge_send_buffer(&self, bytes: usize) -> io::Result<()> {
         // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
-        let room = bytes + SMALL;
-        setsockopt(&fd, sockopt::SndBufForce, &room).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &room))?;
+        let size = bytes + DEFAULT_SEND_BYTES;
+        setsockopt(&fd, sockopt::SndBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &size))?;
         Ok(())
     }
 
-    /// Hands the answers with their flags to `take` until it says that this was the last; an error of the kernel ends it.
-    /// Gives how many could not be read.
+    /// Passes answers with their flags to `take` until it returns `true` or the kernel reports an error. Returns the number
+    /// of messages that could not be parsed.
     fn receive(&mut self, mut take: impl FnMut(u16, NetlinkPayload<M>) -> bool) -> io::Result<usize> {
-        let mut unread = 0;
+        let mut unparsed = 0;
         loop {
             let len = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(len) => len,
-                // Half an answer is of no use; a command that is to end looks at signals between two questions.
+                // Commands check for signals between requests.
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(e.into()),
             };
@@ -200,8 +199,8 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
                 let message = match NetlinkMessage::<M>::deserialize(this) {
                     Ok(message) => message,
                     Err(e) => {
-                        tracing::debug!(error = %e, "a message of the kernel cannot be read");
-                        unread += 1;
+                        tracing::debug!(error = %e, "a message of the kernel cannot be parsed");
+                        unparsed += 1;
                         continue;
                     }
                 };
@@ -211,25 +210,25 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
                     _ => {}
                 }
                 if take(message.header.flags, message.payload) {
-                    return Ok(unread);
+                    return Ok(unparsed);
                 }
             }
         }
     }
 }
 
-/// Of the message that begins here, if it is whole.
+/// Length of the first message (`struct nlmsghdr`), if it is complete.
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
     usize::try_from(length).ok().filter(|&l| l >= 16 && l <= bytes.len())
 }
 
-/// Of the message that begins here (`struct nlmsghdr`).
+/// Sequence number of the first message (`struct nlmsghdr`).
 fn sequence_number(bytes: &[u8]) -> Option<u32> {
     bytes.get(8..)?.first_chunk().map(|number| u32::from_ne_bytes(*number))
 }
 
-/// Messages begin at multiples of four (NLMSG_ALIGN).
+/// Messages start at multiples of four bytes (NLMSG_ALIGN).
 fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }

@@ -1,7 +1,8 @@
 //! Podman's face: netavark's command line and JSON (netavark 2.1).
 //!
 //! Podman reads the first JSON value on stdout after the process has ended: a status on success, else one line with only
-//! the key `error`. It writes the document to stdin whatever happens, so all of stdin is read before anything can fail.
+//! the key `error`. It writes the whole document to stdin first, and hangs if the process ends before it has read that. So
+//! stdin is read completely before anything can fail.
 
 mod args;
 mod json_reader;
