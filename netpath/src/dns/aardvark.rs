@@ -1,8 +1,8 @@
 //! Drives aardvark-dns: one file per network below `<config>/aardvark-dns`, a lock beside it, SIGHUP after a change.
 //!
-//! The order that callers keep: [`Aardvark::check`] before anything is made, [`Aardvark::add`] once the links exist (the
-//! server binds the gateways), [`Aardvark::remove`] before they go, which is also what undoes `add`. All three may be
-//! repeated. Shared with a Netavark that uses the same directory: the format, the lock and the process are the same.
+//! Callers keep this order: [`Aardvark::check`] before any change, [`Aardvark::add`] once the links exist (the server binds
+//! the gateways), [`Aardvark::remove`] before they are deleted, which also undoes `add`. All three can be repeated. Files,
+//! lock and process are compatible with a netavark that uses the same directory.
 
 use super::process::{PID_FILE, Process};
 use super::zone::{Entry, Zone};
@@ -16,11 +16,11 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Ends the file name of a network without a way out, for which the server forwards nothing.
+/// Suffix of the file of an internal network, for which the server forwards no queries.
 const INTERNAL: &str = "%int";
 
 pub struct Aardvark {
-    /// Absent: the engine has none, and nothing is written or started.
+    /// `None`: the engine has no aardvark-dns; nothing is written or started.
     binary: Option<PathBuf>,
     config: PathBuf,
     dir: PathBuf,
@@ -29,16 +29,16 @@ pub struct Aardvark {
 }
 
 impl Aardvark {
-    /// `config`: the engine's run directory. `binary`: empty where the engine has no aardvark-dns.
+    /// `config`: the engine's run-time directory. `binary`: empty if the engine has no aardvark-dns.
     pub fn new(config: &Path, binary: &Path, port: u16, rootless: bool) -> Self {
         let binary = (!binary.as_os_str().is_empty()).then(|| binary.to_owned());
         Self { binary, config: config.to_owned(), dir: config.join("aardvark-dns"), port, rootless }
     }
 
-    /// Refuses what would make the server ask itself for ever. Changes nothing.
+    /// Rejects upstream servers that would make aardvark-dns forward queries to itself. Changes nothing.
     ///
     /// # Errors
-    /// A container's or network's DNS server that is a gateway of a network of the same call.
+    /// An upstream server of a container or network is a gateway of a network of the same call.
     pub fn check(&self, records: &[&Record]) -> Result<()> {
         let gateways: Vec<IpAddr> =
             records.iter().filter(|r| r.network.dns).flat_map(|r| gateways(&r.network)).collect();
@@ -46,7 +46,7 @@ impl Aardvark {
             for server in record.endpoint.dns_servers.iter().chain(&record.network.dns_servers) {
                 if gateways.contains(server) {
                     return Err(Error::new(format!(
-                        "cannot use DNS server {server} for {} on network {}: it is the gateway, where aardvark-dns itself answers",
+                        "cannot use DNS server {server} for {} on network {}: it is the gateway, where aardvark-dns itself listens",
                         record.container.label(),
                         record.network.name
                     ))
@@ -57,40 +57,39 @@ impl Aardvark {
         Ok(())
     }
 
-    /// Makes the containers of `records` known on their networks and the server aware of them; starts it if it does not
-    /// run and waits until it serves. Networks without DNS are passed over.
+    /// Adds entries for the containers of `records` and reloads the server, or starts it and waits until it is ready.
+    /// Networks without DNS are skipped.
     ///
     /// # Errors
-    /// A file that cannot be written, a server that does not start. The entries are taken back before.
+    /// A file cannot be written, or the server does not start. The entries are removed again.
     pub fn add(&self, records: &[&Record]) -> Result<()> {
-        let named: Vec<&Record> =
+        let records: Vec<&Record> =
             records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
-        let Some(process) = self.process().filter(|_| !named.is_empty()) else { return Ok(()) };
+        let Some(process) = self.process().filter(|_| !records.is_empty()) else { return Ok(()) };
         std::fs::create_dir_all(&self.config).context(|| format!("cannot create {}", self.config.display()))?;
         let _lock = self.lock()?;
         // Under the lock: removing the last entry removes the directory.
         std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
-        let added = named.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &named));
+        let added = records.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &records));
         if added.is_err() {
-            for record in &named {
+            for record in &records {
                 if let Err(e) = self.remove_entry(record) {
                     tracing::warn!("{e}");
                 }
             }
-            self.commit(&process);
-            self.end_lock();
+            self.reload_or_stop(&process);
+            self.remove_lock();
         }
         added
     }
 
-    /// Forgets the containers of `records` on their networks; the server reads its files again, and is ended with the
-    /// last entry.
+    /// Removes the entries of the containers of `records` and reloads the server; stops it after the last entry.
     ///
     /// # Errors
-    /// The first file that cannot be changed; the others are still seen to.
+    /// That of the first file that cannot be changed; the others are changed nevertheless.
     pub fn remove(&self, records: &[&Record]) -> Result<()> {
         let Some(process) = self.process() else { return Ok(()) };
-        // A command killed while it removed the last entry leaves the lock without the directory.
+        // A command that was killed while it removed the last entry leaves the lock without the directory.
         if !self.dir.is_dir() && !self.lock_file().exists() {
             return Ok(());
         }
@@ -104,18 +103,18 @@ impl Aardvark {
                 Err(e) => tracing::warn!("{e}"),
             }
         }
-        // Also when nothing changed: a command killed before may have removed the entry without telling the server.
+        // Also without a change: a killed command may have removed the entry without reloading the server.
         if changed || records.iter().any(|r| r.network.dns) {
-            self.commit(&process);
+            self.reload_or_stop(&process);
         }
-        self.end_lock();
+        self.remove_lock();
         result
     }
 
-    /// Replaces the upstream servers of a network; an empty list clears them. A network without containers is left alone.
+    /// Replaces the upstream servers of a network; an empty list clears them. A network without containers is not changed.
     ///
     /// # Errors
-    /// A server that is one of the network's own addresses; a file that cannot be changed; a server that cannot be signalled.
+    /// An upstream server is a gateway of the network; a file cannot be changed; aardvark-dns cannot be signalled.
     pub fn update(&self, network: &str, servers: &[IpAddr]) -> Result<()> {
         let Some(process) = self.process() else { return Ok(()) };
         if !self.dir.is_dir() {
@@ -128,7 +127,7 @@ impl Aardvark {
             let Some(mut zone) = read(&path)? else { continue };
             if let Some(own) = servers.iter().find(|s| zone.listens_on(s)) {
                 return Err(Error::new(format!(
-                    "cannot use DNS server {own} for network {network}: it is the gateway, where aardvark-dns itself answers"
+                    "cannot use DNS server {own} for network {network}: it is the gateway, where aardvark-dns itself listens"
                 ))
                 .next("give another DNS server, or none"));
             }
@@ -139,9 +138,9 @@ impl Aardvark {
                 changed = true;
             }
         }
-        self.end_lock();
+        self.remove_lock();
         if changed {
-            process.wake()?;
+            process.reload()?;
         }
         Ok(())
     }
@@ -156,7 +155,7 @@ impl Aardvark {
         let what = || format!("cannot lock {}", path.display());
         loop {
             let mut file = File::options().create(true).truncate(false).write(true).open(&path).context(what)?;
-            // Held for milliseconds: a signal that arrives meanwhile is looked at afterwards.
+            // The lock is held for milliseconds, so signals can wait.
             let lock = loop {
                 match Flock::lock(file, FlockArg::LockExclusive) {
                     Ok(lock) => break lock,
@@ -164,16 +163,16 @@ impl Aardvark {
                     Err((_, e)) => return Err(Error::new(what()).because(e)),
                 }
             };
-            // The holder before us may have removed the file that we have waited for.
-            let ours = lock.metadata().context(what)?;
-            if std::fs::metadata(&path).is_ok_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()) {
+            // The previous holder may have removed the file.
+            let locked = lock.metadata().context(what)?;
+            if std::fs::metadata(&path).is_ok_and(|now| now.ino() == locked.ino() && now.dev() == locked.dev()) {
                 return Ok(lock);
             }
         }
     }
 
-    /// With the directory goes the lock, whose holder the caller is. Who waits for it finds out that its file is gone.
-    fn end_lock(&self) {
+    /// Removes the lock file if the directory is gone. The caller holds the lock; waiting processes check for removal.
+    fn remove_lock(&self) {
         if !self.dir.exists() {
             let _ = std::fs::remove_file(self.lock_file());
         }
@@ -186,7 +185,7 @@ impl Aardvark {
     fn add_entry(&self, record: &Record) -> Result<()> {
         let network = &record.network;
         let entry = Entry::of(record)?;
-        // A network of the same name that used to be internal, or used not to be.
+        // The network may have been recreated with another `internal`.
         self.remove_from(&network.name, !network.internal, &record.container.id)?;
         let path = self.file(&network.name, network.internal)?;
         let before = read(&path)?;
@@ -218,27 +217,27 @@ impl Aardvark {
         Ok(changed)
     }
 
-    /// A running server reads its files; one that does not run is started.
+    /// Reloads the server, or starts it if it does not run.
     fn notify(&self, process: &Process<'_>, records: &[&Record]) -> Result<()> {
-        if process.wake()? {
+        if process.reload()? {
             return Ok(());
         }
-        let ask =
+        let test_query =
             records.first().and_then(|r| Some((Entry::of(r).ok()?.name().to_owned(), gateways(&r.network).next()?)));
-        process.start(ask.as_ref().map(|(name, server)| (name.as_str(), *server)))
+        process.start(test_query.as_ref().map(|(name, server)| (name.as_str(), *server)))
     }
 
-    /// After entries went: wakes the server, or ends it and removes its directory when no network is left.
-    fn commit(&self, process: &Process<'_>) {
+    /// After entries were removed: reloads the server, or stops it and removes its directory if no network is left.
+    fn reload_or_stop(&self, process: &Process<'_>) {
         if !self.is_empty() {
-            if let Err(e) = process.wake() {
+            if let Err(e) = process.reload() {
                 tracing::warn!("{e}");
             }
             return;
         }
         process.stop();
         let _ = std::fs::remove_file(self.temporary());
-        // Only when nothing else is in it.
+        // Fails if the directory is not empty.
         let _ = std::fs::remove_dir(&self.dir);
     }
 
@@ -250,17 +249,17 @@ impl Aardvark {
     fn file(&self, network: &str, internal: bool) -> Result<PathBuf> {
         if network.is_empty() || network.contains(['/', '\0', '%']) || matches!(network, "." | ".." | PID_FILE) {
             return Err(Error::new(format!("cannot name a DNS file after network {network:?}"))
-                .because("the name is empty, reserved, or holds a slash or per cent sign"));
+                .because("the name is empty, reserved, or contains a slash or per cent sign"));
         }
         Ok(self.dir.join(if internal { format!("{network}{INTERNAL}") } else { network.to_owned() }))
     }
 
-    /// Outside the server's directory, of which it takes every file for a network.
+    /// Outside the server's directory, where the server reads every file as a network.
     fn temporary(&self) -> PathBuf {
         self.config.join("aardvark.tmp")
     }
 
-    /// Whole or not at all, also for a server that reads at this moment. The lock is held.
+    /// Replaces a file atomically, since the server may read it at any time. The caller holds the lock.
     fn write(&self, path: &Path, zone: &Zone) -> Result<()> {
         let temporary = self.temporary();
         let what = || format!("cannot write {}", path.display());

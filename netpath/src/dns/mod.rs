@@ -1,6 +1,6 @@
-//! Names for containers. Until netpath answers itself, the aardvark-dns that the engine names is driven as Netavark does.
+//! DNS names of containers. Until netpath has its own server, it drives the engine's aardvark-dns as netavark does.
 //!
-//! [`aardvark::Aardvark`] is the whole interface; the files it writes are in `zone.rs`, the process in `process.rs`.
+//! [`aardvark::Aardvark`] is the interface, `zone.rs` has the format of the files, `process.rs` the server process.
 
 pub mod aardvark;
 mod process;

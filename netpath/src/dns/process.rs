@@ -1,7 +1,7 @@
-//! The aardvark-dns process: whether it runs, waking it, starting it, ending it.
+//! The aardvark-dns process: state, reload, start and stop.
 //!
-//! It forks into the background by itself once it serves, writes its pid into its directory, reads its files again on
-//! SIGHUP, and must not inherit anything of ours: an engine waits for every holder of our output to close it.
+//! The server forks into the background once it is ready, writes its pid into its directory and reads its files again on
+//! SIGHUP. It must not inherit open descriptors, since an engine waits until every process has closed netpath's output.
 
 use crate::model::error::{Context, Error, Result};
 use bytes::BufMut;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a start may take before it is called failed; it takes about 20 ms.
+/// Limit for a start, which normally takes about 20 ms.
 const START_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 
@@ -31,23 +31,23 @@ pub(super) struct Process<'a> {
 }
 
 impl Process<'_> {
-    /// The server of this directory, if it runs. The pid file outlives a killed server and pids are used again, so the
-    /// process must also have been started for our directory.
+    /// The server of this directory, if it runs. The pid file outlives a killed server and pids are reused, so the process
+    /// must also have the directory on its command line.
     pub(super) fn running(&self) -> Option<Pid> {
         let text = std::fs::read_to_string(self.dir.join(PID_FILE)).ok()?;
         let pid: i32 = text.trim().parse().ok().filter(|&p| p > 1)?;
-        // Empty for a process that has ended and waits to be reaped.
+        // Empty for a zombie.
         let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let ours = cmdline.split(|&b| b == 0).any(|arg| same_path(arg, self.dir));
-        ours.then(|| Pid::from_raw(pid))
+        let is_server = cmdline.split(|&b| b == 0).any(|arg| same_path(arg, self.dir));
+        is_server.then(|| Pid::from_raw(pid))
     }
 
-    /// Makes a running server read its files again. False: none runs.
-    pub(super) fn wake(&self) -> Result<bool> {
+    /// Makes a running server read its files again; `false`: no server runs.
+    pub(super) fn reload(&self) -> Result<bool> {
         let Some(pid) = self.running() else { return Ok(false) };
         if !same_netns(pid) {
             tracing::error!(
-                "aardvark-dns (pid {pid}) runs in a different network namespace: names of this one are not answered; \
+                "aardvark-dns (pid {pid}) runs in a different network namespace: names of this namespace are not answered; \
                  next: stop all containers of the other namespace, or end that process"
             );
         }
@@ -58,22 +58,22 @@ impl Process<'_> {
         }
     }
 
-    /// Starts the server and waits until it serves. `ask`: a name that it knows, and an address that it listens on.
-    pub(super) fn start(&self, ask: Option<(&str, IpAddr)>) -> Result<()> {
+    /// Starts the server and waits until it is ready. `test_query`: a name that it knows and an address that it listens on.
+    pub(super) fn start(&self, test_query: Option<(&str, IpAddr)>) -> Result<()> {
         let what = || format!("cannot start aardvark-dns ({})", self.binary.display());
         let next = "install aardvark-dns, or create the network with DNS disabled";
-        // Not a pipe: the server keeps the other end open for as long as it lives.
+        // Not a pipe: the server would keep its end open, and reading would not end.
         let stderr = memory_file().context(what)?;
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone().context(what)?);
-        // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
+        // SAFETY: the closure makes only system calls with numbers; it neither allocates nor locks between fork and exec.
         unsafe {
             command.pre_exec(|| {
-                // What we ignore is ignored after exec too, and then it could not be ended.
+                // Ignored signals stay ignored after exec, and the server could not be stopped.
                 for signal in [libc::SIGTERM, libc::SIGINT] {
                     libc::signal(signal, libc::SIG_DFL);
                 }
-                // Descriptors that our caller let us inherit go no further. Kernels before 5.11 refuse; then they do.
+                // The server does not inherit descriptors of the engine. Not before 5.11, where the call fails.
                 libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
                 Ok(())
             });
@@ -94,19 +94,19 @@ impl Process<'_> {
         if !status.success() {
             return Err(Error::new(what()).because(format!("{status}: {}", read_all(stderr).trim())));
         }
-        if let Some((name, server)) = ask
+        if let Some((name, server)) = test_query
             && !answers(name, SocketAddr::new(server, self.port), Duration::from_secs(2))
         {
-            tracing::warn!("aardvark-dns was started, but does not answer on {server} port {}", self.port);
+            tracing::warn!("aardvark-dns was started but does not answer on {server} port {}", self.port);
         }
         Ok(())
     }
 
-    /// Ends the server and waits until it has gone, so that a start right after does not meet it half dead.
+    /// Stops the server and waits until it has ended, so that a following start does not find it still running.
     pub(super) fn stop(&self) {
         let pid_file = self.dir.join(PID_FILE);
         if let Some(pid) = self.running() {
-            // It has no handler: the signal ends it at once, whatever it is doing.
+            // The server does not handle SIGTERM, so the signal ends it at once.
             let _ = kill(pid, Signal::SIGTERM);
             let deadline = Instant::now() + Duration::from_secs(1);
             while self.running() == Some(pid) {
@@ -122,7 +122,7 @@ impl Process<'_> {
 
     fn command(&self) -> Command {
         let mut command = match scope_runner() {
-            // Otherwise the server would live in, and die with, the scope of the first container.
+            // Otherwise the server would run in the scope of the first container and end with it.
             Some(systemd_run) => {
                 let mut c = Command::new(systemd_run);
                 c.args(["-q", "--scope"]);
@@ -141,7 +141,7 @@ impl Process<'_> {
     }
 }
 
-/// `systemd-run`, on a host that systemd booted and that has it in PATH.
+/// `systemd-run`, if systemd is the init system and the program is in PATH.
 pub fn scope_runner() -> Option<PathBuf> {
     if !Path::new("/run/systemd/system").is_dir() {
         return None;
@@ -154,7 +154,7 @@ fn same_path(arg: &[u8], dir: &Path) -> bool {
     Path::new(std::ffi::OsStr::from_bytes(arg)) == dir
 }
 
-/// True as well if it cannot be told.
+/// Also `true` if /proc cannot be read.
 fn same_netns(pid: Pid) -> bool {
     let netns = |p: &str| std::fs::read_link(format!("/proc/{p}/ns/net")).ok();
     match (netns("self"), netns(&pid.to_string())) {
@@ -175,7 +175,7 @@ fn read_all(mut file: std::fs::File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether a DNS server answers a question for `name` within the time.
+/// Whether a DNS server answers a query for `name` within `limit`.
 fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
     let any: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let Ok(socket) = UdpSocket::bind(any).and_then(|s| s.connect(server).map(|()| s)) else { return false };
@@ -184,7 +184,7 @@ fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     let mut answer = [0u8; 512];
     while Instant::now() < deadline {
-        // Refused until the server listens: ask again.
+        // Refused until the server listens.
         if socket.send(&query).is_err() {
             std::thread::sleep(POLL);
             continue;
@@ -198,7 +198,7 @@ fn answers(name: &str, server: SocketAddr, limit: Duration) -> bool {
     false
 }
 
-/// A question for the A record of `name.dns.podman`, which the server never passes on (RFC 1035 §4.1).
+/// A query for the A record of `name.dns.podman` (RFC 1035 §4.1), which the server never forwards.
 fn query(name: &str) -> Option<Vec<u8>> {
     let mut q = Vec::new();
     // Id, flags, one question, no records.
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_has_one_label_per_part_of_the_name() {
+    fn a_query_has_one_label_per_part_of_the_name() {
         let q = query("a.web").expect("a name");
         assert_eq!(b"\x01a\x03web\x03dns\x06podman\0\0\x01\0\x01", &q[12..]);
         assert!(query("a..b").is_none());
@@ -225,13 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_of_a_foreign_process_is_not_the_server() {
+    fn the_pid_of_another_process_is_not_the_servers() {
         let dir = std::env::temp_dir().join(format!("netpath-dns-{}-foreign", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
         std::fs::write(dir.join(PID_FILE), std::process::id().to_string()).expect("a pid file");
         let p = Process { binary: Path::new("none"), dir: &dir, port: 53, rootless: false };
         assert_eq!(None, p.running());
-        assert!(!p.wake().expect("nothing to wake"));
+        assert!(!p.reload().expect("no server runs"));
         std::fs::remove_dir_all(&dir).expect("clean up");
     }
 }

@@ -1,7 +1,7 @@
-//! The file that aardvark-dns reads per network: what its lines mean, and nothing about where they lie.
+//! Format of the file that aardvark-dns reads for each network.
 //!
-//! First line: the addresses to listen on, separated by commas, then a blank and the network's upstream servers, if any.
-//! Each further line: `id v4,v4 v6,v6 name,name[ server,server]`, one blank between columns, empty columns kept.
+//! First line: the addresses to listen on, separated by commas, then a space and the network's upstream servers, if any.
+//! Each further line: `id v4,v4 v6,v6 name,name[ server,server]`, one space between columns, empty columns kept.
 //! Source: aardvark-dns, src/config/mod.rs.
 
 use crate::model::Record;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// A network's file. Lines of other writers are kept as they are.
+/// The file of a network. Lines of netavark and unknown lines are kept unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Zone {
     header: String,
@@ -35,7 +35,7 @@ impl Zone {
         text
     }
 
-    /// No container is left on the network.
+    /// Whether the network has no container.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
@@ -45,7 +45,7 @@ impl Zone {
         self.set_servers(servers);
     }
 
-    /// The second column of the header, and nothing else.
+    /// Replaces the second column of the header.
     pub(super) fn set_servers(&mut self, servers: &[IpAddr]) {
         let listen = self.header.split(' ').next().unwrap_or_default().to_owned();
         self.header = listen;
@@ -54,18 +54,18 @@ impl Zone {
         }
     }
 
-    /// Whether the server itself answers on this address.
+    /// Whether the server listens on this address.
     pub(super) fn listens_on(&self, address: &IpAddr) -> bool {
         self.header.split(' ').next().unwrap_or_default().split(',').any(|a| a.parse() == Ok(*address))
     }
 
-    /// The container's line, in place of any it had.
+    /// Adds or replaces the container's line.
     pub(super) fn put(&mut self, entry: &Entry) {
         self.remove(&entry.id);
         self.lines.push(entry.line());
     }
 
-    /// Whether there was a line of this container. Compares the whole first column: an id may be part of another's.
+    /// Removes the container's line; `false`: there was none. Compares whole columns, since an id may be a part of another.
     pub(super) fn remove(&mut self, id: &str) -> bool {
         let before = self.lines.len();
         self.lines.retain(|l| l.split(' ').next() != Some(id));
@@ -85,12 +85,12 @@ pub(super) struct Entry {
 
 impl Entry {
     /// # Errors
-    /// An id that the file cannot hold.
+    /// The id cannot be written to the file.
     pub(super) fn of(record: &Record) -> Result<Self> {
         let id = &record.container.id;
         if !fits(id) {
             return Err(Error::new(format!("cannot name {} in DNS", record.container.label()))
-                .because(format!("its id {id:?} is empty or holds a blank, a comma or a line break")));
+                .because(format!("its id {id:?} is empty or contains white space or a comma")));
         }
         let addresses: Vec<IpAddr> = record.endpoint.addresses.iter().map(IpNet::addr).collect();
         let (v4, v6) = addresses.into_iter().partition(IpAddr::is_ipv4);
@@ -98,7 +98,7 @@ impl Entry {
         for name in std::iter::once(&record.container.name).chain(&record.endpoint.aliases) {
             if !fits(name) {
                 tracing::warn!(
-                    "DNS name {name:?} of {} left out: empty, or with a blank, comma or line break",
+                    "DNS name {name:?} of {} is left out: it is empty or contains white space or a comma",
                     record.container.label()
                 );
             } else if !names.contains(name) {
@@ -106,13 +106,13 @@ impl Entry {
             }
         }
         if names.is_empty() {
-            // aardvark-dns gives up on the whole file at a line without names.
+            // aardvark-dns rejects the whole file if a line has no names.
             names.push(id.clone());
         }
         Ok(Self { id: id.clone(), v4, v6, names, servers: record.endpoint.dns_servers.clone() })
     }
 
-    /// A name that the server answers for by itself.
+    /// A name of the container, for a test query.
     pub(super) fn name(&self) -> &str {
         self.names.first().map_or(self.id.as_str(), String::as_str)
     }
@@ -126,7 +126,7 @@ impl Entry {
     }
 }
 
-/// Whether a text can be one item of a column.
+/// Whether a text can be an item of a column.
 fn fits(text: &str) -> bool {
     !text.is_empty() && !text.contains([' ', ',', '\n', '\r', '\t'])
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_is_written_as_aardvark_reads_it() {
+    fn a_zone_is_written_in_the_format_of_aardvark_dns() {
         let mut z = Zone::default();
         z.set_header(&[ip("10.89.7.1"), ip("fd41:7::1")], &[ip("9.9.9.9"), ip("1.1.1.1")]);
         z.put(&entry("abc", &["10.89.7.5"], &["fd41:7::5"], &["shop", "www"], &["9.9.9.9"]));
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_part_of_another_line_removes_only_its_own() {
+    fn an_id_that_is_part_of_another_id_removes_only_its_own_line() {
         let mut z = Zone::parse("10.0.0.1\nabc 10.0.0.2  x\nxabc 10.0.0.3  abc\n");
         assert!(z.remove("abc"));
         assert!(!z.remove("abc"));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_set_and_cleared_without_touching_the_rest() {
+    fn setting_servers_changes_nothing_else() {
         let mut z = Zone::parse("10.0.0.1,fd00::1 8.8.8.8\nabc 10.0.0.2  x 1.1.1.1\n");
         z.set_servers(&[ip("9.9.9.9")]);
         assert_eq!("10.0.0.1,fd00::1 9.9.9.9\nabc 10.0.0.2  x 1.1.1.1\n", z.text());
