@@ -1,4 +1,4 @@
-//! netpath's own verbs, for people: what runs, what flows, what is published, and what is wrong.
+//! netpath's own verbs, for people. Verbs read through `observe`; `gc` and `agent` also change the host.
 
 mod print;
 mod table;
@@ -14,10 +14,10 @@ use std::process::ExitCode;
 
 const ENVIRONMENT: &str = "\
 Environment:
-  NETPATH_DATAPATH  ebpf, nftables, iptables or none instead of the best that works
-  NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by itself it takes tcx where it can
+  NETPATH_DATAPATH  ebpf, nftables, iptables or none; by default the best that works
+  NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by default tcx where possible
   NETPATH_AGENT     off: no command starts the agent
-  RUST_LOG          what is logged on standard error, for example netpath=debug";
+  RUST_LOG          filter for the log on standard error, for example netpath=debug";
 
 /// The container network of this host
 #[derive(Parser)]
@@ -29,44 +29,44 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Answer a container engine: Podman's contract, as the program named netavark does
+    /// Serve Podman's contract, as under the program name netavark
     #[command(name = "podman", disable_help_flag = true)]
     Podman,
-    /// The datapath in use and why, what is attached where, and what was counted
+    /// Show the datapath and why it was chosen, its hooks, paths and counters
     Status {
         #[command(flatten)]
         output: Output,
     },
-    /// The flows that the programs translate now
+    /// List the flows of the eBPF datapath
     Flows {
         #[command(flatten)]
         output: Output,
     },
-    /// The published ports and who answers on them
+    /// List published ports and the containers that own them
     Ports {
         #[command(flatten)]
         output: Output,
     },
-    /// What the programs do, live, until interrupted
+    /// Print events of the eBPF programs until interrupted
     Monitor {
-        /// How much they say
+        /// Events to print
         #[arg(long, value_enum, default_value_t = Show::Flows)]
         show: Show,
         #[command(flatten)]
         output: Output,
     },
-    /// Follow changes of the host, age flows; commands start it by themselves
+    /// Follow changes of the host and expire flows; commands start the agent when needed
     Agent {
         /// Log on standard error instead of the file beside the state
         #[arg(long)]
         foreground: bool,
     },
-    /// Remove leftovers: expired flows, records of containers that are gone, pins of hosts that are gone
+    /// Remove expired flows, and records and pins of containers and hosts that are gone
     Gc {
         #[command(flatten)]
         output: Output,
     },
-    /// What this host can do, which datapath it gets, and what is not as it should be
+    /// Show the features of this host, the datapath that it gets, and problems
     Doctor {
         #[command(flatten)]
         output: Output,
@@ -82,11 +82,11 @@ struct Output {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Show {
-    /// Packets that were dropped
+    /// Dropped packets
     Drops,
-    /// And flows that begin
+    /// Dropped packets and new flows
     Flows,
-    /// And everything else
+    /// All events
     All,
 }
 
@@ -99,9 +99,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    let said = Host::here().and_then(|host| verb(args.verb, &host));
-    match said {
-        // A reader who has seen enough is no failure.
+    let result = Host::here().and_then(|host| verb(args.verb, &host));
+    match result {
+        // A reader such as `head` may close the pipe early.
         Ok((text, code)) => match std::io::stdout().lock().write_all(text.as_bytes()) {
             Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => fail(&Error::new("cannot print").because(e)),
             _ => code,
@@ -121,7 +121,7 @@ fn fail(e: &Error) -> ExitCode {
 fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
     let mut code = ExitCode::SUCCESS;
     let text = match verb {
-        Verb::Podman => return Err(Error::new("netpath podman is answered before the verbs for people")),
+        Verb::Podman => return Err(Error::new("netpath podman must be the first argument")),
         Verb::Status { output } => {
             let status = status::status(host)?;
             if output.json { print::json(&status)? } else { print::status(&status) }
@@ -130,7 +130,7 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             let flows = host.inspect()?.flows()?;
             match (output.json, flows) {
                 (true, flows) => print::json_list("flows", &flows.unwrap_or_default())?,
-                (false, None) => "no flows of netpath's own: the kernel's connection tracking has them\n".into(),
+                (false, None) => "no flows: this datapath uses the kernel's connection tracking\n".into(),
                 (false, Some(flows)) => print::flows(&flows),
             }
         }

@@ -1,4 +1,4 @@
-//! What the verbs found, as tables and as JSON.
+//! Prints the results of verbs as tables or JSON.
 
 use super::table::Table;
 use crate::datapath::inspect::{Flow, Volume};
@@ -28,7 +28,7 @@ pub(super) fn gc(removed: &Removed) -> String {
     let counts = [
         ("records of containers that are gone", removed.records),
         ("objects of the datapath", removed.datapath),
-        ("halves of expired flows", removed.flows),
+        ("entries of expired flows", removed.flows),
         ("marks of ports without a flow", removed.marks),
         ("hosts whose namespace is gone", removed.hosts),
     ];
@@ -108,7 +108,7 @@ pub(super) fn status(status: &Status) -> String {
     out
 }
 
-/// A line for each network, below it its endpoints, below each what it publishes.
+/// A line for each network, each of its endpoints, and each of their publishes.
 fn traffic(networks: &[NetworkLine]) -> Table {
     let mut table = Table::new(&["traffic of", "packets in", "bytes in", "packets out", "bytes out"]);
     let mut row = |what: String, v: &Volume| {
@@ -185,7 +185,7 @@ pub(super) fn doctor(report: &Report) -> String {
             let _ = writeln!(out, "DATAPATH  {rung}");
         }
         Some(rung) => {
-            let _ = writeln!(out, "DATAPATH  {rung}, from the first container on");
+            let _ = writeln!(out, "DATAPATH  {rung}, once a container uses it");
         }
         None => out.push_str("DATAPATH  none can be used\n"),
     }
@@ -198,10 +198,10 @@ pub(super) fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "  follows     {}\n  change      {}", t.follows, t.change);
     }
     match (&report.foreign_error, report.foreign.len()) {
-        (Some(e), _) => drop(writeln!(out, "RULES     of others cannot be listed: {e}")),
-        (None, 0) => out.push_str("RULES     no others filter or translate forwarded packets\n"),
-        (None, 1) => out.push_str("RULES     1 chain of others\n"),
-        (None, n) => drop(writeln!(out, "RULES     {n} chains of others")),
+        (Some(e), _) => drop(writeln!(out, "RULES     foreign rules cannot be listed: {e}")),
+        (None, 0) => out.push_str("RULES     no foreign rule filters or translates forwarded packets\n"),
+        (None, 1) => out.push_str("RULES     1 foreign chain\n"),
+        (None, n) => drop(writeln!(out, "RULES     {n} foreign chains")),
     }
     for rule in &report.foreign {
         let _ = writeln!(out, "  {rule}");
@@ -226,9 +226,9 @@ pub(super) fn doctor(report: &Report) -> String {
         let _ = writeln!(out, "{line}");
     }
     if report.findings.is_empty() {
-        out.push_str("CHECKS    nothing to look at\n");
+        out.push_str("CHECKS    no problems\n");
     } else {
-        let _ = writeln!(out, "CHECKS    {} to look at", report.findings.len());
+        let _ = writeln!(out, "CHECKS    problems: {}", report.findings.len());
         for finding in &report.findings {
             let _ = writeln!(out, "  {}\n      next: {}", finding.what, finding.next);
         }

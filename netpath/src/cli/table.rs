@@ -1,4 +1,4 @@
-//! Tables for people: header in capitals, columns aligned, no frames.
+//! Text tables: capital header, aligned columns, no frames.
 
 pub(super) struct Table {
     rows: Vec<Vec<String>>,
