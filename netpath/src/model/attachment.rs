@@ -3,27 +3,26 @@
 use super::IfName;
 use serde::{Deserialize, Serialize};
 
-/// On disk the variant is a field of its network, so that `"bridge": "podman1"` is what version 0.1 wrote.
+/// On disk the variant is a field of its network: version 0.1 wrote `"bridge": "podman1"`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attachment {
-    /// A veth to the bridge of this name, which is made with the first endpoint and removed with the last.
+    /// A veth to the bridge of this name, which is created with the first endpoint and removed with the last.
     Bridge(IfName),
     Macvlan(Macvlan),
 }
 
-/// An interface of its own on the wire of a link of the host.
+/// An interface with its own MAC address on a link of the host.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Macvlan {
     /// `None`: the link of the default route.
     pub parent: Option<IfName>,
     pub mode: MacvlanMode,
-    /// Up to how many members a multicast or broadcast frame is delivered at once, instead of later in a queue; -1 = always
-    /// (6.4).
+    /// IFLA_MACVLAN_BC_CUTOFF (6.4): frames to multicast groups with more members than this are queued; -1: none is.
     pub bclim: Option<i32>,
 }
 
-/// What the macvlans of one parent see of each other.
+/// How the macvlans of one parent reach each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MacvlanMode {
@@ -44,7 +43,7 @@ impl std::str::FromStr for MacvlanMode {
             "vepa" => Self::Vepa,
             "passthru" => Self::Passthru,
             "source" => Self::Source,
-            // Netavark's words.
+            // The text is netavark's.
             _ => {
                 return Err(format!(
                     "invalid macvlan mode {word:?}: expected bridge, private, vepa, passthru or source"

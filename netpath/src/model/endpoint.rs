@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// An interface name the kernel takes: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space
-/// (`net/core/dev.c, dev_valid_name()`).
+/// A valid interface name: 1 to 15 bytes, not `.` or `..`, no `/`, `:` or white space (`net/core/dev.c,
+/// dev_valid_name()`), and no `%`, which the kernel would replace.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(String);
@@ -33,7 +33,7 @@ impl TryFrom<String> for IfName {
             return bad("it has more than 15 bytes");
         }
         if name == "." || name == ".." || name.contains(['/', ':', '%', '\0']) || name.contains(char::is_whitespace) {
-            return bad("it holds a character that the kernel refuses");
+            return bad("it contains a character that the kernel rejects");
         }
         Ok(Self(name))
     }
@@ -64,7 +64,7 @@ impl fmt::Display for IfName {
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// As read from the kernel, which has checked it.
+    /// An address read from the kernel needs no check.
     pub fn from_kernel(bytes: [u8; 6]) -> Self {
         Self(bytes)
     }
@@ -119,7 +119,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The container an endpoint belongs to, as its engine names it.
+/// The container of an endpoint, with the id and name of its engine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Container {
     pub id: String,
@@ -127,7 +127,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// `web (3f9a1c2b4d5e)`, as people know it.
+    /// `web (3f9a1c2b4d5e)`, for messages.
     pub fn label(&self) -> String {
         let short: String = self.id.chars().take(12).collect();
         if self.name.is_empty() { short } else { format!("{} ({short})", self.name) }
@@ -136,21 +136,21 @@ impl Container {
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// Inside the container.
+    /// Name of the interface inside the container.
     pub interface: IfName,
-    /// Of the host side; the kernel chooses when it is absent.
+    /// Name of the host's end of a veth; `None`: the kernel chooses.
     pub host_interface: Option<IfName>,
     /// With the prefix length of their subnet; at least one.
     pub addresses: Vec<IpNet>,
     pub mac: Option<Mac>,
-    /// Further names in DNS.
+    /// Additional DNS names.
     pub aliases: Vec<String>,
-    /// Upstream servers for this container's DNS.
+    /// Upstream DNS servers of this container.
     pub dns_servers: Vec<std::net::IpAddr>,
 }
 
 impl Endpoint {
-    /// The address that published ports lead to: the first of the family.
+    /// The first address of the family, which receives published ports.
     pub fn first_v4(&self) -> Option<std::net::Ipv4Addr> {
         self.addresses.iter().find_map(|a| if let IpNet::V4(a) = a { Some(a.addr()) } else { None })
     }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interface_names_are_those_the_kernel_takes() {
+    fn interface_names_are_valid_for_the_kernel() {
         for good in ["eth0", "a", "podman-net_1.2", "fifteen-bytes-x"] {
             assert!(good.parse::<IfName>().is_ok(), "{good}");
         }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn mac_addresses_take_both_separators_and_refuse_multicast() {
+    fn mac_addresses_have_either_separator_and_are_unicast() {
         assert_eq!("0a:11:22:33:44:55", "0A-11-22-33-44-55".parse::<Mac>().expect("valid").to_string());
         for bad in ["", "0a:11:22:33:44", "01:00:5e:00:00:01", "00:00:00:00:00:00", "0a:11:22:33:44:+5", "a:1:2:3:4:5"]
         {

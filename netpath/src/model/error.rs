@@ -1,9 +1,9 @@
-//! The one error of the control plane: the operation and its object, the cause, and the next step.
+//! The error type of the control plane: operation and object, cause, and next step.
 
 use std::fmt;
 
-/// Prints as `cannot create bridge podman7: File exists (os error 17)`; the next step is kept apart, so that each face
-/// can put it where its reader looks.
+/// Displays as `cannot create bridge podman7: File exists (os error 17)`. The next step is separate, since each face prints
+/// it at another place.
 #[derive(Debug)]
 pub struct Error {
     what: String,
@@ -25,14 +25,14 @@ impl Error {
         self
     }
 
-    /// What the reader can do about it.
+    /// The action that fixes the error.
     #[must_use]
     pub fn next(mut self, step: impl Into<String>) -> Self {
         self.next = Some(step.into());
         self
     }
 
-    /// The same error seen from further out: "setup of web failed: cannot create …". The next step stays.
+    /// Prefixes the outer operation: "setup of web: cannot create …". Keeps the next step.
     #[must_use]
     pub fn within(mut self, what: impl fmt::Display) -> Self {
         self.what = format!("{what}: {}", self.what);
@@ -64,10 +64,10 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Gives any error its operation and object.
+/// Adds operation and object to any error.
 pub trait Context<T> {
     /// # Errors
-    /// The error of `self`, as the cause of one that begins with `what`.
+    /// `what`, with the error of `self` as its cause.
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 

@@ -7,8 +7,8 @@ pub fn name(s: &str) -> IfName {
     s.parse().expect("an interface name")
 }
 
-/// An endpoint on a bridge, with these addresses and everything else at its default. Each address is in a subnet of its own whose
-/// first host is the gateway. The links do not exist yet.
+/// An endpoint on a bridge, with these addresses and default values otherwise. Each address has a separate subnet, whose first
+/// host address is the gateway. The links do not exist yet.
 pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Record {
     let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("an address")).collect();
     Record {
@@ -62,7 +62,7 @@ pub fn links(bridge_index: u32, veth_index: u32) -> Option<Links> {
     }))
 }
 
-/// With links, on podman1.
+/// An endpoint on podman1, with links.
 pub fn record(order: u64, addresses: &[&str], publishes: Vec<Publish>) -> Record {
     Record { publishes, links: links(10, 20 + order as u32), ..plain(order, "net", "podman1", addresses) }
 }

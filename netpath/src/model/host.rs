@@ -1,4 +1,4 @@
-//! The host as the kernel shows it: what `link` reads and a datapath decides by.
+//! The host as `link` reads it from the kernel; input of the datapath's decisions.
 
 use super::{IfName, Mac};
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ pub enum LinkKind {
     Loopback,
     Bridge,
     Veth,
-    /// A VRF: its members keep their addresses, and have a routing table of their own.
+    /// A VRF: its members keep their addresses and use a separate routing table.
     Vrf,
     /// Anything else, Ethernet or not.
     Other,
@@ -24,44 +24,43 @@ pub struct HostLink {
     /// ifindex of the bridge, bond or VRF it is enslaved to.
     pub master: Option<u32>,
     pub mtu: u32,
-    /// Absent where frames have no Ethernet header.
+    /// `None` on links without an Ethernet header.
     pub mac: Option<Mac>,
-    /// The kind of a virtual link as `ip -details` names it ("veth"), the driver of a device ("virtio_net"); absent where
-    /// that cannot be told.
+    /// The kind of a virtual link as in `ip -details` ("veth") or the driver of a device ("virtio_net"); `None` if unknown.
     pub driver: Option<String>,
     pub up: bool,
     pub addresses: Vec<IpNet>,
 }
 
-/// How what containers begin leaves for a destination, as the host's routes say.
+/// The route of connections from containers to a destination.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct RouteSource {
-    /// A container subnet, or a part of it that a routing rule names.
+    /// A container subnet, or a part of it that a routing rule matches.
     pub from: IpNet,
     pub to: IpNet,
-    /// The interfaces that the route leads out of; none where that is not known.
+    /// The outgoing interfaces of the route; empty if unknown.
     pub by: Vec<IfName>,
-    /// The route's preferred source, where netfilter's masquerade would choose another one.
+    /// The route's preferred source, if netfilter's masquerade would choose another one.
     pub source: Option<IpAddr>,
 }
 
-/// All links of the host namespace, read in one go.
+/// All links of the host namespace at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostView {
     /// SO_NETNS_COOKIE (5.14), or the namespace's inode where the kernel has none.
     pub cookie: u64,
     pub links: Vec<HostLink>,
-    /// For the iptables rung alone. Of one `from` the most specific `to` comes first, and one inside another that says the
-    /// same is left out; a part of a subnet comes before the subnet.
+    /// Read only for the netfilter rungs. For each `from` the most specific `to` comes first, and entries equal to their
+    /// enclosing one are left out; a part of a subnet comes before the subnet.
     pub sources: Vec<RouteSource>,
 }
 
 impl HostView {
-    /// Tells whether another view shows the same host, whatever containers have come or gone. Of this build alone.
+    /// Equal for two views that differ only in links of containers. Comparable only within the same build.
     pub fn digest(&self) -> u64 {
         let mut digest = DefaultHasher::new();
-        let is_containers = |l: &&HostLink| l.kind == LinkKind::Veth && l.master.is_some();
-        self.links.iter().filter(|l| !is_containers(l)).for_each(|l| l.hash(&mut digest));
+        let is_of_container = |l: &&HostLink| l.kind == LinkKind::Veth && l.master.is_some();
+        self.links.iter().filter(|l| !is_of_container(l)).for_each(|l| l.hash(&mut digest));
         self.sources.hash(&mut digest);
         digest.finish()
     }

@@ -1,6 +1,4 @@
-//! What netpath knows about: values that cannot be built wrong, in the field's words and in no engine's.
-//!
-//! No I/O here, no netlink, no aya. Everything that the rooms above pass to each other is one of these.
+//! Validated values that the rooms above exchange, independent of any engine. No I/O, no netlink, no aya.
 
 pub mod attachment;
 pub mod endpoint;

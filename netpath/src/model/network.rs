@@ -1,11 +1,11 @@
-//! A network: how endpoints are attached to it, its subnets and its policy.
+//! A network: attachment of its endpoints, subnets, routes and policy.
 
 use super::{Attachment, IfName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-/// Bytes of an IP packet that a link carries: 68 (RFC 791 §3.2) to 65,535; 1,280 at least where IPv6 is used (RFC 8200 §5).
+/// Maximum size of an IP packet on a link: 68 (RFC 791 §3.2) to 65,535 bytes; at least 1,280 for IPv6 (RFC 8200 §5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Mtu(u32);
@@ -32,18 +32,18 @@ impl From<Mtu> for u32 {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Subnet {
     pub net: IpNet,
-    /// The containers' default route; on a bridge also the bridge's own address.
+    /// Gateway of the containers' default route; on a bridge it is the bridge's address.
     pub gateway: Option<IpAddr>,
 }
 
-/// Which other networks of this host may talk to this one.
+/// The other networks of this host that may reach this one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// All but strict ones.
+    /// `Open` and `Isolated` ones.
     #[default]
     Open,
-    /// Those that are `Open`.
+    /// `Open` ones.
     Isolated,
     /// None.
     Strict,
@@ -72,11 +72,11 @@ impl std::fmt::Display for Way {
     }
 }
 
-/// Whether packets are looked at before the kernel has made anything of them, where the driver of an uplink can do that.
+/// Whether packets are also handled in XDP, before the kernel allocates an skb, on uplinks whose driver supports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Xdp {
-    /// Where it is known to be faster.
+    /// With drivers for which XDP is measured to be faster.
     #[default]
     Auto,
     On,
@@ -93,8 +93,8 @@ pub enum RouteKind {
 }
 
 impl RouteKind {
-    /// Whether it goes with the interface that it leads through.
-    pub fn leads_somewhere(self) -> bool {
+    /// Whether the route has an outgoing interface, with which the kernel deletes it.
+    pub fn has_interface(self) -> bool {
         self == RouteKind::Unicast
     }
 }
@@ -103,7 +103,7 @@ impl RouteKind {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Route {
     pub destination: IpNet,
-    /// Given exactly for [`RouteKind::Unicast`], and of the destination's family.
+    /// Present only for [`RouteKind::Unicast`], in the destination's family.
     pub gateway: Option<IpAddr>,
     pub metric: u32,
     pub kind: RouteKind,
@@ -138,22 +138,22 @@ pub struct Network {
     pub mtu: Option<Mtu>,
     pub subnets: Vec<Subnet>,
     pub routes: Vec<Route>,
-    /// No way out and no way in.
+    /// No traffic to or from the outside.
     pub internal: bool,
     pub isolation: Isolation,
-    /// Containers get default routes through the gateways, with this metric.
+    /// Containers have default routes through the gateways, with metric `metric`.
     pub default_route: bool,
     pub metric: u32,
     /// Fixed source addresses for masquerade.
     pub outbound4: Option<std::net::Ipv4Addr>,
     pub outbound6: Option<std::net::Ipv6Addr>,
-    // Records of earlier versions do not have the next four.
+    // The next four are missing in records of earlier versions.
     #[serde(default)]
     pub path: Way,
-    /// Containers are reached from outside by their own addresses.
+    /// Containers are reachable from outside at their own addresses.
     #[serde(default)]
     pub direct: bool,
-    /// Containers go out with an address of the host.
+    /// Traffic to the outside has an address of the host as source.
     #[serde(default = "yes")]
     pub masquerade: bool,
     #[serde(default)]
@@ -176,7 +176,7 @@ impl Network {
         self.subnets.iter().any(|s| s.net.addr().is_ipv4())
     }
 
-    /// The bridge of a network that has one; the datapath serves such networks alone.
+    /// The bridge of the network, if it has one; datapaths serve only such networks.
     pub fn bridge(&self) -> Option<&IfName> {
         match &self.attachment {
             Attachment::Bridge(name) => Some(name),
@@ -184,7 +184,7 @@ impl Network {
         }
     }
 
-    /// The gateways of its subnets, with the prefix of each.
+    /// The gateways with the prefix lengths of their subnets.
     pub fn gateways(&self) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
         self.subnets.iter().filter_map(|s| s.gateway.map(|g| (g, s.net.prefix_len())))
     }

@@ -1,13 +1,14 @@
 //! Conflicts between published ports.
 //!
-//! One address of the host and all of them are two places: the port of one is asked first, so both can have an owner.
-//! The same port from two networks of one container has two owners, of which the older is served.
+//! A port on one host address and the same port on all addresses do not conflict: the more specific one takes precedence.
+//! One container may publish the same port on two networks; the older record is served.
 
 use super::{HostBind, Proto, Record};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// The addresses that a port is published on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Place {
     EveryV4,
@@ -34,7 +35,7 @@ pub struct PortConflict<'a> {
     pub port: u16,
 }
 
-/// Where `record` publishes with this bind: in the families that it has an address of.
+/// The places of a bind, in the families of the record's addresses.
 fn places(record: &Record, bind: HostBind) -> impl Iterator<Item = Place> {
     let bind = match bind {
         HostBind::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => HostBind::AnyV4,
@@ -47,69 +48,69 @@ fn places(record: &Record, bind: HostBind) -> impl Iterator<Item = Place> {
     v4.into_iter().chain(v6)
 }
 
-/// The first port of each of `others` that one of `coming` wants too; those of the same container are left out.
+/// For each of `others` its first port that one of `coming` publishes too. Other networks of the same container are ignored.
 pub fn conflicts<'a>(coming: &[Record], others: impl Iterator<Item = &'a Record>) -> Vec<PortConflict<'a>> {
     let wanted = Wanted::of(coming);
-    let strangers = others.filter(|o| coming.iter().all(|c| c.container.id != o.container.id));
-    strangers.filter_map(|owner| wanted.first_of(owner)).collect()
+    let others = others.filter(|o| coming.iter().all(|c| c.container.id != o.container.id));
+    others.filter_map(|owner| wanted.first_of(owner)).collect()
 }
 
-/// A range of ports begins or ends.
-struct Edge {
+/// Start or end of a range of ports.
+struct Boundary {
     place: Place,
-    /// Of a record that is coming.
+    /// Of a record in `coming`.
     comes: bool,
-    /// 1 or −1
-    by: i32,
+    /// Change in the number of publishes: 1 or −1.
+    change: i32,
 }
 
-/// The first port that one of `coming` publishes and that would be published, with `there`, in more than `most` places.
-pub fn exceeds_limit(coming: &[Record], there: &[Record], most: usize) -> Option<(Proto, u16)> {
+/// The first port of `coming` that would be published, together with `existing`, in more than `limit` places.
+pub fn exceeds_limit(coming: &[Record], existing: &[Record], limit: usize) -> Option<(Proto, u16)> {
     let each = |r: &Record| r.publishes.iter().flat_map(|p| places(r, p.bind)).collect::<HashSet<_>>();
-    // As good as always.
-    if coming.iter().chain(there).flat_map(each).collect::<HashSet<_>>().len() <= most {
+    // The usual case.
+    if coming.iter().chain(existing).flat_map(each).collect::<HashSet<_>>().len() <= limit {
         return None;
     }
-    let mut edges: BTreeMap<(Proto, u32), Vec<Edge>> = BTreeMap::new();
-    for (records, comes) in [(there, false), (coming, true)] {
+    let mut boundaries: BTreeMap<(Proto, u32), Vec<Boundary>> = BTreeMap::new();
+    for (records, comes) in [(existing, false), (coming, true)] {
         for record in records {
             for publish in &record.publishes {
                 let first = u32::from(publish.host_port());
                 for place in places(record, publish.bind) {
-                    let mut edge = |port, by| {
-                        edges.entry((publish.proto, port)).or_default().push(Edge { place, comes, by });
+                    let mut boundary = |port, change| {
+                        boundaries.entry((publish.proto, port)).or_default().push(Boundary { place, comes, change });
                     };
-                    edge(first, 1);
-                    edge(first + u32::from(publish.count()), -1);
+                    boundary(first, 1);
+                    boundary(first + u32::from(publish.count()), -1);
                 }
             }
         }
     }
     let mut open: HashMap<(Proto, Place), i32> = HashMap::new();
     let mut coming = 0;
-    for ((proto, port), changes) in edges {
-        for Edge { place, comes, by } in changes {
+    for ((proto, port), changes) in boundaries {
+        for Boundary { place, comes, change } in changes {
             let publishes = open.entry((proto, place)).or_default();
-            *publishes += by;
+            *publishes += change;
             if *publishes == 0 {
                 open.remove(&(proto, place));
             }
-            coming += if comes { by } else { 0 };
+            coming += if comes { change } else { 0 };
         }
-        if coming > 0 && open.keys().filter(|(of, _)| *of == proto).count() > most {
+        if coming > 0 && open.keys().filter(|(of, _)| *of == proto).count() > limit {
             return u16::try_from(port).ok().map(|port| (proto, port));
         }
     }
     None
 }
 
-/// Ranges by place, in the order of their first ports.
+/// Ranges by protocol and place, sorted by first port.
 struct Wanted(HashMap<(Proto, Place), Vec<Range>>);
 
 struct Range {
     first: u32,
     end: u32,
-    /// The furthest end of all ranges up to this one.
+    /// The largest `end` of all ranges up to this one.
     reach: u32,
 }
 
@@ -144,8 +145,8 @@ impl Wanted {
                 let ranges = self.0.get(&(publish.proto, place))?;
                 let before_end = &ranges[..ranges.partition_point(|r| r.first < end)];
                 before_end.last().filter(|r| r.reach > first)?;
-                let met = before_end.iter().find(|r| r.end > first)?;
-                let port = u16::try_from(met.first.max(first)).ok()?;
+                let overlapping = before_end.iter().find(|r| r.end > first)?;
+                let port = u16::try_from(overlapping.first.max(first)).ok()?;
                 Some(PortConflict { owner, place, proto: publish.proto, port })
             })
         })

@@ -39,11 +39,10 @@ impl std::str::FromStr for Proto {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostBind {
-    /// Every address of the host, in each family the container has.
+    /// Every address of the host, in the families of the container.
     Any,
     AnyV4,
     AnyV6,
-    /// This one.
     Address(IpAddr),
 }
 
@@ -65,14 +64,14 @@ pub struct Publish {
     host_port: u16,
     container_port: u16,
     count: u16,
-    /// The clients that it answers, if they are others than those of the endpoint's other ports.
+    /// The allow list of this port; `None`: that of the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<IpNet>>,
 }
 
 impl Publish {
     /// # Errors
-    /// Port 0, or a range that ends beyond 65,535; the text names the field as `host_port`, `container_port` or `range`.
+    /// Port 0, or a range that ends beyond 65,535; the text begins with `host_port`, `container_port` or `range`.
     pub fn new(bind: HostBind, proto: Proto, host_port: u16, container_port: u16, count: u16) -> Result<Self, String> {
         for (field, first) in [("host_port", host_port), ("container_port", container_port)] {
             if first == 0 {
@@ -85,7 +84,7 @@ impl Publish {
         Ok(Self { bind, proto, host_port, container_port, count: count.max(1), allow: None })
     }
 
-    /// The `count` ports of it from the one at `offset`, as many of them as there are; `None` where there are none.
+    /// At most `count` ports of the range from `offset` on; `None` if there are none.
     #[must_use]
     pub fn part(&self, offset: u16, count: u16) -> Option<Self> {
         let count = count.min(self.count.checked_sub(offset)?);
@@ -93,8 +92,8 @@ impl Publish {
         (count > 0).then(|| Self { host_port, container_port, count, ..self.clone() })
     }
 
-    /// SCTP on another port than in the container, which only netfilter can do: a port lies under a checksum over all of the
-    /// packet (RFC 9260 section 6.8), which can be larger than what a program sees.
+    /// SCTP with another host port than container port, which needs netfilter: the checksum covers the whole packet (RFC 9260
+    /// §6.8), which can be larger than the part that a program can read.
     pub fn is_moved_sctp(&self) -> bool {
         self.proto == Proto::Sctp && self.host_port != self.container_port
     }

@@ -1,4 +1,4 @@
-//! What netpath keeps of an endpoint, and the sum of it that a datapath makes true.
+//! The stored state of an endpoint, and the desired state of a host.
 
 use super::{Container, Endpoint, IfName, Mac, Network, Publish};
 use ipnet::IpNet;
@@ -6,7 +6,7 @@ use netpath_common::layout::TRAFFICS;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The kernel objects of an endpoint, known once its links exist.
+/// The links of an endpoint, known once they exist.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Links {
@@ -22,7 +22,7 @@ impl Links {
         }
     }
 
-    /// Of the interface inside the container.
+    /// MAC address of the interface inside the container.
     pub fn container_mac(&self) -> Mac {
         match self {
             Links::Bridge(links) => links.container_mac,
@@ -36,35 +36,34 @@ impl Links {
 pub struct BridgeLinks {
     pub bridge_index: u32,
     pub bridge_mac: Mac,
-    /// Host side of the veth.
+    /// The host's end of the veth.
     pub veth_index: u32,
     pub veth_name: IfName,
-    /// Of the interface inside the container.
+    /// MAC address of the interface inside the container.
     pub container_mac: Mac,
-    /// Of the interface inside the container, bytes.
+    /// MTU of the interface inside the container, bytes.
     pub mtu: u32,
-    /// The interface inside the container takes frames that XDP sends it (GRO is on). Records of earlier versions do not
-    /// have it.
+    /// GRO is on inside the container, so the veth accepts frames that XDP redirects. Missing in records of earlier versions.
     #[serde(default)]
     pub takes_xdp: bool,
 }
 
-/// A link that is inside the container alone.
+/// A link with no end in the host's namespace.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InsideLinks {
-    /// Of the host's link that it stands on.
+    /// ifindex of its parent on the host.
     pub parent_index: u32,
-    /// In the container's namespace.
+    /// ifindex in the container's namespace.
     pub inside_index: u32,
     pub container_mac: Mac,
 }
 
-/// Which of the datapath's traffic counters are an endpoint's, as long as its record lives; 0 = not counted apart.
+/// The traffic counters assigned to an endpoint until its record is removed; 0: no counter.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct TrafficIds {
-    /// Of flows that no publish began.
+    /// Counter of the endpoint's other flows.
     pub own: u16,
-    /// In the order of [`Record::publishes`]; what is missing at the end has none.
+    /// Counters of [`Record::publishes`], in their order; missing ones count as 0.
     pub publishes: Vec<u16>,
 }
 
@@ -73,40 +72,39 @@ impl TrafficIds {
         std::iter::once(self.own).chain(self.publishes.iter().copied())
     }
 
-    /// As many as `record` needs of those that none of `others` has, the lowest first; it goes without where none is left.
+    /// Assigns `record` the lowest ids that `others` do not use; none where all are in use.
     #[must_use]
     pub fn for_record<'a>(record: &Record, others: impl Iterator<Item = &'a TrafficIds>) -> Self {
         let mut taken = vec![false; TRAFFICS as usize];
         taken[0] = true;
         for id in others.flat_map(TrafficIds::all) {
-            if let Some(place) = taken.get_mut(usize::from(id)) {
-                *place = true;
+            if let Some(taken) = taken.get_mut(usize::from(id)) {
+                *taken = true;
             }
         }
-        // The map has fewer than 65,536.
+        // The map has fewer than 65,536 counters.
         let mut free = taken.iter().enumerate().filter(|(_, t)| !**t).map(|(id, _)| id as u16);
         Self { own: free.next().unwrap_or(0), publishes: free.take(record.publishes.len()).collect() }
     }
 }
 
-/// One endpoint as it should be. Written before anything is made, removed after everything is gone.
+/// The desired state of one endpoint. Written before its links are created, removed after they are deleted.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// Grows with every record of the host: of two that publish the same, the lower one owns it.
+    /// Grows with every record of the host: of two records with the same published port, the lower one owns the port.
     pub order: u64,
     pub container: Container,
     pub netns: PathBuf,
     pub network: Network,
     pub endpoint: Endpoint,
     pub publishes: Vec<Publish>,
-    /// The clients that published ports answer which have no list of their own; empty = everybody. The host itself is always
-    /// answered.
+    /// The allow list of published ports without one; empty: all clients. The host itself is always allowed.
     #[serde(default)]
     pub allow: Vec<IpNet>,
     /// Traffic counters of the eBPF datapath.
     #[serde(default)]
     pub traffic: TrafficIds,
-    /// `None` until the links exist; a datapath leaves such a record alone.
+    /// `None` until the links exist; datapaths ignore such a record.
     pub links: Option<Links>,
 }
 
@@ -119,30 +117,30 @@ impl Record {
         }
     }
 
-    /// Its links, where it is on a bridge and they exist.
+    /// The links of an endpoint on a bridge, once they exist.
     pub fn bridged(&self) -> Option<&BridgeLinks> {
         self.links.as_ref()?.bridge()
     }
 
-    /// The clients that this port of it answers; empty = everybody.
+    /// The allow list of this publish; empty: all clients.
     pub fn allow_of<'a>(&'a self, publish: &'a Publish) -> &'a [IpNet] {
         publish.allow.as_ref().unwrap_or(&self.allow)
     }
 }
 
-/// Everything that should be on this host, in the order in which it came.
+/// All records of a host, oldest first.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Desired {
     pub records: Vec<Record>,
 }
 
 impl Desired {
-    /// The records that a datapath serves: those on a bridge, once they have links.
+    /// The records that a datapath serves: those on a bridge whose links exist.
     pub fn bridged(&self) -> impl Iterator<Item = (&Record, &BridgeLinks)> + Clone {
         self.records.iter().filter_map(|r| Some((r, r.bridged()?)))
     }
 
-    /// The bridges of all records, whether their links exist yet or not.
+    /// The bridges of all records, including those without links.
     pub fn bridges(&self) -> impl Iterator<Item = &IfName> {
         self.records.iter().filter_map(|r| r.network.bridge())
     }

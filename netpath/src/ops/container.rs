@@ -105,7 +105,7 @@ impl Session {
         let new = self.site.inside()?.rtnl().add_route(route)?;
         Ok(match new {
             false => Done::AlreadySo,
-            true if route.kind.leads_somewhere() => Done::ChangedCovered,
+            true if route.kind.has_interface() => Done::ChangedCovered,
             true => Done::Changed(Undo::RemoveRoute(route.clone())),
         })
     }
@@ -116,7 +116,7 @@ impl Session {
     /// # Errors
     /// The kernel's, or the store cannot be read.
     pub(super) fn remove_routes(&self, record: &Record) -> Result<()> {
-        let mut routes = record.network.routes.iter().filter(|r| !r.kind.leads_somewhere()).peekable();
+        let mut routes = record.network.routes.iter().filter(|r| !r.kind.has_interface()).peekable();
         let (Some(inside), true) = (&self.site.inside, routes.peek().is_some()) else { return Ok(()) };
         let all = self.site.store.all()?;
         let others =
