@@ -1,7 +1,7 @@
-//! Entries of connection tracking for connections that another datapath has begun.
+//! Conntrack entries for connections that another datapath has translated until now.
 //!
-//! Whoever translated them before, their packets go on with the same addresses and ports. The kernel has not seen their
-//! windows: TCP entries are liberal about them.
+//! Their packets keep the same translated addresses and ports. TCP entries are liberal, since conntrack has not seen their
+//! windows.
 
 use super::nfnetlink::{message, open};
 use super::rules::Family;
@@ -37,7 +37,7 @@ const LIBERAL: u8 = 0x08;
 /// Adds an entry for each connection that has none. Returns how many were added.
 ///
 /// # Errors
-/// A kernel without ctnetlink. A connection that the kernel does not take is left out and begins again.
+/// A kernel without ctnetlink. Connections that the kernel refuses are skipped and break.
 pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
     if connections.is_empty() {
         return Ok(0);
@@ -54,7 +54,7 @@ pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
         }
     }
     if let Some((connection, e)) = refused {
-        tracing::warn!(?connection, "connections that cannot be handed to connection tracking begin again: {e}");
+        tracing::warn!(?connection, "connections that cannot be handed to connection tracking break: {e}");
     }
     Ok(added)
 }
@@ -67,7 +67,7 @@ fn attributes(connection: &Connection) -> Vec<ConntrackAttribute> {
     }
     let mut attributes = vec![
         ConntrackAttribute::CtaTupleOrig(tuple(transport, original)),
-        // The kernel makes it what the translations below say.
+        // The kernel replaces the reply tuple by that of the translations below.
         ConntrackAttribute::CtaTupleReply(tuple(transport, original.reversed())),
         ConntrackAttribute::CtaStatus(status),
         ConntrackAttribute::CtaTimeout(timeout_s.max(1)),
@@ -135,9 +135,9 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tracks_connections_that_are_handed_to_it_with_their_translation() {
+    fn adopted_connections_are_tracked_with_their_translation() {
         if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
-            println!("skip the_kernel_tracks_connections_that_are_handed_to_it_with_their_translation: needs root");
+            println!("skip adopted_connections_are_tracked_with_their_translation: needs root");
             return;
         }
         let connection = |transport, original, translated| Connection {
@@ -153,7 +153,7 @@ mod tests {
             connection(Transport::Tcp, ["[fd00::9]:4000", "[fd00::2]:8080"], ["[fd00::9]:4000", "[fd01::5]:80"]),
         ];
         assert_eq!(3, adopt(&all).expect("ctnetlink"));
-        assert_eq!(0, adopt(&all).expect("ctnetlink"), "they are there");
+        assert_eq!(0, adopt(&all).expect("ctnetlink"), "the entries exist");
         let Ok(list) = std::process::Command::new("sh").args(["-c", "conntrack -L; conntrack -L -f ipv6"]).output()
         else {
             return;

@@ -1,6 +1,7 @@
-//! Connections that the rules of yesterday have decided: the kernel's table asks no rule again, so what no longer holds
-//! is taken out of it. UDP clients would otherwise stick to a container that is gone, or to a host port from the time
-//! before it was published (netavark #1045).
+//! Deletes conntrack entries that contradict the new rules.
+//!
+//! NAT rules apply only to the first packet of a connection. UDP clients would otherwise keep sending to a removed
+//! container, or to a process of the host whose port is published now (netavark #1045).
 
 use super::nfnetlink::{message, open};
 use super::policy;
@@ -24,40 +25,41 @@ const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const FILTER_IP_SRC: u32 = 1 << 0;
 const FILTER_IP_DST: u32 = 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
-/// More addresses than this are looked for in one reading of the whole table.
+/// For more addresses than this, one dump of the whole table replaces one filtered dump for each.
 const FILTERED: usize = 4;
-/// As many connections are read as quickly as one.
+/// Up to this number of connections one dump of the whole table is as fast as a filtered one.
 const FEW: usize = 1_000;
 
-/// One connection, as far as it matters here.
+/// The fields of a connection that decide whether it is stale.
 struct Connection {
     from: IpAddr,
     to: IpAddr,
     port: u16,
     udp: bool,
-    /// Who answers, and to whom.
-    answers: IpAddr,
-    source: IpAddr,
-    /// What names it when it is deleted.
-    name: Vec<ConntrackAttribute>,
+    /// Source of the reply tuple: the server after destination translation.
+    reply_source: IpAddr,
+    /// Destination of the reply tuple: the client after source translation.
+    reply_destination: IpAddr,
+    /// Attributes that identify the connection in a deletion.
+    id: Vec<ConntrackAttribute>,
 }
 
-/// What the new rules of a family would decide otherwise.
+/// The stale connections of one family.
 pub(super) struct Stale {
     pub family: Family,
-    /// Addresses of containers that are no more.
+    /// Addresses of removed containers.
     pub gone: BTreeSet<IpAddr>,
-    /// What is published now.
+    /// The ports that are published now.
     pub targets: Vec<Target>,
-    /// Addresses of the host that rules have given to connections as sources, by what routes said. MASQUERADE ends a
-    /// connection when its address goes or its route leads elsewhere, such a rule does not.
+    /// Addresses of the host that SNAT rules for routes have used. The kernel ends connections of MASQUERADE when their
+    /// address is removed or their route changes, but not those of SNAT.
     pub sources: BTreeSet<IpAddr>,
     /// Addresses of containers.
     pub containers: BTreeSet<IpAddr>,
 }
 
 impl Stale {
-    /// For rules that served the addresses `served` before, and gave connections these `sources`.
+    /// `served`: the container addresses of the former rules; `sources`: their SNAT addresses.
     pub(super) fn new(
         family: Family,
         desired: &Desired,
@@ -73,61 +75,63 @@ impl Stale {
         self.targets.iter().filter(|t| t.publish.proto == Proto::Udp)
     }
 
-    fn holds(&self, connection: &Connection, host: &HostView, keep: &[(IpAddr, u16)]) -> bool {
-        let dead = self.gone.contains(&connection.from)
-            || self.gone.contains(&connection.answers)
-            || self.leaves_otherwise(connection, host);
-        dead || connection.udp
-            && !keep.contains(&(connection.to, connection.port))
-            && published(self.udp(), host, connection).is_some_and(|to| to != connection.answers)
+    fn contains(&self, connection: &Connection, host: &HostView, keep: &[(IpAddr, u16)]) -> bool {
+        let is_gone = self.gone.contains(&connection.from)
+            || self.gone.contains(&connection.reply_source)
+            || self.has_stale_source(connection, host);
+        is_gone
+            || connection.udp
+                && !keep.contains(&(connection.to, connection.port))
+                && published(self.udp(), host, connection).is_some_and(|to| to != connection.reply_source)
     }
 
-    /// The host has lost the source, or the route out of an interface that neither has nor is given it. A route that is
-    /// given another source and still leads out of the source's interface leaves connections as they are.
-    fn leaves_otherwise(&self, connection: &Connection, host: &HostView) -> bool {
-        let source = connection.source;
+    /// Whether the host no longer has the SNAT address, or the route now uses an interface without that address and has
+    /// another preferred source. A route with a new preferred source through the same interface keeps its connections.
+    fn has_stale_source(&self, connection: &Connection, host: &HostView) -> bool {
+        let source = connection.reply_destination;
         if !self.sources.contains(&source) || !self.containers.contains(&connection.from) {
             return false;
         }
-        let way = host.sources.iter().find(|s| s.from.contains(&connection.from) && s.to.contains(&connection.to));
-        let stays = way.is_none_or(|way| {
-            let of_way = way.by.iter().filter_map(|by| host.link_named(by)).flat_map(|l| &l.addresses);
-            way.by.is_empty() || way.source == Some(source) || of_way.into_iter().any(|a| a.addr() == source)
+        let route = host.sources.iter().find(|s| s.from.contains(&connection.from) && s.to.contains(&connection.to));
+        let is_valid = route.is_none_or(|route| {
+            let addresses = route.by.iter().filter_map(|by| host.link_named(by)).flat_map(|l| &l.addresses);
+            route.by.is_empty() || route.source == Some(source) || addresses.into_iter().any(|a| a.addr() == source)
         });
-        !stays || !host.has_address(source)
+        !is_valid || !host.has_address(source)
     }
 
-    /// The questions to the kernel whose answers together have every such connection.
+    /// Filters for dumps that together contain every stale connection.
     fn filters(&self) -> Vec<Vec<ConntrackAttribute>> {
         if self.gone.len() + self.sources.len() > FILTERED {
             return vec![Vec::new()];
         }
-        let mut filters: Vec<_> = self.gone.iter().flat_map(|a| [answered_by(*a), begun_by(*a)]).collect();
-        filters.extend(self.sources.iter().map(|a| answered_to(*a)));
+        let mut filters: Vec<_> =
+            self.gone.iter().flat_map(|a| [with_reply_source(*a), with_original_source(*a)]).collect();
+        filters.extend(self.sources.iter().map(|a| with_reply_destination(*a)));
         filters.extend(self.udp().next().map(|_| only_udp()));
         filters
     }
 }
 
-/// Ends stale connections. They age by themselves: not being able to remove them is no reason to fail.
+/// Deletes stale connections. They also time out, so a failure is only logged.
 pub(super) fn end(stale: &[Stale], desired: &Desired, host: &HostView) {
     let dns: Vec<(IpAddr, u16)> = desired
         .bridged()
         .filter(|(r, _)| r.network.dns)
         .flat_map(|(r, _)| r.network.gateways().map(|(gateway, _)| (gateway, 53)))
         .collect();
-    match forget(stale, host, &dns) {
-        Ok(n) => tracing::debug!("{n} connections ended"),
-        Err(e) => tracing::warn!("cannot end connections of removed containers: {e}; they time out by themselves"),
+    match delete(stale, host, &dns) {
+        Ok(n) => tracing::debug!("{n} connections deleted"),
+        Err(e) => tracing::warn!("cannot delete connections of removed containers: {e}; they end with their time-out"),
     }
 }
 
-/// Forgets the connections of addresses that are gone, those with a source that is not theirs any more, and UDP to published ports that does not go where it is published.
-/// Returns how many there were.
+/// Deletes connections of removed containers, connections with a stale source, and UDP connections to published ports
+/// that lead elsewhere. Returns their number. `keep`: DNS addresses of networks, which published ports do not intercept.
 ///
 /// # Errors
-/// The table cannot be read. Connections that end by themselves meanwhile are no error.
-fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
+/// The table cannot be read. Connections that end meanwhile are no error.
+fn delete(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Result<usize> {
     let filters: Vec<(Family, Vec<_>)> =
         stale.iter().flat_map(|s| s.filters().into_iter().map(|f| (s.family, f))).collect();
     let count = count();
@@ -136,53 +140,53 @@ fn forget(stale: &[Stale], host: &HostView, keep: &[(IpAddr, u16)]) -> io::Resul
     }
     let mut netlink = open()?;
     if count.is_some_and(|n| n <= FEW) {
-        // Any reading walks the kernel's whole hash table (10 ms of it here): one for all, rather than one for each filter.
+        // Every dump walks the whole hash table (measured: 10 ms), so one dump is faster than one for each filter.
         let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
         let all = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
-        return forget_of(&mut netlink, all, stale, host, keep);
+        return delete_listed(&mut netlink, all, stale, host, keep);
     }
-    let mut forgotten = 0;
+    let mut deleted = 0;
     for (family, filter) in filters {
         let answers = match netlink.dump(message(family, ConntrackMessage::Get(filter.clone()))) {
-            // A kernel that knows another form of filter gives everything.
+            // Kernels with another form of filter get an unfiltered request.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) && !filter.is_empty() => {
                 netlink.dump(message(family, ConntrackMessage::Get(Vec::new())))?
             }
             other => other?,
         };
-        forgotten += forget_of(&mut netlink, answers, stale, host, keep)?;
+        deleted += delete_listed(&mut netlink, answers, stale, host, keep)?;
     }
-    Ok(forgotten)
+    Ok(deleted)
 }
 
-fn forget_of(
+fn delete_listed(
     netlink: &mut Netlink<NetfilterMessage>,
     answers: Vec<NetfilterMessage>,
     stale: &[Stale],
     host: &HostView,
     keep: &[(IpAddr, u16)],
 ) -> io::Result<usize> {
-    let mut forgotten = 0;
+    let mut deleted = 0;
     for connection in answers.into_iter().filter_map(|a| Connection::read(a.inner)) {
         let family = Family::of(&connection.from);
-        if !stale.iter().any(|s| s.family == family && s.holds(&connection, host, keep)) {
+        if !stale.iter().any(|s| s.family == family && s.contains(&connection, host, keep)) {
             continue;
         }
-        match netlink.change(message(family, ConntrackMessage::Delete(connection.name)), 0) {
-            Ok(()) => forgotten += 1,
+        match netlink.change(message(family, ConntrackMessage::Delete(connection.id)), 0) {
+            Ok(()) => deleted += 1,
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(forgotten)
+    Ok(deleted)
 }
 
-/// How many connections this namespace has; `None` where the kernel does not say.
+/// The number of connections in this namespace; `None` if unknown.
 fn count() -> Option<usize> {
     std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").ok()?.trim().parse().ok()
 }
 
-/// Where a new connection with this destination would go.
+/// The target of a new connection to the same destination.
 fn published<'a>(
     mut udp: impl Iterator<Item = &'a Target>,
     host: &HostView,
@@ -204,7 +208,7 @@ impl Connection {
     fn read(answer: NetfilterMessageInner) -> Option<Self> {
         let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer else { return None };
         let (mut orig, mut reply) = (None, None);
-        let mut name = Vec::new();
+        let mut id = Vec::new();
         for attribute in attributes {
             match &attribute {
                 ConntrackAttribute::CtaTupleOrig(t) => orig = Some(t.clone()),
@@ -213,14 +217,22 @@ impl Connection {
                 _ => continue,
             }
             if !matches!(attribute, ConntrackAttribute::CtaTupleReply(_)) {
-                name.push(attribute);
+                id.push(attribute);
             }
         }
         let (orig, reply) = (orig?, reply?);
         let (from, to) = addresses(&orig);
-        let (answers, source) = addresses(&reply);
+        let (reply_source, reply_destination) = addresses(&reply);
         let (udp, port) = protocol(&orig);
-        Some(Self { from: from?, to: to?, port, udp, answers: answers?, source: source?, name })
+        Some(Self {
+            from: from?,
+            to: to?,
+            port,
+            udp,
+            reply_source: reply_source?,
+            reply_destination: reply_destination?,
+            id,
+        })
     }
 }
 
@@ -255,17 +267,17 @@ fn protocol(tuple: &[Tuple]) -> (bool, u16) {
     (udp, port)
 }
 
-fn begun_by(address: IpAddr) -> Vec<ConntrackAttribute> {
+fn with_original_source(address: IpAddr) -> Vec<ConntrackAttribute> {
     let tuple = vec![Tuple::Ip(vec![IPTuple::SourceAddress(address)])];
     vec![ConntrackAttribute::CtaTupleOrig(tuple), filter(FILTER_IP_SRC, 0)]
 }
 
-fn answered_by(address: IpAddr) -> Vec<ConntrackAttribute> {
+fn with_reply_source(address: IpAddr) -> Vec<ConntrackAttribute> {
     let tuple = vec![Tuple::Ip(vec![IPTuple::SourceAddress(address)])];
     vec![ConntrackAttribute::CtaTupleReply(tuple), filter(0, FILTER_IP_SRC)]
 }
 
-fn answered_to(address: IpAddr) -> Vec<ConntrackAttribute> {
+fn with_reply_destination(address: IpAddr) -> Vec<ConntrackAttribute> {
     let tuple = vec![Tuple::Ip(vec![IPTuple::DestinationAddress(address)])];
     vec![ConntrackAttribute::CtaTupleReply(tuple), filter(0, FILTER_IP_DST)]
 }
@@ -275,7 +287,8 @@ fn only_udp() -> Vec<ConntrackAttribute> {
     vec![ConntrackAttribute::CtaTupleOrig(tuple), filter(FILTER_PROTO_NUM, 0)]
 }
 
-/// Says which parts of the tuples count (5.8; an older kernel gives everything, and what comes is looked at anyway).
+/// The parts of the tuples that a dump compares (5.8). Older kernels list everything; every listed connection is checked
+/// again in any case.
 fn filter(orig: u32, reply: u32) -> ConntrackAttribute {
     let mut value = Vec::new();
     for (kind, flags) in [(CTA_FILTER_ORIG_FLAGS, orig), (CTA_FILTER_REPLY_FLAGS, reply)] {
@@ -309,17 +322,18 @@ mod tests {
         }
     }
 
-    /// Whether a connection of a container that left as `source` is forgotten, where the route leads out of `by`.
-    fn is_forgotten(source: &str, by: &str, route: Option<&str>) -> bool {
+    /// Whether a connection of a container with the SNAT address `source` is stale, with a route through `by` that has
+    /// the preferred source `route`.
+    fn is_stale(source: &str, by: &str, route: Option<&str>) -> bool {
         let links =
             vec![link(1, "lo", "192.0.2.99/32"), link(2, "eth0", "192.0.2.10/24"), link(3, "eth1", "198.51.100.1/24")];
-        let way = RouteSource {
+        let route = RouteSource {
             from: "10.89.7.0/24".parse().expect("a subnet"),
             to: "0.0.0.0/0".parse().expect("a prefix"),
             by: vec![by.parse().expect("an interface name")],
             source: route.map(ip),
         };
-        let host = HostView { links, sources: vec![way], ..HostView::default() };
+        let host = HostView { links, sources: vec![route], ..HostView::default() };
         let stale = Stale {
             family: Family::V4,
             gone: BTreeSet::new(),
@@ -332,21 +346,21 @@ mod tests {
             to: ip("203.0.113.5"),
             port: 80,
             udp: false,
-            answers: ip("203.0.113.5"),
-            source: ip(source),
-            name: Vec::new(),
+            reply_source: ip("203.0.113.5"),
+            reply_destination: ip(source),
+            id: Vec::new(),
         };
-        assert!(!stale.holds(&connection("10.0.0.5"), &host, &[]), "of another's container");
-        stale.holds(&connection("10.89.7.5"), &host, &[])
+        assert!(!stale.contains(&connection("10.0.0.5"), &host, &[]), "not a container of netpath");
+        stale.contains(&connection("10.89.7.5"), &host, &[])
     }
 
     #[test]
-    fn a_connection_with_the_source_of_a_route_ends_with_that_address_or_the_way_out() {
-        assert!(!is_forgotten("192.0.2.10", "eth0", Some("192.0.2.10")));
-        assert!(!is_forgotten("192.0.2.10", "eth0", None), "the way out is the same");
-        assert!(is_forgotten("192.0.2.10", "eth1", None), "the other uplink has another address");
-        assert!(!is_forgotten("192.0.2.99", "eth1", Some("192.0.2.99")), "an address of no uplink");
-        assert!(is_forgotten("192.0.2.77", "eth0", Some("192.0.2.77")), "the host has it no more");
-        assert!(!is_forgotten("192.0.2.9", "eth1", None), "a source that no rule of ours has given");
+    fn a_connection_with_the_source_of_a_route_is_stale_without_the_address_or_its_interface() {
+        assert!(!is_stale("192.0.2.10", "eth0", Some("192.0.2.10")));
+        assert!(!is_stale("192.0.2.10", "eth0", None), "the interface is the same");
+        assert!(is_stale("192.0.2.10", "eth1", None), "the other uplink has another address");
+        assert!(!is_stale("192.0.2.99", "eth1", Some("192.0.2.99")), "an address of no uplink");
+        assert!(is_stale("192.0.2.77", "eth0", Some("192.0.2.77")), "the host no longer has the address");
+        assert!(!is_stale("192.0.2.9", "eth1", None), "not the source of a rule");
     }
 }

@@ -1,8 +1,8 @@
-//! What netpath makes of netfilter: the rules of a rung as typed values, and the rungs that print them.
+//! The netfilter rungs: one compiler from the desired state to typed rules, and one printer for each backend.
 //!
-//! `rules.rs` has the types, `policy.rs` compiles the desired state into them, and a directory for each rung prints them
-//! for its backend. `conntrack.rs` ends connections that new rules would decide otherwise, `settings.rs` makes the
-//! settings of the host that rules depend on, `nfnetlink.rs` speaks to the kernel.
+//! `rules.rs` has the types, `policy.rs` compiles the desired state into them, and a directory for each rung prints them.
+//! `conntrack.rs` deletes connections that contradict new rules, `adopt.rs` adds connections of another rung,
+//! `settings.rs` makes the settings of the host that rules depend on, `nfnetlink.rs` has the netlink requests.
 
 pub(crate) mod adopt;
 mod conntrack;

@@ -1,4 +1,5 @@
-//! The tables that iptables makes in nf_tables and never removes: whether ours are there, and taking away empty ones.
+//! nfnetlink requests: chains and tables of nf_tables, its generation, and removal of tables that iptables has created
+//! and never removes.
 
 use super::iptables::{PREFIX, STATE};
 use super::rules::Family;
@@ -12,7 +13,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessa
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use std::io;
 
-/// NFNL_SUBSYS_NFTABLES: what a batch is for.
+/// NFNL_SUBSYS_NFTABLES: the subsystem of a batch.
 const NFTABLES: u16 = 10;
 
 /// # Errors
@@ -29,7 +30,7 @@ pub fn message(family: Family, inner: impl Into<NetfilterMessageInner>) -> Netfi
     NetfilterMessage::new(NetfilterHeader::new(protocol, 0, 0), inner)
 }
 
-/// Messages of nf_tables as one transaction.
+/// Wraps messages of nf_tables into one transaction.
 pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(NetfilterMessage, u16)> {
     let control = |c| {
         let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
@@ -39,17 +40,17 @@ pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(Netfil
     [begin].into_iter().chain(messages).chain([end]).collect()
 }
 
-/// Whether nf_tables has a chain of ours in this family. A kernel that cannot be asked has no nf_tables, and none.
+/// Whether nf_tables has a chain of netpath's iptables rules in this family. `false` on kernels without nf_tables.
 pub fn has_our_chains(family: Family) -> bool {
     open()
         .and_then(|mut n| chains(&mut n, family))
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
 }
 
-/// Whether a built-in chain of iptables in nf_tables drops forwarded packets, or those to the host, by policy.
+/// Whether a built-in chain of iptables in nf_tables drops forwarded packets, or packets to the host, by policy.
 ///
 /// # Errors
-/// The kernel cannot be asked.
+/// The kernel's.
 pub(crate) fn iptables_drops() -> io::Result<bool> {
     let mut netlink = open()?;
     for family in [Family::V4, Family::V6] {
@@ -69,7 +70,7 @@ pub(crate) fn iptables_drops() -> io::Result<bool> {
     Ok(false)
 }
 
-/// The number of the last commit to nf_tables in this namespace, by whomever and in whatever family.
+/// The number of the last commit to nf_tables in this namespace, by any software and in any family.
 ///
 /// # Errors
 /// A kernel without nf_tables.
@@ -83,10 +84,10 @@ pub fn generation() -> io::Result<u32> {
             return Ok(id);
         }
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer holds no generation"))
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer has no generation"))
 }
 
-/// Which of all tables of this name (family inet) this one is: a table that is made anew has another handle.
+/// The handle of a table of family inet. A recreated table has another handle.
 ///
 /// # Errors
 /// A kernel without nf_tables.
@@ -104,18 +105,18 @@ pub fn table_handle(name: &str) -> io::Result<Option<u64>> {
     }))
 }
 
-/// Removes tables with their base chains and NETPATH_STATE. All or nothing, and nothing if anybody put a rule or a chain
-/// into one of them.
+/// Removes tables with their base chains and NETPATH_STATE in one transaction, which fails if a table has other rules or
+/// chains.
 ///
 /// # Errors
-/// EBUSY: one is in use.
+/// EBUSY: a table is in use.
 pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     let mut netlink = open()?;
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
     let mut batch = Vec::new();
     for (family, table) in tables {
         for (_, name) in chains(&mut netlink, *family)?.into_iter().filter(|(t, _)| t == table) {
-            // Only that chain goes with its rules.
+            // Only NETPATH_STATE may have rules.
             let flags = if name == STATE { NLM_F_REQUEST | NLM_F_ACK } else { flags };
             let attributes = vec![ChainAttribute::Table(table.clone()), ChainAttribute::Name(name)];
             batch.push((message(*family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
@@ -126,7 +127,7 @@ pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     netlink.batch(transaction(batch))
 }
 
-/// (table, chain) of this family.
+/// Table and name of all chains of a family.
 fn chains(netlink: &mut Netlink<NetfilterMessage>, family: Family) -> io::Result<Vec<(String, String)>> {
     let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut chains = Vec::new();

@@ -1,4 +1,4 @@
-//! Desired state → typed rules, as a pure function: what each chain holds, and where packets enter it.
+//! Compiles the desired state into typed rules: a pure function.
 //!
 //! ```text
 //! mangle  prerouting  first             ─→ NETPATH_PREROUTING: drops packets addressed to containers themselves,
@@ -11,10 +11,9 @@
 //!         output      last, to the host ─→ NETPATH_OUTPUT ─────┴→ NETPATH_DNAT ─→ NETPATH_TCP, _UDP, _SCTP: first match wins
 //!         postrouting last              ─→ NETPATH_POSTROUTING: hairpin, masquerade
 //! ```
-//! An administrator's rule is a decision and holds; a policy is a default, and a published port is more explicit than a
-//! default. So drops come first, and rules that accept or translate come after every foreign rule. Packets of published
-//! ports meet only matches of addresses and interfaces on their way: a match of connection tracking costs 6 % of the rate
-//! of small packets.
+//! An administrator's rule takes precedence over a published port, and a published port over the default policy of a
+//! chain. So drops come first, and rules that accept or translate come after every foreign rule. Packets of published
+//! ports are matched only by addresses and interfaces: a conntrack match costs 6 % of the rate of small packets.
 //!
 //! Semantics: docs/architecture.md.
 
@@ -52,14 +51,14 @@ fn link_local() -> IpNet {
     Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into()
 }
 
-/// One bridge and what its endpoints say about it.
+/// A bridge and its settings, from the records of its endpoints.
 struct Bridge<'a> {
     name: &'a IfName,
-    /// Of the youngest record, whose description of the network is the latest.
+    /// From the youngest record, which has the latest settings.
     network: &'a Network,
     /// The subnets of all records, in this family.
     subnets: BTreeSet<IpNet>,
-    /// Serves a port on a loopback address.
+    /// An endpoint publishes a port on a loopback address.
     loopback: bool,
 }
 
@@ -73,7 +72,7 @@ impl Bridge<'_> {
     }
 }
 
-/// `loopback6`: whether `::1` can be served, see `settings.rs`. `sources`: those of the host's routes.
+/// `loopback6`: whether `::1` can be served, see `settings.rs`. `sources`: preferred sources of the host's routes.
 pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
     let bridges = bridges(desired, family);
     let targets = targets(desired, family);
@@ -92,7 +91,8 @@ pub(super) fn compile(desired: &Desired, family: Family, loopback6: bool, source
     ruleset
 }
 
-/// The accepts of [`compile`] alone, for a rung whose own table cannot accept on behalf of iptables' chains.
+/// Only the accepts of [`compile`], for the nftables rung: an accept in its table does not prevent a drop in a chain of
+/// iptables.
 pub(super) fn compile_accepts(desired: &Desired, family: Family) -> Ruleset {
     let mut ruleset = compile(desired, family, false, &[]);
     for table in &mut ruleset.tables {
@@ -103,8 +103,9 @@ pub(super) fn compile_accepts(desired: &Desired, family: Family) -> Ruleset {
     ruleset
 }
 
-/// The rules beside the eBPF rung: the ports that [`moved_sctp`] names, and nothing else. Allow lists are asked before the
-/// translation, so that the host's own filter stays as it is; other clients reach the host's port, where no server listens.
+/// The rules that complement the eBPF rung: only the ports of [`moved_sctp`]. Allow lists apply before translation, so
+/// that forwarded packets meet no rule in the filter table; packets of other clients go to the host's port, where no server
+/// listens.
 pub(super) fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: bool) -> Ruleset {
     let moved = moved_sctp(desired);
     let targets = targets(&moved, family);
@@ -119,7 +120,7 @@ pub(super) fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: b
     publish(nat, &[], targets, family, loopback6, true);
     let rules = nat.chains.iter_mut().find(|c| c.name == "NETPATH_PREROUTING").map(|c| &mut c.body);
     if let Some(Body::Rules(rules)) = rules {
-        // An internal network has no way out and none in.
+        // Containers of internal networks do not reach published ports.
         let internal = all.iter().filter(|b| b.network.internal);
         rules.splice(0..0, internal.map(|b| Rule::new([b.input()], Verdict::Return)));
     }
@@ -132,7 +133,7 @@ pub(super) fn compile_moved_sctp(desired: &Desired, family: Family, loopback6: b
     ruleset
 }
 
-/// The endpoints that publish SCTP on other ports than their own, with these ports alone and their clients.
+/// The endpoints that publish SCTP under another host port, with only these ports, and their allow lists on the ports.
 pub(super) fn moved_sctp(desired: &Desired) -> Desired {
     let moved = |record: &Record| {
         let mut moved = record.clone();
@@ -143,7 +144,7 @@ pub(super) fn moved_sctp(desired: &Desired) -> Desired {
     Desired { records: desired.records.iter().filter_map(moved).collect() }
 }
 
-/// Published ports of this family: a port bound to one address before the same port on all, the older before the younger.
+/// Published ports of this family in order of precedence: ports bound to one address first, then by age.
 pub(super) fn targets(desired: &Desired, family: Family) -> Vec<Target> {
     let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
@@ -154,7 +155,7 @@ pub(super) fn targets(desired: &Desired, family: Family) -> Vec<Target> {
         let published = record.publishes.iter().filter(|p| serves(p.bind));
         targets.extend(published.map(|p| Target { publish: p.clone(), to }));
     }
-    // Stable: within each half the order of the records stays.
+    // The sort is stable, so within each half the order of the records is kept.
     targets.sort_by_key(|t| t.address().is_none());
     targets
 }
@@ -187,7 +188,7 @@ fn bridges(desired: &Desired, family: Family) -> Vec<Bridge<'_>> {
     bridges.into_values().filter(|b| !b.subnets.is_empty()).collect()
 }
 
-/// Whether this endpoint publishes something that clients can reach through a loopback address.
+/// Whether this endpoint publishes a port on a loopback address.
 pub(super) fn serves_loopback(record: &Record, family: Family) -> bool {
     first_address(record, family).is_some()
         && !record.network.internal
@@ -198,8 +199,9 @@ pub(super) fn serves_loopback(record: &Record, family: Family) -> bool {
         })
 }
 
-/// The clients that may reach published ports: for each port with a list its networks, then no other client, and then the
-/// same for the container's other ports. New connections are asked; those of the host are not forwarded and so never are.
+/// Allow lists of published ports: for each port with its own list, returns for the allowed networks and a drop; then the
+/// same for the container's other ports. Only new connections are checked. Those of the host itself are not forwarded, so
+/// they are never checked.
 fn allowed(desired: &Desired, family: Family) -> Vec<Rule> {
     let mut records: Vec<&Record> = desired.bridged().map(|(r, _)| r).filter(|r| !r.network.internal).collect();
     records.sort_by_key(|r| r.order);
@@ -232,12 +234,12 @@ fn first_address(record: &Record, family: Family) -> Option<IpAddr> {
     }
 }
 
-/// Only published ports are reached from outside, and containers send with addresses of their networks. Before their
-/// translation packets to published ports are addressed to the host, and so are the answers to masqueraded connections: a
-/// packet that is addressed to a container here, from elsewhere than a bridge, passes only as an answer.
+/// From outside only published ports are reachable, and containers send only from addresses of their networks. In this
+/// chain, before translation, packets to published ports and replies to masqueraded connections are addressed to the
+/// host. So a packet addressed to a container that does not arrive from a bridge passes only as a reply.
 fn prerouting(mangle: &mut Table, bridges: &[Bridge<'_>], family: Family) {
     let known = Rule::new([Match::State(KNOWN)], Verdict::Return);
-    // The gateways are the host's own addresses, and decided at input.
+    // Gateways are addresses of the host, which the input chain filters.
     let mut direct = vec![Rule::new([Match::ToHost], Verdict::Return)];
     let (mut gates, mut checks, mut spoofed) = (Vec::new(), Vec::new(), Vec::new());
     for b in bridges {
@@ -262,7 +264,7 @@ fn prerouting(mangle: &mut Table, bridges: &[Bridge<'_>], family: Family) {
             spoofed.extend(own);
         }
     }
-    // Address configuration and neighbour discovery.
+    // For DHCP, SLAAC and neighbour discovery.
     spoofed.push(Rule::new([Match::Destination(multicast(family))], Verdict::Return));
     spoofed.extend(match family {
         Family::V4 => vec![Rule::new([Match::Destination(broadcast())], Verdict::Return)],
@@ -270,7 +272,7 @@ fn prerouting(mangle: &mut Table, bridges: &[Bridge<'_>], family: Family) {
             .map(|net| Rule::new([Match::Source(net)], Verdict::Return))
             .into(),
     });
-    // A container answers by its default route, through whichever of its networks the request came.
+    // A container replies through its default route, also to a request from another of its networks.
     for rules in [&mut direct, &mut spoofed] {
         rules.extend([known.clone(), Rule::new([], Verdict::Drop)]);
     }
@@ -289,7 +291,7 @@ fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[Rule]) {
     let (internal, open): (Vec<&Bridge<'_>>, Vec<_>) = bridges.iter().partition(|b| b.network.internal);
     let mut drops = Vec::new();
     for b in &internal {
-        // Frames between ports of the bridge come here too where br_netfilter is on.
+        // With br_netfilter, frames between ports of the bridge pass this chain too.
         drops.push(Rule::new([b.input(), b.output()], Verdict::Return));
         drops.push(Rule::new([b.input()], Verdict::Drop));
         drops.push(Rule::new([b.output()], Verdict::Drop));
@@ -310,7 +312,7 @@ fn forward(filter: &mut Table, bridges: &[Bridge<'_>], allowed: &[Rule]) {
             continue;
         }
         drops.extend(from.iter().map(|b| Rule::new([b.input(), Match::NotOut(b.name.clone())], Verdict::Jump(chain))));
-        // Published ports cross isolation.
+        // Published ports are reachable in spite of isolation.
         let new = Match::NotState(KNOWN_OR_PUBLISHED);
         isolation_chains
             .push((chain, to.iter().map(|b| Rule::new([b.output(), new.clone()], Verdict::Drop)).collect()));
@@ -351,7 +353,7 @@ fn input(filter: &mut Table, bridges: &[Bridge<'_>], family: Family) {
     filter.enter(Hook::Input, Place::LastIfDropping, [], "NETPATH_INPUT_ACCEPT", accepts.collect());
 }
 
-/// route_localnet lets loopback addresses in from this bridge; only replies of published ports may use it.
+/// With route_localnet the bridge accepts loopback addresses; only replies of published ports may have them.
 fn guard(b: &Bridge<'_>, family: Family) -> Vec<Rule> {
     if !b.loopback || family == Family::V6 {
         return Vec::new();
@@ -364,7 +366,7 @@ fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: Vec<Target>, family
     if targets.is_empty() {
         return;
     }
-    // A container that publishes port 53 must not take the names of the network away.
+    // A published port 53 must not intercept DNS queries to the gateway.
     let names = bridges.iter().flat_map(|b| dns(b, family));
     let mut dnat: Vec<Rule> = names.map(|matches| Rule::new(matches, Verdict::Return)).collect();
     let mut ports = Vec::new();
@@ -375,7 +377,8 @@ fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: Vec<Target>, family
             ports.push(Chain { name, body: serve(targets, asks) });
         }
     }
-    // A loopback address on a wire is not published, and a link-local source cannot be forwarded.
+    // Ports are not published on loopback addresses on the wire. Clients of link-local addresses have a link-local source,
+    // which cannot be forwarded.
     let (wire, own) = match family {
         Family::V4 => (vec![loopback(family)], vec![]),
         Family::V6 if loopback6 => (vec![loopback(family), link_local()], vec![link_local()]),
@@ -391,8 +394,8 @@ fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: Vec<Target>, family
     nat.chains.extend(ports);
 }
 
-/// With `asks`, no other rule asks the allow list: one rule for each of its networks, before them the host, which is always
-/// answered, and after them a return.
+/// With `asks`, these rules also check the allow list, which no other rule does: one rule for the host, which is always
+/// allowed, one for each allowed network, and a return.
 fn serve(targets: Vec<Target>, asks: bool) -> Body {
     if !asks {
         return Body::Ports(targets);
@@ -411,7 +414,7 @@ fn serve(targets: Vec<Target>, asks: bool) -> Body {
     Body::Rules(rules.collect())
 }
 
-/// Packets that leave by `lo` are the host's own.
+/// Packets on `lo` stay on the host.
 fn on_loopback_link() -> Rule {
     Rule::new([Match::Out(IfName::loopback())], Verdict::Return)
 }
@@ -438,8 +441,8 @@ fn masquerade(nat: &mut Table, bridges: &[Bridge<'_>], family: Family, sources: 
     nat.chain("NETPATH_HAIRPIN", hairpin(bridges));
 }
 
-/// Masquerade does not ask a route for its source: one rule for each route with a source that it would not choose, and for
-/// routes without a source inside such a route.
+/// Masquerade ignores preferred sources of routes. One SNAT rule for each route whose source masquerade would not choose,
+/// and a masquerade rule for each route without a source inside such a route.
 fn by_routes(subnet: IpNet, sources: &[RouteSource], family: Family) -> Vec<Rule> {
     let within = || sources.iter().filter(|s| subnet.contains(&s.from));
     if within().all(|s| s.source.is_none()) {
@@ -449,12 +452,12 @@ fn by_routes(subnet: IpNet, sources: &[RouteSource], family: Family) -> Vec<Rule
     for RouteSource { from, to, by, source } in within() {
         let is_all = to.prefix_len() == 0;
         if is_all && source.is_none() && *from == subnet {
-            // The subnet's own rule follows.
+            // The masquerade rule of the subnet covers it.
             continue;
         }
         let verdict = || source.map_or(Verdict::Masquerade, Verdict::Snat);
         let ends = [Match::Source(*from), Match::Destination(*to)];
-        // By its interface: once the route leads out of another one, masquerade decides.
+        // The rule also matches the interface: if the route changes to another one, masquerade applies.
         if by.is_empty() || is_all && source.is_none() {
             rules.push(Rule::new(ends, verdict()));
         } else {
@@ -465,13 +468,14 @@ fn by_routes(subnet: IpNet, sources: &[RouteSource], family: Family) -> Vec<Rule
     rules
 }
 
-/// A client that is bound to a loopback address has to be answered through the bridge.
+/// Replies to clients with a loopback address must come back through the bridge.
 fn from_loopback<'a>(bridges: &'a [Bridge<'_>], family: Family) -> impl Iterator<Item = Rule> + 'a {
     let serving = bridges.iter().filter(|b| b.loopback);
     serving.map(move |b| Rule::new([Match::Source(loopback(family)), b.output()], Verdict::Masquerade))
 }
 
-/// A container that reached a published port: the target may be its neighbour, or itself, and would answer directly.
+/// Connections of containers to published ports. The target may be on the same bridge, or the client itself, and would
+/// reply directly, without translation.
 fn to_hairpin<'a>(bridges: &'a [Bridge<'_>]) -> impl Iterator<Item = Rule> + 'a {
     let subnets = bridges.iter().flat_map(|b| &b.subnets);
     subnets.map(|subnet| {
@@ -483,7 +487,7 @@ fn hairpin(bridges: &[Bridge<'_>]) -> Vec<Rule> {
     bridges.iter().map(|b| Rule::new([b.output()], Verdict::Masquerade)).collect()
 }
 
-/// Packets to the name servers of a network: gateway and port.
+/// Matches DNS queries to the gateways of a network.
 fn dns<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Item = [Match; 2]> + 'a {
     let gateways = bridge.network.gateways().filter(|_| bridge.network.dns).map(|(g, _)| g);
     gateways.filter(move |g| Family::of(g) == family).flat_map(|gateway| {

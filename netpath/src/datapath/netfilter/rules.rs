@@ -1,4 +1,4 @@
-//! Rules as values, for one address family. A rung prints them in the words of its backend.
+//! Typed rules of one address family, independent of a backend. Each rung has a printer for them.
 
 use crate::model::{HostBind, IfName, Proto, Publish};
 use ipnet::IpNet;
@@ -17,13 +17,13 @@ impl Family {
         if address.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 
-    /// The net that holds this address alone.
+    /// The /32 or /128 of an address.
     pub(crate) fn host_net(address: IpAddr) -> IpNet {
         IpNet::from(address)
     }
 }
 
-/// States of a connection (`enum ip_conntrack_info`, and the status bit of a translated destination).
+/// States of a connection (`enum ip_conntrack_info`), and the status bit IPS_DST_NAT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     New,
@@ -40,7 +40,7 @@ pub(crate) struct Ports {
     pub last: u16,
 }
 
-/// One condition; a rule applies where all of its conditions hold.
+/// A condition; a rule applies if all of its conditions hold.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Match {
     Source(IpNet),
@@ -64,7 +64,7 @@ pub(crate) enum Match {
     NotState(&'static [State]),
 }
 
-/// Where a packet to a published port goes: `ports` = the container's first port and the host's; `None` keeps the port.
+/// Destination translation of a published port. Without `shift` the port stays the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Translation {
     pub to: IpAddr,
@@ -110,12 +110,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The one host address that it is bound to.
+    /// The host address that the port is bound to, if it is a single one.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         if let HostBind::Address(a) = self.publish.bind { Some(a) } else { None }
     }
 
-    /// The ports of the host.
+    /// The host ports.
     pub(crate) fn ports(&self) -> Ports {
         let (first, count) = (self.publish.host_port(), self.publish.count());
         Ports { first, last: first + (count - 1) }
@@ -126,12 +126,12 @@ impl Target {
         Translation { to: self.to, shift: (host != container).then_some(Shift { host, container, count }) }
     }
 
-    /// The rule that serves it alone.
+    /// The rule for this target.
     pub(crate) fn rule(&self) -> Rule {
         Rule::new(self.dialled(), Verdict::Dnat(self.translation()))
     }
 
-    /// Matches packets to it.
+    /// Conditions that match packets to the published port.
     pub(crate) fn dialled(&self) -> Vec<Match> {
         let address = self.address().map(|a| Match::Destination(Family::host_net(a)));
         address.into_iter().chain([Match::DestinationPorts(self.publish.proto, self.ports())]).collect()
@@ -141,7 +141,7 @@ impl Target {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Body {
     Rules(Vec<Rule>),
-    /// Published ports of one protocol: the first target that matches a packet serves it.
+    /// Published ports of one protocol: the first matching target applies.
     Ports(Vec<Target>),
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct Chain {
     pub body: Body,
 }
 
-/// Where packets enter: the table's type and the hook.
+/// The netfilter hook at which packets enter a chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hook {
     Prerouting,
@@ -161,12 +161,12 @@ pub(crate) enum Hook {
     Postrouting,
 }
 
-/// When a chain is asked, among the chains of others at the same hook.
+/// Position of a chain relative to foreign chains at the same hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
     First,
     Last,
-    /// Last, and only where the hook drops by policy: elsewhere an accept at its end decides nothing.
+    /// Last, and only if the hook drops by policy: otherwise an accept at the end has no effect.
     LastIfDropping,
 }
 
@@ -186,7 +186,7 @@ pub(crate) enum TableKind {
     Nat,
 }
 
-/// Chains of one kind; none where nothing is wanted.
+/// The chains of one kind of table; none if no rule is needed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Table {
     pub kind: TableKind,
@@ -203,7 +203,7 @@ impl Table {
         self.chains.push(Chain { name, body: Body::Rules(rules) });
     }
 
-    /// A chain and the entry into it, unless it would hold nothing.
+    /// Adds a chain and the entry into it, unless the chain would be empty.
     pub(crate) fn enter(
         &mut self,
         hook: Hook,
@@ -219,14 +219,15 @@ impl Table {
     }
 }
 
-/// The tables of one family, in the order in which they are written: a port is published after it may pass.
+/// The tables of one family in the order of writing: filters before NAT, so that a port is published only once its packets
+/// are accepted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Ruleset {
     pub family: Family,
     pub tables: [Table; 3],
-    /// Of the containers that are served.
+    /// The container addresses that the rules serve.
     pub addresses: BTreeSet<IpAddr>,
-    /// Of the host: sources that routes name, and that rules give to connections.
+    /// The host addresses that rules use for SNAT, since routes prescribe them as preferred sources.
     pub sources: BTreeSet<IpAddr>,
 }
 

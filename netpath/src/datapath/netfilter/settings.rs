@@ -1,11 +1,11 @@
 //! Settings of the host that rules depend on: sysctls, the hairpin mode of bridge ports, and a route for `::1`.
 //!
-//! Where br_netfilter hands bridged frames to iptables, a published port that leads back to the container that dialled it
-//! is bridged, not routed, and a bridge sends nothing out of the port it came from unless that is in hairpin mode.
+//! With br_netfilter, a connection of a container to its own published port is translated while bridged, and a bridge
+//! sends a frame out of its ingress port only in hairpin mode.
 //!
-//! Where it does not, clients of `::1` can be served: the answer's destination becomes `::1` only after the kernel has
-//! refused loopback addresses from wires, and a route says that `::1` may come in by the bridge. (With br_netfilter the
-//! destination is changed before that check, net/ipv6/ip6_input.c, ip6_rcv_core(), v6.12, and the answer is dropped.)
+//! Without br_netfilter, clients of `::1` can be served: the destination of replies becomes `::1` only after the kernel's
+//! check for loopback addresses on the wire, and a local route accepts `::1` from the bridge. (With br_netfilter the
+//! destination changes before that check, net/ipv6/ip6_input.c, ip6_rcv_core(), v6.12, and the kernel drops the reply.)
 
 use super::policy::serves_loopback;
 use super::rules::Family;
@@ -23,10 +23,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv6Addr;
 
-/// The kernel's table of its own addresses (RT_TABLE_LOCAL).
+/// RT_TABLE_LOCAL: the table of the host's own addresses.
 const LOCAL_TABLE: u8 = 255;
 
-/// Whether frames that a bridge of this namespace forwards go through iptables.
+/// Whether br_netfilter passes bridged frames of this namespace to netfilter.
 pub(super) fn filters_bridged(family: Family) -> bool {
     let file = match family {
         Family::V4 => "/proc/sys/net/bridge/bridge-nf-call-iptables",
@@ -35,10 +35,10 @@ pub(super) fn filters_bridged(family: Family) -> bool {
     std::fs::read_to_string(file).is_ok_and(|v| v.trim() != "0")
 }
 
-/// Sets what `desired` needs and the kernel has not; both go with the links. Returns how many things were set.
+/// Sets missing hairpin modes and routes, which the kernel removes with their links. Returns the number of changes.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's.
 pub(super) fn prepare(desired: &Desired) -> io::Result<usize> {
     let bridged = |r: &Record| {
         let v4 = r.network.has_v4() && filters_bridged(Family::V4);
@@ -68,7 +68,7 @@ pub(super) fn prepare(desired: &Desired) -> io::Result<usize> {
     Ok(changed)
 }
 
-/// What forwarding and clients on loopback addresses need for these endpoints.
+/// The sysctls for forwarding and for clients on loopback addresses.
 pub(super) fn sysctls(served: &Desired) -> Vec<Sysctl> {
     let mut sysctls = Vec::new();
     let mut set = |path: String| {
@@ -88,7 +88,7 @@ pub(super) fn sysctls(served: &Desired) -> Vec<Sysctl> {
             set("net/ipv6/conf/all/forwarding".into());
         }
         if let Some(bridge) = network.bridge().filter(|_| serves_loopback(record, Family::V4)) {
-            // Clients that dial 127.0.0.1 are led out of the bridge; what comes in there is guarded by NETPATH_INPUT.
+            // Connections to 127.0.0.1 are routed to the bridge. NETPATH_INPUT drops loopback addresses that arrive there.
             set(format!("net/ipv4/conf/{bridge}/route_localnet"));
         }
     }
@@ -99,7 +99,7 @@ fn ensure_hairpin(netlink: &mut Netlink<RouteNetlinkMessage>, port: u32) -> io::
     let mut link = LinkMessage::default();
     link.header.index = port;
     let answers = match netlink.read(RouteNetlinkMessage::GetLink(link.clone())) {
-        // Its container is going: nothing to set any more.
+        // The container is being removed.
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => return Ok(false),
         other => other?,
     };

@@ -1,7 +1,7 @@
-//! What we left in nf_tables, so that it need not be listed again.
+//! Caches the tables in nf_tables after netpath's last commit, to save the processes that list them.
 //!
-//! The kernel counts the commits of a namespace. Where it has counted none but ours since, every table is still as we left
-//! it: listing them (a process for each family) would tell nothing new. One commit of anybody else's, and they are listed.
+//! The kernel counts the commits to nf_tables in a namespace, its generation. The cache is valid while the generation is
+//! that of netpath's last commit; after a foreign commit the tables are listed again.
 
 use super::snapshot::Snapshot;
 use crate::datapath::netfilter::nfnetlink;
@@ -18,19 +18,20 @@ pub(super) struct GenerationCache {
 }
 
 impl GenerationCache {
-    /// What is remembered of this host, if nothing was committed since. `now`: the generation.
-    pub(super) fn recall(store: &Store, now: u32) -> Option<Self> {
-        store.generation_cache::<Self>().filter(|m| m.generation == now)
+    /// The stored cache, if it is of generation `now`.
+    pub(super) fn load(store: &Store, now: u32) -> Option<Self> {
+        store.generation_cache::<Self>().filter(|cache| cache.generation == now)
     }
 
-    /// With our chains, which are asked for: counting begins anew with a kernel module that was taken away and came again.
-    pub(super) fn of(&mut self, family: Family) -> Option<Snapshot> {
+    /// Takes the tables of a family, if the kernel still has netpath's chains: generations restart when the kernel module is
+    /// reloaded.
+    pub(super) fn take(&mut self, family: Family) -> Option<Snapshot> {
         self.seen.remove(&family).filter(|p| p.has_ours() && nfnetlink::has_our_chains(family))
     }
 
-    /// Writes down what is there after `commits` of ours since generation `before`; where other software has committed
-    /// something in between, nothing is known.
-    pub(super) fn keep(
+    /// Stores the tables after `commits` of netpath since generation `before`; removes the cache if other software has
+    /// committed meanwhile.
+    pub(super) fn save(
         store: &Store,
         lock: &Lock,
         before: Option<u32>,
@@ -39,11 +40,11 @@ impl GenerationCache {
     ) {
         let now = nfnetlink::generation().ok();
         let expected = before.and_then(|b| b.checked_add(u32::try_from(commits).ok()?));
-        let memory = expected.filter(|e| now == Some(*e)).map(|generation| Self { generation, seen });
-        let memory = memory.filter(|m| !m.seen.is_empty());
-        tracing::debug!(?before, commits, ?now, kept = memory.is_some(), "generations of nf_tables");
-        if let Err(e) = store.keep_generation_cache(lock, memory.as_ref()) {
-            tracing::debug!("what is in nf_tables is not remembered: {e}");
+        let cache = expected.filter(|e| now == Some(*e)).map(|generation| Self { generation, seen });
+        let cache = cache.filter(|c| !c.seen.is_empty());
+        tracing::debug!(?before, commits, ?now, cached = cache.is_some(), "generations of nf_tables");
+        if let Err(e) = store.keep_generation_cache(lock, cache.as_ref()) {
+            tracing::debug!("the tables in nf_tables are not cached: {e}");
         }
     }
 }

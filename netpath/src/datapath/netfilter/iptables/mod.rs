@@ -1,10 +1,11 @@
-//! The iptables rung: the same promises as the eBPF rung, kept by netfilter, for hosts that have nothing better.
+//! The iptables rung: the semantics of the eBPF rung on hosts with neither eBPF nor nftables.
 //!
-//! `print.rs` prints the typed rules, `snapshot.rs` compares them with what iptables-save prints and writes the script,
-//! `tool.rs` finds and runs the programs, `generation_cache.rs` saves a listing where no other software has committed
-//! anything. Every host's tables are those of its network namespace, so nothing here needs a name of its own.
+//! `print.rs` prints the typed rules, `snapshot.rs` compares them with the output of iptables-save and makes the input of
+//! iptables-restore, `tool.rs` finds and runs the programs, `generation_cache.rs` saves listings while no other software
+//! commits. Tables belong to a network namespace, so chain names need no host in them.
 //!
-//! Beside the eBPF rung ([`Iptables::for_moved_sctp`]) the same tools keep the few rules that programs cannot replace.
+//! Other rungs use the same tools for the few rules that they cannot replace ([`Iptables::for_moved_sctp`],
+//! [`Iptables::for_accepts`]).
 
 mod generation_cache;
 mod print;
@@ -42,36 +43,36 @@ pub(crate) const BACKEND: Backend = Backend {
 };
 
 pub struct Iptables {
-    share: Share,
+    scope: Scope,
     v4: Vec<Tool>,
     /// Empty on a host without ip6tables: networks with IPv6 are refused.
     v6: Vec<Tool>,
 }
 
-/// What of the desired state these rules are for.
+/// The rules that this instance maintains.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Share {
+enum Scope {
     All,
-    /// SCTP on other ports than in the container.
+    /// SCTP with another host port than container port.
     MovedSctp,
     /// Accepts at the end of chains that drop by policy.
     Accepts,
 }
 
-impl Share {
+impl Scope {
     fn compile(self, desired: &Desired, family: Family, loopback6: bool, sources: &[RouteSource]) -> Ruleset {
         match self {
-            Share::All => policy::compile(desired, family, loopback6, sources),
-            Share::MovedSctp => policy::compile_moved_sctp(desired, family, loopback6),
-            Share::Accepts => policy::compile_accepts(desired, family),
+            Scope::All => policy::compile(desired, family, loopback6, sources),
+            Scope::MovedSctp => policy::compile_moved_sctp(desired, family, loopback6),
+            Scope::Accepts => policy::compile_accepts(desired, family),
         }
     }
 
-    /// The endpoints that are served, with the ports that are.
+    /// The endpoints and ports in this scope.
     fn served(self, desired: &Desired) -> Cow<'_, Desired> {
         match self {
-            Share::All | Share::Accepts => Cow::Borrowed(desired),
-            Share::MovedSctp => Cow::Owned(policy::moved_sctp(desired)),
+            Scope::All | Scope::Accepts => Cow::Borrowed(desired),
+            Scope::MovedSctp => Cow::Owned(policy::moved_sctp(desired)),
         }
     }
 }
@@ -80,31 +81,31 @@ impl Iptables {
     /// # Errors
     /// No iptables on this host.
     pub fn new() -> Result<Self> {
-        Self::with(Share::All)
+        Self::with(Scope::All)
     }
 
-    /// The part that the eBPF rung cannot do itself: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
+    /// For the ports that the eBPF rung cannot serve: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
     ///
     /// # Errors
     /// As [`Iptables::new`].
     pub fn for_moved_sctp() -> Result<Self> {
-        Self::with(Share::MovedSctp)
+        Self::with(Scope::MovedSctp)
     }
 
-    /// The part that another rung of netfilter cannot do: see [`policy::compile_accepts`].
+    /// For the accepts that the nftables rung cannot make: [`policy::compile_accepts`].
     ///
     /// # Errors
     /// As [`Iptables::new`].
     pub(crate) fn for_accepts() -> Result<Self> {
-        Self::with(Share::Accepts)
+        Self::with(Scope::Accepts)
     }
 
-    fn with(share: Share) -> Result<Self> {
+    fn with(scope: Scope) -> Result<Self> {
         let v4 = tool::find(Family::V4);
         if v4.is_empty() {
             return Err(tool::missing(Family::V4));
         }
-        Ok(Self { share, v4, v6: tool::find(Family::V6) })
+        Ok(Self { scope, v4, v6: tool::find(Family::V6) })
     }
 
     fn tools(&self, family: Family) -> &[Tool] {
@@ -114,45 +115,43 @@ impl Iptables {
         }
     }
 
-    /// What is to be written in this family; `None`: nothing is wanted and nothing is there. `memory`: what is there, where
-    /// that is known without listing it.
+    /// Plans the changes of one family; `None`: no rule is wanted and none exists. `cached`: the cached tables.
     fn plan(
         &self,
         family: Family,
         desired: &Desired,
         host: &HostView,
-        memory: Option<Snapshot>,
-    ) -> Result<Option<Part<'_>>> {
-        let mut wanted = self.share.compile(desired, family, !settings::filters_bridged(family), &host.sources);
-        if wanted.is_empty() && !self.has_traces(family) {
+        cached: Option<Snapshot>,
+    ) -> Result<Option<FamilyPlan<'_>>> {
+        let mut wanted = self.scope.compile(desired, family, !settings::filters_bridged(family), &host.sources);
+        if wanted.is_empty() && !self.may_have_rules(family) {
             return Ok(None);
         }
         let nft = self.tools(family).iter().find(|t| t.backend == tool::Backend::Nft);
-        let (tool, present) = match (nft, memory) {
+        let (tool, present) = match (nft, cached) {
             (Some(tool), Some(present)) => (tool, present),
             _ => tool::choose(self.tools(family), family)?,
         };
         if !wanted.is_empty() {
-            // Connections that earlier rules have given these sources may still be there.
+            // Connections with SNAT addresses of earlier rules may still exist.
             wanted.sources.extend(present.sources().filter(|a| host.has_address(*a)));
         }
         let wanted = print::tables(&wanted);
         let scripts = scripts(tool, &wanted, &present);
-        Ok(Some(Part { tool, family, wanted, present, scripts }))
+        Ok(Some(FamilyPlan { tool, family, wanted, present, scripts }))
     }
 
-    /// Whether the families can be worked on side by side. The legacy programs wait for each other, some of them a second.
-    fn is_abreast(&self) -> bool {
+    /// Whether both families can be changed in parallel. The legacy programs share a lock and poll it once a second.
+    fn can_run_in_parallel(&self) -> bool {
         let mut tools = [&self.v4, &self.v6].into_iter().flatten();
         tools.all(|t| t.backend == tool::Backend::Nft || !t.may_be_used())
             && [&self.v4, &self.v6].into_iter().filter_map(|t| t.first()).all(|t| t.backend == tool::Backend::Nft)
     }
 
-    /// Whether there may be rules of ours, found out without running anything.
-    fn has_traces(&self, family: Family) -> bool {
+    /// Whether netpath may have rules in this family, determined without running a program.
+    fn may_have_rules(&self, family: Family) -> bool {
         self.tools(family).iter().any(|t| match t.backend {
             tool::Backend::Legacy => t.may_be_used(),
-            // A kernel that cannot be asked has no nf_tables.
             tool::Backend::Nft => nfnetlink::has_our_chains(family),
         })
     }
@@ -169,12 +168,12 @@ impl Datapath for Iptables {
         if let Some(bridge) = network.bridge().filter(|b| !can_be_matched(b)) {
             refusals.push(Refusal {
                 feature: format!("use bridge {bridge}"),
-                why: "iptables takes this name for a pattern".into(),
-                next: "give the network another interface name, of letters, digits, dots and dashes".into(),
+                why: "iptables reads this name as a pattern".into(),
+                next: "give the network an interface name of letters, digits, dots and dashes".into(),
             });
         }
         if network.has_v6() {
-            // Where there are rules of ours already, there can be more.
+            // The kernel supports the rules if netpath has some already.
             let of_nft = self.v6.iter().any(|t| t.backend == tool::Backend::Nft);
             let v6 = if of_nft && nfnetlink::has_our_chains(Family::V6) {
                 Ok(())
@@ -197,41 +196,41 @@ impl Datapath for Iptables {
     }
 
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
-        settings::sysctls(&self.share.served(desired))
+        settings::sysctls(&self.scope.served(desired))
     }
 
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
         let Context { host, store, .. } = context;
-        let served = self.share.served(desired);
+        let served = self.scope.served(desired);
         let mut changed =
             settings::prepare(&served).context(|| "cannot prepare the bridges for published ports".into())?;
         let before = nfnetlink::generation().ok();
-        let mut memory = before.and_then(|now| GenerationCache::recall(store, now));
-        let mut known = |family| memory.as_mut().and_then(|m| m.of(family));
-        let [known4, known6] = [known(Family::V4), known(Family::V6)];
-        let abreast = self.is_abreast();
-        let parts = both(
-            abreast,
-            || self.plan(Family::V4, desired, host, known4),
-            || self.plan(Family::V6, desired, host, known6),
+        let mut cache = before.and_then(|now| GenerationCache::load(store, now));
+        let mut cached = |family| cache.as_mut().and_then(|c| c.take(family));
+        let [cached4, cached6] = [cached(Family::V4), cached(Family::V6)];
+        let parallel = self.can_run_in_parallel();
+        let plans = run_both(
+            parallel,
+            || self.plan(Family::V4, desired, host, cached4),
+            || self.plan(Family::V6, desired, host, cached6),
         );
-        let [part4, part6] = [parts.0?, parts.1?];
-        let write = |part: &Option<Part<'_>>| part.as_ref().map_or(Ok(()), Part::write);
-        let written = both(abreast, || write(&part4), || write(&part6));
+        let [plan4, plan6] = [plans.0?, plans.1?];
+        let write = |plan: &Option<FamilyPlan<'_>>| plan.as_ref().map_or(Ok(()), FamilyPlan::write);
+        let written = run_both(parallel, || write(&plan4), || write(&plan6));
         written.0.and(written.1)?;
 
-        let parts: Vec<Part<'_>> = [part4, part6].into_iter().flatten().collect();
-        let commits: usize = parts.iter().map(|p| p.scripts.len()).sum();
+        let plans: Vec<FamilyPlan<'_>> = [plan4, plan6].into_iter().flatten().collect();
+        let commits: usize = plans.iter().map(|p| p.scripts.len()).sum();
         changed += commits;
-        let emptied: Vec<(Tool, String)> = parts.iter().flat_map(Part::emptied).collect();
+        let emptied: Vec<(Tool, String)> = plans.iter().flat_map(FamilyPlan::emptied).collect();
         remove_tables(&emptied)?;
-        conntrack::end(&stale(&parts, &served), &served, host);
+        conntrack::end(&stale(&plans, &served), &served, host);
         if !served.records.is_empty() {
-            let of_nft = parts
+            let of_nft = plans
                 .into_iter()
                 .filter(|p| p.tool.backend == tool::Backend::Nft && p.wanted.iter().any(|t| !t.chains.is_empty()));
             let before = before.filter(|_| emptied.is_empty());
-            GenerationCache::keep(store, context.lock, before, commits, of_nft.map(Part::after).collect());
+            GenerationCache::save(store, context.lock, before, commits, of_nft.map(FamilyPlan::after).collect());
         }
         Ok(Report { changed })
     }
@@ -241,7 +240,7 @@ impl Datapath for Iptables {
     }
 }
 
-/// The tables of this network namespace, for readers. Their flows are in the kernel's connection tracking.
+/// Inspects the tables of this network namespace. Flows are in conntrack, so the rung lists none.
 struct Tables;
 
 impl Inspect for Tables {
@@ -262,11 +261,10 @@ impl Inspect for Tables {
     }
 }
 
-/// The tables of legacy iptables, with the name of the tool of their family; none of a family that has no table. An
-/// iptables that is not installed is an error where the kernel has tables that it alone can list.
+/// The tables of legacy iptables, with the name of the tool of their family. Families without a table are skipped.
 ///
 /// # Errors
-/// They cannot be listed.
+/// The tables cannot be listed: for example iptables is not installed.
 pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
     let mut all = Vec::new();
     for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
@@ -286,46 +284,47 @@ pub(crate) fn has_legacy_tables() -> bool {
     [Family::V4, Family::V6].into_iter().any(tool::has_legacy_tables)
 }
 
-/// The settings that [`Iptables::for_moved_sctp`] needs, which can be told without its tools.
+/// The sysctls that [`Iptables::for_moved_sctp`] needs, also on a host without the tools.
 pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
-    settings::sysctls(&Share::MovedSctp.served(desired))
+    settings::sysctls(&Scope::MovedSctp.served(desired))
 }
 
-/// One family's tables, as they are and as they should be.
-struct Part<'a> {
+/// The present and the wanted tables of one family.
+struct FamilyPlan<'a> {
     tool: &'a Tool,
     family: Family,
     wanted: [print::Table; 3],
     present: Snapshot,
-    /// One for each table that is to be changed, and so one commit each.
+    /// One for each table that changes; each is one commit.
     scripts: Vec<String>,
 }
 
-impl Part<'_> {
+impl FamilyPlan<'_> {
     fn write(&self) -> Result<()> {
         if self.scripts.is_empty() { Ok(()) } else { self.tool.restore(&self.scripts.concat()) }
     }
 
-    /// Tables that hold nothing any more.
+    /// Tables that became empty and can be removed.
     fn emptied(&self) -> Vec<(Tool, String)> {
-        let holds = |name: &String| {
+        let is_used = |name: &String| {
             let wanted = self.wanted.iter().filter(|t| t.name == name);
-            wanted.zip(self.present.tables.get(name)).any(|(t, there)| !snapshot::fitted(t, there).chains.is_empty())
+            let is_used = |(t, present)| !snapshot::without_needless_accepts(t, present).chains.is_empty();
+            wanted.zip(self.present.tables.get(name)).any(is_used)
         };
-        let tables = self.present.tables.iter().filter(|(name, t)| !holds(name) && is_removable(self.tool, t));
+        let tables = self.present.tables.iter().filter(|(name, t)| !is_used(name) && is_removable(self.tool, t));
         tables.map(|(name, _)| (self.tool.clone(), name.clone())).collect()
     }
 
-    /// Once it is written.
+    /// The tables after the scripts.
     fn after(mut self) -> (Family, Snapshot) {
         self.scripts.iter().for_each(|s| self.present.apply(s));
         (self.family, self.present)
     }
 }
 
-/// Does two things, at the same time if that is allowed. What a thread does, it does in the namespace of its maker.
-fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() -> T + Send) -> (T, T) {
-    if !abreast {
+/// Runs two closures, in parallel if possible. A new thread inherits the network namespace of its creator.
+fn run_both<T: Send>(parallel: bool, one: impl FnOnce() -> T, other: impl FnOnce() -> T + Send) -> (T, T) {
+    if !parallel {
         let one = one();
         return (one, other());
     }
@@ -338,20 +337,21 @@ fn both<T: Send>(abreast: bool, one: impl FnOnce() -> T, other: impl FnOnce() ->
 
 fn scripts(tool: &Tool, wanted: &[print::Table], present: &Snapshot) -> Vec<String> {
     let script = |table: &print::Table| {
-        let there = present.tables.get(table.name);
-        // Who made it is known until the table is removed.
-        let keep_state = there.is_some_and(|t| is_removable(tool, t));
-        snapshot::script(table, there, keep_state)
+        let present = present.tables.get(table.name);
+        // NETPATH_STATE records the creator of the table until the table itself is removed.
+        let keep_state = present.is_some_and(|t| is_removable(tool, t));
+        snapshot::script(table, present, keep_state)
     };
     wanted.iter().filter_map(script).collect()
 }
 
-/// Whether the table is one that iptables made in nf_tables for netpath, and no other software uses.
+/// Whether iptables created the table in nf_tables for netpath and no other software uses it.
 fn is_removable(tool: &Tool, table: &snapshot::SnapshotTable) -> bool {
     tool.backend == tool::Backend::Nft && table.has_ours() && table.removable()
 }
 
-/// iptables never removes what it made in nf_tables. Other software may have begun to use it meanwhile: then it stays.
+/// Removes tables that iptables has created in nf_tables, which it never removes itself. A table that other software has
+/// started to use only loses netpath's chains.
 fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
     if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied)).is_ok() {
@@ -370,9 +370,9 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     Ok(())
 }
 
-/// The connections that the changed rules would decide otherwise.
-fn stale(parts: &[Part<'_>], desired: &Desired) -> Vec<Stale> {
-    let changed = parts.iter().filter(|p| !p.scripts.is_empty());
+/// The connections that contradict the changed rules.
+fn stale(plans: &[FamilyPlan<'_>], desired: &Desired) -> Vec<Stale> {
+    let changed = plans.iter().filter(|p| !p.scripts.is_empty());
     changed
         .map(|p| {
             let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
@@ -381,7 +381,7 @@ fn stale(parts: &[Part<'_>], desired: &Desired) -> Vec<Stale> {
         .collect()
 }
 
-/// A name that iptables takes as it is: no wildcard at its end, no sign that its parser knows.
+/// Whether iptables matches the name literally: no wildcard at the end, no special character of its parser.
 fn can_be_matched(name: &IfName) -> bool {
     let name = name.as_str();
     !name.starts_with(['-', '!']) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.@".contains(&b))

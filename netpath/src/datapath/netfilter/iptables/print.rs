@@ -1,4 +1,4 @@
-//! Typed rules in the words of iptables.
+//! Prints typed rules in the syntax of iptables-restore.
 
 use super::can_be_matched;
 use crate::datapath::netfilter::rules::{
@@ -7,30 +7,30 @@ use crate::datapath::netfilter::rules::{
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// Begins the name of every chain of netpath.
+/// Prefix of the names of netpath's chains.
 pub(crate) const PREFIX: &str = "NETPATH_";
-/// The chain that no jump leads to: the addresses that the table serves, and those of the host that routes have as source.
-/// The digest of the table joins them when it is written, since only then is it known who made the table.
+/// A chain without jumps to it, which stores the served addresses, the SNAT addresses, the digest of the table and its
+/// creator. `script` adds the latter two, since the creator is known only then.
 pub(crate) const STATE: &str = "NETPATH_STATE";
 
-/// A rule of a built-in chain that leads into one of netpath.
+/// A jump from a built-in chain to one of netpath.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Jump {
     pub from: &'static str,
     pub place: Place,
-    /// Ends with a blank unless empty.
+    /// Ends with a space unless empty.
     pub matches: String,
     pub to: &'static str,
 }
 
-/// A chain of netpath, and its rules without the leading `-A name`.
+/// A chain of netpath. Its rules are without the leading `-A name`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Chain {
     pub name: &'static str,
     pub rules: Vec<String>,
 }
 
-/// What one table should hold; no chain at all where nothing is wanted.
+/// The wanted contents of a table; no chain if no rule is needed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Table {
     pub name: &'static str,
@@ -87,8 +87,8 @@ fn body(body: &Body) -> Vec<String> {
     }
 }
 
-/// `None`: it names an interface that iptables would take for a pattern. Bridges with such names are refused; a route out
-/// of such an interface loses its preferred source.
+/// `None`: the rule has an interface whose name iptables would read as a pattern. Bridges with such names are refused; for
+/// a route through such an interface the preferred source is ignored.
 fn rule(rule: &Rule) -> Option<String> {
     let mut text = String::new();
     for one in &rule.matches {
@@ -153,11 +153,12 @@ fn destination(translation: &Translation) -> String {
         IpAddr::V4(to) => format!("{to}:{container}"),
         IpAddr::V6(to) => format!("[{to}]:{container}"),
     };
-    // The base makes it a shift (NF_NAT_RANGE_PROTO_OFFSET, 4.18): the third port of the host is the third there.
+    // With a base port the range is shifted (NF_NAT_RANGE_PROTO_OFFSET, 4.18): the third host port becomes the third
+    // container port.
     if shift.count > 1 { format!("{to}-{last}/{}", shift.host) } else { to }
 }
 
-/// FNV-1a of everything that a table should hold: equal digests, equal rules.
+/// FNV-1a of the wanted contents. Tables with equal digests count as equal.
 pub(super) fn digest(table: &Table) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut feed = |text: &str| {

@@ -1,7 +1,8 @@
-//! What the kernel holds, as iptables-save prints it, and the script that makes it what it should be.
+//! The tables in the kernel, parsed from iptables-save, and the iptables-restore input that makes them equal to the wanted
+//! ones.
 //!
-//! Rules are never compared one by one: every version prints them differently. Our own digest, the number of rules in
-//! each of our chains and the place of our jumps say whether anything has to be written.
+//! Rules are not compared one by one, since each version prints them differently. A table is up to date if its digest, the
+//! number of rules in netpath's chains and the positions of netpath's jumps are right.
 
 use super::print::{Chain, Jump, PREFIX, STATE, Table, digest};
 use crate::datapath::netfilter::rules::Place;
@@ -22,18 +23,18 @@ pub(crate) struct SnapshotTable {
     policies: BTreeMap<String, String>,
     /// The rules of every built-in chain, without the leading `-A name`.
     rules: BTreeMap<String, Vec<String>>,
-    /// Our own chains, with the number of their rules.
+    /// netpath's chains, with the number of their rules.
     own: BTreeMap<String, usize>,
-    /// Their rules as we wrote them; none of a table that was listed.
+    /// The rules of netpath's chains as they were written; empty if the table was listed.
     written: BTreeMap<String, Vec<String>>,
-    /// Chains of others.
+    /// Number of foreign chains.
     foreign: usize,
     digest: Option<u64>,
-    /// The table did not exist before us.
+    /// netpath has created the table.
     made: bool,
-    /// The container addresses that it serves.
+    /// The served container addresses.
     pub addresses: Vec<IpAddr>,
-    /// Sources of routes that its rules name, or have named.
+    /// SNAT addresses of present and earlier rules.
     #[serde(default)]
     pub sources: Vec<IpAddr>,
 }
@@ -60,7 +61,7 @@ impl Snapshot {
         present
     }
 
-    /// What is there after `script`, which must be one of [`script`]'s, has been committed.
+    /// Updates the snapshot as a commit of `script` changes the kernel. `script` must come from [`script`].
     pub(crate) fn apply(&mut self, script: &str) {
         let mut name = String::new();
         for line in script.lines() {
@@ -72,12 +73,12 @@ impl Snapshot {
         }
     }
 
-    /// Sources of routes that rules name, or have named.
+    /// SNAT addresses of present and earlier rules.
     pub(crate) fn sources(&self) -> impl Iterator<Item = IpAddr> {
         self.tables.values().flat_map(|t| &t.sources).copied()
     }
 
-    /// Whether anything of ours is there.
+    /// Whether netpath has chains or jumps.
     pub(crate) fn has_ours(&self) -> bool {
         self.tables.values().any(SnapshotTable::has_ours)
     }
@@ -104,7 +105,7 @@ impl SnapshotTable {
         }
     }
 
-    /// One line of a script of ours.
+    /// Applies one line of a script.
     fn apply(&mut self, line: &str) {
         if let Some((chain, _)) = line.strip_prefix(':').and_then(|l| l.split_once(' ')) {
             self.empty(chain);
@@ -139,7 +140,7 @@ impl SnapshotTable {
                 self.own.remove(chain);
                 self.written.remove(chain);
             }
-            // What is flushed goes.
+            // -F only precedes -X.
             _ => {}
         }
     }
@@ -207,14 +208,14 @@ impl SnapshotTable {
         jump_target(rule).is_some_and(|t| t.starts_with(PREFIX))
     }
 
-    /// After our own things went, the table is as empty as it was when it was made for us, and can be removed.
+    /// Whether the table was created for netpath and has nothing but netpath's rules.
     pub(crate) fn removable(&self) -> bool {
-        let others = self.rules.values().flatten().any(|r| !self.is_ours(r));
-        self.made && self.foreign == 0 && !others && self.policies.values().all(|p| p == "ACCEPT")
+        let has_foreign = self.rules.values().flatten().any(|r| !self.is_ours(r));
+        self.made && self.foreign == 0 && !has_foreign && self.policies.values().all(|p| p == "ACCEPT")
     }
 }
 
-/// Where a rule goes on, if it is a jump.
+/// The target of a jump or goto.
 fn jump_target(rule: &str) -> Option<&str> {
     let mut quoted = false;
     let mut jump = false;
@@ -223,24 +224,24 @@ fn jump_target(rule: &str) -> Option<&str> {
             return Some(word);
         }
         jump = !quoted && matches!(word, "-j" | "-g");
-        // Comments may hold anything; a quote of their own is written with a backslash.
+        // Comments may contain any text, with quotes escaped by a backslash.
         let quotes = word.matches('"').count() - word.matches("\\\"").count();
         quoted ^= quotes % 2 == 1;
     }
     None
 }
 
-/// The part of an iptables-restore input that makes `present` hold exactly `table` of ours; nothing if it does.
-/// One commit: no packet ever meets half of it.
+/// The iptables-restore input that makes netpath's part of `present` equal to `table`; `None` if it is equal. One commit, so
+/// that packets never see a partial change.
 ///
-/// With `keep_state`, NETPATH_STATE outlives the rest of what goes: it knows who made the table, until that is gone too.
+/// With `keep_state` NETPATH_STATE stays when all other chains are removed, since it records the creator of the table.
 pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state: bool) -> Option<String> {
     let made = present.is_none_or(|p| p.made);
     let nothing = SnapshotTable::default();
     let present = present.unwrap_or(&nothing);
-    let table = &fitted(table, present);
+    let table = &without_needless_accepts(table, present);
     let digest = digest(table);
-    if is_so(table, present, digest, keep_state) {
+    if is_up_to_date(table, present, digest, keep_state) {
         return None;
     }
     let mut text = String::new();
@@ -248,12 +249,12 @@ pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state:
     let maker = if made { "made" } else { "kept" };
     let state = format!("-m comment --comment netpath:{digest:016x}:{maker}");
     let additions = additions(table, present, &state);
-    // Naming a chain makes it or empties it.
+    // A chain line creates or flushes the chain.
     for chain in table.chains.iter().filter(|c| !additions.contains_key(c.name)) {
         let _ = writeln!(text, ":{} - [0:0]", chain.name);
     }
     for (from, rules) in &present.rules {
-        if !are_in_place(table, from, rules, present) {
+        if !jumps_are_in_place(table, from, rules, present) {
             for rule in rules.iter().filter(|r| present.is_ours(r)) {
                 let _ = writeln!(text, "-D {from} {rule}");
             }
@@ -261,7 +262,7 @@ pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state:
     }
     for jump in &table.jumps {
         let rules = present.rules.get(jump.from).map(Vec::as_slice).unwrap_or_default();
-        if !are_in_place(table, jump.from, rules, present) {
+        if !jumps_are_in_place(table, jump.from, rules, present) {
             let place =
                 if jump.place == Place::First { format!("-I {} 1", jump.from) } else { format!("-A {}", jump.from) };
             let _ = writeln!(text, "{place} {}-j {}", jump.matches, jump.to);
@@ -288,8 +289,8 @@ pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state:
     Some(text)
 }
 
-/// What is to be added to those chains that are right so far. The kernel waits 10 ms and more for a rule to be gone, so
-/// what only grows is not written anew; that takes knowing what was written.
+/// The rules to append to chains that are otherwise up to date. Removing a rule takes the kernel 10 ms and more, so chains
+/// that only grow are not rewritten. Needs the rules as they were written.
 fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'static str, Vec<String>> {
     let mut additions = BTreeMap::new();
     let written =
@@ -298,7 +299,7 @@ fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'
         let added = written(chain).and_then(|w| chain.rules.strip_prefix(w.as_slice()));
         additions.extend(added.map(|a| (chain.name, a.to_vec())));
     }
-    // The youngest digest counts; the older ones go when something else does.
+    // The last digest is valid; older ones stay until the chain is rewritten.
     let Some(chain) = table.chains.iter().find(|c| c.name == STATE) else { return additions };
     let stays = |w: &&Vec<String>| w.iter().filter(|r| !r.contains("netpath:")).all(|r| chain.rules.contains(r));
     if let Some(written) = written(chain).filter(stays).filter(|_| additions.len() + 1 == table.chains.len()) {
@@ -309,34 +310,34 @@ fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'
     additions
 }
 
-fn is_so(table: &Table, present: &SnapshotTable, digest: u64, keep_state: bool) -> bool {
+fn is_up_to_date(table: &Table, present: &SnapshotTable, digest: u64, keep_state: bool) -> bool {
     if table.chains.is_empty() {
         return !present.has_ours() || (keep_state && present.has_only_state());
     }
     let chains = present.own.len() == table.chains.len()
         && table.chains.iter().all(|c| {
             match present.own.get(c.name) {
-                // With digests of earlier times.
+                // Older digests are rules too.
                 Some(_) if c.name == STATE => present.addresses.len() + present.sources.len() == c.rules.len(),
-                there => there == Some(&c.rules.len()),
+                count => count == Some(&c.rules.len()),
             }
         });
-    let jumps = present.rules.iter().all(|(from, rules)| are_in_place(table, from, rules, present));
-    let all_led = table.jumps.iter().all(|j| present.rules.contains_key(j.from));
-    present.digest == Some(digest) && chains && jumps && all_led
+    let jumps = present.rules.iter().all(|(from, rules)| jumps_are_in_place(table, from, rules, present));
+    let built_in = table.jumps.iter().all(|j| present.rules.contains_key(j.from));
+    present.digest == Some(digest) && chains && jumps && built_in
 }
 
-/// The table as the policies there want it: without accepts at the end of chains that accept by themselves.
-pub(super) fn fitted(table: &Table, present: &SnapshotTable) -> Table {
+/// The table without accepts at the end of chains that accept by policy.
+pub(super) fn without_needless_accepts(table: &Table, present: &SnapshotTable) -> Table {
     let (jumps, needless): (Vec<Jump>, Vec<Jump>) =
         table.jumps.iter().cloned().partition(|j| j.place != Place::LastIfDropping || present.drops(j.from));
-    let is_led_to = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);
-    let chains = table.chains.iter().filter(is_led_to).cloned().collect();
+    let is_needed = |c: &&Chain| !jumps.is_empty() && needless.iter().all(|j| j.to != c.name);
+    let chains = table.chains.iter().filter(is_needed).cloned().collect();
     Table { name: table.name, jumps, chains }
 }
 
-/// Every jump of ours from the built-in chain `from` is there once, and where it belongs.
-fn are_in_place(table: &Table, from: &str, rules: &[String], present: &SnapshotTable) -> bool {
+/// Whether the built-in chain `from` has each wanted jump exactly once, in its position.
+fn jumps_are_in_place(table: &Table, from: &str, rules: &[String], present: &SnapshotTable) -> bool {
     let wanted: Vec<&Jump> = table.jumps.iter().filter(|j| j.from == from).collect();
     let ours = rules.iter().filter(|r| present.is_ours(r)).count();
     let leads = |rule: Option<&String>, jump: &Jump| rule.and_then(|r| jump_target(r)) == Some(jump.to);

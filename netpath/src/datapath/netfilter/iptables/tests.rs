@@ -1,4 +1,4 @@
-//! Policy and printer by example: desired state in, rules of iptables out, one sentence each.
+//! Examples for policy, printer and snapshot: desired state → rules of iptables.
 
 use super::print::{self, STATE, Table, digest};
 use super::snapshot::{Snapshot, script};
@@ -42,7 +42,7 @@ fn rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
     chains.filter(|c| c.name == chain).flat_map(|c| c.rules).collect()
 }
 
-/// What a host without rules of anybody is given.
+/// The script for a host without rules.
 fn whole(records: &[Record], family: Family) -> String {
     let desired = Desired { records: records.to_vec() };
     let text: Vec<String> =
@@ -51,7 +51,7 @@ fn whole(records: &[Record], family: Family) -> String {
 }
 
 #[test]
-fn one_container_with_one_port_is_this_whole_script() {
+fn the_script_for_one_container_with_one_port() {
     let script = whole(&[publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)])], Family::V4);
     let digests_out: Vec<&str> = script.lines().filter(|l| !l.contains("--comment netpath:")).collect();
     let expected = "\
@@ -108,7 +108,7 @@ COMMIT";
 }
 
 #[test]
-fn nothing_desired_is_no_rule_at_all() {
+fn an_empty_desired_state_has_no_rules() {
     assert_eq!("", whole(&[], Family::V4));
     let mut not_ready = web();
     not_ready.links = None;
@@ -116,12 +116,12 @@ fn nothing_desired_is_no_rule_at_all() {
 }
 
 #[test]
-fn a_network_of_one_family_leaves_the_other_alone() {
+fn a_network_of_one_family_has_no_rules_in_the_other() {
     assert_eq!("", whole(&[publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)])], Family::V6));
 }
 
 #[test]
-fn a_range_is_one_rule_whether_its_ports_shift_or_not() {
+fn a_range_is_one_rule_with_and_without_a_shift() {
     let r = publishes(
         web(),
         &[
@@ -145,7 +145,7 @@ fn a_range_is_one_rule_whether_its_ports_shift_or_not() {
 }
 
 #[test]
-fn all_ports_are_still_one_range() {
+fn a_range_of_all_ports_is_one_rule() {
     let r = publishes(web(), &[(HostBind::AnyV4, Proto::Tcp, 1, 1, 65_535)]);
     assert_eq!(
         ["-p tcp -m tcp --dport 1:65535 -j DNAT --to-destination 10.89.7.5"].as_slice(),
@@ -174,7 +174,7 @@ fn v6_targets_are_in_brackets_when_they_have_a_port() {
 }
 
 #[test]
-fn a_bound_address_is_tried_before_every_address_and_the_older_owner_before_the_younger() {
+fn a_bound_address_precedes_every_address_and_an_older_owner_a_younger_one() {
     let tcp = |bind| [(bind, Proto::Tcp, 80, 80, 1)];
     let first = publishes(record(1, "a", &["10.0.1.2/24"]), &tcp(HostBind::AnyV4));
     let second = publishes(record(2, "b", &["10.0.2.2/24"]), &tcp(HostBind::Address(ip("192.0.2.1"))));
@@ -208,7 +208,7 @@ fn only_a_bridge_that_serves_loopback_gets_loopback_rules() {
 }
 
 #[test]
-fn a_fixed_outbound_address_takes_the_place_of_masquerade() {
+fn a_fixed_outbound_address_replaces_masquerade() {
     let mut r = web();
     r.network.outbound4 = Some(std::net::Ipv4Addr::new(192, 0, 2, 9));
     let post = rules(&[r], Family::V4, "NETPATH_POSTROUTING");
@@ -216,20 +216,20 @@ fn a_fixed_outbound_address_takes_the_place_of_masquerade() {
 }
 
 #[test]
-fn an_internal_network_is_cut_off_both_ways_and_publishes_nothing() {
+fn an_internal_network_has_no_outside_traffic_and_no_published_ports() {
     let mut r = publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]);
     r.network.internal = true;
     let one = std::slice::from_ref(&r);
     let expected = ["-i front -o front -j RETURN", "-i front -j DROP", "-o front -j DROP"];
     assert_eq!(expected.as_slice(), rules(one, Family::V4, "NETPATH_FORWARD"));
-    assert!(rules(one, Family::V4, "NETPATH_DIRECT").is_empty(), "it is closed already");
+    assert!(rules(one, Family::V4, "NETPATH_DIRECT").is_empty(), "the network is internal");
     assert_eq!(["-i front -o front -j ACCEPT"].as_slice(), rules(one, Family::V4, "NETPATH_FORWARD_ACCEPT"));
     assert!(rules(one, Family::V4, "NETPATH_TCP").is_empty());
     assert!(!rules(one, Family::V4, "NETPATH_POSTROUTING").iter().any(|r| r.contains("! -d")));
 }
 
 #[test]
-fn isolation_drops_what_the_policy_says_and_nothing_else() {
+fn isolation_drops_exactly_the_pairs_of_the_policy() {
     let kinds = [Isolation::Open, Isolation::Isolated, Isolation::Strict];
     let records: Vec<Record> = ["open", "isol", "strict"]
         .iter()
@@ -258,7 +258,7 @@ fn open_networks_alone_need_no_isolation_chain() {
 }
 
 #[test]
-fn a_published_port_53_leaves_the_names_of_the_network_alone() {
+fn a_published_port_53_does_not_intercept_the_dns_of_the_network() {
     let mut r = publishes(web(), &[(HostBind::Any, Proto::Udp, 53, 53, 1)]);
     r.network.dns = true;
     let one = std::slice::from_ref(&r);
@@ -270,7 +270,7 @@ fn a_published_port_53_leaves_the_names_of_the_network_alone() {
 }
 
 #[test]
-fn two_networks_masquerade_outside_but_not_to_each_other() {
+fn traffic_between_two_networks_is_not_masqueraded() {
     let other = record(2, "back", &["10.89.8.5/24"]);
     let post = rules(&[web(), other], Family::V4, "NETPATH_POSTROUTING");
     let at = |rule: &str| post.iter().position(|r| r == rule).expect("a rule");
@@ -289,7 +289,7 @@ fn containers_of_one_network_share_its_rules() {
 }
 
 #[test]
-fn the_digest_moves_with_any_rule() {
+fn the_digest_changes_with_any_rule() {
     let table = |r: Record| compile(&Desired { records: vec![r] }, Family::V4, false, &[])[2].clone();
     let one = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 80, 1)]));
     let two = table(publishes(web(), &[(HostBind::Any, Proto::Tcp, 80, 81, 1)]));
@@ -297,7 +297,7 @@ fn the_digest_moves_with_any_rule() {
     assert_ne!(digest(&one), digest(&two));
 }
 
-/// A save output as the kernel would give it after a script.
+/// The output of iptables-save after a script.
 fn saved(script: &str, before: &str) -> String {
     format!("*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{script}{before}COMMIT\n")
 }
@@ -315,7 +315,7 @@ fn published() -> Record {
 }
 
 #[test]
-fn what_is_already_so_is_not_written_again() {
+fn an_up_to_date_table_is_not_written_again() {
     let (table, body) = nat_after(&[published()]);
     let present = Snapshot::parse(&saved(&body, ""));
     assert_eq!(None, script(&table, present.tables.get("nat"), false));
@@ -323,25 +323,24 @@ fn what_is_already_so_is_not_written_again() {
 }
 
 #[test]
-fn a_lost_rule_a_second_jump_or_one_in_the_wrong_place_is_put_right() {
+fn a_missing_rule_or_a_duplicate_or_misplaced_jump_is_repaired() {
     let (table, body) = nat_after(&[published()]);
     let lost = body.replace("-A NETPATH_DNAT -p tcp -j NETPATH_TCP\n", "");
     let twice = body.clone() + "-A POSTROUTING -j NETPATH_POSTROUTING\n";
     let early = body.clone() + "-A POSTROUTING -s 1.2.3.4/32 -j MASQUERADE\n";
     for (what, text) in [("lost", &lost), ("twice", &twice), ("early", &early)] {
-        assert_ne!(&body, text, "{what}: the case is none");
+        assert_ne!(&body, text, "{what}: the replacement had no effect");
         let present = Snapshot::parse(&saved(text, ""));
-        let again =
-            script(&table, present.tables.get("nat"), false).unwrap_or_else(|| panic!("{what}: nothing is done"));
+        let again = script(&table, present.tables.get("nat"), false).unwrap_or_else(|| panic!("{what}: not detected"));
         assert!(again.contains(":NETPATH_DNAT - [0:0]\n"), "{what}");
         assert_eq!(what != "lost", again.contains("-D POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}:\n{again}");
         assert_eq!(what != "lost", again.contains("-A POSTROUTING -j NETPATH_POSTROUTING\n"), "{what}");
-        assert!(!again.contains("-s 1.2.3.4"), "{what}: rules of others are left alone");
+        assert!(!again.contains("-s 1.2.3.4"), "{what}: foreign rules stay");
     }
 }
 
 #[test]
-fn with_nothing_desired_only_our_own_things_go() {
+fn an_empty_desired_state_removes_only_netpaths_rules() {
     let (_, body) = nat_after(&[published()]);
     let others = ":DOCKER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n-A DOCKER -j RETURN\n";
     let empty = compile(&Desired::default(), Family::V4, false, &[])[2].clone();
@@ -351,14 +350,14 @@ fn with_nothing_desired_only_our_own_things_go() {
     for chain in ["NETPATH_DNAT", "NETPATH_TCP", "NETPATH_STATE"] {
         assert!(text.find(&format!("-F {chain}\n")) < text.find(&format!("-X {chain}\n")), "{text}");
     }
-    assert!(!present.tables["nat"].removable(), "others use the table");
+    assert!(!present.tables["nat"].removable(), "other software uses the table");
     assert!(Snapshot::parse(&saved(&body, "")).tables["nat"].removable());
     let dropping = saved(&body, "").replace(":OUTPUT ACCEPT", ":OUTPUT DROP");
-    assert!(!Snapshot::parse(&dropping).tables["nat"].removable(), "a policy is a rule of the administrator's");
+    assert!(!Snapshot::parse(&dropping).tables["nat"].removable(), "the administrator has set a policy");
 }
 
 #[test]
-fn a_table_that_was_there_before_is_kept() {
+fn a_table_that_existed_before_is_marked_as_kept() {
     let (table, _) = nat_after(&[published()]);
     let before = Snapshot::parse(&saved("", ""));
     let text = script(&table, before.tables.get("nat"), false).expect("something to write");
@@ -366,7 +365,7 @@ fn a_table_that_was_there_before_is_kept() {
 }
 
 #[test]
-fn rules_that_only_mention_us_are_not_ours() {
+fn foreign_rules_with_netpath_in_a_comment_stay() {
     let text = saved("", "-A PREROUTING -m comment --comment \"before -j NETPATH_DNAT\" -j RETURN\n");
     let present = Snapshot::parse(&text);
     let (table, _) = nat_after(&[published()]);
@@ -375,7 +374,7 @@ fn rules_that_only_mention_us_are_not_ours() {
 }
 
 #[test]
-fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
+fn an_interrupted_removal_keeps_the_creator_of_the_table() {
     let (_, body) = nat_after(&[published()]);
     let empty = compile(&Desired::default(), Family::V4, false, &[])[2].clone();
     let present = Snapshot::parse(&saved(&body, ""));
@@ -389,10 +388,9 @@ fn a_removal_that_was_cut_off_still_knows_who_made_the_table() {
     assert!(again.contains(":made\n"), "{again}");
 }
 
-/// Nothing has to be listed after a script of ours: what it leaves is known, so that nothing is written twice, and the
-/// next script takes back exactly what is no more wanted.
+/// `Snapshot::apply` replaces a listing: no second script is needed, and later scripts remove everything.
 #[test]
-fn what_a_script_leaves_is_known_without_a_listing() {
+fn apply_gives_the_tables_after_a_script() {
     let both = |records: &[Record]| {
         let desired = Desired { records: records.to_vec() };
         [Family::V4, Family::V6].map(|f| compile(&desired, f, false, &[]))
@@ -418,12 +416,12 @@ fn what_a_script_leaves_is_known_without_a_listing() {
             assert_eq!(wanted.iter().any(|t| !t.chains.is_empty()), present.has_ours());
         }
     }
-    assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "what others have is as it was");
+    assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "foreign rules are unchanged");
 }
 
-/// The kernel takes its time over rules that go: a container that comes costs none.
+/// Removing rules is slow in the kernel.
 #[test]
-fn a_container_that_comes_only_adds_rules() {
+fn a_new_container_only_appends_rules() {
     let port = |order: u64, address: &str| {
         let record = record(order, "front", &[address]);
         publishes(record, &[(HostBind::Any, Proto::Tcp, 8000 + order as u16, 80, 1)])
@@ -457,9 +455,9 @@ fn a_container_that_comes_only_adds_rules() {
     assert_eq!(removed.as_slice(), write(&[&two]));
 }
 
-/// A rule of the administrator's is a decision, a policy a default.
+/// Published ports take precedence over a policy, but not over a rule.
 #[test]
-fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
+fn accepts_are_last_in_a_chain_that_drops_by_policy_and_in_no_other() {
     let mut dns = published();
     dns.network.dns = true;
     let table = compile(&Desired { records: vec![dns] }, Family::V4, false, &[])[1].clone();
@@ -479,7 +477,7 @@ fn accepts_stand_at_the_end_of_a_chain_that_drops_by_policy_and_nowhere_else() {
     let one = written("ACCEPT", "DROP", "");
     assert!(one.contains("NETPATH_INPUT_ACCEPT") && !one.contains("NETPATH_FORWARD_ACCEPT"), "{one}");
 
-    // An administrator appends a rule: the accept moves behind it. The policy changes: it goes.
+    // The accept moves behind a rule that an administrator appends.
     let mut present = Snapshot::parse(&listing("DROP", "ACCEPT", ""));
     present.apply(&script(&table, present.tables.get("filter"), false).expect("something to write"));
     assert_eq!(None, script(&table, present.tables.get("filter"), false));

@@ -1,4 +1,4 @@
-//! The iptables programs of the host: which of them it uses, and running them.
+//! Finds, selects and runs the iptables programs of the host.
 
 use super::snapshot::Snapshot;
 use crate::datapath::netfilter::rules::Family;
@@ -19,7 +19,7 @@ pub(super) enum Backend {
     Legacy,
 }
 
-/// One pair of iptables-save and iptables-restore.
+/// A pair of iptables-save and iptables-restore.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Tool {
     pub family: Family,
@@ -28,7 +28,7 @@ pub(super) struct Tool {
     restore: PathBuf,
 }
 
-/// The pairs that this host has, the one that its administrator prefers first; at most one for each backend.
+/// The pairs on this host, at most one for each backend. The first is the administrator's choice (alternatives).
 pub(super) fn find(family: Family) -> Vec<Tool> {
     let name = match family {
         Family::V4 => "iptables",
@@ -49,7 +49,7 @@ pub(super) fn find(family: Family) -> Vec<Tool> {
     tools
 }
 
-/// The file behind the alternatives tells it; an unusual one is asked.
+/// Determined by the name of the file behind the alternatives' links, else by `--version`.
 fn backend(program: &Path) -> Backend {
     let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
     let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -81,14 +81,14 @@ pub(super) fn missing(family: Family) -> Error {
         Family::V6 => "ip6tables",
     };
     Error::new(format!("cannot find {name}-save and {name}-restore"))
-        .next("install the package iptables, which holds both families")
+        .next("install the package iptables, which has the tools of both families")
 }
 
-/// The tool to use, and what it sees. Where a host has both backends, the one that holds our rules; otherwise the
-/// preferred one, unless only the other is in use.
+/// The tool to use, and its tables. Of both backends, the one with netpath's rules; otherwise the preferred one, unless only
+/// the other is in use.
 ///
 /// # Errors
-/// No tool, or one that the kernel refuses.
+/// There is no tool, or the kernel refuses its request.
 pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Snapshot)> {
     let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
     let present = first.save()?;
@@ -96,17 +96,17 @@ pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Snapshot)
         return Ok((first, present));
     }
     for other in others.iter().filter(|t| t.may_be_used()) {
-        // A backend that the kernel does not have is not in use.
-        let Ok(theirs) = other.save() else { continue };
-        if theirs.has_ours() || (theirs.is_used() && !present.is_used()) {
-            return Ok((other, theirs));
+        // A backend that the kernel does not support is not in use.
+        let Ok(tables) = other.save() else { continue };
+        if tables.has_ours() || (tables.is_used() && !present.is_used()) {
+            return Ok((other, tables));
         }
     }
     Ok((first, present))
 }
 
 impl Tool {
-    /// Without running it: false if this backend certainly holds nothing in this namespace.
+    /// `false` if this backend certainly has no tables in this namespace. Runs no program.
     pub(super) fn may_be_used(&self) -> bool {
         match self.backend {
             Backend::Nft => true,
@@ -114,10 +114,10 @@ impl Tool {
         }
     }
 
-    /// All tables that exist. Makes none.
+    /// All existing tables. Creates none.
     ///
     /// # Errors
-    /// The kernel refuses, or the program cannot be run.
+    /// The kernel refuses the request, or the program cannot be run.
     pub(super) fn save(&self) -> Result<Snapshot> {
         let what = || format!("cannot read the rules with {}", self.save.display());
         let out = run(Command::new(&self.save), None).context(what)?;
@@ -127,18 +127,18 @@ impl Tool {
         Ok(Snapshot::parse(&String::from_utf8_lossy(&out.stdout)))
     }
 
-    /// Commits a script without touching what it does not name.
+    /// Commits a script. Chains that it does not name stay unchanged.
     ///
     /// # Errors
-    /// The line that the kernel or the program refuses; tables before it may be written.
+    /// A line is refused; tables before that line may be written.
     pub(super) fn restore(&self, script: &str) -> Result<()> {
         self.run_restore(script, &[], format!("cannot write the rules with {}", self.restore.display()))
     }
 
-    /// Whether the kernel has what our rules need in this family. Writes nothing.
+    /// Tests whether the kernel supports NAT in this family. Writes nothing.
     ///
     /// # Errors
-    /// What it has not.
+    /// The missing feature.
     pub(super) fn test(&self) -> Result<()> {
         let script = "*nat\n:NETPATH_TEST - [0:0]\n-A NETPATH_TEST -j MASQUERADE\nCOMMIT\n";
         self.run_restore(script, &["--test"], format!("cannot translate addresses with {}", self.restore.display()))
@@ -158,15 +158,15 @@ impl Tool {
 
 fn run(mut command: Command, input: Option<&str>) -> std::io::Result<Output> {
     match input {
-        // A file in memory: the program may fail before it has read everything.
+        // Not a pipe: writing would fail if the program ends before it has read everything.
         Some(text) => command.stdin(memory_file(text)?),
         None => command.stdin(Stdio::null()),
     };
     command.env("LC_ALL", "C");
-    // SAFETY: prctl is a bare system call on numbers; nothing is allocated or locked between fork and exec.
+    // SAFETY: the closure makes only system calls with numbers; it neither allocates nor locks between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            // It must not write on after we were killed, when the next command already holds the lock.
+            // The program must not write after netpath was killed, since another command may hold the lock then.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             Ok(())
         });
@@ -183,7 +183,7 @@ fn memory_file(text: &str) -> std::io::Result<File> {
 }
 
 fn failed(what: String, out: &Output) -> Error {
-    let said = String::from_utf8_lossy(&out.stderr);
-    let said: Vec<&str> = said.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Try `")).collect();
-    Error::new(what).because(format!("{}: {}", out.status, said.join("; ")))
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("Try `")).collect();
+    Error::new(what).because(format!("{}: {}", out.status, lines.join("; ")))
 }

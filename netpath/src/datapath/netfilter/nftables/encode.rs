@@ -1,4 +1,4 @@
-//! Chains, rules, sets and elements as messages of nf_tables (`include/uapi/linux/netfilter/nf_tables.h`).
+//! Encodes chains, rules, sets and elements as nf_tables messages (`include/uapi/linux/netfilter/nf_tables.h`).
 
 use super::program::{Chain, Compare, Element, Expression, Layout, Load, Set, Type};
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
@@ -9,11 +9,11 @@ use netlink_packet_netfilter::nftables::{
     SetFlags, SetMessage, TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
 
-/// Name of the table, of family inet.
+/// Name of netpath's table, in family inet.
 pub(crate) const TABLE: &str = "netpath";
-/// The type of our entry in the user data of a rule; `nft` ignores types above its own.
+/// Type of the digest in the user data of a rule; `nft` ignores unknown types.
 const DIGEST: u8 = 200;
-/// A message has room for 64 KiB of elements, each of 100 bytes at most.
+/// A message may have 64 KiB of elements, each of at most 100 bytes.
 const ELEMENTS: usize = 500;
 
 const NF_DROP: u32 = 0;
@@ -44,7 +44,7 @@ pub(super) fn chain_named(name: &str) -> ChainMessage {
     ChainMessage { attributes: vec![ChainAttribute::Table(TABLE.to_owned()), name] }
 }
 
-/// All rules of a chain, for a deletion.
+/// Selects all rules of a chain, for deletion.
 pub(super) fn rules_of(chain: &str) -> RuleMessage {
     let chain = RuleAttribute::Chain(chain.to_owned());
     RuleMessage { attributes: vec![RuleAttribute::Table(TABLE.to_owned()), chain] }
@@ -59,14 +59,14 @@ pub(super) fn rule(chain: &str, expressions: &[Expression]) -> RuleMessage {
     message
 }
 
-/// FNV-1a of a rule: equal digests, equal rules.
+/// FNV-1a of a rule. Rules with equal digests count as equal.
 pub(super) fn digest(expressions: &[Expression]) -> u64 {
     format!("{expressions:?}")
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// The digest that [`rule`] has put into user data.
+/// The digest in the user data that [`rule`] writes.
 pub(super) fn digest_in(user_data: &[u8]) -> Option<u64> {
     match user_data {
         [DIGEST, 8, digest @ ..] => Some(u64::from_be_bytes(digest.try_into().ok()?)),
@@ -74,7 +74,7 @@ pub(super) fn digest_in(user_data: &[u8]) -> Option<u64> {
     }
 }
 
-/// `id` is unique in the transaction.
+/// `id` must be unique in the transaction.
 pub(super) fn set(name: &str, set: &Set, id: u32) -> SetMessage {
     let Layout { key, value, ranges } = &set.layout;
     let mut flags = SetFlags::empty();
@@ -107,7 +107,7 @@ pub(super) fn set_named(name: &str) -> SetMessage {
     SetMessage { attributes: vec![SetAttribute::Table(TABLE.to_owned()), name] }
 }
 
-/// Messages that add or remove these elements.
+/// Messages to add or remove elements.
 pub(super) fn elements(name: &str, layout: &Layout, elements: &[&Element]) -> Vec<SetElementMessage> {
     let chunks = elements.chunks(ELEMENTS);
     let message = |chunk: &[&Element]| {
@@ -124,7 +124,7 @@ pub(super) fn elements_of(name: &str) -> SetElementMessage {
     SetElementMessage { attributes: vec![SetElementList::Table(TABLE.to_owned()), name] }
 }
 
-/// A range of a single key is two elements, its first key and the one after its last.
+/// A range of single keys is two elements: its first key, and the key after its last.
 fn element(layout: &Layout, element: &Element) -> Vec<Vec<SetElementAttribute>> {
     let mut first = vec![SetElementAttribute::Key(DataAttribute::Value(element.key.clone()))];
     if !layout.value.is_empty() {
@@ -147,7 +147,7 @@ fn element(layout: &Layout, element: &Element) -> Vec<Vec<SetElementAttribute>> 
     [first].into_iter().chain(end).collect()
 }
 
-/// The next key; the last of all has none.
+/// The next key; `None` after the last possible key.
 pub(super) fn after(key: &[u8]) -> Option<Vec<u8>> {
     let mut next = key.to_vec();
     for byte in next.iter_mut().rev() {
@@ -160,7 +160,7 @@ pub(super) fn after(key: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-/// The key before, of a key that [`after`] has made.
+/// The inverse of [`after`].
 pub(super) fn before(key: &[u8]) -> Vec<u8> {
     let mut previous = key.to_vec();
     for byte in previous.iter_mut().rev() {
@@ -189,7 +189,7 @@ fn expression(one: &Expression) -> Vec<ListedExpression> {
     let one = match one {
         Expression::Load(load) => self::load(*load),
         Expression::LoadAddressAndPort { offset, length } => {
-            // The port lies in the register after the address.
+            // The port is in the register after the address.
             let behind = if *length == 4 { Register::Reg32_01 } else { Register::Reg2 };
             return vec![
                 payload(NETWORK_HEADER, *offset, *length, Register::Reg1).into(),
@@ -219,7 +219,7 @@ fn expression(one: &Expression) -> Vec<ListedExpression> {
             Lookup::DestinationRegister(Register::Reg1),
         ]),
         Expression::Immediate(bytes) => {
-            // A value of more than a register is loaded in pieces of 16 bytes.
+            // Values longer than a register are loaded in pieces of 16 bytes.
             let (head, tail) = bytes.split_at(bytes.len().min(16));
             let head = immediate(Register::Reg1, DataAttribute::Value(head.to_vec()));
             let behind = (!tail.is_empty()).then(|| immediate(Register::Reg2, DataAttribute::Value(tail.to_vec())));
@@ -251,7 +251,7 @@ fn expression(one: &Expression) -> Vec<ListedExpression> {
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-/// Of TCP, UDP and SCTP.
+/// Offset of the destination port in TCP, UDP and SCTP headers.
 const DPORT_OFFSET: u32 = 2;
 
 fn load(load: Load) -> Expressions {

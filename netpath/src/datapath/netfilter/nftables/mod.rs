@@ -1,8 +1,8 @@
 //! The nftables rung: the rules of `policy.rs` in one table `inet netpath`, written over netlink in one transaction.
 //!
 //! `print.rs` turns typed rules into chains, sets and maps (`program.rs`), `table.rs` compares them with the kernel's and
-//! commits the difference, `encode.rs` has the messages. No program of the host is needed. An accept in one table does not
-//! keep another from dropping: where iptables drops by policy, its programs accept for netpath's bridges (`accepts`).
+//! commits the difference, `encode.rs` has the messages. The rung runs no program. An accept in one table does not prevent
+//! a drop in another: where iptables drops by policy, `accept` adds accepts with the iptables tools.
 
 mod encode;
 mod print;
@@ -44,11 +44,11 @@ pub(crate) const BACKEND: Backend = Backend {
 #[derive(Debug, Default)]
 struct Nftables;
 
-/// Whether the kernel takes every expression and set that the rung uses: a table of them is added and removed in one
-/// transaction, which no packet sees.
+/// Whether the kernel accepts every kind of expression and set that the rung uses. A table with all of them is added and
+/// removed in one transaction, so it never applies to packets.
 ///
 /// # Errors
-/// What it refuses.
+/// The reason why the kernel refuses the table.
 fn probe() -> std::result::Result<(), String> {
     let probe = print::program(&print::examples());
     let committed = table::commit(KernelTable::probe(&probe));
@@ -68,14 +68,14 @@ fn compile(desired: &Desired, host: &HostView, there: &KernelTable) -> [Ruleset;
         let loopback6 = !settings::filters_bridged(family);
         let mut ruleset = policy::compile(desired, family, loopback6, &host.sources);
         if !ruleset.is_empty() {
-            // Connections that earlier rules have given these sources may still be there.
+            // Connections with SNAT addresses of earlier rules may still exist.
             ruleset.sources.extend(addresses(there, "sources", family).filter(|a| host.has_address(*a)));
         }
         ruleset
     })
 }
 
-/// The addresses that a set of the table holds.
+/// The addresses in a set of the table.
 fn addresses(there: &KernelTable, set: &str, family: Family) -> impl Iterator<Item = IpAddr> {
     let name = print::name(set, family);
     there.keys(&name).filter_map(|key| match key.len() {
@@ -103,7 +103,7 @@ impl Datapath for Nftables {
         let there = KernelTable::read().context(what)?;
         let mut changed =
             settings::prepare(desired).context(|| "cannot prepare the bridges for published ports".into())?;
-        // A port is published after it may pass.
+        // A port is published only once its packets are accepted.
         changed += accept(desired, context)?;
         let rulesets = compile(desired, host, &there);
         let changes = there.changes(&print::program(&rulesets));
@@ -128,7 +128,7 @@ impl Datapath for Nftables {
     }
 }
 
-/// Flows are in the kernel's connection tracking.
+/// Flows are in conntrack, so the rung lists none.
 impl Inspect for Nftables {
     fn exists(&self) -> bool {
         nfnetlink::table_handle(TABLE).is_ok_and(|handle| handle.is_some())
@@ -155,7 +155,8 @@ impl Inspect for Nftables {
     }
 }
 
-/// Accepts for netpath's bridges at the end of chains of iptables that drop by policy, and removes what is left of that.
+/// Accepts traffic of netpath's bridges at the end of iptables chains that drop by policy, and removes accepts that are no
+/// longer needed.
 fn accept(desired: &Desired, context: &Context<'_>) -> Result<usize> {
     let is_wanted = nfnetlink::iptables_drops().context(|| "cannot list chains of iptables".to_owned())?
         || [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)

@@ -1,9 +1,9 @@
 //! Typed rules as the chains, sets and maps of one table.
 //!
-//! Published ports are elements: of `PROTO_FAMILY` (port → address, port), `PROTO_ranges_FAMILY` (ports that keep their
-//! numbers → address), and of the same with `_bound` for ports of one host address, which are asked first. A packet costs
-//! four lookups at most, whatever is published. `served_FAMILY` and `sources_FAMILY` hold what the rules are for; no rule
-//! asks them.
+//! Published ports are elements of maps: `PROTO_FAMILY` (port → address, port), `PROTO_ranges_FAMILY` (unshifted ports →
+//! address), and the same with `_bound` for ports of one host address, which are looked up first. A packet costs at most
+//! four lookups, whatever the number of ports. The sets `served_FAMILY` and `sources_FAMILY` record container and SNAT
+//! addresses for the next reconcile; no rule uses them.
 
 use super::program::{self, Base, Compare, Element, Expression as E, Layout, Load, Program, Set, Type, padded};
 use crate::datapath::netfilter::rules::{
@@ -16,12 +16,12 @@ use netpath_common::reason::Reason;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// After the chains of the host: those of `nft` at -100 and 100, firewalld's at -90 and 110.
+/// After the NAT chains of the host: those of `nft` at -100 and 100, firewalld's at -90 and 110.
 const AFTER_NAT: i32 = 40;
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 const MANGLE: i32 = -150;
-/// Before the host's filter at 0: a drop is final wherever it is.
+/// Before the host's filter chains at 0. A drop is final in any chain.
 const BEFORE_FILTER: i32 = -5;
 
 /// `struct iphdr` and `struct ipv6hdr`.
@@ -39,8 +39,8 @@ const DST_NAT: u32 = 1 << 5;
 /// RTN_LOCAL (`include/uapi/linux/rtnetlink.h`).
 const LOCAL: u32 = 2;
 
-/// The table for both families. Accepts at the end of a hook that drops by policy are not in it: an accept in one table
-/// does not keep another from dropping.
+/// The table for both families, without accepts at the end of a hook that drops by policy: an accept in one table does not
+/// prevent a drop in another.
 pub(super) fn program(rulesets: &[Ruleset]) -> Program {
     let mut program = Program::default();
     let mut bases: BTreeMap<String, program::Chain> = BTreeMap::new();
@@ -59,12 +59,12 @@ pub(super) fn program(rulesets: &[Ruleset]) -> Program {
     program
 }
 
-/// Of a chain or set of this family.
+/// Name of a chain or set in this family.
 pub(super) fn name(of: &str, family: Family) -> String {
     format!("{of}_{}", if family == Family::V4 { "v4" } else { "v6" })
 }
 
-/// Why the rules of a chain drop packets.
+/// The drop reason of a chain.
 pub(super) fn reason(chain: &str) -> Reason {
     let chain = chain.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches("_v");
     match chain {
@@ -76,7 +76,7 @@ pub(super) fn reason(chain: &str) -> Reason {
     }
 }
 
-/// Rules of every kind, for a probe of the kernel.
+/// Rules of every kind, to probe the kernel.
 pub(super) fn examples() -> [Ruleset; 2] {
     let v4 = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
     let v6 = (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]));
@@ -156,12 +156,12 @@ impl Printer {
         }
     }
 
-    /// One rule, or one for each half of a condition on state that either a state or the translation fulfils.
+    /// One rule, or two if a condition holds for either a state or the translated destination.
     fn rule(&self, kind: TableKind, rule: &Rule) -> Vec<Vec<E>> {
         if let Verdict::Dnat(Translation { to, shift: Some(shift) }) = rule.verdict
             && shift.count > 1
         {
-            // `nat` has no shift: one rule for each port.
+            // The `nat` expression cannot shift a range, so each port has a rule.
             return (0..shift.count).flat_map(|n| self.rule(kind, &one_port(rule, to, shift, n))).collect();
         }
         let mut heads: Vec<Vec<E>> = vec![Vec::new()];
@@ -247,7 +247,7 @@ impl Printer {
         }
     }
 
-    /// The maps of one protocol, and the rules that ask them.
+    /// Adds the maps of one protocol and returns the rules that look them up.
     fn ports(&self, targets: &[Target], program: &mut Program) -> Vec<Vec<E>> {
         let v6 = self.family == Family::V6;
         let Some(proto) = targets.first().map(|t| t.publish.proto) else { return Vec::new() };
@@ -299,7 +299,7 @@ impl Printer {
     }
 }
 
-/// The part of a rule for a shifted range that serves its port `n`.
+/// The rule for port `n` of a shifted range.
 fn one_port(rule: &Rule, to: IpAddr, shift: Shift, n: u16) -> Rule {
     let shift = Shift { host: shift.host + n, container: shift.container + n, count: 1 };
     let ports = Ports { first: shift.host, last: shift.host };
@@ -310,9 +310,9 @@ fn one_port(rule: &Rule, to: IpAddr, shift: Shift, n: u16) -> Rule {
     Rule::new(matches.collect::<Vec<_>>(), Verdict::Dnat(Translation { to, shift: Some(shift) }))
 }
 
-/// Ports of one protocol and address without overlap: where targets overlap, the first keeps the ports.
+/// Ports of one protocol and address without overlaps: the first target keeps shared ports.
 fn disjoint<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<(Ports, &'a Target)> {
-    // By first port; what is taken so far.
+    // The ranges so far, by first port.
     let mut taken: BTreeMap<u16, u16> = BTreeMap::new();
     let mut all = Vec::new();
     for target in targets {
@@ -386,7 +386,7 @@ fn between(proto: Proto, load: Load, ports: Ports) -> Vec<E> {
     all
 }
 
-/// Bits of the state, and of the status.
+/// Bits of the conntrack state, and of the conntrack status.
 fn bits(states: &[State]) -> (u32, u32) {
     states.iter().fold((0, 0), |(state, status), one| match one {
         State::New => (state | NEW, status),
@@ -396,7 +396,7 @@ fn bits(states: &[State]) -> (u32, u32) {
     })
 }
 
-/// The conditions of which one must hold.
+/// Alternative conditions: one of them must hold.
 fn state(states: &[State]) -> Vec<Vec<E>> {
     let (in_state, in_status) = bits(states);
     let both = [(Load::CtState, in_state), (Load::CtStatus, in_status)];

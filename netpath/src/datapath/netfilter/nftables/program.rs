@@ -1,11 +1,11 @@
-//! What the table of netpath holds, as values: chains, rules of expressions, sets and maps.
+//! The contents of netpath's table as values: chains, rules of expressions, sets and maps.
 //!
 //! The types follow `include/uapi/linux/netfilter/nf_tables.h`; `encode.rs` puts them into messages. All numbers in keys
 //! and values are in network byte order unless an expression says otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A value is loaded into register 1; keys and translations of more than one part lie in the registers after it.
+/// A value that is loaded into register 1. Further parts of keys and translations are in the following registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Load {
     /// NFPROTO_IPV4 or NFPROTO_IPV6, one byte.
@@ -27,7 +27,7 @@ pub(super) enum Load {
     /// Bits of `enum ip_conntrack_info` and `enum ip_conntrack_status`, four bytes in host order.
     CtState,
     CtStatus,
-    /// The type of an address as the routing table knows it (`RTN_*`), four bytes in host order.
+    /// The type of an address in the routing table (`RTN_*`), four bytes in host order.
     FibSource,
     FibDestination,
 }
@@ -43,20 +43,20 @@ pub(super) enum Compare {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Expression {
     Load(Load),
-    /// Loads an address and the destination port behind it, as the key of a map.
+    /// Loads an address followed by the destination port, as the key of a map.
     LoadAddressAndPort {
         offset: u32,
         length: u32,
     },
     /// Register 1 & mask.
     Mask(Vec<u8>),
-    /// Ends the rule unless register 1 compares so.
+    /// Ends the rule unless the comparison with register 1 holds.
     Compare(Compare, Vec<u8>),
-    /// Ends the rule unless register 1 and the following hold a key of this map, whose value replaces it.
+    /// Ends the rule unless register 1 and the following are a key of this map. Its value replaces them.
     Map(String),
     Immediate(Vec<u8>),
     Counter,
-    /// Source or destination becomes the address in register 1; with `ports`, the port the one behind it.
+    /// Translates the source or destination to the address in register 1 and, with `ports`, to the port after it.
     Nat {
         source: bool,
         v6: bool,
@@ -85,7 +85,7 @@ pub(super) struct Chain {
     pub rules: Vec<Vec<Expression>>,
 }
 
-/// Types as `nft list` names them (`enum datatypes` in nftables' datatype.h), for its output alone.
+/// Types for the output of `nft list` (`enum datatypes` in nftables' datatype.h); the kernel does not use them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Type {
     Ipv4Addr = 7,
@@ -103,7 +103,7 @@ impl Type {
     }
 }
 
-/// The kinds of elements that a set holds.
+/// The types of a set's elements.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Layout {
     pub key: Vec<Type>,
@@ -128,7 +128,7 @@ pub(super) struct Set {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Program {
-    /// Regular chains may be jumped to by chains that follow.
+    /// A chain may jump to regular chains before it.
     pub chains: Vec<Chain>,
     pub sets: BTreeMap<String, Set>,
 }

@@ -1,7 +1,7 @@
-//! Messages of netfilter whose answers are read attribute by attribute.
+//! Netfilter messages whose answers are parsed attribute by attribute.
 //!
-//! netlink-packet-netfilter formats the rest of a list for an error text with each of its items, whether or not there is
-//! an error: 1,000 elements take seconds.
+//! netlink-packet-netfilter formats an error text for each item of a list, even without an error: 1,000 elements take
+//! seconds.
 
 use crate::netlink::Netlink;
 use netlink_packet_core::{
@@ -64,7 +64,7 @@ impl Raw {
     }
 }
 
-/// Attributes one after the other.
+/// A list of attributes.
 #[derive(Clone, Copy)]
 pub(super) struct Attributes<'a>(pub &'a [u8]);
 
@@ -81,7 +81,7 @@ impl<'a> Attributes<'a> {
         self.all().find(|(k, _)| *k == kind).map(|(_, value)| value)
     }
 
-    /// Without the zero at its end.
+    /// A string attribute without its trailing NUL.
     pub(super) fn text(self, kind: u16) -> Option<&'a str> {
         std::str::from_utf8(self.get(kind)?.strip_suffix(&[0])?).ok()
     }
@@ -99,7 +99,7 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// A socket for such messages.
+/// A socket for [`Raw`] messages.
 ///
 /// # Errors
 /// A kernel without nfnetlink.

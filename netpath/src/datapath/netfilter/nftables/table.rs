@@ -1,8 +1,8 @@
-//! The table in the kernel: what it holds, and the one transaction that makes it what it should be.
+//! Reads netpath's table from the kernel and makes it equal to a program in one transaction.
 //!
-//! Each rule carries a digest in its user data, so that a chain is compared without reading its expressions back: a rule
-//! that other software has added, removed or replaced shows. Chains that differ are flushed and written again, and of
-//! sets only the elements that differ are written. Where a set or a base chain is of another kind, the table is replaced.
+//! Each rule has a digest in its user data, so that chains are compared without parsing their expressions. Rules that other
+//! software has added, removed or replaced are detected. Chains that differ are flushed and written again; of sets only
+//! the differing elements are written. If a set or base chain has another type, the whole table is replaced.
 
 use super::encode::{self, Message};
 use super::program::{Element, Layout, Program, Set};
@@ -47,7 +47,7 @@ const NFTA_SET_ELEM_FLAGS: u16 = 3;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
 const NFTA_DATA_VALUE: u16 = 1;
 
-/// A chain of the kernel: whether it is a base chain, and the digest of each of its rules; `None` = of other software.
+/// A chain in the kernel, with the digests of its rules; `None`: a foreign rule.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct KernelChain {
     base: Option<KernelBase>,
@@ -70,11 +70,11 @@ struct KernelSet {
     elements: BTreeSet<Element>,
 }
 
-/// The table as the kernel holds it.
+/// The table in the kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct KernelTable {
     exists: bool,
-    /// Its chains are not called.
+    /// The kernel does not call its chains.
     dormant: bool,
     chains: BTreeMap<String, KernelChain>,
     sets: BTreeMap<String, KernelSet>,
@@ -100,7 +100,7 @@ impl KernelTable {
     }
 
     fn read_chains(&mut self, netlink: &mut Netlink<Raw>) -> io::Result<()> {
-        // The kernel gives the chains of all tables of the family.
+        // The kernel lists the chains of all tables of the family.
         let all = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
         for answer in netlink.dump(inet(all).into())? {
             let chain = answer.attributes();
@@ -140,7 +140,7 @@ impl KernelTable {
             };
             let number = |kind| set.number(kind).unwrap_or(0);
             let flags = number(NFTA_SET_FLAGS);
-            // Anonymous sets belong to rules of other software.
+            // netpath's rules have no anonymous sets.
             if flags & SetFlags::Anonymous.bits() == 0 {
                 let (key_length, value_length) = (number(NFTA_SET_KEY_LEN), number(NFTA_SET_DATA_LEN));
                 let set = KernelSet { key_length, value_length, flags, elements: BTreeSet::new() };
@@ -153,12 +153,12 @@ impl KernelTable {
         Ok(())
     }
 
-    /// The elements of a set; none of one that does not exist.
+    /// The keys of a set; empty if it does not exist.
     pub(super) fn keys<'a>(&'a self, set: &str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.sets.get(set).into_iter().flat_map(|s| &s.elements).map(|e| e.key.as_slice())
     }
 
-    /// The messages that make the table hold `program`, without begin and end; none where it does.
+    /// The messages that make the table equal to `program`, without begin and end of the batch; none if it is equal.
     pub(super) fn changes(&self, program: &Program) -> Vec<(Message, u16)> {
         if program.chains.is_empty() {
             return if self.exists { vec![(NfTablesMessage::DeleteTable(encode::table()), 0)] } else { Vec::new() };
@@ -193,7 +193,7 @@ impl KernelTable {
         })
     }
 
-    /// A transaction that adds the table and removes it, so that the kernel checks every part of it. EEXIST: it is there.
+    /// A transaction that adds the table and removes it, so that the kernel checks every part of it. EEXIST: the table exists.
     pub(super) fn probe(program: &Program) -> Vec<(Message, u16)> {
         let mut changes = vec![(NfTablesMessage::NewTable(encode::table()), NLM_F_CREATE | NLM_F_EXCL)];
         changes.extend(Self::default().differences(program));
@@ -294,7 +294,7 @@ pub(super) fn counters() -> io::Result<BTreeMap<String, (u64, u64)>> {
 
 fn read_elements(netlink: &mut Netlink<Raw>, name: &str, flags: u32) -> io::Result<BTreeSet<Element>> {
     let mut elements = BTreeSet::new();
-    // Ends of ranges of single keys are elements of their own, with the key after the last.
+    // In ranges of single keys the end is a separate element, with the key after the last one.
     let (mut starts, mut ends) = (Vec::new(), BTreeSet::new());
     let question = NfTablesMessage::GetSetElement(encode::elements_of(name));
     for answer in netlink.dump(inet(question).into())? {
@@ -323,16 +323,16 @@ fn read_elements(netlink: &mut Netlink<Raw>, name: &str, flags: u32) -> io::Resu
     Ok(elements)
 }
 
-/// One transaction: all of the changes or none.
+/// Commits the changes in one transaction.
 ///
 /// # Errors
-/// The first that the kernel refuses.
+/// That of the first refused change.
 pub(super) fn commit(changes: Vec<(Message, u16)>) -> io::Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
     let last = changes.len() - 1;
-    // Errors are answered whether or not a message asks for an acknowledgement.
+    // The kernel reports errors also of messages without NLM_F_ACK.
     let messages = changes.into_iter().enumerate().map(|(at, (change, flags))| {
         let acknowledged = if at == last { NLM_F_ACK } else { 0 };
         (inet(change), NLM_F_REQUEST | flags | acknowledged)

@@ -1,4 +1,4 @@
-//! The table on a real kernel, in a network namespace of the test thread: written, read back, changed, removed.
+//! Writes, reads, changes and removes the table on a real kernel, in a network namespace of the test thread.
 
 use super::table::{KernelTable, commit};
 use super::*;
@@ -6,7 +6,7 @@ use crate::model::fixtures::{at, record, tcp};
 use crate::model::{HostBind, Proto, Publish};
 use nix::sched::{CloneFlags, unshare};
 
-/// `false`: the test cannot run.
+/// Moves the thread into a new namespace; `false`: the test cannot run.
 fn is_alone(test: &str) -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root || unshare(CloneFlags::CLONE_NEWNET).is_err() || nfnetlink::generation().is_err() {
@@ -21,12 +21,12 @@ fn program(records: &[Record]) -> program::Program {
     print::program(&compile(&desired, &HostView::default(), &KernelTable::default()))
 }
 
-/// Makes the kernel hold the rules for these records. Returns the number of messages that it took.
+/// Makes the table equal to the rules for these records. Returns the number of messages.
 fn apply(records: &[Record]) -> usize {
     let there = KernelTable::read().expect("a table or none");
     let changes = there.changes(&program(records));
     let count = changes.len();
-    commit(changes).expect("the kernel takes it");
+    commit(changes).expect("the kernel accepts the changes");
     count
 }
 
@@ -47,8 +47,8 @@ fn many() -> Vec<Publish> {
 }
 
 #[test]
-fn the_kernel_takes_a_program_of_every_kind_and_keeps_nothing_of_a_probe() {
-    if !is_alone("the_kernel_takes_a_program_of_every_kind_and_keeps_nothing_of_a_probe") {
+fn the_kernel_accepts_every_kind_of_rule_and_a_probe_leaves_nothing() {
+    if !is_alone("the_kernel_accepts_every_kind_of_rule_and_a_probe_leaves_nothing") {
         return;
     }
     assert_eq!(Ok(()), probe());
@@ -56,8 +56,8 @@ fn the_kernel_takes_a_program_of_every_kind_and_keeps_nothing_of_a_probe() {
 }
 
 #[test]
-fn a_table_that_is_right_is_not_written_again() {
-    if !is_alone("a_table_that_is_right_is_not_written_again") {
+fn an_up_to_date_table_is_not_written_again() {
+    if !is_alone("an_up_to_date_table_is_not_written_again") {
         return;
     }
     let mut first = record(1, &["10.88.0.2/16", "fd00::2/64"], many());
@@ -67,16 +67,16 @@ fn a_table_that_is_right_is_not_written_again() {
         assert!(apply(records) > 0, "{records:?}");
         assert_eq!(0, apply(records), "{:?}", KernelTable::read().expect("a table").changes(&program(records)));
     }
-    assert!(apply(&[first, second.clone()]) < 30, "a second container writes what is its own");
+    assert!(apply(&[first, second.clone()]) < 30, "a second container adds only its own elements");
     apply(&[second]);
     apply(&[]);
     assert_eq!(KernelTable::default(), KernelTable::read().expect("no table"));
 }
 
-/// As an administrator, `nft flush ruleset` or another program would.
+/// Changes as by an administrator or another program.
 #[test]
-fn what_others_change_in_the_table_is_put_right() {
-    if !is_alone("what_others_change_in_the_table_is_put_right") {
+fn foreign_changes_to_the_table_are_repaired() {
+    if !is_alone("foreign_changes_to_the_table_are_repaired") {
         return;
     }
     let records = [record(1, &["10.88.0.2/16"], many())];
@@ -99,13 +99,13 @@ fn what_others_change_in_the_table_is_put_right() {
             return;
         };
         assert!(nft.status.success(), "{change}: {}", String::from_utf8_lossy(&nft.stderr));
-        assert!(apply(&records) > 0, "{change}: nothing is done");
+        assert!(apply(&records) > 0, "{change}: not detected");
         assert_eq!(0, apply(&records), "{change}");
     }
 }
 
 #[test]
-fn ports_that_two_containers_want_belong_to_the_older() {
+fn the_older_container_owns_a_port_that_two_publish() {
     let first = record(1, &["10.88.0.2/16"], vec![range(HostBind::Any, Proto::Udp, 5010, 5010, 10)]);
     let second = record(2, &["10.88.0.3/16"], vec![range(HostBind::Any, Proto::Udp, 5000, 5000, 100)]);
     let program = program(&[second, first]);

@@ -1,16 +1,13 @@
-//! What netpath's own options of a network become.
+//! Rules for netpath's own options.
 
 use super::*;
 
 #[test]
-fn an_allow_list_asks_new_connections_to_published_ports() {
+fn an_allow_list_checks_new_connections_to_published_ports() {
     let mut web = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
     web.allow = ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"].map(|n| n.parse().expect("a network")).to_vec();
     let forward = rules(std::slice::from_ref(&web), Family::V4, "NETPATH_FORWARD");
-    assert_eq!(
-        "-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW", forward[0],
-        "before all else"
-    );
+    assert_eq!("-m conntrack --ctstate NEW -m conntrack --ctstate DNAT -j NETPATH_ALLOW", forward[0], "the first rule");
     assert_eq!(
         vec![
             "-s 192.0.2.0/24 -d 10.89.7.5/32 -j RETURN",
@@ -21,13 +18,13 @@ fn an_allow_list_asks_new_connections_to_published_ports() {
     );
     web.allow = vec!["2001:db8::/32".parse().expect("a network")];
     let allow = rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW");
-    assert_eq!(vec!["-d 10.89.7.5/32 -j DROP"], allow, "a family without a network has no client");
+    assert_eq!(vec!["-d 10.89.7.5/32 -j DROP"], allow, "no network in this family: no client is allowed");
     web.allow = Vec::new();
     assert!(rules(&[web], Family::V4, "NETPATH_ALLOW").is_empty());
 }
 
 #[test]
-fn a_port_with_a_list_of_its_own_is_asked_for_by_the_port_that_was_dialled() {
+fn the_allow_list_of_a_port_matches_the_original_port() {
     let some = |n: &str| Some(vec![n.parse().expect("a network")]);
     let mut web = publishes(
         web(),
@@ -44,14 +41,14 @@ fn a_port_with_a_list_of_its_own_is_asked_for_by_the_port_that_was_dialled() {
         "-d 10.89.7.5/32 -p tcp -m conntrack --ctorigdstport 8080 -j DROP",
         "-d 10.89.7.5/32 -p udp -m conntrack --ctorigdstport 20000:20099 -j DROP",
     ];
-    assert_eq!(own.as_slice(), rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW"), "the others are open");
+    assert_eq!(own.as_slice(), rules(std::slice::from_ref(&web), Family::V4, "NETPATH_ALLOW"), "other ports are open");
     web.allow = some("198.51.100.7/32").unwrap_or_default();
     let all = ["-s 198.51.100.7/32 -d 10.89.7.5/32 -j RETURN", "-d 10.89.7.5/32 -j DROP"];
     assert_eq!([own.as_slice(), &all].concat(), rules(&[web], Family::V4, "NETPATH_ALLOW"));
 }
 
 #[test]
-fn a_network_is_closed_to_the_outside_unless_it_is_opened() {
+fn a_network_is_closed_to_the_outside_unless_it_is_direct() {
     let last = |r: &Record, chain| rules(std::slice::from_ref(r), Family::V4, chain).pop().expect("a rule");
     let mut front = web();
     let gates = ["-d 10.89.7.0/24 ! -i front -j NETPATH_DIRECT", "-i front ! -s 10.89.7.0/24 -j NETPATH_SOURCE"];
@@ -85,7 +82,7 @@ fn moved_rules(records: &[Record], family: Family, chain: &str) -> Vec<String> {
 }
 
 #[test]
-fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
+fn moved_sctp_has_rules_for_shifted_sctp_ports_only() {
     let mut web = publishes(
         web(),
         &[
@@ -106,7 +103,7 @@ fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
     assert_eq!(
         vec!["-i other -j RETURN", "-d 127.0.0.0/8 -j RETURN", "-j NETPATH_DNAT"],
         of("NETPATH_PREROUTING"),
-        "an internal network has no way out"
+        "containers of internal networks do not reach published ports"
     );
     assert_eq!(
         vec![
@@ -116,9 +113,9 @@ fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
             "-s 10.89.8.0/24 -m conntrack --ctstate DNAT -j NETPATH_HAIRPIN",
         ],
         of("NETPATH_POSTROUTING"),
-        "what containers begin themselves is the programs' business"
+        "programs masquerade connections of containers"
     );
-    assert_eq!(2, of("NETPATH_INPUT").len(), "no bridge sends from loopback addresses");
+    assert_eq!(2, of("NETPATH_INPUT").len(), "loopback addresses from the bridge are dropped");
     assert!(of("NETPATH_FORWARD").is_empty() && of("NETPATH_ALLOW").is_empty());
 
     web.allow = vec!["192.0.2.0/24".parse().expect("a network"), "2001:db8::/32".parse().expect("a network")];
@@ -133,5 +130,5 @@ fn beside_programs_netfilter_has_sctp_on_other_ports_and_nothing_else() {
     );
     web.publishes.truncate(2);
     let nothing = moved_sctp(&[web], Family::V4);
-    assert!(nothing.iter().all(|t| t.chains.is_empty()), "without such a port nothing of netfilter is used");
+    assert!(nothing.iter().all(|t| t.chains.is_empty()), "no shifted SCTP port: no rules");
 }

@@ -1,4 +1,4 @@
-//! What routes with a source of their own become.
+//! Rules for routes with a preferred source.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn chain(records: &[Record], sources: &[RouteSource], name: &str) -> Vec<String>
     nat.chains.into_iter().filter(|c| c.name == name).flat_map(|c| c.rules).collect()
 }
 
-/// The rules about what the containers of `web()` begin, in order.
+/// The source NAT rules for the containers of `web()`, in order.
 fn outward(records: &[Record], sources: &[RouteSource]) -> Vec<String> {
     let rules = chain(records, sources, "NETPATH_POSTROUTING");
     rules.into_iter().filter(|r| r.starts_with("-s 10.89.7.") && !r.contains("HAIRPIN")).collect()
@@ -27,7 +27,7 @@ const FRONT: &str = "10.89.7.0/24";
 const MASQUERADE: &str = "-s 10.89.7.0/24 ! -d 224.0.0.0/4 -j MASQUERADE";
 
 #[test]
-fn a_route_with_a_source_is_asked_before_masquerade_and_what_lies_inside_it_before_that() {
+fn a_route_with_a_source_precedes_masquerade_and_follows_routes_inside_it() {
     let sources = [
         way(FRONT, "203.0.113.5/32", &["eth1"], None),
         way(FRONT, "203.0.113.0/24", &["eth0", "eth1"], Some("192.0.2.10")),
@@ -48,14 +48,14 @@ fn a_route_with_a_source_is_asked_before_masquerade_and_what_lies_inside_it_befo
 }
 
 #[test]
-fn routes_without_such_a_source_add_no_rule() {
+fn routes_without_a_preferred_source_add_no_rule() {
     let sources = [way(FRONT, "203.0.113.0/24", &["eth1"], None), way(FRONT, "0.0.0.0/0", &["eth0"], None)];
     assert_eq!(vec![MASQUERADE], outward(&[web()], &sources));
     assert_eq!(outward(&[web()], &[]), outward(&[web()], &sources));
 }
 
 #[test]
-fn a_part_of_a_subnet_that_rules_lead_elsewhere_comes_before_the_rest() {
+fn a_part_of_a_subnet_with_its_own_routing_rule_precedes_the_rest() {
     let sources =
         [way("10.89.7.5/32", "0.0.0.0/0", &["eth1"], None), way(FRONT, "0.0.0.0/0", &["eth0"], Some("192.0.2.10"))];
     assert_eq!(
@@ -70,7 +70,7 @@ fn a_part_of_a_subnet_that_rules_lead_elsewhere_comes_before_the_rest() {
 }
 
 #[test]
-fn a_fixed_outbound_address_and_no_masquerade_are_before_all_routes() {
+fn a_fixed_outbound_address_and_disabled_masquerade_override_routes() {
     let sources = [way(FRONT, "0.0.0.0/0", &["eth0"], Some("192.0.2.10"))];
     let mut fixed = web();
     fixed.network.outbound4 = Some(std::net::Ipv4Addr::new(192, 0, 2, 9));
@@ -82,14 +82,14 @@ fn a_fixed_outbound_address_and_no_masquerade_are_before_all_routes() {
 }
 
 #[test]
-fn an_interface_whose_name_is_a_pattern_is_masqueraded_as_ever() {
+fn a_route_through_an_interface_whose_name_is_a_pattern_is_masqueraded() {
     let sources = [way(FRONT, "0.0.0.0/0", &["tun+"], Some("192.0.2.10"))];
     let rules = outward(&[web()], &sources);
     assert!(rules.iter().all(|r| !r.contains("SNAT")) && rules.last().is_some_and(|r| r == MASQUERADE), "{rules:?}");
 }
 
 #[test]
-fn sources_are_remembered_beside_the_addresses() {
+fn the_state_chain_stores_sources_and_addresses() {
     let sources = [way(FRONT, "0.0.0.0/0", &["eth0"], Some("192.0.2.10"))];
     assert_eq!(vec!["-d 10.89.7.5/32", "-s 192.0.2.10/32"], chain(&[web()], &sources, STATE));
     let mut ruleset = policy::compile(&Desired { records: vec![web()] }, Family::V4, false, &sources);
