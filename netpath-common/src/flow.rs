@@ -35,9 +35,9 @@ const HOP_BITS: u32 = 3;
 
 /// RFC 5382 §5 REQ-5: 2 h 4 min at least.
 pub const TCP_ESTABLISHED_S: u32 = 7_440;
-/// RFC 5382 §5 REQ-5: 4 min at least for connections that are being opened or closed.
+/// RFC 5382 §5 REQ-5: 4 min at least while a connection is opened or closed.
 pub const TCP_TRANSITORY_S: u32 = 240;
-/// Both sides sent FIN: the rest is TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s), with a margin.
+/// Both sides sent FIN: TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s), with a margin.
 pub const TCP_CLOSED_S: u32 = 120;
 /// After a reset: for packets in flight.
 pub const TCP_RESET_S: u32 = 10;
@@ -124,7 +124,7 @@ pub const fn is_fresh(next: &Next, now: u32) -> bool {
 
 /// Whether a packet is the first of its 1.07 s window: about once a second in a busy flow.
 #[inline(always)]
-pub const fn is_late(next: &Next, now: u32) -> bool {
+pub const fn starts_window(next: &Next, now: u32) -> bool {
     const WINDOW: u32 = 1 << HOP_BITS;
     // Since the start of the window of the last packet; negative if another processor's clock was later.
     let passed = now.wrapping_sub(next.last_seen & !(WINDOW - 1)) as i32;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_expires_by_the_clock_of_its_state() {
+    fn a_flow_expires_after_the_time_out_of_its_state() {
         for (what, proto, state, timeout_s) in [
             ("a syn without an answer", PROTO_TCP, 0, TCP_TRANSITORY_S),
             ("an established connection", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_behind_expires_nothing() {
+    fn a_flow_does_not_expire_by_a_clock_that_is_behind() {
         assert!(!has_expired(PROTO_UDP, &next(0, 1_001), 1_000));
         assert_eq!(0, idle(&next(0, 1_001), 1_000));
     }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_closed_by_both_sides_gives_its_port_after_a_while() {
+    fn the_port_of_a_closed_connection_is_reused_after_a_time() {
         let closed = REPLIED | FIN_ORIGINAL | FIN_REPLY;
         for (what, proto, state, idle_s, is) in [
             ("closed", PROTO_TCP, closed, REUSE_AFTER_S, true),
@@ -238,11 +238,11 @@ mod tests {
     fn a_flow_is_fresh_for_a_tick_and_its_next_hop_is_looked_up_about_once_a_second() {
         let at = |last_seen| next(REPLIED, last_seen);
         assert!(is_fresh(&at(1_000), 1_000) && is_fresh(&at(1_001), 1_000) && !is_fresh(&at(1_000), 1_001));
-        let busy = (8_000..8_100).filter(|now| is_late(&at(now - 1), *now)).count();
+        let busy = (8_000..8_100).filter(|now| starts_window(&at(now - 1), *now)).count();
         assert_eq!(100 / 8 + 1, busy, "a packet in each tick");
-        assert!((8_000..8_100).all(|now| is_late(&at(now - 8), now)), "a packet each second");
-        assert!((8_000..8_100).all(|now| !is_late(&at(now + 100), now)), "another processor's clock is later");
-        assert!(is_late(&at(u32::MAX), 0) && !is_late(&at(u32::MAX), u32::MAX - 7), "the clock may wrap");
+        assert!((8_000..8_100).all(|now| starts_window(&at(now - 8), now)), "a packet each second");
+        assert!((8_000..8_100).all(|now| !starts_window(&at(now + 100), now)), "another processor's clock is later");
+        assert!(starts_window(&at(u32::MAX), 0) && !starts_window(&at(u32::MAX), u32::MAX - 7), "the clock may wrap");
     }
 
     #[test]

@@ -319,13 +319,13 @@ pub struct Next {
 }
 
 impl Next {
-    /// Whether both forward packets of the same kind in the same way. One expression without branches: the verifier
-    /// walks the rest of the program once per branch.
+    /// Whether both have the same next hop, origin and counter. One expression without branches: the verifier walks the
+    /// rest of the program once per branch.
     #[inline(always)]
-    pub fn goes_as(&self, other: &Self) -> bool {
+    pub fn is_same_hop(&self, other: &Self) -> bool {
         let both_out = is_outward(self.forward) & is_outward(other.forward);
-        let other_way = (self.forward != other.forward) & !both_out;
-        let hop = (self.ifindex ^ other.ifindex) | u32::from(self.mtu ^ other.mtu) | u32::from(other_way);
+        let other_kind = (self.forward != other.forward) & !both_out;
+        let hop = (self.ifindex ^ other.ifindex) | u32::from(self.mtu ^ other.mtu) | u32::from(other_kind);
         let frame =
             difference(&self.match_dmac, &other.match_dmac) | difference(&self.next_hop_mac, &other.next_hop_mac);
         let kind = (self.reverse_side ^ other.reverse_side) | (self.origin ^ other.origin);

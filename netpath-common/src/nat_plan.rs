@@ -6,7 +6,7 @@ use crate::flow;
 use crate::layout::Next;
 use crate::reason::Reason;
 
-/// Where translated packets go. The hardware addresses are those of [`Next`].
+/// The next hop of translated packets. The hardware addresses are those of [`Next`].
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub struct NextHop {
     pub ifindex: u32,
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn another_flow_is_not_owned() {
+    fn the_reverse_entry_of_another_flow_is_not_owned() {
         let plan = NewFlow {
             from: tuple(([1; 4], [2; 4], 1, 2)),
             side: SIDE_UPLINK,

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn isolation_is_as_the_options_say_and_the_same_both_ways() {
+    fn isolation_follows_the_options_and_is_symmetric() {
         for (a, b, pass) in [
             (0, 0, true),
             (NET_ISOLATED, 0, true),

@@ -49,7 +49,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_taken_port_is_never_found_and_a_free_one_always_where_all_are_tried(
+        fn in_a_small_range_a_free_port_is_always_found_and_never_a_taken_one(
             own: u16, min in 1_024u16..65_000, span in 1..PORT_TRIES as u16, random: u32, taken: u64, takes_own: bool
         ) {
             let max = min + (span - 1);
@@ -65,14 +65,14 @@ mod tests {
         }
 
         #[test]
-        fn in_a_large_range_what_is_found_is_free(own: u16, random: u32, modulus in 2u16..40, rest in 0u16..40) {
+        fn in_a_large_range_the_found_port_is_free(own: u16, random: u32, modulus in 2u16..40, rest in 0u16..40) {
             let is_taken = |port: u16| port % modulus == rest % modulus;
             let found = found(own, (61_000, 65_535), random, is_taken);
             prop_assert!(found.is_some_and(|p| !is_taken(p)), "one of {} is taken, {:?} was found", modulus, found);
         }
 
         #[test]
-        fn every_other_port_is_drawn_from_the_range(
+        fn every_port_after_the_first_is_in_the_range(
             own: u16, a: u16, b: u16, random: u32, i in 1..PORT_TRIES
         ) {
             let (min, max) = (a.min(b), a.max(b));
@@ -81,13 +81,13 @@ mod tests {
         }
 
         #[test]
-        fn a_block_of_taken_ports_is_left(own in 1u16..1_024, random: u32, first in 1_024u16..60_000, parity in 0u16..2) {
+        fn the_search_leaves_a_block_of_taken_ports(own in 1u16..1_024, random: u32, first in 1_024u16..60_000, parity in 0u16..2) {
             let is_taken = |port: u16| port == own || (first..first + 2_000).contains(&port) || port % 2 == parity;
             prop_assert!(found(own, (1_024, 65_535), random, is_taken).is_some());
         }
 
         #[test]
-        fn of_a_small_range_each_port_is_tried_hard(min in 1_024u16..65_000, span in 1..=EVICT_TRIES as u16, random: u32) {
+        fn in_a_small_range_eviction_is_tried_for_each_port(min in 1_024u16..65_000, span in 1..=EVICT_TRIES as u16, random: u32) {
             let max = min + (span - 1);
             let mut hard: Vec<u16> =
                 (PORT_TRIES - EVICT_TRIES..PORT_TRIES).map(|i| candidate(7, min, max, random, i)).collect();
@@ -97,7 +97,7 @@ mod tests {
         }
 
         #[test]
-        fn hardly_a_port_is_tried_twice(own in 1u16..1_024, random: u32) {
+        fn few_ports_are_tried_twice(own in 1u16..1_024, random: u32) {
             let mut tried: Vec<u16> = (0..PORT_TRIES).map(|i| candidate(own, 1_024, 65_535, random, i)).collect();
             tried.sort_unstable();
             tried.dedup();
@@ -105,9 +105,9 @@ mod tests {
         }
     }
 
-    /// As many concurrent flows as leave one port in four: each finds a port, and no two find the same.
+    /// Each of the concurrent flows finds a different port.
     #[test]
-    fn three_quarters_of_the_range_are_given_out_without_a_refusal() {
+    fn three_quarters_of_the_range_are_assigned_without_a_refusal() {
         let mut random = 1u32;
         let mut taken = std::collections::HashSet::new();
         for n in 0..48_384 {

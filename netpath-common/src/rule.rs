@@ -1,11 +1,11 @@
-//! Matching of rules: which publish answers a packet.
+//! Matching of packets to the rules of published ports.
 
 use crate::addr::Addr;
 use crate::layout::Rule;
 
-/// Whether a rule answers for a destination.
+/// Whether a rule covers a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Answer {
+pub enum Coverage {
     No,
     Yes,
     /// Only if the destination is one of the host's own addresses.
@@ -14,16 +14,16 @@ pub enum Answer {
 
 /// Whether `rule` serves `host`:`port` (host byte order) of `proto`.
 #[inline(always)]
-pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> Answer {
+pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> Coverage {
     if rule.proto != proto || port.wrapping_sub(rule.host_port) >= rule.count {
-        return Answer::No;
+        return Coverage::No;
     }
     if same(&rule.host, &Addr::ANY) {
-        Answer::IfLocal
+        Coverage::IfLocal
     } else if same(&rule.host, host) {
-        Answer::Yes
+        Coverage::Yes
     } else {
-        Answer::No
+        Coverage::No
     }
 }
 
@@ -51,24 +51,24 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_answers_its_address_ports_and_protocol_alone() {
+    fn a_rule_covers_only_its_address_ports_and_protocol() {
         let r = rule(HOST, 8080, 80, 10);
-        assert_eq!(Answer::Yes, covers(&r, &HOST, 8080, PROTO_TCP));
-        assert_eq!(Answer::Yes, covers(&r, &HOST, 8089, PROTO_TCP));
-        assert_eq!(Answer::No, covers(&r, &HOST, 8090, PROTO_TCP), "beyond the range");
-        assert_eq!(Answer::No, covers(&r, &HOST, 8079, PROTO_TCP), "before the range");
-        assert_eq!(Answer::No, covers(&r, &HOST, 8080, PROTO_UDP), "another protocol");
-        assert_eq!(Answer::No, covers(&r, &Addr::v4([192, 0, 2, 2]), 8080, PROTO_TCP), "another address");
+        assert_eq!(Coverage::Yes, covers(&r, &HOST, 8080, PROTO_TCP));
+        assert_eq!(Coverage::Yes, covers(&r, &HOST, 8089, PROTO_TCP));
+        assert_eq!(Coverage::No, covers(&r, &HOST, 8090, PROTO_TCP), "beyond the range");
+        assert_eq!(Coverage::No, covers(&r, &HOST, 8079, PROTO_TCP), "before the range");
+        assert_eq!(Coverage::No, covers(&r, &HOST, 8080, PROTO_UDP), "another protocol");
+        assert_eq!(Coverage::No, covers(&r, &Addr::v4([192, 0, 2, 2]), 8080, PROTO_TCP), "another address");
     }
 
     #[test]
-    fn a_wildcard_answers_on_the_hosts_own_addresses_only() {
-        assert_eq!(Answer::IfLocal, covers(&rule(Addr::ANY, 8080, 80, 1), &HOST, 8080, PROTO_TCP));
+    fn a_wildcard_covers_only_the_hosts_own_addresses() {
+        assert_eq!(Coverage::IfLocal, covers(&rule(Addr::ANY, 8080, 80, 1), &HOST, 8080, PROTO_TCP));
     }
 
     #[test]
-    fn a_rule_of_no_ports_answers_nothing() {
-        assert_eq!(Answer::No, covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
+    fn a_rule_without_ports_covers_nothing() {
+        assert_eq!(Coverage::No, covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
     }
 
     proptest! {
@@ -77,7 +77,7 @@ mod tests {
             prop_assume!(u32::from(first) + u32::from(count) <= 65_536 && u32::from(to) + u32::from(count) <= 65_536);
             let r = rule(HOST, first, to, count);
             let inside = port >= first && u32::from(port) < u32::from(first) + u32::from(count);
-            prop_assert_eq!(inside, covers(&r, &HOST, port, PROTO_TCP) == Answer::Yes);
+            prop_assert_eq!(inside, covers(&r, &HOST, port, PROTO_TCP) == Coverage::Yes);
             if inside {
                 prop_assert_eq!(port - first, container_port(&r, port) - to);
             }

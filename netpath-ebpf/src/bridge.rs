@@ -1,4 +1,4 @@
-//! Bridge ingress: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
+//! Ingress of bridges: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
@@ -58,8 +58,8 @@ fn has_closed(ctx: &TcContext) -> bool {
 }
 
 subprog! {
-    /// A packet that belongs to no flow; gives a packed verdict.
-    fn no_flow() -> u64 as np_stranger4, np_stranger6 = handle_no_flow;
+    /// A packet that belongs to no flow. Returns a packed verdict.
+    fn no_flow() -> u64 as np_bridge_no_flow4, np_bridge_no_flow6 = handle_no_flow;
     fn hairpin(bridge: u32) -> u64 as np_hairpin4, np_hairpin6 = begin_hairpin;
 }
 

@@ -36,10 +36,10 @@ pub fn conclude<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, mut verdi
 }
 
 subprog! {
-    /// Translates the packet in scratch for the hop there; gives a packed verdict, to be followed by [`send`].
+    /// Translates the packet in scratch for the hop in scratch. Returns a packed verdict; [`send`] must follow.
     fn translate(reason: u32) -> u64 as np_translate4, np_translate6 = translate_packet;
 
-    /// Forwards it; gives a packed verdict.
+    /// Forwards the translated packet. Returns a packed verdict.
     fn send(reason: u32) -> u64 as np_send4, np_send6 = send_packet;
 
     fn log_drop(reason: u32) -> u32 as np_log_drop4, np_log_drop6 = log_dropped;
@@ -117,13 +117,13 @@ fn log_new_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         "flow origin={} proto={} src={:i} sport={} dst={:i} dport={} to_src={:i} to_sport={} to_dst={:i} to_dport={}",
         plan.origin,
         plan.proto,
-        F::shown(&from.src),
+        from.src,
         from.sport.value(),
-        F::shown(&from.dst),
+        from.dst,
         from.dport.value(),
-        F::shown(&to.src),
+        to.src,
         to.sport.value(),
-        F::shown(&to.dst),
+        to.dst,
         to.dport.value()
     );
     1

@@ -93,7 +93,7 @@ fn short<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
 #[inline(never)]
 fn long<F: Wire, W: Walk>(skb: *mut __sk_buff) -> u64 {
     let ctx = &TcContext::new(skb);
-    // SAFETY: the first in this function, and its callers use no scratch.
+    // SAFETY: the only call in this function, and its callers use no scratch.
     let Some(scratch) = &mut (unsafe { ScratchMut::<F>::take() }) else { return NOT_OURS.pack() };
     if parse(ctx, scratch, W::L3 as u32, u32::from(W::SIDE)) == 0 {
         return NOT_OURS.pack();

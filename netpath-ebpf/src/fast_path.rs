@@ -81,7 +81,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     if !lives || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
         return None;
     }
-    // Before the refresh: the first packet goes by the kernel's neighbour table.
+    // Before the refresh, so that the first packet uses the kernel's neighbour table.
     let (forward, addresses) = if OUTWARD { verdict::framed(next) } else { (next.forward, [0; 3]) };
     if !note::<F, OUTWARD>(plain, next) {
         return None;
@@ -106,7 +106,7 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -
     let now = now();
     let state = flow::seen(next.state, plain.tcp_flags);
     let is_fresh = flow::is_fresh(next, now);
-    if OUTWARD && is_outward(next.forward) && (flow::is_late(next, now) || state & flow::STALE != 0) {
+    if OUTWARD && is_outward(next.forward) && (flow::starts_window(next, now) || state & flow::STALE != 0) {
         return false;
     }
     if state == next.state && is_fresh {
@@ -121,7 +121,7 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -
     flows::refresh(&mut scratch, &plain.key, u32::from(state) | known, now) != 0
 }
 
-/// The checksum first: its helper invalidates the verifier's knowledge of packet pointers.
+/// The checksum is replaced first, since its helper invalidates packet pointers for the verifier.
 #[inline(always)]
 fn translate<F: Wire>(
     ctx: &TcContext,

@@ -1,4 +1,4 @@
-//! The flow table: finding, following and creating flows.
+//! The flow table: look-up, update, creation and removal of flows.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
@@ -30,19 +30,19 @@ pub fn now() -> u32 {
 }
 
 subprog! {
-    /// 1 if the packet in scratch belongs to a live flow: then its hop is in scratch too, and the packet is recorded
-    /// in the flow's state. [`HALF`]: the same, and the other entry is missing. [`STALE`]: the same, and its next hop
-    /// must be looked up again.
-    fn look_up() -> u32 as np_follow4, np_follow6 = follow_flow;
+    /// 1 if the packet in scratch belongs to a live flow; its hop is then in scratch, and the flow's state records the
+    /// packet. [`HALF`]: the same, but the other entry is missing. [`STALE`]: the same, but the next hop must be looked up
+    /// again.
+    fn look_up() -> u32 as np_look_up4, np_look_up6 = follow_flow;
 
-    /// 0: the slot of the other entry belongs to another flow.
-    fn recreate() -> u32 as np_mend4, np_mend6 = recreate_reverse;
+    /// Recreates the other entry; 0: its slot belongs to another flow.
+    fn recreate() -> u32 as np_recreate4, np_recreate6 = recreate_reverse;
 
-    /// 1 if the flow of the packet in scratch has an address for another device than the kernel's route for the
-    /// packet now uses.
-    fn leaves_elsewhere() -> u32 as np_moved4, np_moved6 = has_other_route;
+    /// 1 if the kernel's route for the packet in scratch now uses another device than the flow, whose source address belongs
+    /// to that device.
+    fn leaves_elsewhere() -> u32 as np_leaves_elsewhere4, np_leaves_elsewhere6 = has_other_route;
 
-    /// Looks up the next hop of the hop in scratch again; it leaves by an uplink.
+    /// Looks up the next hop of the hop in scratch, which leads out of an uplink, again.
     fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the reverse entry of the pending flow; 1 if its slot was free.
@@ -54,13 +54,13 @@ subprog! {
 
     /// Makes `port` the source port of the pending flow; 1 if a socket of the host to be spared would receive the
     /// replies.
-    fn set_port(port: u32) -> u32 as np_aim_at4, np_aim_at6 = plan_port;
+    fn set_port(port: u32) -> u32 as np_set_port4, np_set_port6 = plan_port;
 
     /// 1 if the reverse entry of the pending flow exists, with the sender's own port.
-    pub fn has_reverse() -> u32 as np_has_twin4, np_has_twin6 = find_reverse;
+    pub fn has_reverse() -> u32 as np_has_reverse4, np_has_reverse6 = find_reverse;
 
     /// Writes the first entry of the pending flow, whose reverse entry is reserved; 1 on success.
-    fn take() -> u32 as np_take4, np_take6 = take_planned;
+    fn write_first() -> u32 as np_write_first4, np_write_first6 = write_first_entry;
 }
 
 const TRIES_AT_ONCE: u32 = 8;
@@ -71,33 +71,33 @@ const STALE: u32 = 3;
 /// The packet leaves by another device than its flow, so that replies to the flow's address would not come back.
 const ELSEWHERE: u32 = 4;
 
-/// 1 if the packet in scratch belongs to a live flow, of which both entries now exist: its hop is in scratch too.
-// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
+/// Not 0 if the packet in scratch belongs to a live flow. Both of its entries then exist, and its hop is in scratch.
+// Inlined: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
 pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let found = look_up(ctx, scratch);
     if found == HALF {
-        // The port was free while the entry that holds it was missing.
-        if kernel_lookup::has_connection(ctx, scratch, kernel_lookup::ANSWER) != 0 {
-            return forget(ctx, scratch);
+        // A socket of the host may have taken the port while the entry that reserves it was missing.
+        if kernel_lookup::has_connection(ctx, scratch, kernel_lookup::RECEIVER) != 0 {
+            return remove(ctx, scratch);
         }
         if recreate(ctx, scratch) == 0 {
-            return forget(ctx, scratch);
+            return remove(ctx, scratch);
         }
     } else if found == STALE {
         if leaves_elsewhere(ctx, scratch) != 0 {
-            return forget(ctx, scratch);
+            return remove(ctx, scratch);
         }
         renew(ctx, scratch);
     } else if found == ELSEWHERE {
-        return forget(ctx, scratch);
+        return remove(ctx, scratch);
     }
     found
 }
 
-/// The hardware address of the next hop back to the sender of the packet in scratch, by the uplink that it came from,
-/// and how a reply is forwarded; zero = unknown. If the host's own route uses another uplink, replies go to the
-/// hardware address that sent this packet: they leave by the uplink of the request.
+/// The hardware address of the next hop for replies to the packet in scratch through its uplink, zero if unknown, and the
+/// forward kind. If the host's route uses another uplink, replies go to the hardware address that sent this packet, so
+/// that they leave through the uplink of the request.
 #[inline(always)]
 pub fn hop_back<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, to: &Tuple<F>, ifindex: u32) -> (Mac, u8) {
     const UNKNOWN: (Mac, u8) = ([0; 6], FORWARD_NEIGH);
@@ -145,32 +145,30 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let proto = packet.ip.proto;
     let key = F::key(&packet.tuple, proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
-    // Read at once, since the slot may belong to another flow later.
+    // Copied now, since the slot may belong to another flow later.
     hop.to = half.read(F::translated);
     hop.next = half.next();
     let now = now();
     let next = &hop.next;
     let is_reply = next.state & flow::REPLY_HALF != 0;
     // Request and reply have the same identifier, but a flow has a direction.
-    let is_other =
+    let is_wrong_direction =
         matches!(packet.kind, Kind::EchoRequest) && is_reply || matches!(packet.kind, Kind::EchoReply) && !is_reply;
-    if is_other || has_expired(proto, next, now) {
+    if is_wrong_direction || has_expired(proto, next, now) {
         return 0;
     }
     if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
         return ELSEWHERE;
     }
     let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
-    let anew = flow::reopens(next.state, packet.tcp_flags);
-    let is_sure = state & flow::STALE == 0 || !is_outward(next.forward);
-    let is_fresh = flow::is_fresh(next, now);
-    if !anew && is_sure && state == next.state && is_fresh {
-        return 1;
-    }
-    if anew {
+    if flow::reopens(next.state, packet.tcp_flags) {
         return 0;
     }
-    let is_unsure = is_outward(next.forward) && (flow::is_late(next, now) || state & flow::STALE != 0);
+    let is_current = state & flow::STALE == 0 || !is_outward(next.forward);
+    if is_current && state == next.state && flow::is_fresh(next, now) {
+        return 1;
+    }
+    let is_stale = is_outward(next.forward) && (flow::starts_window(next, now) || state & flow::STALE != 0);
     if refresh(scratch, &key, u32::from(state), now) == 0 {
         let hop = &scratch.hop;
         let reverse_key = F::key(&hop.to.reversed(), proto, hop.next.reverse_side);
@@ -183,15 +181,15 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
             // Another processor has just recreated it.
             return refresh(scratch, &key, u32::from(state), now);
         }
-        // The next packet then looks up the next hop in place of this one.
-        let unsure = if is_unsure { flow::STALE } else { 0 };
-        half.touch(state | unsure, now);
+        // The next packet then looks up the next hop instead of this one.
+        let stale = if is_stale { flow::STALE } else { 0 };
+        half.touch(state | stale, now);
         return HALF;
     }
-    if is_unsure { STALE } else { 1 }
+    if is_stale { STALE } else { 1 }
 }
 
-/// Only for masqueraded packets of containers; replies leave by the uplink of the request.
+/// Only masqueraded packets of containers; replies leave through the uplink of the request.
 #[inline(always)]
 fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let next = &scratch.hop.next;
@@ -203,7 +201,7 @@ fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32
     u32::from(kernel_lookup::route(ctx, scratch) != ifindex)
 }
 
-/// This packet goes by the kernel's neighbour table, which thereby marks the neighbour as in use and probes it if it
+/// Sends this packet through the kernel's neighbour table, which thereby marks the neighbour as used and probes it if it
 /// does not reply (`net/core/neighbour.c`).
 #[inline(always)]
 fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
@@ -222,15 +220,15 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
         half.forward().store(FORWARD_LINK);
     } else if !keeps {
         half.forward().store(FORWARD_NEIGH);
-        // Otherwise the next packet would be sent there ([`KNOWN`]).
+        // Otherwise the next packet would use the old address ([`KNOWN`]).
         half.set_next_hop([0; 6]);
     }
     half.state().store(half.state().load() & !flow::STALE);
     known
 }
 
-/// Recreates the other entry of the packet's flow: a full table evicts single entries. The new one leads back to the
-/// device that the packet came from.
+/// Recreates the other entry of the packet's flow, since a full table evicts single entries. The new entry leads to the
+/// device from which the packet came.
 #[inline(always)]
 fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { packet, hop, pending, .. } = &mut **scratch;
@@ -277,8 +275,8 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
         // Another flow has taken the slot.
         return 0;
     }
-    // As for a new flow: a look-up makes a full table keep the entry (`reserve_reverse`), and the mark makes the
-    // uplink expect replies. A sweep that saw neither entry has cleared the mark.
+    // As for a new flow: a look-up keeps the entry in a full table (`reserve_reverse`), and the mark makes the uplink expect
+    // replies. A sweep may have cleared the mark while both entries were missing.
     if next.reverse_side == SIDE_UPLINK {
         let _ = F::flows().get_ptr(&pending.reverse_key);
         mark_port(packet.ip.proto, hop.to.sport.value());
@@ -286,7 +284,7 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     1
 }
 
-/// For [`refresh`], beside a state: a flow with a known next hop uses it from now on.
+/// Flag beside the state in [`refresh`]: the flow uses its known next hop from now on.
 pub const KNOWN: u32 = 0x100;
 
 #[unsafe(no_mangle)]
@@ -301,9 +299,9 @@ pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
     refresh_flow::<Ipv6>(state, now)
 }
 
-/// Records a packet in its flow, in the entry at `key` and in the other one; 0: no entry leads back there, and
-/// nothing was written. A global function that looks the entry up again: inlined, it accounted for most of the
-/// verifier's work on the fast path, once per state.
+/// Records a packet in both entries of its flow, of which one is at `key`; 0: the other entry is missing, and nothing is
+/// written. A global function that looks the entry up again: inlined, it was most of the verifier's work on the fast path,
+/// once per state.
 #[inline(always)]
 pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, state: u32, now: u32) -> u32 {
     scratch.refresh_key = *key;
@@ -312,7 +310,7 @@ pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, state: u32, n
 
 #[inline(always)]
 fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
-    // SAFETY: the first in this function; its callers have lent theirs to `refresh`.
+    // SAFETY: the only call in this function; `refresh` borrows the caller's scratch.
     let Some(scratch) = (unsafe { ScratchMut::<F>::take() }) else { return 0 };
     let key = &scratch.refresh_key;
     let Some(half) = Half::<F>::find(key) else { return 0 };
@@ -321,9 +319,9 @@ fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
     if !reverse.leads_back(key) {
         return 0;
     }
-    // The other entry must look up its next hop again too: it may see no packet for long, and lives as long as this
+    // The other entry must look up its next hop again too: it may see no packet for a long time, but lives as long as this
     // one.
-    let late = if flow::is_late(&half.next(), now) { flow::STALE } else { 0 };
+    let stale = if flow::starts_window(&half.next(), now) { flow::STALE } else { 0 };
     // This cancels a claim: the claiming processor checks the time again.
     half.touch(state as u8 & !flow::CLAIMED, now);
     if state & KNOWN != 0 {
@@ -333,18 +331,18 @@ fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
         }
     }
     let old = reverse.state().load();
-    let news = state as u8 & !(flow::REPLY_HALF | flow::STALE);
-    reverse.touch((old | news | late) & !flow::CLAIMED, now);
+    let new = state as u8 & !(flow::REPLY_HALF | flow::STALE);
+    reverse.touch((old | new | stale) & !flow::CLAIMED, now);
     1
 }
 
 subprog! {
-    /// Removes the flow of the packet in scratch, if there is one; gives 0.
-    pub fn forget() -> u32 as np_forget4, np_forget6 = forget_flow;
+    /// Removes the flow of the packet in scratch, if there is one. Returns 0.
+    pub fn remove() -> u32 as np_remove4, np_remove6 = remove_flow;
 }
 
 #[inline(always)]
-fn forget_flow<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn remove_flow<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { packet, pending, .. } = &mut **scratch;
     let proto = packet.ip.proto;
     pending.key = F::key(&packet.tuple, proto, packet.side);
@@ -359,9 +357,8 @@ fn forget_flow<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     0
 }
 
-/// Whether replies to a packet of the host would be taken for those of a container's flow. Not if the host's flow got
-/// this port at another device: this is then the same packet, which passes both devices (VLAN or macvlan on an
-/// uplink).
+/// Whether replies to a packet of the host would match a container's flow. Not if the host's own flow got this port at
+/// another device: the same packet passes both devices (VLAN or macvlan on an uplink).
 #[inline(always)]
 pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     let key = F::key(&packet.tuple.reversed(), packet.ip.proto, SIDE_UPLINK);
@@ -371,8 +368,8 @@ pub fn is_taken<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> bool {
     !passes_again && !has_expired(packet.ip.proto, &next, now())
 }
 
-/// Writes both entries of the plan in scratch; then the packet's hop is there as well. Another source port is
-/// searched if the planned one is used by a flow or (`spare_sockets`) by a socket of the host.
+/// Writes both entries of the plan in scratch, and the packet's hop to scratch. Searches another source port if the planned
+/// one is used by a flow or (`spare_sockets`) by a socket of the host.
 #[inline(always)]
 pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_sockets: bool, reason: Reason) -> Verdict {
     let pending = &mut scratch.pending;
@@ -402,10 +399,10 @@ fn try_ports<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, from: u32) -
             break;
         }
         pending.may_evict = i >= PORT_TRIES - EVICT_TRIES;
-        // The reverse entry goes first: it reserves the port. Sequential, not nested calls, for the stack.
+        // The reverse entry is written first, since it reserves the port. The calls are not nested, to save stack.
         let port = np_candidate(own, pending.random, i);
         let is_free = set_port(ctx, scratch, port) == 0;
-        if is_free && reserve(ctx, scratch) != 0 && take(ctx, scratch) != 0 {
+        if is_free && reserve(ctx, scratch) != 0 && write_first(ctx, scratch) != 0 {
             return 1;
         }
     }
@@ -429,16 +426,16 @@ fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -
 
 /// On failure the reverse entry is removed too.
 #[inline(always)]
-fn take_planned<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn write_first_entry<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let Scratch { pending, hop, .. } = &mut **scratch;
     pending.key = pending.plan.key();
     pending.flow = pending.plan.flow(pending.now);
     let fresh = F::next(&pending.flow);
-    let is_there = match Half::<F>::find(&pending.key) {
-        Some(half) => half.read(|half| pending.plan.displaces(half)) && start_over(half, fresh),
+    let is_written = match Half::<F>::find(&pending.key) {
+        Some(half) => half.read(|half| pending.plan.displaces(half)) && reuse_slot(half, fresh),
         None => false,
     };
-    if !is_there && F::flows().insert(&pending.key, &pending.flow, u64::from(BPF_ANY)).is_err() {
+    if !is_written && F::flows().insert(&pending.key, &pending.flow, u64::from(BPF_ANY)).is_err() {
         let _ = F::flows().remove(&pending.reverse_key);
         return 0;
     }
@@ -481,13 +478,13 @@ fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
         return 1;
     };
     if there.read(|there| pending.plan.owns(there)) {
-        if start_over(there, F::next(&pending.reverse)) {
+        if reuse_slot(there, F::next(&pending.reverse)) {
             return 1;
         }
         if there.state().load() & flow::CLAIMED != 0 {
             return 0;
         }
-    } else if !take_over(pending, there) {
+    } else if !claim_slot(pending, there) {
         return 0;
     }
     if F::flows().insert(&pending.reverse_key, &pending.reverse, u64::from(BPF_ANY)).is_err() {
@@ -500,13 +497,13 @@ fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
 /// Turns an entry of an ended flow into one of a new flow, `fresh`, if both have the same next hop. It keeps its slot
 /// in the table: otherwise a client with few ports would replace two elements per connection.
 #[inline(always)]
-fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
+fn reuse_slot<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     let seen = half.state().load();
-    if seen & flow::CLAIMED != 0 || !half.read(|half| F::next(half).goes_as(fresh)) {
+    if seen & flow::CLAIMED != 0 || !half.read(|half| F::next(half).is_same_hop(fresh)) {
         return false;
     }
     // The time first, then the state: another processor that claims this slot checks the time again afterwards
-    // ([`take_over`]).
+    // ([`claim_slot`]).
     half.last_seen().store(fresh.last_seen);
     if !half.exchange(seen, fresh.state, fresh) {
         return false;
@@ -517,10 +514,10 @@ fn start_over<F: Wire>(half: Half<F>, fresh: &Next) -> bool {
     true
 }
 
-/// Claims the slot of `there` for the pending reverse entry, if its flow has ended or is orphaned: then only this
-/// processor has it, and no entry of that flow leads there.
+/// Claims the slot of `there` for the pending reverse entry, if its flow has ended or is orphaned. After success only this
+/// processor owns the slot, and no entry of the old flow leads there.
 #[inline(always)]
-fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
+fn claim_slot<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
     let proto = pending.plan.proto;
     // The claim succeeds only on the state that this decision is based on.
     let seen = there.next();
@@ -548,7 +545,7 @@ fn take_over<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
     true
 }
 
-/// Marks `port` as one that replies may come to.
+/// Marks `port` as a destination of replies.
 #[inline(always)]
 fn mark_port(proto: u8, port: u16) {
     let Some(marks) = maps::NAT_PORT.get_ptr_mut(u32::from(port)) else { return };
@@ -559,7 +556,7 @@ fn mark_port(proto: u8, port: u16) {
             PROTO_UDP => (*marks).udp = 1,
             PROTO_ICMP => (*marks).icmp = 1,
             PROTO_ICMPV6 => (*marks).icmp6 = 1,
-            // Too rare for a mark.
+            // Other protocols are too rare for a mark.
             _ => {}
         }
     }

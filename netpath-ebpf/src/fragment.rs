@@ -1,8 +1,8 @@
 //! Fragments: the first fragment has the ports of the later ones.
 //!
-//! A fragment that arrives before its first follows the last fragmented datagram between the same two hosts: packets
-//! cannot be kept, and most pairs have one such conversation. After a wrong guess the datagram stays incomplete, as
-//! after a drop.
+//! A later fragment that arrives before its first one is assigned to the last fragmented datagram between the same two
+//! hosts: packets cannot be queued, and most pairs of hosts have one such conversation. After a wrong guess the datagram
+//! stays incomplete, as after a drop.
 
 use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::programs::TcContext;

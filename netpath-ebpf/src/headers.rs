@@ -1,4 +1,4 @@
-//! Per-family definitions for the programs beyond `netpath_common::family`: headers, flow table, helper structs.
+//! IPv4 and IPv6 for the programs, in addition to `netpath_common::family`: headers, flow table, helper structs.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup, bpf_sock_tuple};
 use aya_ebpf::maps::LruHashMap;
@@ -18,7 +18,7 @@ use crate::scratch::HasScratch;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// IPv6 extension headers walked; with more the packet is not ours.
+/// Number of IPv6 extension headers that are parsed; a packet with more is not ours.
 const EXTENSIONS: usize = 4;
 
 /// The fields that the first check of a packet reads.
@@ -29,11 +29,10 @@ pub struct HeaderPeek<F: Family> {
     pub dst: F::Addr,
 }
 
-pub trait Wire: HasScratch {
-    /// For log lines.
-    type Shown: aya_log_ebpf::macro_support::IpFormatter + aya_log_ebpf::macro_support::Argument;
-    fn shown(a: &Self::Addr) -> Self::Shown;
-
+/// The bounds of the address are those of a log line.
+pub trait Wire:
+    HasScratch<Addr: aya_log_ebpf::macro_support::IpFormatter + aya_log_ebpf::macro_support::Argument>
+{
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     /// Offset of [`Next`] in a flow.
     const NEXT: usize;
@@ -51,8 +50,8 @@ pub trait Wire: HasScratch {
     /// The next protocol of the network header at `l3`.
     fn protocol(ctx: &TcContext, l3: usize) -> Option<u8>;
 
-    /// Reads the network header at `l3` if it has neither options nor extensions and is no fragment: all of `plain`
-    /// except the transport fields. Gives the length of the IP packet.
+    /// Reads the network header at `l3` into `plain` if it has neither options nor extensions and is no fragment. Returns
+    /// the length of the IP packet.
     fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32>;
 
     /// Writes `to` and decrements the TTL by `hops`; the transport checksum is already updated.
@@ -82,7 +81,7 @@ pub trait Wire: HasScratch {
     fn fill_fib(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
     fn fib_source(params: &bpf_fib_lookup) -> Self::Addr;
 
-    /// `t` as it would arrive at a socket of the host, and the size that the look-up helpers expect.
+    /// Fills the argument of the socket look-ups for a packet `t` that arrives at the host; returns its size.
     fn fill_sock(tuple: &mut bpf_sock_tuple, t: &Tuple<Self>) -> u32;
 }
 
@@ -101,7 +100,15 @@ struct Header4 {
     dst: V4,
 }
 
-/// The part that changes, from the TTL on.
+impl Header4 {
+    /// Neither options nor a fragment (more fragments, and the offset: RFC 791 §3.1).
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.version_ihl == 0x45 && self.fragment.value() & 0x3fff == 0
+    }
+}
+
+/// The fields that translation changes, from the TTL on.
 #[repr(C, align(4))]
 #[derive(FromBytes, IntoBytes, Immutable)]
 struct Tail4 {
@@ -158,13 +165,6 @@ fn words(a: &V6) -> [u32; 4] {
 }
 
 impl Wire for Ipv4 {
-    type Shown = V4;
-
-    #[inline(always)]
-    fn shown(a: &V4) -> V4 {
-        *a
-    }
-
     #[inline(always)]
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow> {
         &maps::FLOW4
@@ -176,9 +176,8 @@ impl Wire for Ipv4 {
     #[inline(always)]
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
         let Ports { header: h, sport, dport } = packet::at::<Ports<Header4>>(ctx, l3)?;
-        let plain = h.version_ihl == 0x45 && h.fragment.value() & 0x3fff == 0;
         let loopback = h.src[0] == 127 || h.dst[0] == 127;
-        (plain && !loopback && is_tcp_or_udp(h.proto)).then_some(HeaderPeek {
+        (h.is_plain() && !loopback && is_tcp_or_udp(h.proto)).then_some(HeaderPeek {
             proto: h.proto,
             sport: *sport,
             dport: *dport,
@@ -194,7 +193,7 @@ impl Wire for Ipv4 {
     #[inline(always)]
     fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32> {
         let h = packet::at::<Header4>(ctx, l3)?;
-        if h.version_ihl != 0x45 || h.fragment.value() & 0x3fff != 0 {
+        if !h.is_plain() {
             return None;
         }
         plain.key.src = h.src;
@@ -238,12 +237,7 @@ impl Wire for Ipv4 {
         }
         tuple.src = h.src;
         tuple.dst = h.dst;
-        // More fragments, and the offset (RFC 791 §3.1).
-        let fragment = match (h.fragment.value() & 0x1fff, h.fragment.value() & 0x2000) {
-            (0, 0) => Fragment::No,
-            (0, _) => Fragment::First,
-            _ => Fragment::Later,
-        };
+        let fragment = Fragment::at(h.fragment.value() & 0x1fff, h.fragment.value() & 0x2000);
         *ip = Ip {
             proto: h.proto,
             ttl: h.ttl,
@@ -351,13 +345,6 @@ struct Ends6 {
 }
 
 impl Wire for Ipv6 {
-    type Shown = V6;
-
-    #[inline(always)]
-    fn shown(a: &V6) -> V6 {
-        *a
-    }
-
     #[inline(always)]
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow> {
         &maps::FLOW6
@@ -454,12 +441,8 @@ impl Wire for Ipv6 {
                 }
                 44 => {
                     let Some(f) = packet::behind::<FragmentHeader>(ctx, l4) else { return false };
-                    // The offset, and more fragments (RFC 8200 §4.5); neither: a whole packet (RFC 6946).
-                    fragment = match (f.offset.value() >> 3, f.offset.value() & 1) {
-                        (0, 0) => Fragment::No,
-                        (0, _) => Fragment::First,
-                        _ => Fragment::Later,
-                    };
+                    // RFC 8200 §4.5; a fragment header may also be on a whole packet (RFC 6946).
+                    fragment = Fragment::at(f.offset.value() >> 3, f.offset.value() & 1);
                     (proto, id) = (f.next, f.id);
                     l4 += size_of::<FragmentHeader>();
                     if fragment == Fragment::Later {

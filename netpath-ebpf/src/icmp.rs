@@ -24,10 +24,10 @@ pub fn is_error<F: Family>(kind: u8) -> bool {
 }
 
 subprog! {
-    /// Reads the quotation of the error in scratch into scratch; 0 if it cannot be read.
-    pub fn read() -> u32 as np_quoted4, np_quoted6 = read_quoted;
+    /// Parses the quotation of the error in scratch into scratch; 0 if that is impossible.
+    pub fn read() -> u32 as np_read_quoted4, np_read_quoted6 = read_quoted;
 
-    /// Looks up the flow of the quoted packet at `side`: 1, and the hop in scratch, if there is one.
+    /// Looks up the flow of the quoted packet at `side`; 1 if there is one, with its hop in scratch.
     pub fn follow(side: u32) -> u32 as np_follow_error4, np_follow_error6 = follow_quoted;
 
     /// Translates the quotation back; 0 = the packet is partly written.
@@ -77,19 +77,19 @@ fn read_quoted<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 #[inline(always)]
 fn follow_quoted<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, side: u32) -> u32 {
     let Scratch { packet, quoted, hop, .. } = &mut **scratch;
-    // The entry for replies to the quoted packet has both ends as its sender knows them.
+    // The entry for replies to the quoted packet has both addresses as the packet's sender knows them.
     let key = F::key(&quoted.tuple.reversed(), quoted.ip.proto, side as u8);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
     let next = half.next();
-    // The port may belong to another flow by now.
+    // The port of an expired flow may belong to another one by now.
     if flows::has_expired(quoted.ip.proto, &next, flows::now()) {
         return 0;
     }
     let answer = half.read(F::translated);
     hop.next = next;
     quoted.to = answer.reversed();
-    // An error of the far end itself comes from the address that the sender knows; one of a router in between keeps
-    // the router's. A container has no other address that the sender knows.
+    // An error of the far end gets the source address that the sender knows; an error of a router keeps the router's
+    // address. Errors from a container's side always get it, since the sender knows no other address there.
     let far_end = F::same(&packet.tuple.src, &quoted.tuple.dst) || packet.side == SIDE_BRIDGE;
     hop.to = Tuple {
         src: if far_end { answer.src } else { packet.tuple.src },

@@ -25,9 +25,9 @@ pub static NP_FIB_SRC: Global<u8> = Global::new(0);
 /// Result of [`next_hop`].
 pub const NO_ROUTE: u32 = 2;
 
-/// Argument of [`has_connection`].
-pub const PACKET: u32 = 0;
-pub const ANSWER: u32 = 1;
+/// Arguments of [`has_connection`].
+pub const SENDER: u32 = 0;
+pub const RECEIVER: u32 = 1;
 
 /// Result of [`udp_socket`].
 const UDP_SOCKET: u32 = 1 << 16;
@@ -37,21 +37,21 @@ const TCP_LISTEN: u32 = 10;
 
 subprog! {
     /// 1 if the packet in scratch is addressed to one of the host's own addresses. The map has those that the control
-    /// plane has seen, the kernel those that were added since.
+    /// plane knows; the kernel also has those added since.
     pub fn is_local() -> u32 as np_is_local4, np_is_local6 = look_up_local;
 
     /// The device towards the destination of the packet in scratch; 0 = none. If the kernel returns it (6.7), the
     /// host's source address becomes the source of `to` in the pending flow; otherwise that is unset.
     pub fn route() -> u32 as np_route4, np_route6 = look_up_route;
 
-    /// 1 if the kernel knows the hardware address of the next hop by which the hop in scratch, with its addresses,
-    /// leaves `ifindex`, an uplink with Ethernet: then it is `dmac` of `fib` in scratch. [`NO_ROUTE`]: the host has
-    /// no route there by this uplink.
+    /// 1 if the kernel knows the hardware address of the next hop for the hop in scratch through `ifindex`, an uplink with
+    /// Ethernet; the address is then in `fib.dmac` in scratch. [`NO_ROUTE`]: the host has no such route through this
+    /// uplink.
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = look_up_next_hop;
 
-    /// 1 if a socket of the host is connected to exactly the peer that sent the packet in scratch; [`ANSWER`]: to the
-    /// peer that would receive the translated packet.
-    pub fn has_connection(whose: u32) -> u32 as np_connection4, np_connection6 = look_up_connection;
+    /// 1 if a socket of the host is connected to the peer that sent the packet in scratch ([`SENDER`]), or to the peer that
+    /// would receive the translated packet ([`RECEIVER`]).
+    pub fn has_connection(peer: u32) -> u32 as np_connection4, np_connection6 = look_up_connection;
 }
 
 #[inline(always)]
@@ -65,8 +65,8 @@ fn look_up_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     if maps::find(&maps::LOCAL, F::mapped(*dst)).is_some() {
         return 1;
     }
-    // The kernel forwards none of those, local or not (`net/core/filter.c, bpf_ipv6_fib_lookup()`). Packets of
-    // containers may go to destinations without a route, for which the result is the same as for a local address.
+    // For link-local addresses the result is the same, local or not (`net/core/filter.c, bpf_ipv6_fib_lookup()`). Packets
+    // of containers may have destinations without a route, which have the same result as a local address.
     if on_link || packet.side == SIDE_BRIDGE {
         return 0;
     }
@@ -128,9 +128,9 @@ pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving:
 }
 
 #[inline(always)]
-fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, whose: u32) -> u32 {
+fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, peer: u32) -> u32 {
     let Scratch { packet, hop, sock, .. } = &mut **scratch;
-    let arriving = if whose == ANSWER { hop.to.reversed() } else { packet.tuple };
+    let arriving = if peer == RECEIVER { hop.to.reversed() } else { packet.tuple };
     u32::from(match packet.ip.proto {
         PROTO_TCP => !matches!(tcp_state(ctx, sock, &arriving), 0 | TCP_LISTEN),
         PROTO_UDP => udp_socket(ctx, sock, &arriving) as u16 != 0,
@@ -142,7 +142,7 @@ fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, who
 #[inline(always)]
 fn tcp_state<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);
-    // SAFETY: the helper reads `size` bytes of the tuple; the socket is released before it is forgotten.
+    // SAFETY: the helper reads `size` bytes of the tuple; the socket is released after its last use.
     unsafe {
         let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
         if socket.is_null() {

@@ -74,15 +74,15 @@ fn host_icmp_error<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Ver
 }
 
 subprog! {
-    /// The first packet to a published port; gives a packed verdict.
+    /// The first packet to a published port. Returns a packed verdict.
     fn dial(slot: u32) -> u64 as np_dial4, np_dial6 = begin_dialled;
 }
 
 #[inline(always)]
 fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u64 {
-    // Replies to a socket of the host, which may have a published port.
+    // A reply to a socket of the host that uses a published port as its source port.
     if !flow::is_syn(scratch.packet.tcp_flags)
-        && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0
+        && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::SENDER) != 0
     {
         return NOT_OURS.pack();
     }
@@ -106,7 +106,7 @@ fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u3
     plan.reverse_side = SIDE_BRIDGE;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowLoopback as u8;
-    // No hardware address: lo's own is zero, and a frame to another would be ignored.
+    // No hardware address: that of lo is zero, and lo ignores frames to other addresses.
     plan.back =
         NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_INGRESS, mtu: u16::MAX, ..NextHop::default() };
     flows::begin(ctx, scratch, true, Reason::FlowLoopback).pack()

@@ -1,8 +1,8 @@
-//! The programs of netpath's datapath: published ports, masquerade, hairpin, isolation, and the host's own sockets.
+//! The programs of netpath's eBPF datapath: published ports, masquerade, hairpin, isolation, and the host's own sockets.
 //!
-//! Each entry point reads as the walk it performs: parse, decide, rewrite, forward. Decisions are in
-//! `netpath-common`, where they are tested without a kernel. A packet that is not ours passes unchanged to the next
-//! program and the stack. Needs Linux 5.15 for its helpers; the packet walks are in docs/architecture.md.
+//! The walk of a packet is: parse, decide, rewrite, forward. Decisions are in `netpath-common`, where they are tested
+//! without a kernel. A packet that is not ours passes unchanged to the next program and the stack. Needs Linux 5.15 for
+//! its helpers; the packet walks are in docs/architecture.md.
 #![no_std]
 #![no_main]
 // `asm!` for the BPF machine (rust-lang/rust#93335): barriers (`packet.rs`, `subprog.rs`) and an atomic exchange
@@ -124,10 +124,10 @@ sock_addr! {
     connect6 np_connect6 = socket::connect::<Sock6>;
     sendmsg4 np_sendmsg4 = socket::sendmsg::<Sock4>;
     sendmsg6 np_sendmsg6 = socket::sendmsg::<Sock6>;
-    recvmsg4 np_recvmsg4 = socket::give_back::<Sock4>;
-    recvmsg6 np_recvmsg6 = socket::give_back::<Sock6>;
-    getpeername4 np_getpeername4 = socket::give_back::<Sock4>;
-    getpeername6 np_getpeername6 = socket::give_back::<Sock6>;
+    recvmsg4 np_recvmsg4 = socket::return_dialled::<Sock4>;
+    recvmsg6 np_recvmsg6 = socket::return_dialled::<Sock6>;
+    getpeername4 np_getpeername4 = socket::return_dialled::<Sock4>;
+    getpeername6 np_getpeername6 = socket::return_dialled::<Sock6>;
 }
 
 /// `bpf_fib_lookup` and others are available to GPL-compatible programs only.

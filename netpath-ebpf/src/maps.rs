@@ -62,9 +62,9 @@ pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(TRAFFIC
 #[map(name = "np_count")]
 pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
 
-#[map(name = "np_desk4")]
+#[map(name = "np_scratch4")]
 pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
-#[map(name = "np_desk6")]
+#[map(name = "np_scratch6")]
 pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 
 impl HasScratch for Ipv4 {
@@ -84,6 +84,6 @@ impl HasScratch for Ipv6 {
 /// An element of a control map; the control plane may rewrite it meanwhile.
 #[inline(always)]
 pub fn find<K, V>(map: &'static HashMap<K, V>, key: impl Borrow<K>) -> Option<&'static V> {
-    // SAFETY: elements are allocated with the map and outlive the program; what may change is plain numbers.
+    // SAFETY: elements are allocated with the map and outlive the program; concurrent writes change only plain numbers.
     unsafe { map.get(key) }
 }

@@ -27,9 +27,9 @@ pub fn belongs<F: Wire>(a: &F::Addr, bridge: u32) -> bool {
 }
 
 subprog! {
-    /// Begins the flow of the packet in scratch, which came in from `bridge`; gives a packed verdict. `uplink`: the
-    /// device that it leaves by; 0 = the kernel's route decides.
-    pub fn begin(bridge: u32, uplink: u32) -> u64 as np_outward4, np_outward6 = begin_outward;
+    /// Begins the flow of the packet in scratch, which came from `bridge`. Returns a packed verdict. `uplink`: the outgoing
+    /// device; 0: that of the kernel's route.
+    pub fn begin(bridge: u32, uplink: u32) -> u64 as np_begin_outward4, np_begin_outward6 = begin_outward;
 }
 
 #[inline(always)]
@@ -37,7 +37,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     const NO_ROUTE: u64 = verdict::stack(Reason::StackNoRoute).pack();
     let route = kernel_lookup::route(ctx, scratch);
     let ifindex = if uplink == 0 { route } else { uplink };
-    // Replies do not come back by a device that is no uplink.
+    // On other devices than uplinks no program would translate replies.
     let (Some(net), Some(out_link)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::UPLINK, ifindex)) else {
         return NO_ROUTE;
     };
@@ -54,7 +54,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
         return NO_ROUTE;
     }
     let edge = net.flags & NET_EDGE != 0;
-    // The first packet goes by the kernel's neighbour table, later ones directly to the next hop if it is known.
+    // The first packet uses the kernel's neighbour table, later ones go directly to the next hop if it is known.
     let is_known = out_link.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,
@@ -89,7 +89,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();
     }
-    // A sender with its own address shares no ports with the host.
+    // Without masquerade the sender shares no ports with the host.
     flows::begin(ctx, scratch, masqueraded, Reason::FlowMasqueraded).pack()
 }
 

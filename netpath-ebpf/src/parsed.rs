@@ -1,4 +1,4 @@
-//! What is known of a packet once its headers have been read.
+//! The parsed headers of a packet.
 
 use netpath_common::family::{Family, Tuple};
 use netpath_common::flow;
@@ -12,6 +12,18 @@ pub enum Fragment {
     First,
     /// Without the transport header.
     Later,
+}
+
+impl Fragment {
+    /// From the offset and the "more fragments" bit.
+    #[inline(always)]
+    pub fn at(offset: u16, more: u16) -> Self {
+        match (offset, more) {
+            (0, 0) => Self::No,
+            (0, _) => Self::First,
+            _ => Self::Later,
+        }
+    }
 }
 
 /// The fields of the network header that translation needs.
@@ -34,7 +46,7 @@ pub struct Ip {
 pub enum Kind {
     Tcp,
     Udp,
-    /// Ports are read, and never changed.
+    /// Ports are read but never changed.
     Sctp,
     EchoRequest,
     EchoReply,
@@ -65,7 +77,7 @@ pub struct Packet<F: Family> {
 }
 
 impl<F: Family> Packet<F> {
-    /// Whether a flow can begin with it: the ports of a later fragment are not its own.
+    /// Whether a flow can begin with the packet. The ports of a later fragment are a guess (`fragment.rs`).
     #[inline(always)]
     pub fn may_begin(&self) -> bool {
         // TCP flows begin with a SYN. Other segments are left to the stack.
@@ -80,7 +92,7 @@ pub struct Quoted<F: Family> {
     pub to: Tuple<F>,
 }
 
-/// Headers read at once. Filled in place and passed by reference to save stack.
+/// The headers of a plain packet, for the fast path. Filled in place and passed by reference to save stack.
 pub struct FastHeaders<F: Family> {
     /// The key for the flow table, with the hook's side.
     pub key: F::Key,

@@ -1,4 +1,4 @@
-//! Look-up of published ports: which publish answers a packet.
+//! Look-up of the rule that serves a packet to a published port.
 
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
@@ -9,7 +9,7 @@ use netpath_common::layout::{
     PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
 use netpath_common::nat_plan::NextHop;
-use netpath_common::rule::{Answer, container_port, covers};
+use netpath_common::rule::{Coverage, container_port, covers};
 
 use crate::headers::Wire;
 use crate::scratch::{Scratch, ScratchMut};
@@ -20,7 +20,7 @@ use crate::{kernel_lookup, maps};
 pub const REFUSED: u32 = u32::MAX;
 const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
-/// The first rule of a port, 0 = the port is not published.
+/// The first rule of a port; 0: the port is not published.
 #[inline(always)]
 pub fn slot(proto: u8, port: u16) -> u32 {
     let table = match proto {
@@ -48,9 +48,9 @@ pub fn find(
             return None;
         }
         let rule = maps::RULE.get(at)?;
-        let answer = covers(rule, host, port, proto);
-        if answer != Answer::No && serves(rule) {
-            return Some((rule, answer == Answer::IfLocal));
+        let coverage = covers(rule, host, port, proto);
+        if coverage != Coverage::No && serves(rule) {
+            return Some((rule, coverage == Coverage::IfLocal));
         }
         at = rule.next;
     }
@@ -67,10 +67,10 @@ pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'st
 const IF_LOCAL: u32 = 1 << 31;
 
 /// Selects the container behind the published port of the packet in scratch as target of the pending flow: sets the
-/// destination of `to`, and `there`. Gives the container's bridge; 0 = no rule of the chain at `slot` serves the
-/// packet. [`REFUSED`]: a rule does, but not for this client. `local` = 1: the packet is the host's own, addressed to
-/// itself.
-// Not one function: stack frames of nested calls add up, and the limit is 512 bytes.
+/// destination of `to`, and `there`. Returns the container's bridge; 0: no rule of the chain at `slot` serves the packet;
+/// [`REFUSED`]: a rule does, but its allow list excludes the client. `local` = 1: the packet is the host's own, addressed
+/// to itself.
+// Inlined: stack frames of nested calls add up, and the limit is 512 bytes.
 #[inline(always)]
 pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
     let chosen = choose(ctx, scratch, slot, local);
@@ -85,14 +85,14 @@ pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot
 
 subprog! {
     /// [`select_target`], with [`IF_LOCAL`] if the address still has to be checked.
-    fn choose(slot: u32, local: u32) -> u32 as np_aim4, np_aim6 = choose_target;
+    fn choose(slot: u32, local: u32) -> u32 as np_choose4, np_choose6 = choose_target;
 
-    /// Sets the next hop to the sender of the packet in scratch as `back` of the pending flow. Gives its traffic
-    /// counter.
-    pub fn hop_to_sender(bridge: u32) -> u32 as np_way_home4, np_way_home6 = home;
+    /// Sets `back` of the pending flow to the next hop to the sender of the packet in scratch. Returns the endpoint's
+    /// traffic counter.
+    pub fn hop_to_sender(bridge: u32) -> u32 as np_hop_to_sender4, np_hop_to_sender6 = home;
 
-    /// Sets the next hop to the destination of the packet in scratch as `there`. Gives its traffic counter.
-    pub fn hop_to_destination(bridge: u32) -> u32 as np_way_in4, np_way_in6 = inward;
+    /// Sets `there` to the next hop to the destination of the packet in scratch. Returns the endpoint's traffic counter.
+    pub fn hop_to_destination(bridge: u32) -> u32 as np_hop_to_destination4, np_hop_to_destination6 = inward;
 }
 
 #[inline(always)]
@@ -100,9 +100,9 @@ fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u
     let Scratch { packet, pending, .. } = &mut **scratch;
     let port = packet.tuple.dport.value();
     let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
-    let must_ask = if if_local && local == 0 { IF_LOCAL } else { 0 };
+    let must_check = if if_local && local == 0 { IF_LOCAL } else { 0 };
     if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
-        return if must_ask != 0 { REFUSED_IF_LOCAL } else { REFUSED };
+        return if must_check != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
     let plan = &mut pending.plan;
     plan.to.dst = F::target(rule);
@@ -112,7 +112,7 @@ fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u
     }
     plan.traffic = rule.traffic as u16;
     set_hop::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
-    rule.bridge | must_ask
+    rule.bridge | must_check
 }
 
 /// Whether netfilter translates SCTP ports of the container with this address.
@@ -140,7 +140,7 @@ fn inward<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -
     set_hop::<F>(&mut pending.plan.there, &packet.tuple.dst, bridge)
 }
 
-/// The next hop to a container: directly into it, or by its bridge for an address without an endpoint.
+/// The next hop to a container: directly into it, or through its bridge if the address has no endpoint.
 #[inline(always)]
 fn set_hop<F: Wire>(next_hop: &mut NextHop, address: &F::Addr, bridge: u32) -> u32 {
     match maps::find(&maps::ENDPOINT, F::mapped(*address)) {

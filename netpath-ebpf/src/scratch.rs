@@ -33,7 +33,7 @@ pub struct Scratch<F: Family> {
     pub sock: bpf_sock_tuple,
 }
 
-/// Where the packet goes.
+/// The translated tuple of the packet and its next hop.
 #[repr(C)]
 pub struct Hop<F: Family> {
     pub to: Tuple<F>,

@@ -1,7 +1,7 @@
-//! Sockets of the host are connected directly to the container behind a published port: no packet is translated.
+//! Connects sockets of the host directly to the container behind a published port, so that no packet is translated.
 //!
-//! Only sockets in the namespace that the maps serve, and only those without a bound source address: a socket bound
-//! to a loopback address could not reach a container; `loopback.rs` serves those.
+//! Only sockets in the namespace that the maps serve, and only those without a bound source address. A socket bound to a
+//! loopback address could not reach a container; `loopback.rs` serves it.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
@@ -155,9 +155,9 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         }
         (Addr::v4(rule.to4), container_port(rule, number))
     } else {
-        // A rule without IPv6 serves "localhost" in both families, by the container's v4-mapped address, unless it is
-        // published on 0.0.0.0; the kernel rejects that for datagrams with a destination of their own
-        // (net/ipv6/udp.c, udpv6_sendmsg()).
+        // A rule without IPv6 serves "localhost" in both families by the container's v4-mapped address, unless it is
+        // published on 0.0.0.0. Not for sendmsg: there the kernel rejects a change of family (net/ipv6/udp.c,
+        // udpv6_sendmsg()).
         let kind = Ipv6::kind(&dialled.0);
         let unset = Ipv6::is_unset(&dialled.0);
         let mappable = may_change_family && (kind == Kind::Loopback || unset);
@@ -172,7 +172,7 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         (to, container_port(rule, number))
     };
     let to_port = Be16::new(to.1);
-    remember(ctx, to.0, to_port, SockOrigin { dialled, port: dialled_port, pad: [0; 6] });
+    store_origin(ctx, to.0, to_port, SockOrigin { dialled, port: dialled_port, pad: [0; 6] });
     S::write(sa, to.0);
     set_port(sa, to_port);
     count_connected();
@@ -186,9 +186,9 @@ fn is_own(a: &Addr, kind: Kind, unset: bool) -> bool {
     kind == Kind::Loopback || unset || maps::find(&maps::LOCAL, a).is_some()
 }
 
-/// recvmsg(2) and getpeername(2) return the dialled address: clients compare it.
+/// recvmsg(2) and getpeername(2) return the dialled address, since clients compare it.
 #[inline(always)]
-pub fn give_back<S: Family4Or6>(ctx: &SockAddrContext) {
+pub fn return_dialled<S: Family4Or6>(ctx: &SockAddrContext) {
     let sa = ctx.sock_addr;
     let key = sock_key(ctx, S::read(sa), port(sa));
     // SAFETY: the reference is copied from at once.
@@ -205,7 +205,7 @@ fn sock_key(ctx: &SockAddrContext, to: Addr, port: Be16) -> SockKey {
 }
 
 #[inline(always)]
-fn remember(ctx: &SockAddrContext, to: Addr, port: Be16, origin: SockOrigin) {
+fn store_origin(ctx: &SockAddrContext, to: Addr, port: Be16, origin: SockOrigin) {
     let key = sock_key(ctx, to, port);
     // SAFETY: the reference is not kept.
     if let Some(known) = unsafe { maps::SOCK.get(&key) }

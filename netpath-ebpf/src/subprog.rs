@@ -1,6 +1,6 @@
-//! Global functions: the verifier checks each once on its own (5.6), independent of the number of calls, which keeps
-//! the verified size of the programs small. They take the context and numbers, and have a stack frame of their own;
-//! all else is in scratch (`scratch.rs`).
+//! Global functions: the verifier checks each once (5.6), independent of the number of calls, which keeps the verified size
+//! of the programs small. They take the context and numbers and have a separate stack frame; all other data is in scratch
+//! (`scratch.rs`).
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
@@ -8,8 +8,8 @@ use aya_ebpf::programs::TcContext;
 use crate::headers::Wire;
 use crate::scratch::ScratchMut;
 
-/// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` the call of
-/// the right one, to which the whole scratch is lent.
+/// `fn name as name4, name6 = body;` makes `body::<F>` a global function for each family, and `name::<F>` a call of the
+/// function of the family. The callee borrows the whole scratch.
 macro_rules! subprog {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $t:ty),*) -> $ret:ty as $v4:ident, $v6:ident = $body:ident;)*) => { $(
         #[unsafe(no_mangle)]
@@ -38,19 +38,23 @@ macro_rules! subprog {
 
 pub(crate) use subprog;
 
-/// Result of a global function without scratch, which does not happen.
-pub trait Answer {
+/// `NONE` is the result if there is no scratch, which does not happen.
+pub trait ReturnValue {
     const NONE: Self;
 }
 
-impl Answer for u32 {
+impl ReturnValue for u32 {
     const NONE: Self = 0;
 }
 
 #[inline(always)]
-pub fn enter<F: Wire, R: Answer>(skb: *mut __sk_buff, body: impl FnOnce(&TcContext, &mut ScratchMut<F>) -> R) -> R {
+pub fn enter<F: Wire, R: ReturnValue>(
+    skb: *mut __sk_buff,
+    body: impl FnOnce(&TcContext, &mut ScratchMut<F>) -> R,
+) -> R {
     keep(skb);
-    // SAFETY: the first in the global function that this is inlined into; its callers have lent theirs to it.
+    // SAFETY: this is the only call in the global function that it is inlined into, and `subprog!` borrows the caller's
+    // scratch for the call.
     let Some(mut scratch) = (unsafe { ScratchMut::take() }) else { return R::NONE };
     body(&TcContext::new(skb), &mut scratch)
 }

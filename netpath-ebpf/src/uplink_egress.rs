@@ -151,7 +151,7 @@ fn handle_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
         // It keeps its port: later packets must not find the flow of an earlier connection. Ended flows of other
         // protocols are not found anyway, and each of their packets would pass here.
         if begins && packet.kind == Kind::Tcp {
-            flows::forget(ctx, scratch);
+            flows::remove(ctx, scratch);
         }
         return NOT_OURS.pack();
     }
@@ -187,7 +187,7 @@ fn follow_offloaded<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     let mut followed = flows::follow(ctx, scratch);
     let next = &scratch.hop.next;
     if followed != 0 && next.state & flow::REPLY_HALF == 0 && next.ifindex != packet::ifindex(ctx) {
-        followed = flows::forget(ctx, scratch);
+        followed = flows::remove(ctx, scratch);
     }
     scratch.packet.side = SIDE_EGRESS;
     followed

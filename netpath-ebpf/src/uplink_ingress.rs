@@ -109,17 +109,17 @@ fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
 }
 
 subprog! {
-    /// A packet without flow and publish; gives a packed verdict.
-    fn no_flow() -> u64 as np_arrival4, np_arrival6 = handle_no_flow;
+    /// A packet without flow and publish. Returns a packed verdict.
+    fn no_flow() -> u64 as np_uplink_no_flow4, np_uplink_no_flow6 = handle_no_flow;
 
-    /// A packet to a published port without a flow; gives a packed verdict.
+    /// A packet to a published port without a flow. Returns a packed verdict.
     fn publish(slot: u32) -> u64 as np_publish4, np_publish6 = begin_published;
 
     /// Makes the bridge's address the source of the pending flow for a client with a link-local address; 0 if
     /// impossible.
-    fn snat_to_gateway(bridge: u32) -> u32 as np_stand_in4, np_stand_in6 = use_gateway_source;
+    fn snat_to_gateway(bridge: u32) -> u32 as np_snat_to_gateway4, np_snat_to_gateway6 = use_gateway_source;
 
-    /// A packet to a container's own address, on an open network; gives a packed verdict.
+    /// A packet to a container's own address, on an open network. Returns a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
 
@@ -155,7 +155,7 @@ fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: 
     // from the rule.
     if scratch.packet.ip.fragment == Fragment::Later
         || (!flow::is_syn(scratch.packet.tcp_flags)
-            && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::PACKET) != 0)
+            && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::SENDER) != 0)
     {
         return NOT_OURS.pack();
     }

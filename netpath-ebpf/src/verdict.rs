@@ -19,7 +19,7 @@ use crate::headers::Wire;
 use crate::maps;
 use crate::packet::{self, View};
 use crate::parsed::Packet;
-use crate::subprog::Answer;
+use crate::subprog::ReturnValue;
 
 /// The classifier's return value, and the reason.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Verdict {
 }
 
 /// A packed verdict.
-impl Answer for u64 {
+impl ReturnValue for u64 {
     const NONE: Self = NOT_OURS.pack();
 }
 
@@ -59,7 +59,7 @@ pub const fn drop(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_SHOT, reason }
 }
 
-/// The flow of the packet was just written, its hop is in scratch: the verdict of functions that create flows.
+/// The verdict of functions that create flows: the flow is written, and its hop is in scratch.
 #[inline(always)]
 pub const fn begun(reason: Reason) -> Verdict {
     Verdict { action: TC_ACT_REDIRECT, reason }
@@ -108,7 +108,7 @@ pub fn is_limited<F: Wire>(forward: u8) -> bool {
     is_outward(forward) || (!F::IS_V4 && is_inward(forward))
 }
 
-/// Whether the packet can be forwarded so; if not, why the stack has to handle it. Checked before any change.
+/// The reason why the packet cannot be forwarded this way and the stack has to handle it. Checked before any change.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
     if forward == FORWARD_STACK {
@@ -133,7 +133,7 @@ pub fn can_take_stack<F: Wire>(packet: &Packet<F>, forward: u8, reason: Reason) 
     packet.side == SIDE_UPLINK || (!F::IS_V4 && hairpin && reason as u32 == Reason::StackMtu as u32)
 }
 
-/// Redirects the packet to the device `ifindex`; gives the action.
+/// Redirects the packet to the device `ifindex`. Returns the action.
 #[inline(always)]
 pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     if is_outward(forward) {
@@ -151,8 +151,8 @@ pub fn redirect(ctx: &TcContext, ifindex: u32, forward: u8) -> i32 {
     action as i32
 }
 
-/// How a packet is forwarded, and the hardware addresses for it. If the uplink is no longer known, the kernel's
-/// neighbour table decides.
+/// The forward kind of a packet and the hardware addresses of its frame. For an unknown uplink the kernel's neighbour table
+/// provides the addresses.
 #[inline(always)]
 pub fn framed(next: &Next) -> (u8, [u32; 3]) {
     if next.forward != FORWARD_LINK {
@@ -177,9 +177,9 @@ pub fn log_drop_of<F: Wire>(ctx: &impl EbpfContext, reason: u32, proto: u8, t: &
         "drop reason={} proto={} src={:i} sport={} dst={:i} dport={} ifindex={}",
         reason,
         proto,
-        F::shown(&t.src),
+        t.src,
         t.sport.value(),
-        F::shown(&t.dst),
+        t.dst,
         t.dport.value(),
         ifindex
     );
