@@ -54,7 +54,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
         return NO_ROUTE;
     }
     let edge = net.flags & NET_EDGE != 0;
-    // The first packet uses the kernel's neighbour table, later ones go directly to the next hop if it is known.
+    // The first packet goes by the kernel's neighbour table, later ones directly to the next hop if it is known.
     let is_known = out_link.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let forward = match (edge, is_known) {
         (true, _) => FORWARD_STACK,

@@ -2,8 +2,8 @@
 //!
 //! The kernel solicits from the source address of the queued packet if that is an address of the link, else from the
 //! link-local address, and not while that is tentative (`net/ipv6/ndisc.c, ndisc_solicit()`): for one or two seconds
-//! after the link came up. A forwarded packet has the source of a container. The kernel accepts the advertisement
-//! whichever source solicited it (`ndisc_recv_na()`).
+//! after the link came up. A packet of a network without masquerade has a container's address. The kernel accepts an
+//! advertisement whichever source has solicited it (`ndisc_recv_na()`).
 
 use crate::model::HostLink;
 use crate::model::error::{Context, Result};

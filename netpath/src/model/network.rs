@@ -147,10 +147,10 @@ pub struct Network {
     /// Fixed source addresses for masquerade.
     pub outbound4: Option<std::net::Ipv4Addr>,
     pub outbound6: Option<std::net::Ipv6Addr>,
-    // The next four are missing in records of earlier versions.
+    // Records of earlier versions do not have the next four.
     #[serde(default)]
     pub path: Way,
-    /// Containers are reachable from outside at their own addresses.
+    /// Containers are reached from outside by their own addresses.
     #[serde(default)]
     pub direct: bool,
     /// Traffic to the outside has an address of the host as source.

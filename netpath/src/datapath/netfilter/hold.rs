@@ -1,8 +1,8 @@
-//! Connection tracking that outlives a flush of all rules.
+//! Keeps connection tracking active through a flush of all rules.
 //!
-//! The kernel tracks and translates packets only while some rule needs that: `nft flush ruleset` or `iptables -F` would end
-//! connections of containers before the rules are back, as the host resets what it does not translate. A table that belongs
-//! to a process is not flushed by others (NFT_TABLE_F_OWNER, 5.12), and goes with its process.
+//! The kernel tracks and translates packets only while a rule needs it. After `nft flush ruleset` or `iptables -F` the host
+//! would reset untranslated connections of containers before the rules are restored. Other programs cannot flush a table
+//! that a process owns (NFT_TABLE_F_OWNER, 5.12); the kernel removes it with the process.
 
 use super::nfnetlink;
 use crate::netlink::Netlink;
@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use std::any::Any;
 use std::io;
 
-/// Name of the table, of family inet.
+/// Name of the table, in family inet.
 pub(crate) const TABLE: &str = "netpath_hold";
 const CHAIN: &str = "prerouting";
 /// After every other chain of type nat.
