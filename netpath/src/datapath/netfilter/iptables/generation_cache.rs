@@ -26,7 +26,7 @@ impl GenerationCache {
     /// Takes the tables of a family, if the kernel still has netpath's chains: generations restart when the kernel module is
     /// reloaded.
     pub(super) fn take(&mut self, family: Family) -> Option<Snapshot> {
-        self.seen.remove(&family).filter(|p| p.has_ours() && nfnetlink::has_our_chains(family))
+        self.seen.remove(&family).filter(|p| p.has_own_rules() && nfnetlink::has_our_chains(family))
     }
 
     /// Stores the tables after `commits` of netpath since generation `before`; removes the cache if other software has

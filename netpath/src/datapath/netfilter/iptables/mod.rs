@@ -179,7 +179,7 @@ impl Datapath for Iptables {
                 Ok(())
             } else {
                 tool::choose(&self.v6, Family::V6)
-                    .and_then(|(tool, present)| if present.has_ours() { Ok(()) } else { tool.test() })
+                    .and_then(|(tool, present)| if present.has_own_rules() { Ok(()) } else { tool.test() })
             };
             if let Err(e) = v6 {
                 refusals.push(Refusal {
@@ -267,14 +267,14 @@ impl Inspect for Tables {
 /// The tables cannot be listed: for example iptables is not installed.
 pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
     let mut all = Vec::new();
-    for (family, name) in [(Family::V4, "iptables"), (Family::V6, "ip6tables")] {
+    for family in [Family::V4, Family::V6] {
         if !tool::has_legacy_tables(family) {
             continue;
         }
         let tools = tool::find(family);
         let legacy = tools.iter().find(|t| t.backend == tool::Backend::Legacy);
         let legacy = legacy.ok_or_else(|| tool::missing(family).because("legacy iptables has tables on this host"))?;
-        all.push((name, legacy.save()?));
+        all.push((tool::name(family), legacy.save()?));
     }
     Ok(all)
 }
@@ -347,7 +347,7 @@ fn scripts(tool: &Tool, wanted: &[print::Table], present: &Snapshot) -> Vec<Stri
 
 /// Whether iptables created the table in nf_tables for netpath and no other software uses it.
 fn is_removable(tool: &Tool, table: &snapshot::SnapshotTable) -> bool {
-    tool.backend == tool::Backend::Nft && table.has_ours() && table.removable()
+    tool.backend == tool::Backend::Nft && table.has_own_rules() && table.removable()
 }
 
 /// Removes tables that iptables has created in nf_tables, which it never removes itself. A table that other software has

@@ -79,14 +79,15 @@ impl Snapshot {
     }
 
     /// Whether netpath has chains or jumps.
-    pub(crate) fn has_ours(&self) -> bool {
-        self.tables.values().any(SnapshotTable::has_ours)
+    pub(crate) fn has_own_rules(&self) -> bool {
+        self.tables.values().any(SnapshotTable::has_own_rules)
     }
 
     /// Whether there are rules, or a policy that is not the default.
     pub(crate) fn is_used(&self) -> bool {
         let drops = |t: &SnapshotTable| t.policies.values().any(|p| p != "ACCEPT");
-        let has_rules = |t: &SnapshotTable| t.foreign > 0 || t.has_ours() || t.rules.values().any(|r| !r.is_empty());
+        let has_rules =
+            |t: &SnapshotTable| t.foreign > 0 || t.has_own_rules() || t.rules.values().any(|r| !r.is_empty());
         self.tables.values().any(|t| has_rules(t) || drops(t))
     }
 }
@@ -181,13 +182,13 @@ impl SnapshotTable {
         }
     }
 
-    pub(crate) fn has_ours(&self) -> bool {
-        !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_ours(r))
+    pub(crate) fn has_own_rules(&self) -> bool {
+        !self.own.is_empty() || self.rules.values().flatten().any(|r| self.is_own(r))
     }
 
     /// Whether the built-in chain has rules that are not netpath's.
     pub(crate) fn has_foreign_rules(&self, chain: &str) -> bool {
-        self.rules.get(chain).is_some_and(|rules| rules.iter().any(|r| !self.is_ours(r)))
+        self.rules.get(chain).is_some_and(|rules| rules.iter().any(|r| !self.is_own(r)))
     }
 
     /// Whether netpath accepts at the end of the built-in chain.
@@ -201,16 +202,16 @@ impl SnapshotTable {
     }
 
     fn has_only_state(&self) -> bool {
-        self.own.keys().all(|c| c == STATE) && !self.rules.values().flatten().any(|r| self.is_ours(r))
+        self.own.keys().all(|c| c == STATE) && !self.rules.values().flatten().any(|r| self.is_own(r))
     }
 
-    fn is_ours(&self, rule: &str) -> bool {
+    fn is_own(&self, rule: &str) -> bool {
         jump_target(rule).is_some_and(|t| t.starts_with(PREFIX))
     }
 
     /// Whether the table was created for netpath and has nothing but netpath's rules.
     pub(crate) fn removable(&self) -> bool {
-        let has_foreign = self.rules.values().flatten().any(|r| !self.is_ours(r));
+        let has_foreign = self.rules.values().flatten().any(|r| !self.is_own(r));
         self.made && self.foreign == 0 && !has_foreign && self.policies.values().all(|p| p == "ACCEPT")
     }
 }
@@ -255,7 +256,7 @@ pub(super) fn script(table: &Table, present: Option<&SnapshotTable>, keep_state:
     }
     for (from, rules) in &present.rules {
         if !jumps_are_in_place(table, from, rules, present) {
-            for rule in rules.iter().filter(|r| present.is_ours(r)) {
+            for rule in rules.iter().filter(|r| present.is_own(r)) {
                 let _ = writeln!(text, "-D {from} {rule}");
             }
         }
@@ -312,7 +313,7 @@ fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'
 
 fn is_up_to_date(table: &Table, present: &SnapshotTable, digest: u64, keep_state: bool) -> bool {
     if table.chains.is_empty() {
-        return !present.has_ours() || (keep_state && present.has_only_state());
+        return !present.has_own_rules() || (keep_state && present.has_only_state());
     }
     let chains = present.own.len() == table.chains.len()
         && table.chains.iter().all(|c| {
@@ -339,7 +340,7 @@ pub(super) fn without_needless_accepts(table: &Table, present: &SnapshotTable) -
 /// Whether the built-in chain `from` has each wanted jump exactly once, in its position.
 fn jumps_are_in_place(table: &Table, from: &str, rules: &[String], present: &SnapshotTable) -> bool {
     let wanted: Vec<&Jump> = table.jumps.iter().filter(|j| j.from == from).collect();
-    let ours = rules.iter().filter(|r| present.is_ours(r)).count();
+    let ours = rules.iter().filter(|r| present.is_own(r)).count();
     let leads = |rule: Option<&String>, jump: &Jump| rule.and_then(|r| jump_target(r)) == Some(jump.to);
     ours == wanted.len()
         && wanted.iter().all(|jump| match jump.place {

@@ -383,7 +383,7 @@ fn an_interrupted_removal_keeps_the_creator_of_the_table() {
     let state: String = body.lines().filter(|l| l.contains(STATE)).map(|l| l.to_owned() + "\n").collect();
     let half = Snapshot::parse(&saved(&state, ""));
     assert_eq!(None, script(&empty, half.tables.get("nat"), true));
-    assert!(half.has_ours() && half.tables["nat"].removable());
+    assert!(half.has_own_rules() && half.tables["nat"].removable());
     let again = script(&nat_after(&[published()]).0, half.tables.get("nat"), false).expect("something to write");
     assert!(again.contains(":made\n"), "{again}");
 }
@@ -413,7 +413,7 @@ fn apply_gives_the_tables_after_a_script() {
             let desired = Desired { records: records.clone() };
             let family = if served.iter().all(IpAddr::is_ipv4) { Family::V4 } else { Family::V6 };
             assert!(served.is_empty() || served == policy::addresses(&desired, family), "{served:?}");
-            assert_eq!(wanted.iter().any(|t| !t.chains.is_empty()), present.has_ours());
+            assert_eq!(wanted.iter().any(|t| !t.chains.is_empty()), present.has_own_rules());
         }
     }
     assert_eq!(foreign.tables["nat"], present[1].tables["nat"], "foreign rules are unchanged");

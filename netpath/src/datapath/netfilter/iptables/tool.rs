@@ -28,12 +28,17 @@ pub(super) struct Tool {
     restore: PathBuf,
 }
 
-/// The pairs on this host, at most one for each backend. The first is the administrator's choice (alternatives).
-pub(super) fn find(family: Family) -> Vec<Tool> {
-    let name = match family {
+/// Name of the programs of a family.
+pub(super) fn name(family: Family) -> &'static str {
+    match family {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
-    };
+    }
+}
+
+/// The pairs on this host, at most one for each backend. The first is the administrator's choice (alternatives).
+pub(super) fn find(family: Family) -> Vec<Tool> {
+    let name = name(family);
     let mut dirs: Vec<PathBuf> =
         std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
     dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
@@ -76,10 +81,7 @@ pub(super) fn has_legacy_tables(family: Family) -> bool {
 
 /// The error of a host without the tools.
 pub(super) fn missing(family: Family) -> Error {
-    let name = match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    };
+    let name = name(family);
     Error::new(format!("cannot find {name}-save and {name}-restore"))
         .next("install the package iptables, which has the tools of both families")
 }
@@ -92,13 +94,13 @@ pub(super) fn missing(family: Family) -> Error {
 pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Snapshot)> {
     let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
     let present = first.save()?;
-    if present.has_ours() {
+    if present.has_own_rules() {
         return Ok((first, present));
     }
     for other in others.iter().filter(|t| t.may_be_used()) {
         // A backend that the kernel does not support is not in use.
         let Ok(tables) = other.save() else { continue };
-        if tables.has_ours() || (tables.is_used() && !present.is_used()) {
+        if tables.has_own_rules() || (tables.is_used() && !present.is_used()) {
             return Ok((other, tables));
         }
     }

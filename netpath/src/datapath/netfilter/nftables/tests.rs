@@ -63,7 +63,9 @@ fn an_up_to_date_table_is_not_written_again() {
     let mut first = record(1, &["10.88.0.2/16", "fd00::2/64"], many());
     first.allow = vec!["192.0.2.0/24".parse().expect("a network")];
     let second = record(2, &["10.88.0.3/16"], vec![tcp(at("0.0.0.0"), 9090, 90, 1)]);
-    for records in [&[first.clone()][..], &[first.clone(), second.clone()], &[second.clone()], &[first.clone()]] {
+    for records in
+        [&[first.clone()][..], &[first.clone(), second.clone()], std::slice::from_ref(&second), &[first.clone()]]
+    {
         assert!(apply(records) > 0, "{records:?}");
         assert_eq!(0, apply(records), "{:?}", KernelTable::read().expect("a table").changes(&program(records)));
     }
