@@ -17,7 +17,7 @@ pub const fn fold16(sum: u32) -> u16 {
 }
 
 /// The checksum field `check` after the words covered by it changed by `difference`: the sum of the new words and of
-/// the old ones inverted, 32 or 16 bits each. Never gives 0xffff, as a sender would not (RFC 1624 §3).
+/// the old ones inverted, 32 or 16 bits each. Never 0xffff, which a sender does not write (RFC 1624 §3).
 #[inline(always)]
 pub const fn replaced(check: [u8; 2], difference: u64) -> [u8; 2] {
     let old = !u16::from_ne_bytes(check);

@@ -15,7 +15,7 @@ pub struct Word<T>(*mut T);
 impl<T: Copy> Word<T> {
     #[inline(always)]
     pub fn load(self) -> T {
-        // SAFETY: `Half` makes these only, for an aligned field of a map value, whose type has no invalid values.
+        // SAFETY: only `Half` constructs a `Word`, from an aligned field of a map value whose type has no invalid values.
         unsafe { self.0.read_volatile() }
     }
 
@@ -101,7 +101,7 @@ impl<F: Wire> Half<F> {
         self.state().store(self.state().load() & !flow::CLAIMED);
     }
 
-    /// Replaces the state `seen`, if it still holds, for the same flow, and no claim is made. 5.12.
+    /// Replaces the state `seen` by `state` if the entry still has it, belongs to the same flow and is not claimed (5.12).
     #[inline(always)]
     pub fn exchange(self, seen: u8, state: u8, of: &Next) -> bool {
         const WORD: usize = offset_of!(Next, state);

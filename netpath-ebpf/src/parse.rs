@@ -16,8 +16,7 @@ use crate::{fragment, icmp};
 const PROTO_DCCP: u8 = 33;
 const PROTO_UDP_LITE: u8 = 136;
 
-/// Bytes that are made linear: a network header with options, a transport header, and the same quoted in an ICMP
-/// error.
+/// Bytes that must be linear: a network header with options, a transport header, and the same quoted in an ICMP error.
 const HEADERS: u32 = 140;
 
 subprog! {
