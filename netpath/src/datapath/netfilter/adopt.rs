@@ -3,10 +3,10 @@
 //! Their packets keep the same translated addresses and ports. TCP entries are liberal, since conntrack has not seen their
 //! windows.
 
-use super::nfnetlink::{message, open};
+use super::nfnetlink::{message, nested, open};
 use super::rules::Family;
 use crate::datapath::connection::{Connection, Direction, Transport};
-use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
 };
@@ -116,12 +116,6 @@ fn translation(kind: u16, (address, port): (IpAddr, u16)) -> ConntrackAttribute 
     let ports = [DefaultNla::new(CTA_PROTONAT_PORT_MIN, port.clone()), DefaultNla::new(CTA_PROTONAT_PORT_MAX, port)];
     let parts = [DefaultNla::new(min, octets.clone()), DefaultNla::new(max, octets), nested(CTA_NAT_PROTO, &ports)];
     ConntrackAttribute::Other(nested(kind, &parts))
-}
-
-fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
-    let mut bytes = vec![0; inner.buffer_len()];
-    inner.emit(&mut bytes);
-    DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
 #[cfg(test)]

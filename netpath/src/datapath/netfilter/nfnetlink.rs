@@ -4,7 +4,7 @@
 use super::iptables::{PREFIX, STATE};
 use super::rules::Family;
 use crate::netlink::Netlink;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, GenAttribute, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
 };
@@ -144,4 +144,11 @@ fn chains(netlink: &mut Netlink<NetfilterMessage>, family: Family) -> io::Result
         chains.extend(table.zip(name));
     }
     Ok(chains)
+}
+
+/// An attribute that holds these attributes.
+pub(crate) fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
+    let mut bytes = vec![0; inner.buffer_len()];
+    inner.emit(&mut bytes);
+    DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }

@@ -186,6 +186,16 @@ pub(crate) enum TableKind {
     Nat,
 }
 
+impl TableKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            TableKind::Mangle => "mangle",
+            TableKind::Filter => "filter",
+            TableKind::Nat => "nat",
+        }
+    }
+}
+
 /// The chains of one kind of table; none if no rule is needed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Table {

@@ -59,15 +59,7 @@ fn table(table: &rules::Table, ruleset: &Ruleset) -> Table {
         addresses.append(&mut sources);
         chains.push(Chain { name: STATE, rules: addresses });
     }
-    Table { name: name(table.kind), jumps: jumps.collect(), chains }
-}
-
-fn name(kind: TableKind) -> &'static str {
-    match kind {
-        TableKind::Mangle => "mangle",
-        TableKind::Filter => "filter",
-        TableKind::Nat => "nat",
-    }
+    Table { name: table.kind.name(), jumps: jumps.collect(), chains }
 }
 
 fn built_in(hook: Hook) -> &'static str {

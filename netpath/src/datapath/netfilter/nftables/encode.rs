@@ -1,7 +1,8 @@
 //! Encodes chains, rules, sets and elements as nf_tables messages (`include/uapi/linux/netfilter/nf_tables.h`).
 
 use super::program::{Chain, Compare, Element, Expression, Layout, Load, Set, Type};
-use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
+use crate::datapath::netfilter::nfnetlink::nested;
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook, HookNumber,
     Immediate, ListAttribute, Lookup, Meta, MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute,
@@ -316,12 +317,6 @@ fn other(name: &str, attributes: Vec<DefaultNla>) -> Expressions {
 /// An attribute with a number in network byte order.
 fn number(kind: u16, value: u32) -> DefaultNla {
     DefaultNla::new(kind, value.to_be_bytes().to_vec())
-}
-
-fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
-    let mut bytes = vec![0; inner.buffer_len()];
-    inner.emit(&mut bytes);
-    DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
 pub(super) type Message = NfTablesMessage;

@@ -113,7 +113,7 @@ impl Printer {
     }
 
     fn chain_name(&self, kind: TableKind, name: &str) -> String {
-        let kind = kind_name(kind);
+        let kind = kind.name();
         self.name(&format!("{kind}_{}", name.trim_start_matches("NETPATH_").to_lowercase()))
     }
 
@@ -137,7 +137,7 @@ impl Printer {
             program.chains.push(program::Chain { name, base: None, rules });
         }
         for entry in entries {
-            let name = format!("{}_{}", kind_name(table.kind), hook_name(entry.hook));
+            let name = format!("{}_{}", table.kind.name(), hook_name(entry.hook));
             let base = Base {
                 kind: if table.kind == TableKind::Nat { "nat" } else { "filter" },
                 hook: hook_number(entry.hook),
@@ -405,14 +405,6 @@ fn state(states: &[State]) -> Vec<Vec<E>> {
 
 fn masked(load: Load, bits: u32, compare: Compare) -> Vec<E> {
     vec![E::Load(load), E::Mask(bits.to_ne_bytes().to_vec()), E::Compare(compare, vec![0; 4])]
-}
-
-fn kind_name(kind: TableKind) -> &'static str {
-    match kind {
-        TableKind::Mangle => "mangle",
-        TableKind::Filter => "filter",
-        TableKind::Nat => "nat",
-    }
 }
 
 fn hook_name(hook: Hook) -> &'static str {
