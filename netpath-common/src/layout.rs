@@ -14,7 +14,7 @@ pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'stati
 impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
 /// Increases with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is unused and means "none".
 pub const RULES: u32 = 65_536;
@@ -150,8 +150,6 @@ pub const NET_ISOLATED: u32 = 4;
 pub const NET_STRICT: u32 = 8;
 /// Containers are reachable from uplinks by their own addresses, and may send from any (`netpath.direct=true`).
 pub const NET_DIRECT: u32 = 16;
-/// Translated packets go through the host's stack and its forward filter (`netpath.path=edge`).
-pub const NET_EDGE: u32 = 32;
 
 /// `np_net`, HASH by ifindex of the bridge.
 #[repr(C)]
@@ -231,7 +229,7 @@ pub struct Traffic {
 pub const SIDE_UPLINK: u8 = 0;
 pub const SIDE_BRIDGE: u8 = 1;
 pub const SIDE_LO: u8 = 2;
-/// Egress of an uplink, for flows that take the host's stack.
+/// Egress of an uplink, for flows of the host's own sockets from a port that a container's flow holds.
 pub const SIDE_EGRESS: u8 = 3;
 
 /// Key of `np_flow4`, LRU_HASH of [`FLOWS4`]: a packet before translation. For ICMP echo, `sport` and `dport` both
@@ -271,7 +269,7 @@ pub const FORWARD_INGRESS: u8 = 2;
 /// Out of `Next::ifindex` unchanged. For packets of the host's own sockets: they carry the host's route, with which
 /// delivery through the veth drops them on every kernel and `bpf_redirect_peer` works only since 6.15.
 pub const FORWARD_EGRESS: u8 = 3;
-/// To the stack, which routes and filters it and decrements its TTL.
+/// To the stack: a packet of the host itself, or one that only the stack can handle (too big, TTL exhausted).
 pub const FORWARD_STACK: u8 = 4;
 /// As [`FORWARD_PEER`], and XDP may send the packet by `bpf_redirect`: into `Next::ifindex`, out of its peer.
 pub const FORWARD_XDP: u8 = 5;
@@ -506,8 +504,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_5() {
-        assert_eq!(5, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_6() {
+        assert_eq!(6, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE};
+use netpath_common::layout::{NET_DIRECT, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE};
 use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
@@ -105,8 +105,8 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
     if packet.kind == Kind::Sctp && port_lookup::has_moved_sctp::<F>(&packet.tuple.src) {
         return NOT_OURS.pack();
     }
-    // A directly reachable network needs no flow; flows on the edge path begin at the uplink.
-    if flags & NET_EDGE != 0 || flags & (NET_MASQUERADE | NET_DIRECT) == NET_DIRECT {
+    // A directly reachable network needs no flow.
+    if flags & (NET_MASQUERADE | NET_DIRECT) == NET_DIRECT {
         return NOT_OURS.pack();
     }
     match packet.kind {

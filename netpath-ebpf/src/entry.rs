@@ -22,6 +22,8 @@ pub trait Walk {
     const L3: usize = ETHERNET;
     /// Side of the flows at this hook.
     const SIDE: u8;
+    /// Whether it has a fast path.
+    const IS_SHORT: bool = Self::L3 == ETHERNET;
 
     /// Whether a packet is certainly not ours: checked first, before anything is copied.
     #[inline(always)]
@@ -30,7 +32,10 @@ pub trait Walk {
     }
 
     /// A packet with plain headers. `None`: it needs the slow path.
-    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict>;
+    #[inline(always)]
+    fn short<F: Wire>(_: &TcContext, _: &FastHeaders<F>) -> Option<Verdict> {
+        None
+    }
 
     /// Any packet, parsed into scratch.
     fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict;
@@ -62,10 +67,10 @@ fn arrive<F: Wire, W: Walk>(ctx: &TcContext) -> Verdict {
         return NOT_OURS;
     }
     let skb = ctx.skb.skb;
-    let packed = match (W::L3, F::IS_V4) {
-        (ETHERNET, true) => short_here::<F, W>(skb),
-        (ETHERNET, false) => short::<F, W>(skb),
-        _ => LONG,
+    let packed = match (W::IS_SHORT, F::IS_V4) {
+        (true, true) => short_here::<F, W>(skb),
+        (true, false) => short::<F, W>(skb),
+        (false, _) => LONG,
     };
     Verdict::unpack(if packed == LONG { long::<F, W>(skb) } else { packed })
 }

@@ -76,9 +76,8 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     let len = ctx.len() - ETHERNET as u32;
     let fits =
         !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
-    let lives = plain.ttl > 1 || next.forward == FORWARD_STACK;
-    let is_elsewhere = !OUTWARD && next.forward == FORWARD_LINK;
-    if !lives || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
+    let is_elsewhere = next.forward == FORWARD_STACK || (!OUTWARD && next.forward == FORWARD_LINK);
+    if plain.ttl <= 1 || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
         return None;
     }
     // Before the refresh, so that the first packet uses the kernel's neighbour table.
@@ -93,9 +92,6 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
         return Some(verdict::drop(Reason::DropRewrite));
     }
     verdict::traffic(ctx, next);
-    if forward == FORWARD_STACK {
-        return Some(verdict::stack(Reason::Translated));
-    }
     Some(Verdict { action: verdict::redirect(ctx, next.ifindex, forward), reason: Reason::Redirected })
 }
 
@@ -131,8 +127,8 @@ fn translate<F: Wire>(
     addresses: [u32; 3],
 ) -> Option<()> {
     rewrite::replace_sums::<F>(ctx, plain.proto, ETHERNET + F::HEADER, plain.tuple(), to)?;
-    F::write_plain(ctx, ETHERNET, plain, u8::from(forward != FORWARD_STACK), to)?;
-    if forward != FORWARD_NEIGH && forward != FORWARD_STACK {
+    F::write_plain(ctx, ETHERNET, plain, to)?;
+    if forward != FORWARD_NEIGH {
         *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;
     }
     Some(())

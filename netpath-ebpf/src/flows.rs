@@ -236,7 +236,7 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     let ifindex = packet::ifindex(ctx);
     let back = &mut pending.plan.back;
     *back = NextHop { ifindex, mtu: u16::MAX, ..NextHop::default() };
-    if next.forward == FORWARD_STACK || packet.side == SIDE_EGRESS {
+    if next.forward == FORWARD_STACK {
         back.forward = FORWARD_STACK;
     } else if packet.side == SIDE_LO {
         back.forward = FORWARD_INGRESS;

@@ -54,11 +54,11 @@ pub trait Wire:
     /// the length of the IP packet.
     fn read_plain(ctx: &impl View, l3: usize, plain: &mut FastHeaders<Self>) -> Option<u32>;
 
-    /// Writes `to` and decrements the TTL by `hops`; the transport checksum is already updated.
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    /// Writes `to` and decrements the TTL; the transport checksum is already updated.
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()>;
 
     /// The same for packets without a checksum state in the kernel.
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()>;
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()>;
 
     /// Reads the header at `l3` into `ip` and the addresses of `tuple`; false: truncated, malformed or with extension
     /// headers that are not supported.
@@ -203,14 +203,14 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()> {
         // The header's own checksum balances its changes in a CHECKSUM_COMPLETE sum.
-        Self::write_in_place(ctx, l3, plain, hops, to)
+        Self::write_in_place(ctx, l3, plain, to)
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
-        let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, hops, plain.tuple(), to);
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()> {
+        let (ttl, check) = aged(plain.ttl, plain.proto, plain.sum, 1, plain.tuple(), to);
         let tail = Plain4 { ttl, proto: plain.proto, check, src: to.src, dst: to.dst, ports: to.ports() };
         *packet::at_mut::<Plain4>(ctx, l3 + 8)? = tail;
         Some(())
@@ -385,11 +385,11 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
+    fn write_plain(ctx: &TcContext, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()> {
         if NP_CSUM_IPV6.load() != 0 {
-            return Self::write_in_place(ctx, l3, plain, hops, to);
+            return Self::write_in_place(ctx, l3, plain, to);
         }
-        let hops = plain.ttl.wrapping_sub(hops);
+        let hops = plain.ttl.wrapping_sub(1);
         let len = *packet::at::<Be16>(ctx, l3 + 4)?;
         let tail = Tail6 { len, next: plain.proto, hops, src: to.src, dst: to.dst };
         packet::store(ctx, l3 + 4, &tail, u64::from(BPF_F_RECOMPUTE_CSUM)).ok()?;
@@ -397,8 +397,8 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, hops: u8, to: &Tuple<Self>) -> Option<()> {
-        *packet::at_mut::<u8>(ctx, l3 + 7)? = plain.ttl.wrapping_sub(hops);
+    fn write_in_place(ctx: &impl View, l3: usize, plain: &FastHeaders<Self>, to: &Tuple<Self>) -> Option<()> {
+        *packet::at_mut::<u8>(ctx, l3 + 7)? = plain.ttl.wrapping_sub(1);
         let ends = packet::at_mut::<Ends6>(ctx, l3 + 8)?;
         ends.src = to.src;
         ends.dst = to.dst;

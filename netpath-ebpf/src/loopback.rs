@@ -63,8 +63,8 @@ fn host_icmp_error<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Ver
         return NOT_OURS;
     }
     let hop = &mut scratch.hop;
-    // The error carries the host's route: the stack would deliver it to the host. That is right for packets of the
-    // host itself; flows on the edge path get errors from the stack before translation.
+    // The error carries the host's route: the stack would deliver it to the host, which is right for packets of the
+    // host itself.
     if is_inward(hop.next.forward) {
         hop.next.forward = FORWARD_EGRESS;
     } else if hop.next.origin != Reason::FlowHost as u8 {

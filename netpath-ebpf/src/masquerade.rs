@@ -4,7 +4,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Mac, is_known};
 use netpath_common::layout::{
-    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
+    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
 };
 use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
@@ -53,15 +53,10 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     if F::is_unset(&plan.to.src) {
         return NO_ROUTE;
     }
-    let edge = net.flags & NET_EDGE != 0;
     // The first packet goes by the kernel's neighbour table, later ones directly to the next hop if it is known.
     let is_known = out_link.ethernet != 0 && is_known(&plan.there.next_hop_mac);
-    let forward = match (edge, is_known) {
-        (true, _) => FORWARD_STACK,
-        (false, true) => FORWARD_LINK,
-        (false, false) => FORWARD_NEIGH,
-    };
-    let next_hop_mac = if is_known { plan.there.next_hop_mac } else { Mac::default() };
+    let (forward, next_hop_mac) =
+        if is_known { (FORWARD_LINK, plan.there.next_hop_mac) } else { (FORWARD_NEIGH, Mac::default()) };
     plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: out_link.mtu as u16, ..NextHop::default() };
     // The stack has already checked the size of its packets.
     if uplink == 0
@@ -73,7 +68,7 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     plan.to.dst = packet.tuple.dst;
     plan.to.sport = packet.tuple.sport;
     plan.to.dport = packet.tuple.dport;
-    plan.side = if edge { SIDE_EGRESS } else { SIDE_BRIDGE };
+    plan.side = SIDE_BRIDGE;
     plan.reverse_side = SIDE_UPLINK;
     plan.proto = packet.ip.proto;
     plan.origin = Reason::FlowMasqueraded as u8;
@@ -81,10 +76,6 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     let plan = &mut scratch.pending.plan;
     plan.traffic = traffic;
     plan.there.match_dmac = plan.back.next_hop_mac;
-    if edge {
-        plan.back =
-            NextHop { ifindex: packet::ifindex(ctx), forward: FORWARD_STACK, mtu: u16::MAX, ..NextHop::default() };
-    }
     // A flow begins in the middle of a connection only if its reverse entry exists: it has kept its port.
     if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();

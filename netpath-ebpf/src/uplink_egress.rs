@@ -1,6 +1,6 @@
 //! Egress of uplinks: no packet leaves with a container's own address unless its network allows it. The packets here
-//! took the host's stack: all of networks on the edge path, those of others that the stack had to handle (too big,
-//! TTL exhausted), and the host's own errors about translated packets.
+//! took the host's stack: those that it had to handle (too big, TTL exhausted), the host's own errors about translated
+//! packets, and the host's own packets from a port that a container's flow holds.
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::flow;
@@ -10,10 +10,9 @@ use netpath_common::layout::{
 use netpath_common::reason::Reason;
 
 use crate::entry::Walk;
-use crate::fast_path;
 use crate::headers::Wire;
 use crate::packet::ETHERNET;
-use crate::parsed::{FastHeaders, Fragment, Kind, Packet};
+use crate::parsed::{Fragment, Kind, Packet};
 use crate::scratch::{Scratch, ScratchMut};
 use crate::subprog::subprog;
 use crate::verdict::{self, NOT_OURS, Verdict};
@@ -77,18 +76,12 @@ fn bridge_of<F: Wire>(ctx: &TcContext, packet: &Packet<F>) -> u32 {
 
 impl Walk for Egress {
     const SIDE: u8 = SIDE_EGRESS;
+    // Few packets take the stack.
+    const IS_SHORT: bool = false;
 
     #[inline(always)]
     fn leaves<F: Wire>(ctx: &TcContext) -> bool {
         is_of_others::<F>(ctx, ETHERNET)
-    }
-
-    #[inline(always)]
-    fn short<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>) -> Option<Verdict> {
-        // A flow with an address for another device is ended by the slow path.
-        fast_path::follow_if::<F, false>(ctx, plain, |next| {
-            next.state & flow::REPLY_HALF != 0 || next.ifindex == packet::ifindex(ctx)
-        })
     }
 
     #[inline(always)]
@@ -107,11 +100,6 @@ impl Walk for EgressL3 {
     }
 
     #[inline(always)]
-    fn short<F: Wire>(_: &TcContext, _: &FastHeaders<F>) -> Option<Verdict> {
-        None
-    }
-
-    #[inline(always)]
     fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
         Verdict::unpack(leave(ctx, scratch))
     }
@@ -127,7 +115,7 @@ fn handle_leave<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 {
     let packet = &scratch.packet;
     let translatable = matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other);
     let known = translatable || packet.kind == Kind::EchoReply;
-    // Flows of both paths: an offloaded flow is found under the bridge's side.
+    // A container's flow is found under the bridge's side, one of the host itself under this one.
     let followed = if packet.kind == Kind::Error {
         icmp::follow(ctx, scratch, u32::from(SIDE_EGRESS)) != 0
             || icmp::follow(ctx, scratch, u32::from(SIDE_BRIDGE)) != 0

@@ -5,10 +5,7 @@ use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::flow;
-use netpath_common::layout::{
-    FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_DIRECT, NET_EDGE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK,
-    subnet_hint,
-};
+use netpath_common::layout::{FORWARD_NEIGH, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
 use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
 
@@ -49,11 +46,6 @@ impl Walk for Ingress {
 impl Walk for IngressL3 {
     const L3: usize = 0;
     const SIDE: u8 = SIDE_UPLINK;
-
-    #[inline(always)]
-    fn short<F: Wire>(_: &TcContext, _: &FastHeaders<F>) -> Option<Verdict> {
-        None
-    }
 
     #[inline(always)]
     fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
@@ -182,7 +174,6 @@ fn begin_direct<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
 fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32, reason: Reason) -> u64 {
     let ifindex = packet::ifindex(ctx);
     let mtu = maps::find(&maps::UPLINK, ifindex).map_or(u16::MAX, |u| u.mtu as u16);
-    let flags = maps::find(&maps::NETWORK, bridge).map_or(0, |n| n.flags);
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     plan.from = packet.tuple;
     plan.to.src = packet.tuple.src;
@@ -197,21 +188,6 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     (plan.back.next_hop_mac, plan.back.forward) = hop_back;
-    if flags & NET_EDGE != 0 {
-        plan.reverse_side = SIDE_EGRESS;
-        plan.there.forward = FORWARD_STACK;
-        // If the stack routes replies elsewhere, they are redirected at the egress of that uplink
-        // (`uplink_egress.rs`).
-        if plan.back.forward != FORWARD_LINK {
-            plan.back = NextHop {
-                ifindex,
-                match_dmac: plan.back.match_dmac,
-                forward: FORWARD_STACK,
-                mtu,
-                ..NextHop::default()
-            };
-        }
-    }
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || snat_to_gateway(ctx, scratch, bridge) == 0) {
         return NOT_OURS.pack();
@@ -220,11 +196,11 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
 }
 
 /// The container cannot reply to a link-local address of another link: the bridge's address replaces it, as in a
-/// hairpin. The stack would not forward it, so the edge path is not available.
+/// hairpin.
 #[inline(always)]
 fn use_gateway_source<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u32) -> u32 {
     let Some(network) = maps::find(&maps::NETWORK, bridge) else { return 0 };
     let plan = &mut scratch.pending.plan;
     plan.to.src = F::gateway(network);
-    u32::from(network.flags & NET_EDGE == 0 && !F::is_unset(&plan.to.src))
+    u32::from(!F::is_unset(&plan.to.src))
 }

@@ -9,8 +9,7 @@ use netpath_common::addr::Mac;
 use netpath_common::family::Tuple;
 use netpath_common::flow;
 use netpath_common::layout::{
-    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, SIDE_BRIDGE, SIDE_UPLINK,
-    is_inward, is_outward,
+    FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_LINK, FORWARD_NEIGH, Next, SIDE_BRIDGE, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
@@ -111,9 +110,6 @@ pub fn is_limited<F: Wire>(forward: u8) -> bool {
 /// The reason why the packet cannot be forwarded this way and the stack has to handle it. Checked before any change.
 #[inline(always)]
 pub fn obstacle<F: Wire>(ctx: &TcContext, packet: &Packet<F>, forward: u8, mtu: u16) -> Option<Reason> {
-    if forward == FORWARD_STACK {
-        return None;
-    }
     if packet.ip.ttl <= 1 {
         return Some(Reason::StackTtl);
     }

@@ -151,7 +151,7 @@ fn translate<F: Wire>(
     addresses: [u32; 3],
 ) -> Option<()> {
     *packet::at_mut::<[u8; 2]>(ctx, ETHERNET + F::HEADER + 6)? = replaced(check, plain.tuple(), to);
-    F::write_in_place(ctx, ETHERNET, plain, 1, to)?;
+    F::write_in_place(ctx, ETHERNET, plain, to)?;
     *packet::at_mut::<[u32; 3]>(ctx, 0)? = addresses;
     Some(())
 }

@@ -5,18 +5,14 @@ use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, ensure};
 use netpath_common::addr::Addr;
 use netpath_common::layout::program::{BRIDGE_IN, LO_IN, UPLINK_IN, UPLINK_OUT, VETH_IN, XDP_IN};
-use netpath_common::layout::{
-    FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, NET_EDGE, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS,
-    SIDE_LO, SIDE_UPLINK,
-};
+use netpath_common::layout::{FORWARD_NEIGH, FORWARD_PEER, FORWARD_XDP, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use report::results::Results;
 use report::stats::median;
 use std::time::Duration;
 use support::bpf;
 use support::packet::{
-    BRIDGE_MAC, CLIENT_MAC, Frame, HOST_MAC, Lab, REDIRECTED, STACK, SYN, WEB_MAC, client, container, gateway, host,
-    outside,
+    BRIDGE_MAC, CLIENT_MAC, Frame, HOST_MAC, Lab, REDIRECTED, SYN, WEB_MAC, client, container, gateway, host, outside,
 };
 
 pub fn planned(plan: &Plan) -> Duration {
@@ -63,7 +59,6 @@ fn measure() -> Result<Vec<(String, f64)>> {
         let own = Frame { ttl: 255, ..Frame::udp((host(v4), 40_000), to).macs([0; 6], [0; 6]) };
         lab.add_flow_to_itself(&asked, SIDE_UPLINK, FORWARD_XDP)?;
         lab.add_flow_to_itself(&answer, SIDE_BRIDGE, FORWARD_NEIGH)?;
-        lab.add_flow_to_itself(&answer, SIDE_EGRESS, FORWARD_STACK)?;
         lab.add_flow_to_itself(&own, SIDE_LO, FORWARD_PEER)?;
         let gateway = Frame::udp(web, (gateway(7, v4), 53)).macs(BRIDGE_MAC, WEB_MAC);
         for (what, program, indices, frame) in [
@@ -76,9 +71,7 @@ fn measure() -> Result<Vec<(String, f64)>> {
             ("established", UPLINK_IN, [0, uplink], asked.clone()),
             ("established", XDP_IN, [0, uplink], asked),
             ("established", BRIDGE_IN, [0, bridge], answer.clone()),
-            ("established", VETH_IN, [0, veth], answer.clone()),
-            // A packet of the host on the edge path, at the device by which its flow leaves.
-            ("established", UPLINK_OUT, [bridge, veth], answer),
+            ("established", VETH_IN, [0, veth], answer),
             ("established", LO_IN, [0, lo], own),
         ] {
             // A repeated run passes the changed packet to the next one, so an established flow translates to itself and has
@@ -113,15 +106,6 @@ fn measure() -> Result<Vec<(String, f64)>> {
         tell(format!("{UPLINK_IN} {family} new flow"), published)?;
         tell(format!("{BRIDGE_IN} {family} new flow"), masqueraded)?;
         tell(format!("{LO_IN} {family} new flow"), local)?;
-        lab.forget()?;
-        lab.set_network(7, bridge, NET_MASQUERADE | NET_EDGE)?;
-        let mut by_the_stack = Vec::new();
-        for port in 10_000..12_000 {
-            let syn = Frame::tcp((container(7, v4), port), (outside(v4), 80), SYN).macs(BRIDGE_MAC, WEB_MAC).bytes();
-            by_the_stack.push(lab.time_once_from(UPLINK_OUT, [bridge, uplink], &syn, STACK)?);
-        }
-        tell(format!("{UPLINK_OUT} {family} new flow"), by_the_stack)?;
-        lab.set_network(7, bridge, NET_MASQUERADE)?;
     }
     Ok(times)
 }

@@ -20,33 +20,46 @@ fn path_of(topology: &Topology) -> Result<(String, String)> {
 
 /// Podman passes labels through; unknown options it rejects itself.
 #[test]
-fn the_path_comes_from_the_option_the_label_or_the_hosts_filters() -> Result<()> {
+fn the_path_comes_from_the_option_or_the_label() -> Result<()> {
+    need!(need::rung(Rung::best_hooks()), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    let net = Network::dual(7);
+    let label = |path: &str| net.clone().set("labels", json!({"netpath.path": path}));
+    let option = label("kernel").option("netpath.path", "offload");
+    let cases = [(net.clone(), "ebpf"), (label("kernel"), "nftables"), (option, "ebpf"), (label("edge"), "nftables")];
+    for (n, (net, rung)) in cases.into_iter().enumerate() {
+        let document = Document::new().on_dual(&net, "eth0", 7, 5);
+        let answer = netavark.try_setup(&web, &document.json(&web))?;
+        let means_kernel = answer.stderr.matches("netpath.path=edge is gone and means kernel").count();
+        answer.json()?;
+        assert_eq!(rung, status(&topology)?["rung"]);
+        assert_eq!(usize::from(n == 3), means_kernel, "{n}");
+        netavark.teardown(&web, &document)?;
+    }
+    residue.nothing_left(&topology, &[&web])
+}
+
+#[test]
+fn the_path_names_the_rules_of_others_that_packets_bypass() -> Result<()> {
     need!(need::rung(Rung::best_hooks()), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, Rung::best_hooks())?;
     let web = topology.container("web")?;
-    let net = Network::dual(7);
-    let label = net.clone().set("labels", json!({"netpath.path": "edge"}));
-    let on = |net: &Network| Document::new().on_dual(net, "eth0", 7, 5);
-    for (net, path) in
-        [(&net, "offload"), (&label, "edge"), (&label.clone().option("netpath.path", "offload"), "offload")]
-    {
-        netavark.setup(&web, &on(net))?;
-        assert_eq!(path, path_of(&topology)?.0);
-        netavark.teardown(&web, &on(net))?;
-    }
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5);
     topology.host.command("nft", &["add", "table", "inet", "firewalld"])?;
     let chain = "add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; policy drop ; }";
     topology.host.command("nft", &chain.split(' ').collect::<Vec<_>>())?;
-    netavark.setup(&web, &on(&net))?;
-    let (found, reason) = path_of(&topology)?;
-    assert_eq!("edge", found);
-    assert!(reason.contains("inet firewalld") && reason.contains("filter_FORWARD"), "{reason}");
+    netavark.setup(&web, &document)?;
+    let (path, why) = path_of(&topology)?;
+    assert!(path == "offload" && why.contains("past it, table inet firewalld chain filter_FORWARD"), "{path}: {why}");
     topology.host.command("nft", &["delete", "table", "inet", "firewalld"])?;
-    netavark.call(&["firewall-reload"], b"")?.done()?;
-    assert_eq!("offload", path_of(&topology)?.0, "the filter is gone");
-    netavark.teardown(&web, &on(&net))?;
+    let (path, why) = path_of(&topology)?;
+    assert!(path == "offload" && why.contains("nothing on this host filters"), "{path}: {why}");
+    netavark.teardown(&web, &document)?;
     residue.nothing_left(&topology, &[&web])
 }
 

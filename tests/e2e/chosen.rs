@@ -2,11 +2,13 @@
 
 use crate::rig::serve;
 use anyhow::{Result, ensure};
+use support::filter::Filter;
+use support::long_lived::LongLived;
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::{Residue, netfilter};
 use support::topology::{Family, Topology};
-use support::traffic::{Dial, Proto};
+use support::traffic::{ANY, Dial, Proto, Server};
 
 fn document() -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
@@ -195,7 +197,11 @@ fn beside_rules_of_others_nftables_serves_and_says_why() -> Result<()> {
 
 const THIRD_PARTY: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
                        nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
-const NAMED: &str = "table inet a chain n translates packets after they are forwarded";
+
+fn on_path(path: &str, host: u8) -> Document {
+    let document = Document::new().on_dual(&Network::dual(7).option("netpath.path", path), "eth0", 7, host);
+    document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
+}
 
 /// The network's request decides, and netpath names the rules that it bypasses.
 #[test]
@@ -205,19 +211,81 @@ fn a_network_that_asks_for_offload_gets_ebpf_beside_rules_of_others() -> Result<
     need!(need::program("nft"));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
+    let filter = Filter::forward(&topology.host, &["tcp dport 80 drop", "udp dport 80 drop"])?;
     let netavark = Netavark::with(&topology, &[])?;
     let container = topology.container("web")?;
-    let net = Network::dual(7).option("netpath.path", "offload");
-    let document =
-        Document::new().on_dual(&net, "eth0", 7, 5).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
+    let document = on_path("offload", 5);
     netavark.setup(&container, &document)?;
     let status = says(&topology, "status")?;
     ensure!(status["rung"] == "ebpf" && status["networks"][0]["path"] == "offload", "{status}");
-    ensure!(status["bypassed"][0] == NAMED, "{status}");
+    ensure!(status["bypassed"][0] == "table inet administrator chain forward filters forwarded packets", "{status}");
     served(&topology, &container, "offload")?;
     netavark.teardown(&container, &document)?;
-    topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+    drop(filter);
+    residue.nothing_left(&topology, &[&container])
+}
+
+/// netfilter translates where a network asks for it, and rules that appear later hold. Containers that run on the programs are
+/// taken over with their connections, and a network that asks for offload beside it is told so.
+#[test]
+fn a_network_that_asks_for_kernel_gets_netfilter_for_the_host() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let [web, other, third] = ["web", "other", "third"].map(|name| topology.container(name));
+    let (web, other, third) = (web?, other?, third?);
+    netavark.setup(&web, &on_path("auto", 5))?;
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "{}", says(&topology, "status")?);
+    let echo = Server::echo_for(&web, 20, ANY, 80, "web")?;
+    let streams = Family::BOTH
+        .map(|family| LongLived::start(&topology.client, &Dial::new(Proto::Tcp, family.host(), 8080)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let kernel =
+        |n: u8, path: &str| Document::new().on_dual(&Network::dual(n).option("netpath.path", path), "eth0", n, 5);
+    netavark.setup(&other, &kernel(8, "kernel"))?;
+    let status = says(&topology, "status")?;
+    ensure!(status["rung"] == "nftables", "{status}");
+    let why = status["rejected_rungs"][0]["why"].as_str().unwrap_or_default();
+    ensure!(why == "network net8 has netpath.path=kernel", "{why}");
+    streams.iter().try_for_each(LongLived::goes_on)?;
+    let answer = netavark.try_setup(&third, &kernel(9, "offload").json(&third))?;
+    let named = ["netpath.path=offload of network net9 has no effect", "network net8 has netpath.path=kernel"];
+    ensure!(named.iter().all(|words| answer.stderr.contains(words)), "{}", answer.stderr);
+    answer.json()?;
+    streams.into_iter().try_for_each(LongLived::finish)?;
+    drop(echo);
+    served(&topology, &web, "kernel")?;
+    let filter = Filter::forward(&topology.host, &["tcp dport 80 drop", "udp dport 80 drop"])?;
+    ensure!(served(&topology, &web, "filtered").is_err(), "the filter does not hold");
+    drop(filter);
+    for (container, document) in
+        [(&third, kernel(9, "offload")), (&other, kernel(8, "kernel")), (&web, on_path("auto", 5))]
+    {
+        netavark.teardown(container, &document)?;
+    }
+    residue.nothing_left(&topology, &[&web, &other, &third])
+}
+
+/// A forced datapath is more explicit than an option of one network.
+#[test]
+fn a_forced_ebpf_rung_serves_a_network_that_asks_for_kernel_and_says_so() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_DATAPATH", "ebpf")])?;
+    let container = topology.container("web")?;
+    let document = on_path("kernel", 5);
+    let answer = netavark.try_setup(&container, &document.json(&container))?;
+    ensure!(answer.stderr.contains("netpath.path=kernel of network net7 has no effect"), "{}", answer.stderr);
+    answer.json()?;
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "{}", says(&topology, "status")?);
+    served(&topology, &container, "forced")?;
+    netavark.teardown(&container, &document)?;
     residue.nothing_left(&topology, &[&container])
 }
 

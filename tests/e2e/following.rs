@@ -325,8 +325,7 @@ fn an_unused_address_is_reported_to_its_client(way: Way) -> Result<()> {
 }
 
 /// The kernel solicits a neighbour with the source of the waiting packet if the uplink has that address, else with the uplink's
-/// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which is tentative for a second or two after the link comes up. On
-/// the edge path, which translates later, the agent solicits.
+/// link-local address (`net/ipv6/ndisc.c, ndisc_solicit()`), which is tentative for a second or two after the link comes up.
 fn an_uplink_serves_ipv6_before_its_link_local_address_is_sure(way: Way) -> Result<()> {
     rig_on(Topology::new(), way, |rig| {
         let app = rig.up("app", way.published(7, 5))?;

@@ -8,8 +8,7 @@
 #[macro_use]
 extern crate support;
 
-/// As `on_every_rung!`, for functions `name(way) -> anyhow::Result<()>`: on the eBPF rungs additionally on the edge path, and on
-/// a host that tracks connections.
+/// As `on_every_rung!`, for functions `name(way) -> anyhow::Result<()>`: additionally on a host that tracks connections.
 macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
         const GROUP: &[&str] = &[$(stringify!($name)),*];
@@ -17,11 +16,9 @@ macro_rules! on_every_way {
         on_every_way!(@ clsact Clsact Path::Auto, false $($name)*);
         on_every_way!(@ nftables Nftables Path::Auto, false $($name)*);
         on_every_way!(@ iptables Iptables Path::Auto, false $($name)*);
-        on_every_way!(@ tcx_edge Tcx Path::Edge, false $($name)*);
-        on_every_way!(@ clsact_edge Clsact Path::Edge, false $($name)*);
-        on_every_way!(@ tcx_edge_tracked Tcx Path::Edge, true $($name)*);
-        on_every_way!(@ clsact_edge_tracked Clsact Path::Edge, true $($name)*);
         on_every_way!(@ tcx_offload_tracked Tcx Path::Offload, true $($name)*);
+        on_every_way!(@ nftables_tracked Nftables Path::Auto, true $($name)*);
+        on_every_way!(@ iptables_tracked Iptables Path::Auto, true $($name)*);
     };
     (@ $module:ident $rung:ident $path:path, $tracked:literal $($name:ident)*) => {
         mod $module {
@@ -39,7 +36,6 @@ macro_rules! on_every_way {
 mod chosen;
 mod differential;
 mod direct;
-mod edge;
 mod errors;
 mod following;
 mod fragments;

@@ -108,10 +108,10 @@ fn without_masquerade_containers_are_seen_as_they_are(rung: Rung) -> Result<()> 
     })
 }
 
-/// And without the filter there is no cost.
+/// On eBPF it sees nothing of them, which `chosen` proves.
 fn a_filter_of_the_hosts_sees_published_and_masqueraded_packets(rung: Rung) -> Result<()> {
     need!(need::netpath());
-    if !rung.is_ebpf() {
+    if rung.is_ebpf() {
         return Ok(());
     }
     rig(Topology::with_far(), rung, |rig| {

@@ -31,8 +31,6 @@ pub enum Path {
     Auto,
     /// Bypasses the host's stack.
     Offload,
-    /// Translated at the uplink, through the host's stack.
-    Edge,
 }
 
 /// A rung, and the path of its packets through the host.
@@ -45,19 +43,17 @@ pub struct Way {
 }
 
 impl Way {
-    /// Every run takes all tests over each rung and, on the best hooks of the kernel, over the edge path with connection
-    /// tracking, the hardest one. The four other ways use the same programs and rules: they are distributed among the tests of a
-    /// group, so that each group meets each way.
+    /// Every run takes all tests over each rung. The ways of a host that tracks connections use the same programs and rules: they
+    /// are distributed among the tests of a group, so that each group meets each way.
     pub fn turn(self, test: &str, group: &[&str]) -> need::Need {
-        let hardest = self.path == Path::Edge && self.tracked && self.rung == Rung::best_hooks();
-        let number = match (self.path, self.tracked) {
-            (Path::Edge, false) => usize::from(self.rung == Rung::Clsact),
-            (Path::Edge, true) => 2,
-            _ => 3,
+        let number = match self.rung {
+            Rung::Tcx | Rung::Clsact => 0,
+            Rung::Nftables => 1,
+            Rung::Iptables => 2,
         };
         let test = group.iter().position(|name| *name == test).unwrap_or_default();
         let is_assigned = is_assigned(number, test, group.len());
-        if self.path == Path::Auto || hardest || is_assigned || need::is_full() {
+        if !self.tracked || is_assigned || need::is_full() {
             return Ok(());
         }
         Err("NETPATH_SOAK=full: other tests of this group take this way".to_owned())
@@ -77,7 +73,6 @@ impl Way {
         match self.path {
             Path::Auto => network,
             Path::Offload => network.option("netpath.path", "offload"),
-            Path::Edge => network.option("netpath.path", "edge"),
         }
     }
 
@@ -93,16 +88,19 @@ impl Way {
     }
 }
 
-/// Whether this one of four ways is assigned to this one of `tests` tests.
+/// Number of ways on a host that tracks connections.
+const TRACKED: usize = 3;
+
+/// Whether this one of [`TRACKED`] ways is assigned to this one of `tests` tests.
 fn is_assigned(way: usize, test: usize, tests: usize) -> bool {
-    (0..tests.max(4)).any(|n| n % 4 == way && n % tests == test)
+    (0..tests.max(TRACKED)).any(|n| n % TRACKED == way && n % tests == test)
 }
 
 #[test]
 fn each_group_covers_each_way() {
     for tests in 1..20 {
         let count = |way| (0..tests).filter(|test| is_assigned(way, *test, tests)).count();
-        assert!((0..4).all(|way| count(way) >= 1 && count(way) <= tests.div_ceil(4)), "{tests} tests");
+        assert!((0..TRACKED).all(|way| count(way) >= 1 && count(way) <= tests.div_ceil(TRACKED)), "{tests} tests");
     }
 }
 

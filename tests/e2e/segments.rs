@@ -2,7 +2,7 @@
 //! headers, and each datagram must arrive as if alone. TCP segments left to the network card (TSO): they must pass in one
 //! piece.
 
-use crate::rig::{Path, Rig, Way, rig_on};
+use crate::rig::{Rig, Way, rig_on};
 use anyhow::{Context, Result, ensure};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
@@ -123,7 +123,7 @@ fn bulk_traffic_stays_in_large_packets(way: Way) -> Result<()> {
             let after = counts()?;
             rig.note(after[0] == before[0], || format!("{} packets were too large for the way", after[0] - before[0]));
             let past = after[1] - before[1];
-            rig.note((past > 0) == (way.path != Path::Edge), || format!("{past} packets went past the stack"));
+            rig.note(past > 0, || "no packet went past the stack".to_owned());
         }
         Ok(vec![web])
     })

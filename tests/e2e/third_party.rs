@@ -139,8 +139,7 @@ fn filters_of_others_in_the_same_clsact_qdisc_see_their_packets(way: Way) -> Res
 fn a_qdisc_that_netpath_has_made_stays_for_the_filters_of_others() -> Result<()> {
     need!(need::rung(Rung::Clsact));
     need!(need::program("tc"));
-    // On the edge path netpath has filters on both sides of the qdisc.
-    let way = Way { rung: Rung::Clsact, path: Path::Edge, tracked: false };
+    let way = Way { rung: Rung::Clsact, path: Path::Auto, tracked: false };
     rig_on(Topology::new(), way, |rig| {
         let host = &rig.topology.host;
         let made = || Ok::<_, anyhow::Error>(host.command("tc", &["qdisc", "show", "dev", "eth0"])?.contains("clsact"));

@@ -16,16 +16,6 @@ use support::traffic::{ANY, Dial, Proto, Server, again, exchange};
 
 on_every_rung!(host_and_containers_against_one_port);
 
-fn host_and_containers_against_one_port(rung: Rung) -> Result<()> {
-    soak(rung, "auto")
-}
-
-#[test]
-fn host_and_containers_against_one_port_on_the_edge_path() -> Result<()> {
-    need!(need::rung(Rung::Tcx));
-    soak(Rung::Tcx, "edge")
-}
-
 /// Over all senders, protocols and families.
 fn connections() -> u64 {
     if need::is_full() { 1_000_000 } else { 10_000 }
@@ -34,14 +24,14 @@ fn connections() -> u64 {
 /// Sockets per sender that are open at the same time, on the same ports.
 const OPEN: u16 = 150;
 
-fn soak(rung: Rung, path: &str) -> Result<()> {
+fn host_and_containers_against_one_port(rung: Rung) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;
     let mut up = Vec::new();
     for (name, n, host) in [("one", 7, 5), ("two", 7, 6), ("three", 8, 5)] {
-        let network = Network::dual(n).option("netpath.path", path);
-        let (container, document) = (topology.container(name)?, Document::new().on_dual(&network, "eth0", n, host));
+        let (container, document) =
+            (topology.container(name)?, Document::new().on_dual(&Network::dual(n), "eth0", n, host));
         netavark.setup(&container, &document)?;
         up.push((container, document));
     }
@@ -58,7 +48,7 @@ fn soak(rung: Rung, path: &str) -> Result<()> {
     let senders: Vec<&Netns> = std::iter::once(&topology.host).chain(up.iter().map(|(c, _)| &c.netns)).collect();
     for family in Family::BOTH {
         for proto in Proto::BOTH {
-            let what = format!("{rung:?} {path} {family:?} {}", proto.name());
+            let what = format!("{rung:?} {family:?} {}", proto.name());
             seen_apart(&senders, proto, family).with_context(|| what.clone())?;
             let before = dropped_in_backlogs();
             let lost = nothing_is_lost(&what, &senders, proto, SocketAddr::new(family.client(), 9001));

@@ -8,7 +8,6 @@ extern crate support;
 
 mod bridge;
 mod cost;
-mod edge;
 mod errors;
 mod fragments;
 mod fuzz;
@@ -18,6 +17,7 @@ mod policy;
 mod protocols;
 mod repair;
 mod roundtrip;
+mod stack;
 mod uplink;
 mod veth;
 mod xdp;

@@ -5,8 +5,8 @@ use crate::{
 };
 use anyhow::Result;
 use netpath_common::addr::Addr;
+use netpath_common::layout::NET_DIRECT;
 use netpath_common::layout::program::{BRIDGE_IN, UPLINK_IN, UPLINK_OUT};
-use netpath_common::layout::{NET_DIRECT, NET_EDGE, NET_MASQUERADE};
 use netpath_common::reason::Reason;
 use std::net::IpAddr;
 use support::packet::{
@@ -152,8 +152,6 @@ fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
         }
     }
     lab.forget()?;
-    lab.set_network(7, bridge, NET_MASQUERADE | NET_EDGE)?;
-    stays(&mut lab, "on the edge path", at, &sent.bytes(), STACK, Reason::NotOurs)?;
     lab.set_network(7, bridge, NET_DIRECT)?;
     let direct = at_host(Frame::tcp(neighbour, web, SYN));
     stays(&mut lab, "to the container's own address", at, &direct.bytes(), STACK, Reason::NotOurs)

@@ -61,9 +61,9 @@ pub const XDP: &str = "netpath.xdp";
 const EBPF: (&str, &str) = (RUNG, "ebpf");
 const TCX: Words = &[EBPF, ("NETPATH_TC", "")];
 const CLSACT: Words = &[EBPF, ("NETPATH_TC", "clsact")];
+const NFTABLES: Words = &[(RUNG, "nftables")];
 const IPTABLES: Words = &[(RUNG, "iptables")];
 const OFFLOAD: (&str, &str) = (PATH, "offload");
-const EDGE: (&str, &str) = (PATH, "edge");
 const NETPATH: Kind = Kind::Backend(Program::Netpath);
 const NETAVARK: Kind = Kind::Backend(Program::Netavark);
 const OLD_NETAVARK: Kind = Kind::Backend(Program::OldNetavark);
@@ -77,11 +77,10 @@ pub const ALL: &[Variant] = &[
     of("netavark-iptables", "netavark 1.4 iptables", Place::Host, OLD_NETAVARK, &[("NETAVARK_FW", "iptables")], &[]),
     of("netpath-tcx", "netpath ebpf tcx", Place::Host, NETPATH, TCX, &[]),
     of("netpath-offload", "netpath offload", Place::Guests, NETPATH, TCX, &[OFFLOAD]),
-    of("netpath-edge", "netpath edge", Place::Both, NETPATH, TCX, &[EDGE]),
     of("netpath-xdp", "netpath XDP", Place::Both, NETPATH, TCX, &[OFFLOAD, (XDP, "on")]),
     of("netpath-clsact", "netpath ebpf clsact", Place::Host, NETPATH, CLSACT, &[]),
-    of("netpath-clsact-edge", "netpath ebpf clsact edge", Place::Host, NETPATH, CLSACT, &[EDGE]),
     of(CHOSEN, "netpath", Place::Host, NETPATH, &[], &[]),
+    of("netpath-nftables", "netpath nftables", Place::Both, NETPATH, NFTABLES, &[]),
     of("netpath-iptables", "netpath iptables", Place::Both, NETPATH, IPTABLES, &[]),
     of(PEER_IN_GUESTS, "netavark 2.1", Place::Guests, NETAVARK, &[("NETAVARK_FW", "nftables")], &[]),
 ];
@@ -158,7 +157,7 @@ mod tests {
         };
         assert_eq!(vec!["direct", "netpath-tcx"], keys(Place::Host, &["netpath-tcx", "direct"]).expect("both"));
         assert!(!keys(Place::Host, &[]).expect("all but one").contains(&CHOSEN));
-        let guests = ["netpath-offload", "netpath-edge", "netpath-xdp", "netpath-iptables", "netavark"];
+        let guests = ["netpath-offload", "netpath-xdp", "netpath-nftables", "netpath-iptables", "netavark"];
         assert_eq!(guests.to_vec(), keys(Place::Guests, &[]).expect("all"));
         let error = keys(Place::Guests, &["netpath-tcx"]).expect_err("not in guests").to_string();
         assert!(error.contains("netpath-tcx") && error.contains("netavark"), "{error}");

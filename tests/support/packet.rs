@@ -723,15 +723,7 @@ impl Lab {
     /// # Errors
     /// The kernel rejects the run, or its verdict differs.
     pub fn time_once(&mut self, program: &str, ifindex: u32, packet: &[u8], action: i32) -> Result<u128> {
-        self.time_once_from(program, [0, ifindex], packet, action)
-    }
-
-    /// The same, with the input interface of the packet.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn time_once_from(&mut self, program: &str, indices: [u32; 2], packet: &[u8], action: i32) -> Result<u128> {
-        let (result, _) = self.test_run(program, indices, packet, 1)?;
+        let (result, _) = self.test_run(program, [0, ifindex], packet, 1)?;
         ensure!(result.return_value as i32 == action, "{program} ends with {}", result.return_value as i32);
         Ok(result.duration.as_nanos())
     }

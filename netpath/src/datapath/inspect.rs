@@ -192,8 +192,6 @@ impl std::ops::Add for Volume {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EndpointTraffic {
-    /// Its packets take the host's forwarding, with the filters there.
-    pub takes_stack: bool,
     /// False: there was no counter left for it, or a version without counters has attached it.
     pub counted: bool,
     /// Without that of published ports.

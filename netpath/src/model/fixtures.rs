@@ -28,7 +28,7 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             metric: 100,
             outbound4: None,
             outbound6: None,
-            path: Way::Auto,
+            path: TranslationPath::Auto,
             direct: false,
             masquerade: true,
             xdp: Default::default(),

@@ -15,7 +15,7 @@ pub use attachment::Attachment;
 pub use endpoint::{Container, Endpoint, IfName, Mac};
 pub use error::Error;
 pub use host::{HostLink, HostView, LinkKind, RouteSource};
-pub use network::{Isolation, Mtu, Network, Route, Subnet, Way, Xdp};
+pub use network::{Isolation, Mtu, Network, Route, Subnet, TranslationPath, Xdp};
 pub use publish::{HostBind, Proto, Publish};
 pub use record::{BridgeLinks, Desired, InsideLinks, Links, Record, TrafficIds};
 

@@ -49,27 +49,18 @@ pub enum Isolation {
     Strict,
 }
 
-/// Which way translated packets take through the host.
+/// Who translates the packets of published ports and of masquerade.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
-    /// [`Way::Offload`], unless something on the host filters forwarded packets.
+pub enum TranslationPath {
+    /// The programs, unless forwarded packets meet rules of others in netfilter.
     #[default]
     Auto,
-    /// Straight into the container and out of the uplink, past the host's stack and its filters.
+    /// Netfilter, for all containers of this host. Records of earlier versions may hold `edge`.
+    #[serde(alias = "edge")]
+    Kernel,
+    /// The programs, past the host's stack and netfilter.
     Offload,
-    /// Through the host's stack, past its filters of forwarded packets.
-    Edge,
-}
-
-impl std::fmt::Display for Way {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Way::Auto => "auto",
-            Way::Offload => "offload",
-            Way::Edge => "edge",
-        })
-    }
 }
 
 /// Whether packets are also handled in XDP, before the kernel allocates an skb, on uplinks whose driver supports it.
@@ -149,7 +140,7 @@ pub struct Network {
     pub outbound6: Option<std::net::Ipv6Addr>,
     // Records of earlier versions do not have the next four.
     #[serde(default)]
-    pub path: Way,
+    pub path: TranslationPath,
     /// Containers are reached from outside by their own addresses.
     #[serde(default)]
     pub direct: bool,

@@ -5,7 +5,7 @@ use crate::datapath::Inspect;
 use crate::datapath::filter::Chain;
 use crate::datapath::inspect::{EndpointTraffic, Volume};
 use crate::model::error::Result;
-use crate::model::{Desired, Record, Way};
+use crate::model::{Desired, Record, TranslationPath};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 pub struct NetworkLine {
     pub network: String,
     pub bridge: String,
-    /// `offload` or `edge`.
+    /// `offload`: the programs translate, past netfilter.
     pub path: &'static str,
     pub why: String,
     #[serde(flatten)]
@@ -50,25 +50,21 @@ pub struct PublishLine {
 /// # Errors
 /// The counters cannot be read.
 pub fn networks(desired: &Desired, datapath: &dyn Inspect, foreign: &[Chain]) -> Result<Vec<NetworkLine>> {
-    let filters: Vec<&Chain> = foreign.iter().filter(|c| c.filters_forwarding()).collect();
-    Ok(lines(&desired.records, datapath.traffic(desired)?, filters.first().copied()))
+    Ok(lines(&desired.records, datapath.traffic(desired)?, foreign.first()))
 }
 
-fn lines(records: &[Record], traffic: Vec<Option<EndpointTraffic>>, filter: Option<&Chain>) -> Vec<NetworkLine> {
+fn lines(records: &[Record], traffic: Vec<Option<EndpointTraffic>>, bypassed: Option<&Chain>) -> Vec<NetworkLine> {
     let mut networks: BTreeMap<&str, NetworkLine> = BTreeMap::new();
     for (record, traffic) in records.iter().zip(traffic) {
         let (Some(bridge), Some(traffic)) = (record.network.bridge(), traffic) else { continue };
         let endpoint = endpoint(record, &traffic);
-        let network = networks.entry(&record.network.name).or_insert_with(|| {
-            let (path, why) = path(record.network.path, traffic.takes_stack, filter);
-            NetworkLine {
-                network: record.network.name.clone(),
-                bridge: bridge.to_string(),
-                path,
-                why,
-                volume: Volume::default(),
-                endpoints: Vec::new(),
-            }
+        let network = networks.entry(&record.network.name).or_insert_with(|| NetworkLine {
+            network: record.network.name.clone(),
+            bridge: bridge.to_string(),
+            path: "offload",
+            why: why(record.network.path, bypassed),
+            volume: Volume::default(),
+            endpoints: Vec::new(),
         });
         network.volume = network.volume + endpoint.volume;
         network.endpoints.push(endpoint);
@@ -93,20 +89,15 @@ fn endpoint(record: &Record, traffic: &EndpointTraffic) -> EndpointLine {
     }
 }
 
-/// The path of a network's packets, and why: the datapath's own (`edge`) may be older than the filters.
-fn path(wish: Way, edge: bool, filter: Option<&Chain>) -> (&'static str, String) {
-    let way = if edge { "edge" } else { "offload" };
-    let why = match (wish, edge, filter) {
-        (Way::Offload, _, None) | (Way::Edge, _, _) => format!("as the network asks: netpath.path={wish}"),
-        (Way::Offload, _, Some(filter)) => format!("as the network asks: netpath.path=offload; past it, {filter}"),
-        (Way::Auto, true, Some(filter)) => format!("because {filter}"),
-        (Way::Auto, true, None) => "because something filtered forwarded packets when netpath last looked".into(),
-        (Way::Auto, false, Some(filter)) => {
-            format!("edge from the next start or stop of a container on, because {filter}")
-        }
-        (Way::Auto, false, None) => "nothing on this host filters forwarded packets".into(),
+/// Why packets of a network bypass netfilter, and the first rule there.
+fn why(asked: TranslationPath, bypassed: Option<&Chain>) -> String {
+    let why = match asked {
+        TranslationPath::Offload => "as the network asks: netpath.path=offload",
+        TranslationPath::Kernel => "netpath.path=kernel has no effect on this datapath",
+        TranslationPath::Auto if bypassed.is_none() => "nothing on this host filters forwarded packets",
+        TranslationPath::Auto => "no datapath through netfilter was taken",
     };
-    (way, why)
+    bypassed.map_or_else(|| why.to_owned(), |chain| format!("{why}; past it, {chain}"))
 }
 
 #[cfg(test)]
@@ -149,17 +140,11 @@ mod tests {
             drops: false,
             accepted: false,
         };
-        let shown = |wish, edge, filter: Option<&Chain>| {
-            let (path, why) = path(wish, edge, filter);
-            format!("{path}, {why}")
-        };
+        assert_eq!("nothing on this host filters forwarded packets", why(TranslationPath::Auto, None));
         assert_eq!(
-            "edge, because table inet firewalld chain filter_FORWARD filters forwarded packets",
-            shown(Way::Auto, true, Some(&mine))
+            "as the network asks: netpath.path=offload; past it, table inet firewalld chain filter_FORWARD filters \
+             forwarded packets",
+            why(TranslationPath::Offload, Some(&mine))
         );
-        assert_eq!("offload, nothing on this host filters forwarded packets", shown(Way::Auto, false, None));
-        assert_eq!("edge, as the network asks: netpath.path=edge", shown(Way::Edge, true, None));
-        assert!(shown(Way::Offload, false, Some(&mine)).contains("past it, table inet firewalld"));
-        assert!(shown(Way::Auto, false, Some(&mine)).starts_with("offload, edge from the next"));
     }
 }

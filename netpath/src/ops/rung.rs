@@ -4,7 +4,7 @@ use super::session::Session;
 use crate::datapath::ladder::{self, Choice, LADDER};
 use crate::datapath::{Context, Datapath, Refusal, filter};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Record, Rung, Way};
+use crate::model::{Desired, Record, Rung, TranslationPath};
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
 ///
@@ -43,16 +43,23 @@ impl Session {
             (Choice::Only(asked), Some(kept)) if asked != kept => ladder::choose(choice, None)?.rung,
             (Choice::Only(_), _) => ladder::choose(choice, kept)?.rung,
             (Choice::Auto, Some(kept)) if self.site.store.is_forced() => kept,
-            (Choice::Auto, Some(kept)) => self.beside_foreign_rules(kept, there, coming)?,
+            (Choice::Auto, Some(kept)) => self.translating_rung(kept, there, coming)?,
             (Choice::Auto, None) => {
                 // Rules of others decide first: probing a rung that is not taken costs 25 ms.
                 let best = LADDER[0].rung;
-                match self.beside_foreign_rules(best, there, coming)? {
+                match self.translating_rung(best, there, coming)? {
                     rung if rung != best => rung,
                     _ => ladder::choose(choice, kept)?.rung,
                 }
             }
         };
+        let is_forced = choice != Choice::Auto || (kept.is_some() && self.site.store.is_forced());
+        if is_forced
+            && !ladder::backend(rung).through_netfilter
+            && let Some(network) = network_asking(TranslationPath::Kernel, there, coming)
+        {
+            tracing::warn!("netpath.path=kernel of network {network} has no effect: {rung} is forced");
+        }
         // A command without a wish leaves the rung that an earlier one has forced.
         match choice {
             Choice::Only(_) => self.site.store.keep_forced(self.lock()?, true)?,
@@ -78,43 +85,56 @@ impl Session {
         Ok(datapath)
     }
 
-    /// Where forwarded packets can meet rules of others, a rung goes first that does not bypass them. Without one that can
-    /// serve, the best does all the same, and each container that starts warns of what is bypassed.
-    fn beside_foreign_rules(&self, rung: Rung, there: &Desired, coming: &[Record]) -> Result<Rung> {
-        let all = || there.records.iter().chain(coming);
-        let asks = all().find(|r| r.network.path == Way::Offload);
-        let backend = ladder::backend(rung);
-        if backend.through_netfilter
-            && rung != Rung::None
-            && let Some(record) = asks
-        {
-            let (network, next) = (&record.network.name, "stop all containers of this host and start this one first");
-            tracing::warn!(next, "netpath.path=offload of network {network} has no effect on the {rung} datapath");
+    /// Where forwarded packets can meet rules of others, or a network asks for it, a rung goes first that translates in
+    /// netfilter. Without one that can serve, the best does all the same, and each container that starts warns of what is
+    /// bypassed.
+    fn translating_rung(&self, rung: Rung, there: &Desired, coming: &[Record]) -> Result<Rung> {
+        let kernel = network_asking(TranslationPath::Kernel, there, coming);
+        let offload = network_asking(TranslationPath::Offload, there, coming);
+        let through_netfilter = ladder::backend(rung).through_netfilter;
+        match (kernel, offload) {
+            (Some(kernel), Some(offload)) if rung != Rung::None => tracing::warn!(
+                "netpath.path=offload of network {offload} has no effect: network {kernel} has netpath.path=kernel, which \
+                 holds for the host"
+            ),
+            (None, Some(network)) if through_netfilter && rung != Rung::None => {
+                let next = "stop all containers of this host and start this one first";
+                tracing::warn!(next, "netpath.path=offload of network {network} has no effect on the {rung} datapath");
+            }
+            _ => {}
         }
-        if backend.through_netfilter {
+        if through_netfilter {
             return Ok(rung);
         }
-        let Some(rule) = self.foreign.bypassed() else { return Ok(rung) };
-        if asks.is_some() {
-            return Ok(rung);
-        }
+        let (why, rejection, bypassed) = match (kernel, offload) {
+            (Some(network), _) => {
+                let why = format!("network {network} has netpath.path=kernel");
+                (why.clone(), why, "netpath.path=kernel has no effect")
+            }
+            (None, Some(_)) => return Ok(rung),
+            (None, None) => {
+                let Some(rule) = self.foreign.bypassed() else { return Ok(rung) };
+                let rejection = filter::rejection(rung, &rule);
+                (rule, rejection, "packets of containers bypass rules of this host, in whole or in part")
+            }
+        };
         let mut reasons = Vec::new();
         for lower in ladder::through_netfilter() {
             let serves = ladder::usable(lower)
                 .map_err(Error::new)
                 .and_then(|()| ladder::open(lower, self.cookie))
-                .and_then(|d| all().try_for_each(|r| refuse(d.as_ref(), r)));
+                .and_then(|d| there.records.iter().chain(coming).try_for_each(|r| refuse(d.as_ref(), r)));
             match serves {
                 Ok(()) => {
-                    tracing::info!("the datapath of this host is {lower}: {rule}");
-                    self.site.store.reject_rung(self.lock()?, rung, filter::rejection(rung, &rule))?;
+                    tracing::info!("the datapath of this host is {lower}: {why}");
+                    self.site.store.reject_rung(self.lock()?, rung, rejection)?;
                     return Ok(lower);
                 }
                 Err(e) => reasons.push(format!("{lower}: {e}")),
             }
         }
         let (next, reasons) = ("netpath doctor", reasons.join("; "));
-        tracing::warn!(next, "packets of containers bypass rules of this host, in whole or in part: {rule}; {reasons}");
+        tracing::warn!(next, "{bypassed}: {why}; {reasons}");
         Ok(rung)
     }
 
@@ -135,10 +155,10 @@ impl Session {
         let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(()) };
         let is_served = |r: &&Record| r.network.bridge().is_some();
         let there = Desired { records: desired.records.iter().filter(is_served).cloned().collect() };
-        if self.site.store.is_forced() || there.records.is_empty() {
+        if self.site.store.is_forced() || there.records.is_empty() || ladder::backend(rung).through_netfilter {
             return Ok(());
         }
-        let lower = self.beside_foreign_rules(rung, &there, &[])?;
+        let lower = self.translating_rung(rung, &there, &[])?;
         if lower != rung {
             let mut datapath = ladder::open(lower, self.cookie)?;
             self.change_over(rung, datapath.as_mut(), &there)?;
@@ -180,6 +200,12 @@ impl Session {
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
         Ok(ladder::open(rung, self.cookie)?.reconcile(&Desired::default(), &context)?.changed)
     }
+}
+
+/// The first network that asks for this path.
+fn network_asking<'a>(path: TranslationPath, there: &'a Desired, coming: &'a [Record]) -> Option<&'a str> {
+    let mut networks = there.records.iter().chain(coming).map(|r| &r.network);
+    networks.find(|n| n.path == path && n.bridge().is_some()).map(|n| n.name.as_ref())
 }
 
 pub(super) fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {

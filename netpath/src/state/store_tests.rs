@@ -167,6 +167,14 @@ fn a_record_without_the_fields_of_0_1_is_read() {
 }
 
 #[test]
+fn a_record_with_the_path_edge_is_read_as_one_with_kernel() {
+    let mut value = serde_json::to_value(stored("a", 1)).expect("JSON");
+    value["record"]["network"]["path"] = "edge".into();
+    let read = serde_json::from_value::<StoredEndpoint>(value).expect("readable");
+    assert_eq!(crate::model::TranslationPath::Kernel, read.record.network.path);
+}
+
+#[test]
 fn a_record_of_a_later_version_is_refused_and_kept() {
     let place = Place::new("newer");
     let store = place.store();

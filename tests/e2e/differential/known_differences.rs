@@ -4,7 +4,7 @@ use super::step::{From, Outcome, Step, To, What};
 use super::world::{Inside, World};
 use nix::errno::Errno;
 use std::net::IpAddr;
-use support::packet::{ACK, FIN, RST, SYN};
+use support::packet::{ACK, FIN, RST};
 use support::topology::Family;
 use support::traffic::Dress;
 
@@ -133,24 +133,12 @@ pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
         witness: Step { from: From::In(Inside::App), what: What::Flags(FIN | ACK), port: LISTED, ..Step::PLAIN },
     },
     KnownDifference {
-        why: "what belongs to no connection is led to the container of its port all the same; on the edge path the host's own \
-              filter drops it on the way there. netfilter does not translate it, and the host refuses it",
-        concerns: |step, netfilter| {
-            netfilter.tracked && is_outside(step.from) && step.to.is_host() && matches!(step.what, What::Flags(_))
-        },
-        holds: |step, programs, netfilter| {
-            let asked = step.to.address(step.family);
-            *programs == Outcome::Silent && matches!(netfilter, Outcome::Heard { from, flags: RST } if *from == asked)
-        },
-        witness: Step { what: What::Flags(SYN | ACK), ..Step::PLAIN },
-    },
-    KnownDifference {
         why: "the kernel's own: following connections it loses what is sent to the host in pieces with destination options, or \
               finds fault with them",
-        concerns: |step, netfilter| {
+        concerns: |step, _| {
             let options = matches!(step.what, What::Udp(Dress::Options) | What::Sendto(Dress::Options));
             let large = step.family == Family::V6 && options && step.bytes > 1_400;
-            !netfilter.tracked && large && is_outside(step.from) && step.to.is_host()
+            large && is_outside(step.from) && step.to.is_host()
         },
         holds: |_, programs, netfilter| {
             let by_the_host = match programs {

@@ -25,31 +25,24 @@ const ROUNDS: u16 = 2;
 const STEPS: u16 = 150;
 
 /// The programs must show the same as netfilter on an equal host.
-fn netfilter(tracked: bool) -> Way {
-    Way { rung: Rung::Iptables, path: Path::Auto, tracked }
-}
+const NETFILTER: Way = Way { rung: Rung::Iptables, path: Path::Auto, tracked: false };
 
 #[test]
 fn offload_is_seen_as_netfilter() -> Result<()> {
-    alike(Way { rung: Rung::best_hooks(), path: Path::Auto, tracked: false }, netfilter(false))
-}
-
-#[test]
-fn edge_is_seen_as_netfilter() -> Result<()> {
-    alike(Way { rung: Rung::best_hooks(), path: Path::Edge, tracked: true }, netfilter(true))
+    alike(Way { rung: Rung::best_hooks(), path: Path::Auto, tracked: false }, NETFILTER)
 }
 
 #[test]
 fn clsact_is_seen_as_netfilter() -> Result<()> {
     need!(thorough());
-    alike(Way { rung: Rung::Clsact, path: Path::Auto, tracked: false }, netfilter(false))
+    alike(Way { rung: Rung::Clsact, path: Path::Auto, tracked: false }, NETFILTER)
 }
 
 /// Control: only the rung differs between the two hosts, so two equal rungs show no difference.
 #[test]
 fn netfilter_is_seen_as_itself() -> Result<()> {
     need!(thorough());
-    alike(netfilter(false), netfilter(false))
+    alike(NETFILTER, NETFILTER)
 }
 
 fn thorough() -> need::Need {

@@ -13,8 +13,6 @@ type Up = (Container, Document);
 pub struct World<'t> {
     pub topology: &'t Topology,
     pub is_ebpf: bool,
-    /// Whether conntrack is active on this host, or on the one beside it.
-    pub tracked: bool,
     /// br_netfilter passes IPv6 frames of bridges to netfilter, so `::1` is left to the host there.
     pub keeps_localhost6: bool,
     web: Up,
@@ -73,17 +71,7 @@ impl<'t> World<'t> {
             tells_every_error(netns)?;
         }
         let keeps_localhost6 = topology.host.sysctl("net/bridge/bridge-nf-call-ip6tables").is_ok_and(|v| v == "1");
-        Ok(Self {
-            topology,
-            is_ebpf: way.rung.is_ebpf(),
-            tracked: way.tracked,
-            keeps_localhost6,
-            web,
-            app,
-            other,
-            listed,
-            servers,
-        })
+        Ok(Self { topology, is_ebpf: way.rung.is_ebpf(), keeps_localhost6, web, app, other, listed, servers })
     }
 
     pub fn container(&self, who: Inside) -> &Netns {

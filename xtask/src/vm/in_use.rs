@@ -68,12 +68,12 @@ mod tests {
     use report::variants::{ALL, PEER_IN_GUESTS as PEER};
     use serde_json::json;
 
-    /// The status on the eBPF rung: a path, and the uplinks that have the XDP program.
-    fn status(path: &str, early: &[&str]) -> Value {
+    /// The status on the eBPF rung, with the uplinks that have the XDP program.
+    fn status(early: &[&str]) -> Value {
         let hook = |program: &str, uplink: &str| json!({"program": program, "interface": uplink, "side": "ingress"});
         let uplinks = ["eth0", "eth1"].iter().map(|u| hook("np_uplink_in", u));
         let hooks: Vec<Value> = uplinks.chain(early.iter().map(|u| hook("np_xdp_in", u))).collect();
-        json!({"rung": "ebpf", "networks": [{"path": path}], "hooks": hooks})
+        json!({"rung": "ebpf", "networks": [{"path": "offload"}], "hooks": hooks})
     }
 
     #[test]
@@ -82,21 +82,20 @@ mod tests {
             let variant = ALL.iter().find(|v| v.key == key).expect("a variant");
             check(variant, status, &["eth0", "eth1"]).err().map(|e| e.to_string()).unwrap_or_default()
         };
-        let (offload, edge) = (status("offload", &[]), status("edge", &[]));
+        let offload = status(&[]);
         let iptables = json!({"rung": "iptables", "hooks": [], "rejected_rungs": [{"rung": "ebpf", "why": "no BPF"}]});
         let nothing = json!({"rung": null, "hooks": [], "networks": []});
         assert_eq!("", wrong("netpath-offload", &offload));
-        assert_eq!("", wrong("netpath-edge", &edge));
-        assert_eq!("", wrong("netpath-xdp", &status("offload", &["eth0", "eth1"])));
+        assert_eq!("", wrong("netpath-xdp", &status(&["eth0", "eth1"])));
         assert_eq!("", wrong("netpath-iptables", &iptables));
         assert_eq!("", wrong(PEER, &nothing));
 
         assert!(wrong("netpath-offload", &iptables).contains("netpath's iptables, not netpath's ebpf: no BPF"));
-        assert!(wrong("netpath-offload", &edge).contains("the path of its network"));
-        assert!(wrong("netpath-edge", &nothing).contains("none of netpath's"));
-        assert!(wrong("netpath-offload", &status("offload", &["eth1"])).contains("np_xdp_in is at eth1"));
+        assert!(wrong("netpath-nftables", &nothing).contains("none of netpath's"));
+        assert!(wrong("netpath-nftables", &offload).contains("netpath's ebpf, not netpath's nftables"));
+        assert!(wrong("netpath-offload", &status(&["eth1"])).contains("np_xdp_in is at eth1"));
         assert!(wrong("netpath-xdp", &offload).contains("np_xdp_in is not at eth0"));
-        assert!(wrong("netpath-xdp", &status("offload", &["eth0"])).contains("np_xdp_in is not at eth1"));
+        assert!(wrong("netpath-xdp", &status(&["eth0"])).contains("np_xdp_in is not at eth1"));
         assert!(wrong(PEER, &offload).contains("not none of netpath's"));
         let mut left = nothing.clone();
         left["hooks"] = offload["hooks"].clone();

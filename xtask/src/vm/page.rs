@@ -52,7 +52,7 @@ pub fn value<'o>(release: &str, how: &str, of: impl Fn(&str) -> &'o Outcome, doc
     Value::Object(all)
 }
 
-/// The rung in a test's name: a module that starts with it, as in `publish::tcx_edge::…`.
+/// The rung in a test's name: a module that starts with it, as in `publish::tcx_offload_tracked::…`.
 fn rung_of(test: &str) -> &'static str {
     let is_in = |rung: &str| test.split("::").any(|m| m == rung || m.starts_with(&format!("{rung}_")));
     RUNGS.iter().map(|(rung, _)| *rung).find(|rung| rung.is_empty() || is_in(rung)).unwrap_or_default()
@@ -122,7 +122,7 @@ mod tests {
     fn a_row_counts_by_rung_and_says_what_the_kernel_lacks() {
         let e2e = Outcome {
             passed: 3,
-            names: ["a::clsact::x", "b::clsact_edge::x", "ladder::y"].map(str::to_owned).to_vec(),
+            names: ["a::clsact::x", "b::clsact_tracked::x", "ladder::y"].map(str::to_owned).to_vec(),
             skipped: vec![("a::tcx::x".to_owned(), "needs tcx".to_owned())],
             ..Outcome::default()
         };

@@ -30,7 +30,7 @@ pub struct Args {
     /// Only these cases: reboot, flap, down, dhcp, mtu, uplink
     #[arg(long, value_name = "CASE", num_args = 1..)]
     only: Vec<String>,
-    /// Only these: netpath-offload, netpath-edge, netpath-xdp, netpath-iptables
+    /// Only these: netpath-offload, netpath-xdp, netpath-nftables, netpath-iptables
     #[arg(long, value_name = "VARIANT", num_args = 1..)]
     variants: Vec<String>,
     /// If all cases pass, write the times into this page, between `<!-- vm wire: begin -->` and `<!-- vm wire: end -->`
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn times_are_a_row_for_each_moment_and_a_column_for_each_variant() {
         let mut times = Times::default();
-        times.add("7.2.12", "TCG", "edge", "flap", &[("once", 60.4), ("five times", 1_200.0)]);
+        times.add("7.2.12", "TCG", "offload", "flap", &[("once", 60.4), ("five times", 1_200.0)]);
         times.add("7.2.12", "TCG", "xdp", "flap", &[("once", 70.0)]);
         assert_eq!((1, 3), times.later_than(LIMIT));
         let table = times.table();

@@ -8,9 +8,7 @@
 
 use super::addr::{mapped, prefix};
 use super::{allow, subnet_bitmap, xdp_policy};
-use crate::model::{
-    Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Way, Xdp,
-};
+use crate::model::{Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Xdp};
 use ipnet::IpNet;
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
@@ -61,8 +59,7 @@ pub struct Slots {
     pub rule: usize,
 }
 
-/// `filtered`: the host filters forwarded packets.
-pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
+pub fn compile(desired: &Desired, host: &HostView) -> Tables {
     let mut tables = Tables {
         subnet_hints: subnet_bitmap::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {
@@ -86,7 +83,7 @@ pub fn compile(desired: &Desired, host: &HostView, filtered: bool) -> Tables {
         }
     }
     for (record, links) in desired.bridged() {
-        let network = network(record, host, filtered);
+        let network = network(record, host);
         for subnet in &record.network.subnets {
             let (len, base) = prefix(&subnet.net);
             tables.subnets.insert((len, base), Subnet { bridge: links.bridge_index, flags: network.flags });
@@ -166,23 +163,17 @@ fn uplink(link: &HostLink, in_vrf: bool) -> Uplink {
     Uplink { mtu: link.mtu, mac, ethernet, source4, source6 }
 }
 
-fn network(record: &Record, host: &HostView, filtered: bool) -> Network {
+fn network(record: &Record, host: &HostView) -> Network {
     let net = &record.network;
     let mut flags = match net.isolation {
         Isolation::Open => 0,
         Isolation::Isolated => layout::NET_ISOLATED,
         Isolation::Strict => layout::NET_STRICT,
     };
-    let edge = match net.path {
-        Way::Auto => filtered,
-        Way::Offload => false,
-        Way::Edge => true,
-    };
     for (is_so, flag) in [
         (net.internal, layout::NET_INTERNAL),
         (net.masquerade && !net.internal, layout::NET_MASQUERADE),
         (net.direct && !net.internal, layout::NET_DIRECT),
-        (edge, layout::NET_EDGE),
     ] {
         flags |= if is_so { flag } else { 0 };
     }

@@ -5,7 +5,7 @@ use crate::model::fixtures::{at, name, record, tcp};
 use crate::model::{Mac, Network as ModelNetwork, TrafficIds};
 
 fn tables(records: Vec<Record>) -> Tables {
-    compile(&Desired { records }, &HostView::default(), false)
+    compile(&Desired { records }, &HostView::default())
 }
 
 /// The look-up of the programs on a port, in order: host address, target, container port.
@@ -117,7 +117,7 @@ fn a_record_without_links_is_left_alone_and_its_bridge_is_no_uplink() {
         links: vec![link(10, "podman1", LinkKind::Bridge, None, &["10.88.0.1/16"])],
         ..HostView::default()
     };
-    let t = compile(&Desired { records: vec![r] }, &host, false);
+    let t = compile(&Desired { records: vec![r] }, &host);
     assert!(t.rules.is_empty() && t.endpoints.is_empty() && t.networks.is_empty());
     assert!(t.uplinks.is_empty());
     assert_eq!(7, t.config.netns_cookie);
@@ -157,7 +157,7 @@ fn uplinks_have_an_address_and_no_master() {
         ],
         ..HostView::default()
     };
-    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
+    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
     assert_eq!(vec![2, 5, 6, 7, 23], t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
     assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
@@ -189,22 +189,18 @@ fn a_chain_ends_where_the_programs_stop_looking() {
 
 #[test]
 fn a_network_has_the_flags_of_its_options() {
-    let flags = |change: &dyn Fn(&mut ModelNetwork), filtered: bool| {
+    let flags = |change: &dyn Fn(&mut ModelNetwork)| {
         let mut r = record(1, &[A], vec![]);
         change(&mut r.network);
-        let t = compile(&Desired { records: vec![r] }, &HostView::default(), filtered);
+        let t = compile(&Desired { records: vec![r] }, &HostView::default());
         assert!(t.subnets.values().all(|s| s.flags == t.networks[&10].flags));
         t.networks[&10].flags
     };
-    let (masq, edge) = (layout::NET_MASQUERADE, layout::NET_EDGE);
-    assert_eq!(masq, flags(&|_| {}, false));
-    assert_eq!(masq | edge, flags(&|_| {}, true), "auto, beside a foreign filter");
-    assert_eq!(masq | edge, flags(&|n| n.path = Way::Edge, false));
-    assert_eq!(masq, flags(&|n| n.path = Way::Offload, true));
-    assert_eq!(0, flags(&|n| n.masquerade = false, false));
-    assert_eq!(masq | layout::NET_DIRECT, flags(&|n| n.direct = true, false));
+    assert_eq!(layout::NET_MASQUERADE, flags(&|_| {}));
+    assert_eq!(0, flags(&|n| n.masquerade = false));
+    assert_eq!(layout::NET_MASQUERADE | layout::NET_DIRECT, flags(&|n| n.direct = true));
     let closed = |n: &mut ModelNetwork| (n.internal, n.direct, n.masquerade) = (true, true, true);
-    assert_eq!(layout::NET_INTERNAL, flags(&closed, false), "an internal network has no way in or out");
+    assert_eq!(layout::NET_INTERNAL, flags(&closed), "an internal network has no way in or out");
 }
 
 #[test]
@@ -269,7 +265,7 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
         let mut r = record(1, &[A], vec![]);
         (r.network.xdp, r.network.internal) = (xdp, internal);
         r.bridged_mut().expect("links").takes_xdp = takes_xdp;
-        let t = compile(&Desired { records: vec![record(2, &["10.88.0.3/16"], vec![]), r] }, &host, false);
+        let t = compile(&Desired { records: vec![record(2, &["10.88.0.3/16"], vec![]), r] }, &host);
         let flags = t.endpoints.values().map(|e| e.flags).collect::<Vec<_>>();
         (t.xdp.into_keys().collect::<Vec<_>>(), flags)
     };
@@ -297,7 +293,7 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
     };
     // Unsorted.
     let host = HostView { links: (101..=layout::UPLINKS + 102).rev().map(link).collect(), ..HostView::default() };
-    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host, false);
+    let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
     assert_eq!((101..=layout::UPLINKS + 100).collect::<Vec<_>>(), t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!(vec![name("up357"), name("up358")], t.unserved);
     assert!(tables(vec![record(1, &[A], vec![])]).unserved.is_empty());

@@ -16,9 +16,9 @@ use crate::model::{Desired, HostView};
 use crate::state::Store;
 use aya::maps::MapData;
 use netpath_common::family::{Ipv4, Ipv6};
-use netpath_common::layout::{self, Plain, name, program};
+use netpath_common::layout::{Plain, name, program};
 use netpath_common::reason::Reason;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 pub(super) struct Pinned(Pins);
@@ -80,17 +80,16 @@ impl Inspect for Pinned {
         if !self.exists() {
             return Ok(Vec::new());
         }
-        let networks: HashMap<u32, layout::Network> =
-            PinnedMap::open(&self.0, &maps::NETWORK)?.dump(256)?.into_iter().collect();
+        let served: HashSet<u32> =
+            PinnedMap::open(&self.0, &maps::NETWORK)?.dump(256)?.into_iter().map(|(bridge, _)| bridge).collect();
         let counters = Counters::open(&self.0)?;
         let mut all = Vec::new();
         for record in &desired.records {
-            let Some(network) = record.bridged().and_then(|links| networks.get(&links.bridge_index)) else {
+            if !record.bridged().is_some_and(|links| served.contains(&links.bridge_index)) {
                 all.push(None);
                 continue;
-            };
+            }
             let mut traffic = EndpointTraffic {
-                takes_stack: network.flags & layout::NET_EDGE != 0,
                 counted: record.traffic.own != 0,
                 own: counters.read(record.traffic.own)?,
                 publishes: Vec::new(),
@@ -150,7 +149,7 @@ impl Pinned {
     fn missing(&self, desired: &Desired, host: &HostView) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let there = attached(&self.0)?;
-        let tables = compile(desired, host, false);
+        let tables = compile(desired, host);
         if let Some(first) = tables.unserved.first() {
             let count = tables.unserved.len();
             findings.push(Finding {

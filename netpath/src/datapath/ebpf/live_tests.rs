@@ -3,6 +3,7 @@
 
 use super::maps::{Flows, PinnedMap, Shape};
 use super::*;
+use crate::datapath::filter::Foreign;
 use crate::link::{Rtnl, netns};
 use crate::model::fixtures::{at, record, tcp};
 use crate::model::{Attachment, HostBind, IfName, LinkKind};
@@ -334,7 +335,7 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     let mut tc = clsact::Tc::open().expect("netlink");
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
-    let wanted = attach::wanted(&compile::compile(&desired, &host.view(), false));
+    let wanted = attach::wanted(&compile::compile(&desired, &host.view()));
     assert!(attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
     assert_eq!(0, attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
     assert_eq!(0, attach::reconcile(&pins, &wanted, None).expect("kept without force"));
@@ -485,5 +486,45 @@ fn an_invalidated_flow_removes_no_entry_of_another_flow() {
     assert_eq!(1, invalidate::flows_by(&pins, &[99].into()).expect("purged"));
     assert!(map.get(&key).expect("read").is_none());
     assert!(map.get(&place).expect("read").is_some(), "a half of another flow is gone");
+    host.reconcile(&Desired::default());
+}
+
+/// Up to layout 5 an uplink's egress could masquerade: such a flow has no program any more, but another rung can take it over.
+#[test]
+fn flows_that_an_earlier_version_masqueraded_at_egress_are_handed_over_but_not_migrated() {
+    use netpath_common::layout::{LAYOUT_VERSION, Next, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK};
+    use netpath_common::reason::Reason;
+    let test = "flows_that_an_earlier_version_masqueraded_at_egress_are_handed_over_but_not_migrated";
+    let Some(host) = Host::new(test) else { return };
+    let desired = host.desired(vec![vec![tcp(HostBind::Any, 8080, 80, 1)]]);
+    host.reconcile(&desired);
+    let now = expire::now().expect("the clock");
+    let (ifindex, host_address, server) = (host.index("up0"), [192, 0, 2, 1], [203, 0, 113, 7]);
+    let flow = |src: [u8; 4], dst, to: ([u8; 4], [u8; 4]), sides: (u8, u8), origin: Reason| {
+        let next = Next { ifindex, last_seen: now, reverse_side: sides.1, origin: origin as u8, ..Next::default() };
+        let key = FlowKey4 { src, dst, proto: PROTO_UDP, side: sides.0, ..FlowKey4::default() };
+        (key, Flow4 { src: to.0, dst: to.1, next, ..Flow4::default() })
+    };
+    let container = [10, 88, 0, 2];
+    let (published, masqueraded, own) = (
+        flow(server, host_address, (server, container), (SIDE_UPLINK, SIDE_BRIDGE), Reason::FlowPublished),
+        flow(container, server, (host_address, server), (SIDE_EGRESS, SIDE_UPLINK), Reason::FlowMasqueraded),
+        flow(host_address, server, ([192, 0, 2, 2], server), (SIDE_EGRESS, SIDE_UPLINK), Reason::FlowHost),
+    );
+    let all = [published, masqueraded, own];
+    host.map(&Ipv4::FLOWS).update(&all.map(|f| f.0), &all.map(|f| f.1)).expect("written");
+    let this = host.pins().root().to_owned();
+    let earlier = this.to_string_lossy().replace(&format!("/v{LAYOUT_VERSION}/"), "/v5/");
+    std::fs::create_dir(std::path::Path::new(&earlier).parent().expect("a parent")).expect("made");
+    std::fs::rename(&this, &earlier).expect("renamed");
+
+    let handed_over: Vec<_> =
+        host.datapath().connections().expect("listed").iter().map(|c| c.original.source).collect();
+    assert_eq!(2, handed_over.len(), "{handed_over:?}");
+    assert!([server, container].iter().all(|a| handed_over.contains(&std::net::IpAddr::from(*a))), "{handed_over:?}");
+    host.reconcile(&desired);
+    let map = host.map(&Ipv4::FLOWS);
+    let is_there = all.map(|f| map.get(&f.0).expect("read").is_some());
+    assert_eq!([true, false, true], is_there);
     host.reconcile(&Desired::default());
 }

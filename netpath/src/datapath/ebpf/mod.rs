@@ -37,7 +37,6 @@ mod xdp;
 mod xdp_policy;
 
 use super::connection::Connection;
-use super::filter::Foreign;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
 use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
 use crate::model::error::Result;
@@ -110,7 +109,7 @@ impl Datapath for Ebpf {
             );
         }
         let others = Pins::of_other_versions(self.cookie);
-        let mut tables = compile::compile(desired, host, is_filtered(context.foreign));
+        let mut tables = compile::compile(desired, host);
         let mut changed = loader::ensure(pins, &attach::programs(&tables))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
@@ -146,7 +145,11 @@ impl Datapath for Ebpf {
     }
 
     fn connections(&self) -> Result<Vec<Connection>> {
-        if self.pins.exist() { handover::connections(&self.pins) } else { Ok(Vec::new()) }
+        let mut all = if self.pins.exist() { handover::connections(&self.pins)? } else { Vec::new() };
+        for (version, other) in Pins::of_other_versions(self.cookie) {
+            all.extend(handover::connections_of_another_layout(version, &other)?);
+        }
+        Ok(all)
     }
 
     fn expire(&mut self, effort: Effort<'_>) -> Result<Expired> {
@@ -155,24 +158,6 @@ impl Datapath for Ebpf {
 
     fn forget_host(&mut self) -> Result<usize> {
         self.pins.remove()
-    }
-}
-
-/// Whether packets must pass foreign filters. An unknown state counts as yes: no firewall is bypassed.
-fn is_filtered(foreign: &Foreign) -> bool {
-    match foreign.chains() {
-        Ok(found) => {
-            let filters = found.iter().filter(|c| c.filters_forwarding());
-            if let Some(first) = filters.clone().next() {
-                tracing::debug!(filters = filters.count(), "translated packets take the host's stack: {first}");
-                return true;
-            }
-            false
-        }
-        Err(e) => {
-            tracing::warn!("cannot tell what filters forwarded packets: {e}; translated packets take the host's stack");
-            true
-        }
     }
 }
 

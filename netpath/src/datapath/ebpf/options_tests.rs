@@ -6,20 +6,16 @@ use super::*;
 use crate::datapath::netfilter::iptables::Iptables;
 use crate::link::VethSpec;
 use crate::model::fixtures::tcp;
-use crate::model::{HostBind, Proto, Publish, TrafficIds, Way, Xdp};
+use crate::model::{HostBind, Proto, Publish, TrafficIds, Xdp};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use netpath_common::layout::program::XDP_IN;
-use netpath_common::layout::{self, AllowKey, Subnet, Traffic, name};
+use netpath_common::layout::{self, AllowKey, Traffic, name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd;
 
 fn open(host: &Host, name: &str) -> Map {
     MapData::from_pin(host.pins().map(name)).and_then(Map::from_map_data).expect("the map")
-}
-
-fn flags(host: &Host) -> u32 {
-    host.map(&maps::NETWORK).dump(16).expect("a dump")[0].1.flags
 }
 
 fn lets_in(host: &Host, list: u32, client: &str) -> bool {
@@ -139,37 +135,6 @@ fn a_counter_starts_at_zero_and_counts_while_its_endpoint_stays() {
     desired.records.push(next);
     host.reconcile(&desired);
     assert_eq!([false, false, true, true], read());
-    host.reconcile(&Desired::default());
-}
-
-#[test]
-fn a_foreign_filter_selects_the_edge_path() {
-    let test = "a_foreign_filter_selects_the_edge_path";
-    let Some(host) = Host::new(test) else { return };
-    let nft = |line: &str| {
-        std::process::Command::new("nft").args(line.split(' ')).output().is_ok_and(|out| out.status.success())
-    };
-    let mut desired = host.desired(vec![vec![]]);
-    host.reconcile(&desired);
-    let is_edge = |host: &Host| flags(host) & layout::NET_EDGE != 0;
-    assert!(!is_edge(&host));
-    if !nft("add table inet mine") {
-        println!("skip {test}: needs nft");
-        host.reconcile(&Desired::default());
-        return;
-    }
-    assert!(nft("add chain inet mine forward { type filter hook forward priority 0 ; policy drop ; }"));
-    host.reconcile(&desired);
-    assert!(is_edge(&host));
-    let subnets: LpmTrie<_, [u8; 16], Subnet> = LpmTrie::try_from(open(&host, name::SUBNET)).expect("a trie");
-    assert!(subnets.iter().all(|s| s.expect("a subnet").1.flags == flags(&host)));
-    desired.records[0].network.path = Way::Offload;
-    host.reconcile(&desired);
-    assert!(!is_edge(&host), "the network's wish comes first");
-    desired.records[0].network.path = Way::Auto;
-    assert!(nft("delete table inet mine"));
-    host.reconcile(&desired);
-    assert!(!is_edge(&host));
     host.reconcile(&Desired::default());
 }
 

@@ -1,5 +1,5 @@
 //! Foreign rules that forwarded packets meet: nftables, iptables in nf_tables, legacy iptables. They decide which rung serves
-//! a host and which path packets take, so that no rule of an administrator or of other software is bypassed silently.
+//! a host, so that no rule of an administrator or of other software is bypassed silently.
 
 mod legacy;
 mod nf;
@@ -43,11 +43,6 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Whether it filters packets that take the edge path: those are translated at the uplink, and forwarded by the stack.
-    pub fn filters_forwarding(&self) -> bool {
-        !self.translates && matches!(self.at, At::Before | At::Forward)
-    }
-
     /// Whether it drops what netpath forwards: an accept in one table does not keep another from dropping.
     pub fn closes_forwarding(&self) -> bool {
         self.drops && self.at == At::Forward && !self.accepted

@@ -5,7 +5,7 @@
 
 use super::json_reader::{Node, entries};
 use super::wire;
-use crate::model::{Proto, Publish, Way, Xdp};
+use crate::model::{Proto, Publish, TranslationPath, Xdp};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ const PREFIX: &str = "netpath.";
 /// Options of a network.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Options {
-    pub path: Way,
+    pub path: TranslationPath,
     pub direct: bool,
     pub masquerade: bool,
     pub xdp: Xdp,
@@ -41,7 +41,7 @@ struct Ports {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { path: Way::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Allow::default() }
+        Self { path: TranslationPath::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Allow::default() }
     }
 }
 
@@ -66,10 +66,14 @@ impl Options {
         let text = node.text();
         match name {
             "path" => match text {
-                "auto" => self.path = Way::Auto,
-                "offload" => self.path = Way::Offload,
-                "edge" => self.path = Way::Edge,
-                _ => node.wrong(format!("{text:?}: expected auto, offload or edge")),
+                "auto" => self.path = TranslationPath::Auto,
+                "offload" => self.path = TranslationPath::Offload,
+                "kernel" => self.path = TranslationPath::Kernel,
+                "edge" => {
+                    tracing::warn!("netpath.path=edge is gone and means kernel: netfilter translates");
+                    self.path = TranslationPath::Kernel;
+                }
+                _ => node.wrong(format!("{text:?}: expected auto, kernel or offload")),
             },
             "direct" => self.direct = flag(node).unwrap_or(self.direct),
             "masquerade" => self.masquerade = flag(node).unwrap_or(self.masquerade),

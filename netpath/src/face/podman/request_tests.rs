@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::attachment::{Macvlan, MacvlanMode};
 use crate::model::network::RouteKind;
-use crate::model::{Way, Xdp};
+use crate::model::{TranslationPath, Xdp};
 use serde_json::json;
 
 /// The worked example of the contract.
@@ -185,7 +185,7 @@ fn each_mistake_names_its_field() {
         (
             "/network_info/front/options/netpath.path",
             json!("x"),
-            r#"network_info.front.options."netpath.path": "x": expected auto, offload or edge"#,
+            r#"network_info.front.options."netpath.path": "x": expected auto, kernel or offload"#,
         ),
         (
             "/network_info/front/options/netpath.direct",
@@ -200,7 +200,7 @@ fn each_mistake_names_its_field() {
         ("/network_info/front/options/netpath.allow", json!(""), r#""netpath.allow": "" is neither"#),
         (
             "/network_info/front/options/netpath.pahts",
-            json!("edge"),
+            json!("kernel"),
             r#"network_info.front.options."netpath.pahts": netpath has no option of that name"#,
         ),
         (
@@ -230,7 +230,7 @@ fn each_mistake_names_its_field() {
         ),
         (
             "/networks/0/options/netpath.path",
-            json!("edge"),
+            json!("kernel"),
             r#"networks[0].options."netpath.path": this is an option of the network"#,
         ),
         (
@@ -349,17 +349,19 @@ fn netpath_options_override_labels_of_the_same_name() {
         let allow: Vec<String> = front.allow.iter().map(ToString::to_string).collect();
         (front.network.path, front.network.direct, front.network.masquerade, allow.join(" "))
     };
-    assert_eq!((Way::Auto, false, true, String::new()), of(json!({}), json!({})));
-    assert_eq!((Way::Auto, false, true, String::new()), of(json!(null), json!({"com.example.x": "y"})));
+    assert_eq!((TranslationPath::Auto, false, true, String::new()), of(json!({}), json!({})));
+    assert_eq!((TranslationPath::Auto, false, true, String::new()), of(json!(null), json!({"com.example.x": "y"})));
     let all = json!({
-        "netpath.path": "edge", "netpath.direct": "true", "netpath.masquerade": "false",
+        "netpath.path": "kernel", "netpath.direct": "true", "netpath.masquerade": "false",
         "netpath.allow": "192.0.2.9/24, 2001:db8::/32,198.51.100.7,192.0.2.0/24,2001:db8::1", "owner": "x"
     });
-    let read = (Way::Edge, true, false, "192.0.2.0/24 2001:db8::/32 198.51.100.7/32 2001:db8::1/128".to_owned());
+    let read =
+        (TranslationPath::Kernel, true, false, "192.0.2.0/24 2001:db8::/32 198.51.100.7/32 2001:db8::1/128".to_owned());
     assert_eq!(read, of(all.clone(), json!({})));
     assert_eq!(read, of(json!({}), all.clone()));
     let (path, direct, ..) = of(all, json!({"netpath.path": "offload", "netpath.direct": "false"}));
-    assert_eq!((Way::Offload, false), (path, direct));
+    assert_eq!((TranslationPath::Offload, false), (path, direct));
+    assert_eq!(TranslationPath::Kernel, of(json!({"netpath.path": "edge"}), json!({})).0, "of earlier versions");
     let mut document = with("/network_info/front/labels", json!({"netpath.xdp": "on"}));
     assert_eq!([Xdp::On, Xdp::Auto], [0, 1].map(|n| records(&document)[n].network.xdp));
     document["network_info"]["front"]["options"] = json!({"netpath.xdp": "off"});
