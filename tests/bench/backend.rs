@@ -11,11 +11,11 @@ use support::netavark::{Document, Network};
 use support::topology::{Container, Topology};
 
 /// The network that containers are put on, as [`Network::dual`] numbers it.
-pub const NETWORK: u8 = 7;
+pub(crate) const NETWORK: u8 = 7;
 
 /// Paths of the programs.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct Places {
+pub(crate) struct Places {
     pub netpath: PathBuf,
     pub netavark: PathBuf,
     pub old_netavark: PathBuf,
@@ -35,7 +35,7 @@ impl Places {
 
     /// # Errors
     /// A requirement of the variant that this machine lacks.
-    pub fn have(&self, variant: &Variant) -> need::Need {
+    pub(crate) fn have(&self, variant: &Variant) -> need::Need {
         if let Some(program) = variant.program().map(|program| self.of(program)).filter(|program| !program.is_file()) {
             return Err(format!("the program {}", program.display()));
         }
@@ -46,7 +46,7 @@ impl Places {
     }
 }
 
-pub struct Backend {
+pub(crate) struct Backend {
     variant: &'static Variant,
     program: support::backend::Backend,
     /// Kept until the last call of the backend.
@@ -58,7 +58,7 @@ impl Backend {
     ///
     /// # Errors
     /// That software does not run, or the link by which the program is called cannot be made.
-    pub fn new(variant: &'static Variant, places: &Places, topology: &Topology) -> Result<Self> {
+    pub(crate) fn new(variant: &'static Variant, places: &Places, topology: &Topology) -> Result<Self> {
         let program = variant.program().with_context(|| format!("{} has no backend", variant.key))?;
         let aardvark = places.netavark.with_file_name("aardvark-dns");
         let beside = places.beside.map(|kind| start(kind, topology)).transpose()?;
@@ -70,7 +70,7 @@ impl Backend {
     }
 
     /// A document for a container at host part `host` of the network, with nothing published yet.
-    pub fn document(&self, host: u8) -> Document {
+    pub(crate) fn document(&self, host: u8) -> Document {
         let options = self.variant.options.iter();
         let network = options.fold(Network::dual(NETWORK), |network, (key, value)| network.option(key, value));
         Document::new().on_dual(&network, "eth0", NETWORK, host)
@@ -78,13 +78,13 @@ impl Backend {
 
     /// # Errors
     /// The program failed.
-    pub fn setup(&self, topology: &Topology, container: &Container, document: &Document) -> Result<Duration> {
+    pub(crate) fn setup(&self, topology: &Topology, container: &Container, document: &Document) -> Result<Duration> {
         self.program.call("setup", &topology.host, container.path(), &document.json(container))
     }
 
     /// # Errors
     /// The program failed.
-    pub fn teardown(&self, topology: &Topology, container: &Container, document: &Document) -> Result<Duration> {
+    pub(crate) fn teardown(&self, topology: &Topology, container: &Container, document: &Document) -> Result<Duration> {
         self.program.call("teardown", &topology.host, container.path(), &document.json(container))
     }
 }

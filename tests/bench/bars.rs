@@ -3,7 +3,7 @@
 use report::results::{Cell, Results};
 use report::variants::{DIRECT, PEER, Variant};
 
-pub struct Bar {
+pub(crate) struct Bar {
     pub what: &'static str,
     measured: Measured,
     aim: Aim,
@@ -35,7 +35,7 @@ const fn bar(what: &'static str, measured: Measured, aim: Aim) -> Bar {
 use Aim::{AtLeast, AtMost};
 use Measured::{More, Program, Times, TimesOwn, Value};
 
-pub const BARS: &[Bar] = &[
+pub(crate) const BARS: &[Bar] = &[
     bar("published, UDP 64 B, of direct", Times("udp.published", DIRECT), AtLeast(0.90)),
     bar("published, UDP 64 B, of netavark 2.1", Times("udp.published", PEER), AtLeast(1.35)),
     bar("published, conn/s, of direct", Times("conn.published", DIRECT), AtLeast(0.95)),
@@ -59,18 +59,18 @@ pub const BARS: &[Bar] = &[
 ];
 
 impl Bar {
-    pub fn aim(&self) -> String {
+    pub(crate) fn aim(&self) -> String {
         match self.aim {
             AtLeast(aim) => format!("≥ {aim:.2}"),
             AtMost(aim) => format!("≤ {aim}"),
         }
     }
 
-    pub fn is_ratio(&self) -> bool {
+    pub(crate) fn is_ratio(&self) -> bool {
         matches!(self.measured, Times(..) | TimesOwn(..))
     }
 
-    pub fn measured(&self, results: &Results, variant: &Variant) -> Option<f64> {
+    pub(crate) fn measured(&self, results: &Results, variant: &Variant) -> Option<f64> {
         let own = |figure: &'static str| -> Cell<'_> { (figure, variant.key) };
         match self.measured {
             Times(figure, base) => results.ratio(own(figure), (figure, base)),
@@ -85,7 +85,7 @@ impl Bar {
         }
     }
 
-    pub fn is_met(&self, value: f64) -> bool {
+    pub(crate) fn is_met(&self, value: f64) -> bool {
         match self.aim {
             AtLeast(aim) => value >= aim,
             AtMost(aim) => value <= aim,

@@ -27,12 +27,12 @@ type Measure = fn(&'static Variant, &Plan) -> Result<Vec<(Figure, f64)>>;
 /// Figures by name, with the planned seconds per round and variant.
 const JOBS: [(&str, f64, Measure); 3] = [("setup", 3.0, alone), ("range", 2.0, range), ("many", 5.0, many)];
 
-pub fn planned(plan: &Plan) -> Duration {
+pub(crate) fn planned(plan: &Plan) -> Duration {
     let seconds: f64 = JOBS.iter().filter(|(name, ..)| plan.wants(name)).map(|(_, seconds, _)| seconds).sum();
     Duration::from_secs_f64(seconds) * (plan.rounds * plan.backends().len()) as u32
 }
 
-pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
+pub(crate) fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     for (name, seconds, measure) in JOBS.iter().filter(|(name, ..)| plan.wants(name)) {
         for round in 0..plan.rounds {
             for variant in plan.backends() {
@@ -51,7 +51,7 @@ pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     }
 }
 
-pub fn ms(took: Duration) -> f64 {
+pub(crate) fn ms(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 

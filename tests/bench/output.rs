@@ -12,14 +12,14 @@ use serde_json::{Map, Value, json};
 use std::fs;
 
 /// The machine of the measurement.
-pub struct Machine {
+pub(crate) struct Machine {
     pub processors: usize,
     pub model: String,
     pub kernel: String,
 }
 
 impl Machine {
-    pub fn this() -> Self {
+    pub(crate) fn this() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map(|(_, m)| m.trim());
@@ -59,7 +59,7 @@ fn verdict(results: &Results, variant: &Variant) -> String {
 }
 
 /// Machine and conditions.
-pub fn head(plan: &Plan, machine: &Machine) -> String {
+pub(crate) fn head(plan: &Plan, machine: &Machine) -> String {
     let mut text = format!(
         "{} processors ({}), Linux {}; {}, {} ms per sample of traffic (iperf3: 1 s), IPv4.\n\n",
         machine.processors,
@@ -78,7 +78,7 @@ pub fn head(plan: &Plan, machine: &Machine) -> String {
 }
 
 /// What follows the tables: the programs and the goals.
-pub fn more(plan: &Plan, results: &Results) -> String {
+pub(crate) fn more(plan: &Plan, results: &Results) -> String {
     let mut text = String::new();
     if !results.programs.is_empty() {
         let rows: Vec<_> = results.programs.iter().map(|(name, ns)| vec![name.clone(), number(*ns)]).collect();
@@ -94,7 +94,7 @@ pub fn more(plan: &Plan, results: &Results) -> String {
 }
 
 /// The same, and the machine, as fields of the JSON.
-pub fn facts(plan: &Plan, results: &Results, machine: &Machine) -> Value {
+pub(crate) fn facts(plan: &Plan, results: &Results, machine: &Machine) -> Value {
     let aims = plan.variants.iter().filter(|v| v.is_judged()).flat_map(|v| {
         BARS.iter().filter_map(|bar| {
             let value = bar.measured(results, v)?;
@@ -109,7 +109,7 @@ pub fn facts(plan: &Plan, results: &Results, machine: &Machine) -> Value {
 }
 
 /// File name and content of each chart that has points.
-pub fn charts(plan: &Plan, results: &Results) -> Vec<(&'static str, String)> {
+pub(crate) fn charts(plan: &Plan, results: &Results) -> Vec<(&'static str, String)> {
     let chart = |figure: &str, title, y| {
         let points = |variant: &Variant| -> Vec<(f64, f64)> {
             let point =

@@ -4,7 +4,7 @@ use crate::backend::Places;
 use report::variants::Variant;
 use std::time::Duration;
 
-pub struct Plan {
+pub(crate) struct Plan {
     pub variants: Vec<&'static Variant>,
     pub only: Vec<String>,
     pub rounds: usize,
@@ -14,18 +14,18 @@ pub struct Plan {
 
 impl Plan {
     /// `conn` and `conn.published` both want `conn.published`.
-    pub fn wants(&self, figure: &str) -> bool {
+    pub(crate) fn wants(&self, figure: &str) -> bool {
         let family = figure.split('.').next().unwrap_or_default();
         self.only.is_empty() || self.only.iter().any(|o| o == figure || o == family)
     }
 
     /// How long one sample of traffic takes.
-    pub fn sample(&self) -> Duration {
+    pub(crate) fn sample(&self) -> Duration {
         if self.quick { Duration::from_millis(300) } else { Duration::from_secs(1) }
     }
 
     /// The variants that have a backend.
-    pub fn backends(&self) -> Vec<&'static Variant> {
+    pub(crate) fn backends(&self) -> Vec<&'static Variant> {
         self.variants.iter().copied().filter(|v| v.program().is_some()).collect()
     }
 }

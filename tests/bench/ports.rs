@@ -10,12 +10,12 @@ use report::results::{Figure, Results};
 use report::variants::Variant;
 use std::time::{Duration, Instant};
 
-pub const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];
+pub(crate) const COUNTS: [u16; 4] = [1, 100, 2_000, 60_000];
 /// The first of the many; the dialled port is below.
 const FROM: u16 = 3_000;
 const DIALLED: u16 = 2_080;
 
-pub fn planned(plan: &Plan) -> Duration {
+pub(crate) fn planned(plan: &Plan) -> Duration {
     if !plan.wants("ports") {
         return Duration::ZERO;
     }
@@ -37,7 +37,7 @@ fn patience(plan: &Plan) -> f64 {
     if plan.quick { 5e3 } else { 45e3 }
 }
 
-pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
+pub(crate) fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     if !plan.wants("ports") {
         return;
     }

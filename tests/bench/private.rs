@@ -20,7 +20,7 @@ const NICE: i32 = -10;
 ///
 /// # Errors
 /// Not root, or the kernel refuses a mount.
-pub fn enter() -> Result<()> {
+pub(crate) fn enter() -> Result<()> {
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
         .context("cannot make namespaces of mounts and processes: the bench needs root")?;
@@ -53,7 +53,7 @@ fn wait_outside(child: Pid) -> ! {
 
 /// Raises the priority of this process and its children: figures vary less on a busy machine. Without effect where the kernel
 /// denies it.
-pub fn go_first() {
+pub(crate) fn go_first() {
     // SAFETY: three numbers.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     // With autogroups a priority counts within a session only, and the session itself has one. In a session of its own the

@@ -15,11 +15,11 @@ use support::packet::{
     BRIDGE_MAC, CLIENT_MAC, Frame, HOST_MAC, Lab, REDIRECTED, SYN, WEB_MAC, client, container, gateway, host, outside,
 };
 
-pub fn planned(plan: &Plan) -> Duration {
+pub(crate) fn planned(plan: &Plan) -> Duration {
     Duration::from_secs(if plan.wants("programs") { 5 } else { 0 })
 }
 
-pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
+pub(crate) fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     if !plan.wants("programs") {
         return;
     }

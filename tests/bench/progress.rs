@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-pub struct Progress {
+pub(crate) struct Progress {
     begun: Instant,
     /// Planned seconds: in total, and of the finished parts.
     total: f64,
@@ -13,13 +13,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn of(total: Duration) -> Self {
+    pub(crate) fn of(total: Duration) -> Self {
         let terminal = std::io::stdout().is_terminal();
         Self { begun: Instant::now(), total: total.as_secs_f64(), done: 0.0, terminal }
     }
 
     /// Names the part that starts.
-    pub fn now(&self, what: &str) {
+    pub(crate) fn now(&self, what: &str) {
         if self.terminal {
             print!("\r\x1b[K{} {what}", self.place());
             let _ = std::io::stdout().flush();
@@ -27,12 +27,12 @@ impl Progress {
     }
 
     /// Counts a finished part by its planned duration.
-    pub fn advance(&mut self, planned: Duration) {
+    pub(crate) fn advance(&mut self, planned: Duration) {
         self.done += planned.as_secs_f64();
     }
 
     /// Prints a permanent line.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         let redraw = if self.terminal { "\r\x1b[K" } else { "" };
         println!("{redraw}{} {text}", self.place());
     }
@@ -56,7 +56,7 @@ fn remaining(total: f64, done: f64, elapsed: f64) -> Option<f64> {
     Some(left * elapsed / done)
 }
 
-pub fn clock(seconds: f64) -> String {
+pub(crate) fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     if seconds < 60 { format!("{seconds} s") } else { format!("{} min {:02} s", seconds / 60, seconds % 60) }
 }

@@ -16,7 +16,7 @@ use support::topology::{CLIENT4, Container, Family, HOST4, Topology};
 
 /// Traffic paths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub(crate) enum Way {
     /// Client → published port of the host.
     Published,
     /// Container → client.
@@ -30,7 +30,7 @@ pub enum Way {
 }
 
 impl Way {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Way::Published => "published",
             Way::Masqueraded => "masqueraded",
@@ -40,7 +40,7 @@ impl Way {
         }
     }
 
-    pub fn goes_through(self, kind: Kind) -> bool {
+    pub(crate) fn goes_through(self, kind: Kind) -> bool {
         match kind {
             Kind::Direct => matches!(self, Way::Published | Way::Masqueraded),
             Kind::Routed => matches!(self, Way::Published | Way::Masqueraded | Way::Address),
@@ -84,7 +84,7 @@ impl Served {
 }
 
 /// Dropped in order: servers, container, namespaces.
-pub struct Stage {
+pub(crate) struct Stage {
     pub variant: &'static Variant,
     inside: Served,
     outside: Served,
@@ -95,7 +95,7 @@ pub struct Stage {
 }
 
 /// One traffic path through a stage.
-pub struct Path<'s> {
+pub(crate) struct Path<'s> {
     pub from: &'s Netns,
     ip: IpAddr,
     shift: u16,
@@ -109,20 +109,20 @@ impl Path<'_> {
     }
 
     /// The server of short connections.
-    pub fn once(&self) -> SocketAddr {
+    pub(crate) fn once(&self) -> SocketAddr {
         self.to(self.once)
     }
 
     /// The receiver of datagrams.
-    pub fn sink(&self) -> SocketAddr {
+    pub(crate) fn sink(&self) -> SocketAddr {
         self.to(ONCE)
     }
 
-    pub fn echo(&self) -> SocketAddr {
+    pub(crate) fn echo(&self) -> SocketAddr {
         self.to(ECHO)
     }
 
-    pub fn bulk(&self) -> SocketAddr {
+    pub(crate) fn bulk(&self) -> SocketAddr {
         self.to(BULK)
     }
 }
@@ -130,7 +130,7 @@ impl Path<'_> {
 impl Stage {
     /// # Errors
     /// A part cannot be made, or a path gives no answer.
-    pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
+    pub(crate) fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
         let topology = topology()?;
         if variant.is_as_over_a_wire() {
             topology.client.complete_checksums("eth0")?;
@@ -164,7 +164,7 @@ impl Stage {
     }
 
     /// `None` where this variant lacks the path.
-    pub fn path(&self, way: Way) -> Option<Path<'_>> {
+    pub(crate) fn path(&self, way: Way) -> Option<Path<'_>> {
         if !way.goes_through(self.variant.kind) {
             return None;
         }
@@ -231,7 +231,7 @@ fn route(topology: &Topology, container: &Container) -> Result<()> {
 }
 
 /// A host with a backend and one permanent container that keeps bridge and programs in place, as on a host in use.
-pub struct Host {
+pub(crate) struct Host {
     pub backend: Backend,
     pub topology: Topology,
     keeper: (Container, Document),
@@ -241,12 +241,12 @@ pub struct Host {
 
 /// Host part of the container that [`Host`] keeps; others follow it.
 const KEEPER: u8 = 2;
-pub const FIRST_FREE: u8 = 3;
+pub(crate) const FIRST_FREE: u8 = 3;
 
 impl Host {
     /// # Errors
     /// A part cannot be made. Direct and routed have no backend.
-    pub fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
+    pub(crate) fn new(variant: &'static Variant, places: &Places) -> Result<Self> {
         let topology = topology()?;
         let backend = Backend::new(variant, places, &topology)?;
         let container = topology.container("keeper")?;
@@ -259,7 +259,7 @@ impl Host {
     ///
     /// # Errors
     /// No connection is made.
-    pub fn connections(&self, container: &Netns, port: u16, time: std::time::Duration) -> Result<tcp::Rate> {
+    pub(crate) fn connections(&self, container: &Netns, port: u16, time: std::time::Duration) -> Result<tcp::Rate> {
         let mut servers = Servers::default();
         servers.connections(container, ONCE)?;
         tcp::connections(&self.topology.client, SocketAddr::new(HOST4, port), time)

@@ -21,7 +21,7 @@ enum Kind {
 
 /// One row of the table, or a few.
 #[derive(Clone, Copy, Debug)]
-pub struct Job {
+pub(crate) struct Job {
     kind: Kind,
     way: Way,
 }
@@ -48,7 +48,7 @@ impl Job {
 }
 
 /// Every requested row of traffic.
-pub fn jobs(plan: &Plan) -> Vec<Job> {
+pub(crate) fn jobs(plan: &Plan) -> Vec<Job> {
     let mut jobs = Vec::new();
     for way in [Way::Published, Way::Masqueraded, Way::Local, Way::Address, Way::Hairpin] {
         let bulk = |streams, back| Kind::Bulk { streams, back };
@@ -65,7 +65,7 @@ pub fn jobs(plan: &Plan) -> Vec<Job> {
 }
 
 /// The planned duration.
-pub fn planned(plan: &Plan) -> Duration {
+pub(crate) fn planned(plan: &Plan) -> Duration {
     let one_round = |job: &Job| {
         let variants = plan.variants.iter().filter(|v| job.way.goes_through(v.kind)).count();
         job.sample_time(plan) * variants as u32
@@ -74,7 +74,7 @@ pub fn planned(plan: &Plan) -> Duration {
 }
 
 /// Runs all measurements.
-pub fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
+pub(crate) fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     let jobs = jobs(plan);
     if jobs.is_empty() {
         return;

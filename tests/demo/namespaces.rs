@@ -24,7 +24,7 @@ const HOST_PART: u8 = 5;
 ///
 /// # Errors
 /// A step has an unexpected result.
-pub fn run(keep: bool) -> Result<()> {
+pub(crate) fn run(keep: bool) -> Result<()> {
     need::root().map_err(|what| anyhow::anyhow!("the demo needs {what}: it makes network namespaces"))?;
     println!("A container's port, published by eBPF\n");
     let mut steps = Steps::of(7);

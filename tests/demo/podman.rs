@@ -16,7 +16,7 @@ const PORT: u16 = 8080;
 ///
 /// # Errors
 /// A step has an unexpected result.
-pub fn run(keep: bool) -> Result<()> {
+pub(crate) fn run(keep: bool) -> Result<()> {
     let backend = Backend::Netpath(None);
     if let Err(missing) = Machine::need(backend) {
         anyhow::bail!("the demo with Podman needs {missing}");

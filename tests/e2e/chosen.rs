@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use support::filter::Filter;
 use support::long_lived::LongLived;
 use support::need;
-use support::netavark::{Document, Netavark, Network, Rung};
+use support::netavark::{Document, Netavark, Network, Rung, write_program};
 use support::residue::{Residue, netfilter};
 use support::topology::{Family, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
@@ -54,8 +54,7 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
     ensure!(!places.is_empty(), "the object's licence is not found in the binary");
     places.iter().for_each(|at| bytes[*at..*at + closed.len()].copy_from_slice(closed));
     let patched = topology.dir().join("netavark");
-    std::fs::write(&patched, bytes)?;
-    std::fs::set_permissions(&patched, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    write_program(&patched, &bytes)?;
 
     let netavark = Netavark::with(&topology, &[])?;
     let container = topology.container("web")?;

@@ -36,13 +36,13 @@ fn doctor(topology: &Topology) -> Result<Value> {
 
 #[test]
 fn netpath_takes_the_best_rung_and_gives_the_reasons_against_better_ones() -> Result<()> {
-    need!(need::netpath(), need::root(), need::bpf(), need::program("iptables"));
+    need!(need::netpath(), need::root(), need::bpf());
     let hooks = of_this_kernel();
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
 
     let report = doctor(&topology)?;
-    let rung = if hooks == Hooks::None { "iptables" } else { "ebpf" };
+    let rung = if hooks == Hooks::None { "nftables" } else { "ebpf" };
     ensure!(report["rung"] == rung, "hooks {hooks:?}, but doctor says {report:#}");
     let probe = |name: &str| report["probes"].as_array().into_iter().flatten().find(|p| p["name"] == name).cloned();
     for (name, there) in [("tcx", hooks == Hooks::Tcx), ("clsact", hooks != Hooks::None)] {
@@ -60,7 +60,7 @@ fn netpath_takes_the_best_rung_and_gives_the_reasons_against_better_ones() -> Re
     let above = report["ladder"].as_array().and_then(|l| l.first()).context("doctor shows no ladder")?;
     let why_not = above["why_not"].as_str().unwrap_or_default();
     let reasons = hooks != Hooks::None || ["tcx", "clsact", "sch_ingress"].iter().all(|hook| why_not.contains(hook));
-    ensure!(reasons, "iptables is taken, and for the reason {above}");
+    ensure!(reasons, "nftables is taken, and for the reason {above}");
     need::say(&format!("this kernel has {hooks:?}; netpath takes {rung}; not the first rung: {why_not}"));
 
     let netavark = Netavark::with(&topology, &[])?;

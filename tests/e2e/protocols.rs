@@ -41,10 +41,10 @@ fn a_protocol_without_ports_goes_out_and_is_answered(way: Way) -> Result<()> {
     })
 }
 
-pub const PORT: u16 = 38_412;
+pub(crate) const PORT: u16 = 38_412;
 
 /// A packet with one chunk that starts an association, or accepts one (RFC 9260 §3.3.2, §3.3.3).
-pub fn sctp(kind: u8, sport: u16, dport: u16, tag: u32) -> Vec<u8> {
+pub(crate) fn sctp(kind: u8, sport: u16, dport: u16, tag: u32) -> Vec<u8> {
     let mut packet = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
     packet.extend(tag.to_be_bytes());
     packet.extend([0; 4]);
@@ -57,7 +57,7 @@ pub fn sctp(kind: u8, sport: u16, dport: u16, tag: u32) -> Vec<u8> {
     packet
 }
 
-pub const INIT: u8 = 1;
+pub(crate) const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const TAG: u32 = 0x0102_0304;
 

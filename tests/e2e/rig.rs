@@ -16,7 +16,7 @@ use support::topology::{Container, Topology};
 use support::traffic::{ANY, Proto, Server};
 
 /// A host on one rung.
-pub struct Rig<'t> {
+pub(crate) struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
     expect: Expect,
@@ -26,7 +26,7 @@ pub struct Rig<'t> {
 
 /// The network option for the path of packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Path {
+pub(crate) enum Path {
     /// Not set.
     Auto,
     /// Bypasses the host's stack.
@@ -35,7 +35,7 @@ pub enum Path {
 
 /// A rung, and the path of its packets through the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Way {
+pub(crate) struct Way {
     pub rung: Rung,
     pub path: Path,
     /// The host tracks forwarded connections, and drops packets that belong to none.
@@ -45,7 +45,7 @@ pub struct Way {
 impl Way {
     /// Every run takes all tests over each rung. The ways of a host that tracks connections use the same programs and rules: they
     /// are distributed among the tests of a group, so that each group meets each way.
-    pub fn turn(self, test: &str, group: &[&str]) -> need::Need {
+    pub(crate) fn turn(self, test: &str, group: &[&str]) -> need::Need {
         let number = match self.rung {
             Rung::Tcx | Rung::Clsact => 0,
             Rung::Nftables => 1,
@@ -60,7 +60,7 @@ impl Way {
     }
 
     /// Requirements besides the rung.
-    pub fn need(self) -> need::Need {
+    pub(crate) fn need(self) -> need::Need {
         if self.path != Path::Auto {
             need::netpath()?;
         }
@@ -68,7 +68,7 @@ impl Way {
     }
 
     /// [`Network::dual`] with the option for that path.
-    pub fn network(self, n: u8) -> Network {
+    pub(crate) fn network(self, n: u8) -> Network {
         let network = Network::dual(n);
         match self.path {
             Path::Auto => network,
@@ -77,12 +77,12 @@ impl Way {
     }
 
     /// Containers send frames of Ethernet's size, whatever the host's uplink takes.
-    pub fn wide_network(self, n: u8) -> Network {
+    pub(crate) fn wide_network(self, n: u8) -> Network {
         self.network(n).option("mtu", "1500")
     }
 
     /// Host `host` of that network, on port 8080 for both protocols.
-    pub fn published(self, n: u8, host: u8) -> Document {
+    pub(crate) fn published(self, n: u8, host: u8) -> Document {
         let document = Document::new().on_dual(&self.wide_network(n), "eth0", n, host);
         document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
     }
@@ -105,7 +105,7 @@ fn each_group_covers_each_way() {
 }
 
 /// As [`rig`], on a host as described by `way`.
-pub fn rig_on(
+pub(crate) fn rig_on(
     topology: Result<Topology>,
     way: Way,
     test: impl FnOnce(&Rig<'_>) -> Result<Vec<(Container, Document)>>,
@@ -118,7 +118,7 @@ pub fn rig_on(
 
 /// Runs `test` on a new host; afterwards all expectations must have been met, and nothing may be left. `test` returns the
 /// containers that it has torn down.
-pub fn rig(
+pub(crate) fn rig(
     topology: Result<Topology>,
     rung: Rung,
     test: impl FnOnce(&Rig<'_>) -> Result<Vec<(Container, Document)>>,
@@ -164,7 +164,7 @@ impl std::ops::Deref for Rig<'_> {
 
 impl Rig<'_> {
     /// A new container, set up; the test has to return it.
-    pub fn up(&self, name: &str, document: Document) -> Result<(Container, Document)> {
+    pub(crate) fn up(&self, name: &str, document: Document) -> Result<(Container, Document)> {
         let container = self.topology.container(name)?;
         self.netavark.setup(&container, &document).with_context(|| format!("setup of {name}"))?;
         Ok((container, document))
@@ -188,7 +188,7 @@ impl Rig<'_> {
     }
 
     /// Output of `netpath status`.
-    pub fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         let mut command = std::process::Command::new(support::netavark::binary()?);
         command.args(["status", "--json"]);
         let out = self.topology.host.output(command, b"")?;
@@ -196,7 +196,7 @@ impl Rig<'_> {
     }
 
     /// Number of packets counted for `reason`.
-    pub fn counted(&self, reason: Reason) -> Result<u64> {
+    pub(crate) fn counted(&self, reason: Reason) -> Result<u64> {
         let status = self.status()?;
         let counters = status["counters"].as_array().context("no counters")?;
         let ours = counters.iter().find(|c| c["reason"] == reason.word());
@@ -205,18 +205,18 @@ impl Rig<'_> {
 }
 
 /// One container with servers for both protocols on port 80.
-pub fn web(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<Server>)> {
+pub(crate) fn web(rig: &Rig<'_>, document: Document) -> Result<((Container, Document), Vec<Server>)> {
     let up = rig.up("web", document)?;
     let servers = serve(&up.0, 80, "web")?;
     Ok((up, servers))
 }
 
 /// Servers for both protocols and families on `port` that answer as `name`.
-pub fn serve(netns: &Netns, port: u16, name: &str) -> Result<Vec<Server>> {
+pub(crate) fn serve(netns: &Netns, port: u16, name: &str) -> Result<Vec<Server>> {
     serve_at(netns, ANY, port, name)
 }
 
 /// As [`serve`], on one address.
-pub fn serve_at(netns: &Netns, ip: IpAddr, port: u16, name: &str) -> Result<Vec<Server>> {
+pub(crate) fn serve_at(netns: &Netns, ip: IpAddr, port: u16, name: &str) -> Result<Vec<Server>> {
     Proto::BOTH.into_iter().map(|proto| Server::echo(netns, proto, ip, port, name)).collect()
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use support::need;
-use support::netavark::binary;
+use support::netavark::{binary, write_program};
 
 /// nobody and nogroup.
 const ORDINARY: u32 = 65_534;
@@ -69,7 +69,7 @@ fn user_namespaces() -> need::Need {
 
 fn served(dir: &std::path::Path) -> Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::copy(binary()?, dir.join("netpath"))?;
+    write_program(&dir.join("netpath"), &std::fs::read(binary()?)?)?;
     std::os::unix::fs::symlink("netpath", dir.join("netavark"))?;
     let document = serde_json::json!({
         "container_id": "0".repeat(64), "container_name": "web",

@@ -8,7 +8,7 @@ fn pid_of(m: &Machine, field: &str, name: &str) -> Result<String> {
     m.podman(&["inspect", "--format", &format!("{{{{.State.{field}}}}}"), name])
 }
 
-pub fn a_killed_container_is_removed_and_replaced(m: &Machine) -> Result<()> {
+pub(crate) fn a_killed_container_is_removed_and_replaced(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let pid = pid_of(m, "Pid", "web")?;
@@ -21,7 +21,7 @@ pub fn a_killed_container_is_removed_and_replaced(m: &Machine) -> Result<()> {
     Ok(())
 }
 
-pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     run_httpd(m, "bystander", &["-p", "8081:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
@@ -38,7 +38,7 @@ pub fn a_container_is_removed_after_its_conmon_was_killed(m: &Machine) -> Result
     check_rung(m)
 }
 
-pub fn a_taken_host_port_is_refused_without_harm_to_others(m: &Machine) -> Result<()> {
+pub(crate) fn a_taken_host_port_is_refused_without_harm_to_others(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let second = m.try_podman(&["run", "-d", "--name", "rival", "-p", "8080:80", "bb", "sleep", "100"])?;
@@ -56,7 +56,7 @@ pub fn a_taken_host_port_is_refused_without_harm_to_others(m: &Machine) -> Resul
     check_rung(m)
 }
 
-pub fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Result<()> {
+pub(crate) fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Result<()> {
     // A link of other software has the bridge's name.
     m.podman(&["network", "create", "--subnet", "10.89.5.0/24", "clash"])?;
     let format = "{{.NetworkInterface}}";
@@ -75,7 +75,7 @@ pub fn an_error_of_setup_names_its_cause_and_leaves_nothing(m: &Machine) -> Resu
     Ok(())
 }
 
-pub fn a_backend_killed_during_setup_is_repaired_by_the_next_container(m: &Machine) -> Result<()> {
+pub(crate) fn a_backend_killed_during_setup_is_repaired_by_the_next_container(m: &Machine) -> Result<()> {
     // Podman does not call teardown after a failed setup, so objects that netavark has created stay for ever.
     if m.backend() == Backend::Netavark {
         return Ok(());

@@ -4,7 +4,7 @@ use super::*;
 use anyhow::ensure;
 use support::podman::image::PAGE;
 
-pub fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> Result<()> {
+pub(crate) fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     m.podman(&["stop", "-t", "0", "web"])?;
@@ -19,7 +19,7 @@ pub fn a_stopped_container_serves_again_after_start_and_restart(m: &Machine) -> 
     check_rung(m)
 }
 
-pub fn a_paused_container_goes_on_after_unpause(m: &Machine) -> Result<()> {
+pub(crate) fn a_paused_container_goes_on_after_unpause(m: &Machine) -> Result<()> {
     // `podman pause` needs the freezer cgroup, which a machine without cgroups for containers lacks: the process is stopped by
     // a signal.
     run_httpd(m, "web", &["-p", "8080:80"])?;
@@ -32,7 +32,7 @@ pub fn a_paused_container_goes_on_after_unpause(m: &Machine) -> Result<()> {
     check_rung(m)
 }
 
-pub fn a_container_that_ends_by_itself_leaves_nothing(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_that_ends_by_itself_leaves_nothing(m: &Machine) -> Result<()> {
     // In the foreground podman removes it, in the background the cleanup process of conmon does.
     let address = m.podman(&["run", "--rm", "-p", "8080:80", "bb", "ip", "-4", "-o", "address", "show", "eth0"])?;
     ensure!(address.contains("10.88.0."), "{address}");
@@ -47,7 +47,7 @@ pub fn a_container_that_ends_by_itself_leaves_nothing(m: &Machine) -> Result<()>
     m.nothing_left().context("after a container in the background")
 }
 
-pub fn a_pod_shares_one_network(m: &Machine) -> Result<()> {
+pub(crate) fn a_pod_shares_one_network(m: &Machine) -> Result<()> {
     // Podman's pause image cannot be fetched here; any image that sleeps is enough.
     let infra = ["--infra-image", "localhost/bb", "--infra-command", "sleep 1000"];
     m.podman(&[&["pod", "create", "--name", "pair", "-p", "8080:80", "-p", "9000:9000"][..], &infra].concat())?;
@@ -65,7 +65,7 @@ pub fn a_pod_shares_one_network(m: &Machine) -> Result<()> {
     m.podman(&["pod", "rm", "-f", "-t", "0", "pair"]).map(drop)
 }
 
-pub fn reload_keeps_a_container_reachable(m: &Machine) -> Result<()> {
+pub(crate) fn reload_keeps_a_container_reachable(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     let before = m.podman(&["exec", "web", "ip", "-o", "address", "show", "eth0"])?;
@@ -83,7 +83,7 @@ pub fn reload_keeps_a_container_reachable(m: &Machine) -> Result<()> {
     Ok(())
 }
 
-pub fn many_containers_start_and_go_at_once(m: &Machine) -> Result<()> {
+pub(crate) fn many_containers_start_and_go_at_once(m: &Machine) -> Result<()> {
     const COUNT: u16 = 8;
     let names: Vec<String> = (0..COUNT).map(|i| format!("web{i}")).collect();
     let ports: Vec<String> = (0..COUNT).map(|i| format!("{}:80", 8100 + i)).collect();
@@ -112,7 +112,7 @@ fn all_at_once(commands: Vec<std::process::Command>) -> Result<()> {
 }
 
 /// As with `ip netns exec` and services with private mounts: each command sees another bpffs, or none.
-pub fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine) -> Result<()> {
+pub(crate) fn commands_in_mount_namespaces_of_their_own_share_the_programs(m: &Machine) -> Result<()> {
     // Mounts that Podman makes for a container propagate to all, as on a host with systemd.
     m.run_on_host("mount", &["--make-rshared", "/run"])?;
     let apart = |args: &[&str]| {

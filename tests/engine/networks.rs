@@ -4,7 +4,7 @@ use super::*;
 use anyhow::ensure;
 use support::podman::image::PAGE;
 
-pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
     m.podman(&["network", "create", "--subnet", "10.89.2.0/24", "two"])?;
     run_httpd(m, "web", &["--network", "one,two", "-p", "8080:80"])?;
@@ -25,7 +25,7 @@ pub fn a_container_is_reached_on_both_of_its_networks(m: &Machine) -> Result<()>
     Ok(())
 }
 
-pub fn a_network_is_connected_and_disconnected_while_running(m: &Machine) -> Result<()> {
+pub(crate) fn a_network_is_connected_and_disconnected_while_running(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
     m.podman(&["network", "create", "--subnet", "10.89.2.0/24", "two"])?;
     run_httpd(m, "web", &["--network", "one", "-p", "8080:80"])?;
@@ -47,7 +47,7 @@ pub fn a_network_is_connected_and_disconnected_while_running(m: &Machine) -> Res
     check_rung(m)
 }
 
-pub fn containers_find_each_other_by_name(m: &Machine) -> Result<()> {
+pub(crate) fn containers_find_each_other_by_name(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "named"])?;
     run_httpd(m, "front", &["--network", "named"])?;
     run_httpd(m, "back", &["--network", "named", "--network-alias", "store"])?;
@@ -66,7 +66,7 @@ pub fn containers_find_each_other_by_name(m: &Machine) -> Result<()> {
     Ok(())
 }
 
-pub fn a_fixed_address_and_mac_are_what_the_container_has(m: &Machine) -> Result<()> {
+pub(crate) fn a_fixed_address_and_mac_are_what_the_container_has(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--subnet", "10.89.3.0/24", "--gateway", "10.89.3.254", "fixed"])?;
     let fixed = ["--network", "fixed", "--ip", "10.89.3.7", "--mac-address", "0a:11:22:33:44:55"];
     run_httpd(m, "web", &[&fixed[..], &["-p", "8080:80"]].concat())?;
@@ -83,7 +83,7 @@ pub fn a_fixed_address_and_mac_are_what_the_container_has(m: &Machine) -> Result
     Ok(())
 }
 
-pub fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
+pub(crate) fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--internal", "--subnet", "10.89.4.0/24", "shut"])?;
     run_httpd(m, "inside", &["--network", "shut"])?;
     run_httpd(m, "friend", &["--network", "shut"])?;
@@ -99,7 +99,7 @@ pub fn an_internal_network_has_no_way_out(m: &Machine) -> Result<()> {
     Ok(())
 }
 
-pub fn isolated_networks_do_not_reach_each_other(m: &Machine) -> Result<()> {
+pub(crate) fn isolated_networks_do_not_reach_each_other(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--opt", "isolate=true", "left"])?;
     m.podman(&["network", "create", "--opt", "isolate=true", "right"])?;
     m.podman(&["network", "create", "open"])?;
@@ -116,7 +116,7 @@ pub fn isolated_networks_do_not_reach_each_other(m: &Machine) -> Result<()> {
 }
 
 /// `podman network create -d macvlan`, twice, and a bridge, on one container: clients on the wire reach it there.
-pub fn a_container_is_on_two_macvlans_and_a_bridge(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_is_on_two_macvlans_and_a_bridge(m: &Machine) -> Result<()> {
     let create = ["network", "create", "-d", "macvlan", "-o", "parent=eth0"];
     m.podman(&[&create[..], &["--subnet", "192.0.2.0/24", "--gateway", "192.0.2.2", "lan"]].concat())?;
     m.podman(&[&create[..], &["--subnet", "198.51.100.0/24", "--internal", "lan2"]].concat())?;

@@ -4,7 +4,7 @@ use super::*;
 use anyhow::ensure;
 use support::podman::image::PAGE;
 
-pub fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<()> {
+pub(crate) fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<()> {
     run_httpd(m, "web", &["-p", "8080:80"])?;
     assert_eq!(PAGE, page_outside(m, HOST, 8080)?);
     logs_until(m, "web", &format!("[::ffff:{CLIENT}]"))?;
@@ -22,7 +22,7 @@ pub fn a_page_is_fetched_from_outside_and_from_the_host(m: &Machine) -> Result<(
     m.host(|| reach::silent(SocketAddr::new(LOCALHOST, 8080)))?
 }
 
-pub fn a_udp_port_answers_from_the_address_that_was_asked(m: &Machine) -> Result<()> {
+pub(crate) fn a_udp_port_answers_from_the_address_that_was_asked(m: &Machine) -> Result<()> {
     run_peer(m, "dns", &["5300"], &["-p", "5353:5300/udp", "-p", "5353:5300/tcp"])?;
     let host = SocketAddr::new(HOST, 5353);
     assert_eq!(format!("dns:5300 sees {CLIENT}"), m.client(|| reach::udp(host))??);
@@ -37,7 +37,7 @@ pub fn a_udp_port_answers_from_the_address_that_was_asked(m: &Machine) -> Result
     check_rung(m)
 }
 
-pub fn a_range_leads_each_port_to_its_own(m: &Machine) -> Result<()> {
+pub(crate) fn a_range_leads_each_port_to_its_own(m: &Machine) -> Result<()> {
     run_peer(m, "many", &["7000", "7009"], &["-p", "9000-9009:7000-7009", "-p", "9000-9009:7000-7009/udp"])?;
     for offset in [0, 1, 5, 9] {
         let (to, expected) = (SocketAddr::new(HOST, 9000 + offset), format!("many:{} sees {CLIENT}", 7000 + offset));
@@ -52,7 +52,7 @@ pub fn a_range_leads_each_port_to_its_own(m: &Machine) -> Result<()> {
     check_rung(m)
 }
 
-pub fn a_port_of_localhost_is_not_reached_from_outside(m: &Machine) -> Result<()> {
+pub(crate) fn a_port_of_localhost_is_not_reached_from_outside(m: &Machine) -> Result<()> {
     run_httpd(m, "private", &["-p", "127.0.0.1:8081:80"])?;
     run_httpd(m, "public", &["-p", &format!("{HOST}:8082:80")])?;
     assert_eq!(PAGE, page_inside(m, LOCALHOST, 8081)?);
@@ -64,7 +64,7 @@ pub fn a_port_of_localhost_is_not_reached_from_outside(m: &Machine) -> Result<()
     check_rung(m)
 }
 
-pub fn an_ipv6_client_is_seen_with_its_own_address(m: &Machine) -> Result<()> {
+pub(crate) fn an_ipv6_client_is_seen_with_its_own_address(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "--ipv6", "--subnet", "10.89.6.0/24", "--subnet", "fd00:6::/64", "six"])?;
     run_peer(m, "both", &["80"], &["--network", "six", "-p", "8080:80", "-p", "8080:80/udp"])?;
     let (host4, host6) = (SocketAddr::new(HOST, 8080), SocketAddr::new(HOST6, 8080));
@@ -84,7 +84,7 @@ pub fn an_ipv6_client_is_seen_with_its_own_address(m: &Machine) -> Result<()> {
     check_rung(m)
 }
 
-pub fn a_container_reaches_published_ports_by_the_host_address(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_reaches_published_ports_by_the_host_address(m: &Machine) -> Result<()> {
     m.podman(&["network", "create", "other"])?;
     run_httpd(m, "web", &["-p", "8080:80"])?;
     run_httpd(m, "neighbour", &[])?;
@@ -101,7 +101,7 @@ pub fn a_container_reaches_published_ports_by_the_host_address(m: &Machine) -> R
     check_rung(m)
 }
 
-pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
+pub(crate) fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
     let far = IpAddr::V4(support::podman::FAR);
     let server = m.client(|| std::net::TcpListener::bind((far, 8000)))??;
     let thread = std::thread::spawn(move || -> Result<SocketAddr> {
@@ -118,7 +118,7 @@ pub fn a_container_reaches_the_outside_as_the_host(m: &Machine) -> Result<()> {
     check_rung(m)
 }
 
-pub fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Result<()> {
+pub(crate) fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine) -> Result<()> {
     // One socket, as of a resolver or a game client: its flow exists when the container is removed.
     let publish = ["-p", "5353:5300/udp"];
     run_peer(m, "first", &["5300"], &publish)?;

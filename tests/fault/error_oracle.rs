@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// A change to a document.
 #[derive(Default, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// The fields, as errors write them: `networks[0].static_ips[1]`, `network_info.front.driver`.
     pub paths: Vec<String>,
     /// New values of type string.
@@ -42,7 +42,7 @@ const OBJECTS: [&str; 6] = ["bridge", "interface", "host_interface_name", "addre
 
 /// # Errors
 /// The refusal does not name it.
-pub fn names_the_change(error: &str, input: &[u8], changes: &[Change]) -> Result<()> {
+pub(crate) fn names_the_change(error: &str, input: &[u8], changes: &[Change]) -> Result<()> {
     let text = match std::str::from_utf8(input) {
         Ok(text) => text,
         Err(e) => {
@@ -135,7 +135,7 @@ fn network<'a>(path: &'a str, document: &'a Value) -> Option<&'a str> {
 }
 
 /// How errors write a JSON pointer into `document`.
-pub fn path(document: &Value, pointer: &str) -> String {
+pub(crate) fn path(document: &Value, pointer: &str) -> String {
     let (mut path, mut value) = (String::new(), document);
     for part in pointer.split('/').skip(1) {
         value = match value {
@@ -157,7 +157,7 @@ fn below(path: &str, key: &str) -> String {
 }
 
 /// The paths at which two documents differ.
-pub fn differences(one: &Value, other: &Value) -> Vec<String> {
+pub(crate) fn differences(one: &Value, other: &Value) -> Vec<String> {
     fn collect(one: &Value, other: &Value, at: &str, all: &mut Vec<String>) {
         match (one, other) {
             (Value::Object(a), Value::Object(b)) => {

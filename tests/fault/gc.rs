@@ -16,9 +16,9 @@ use support::residue::Residue;
 use support::topology::{CLIENT4, HOST4, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
 
-pub const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
+pub(crate) const NO_AGENT: (&str, &str) = ("NETPATH_AGENT", "off");
 
-pub fn document(host: u8) -> Document {
+pub(crate) fn document(host: u8) -> Document {
     Document::new().on_dual(&Network::dual(7), "eth0", 7, host).publish("", 8000 + u16::from(host), 80, "tcp").publish(
         "",
         8000 + u16::from(host),
@@ -27,7 +27,7 @@ pub fn document(host: u8) -> Document {
     )
 }
 
-pub fn gc(topology: &Topology) -> Result<Value> {
+pub(crate) fn gc(topology: &Topology) -> Result<Value> {
     let mut command = Command::new(binary()?);
     command.args(["gc", "--json"]).env(NO_AGENT.0, NO_AGENT.1);
     let out = topology.host.output(command, b"")?;
@@ -44,9 +44,9 @@ fn pins(topology: &Topology, version: u32) -> PathBuf {
     Path::new("/sys/fs/bpf/netpath").join(format!("v{version}")).join(format!("{:x}", topology.host.cookie()))
 }
 
-pub type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
+pub(crate) type Flows4 = aya::maps::HashMap<aya::maps::MapData, FlowKey4, Flow4>;
 
-pub fn flows(topology: &Topology) -> Result<Flows4> {
+pub(crate) fn flows(topology: &Topology) -> Result<Flows4> {
     flows_of(&pins(topology, LAYOUT_VERSION))
 }
 
@@ -56,7 +56,7 @@ fn flows_of(tree: &Path) -> Result<Flows4> {
 }
 
 /// Ages the last packet of these flows.
-pub fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
+pub(crate) fn age(flows: &mut Flows4, which: impl Fn(&FlowKey4) -> bool, seconds: u32) -> Result<usize> {
     let all: Vec<(FlowKey4, Flow4)> = flows.iter().flatten().filter(|(k, _)| which(k)).collect();
     for (key, mut flow) in all.iter().copied() {
         flow.next.last_seen = flow.next.last_seen.wrapping_sub(netpath_common::flow::ticks(seconds));

@@ -16,7 +16,7 @@ use support::traffic::{ANY, ANY4, Dial, Proto, Server, again};
 /// Longer than an answer takes while IPv6 addresses of a bridge are still tentative, as with Netavark.
 const QUICK: Duration = Duration::from_secs(3);
 
-pub struct Rig<'t> {
+pub(crate) struct Rig<'t> {
     pub topology: &'t Topology,
     pub netavark: Netavark<'t>,
     expect: Expect,
@@ -31,16 +31,16 @@ impl std::ops::Deref for Rig<'_> {
     }
 }
 
-pub type Up = (Container, Document);
+pub(crate) type Up = (Container, Document);
 
 /// Requires a datapath for hosts with rules, and a resolver.
-pub fn possible() -> Need {
+pub(crate) fn possible() -> Need {
     need::rung(Rung::Iptables)?;
     if Path::new(AARDVARK).exists() { Ok(()) } else { Err(AARDVARK.to_owned()) }
 }
 
 /// Runs `test` on a host that must be restored. `test` returns the containers that it has not torn down.
-pub fn beside(
+pub(crate) fn beside(
     topology: &Topology,
     environment: &[(&str, &str)],
     test: impl FnOnce(&Rig<'_>) -> Result<Vec<Up>>,
@@ -61,12 +61,12 @@ pub fn beside(
 }
 
 /// TCP and UDP 8080 of the host lead to port 80 of a container on [`Network::dual`] 7.
-pub fn published() -> Document {
+pub(crate) fn published() -> Document {
     plain().publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp")
 }
 
 /// The same container without ports.
-pub fn plain() -> Document {
+pub(crate) fn plain() -> Document {
     Document::new().on_dual(&Network::dual(7).set("dns_enabled", true), "eth0", 7, 5)
 }
 
@@ -77,14 +77,14 @@ impl Rig<'_> {
         !self.others_change.get() || OURS.iter().any(|name| line.contains(name))
     }
 
-    pub fn up(&self, name: &str, document: Document) -> Result<Up> {
+    pub(crate) fn up(&self, name: &str, document: Document) -> Result<Up> {
         let container = self.topology.container(name)?;
         self.netavark.setup(&container, &document).with_context(|| format!("setup of {name}"))?;
         Ok((container, document))
     }
 
     /// Servers that answer for the container, for the outside, and on a port of the host that the neighbour may have closed.
-    pub fn serve(&self, container: &Netns) -> Result<Vec<Server>> {
+    pub(crate) fn serve(&self, container: &Netns) -> Result<Vec<Server>> {
         let Topology { client, host, .. } = self.topology;
         let mut servers = Vec::new();
         for proto in Proto::BOTH {
@@ -96,7 +96,7 @@ impl Rig<'_> {
     }
 
     /// The guarantees for the container on every host.
-    pub fn served(&self, what: &str, container: &Netns) {
+    pub(crate) fn served(&self, what: &str, container: &Netns) {
         self.reached(what, 8080, "web");
         for family in Family::BOTH {
             self.leaves(what, container, family);
@@ -135,7 +135,7 @@ impl Rig<'_> {
     }
 
     /// A client outside reaches `server` by this port of the host.
-    pub fn reached(&self, what: &str, port: u16, server: &str) {
+    pub(crate) fn reached(&self, what: &str, port: u16, server: &str) {
         for (family, proto) in each() {
             let to = dial(proto, family.host(), port);
             self.sees(&format!("{what}: published"), &self.topology.client, &to, server, family.client());
@@ -143,7 +143,7 @@ impl Rig<'_> {
     }
 
     /// Outbound traffic of the container is answered, and comes from the host.
-    pub fn leaves(&self, what: &str, container: &Netns, family: Family) {
+    pub(crate) fn leaves(&self, what: &str, container: &Netns, family: Family) {
         for proto in Proto::BOTH {
             let to = dial(proto, family.client(), 9000);
             self.sees(&format!("{what}: out"), container, &to, "outside", family.host());
@@ -151,7 +151,7 @@ impl Rig<'_> {
     }
 
     /// The container's port is not reachable by its own address, even with a route.
-    pub fn unreached(&self, what: &str) -> Result<()> {
+    pub(crate) fn unreached(&self, what: &str) -> Result<()> {
         if is_incumbent() {
             return Ok(());
         }
@@ -167,7 +167,7 @@ impl Rig<'_> {
     }
 
     /// Whether port 9100 of the host answers the client.
-    pub fn own_port(&self, what: &str, open: bool) {
+    pub(crate) fn own_port(&self, what: &str, open: bool) {
         for (family, proto) in each() {
             let to = dial(proto, family.host(), 9100);
             match open {
@@ -178,7 +178,7 @@ impl Rig<'_> {
     }
 
     /// The port is closed to the client's first address for `proto`, and open to its second: the rule matches the source.
-    pub fn closed_but_to_one(&self, what: &str, family: Family, proto: Proto) {
+    pub(crate) fn closed_but_to_one(&self, what: &str, family: Family, proto: Proto) {
         let to = dial(proto, family.host(), 8080);
         let from = |ip: IpAddr| to.clone().from(ip, 0);
         let allowed = family.outside();
@@ -188,11 +188,11 @@ impl Rig<'_> {
 }
 
 /// Less patient than elsewhere: on a host without service, many would be waited for.
-pub fn dial(proto: Proto, ip: IpAddr, port: u16) -> Dial {
+pub(crate) fn dial(proto: Proto, ip: IpAddr, port: u16) -> Dial {
     Dial::new(proto, ip, port).patience(patient(QUICK))
 }
 
 /// Both families and both protocols.
-pub fn each() -> impl Iterator<Item = (Family, Proto)> {
+pub(crate) fn each() -> impl Iterator<Item = (Family, Proto)> {
     Family::BOTH.into_iter().flat_map(|family| Proto::BOTH.map(|proto| (family, proto)))
 }

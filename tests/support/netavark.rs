@@ -4,7 +4,7 @@
 //! named `netavark`. A `NETPATH_BIN` whose file name is `netavark` is the incumbent: tests that only netpath can pass are then
 //! skipped, and the others validate the tests themselves.
 
-use crate::host::Netns;
+use crate::host::{Netns, SOON, wait_for};
 use crate::refuse_bpf::RefuseBpf;
 use crate::topology::{Container, Family, Topology};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -33,6 +33,21 @@ pub fn binary() -> Result<PathBuf> {
 /// Whether the program under test is Netavark itself.
 pub fn is_incumbent() -> bool {
     binary().is_ok_and(|path| path.file_name().is_some_and(|name| name == "netavark"))
+}
+
+/// Writes a program that can be run at once: a child that another thread has just forked may hold the file open for writing
+/// until it executes its own program (ETXTBSY).
+///
+/// # Errors
+/// It cannot be written or run.
+pub fn write_program(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    wait_for("a program to be executable", SOON, || match Command::new(path).arg("--version").output() {
+        Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+        other => Some(other),
+    })??;
+    Ok(())
 }
 
 /// A datapath and its attach type.
@@ -150,8 +165,7 @@ impl<'t> Netavark<'t> {
         let dir = topology.dir().join("newer");
         std::fs::create_dir_all(&dir)?;
         newer.link = dir.join("netavark");
-        std::fs::write(&newer.link, bytes)?;
-        std::fs::set_permissions(&newer.link, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        write_program(&newer.link, &bytes)?;
         Ok(newer)
     }
 

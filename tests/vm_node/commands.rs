@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
-pub enum Command {
+pub(crate) enum Command {
     /// Lines of `ip -batch`.
     Ip {
         lines: String,
@@ -112,7 +112,7 @@ pub enum Command {
 }
 
 #[derive(Deserialize)]
-pub struct Container {
+pub(crate) struct Container {
     pub name: String,
     /// Called under the name `netavark`.
     pub program: String,
@@ -126,7 +126,7 @@ pub struct Container {
 }
 
 #[derive(Deserialize, Clone)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// The source container; the machine itself without a name.
     pub container: Option<String>,
     pub udp: bool,
@@ -144,7 +144,7 @@ pub struct Probe {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Measure {
+pub(crate) enum Measure {
     /// Seconds that the machine's processors were busy since boot.
     Busy,
     /// Datagrams that the sink has received.

@@ -27,7 +27,13 @@ esac
 "#;
 
 /// The server gives `address` to `mac` from now on, instead of the address before.
-pub fn lease(machine: &mut Machine, link: &str, mac: &str, address: Ipv4Addr, router: Ipv4Addr) -> Result<Value> {
+pub(crate) fn lease(
+    machine: &mut Machine,
+    link: &str,
+    mac: &str,
+    address: Ipv4Addr,
+    router: Ipv4Addr,
+) -> Result<Value> {
     machine.end(SERVER)?;
     let mut command = Command::new("dnsmasq");
     command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--leasefile-ro", "--user=root"]);
@@ -40,7 +46,7 @@ pub fn lease(machine: &mut Machine, link: &str, mac: &str, address: Ipv4Addr, ro
 }
 
 /// Starts the client on the link.
-pub fn begin(machine: &mut Machine, link: &str) -> Result<()> {
+pub(crate) fn begin(machine: &mut Machine, link: &str) -> Result<()> {
     fs::write(SCRIPT, ON_LEASE).with_context(|| format!("cannot write {SCRIPT}"))?;
     fs::set_permissions(SCRIPT, Permissions::from_mode(0o755))?;
     let mut command = Command::new("udhcpc");
@@ -49,6 +55,6 @@ pub fn begin(machine: &mut Machine, link: &str) -> Result<()> {
 }
 
 /// Renews the lease, as at half of its time.
-pub fn renew(machine: &Machine) -> Result<()> {
+pub(crate) fn renew(machine: &Machine) -> Result<()> {
     machine.signal(CLIENT, Signal::SIGUSR1)
 }

@@ -19,7 +19,7 @@ struct EthtoolValue {
 ///
 /// # Errors
 /// There is no such link, or its device has no GRO.
-pub fn set_gro(link: &str, on: bool) -> io::Result<()> {
+pub(crate) fn set_gro(link: &str, on: bool) -> io::Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     let mut value = EthtoolValue { command: ETHTOOL_SGRO, data: on.into() };
     // SAFETY: a structure of numbers and pointers, for which all zeroes is a valid value.

@@ -45,7 +45,7 @@ impl Placed {
     }
 }
 
-pub struct Machine {
+pub(crate) struct Machine {
     pub own: Netns,
     // Dropped before the namespaces that they are in.
     pub served: BTreeMap<Option<String>, Served>,
@@ -56,7 +56,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         fs::create_dir_all(DIR).with_context(|| format!("cannot create {DIR}"))?;
         Ok(Self {
             own: Netns::own()?,
@@ -69,12 +69,12 @@ impl Machine {
     }
 
     /// The namespace of a container, or the machine's own.
-    pub fn netns(&self, container: Option<&str>) -> Result<&Netns> {
+    pub(crate) fn netns(&self, container: Option<&str>) -> Result<&Netns> {
         let Some(name) = container else { return Ok(&self.own) };
         self.containers.get(name).map(|c| &c.netns).with_context(|| format!("there is no container {name}"))
     }
 
-    pub fn up(&mut self, wanted: Container) -> Result<Duration> {
+    pub(crate) fn up(&mut self, wanted: Container) -> Result<Duration> {
         ensure!(!self.containers.contains_key(&wanted.name), "there is a container {} already", wanted.name);
         let dir = Path::new(DIR).join(&wanted.name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -108,7 +108,7 @@ impl Machine {
         Ok(took)
     }
 
-    pub fn down(&mut self, name: &str) -> Result<Duration> {
+    pub(crate) fn down(&mut self, name: &str) -> Result<Duration> {
         let key = Some(name.to_owned());
         self.served.remove(&key);
         self.echoes.remove(&key);
@@ -120,12 +120,12 @@ impl Machine {
     }
 
     /// netpath's status on this machine.
-    pub fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         let said = self.own.command("netpath", &["status", "--json"])?;
         serde_json::from_str(&said).context("netpath status --json: no JSON")
     }
 
-    pub fn echo(&mut self, container: Option<&str>, port: u16, name: &str) -> Result<()> {
+    pub(crate) fn echo(&mut self, container: Option<&str>, port: u16, name: &str) -> Result<()> {
         let netns = self.netns(container)?;
         let servers = Proto::BOTH.map(|proto| Server::echo(netns, proto, ANY, port, name));
         let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
@@ -133,27 +133,27 @@ impl Machine {
         Ok(())
     }
 
-    pub fn serve(&mut self, container: Option<&str>) -> Result<()> {
+    pub(crate) fn serve(&mut self, container: Option<&str>) -> Result<()> {
         let served = Served::start(self.netns(container)?)?;
         self.served.insert(container.map(str::to_owned), served);
         Ok(())
     }
 
-    pub fn long_lived(&mut self, name: String, probe: &Probe) -> Result<()> {
+    pub(crate) fn long_lived(&mut self, name: String, probe: &Probe) -> Result<()> {
         let long_lived = LongLived::start(self.netns(probe.container.as_deref())?, &dial(probe).patience(SOON * 6))?;
         self.long_lived.insert(name, long_lived);
         Ok(())
     }
 
-    pub fn goes_on(&self, name: &str) -> Result<()> {
+    pub(crate) fn goes_on(&self, name: &str) -> Result<()> {
         self.long_lived.get(name).with_context(|| format!("there is no connection {name}"))?.goes_on()
     }
 
-    pub fn finish(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn finish(&mut self, name: &str) -> Result<()> {
         self.long_lived.remove(name).with_context(|| format!("there is no connection {name}"))?.finish()
     }
 
-    pub fn carrier(&self, link: &str, up: bool, within_ms: u64) -> Result<()> {
+    pub(crate) fn carrier(&self, link: &str, up: bool, within_ms: u64) -> Result<()> {
         let carrier = format!("/sys/class/net/{link}/carrier");
         let wanted = if up { "1" } else { "0" };
         let what = format!("{link} {} a carrier", if up { "with" } else { "without" });
@@ -165,7 +165,7 @@ impl Machine {
         if up { sends(&self.own, link) } else { Ok(()) }
     }
 
-    pub fn has(&self, link: &str, address: IpAddr, within_ms: u64) -> Result<()> {
+    pub(crate) fn has(&self, link: &str, address: IpAddr, within_ms: u64) -> Result<()> {
         let wanted = address.to_string();
         wait_for(&format!("{link} with {address} alone"), Duration::from_millis(within_ms), || {
             let links = self.own.ip_json(&["address", "show", "dev", link]).ok()?;
@@ -175,7 +175,7 @@ impl Machine {
         })
     }
 
-    pub fn unplug(&self, link: &str) -> Result<String> {
+    pub(crate) fn unplug(&self, link: &str) -> Result<String> {
         let device = fs::read_link(format!("/sys/class/net/{link}/device"));
         let device = device.with_context(|| format!("{link} is no device"))?;
         let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -183,7 +183,7 @@ impl Machine {
         Ok(name)
     }
 
-    pub fn plug(&self, device: &str, link: &str, within_ms: u64) -> Result<()> {
+    pub(crate) fn plug(&self, device: &str, link: &str, within_ms: u64) -> Result<()> {
         fs::write(format!("{DRIVER}/bind"), device).with_context(|| format!("cannot bind {device}"))?;
         wait_for(&format!("{link}, a link"), Duration::from_millis(within_ms), || {
             Path::new("/sys/class/net").join(link).exists().then_some(())
@@ -191,7 +191,7 @@ impl Machine {
     }
 
     /// Larger packets are lost without an error: as on a wire that is narrower than its ends.
-    pub fn narrow(&self, link: &str, mtu: u32) -> Result<()> {
+    pub(crate) fn narrow(&self, link: &str, mtu: u32) -> Result<()> {
         // Packets must be measured as received, and not as merged by GRO.
         ethtool::set_gro(link, mtu == 0).with_context(|| format!("cannot set GRO of {link}"))?;
         // Absent at first.
@@ -207,20 +207,20 @@ impl Machine {
     }
 
     /// In the background; its output goes to the console.
-    pub fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
+    pub(crate) fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         self.running.insert(name.to_owned(), child);
         Ok(())
     }
 
-    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         let child = self.running.get(name).with_context(|| format!("{name} does not run"))?;
         kill(Pid::from_raw(child.id() as i32), signal).with_context(|| format!("cannot signal {name}"))
     }
 
     /// Whether it still runs or not.
-    pub fn end(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn end(&mut self, name: &str) -> Result<()> {
         let Some(mut child) = self.running.remove(name) else { return Ok(()) };
         if let Some(status) = child.try_wait()? {
             bail!("{name} has ended by itself: {status}");
@@ -231,7 +231,7 @@ impl Machine {
 
     /// Objects on this machine that a backend may leave behind: state files and pins, links, qdiscs and their programs, loaded
     /// programs of netpath, rules, and processes. One line each.
-    pub fn left(&self) -> Result<Vec<String>> {
+    pub(crate) fn left(&self) -> Result<Vec<String>> {
         const BACKENDS: [&str; 3] = ["netpath", "netavark", "aardvark"];
         let mut found = Vec::new();
         for place in ["/run/netpath", "/sys/fs/bpf/netpath"] {

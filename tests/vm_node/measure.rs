@@ -16,14 +16,14 @@ const ONCE: u16 = 80;
 const ECHO: u16 = 81;
 const BULK: u16 = 82;
 
-pub struct Served {
+pub(crate) struct Served {
     sink: Counter,
     _threads: Servers,
     _iperf: Iperf,
 }
 
 impl Served {
-    pub fn start(netns: &Netns) -> Result<Self> {
+    pub(crate) fn start(netns: &Netns) -> Result<Self> {
         let mut threads = Servers::default();
         threads.connections(netns, ONCE)?;
         threads.round_trips(netns, ECHO)?;
@@ -33,7 +33,7 @@ impl Served {
     }
 }
 
-pub fn measure(machine: &Machine, container: Option<&str>, what: Measure) -> Result<Value> {
+pub(crate) fn measure(machine: &Machine, container: Option<&str>, what: Measure) -> Result<Value> {
     let netns = machine.netns(container)?;
     Ok(match what {
         Measure::Busy => json!(cpu::busy()?),

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The dial of a probe.
-pub fn dial(probe: &Probe) -> Dial {
+pub(crate) fn dial(probe: &Probe) -> Dial {
     let proto = if probe.udp { Proto::Udp } else { Proto::Tcp };
     let mut dial = Dial::new(proto, probe.to.ip(), probe.to.port()).patience(PATIENCE);
     if let Some(bytes) = probe.bytes {
@@ -26,7 +26,7 @@ pub fn dial(probe: &Probe) -> Dial {
 }
 
 /// Milliseconds until each was answered as expected.
-pub fn probe(machine: &Machine, probes: &[Probe], within_ms: u64) -> Result<Value> {
+pub(crate) fn probe(machine: &Machine, probes: &[Probe], within_ms: u64) -> Result<Value> {
     let (begun, within) = (Instant::now(), Duration::from_millis(within_ms));
     let took = thread::scope(|scope| {
         let threads: Vec<_> =
@@ -67,7 +67,7 @@ fn once(machine: &Machine, probe: &Probe) -> Result<()> {
 
 /// # Errors
 /// There is still an answer after the time limit.
-pub fn silent(machine: &Machine, probe: &Probe, within_ms: u64) -> Result<()> {
+pub(crate) fn silent(machine: &Machine, probe: &Probe, within_ms: u64) -> Result<()> {
     let (begun, within) = (Instant::now(), Duration::from_millis(within_ms));
     loop {
         match dial(probe).must_fail(machine.netns(probe.container.as_deref())?) {

@@ -7,17 +7,17 @@ use std::path::Path;
 use std::process::Command;
 
 /// Whether this machine installs its packages by apt.
-pub fn is_here() -> bool {
+pub(crate) fn is_here() -> bool {
     need::program("apt-get").is_some() && Path::new("/var/lib/dpkg/status").exists()
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }
 
 /// The version that `apt-get install` would install, or `None` without an entry in the package lists.
-pub fn candidate(package: &str) -> Option<String> {
+pub(crate) fn candidate(package: &str) -> Option<String> {
     let out = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output().ok()?;
     candidate_in(&String::from_utf8_lossy(&out.stdout))
 }
@@ -28,7 +28,7 @@ fn candidate_in(policy: &str) -> Option<String> {
 }
 
 /// Whether this package is installed.
-pub fn is_installed(package: &str) -> bool {
+pub(crate) fn is_installed(package: &str) -> bool {
     let out = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Abbrev}", package]).output();
     out.is_ok_and(|o| o.status.success() && o.stdout.starts_with(b"ii"))
 }
@@ -37,7 +37,7 @@ pub fn is_installed(package: &str) -> bool {
 ///
 /// # Errors
 /// `apt-get update` fails.
-pub fn update(steps: &mut Steps) -> Result<()> {
+pub(crate) fn update(steps: &mut Steps) -> Result<()> {
     steps.one_more();
     steps.run("apt-get update", apt_get().arg("update"))
 }
@@ -47,7 +47,7 @@ pub fn update(steps: &mut Steps) -> Result<()> {
 ///
 /// # Errors
 /// Not root, or `apt-get` fails.
-pub fn install(steps: &mut Steps, what: &str, packages: &[String]) -> Result<()> {
+pub(crate) fn install(steps: &mut Steps, what: &str, packages: &[String]) -> Result<()> {
     if !is_root() {
         bail!(
             "{what}: root is needed to install packages\n  next: sudo apt-get install --no-install-recommends {}",
@@ -79,7 +79,7 @@ fn apt_get() -> Command {
 }
 
 /// The upstream version as numbers: 1.96 of `1:1.96.0+dfsg1-1~deb12u2`.
-pub fn upstream(version: &str) -> (u32, u32) {
+pub(crate) fn upstream(version: &str) -> (u32, u32) {
     let after_epoch = version.split_once(':').map_or(version, |(_, v)| v);
     let mut numbers = after_epoch.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))

@@ -43,7 +43,7 @@ fn help() -> String {
 
 /// Of both ways to measure: in namespaces of this host, and between virtual machines (`cargo xtask vm perf`).
 #[derive(clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only these figures
     #[arg(long, value_name = "FIGURE", num_args = 1.., value_delimiter = ',')]
     pub only: Vec<String>,
@@ -61,7 +61,7 @@ pub struct Options {
 impl Options {
     /// # Errors
     /// A figure is none of these; `has_ways`: one may have a way behind a full stop.
-    pub fn check(&self, figures: &[&str], has_ways: bool) -> Result<()> {
+    pub(crate) fn check(&self, figures: &[&str], has_ways: bool) -> Result<()> {
         let name =
             |o: &'_ String| if has_ways { o.split('.').next().unwrap_or_default().to_owned() } else { o.clone() };
         match self.only.iter().find(|o| !figures.contains(&name(o).as_str())) {
@@ -73,7 +73,7 @@ impl Options {
 
 #[derive(clap::Args)]
 #[command(after_help = help())]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     common: Options,
     /// Short samples, one round: a check of the bench and the order of magnitude, in about two minutes
@@ -84,7 +84,7 @@ pub struct Args {
     beside: Option<String>,
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.common.check(&FIGURES.map(|(name, _)| name), true)?;
     if !apt::is_root() {
         bail!("the bench makes network namespaces and needs root\n  next: sudo -E cargo xtask bench");
@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 ///
 /// # Errors
 /// A crate cannot be installed.
-pub fn install_peers() -> Result<PathBuf> {
+pub(crate) fn install_peers() -> Result<PathBuf> {
     let root = workspace::tools().join("peer");
     let bin = root.join("bin");
     let missing: Vec<_> = PEERS.into_iter().filter(|(name, version)| !is_version(&bin.join(name), version)).collect();

@@ -16,7 +16,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// Increased when the build changes in a way that cargo cannot detect (`rustc.rs`).
 const RECIPE: u32 = 4;
 
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     let begun = Instant::now();
     let changed = build()?;
     let object = workspace::object();
@@ -30,7 +30,7 @@ pub fn run() -> Result<ExitCode> {
 ///
 /// # Errors
 /// No toolchain (the error names both ways to get one), or compiler errors on stderr.
-pub fn build() -> Result<bool> {
+pub(crate) fn build() -> Result<bool> {
     let toolchain = toolchain()?;
     let directory = workspace::target().join("ebpf");
     let built = build_in(&toolchain, &workspace::root(), &directory.join("cargo"), Stdio::inherit())?;
@@ -47,7 +47,7 @@ pub fn build() -> Result<bool> {
 }
 
 /// The toolchain, installed first where possible.
-pub fn toolchain() -> Result<Toolchain> {
+pub(crate) fn toolchain() -> Result<Toolchain> {
     if let Some(found) = Toolchain::find() {
         return Ok(found);
     }
@@ -59,7 +59,7 @@ pub fn toolchain() -> Result<Toolchain> {
 ///
 /// # Errors
 /// The compilation fails.
-pub fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: Stdio) -> Result<PathBuf> {
+pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, output: Stdio) -> Result<PathBuf> {
     let crate_dir = root.join("netpath-ebpf");
     if !crate_dir.join("Cargo.toml").exists() {
         bail!("{} is not there: this checkout has no eBPF programs", relative(&crate_dir).display());
@@ -117,6 +117,6 @@ fn forget_other_linker(toolchain: &Toolchain, target_dir: &Path) -> Result<()> {
     fs::write(&stamp, now).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-pub fn relative(path: &Path) -> &Path {
+pub(crate) fn relative(path: &Path) -> &Path {
     path.strip_prefix(workspace::root()).unwrap_or(path)
 }

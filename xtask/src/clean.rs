@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode};
 const ROOMS: [&str; 4] = ["xtask", "engine", "image", "wire"];
 const TOPOLOGIES: &str = "/run/netpath-test";
 
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     let mut removed = Vec::new();
     for directory in entries(&std::env::temp_dir()).into_iter().filter(|p| is_leftover(p, "netpath-", &ROOMS)) {
         remove(&directory, &mut removed)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Let a real engine run the container
     #[arg(long, value_parser = ["podman"])]
     engine: Option<String>,
@@ -15,7 +15,7 @@ pub struct Args {
     keep: bool,
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut parts = vec![Part::Toolchain, Part::Tests];
     if args.engine.is_some() {
         parts.push(Part::Engine);

@@ -34,7 +34,7 @@ const RUNGS: [&str; 3] = ["ebpf", "netfilter", "none"];
 const LONG: usize = 500;
 const TOO_LONG: usize = 700;
 
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     let findings = findings()?;
     for finding in &findings {
         println!("{finding}");
@@ -53,7 +53,7 @@ pub fn run() -> Result<ExitCode> {
 ///
 /// # Errors
 /// A source cannot be read.
-pub fn findings() -> Result<Vec<String>> {
+pub(crate) fn findings() -> Result<Vec<String>> {
     let root = workspace::root();
     let mut found = Vec::new();
     for file in sources(&root.join("netpath/src"))? {
@@ -197,7 +197,7 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 ///
 /// # Errors
 /// A source cannot be read.
-pub fn long_files() -> Result<Vec<String>> {
+pub(crate) fn long_files() -> Result<Vec<String>> {
     let root = workspace::root();
     let mut found = Vec::new();
     for room in ["netpath", "netpath-common", "netpath-ebpf", "tests", "xtask"] {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-pub struct Need {
+pub(crate) struct Need {
     /// Shown to users.
     pub what: &'static str,
     pub seen_by: Probe,
@@ -10,7 +10,7 @@ pub struct Need {
     pub apt: &'static str,
 }
 
-pub enum Probe {
+pub(crate) enum Probe {
     /// A program in PATH or in the system's sbin directories.
     Program(&'static str),
     /// Any of these files.
@@ -18,7 +18,7 @@ pub enum Probe {
 }
 
 impl Need {
-    pub fn is_met(&self) -> bool {
+    pub(crate) fn is_met(&self) -> bool {
         match self.seen_by {
             Probe::Program(name) => program(name).is_some(),
             Probe::AnyFile(paths) => paths.iter().any(|p| Path::new(p).exists()),
@@ -31,7 +31,7 @@ const fn program_of(what: &'static str, name: &'static str, apt: &'static str) -
 }
 
 /// Required by every build.
-pub const BUILD: &[Need] = &[
+pub(crate) const BUILD: &[Need] = &[
     program_of("C compiler", "cc", "gcc"),
     Need { what: "C library headers", seen_by: Probe::AnyFile(&["/usr/include/stdio.h"]), apt: "libc6-dev" },
     Need {
@@ -46,7 +46,7 @@ pub const BUILD: &[Need] = &[
 ];
 
 /// Programs that the tests and the demo call besides netpath itself.
-pub const TEST: &[Need] = &[
+pub(crate) const TEST: &[Need] = &[
     program_of("iproute2", "ip", "iproute2"),
     program_of("nftables", "nft", "nftables"),
     program_of("iptables", "iptables", "iptables"),
@@ -58,7 +58,7 @@ pub const TEST: &[Need] = &[
 ];
 
 /// A real Podman, with the parts that netpath replaces.
-pub const ENGINE: &[Need] = &[
+pub(crate) const ENGINE: &[Need] = &[
     program_of("podman", "podman", "podman"),
     program_of("crun", "crun", "crun"),
     program_of("conmon", "conmon", "conmon"),
@@ -75,20 +75,20 @@ pub const ENGINE: &[Need] = &[
 ];
 
 /// Required by virtual machines on a wire: a DHCP server.
-pub const WIRE: &[Need] = &[program_of("dnsmasq", "dnsmasq", "dnsmasq-base")];
+pub(crate) const WIRE: &[Need] = &[program_of("dnsmasq", "dnsmasq", "dnsmasq-base")];
 
 /// Required to build the Netavark that the bench compares with.
-pub const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
+pub(crate) const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
 
 /// Finds a program in PATH, then in the system's sbin directories.
-pub fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     in_path(name).next().or_else(|| {
         ["/usr/local/sbin", "/usr/sbin", "/sbin"].iter().map(|d| Path::new(d).join(name)).find(|p| p.is_file())
     })
 }
 
 /// Every program of this name in PATH, in order.
-pub fn in_path(name: &str) -> impl Iterator<Item = PathBuf> {
+pub(crate) fn in_path(name: &str) -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found: Vec<_> = std::env::split_paths(&path).map(|d| d.join(name)).filter(|p| p.is_file()).collect();
     found.into_iter()

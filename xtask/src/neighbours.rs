@@ -9,7 +9,7 @@ use anyhow::Result;
 use std::path::PathBuf;
 
 /// A directory below `target/neighbours`, and the packages unpacked there.
-pub struct Tree {
+pub(crate) struct Tree {
     name: &'static str,
     /// Another release of Debian. `None`: the machine's own release, with all dependencies.
     suite: Option<&'static str>,
@@ -33,20 +33,20 @@ impl Tree {
 }
 
 /// The next tree to unpack. Without apt none: the tests report what they lack.
-pub fn missing() -> Option<&'static Tree> {
+pub(crate) fn missing() -> Option<&'static Tree> {
     TREES.iter().find(|tree| tree.is_to_be_had() && !tree.directory().exists())
 }
 
 /// # Errors
 /// apt-get or dpkg fails.
-pub fn unpack(tree: &Tree, steps: &mut Steps) -> Result<()> {
+pub(crate) fn unpack(tree: &Tree, steps: &mut Steps) -> Result<()> {
     let Some(suite) = tree.suite else { return apt_sources::unpack_missing(tree.packages, &tree.directory(), steps) };
     let packages: Vec<String> = tree.packages.iter().map(|&p| p.to_owned()).collect();
     Release::open(suite, steps)?.unpack(&packages, &tree.directory(), steps)
 }
 
 /// Shown to users.
-pub fn state() -> String {
+pub(crate) fn state() -> String {
     let there = TREES.iter().filter(|tree| tree.directory().exists()).count();
     format!("{there} of {} trees there", TREES.len())
 }

@@ -14,7 +14,7 @@ const BUILD: &str = "elsewhere";
 ///
 /// # Errors
 /// The copy or the build failed.
-pub fn difference() -> Result<Option<String>> {
+pub(crate) fn difference() -> Result<Option<String>> {
     let here = fs::read(workspace::object()).context("cannot read the object: cargo xtask build-ebpf")?;
     let copy = Copy::make()?;
     let built = build_ebpf::build_in(&build_ebpf::toolchain()?, &copy.0, &copy.0.join(BUILD), Stdio::inherit())?;

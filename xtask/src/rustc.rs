@@ -10,14 +10,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Set for a cargo that calls xtask as its `RUSTC_WRAPPER`; holds the checkout's directory.
-pub const ENVIRONMENT: &str = "NETPATH_XTASK_IS_RUSTC";
+pub(crate) const ENVIRONMENT: &str = "NETPATH_XTASK_IS_RUSTC";
 const OUR_CRATES: [&str; 2] = ["netpath_common", "netpath_ebpf"];
 
 /// Replaces this process by the rustc named in the first argument.
 ///
 /// # Errors
 /// rustc cannot be started.
-pub fn become_rustc(arguments: Vec<String>) -> Result<std::process::ExitCode> {
+pub(crate) fn become_rustc(arguments: Vec<String>) -> Result<std::process::ExitCode> {
     let Some((rustc, arguments)) = arguments.split_first() else {
         bail!("{ENVIRONMENT} is set, but no rustc is named")
     };

@@ -18,7 +18,7 @@ const LINKER_NEWEST_LLVM: u32 = 23;
 
 /// A group of requirements; each verb names those it needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// Compilers and bpf-linker.
     Toolchain,
     /// Programs that the tests and the demo call.
@@ -31,7 +31,7 @@ pub enum Part {
     Wire,
 }
 
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     let begun = Instant::now();
     let parts = [Part::Toolchain, Part::Tests, Part::Engine, Part::Neighbours];
     let found = Toolchain::find();
@@ -51,7 +51,7 @@ pub fn run() -> Result<ExitCode> {
 ///
 /// # Errors
 /// Not root, no apt, or an installation fails.
-pub fn ensure(parts: &[Part]) -> Result<bool> {
+pub(crate) fn ensure(parts: &[Part]) -> Result<bool> {
     ensure_with(parts, Toolchain::find().as_ref())
 }
 
@@ -96,7 +96,7 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
 ///
 /// # Errors
 /// No apt, not root, or `apt-get` fails.
-pub fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
+pub(crate) fn install_needs(steps: &mut Steps, missing: &[&Need]) -> Result<()> {
     let names: Vec<_> = missing.iter().map(|n| n.what).collect();
     if !apt::is_here() {
         bail!(
@@ -213,7 +213,7 @@ fn install_linker(steps: &mut Steps, pair: &Pair) -> Result<()> {
 }
 
 /// The two ways to get a compiler for the programs, shown to users.
-pub fn both_ways() -> String {
+pub(crate) fn both_ways() -> String {
     let (major, minor) = OLDEST_RUST;
     format!(
         "no compiler for the eBPF programs: rustc {major}.{minor} or newer with its library source is needed, and bpf-linker \

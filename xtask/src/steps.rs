@@ -8,24 +8,24 @@ use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub struct Steps {
+pub(crate) struct Steps {
     total: usize,
     done: usize,
     terminal: bool,
 }
 
 impl Steps {
-    pub fn of(total: usize) -> Self {
+    pub(crate) fn of(total: usize) -> Self {
         Self { total, done: 0, terminal: std::io::stdout().is_terminal() }
     }
 
     /// Adds a step to the planned number.
-    pub fn one_more(&mut self) {
+    pub(crate) fn one_more(&mut self) {
         self.total += 1;
     }
 
     /// Counts a step that has nothing to do.
-    pub fn nothing_to_do(&mut self, what: &str) {
+    pub(crate) fn nothing_to_do(&mut self, what: &str) {
         self.done += 1;
         println!("[{}/{}] {what} … there already", self.done, self.total);
     }
@@ -34,7 +34,7 @@ impl Steps {
     ///
     /// # Errors
     /// The program cannot be started or fails.
-    pub fn run(&mut self, what: &str, command: &mut Command) -> Result<()> {
+    pub(crate) fn run(&mut self, what: &str, command: &mut Command) -> Result<()> {
         self.done += 1;
         let head = format!("[{}/{}] {what} …", self.done, self.total);
         let log = workspace::logs().join(format!("{}.log", file_name(what)));
@@ -69,17 +69,17 @@ impl Steps {
 }
 
 /// `41 s`, or `0.3 s` below ten seconds.
-pub fn seconds(took: Duration) -> String {
+pub(crate) fn seconds(took: Duration) -> String {
     if took.as_secs() < 10 { format!("{:.1} s", took.as_secs_f64()) } else { format!("{} s", took.as_secs()) }
 }
 
 /// A command as typed in a shell.
-pub fn line(command: &Command) -> String {
+pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-pub fn tail(text: &str, lines: usize) -> String {
+pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

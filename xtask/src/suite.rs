@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 /// Time limit of a suite. After it the suite is stopped, and its output so far is shown.
 const LONGEST: Duration = Duration::from_secs(20 * 60);
 
-pub struct Suite {
+pub(crate) struct Suite {
     pub name: String,
     pub command: Command,
 }
 
 #[derive(Clone, Default, Debug, PartialEq)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     pub passed: usize,
     /// Names of the passed tests, where a suite prints them.
     pub names: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub fn add(&mut self, other: Outcome) {
+    pub(crate) fn add(&mut self, other: Outcome) {
         self.passed += other.passed;
         self.names.extend(other.names);
         self.failed.extend(other.failed);
@@ -48,7 +48,7 @@ impl Suite {
     ///
     /// # Errors
     /// The executable cannot be started, or its output cannot be stored.
-    pub fn run(mut self) -> Result<Outcome> {
+    pub(crate) fn run(mut self) -> Result<Outcome> {
         let log = workspace::logs().join(format!("test-{}.log", self.name));
         fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -94,7 +94,7 @@ impl Suite {
     }
 }
 
-pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
+pub(crate) fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
     let (passed, failed, skipped) = (outcome.passed, outcome.failed.len(), outcome.skipped.len());
     if passed + failed + skipped == 0 {
         return format!("{name:<14} no test");
@@ -104,7 +104,7 @@ pub fn summary(name: &str, outcome: &Outcome, took: Duration) -> String {
 
 /// Parses the output of libtest and of libtest-mimic (tests/support/harness.rs). Lines that a test prints may stand between its
 /// name and its result.
-pub fn read(text: &str) -> Outcome {
+pub(crate) fn read(text: &str) -> Outcome {
     let mut outcome = Outcome::default();
     // The output of a single test, as captured by libtest, or its error.
     let mut captured = false;
@@ -143,7 +143,7 @@ pub fn read(text: &str) -> Outcome {
 }
 
 /// Skip reasons, each with the number of tests.
-pub fn reasons<'o>(skipped: impl Iterator<Item = &'o (String, String)>) -> Vec<String> {
+pub(crate) fn reasons<'o>(skipped: impl Iterator<Item = &'o (String, String)>) -> Vec<String> {
     let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (test, why) in skipped {
         by_reason.entry(why).or_default().push(test);
@@ -156,7 +156,7 @@ pub fn reasons<'o>(skipped: impl Iterator<Item = &'o (String, String)>) -> Vec<S
 }
 
 /// The output from libtest's list of failures on, or the end of the output.
-pub fn what_failed(text: &str) -> String {
+pub(crate) fn what_failed(text: &str) -> String {
     match text.find("\nfailures:\n") {
         Some(at) => text[at..].trim().to_owned(),
         None => tail(text, 60),
@@ -164,7 +164,7 @@ pub fn what_failed(text: &str) -> String {
 }
 
 /// The arguments with which a suite prints the format that [`read`] parses.
-pub fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
+pub(crate) fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
     let mut command = Command::new(executable);
     command.args(["--show-output", "--color", "never"]).args(filters);
     if let Some(threads) = threads {

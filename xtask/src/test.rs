@@ -13,7 +13,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, neighbours, fault, engine, vm.
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
@@ -62,7 +62,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     args.check()?;
     let begun = Instant::now();
     let mut total = Outcome::default();
@@ -181,7 +181,7 @@ fn rust_check(name: &str) -> Result<Result<Option<String>, String>> {
     Ok(Ok(None))
 }
 
-pub struct Executable {
+pub(crate) struct Executable {
     package: String,
     pub target: String,
     pub path: PathBuf,
@@ -198,7 +198,7 @@ fn build() -> Result<Vec<Executable>> {
 }
 
 /// The test executable that a line of cargo's messages reports, if any.
-pub fn executable(message: &str) -> Option<Executable> {
+pub(crate) fn executable(message: &str) -> Option<Executable> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     let path = message.get("executable")?.as_str()?.into();
     if !message["profile"]["test"].as_bool()? {
@@ -214,7 +214,7 @@ pub fn executable(message: &str) -> Option<Executable> {
 ///
 /// # Errors
 /// cargo fails.
-pub fn run_cargo(command: &mut Command) -> Result<String> {
+pub(crate) fn run_cargo(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !out.status.success() {
         bail!("{} failed ({})", steps::line(command), out.status);

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The minimum compiler of the programs (`rust-version` of the workspace).
-pub const OLDEST_RUST: (u32, u32) = (1, 88);
+pub(crate) const OLDEST_RUST: (u32, u32) = (1, 88);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Compiler {
+pub(crate) struct Compiler {
     pub rustc: PathBuf,
     pub cargo: PathBuf,
     /// The full output of `rustc -vV`.
@@ -22,26 +22,26 @@ pub struct Compiler {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Linker {
+pub(crate) struct Linker {
     pub path: PathBuf,
     /// Major version of the LLVM it is linked against.
     pub llvm: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     pub compiler: Compiler,
     pub linker: Linker,
 }
 
 impl Compiler {
     /// The first line of its version, shown to users.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.version.lines().next().unwrap_or("rustc")
     }
 
     /// The host triple as cargo spells it in names of environment variables.
-    pub fn host_as_variable(&self) -> String {
+    pub(crate) fn host_as_variable(&self) -> String {
         field(&self.version, "host:").unwrap_or_default().to_uppercase().replace('-', "_")
     }
 
@@ -61,7 +61,7 @@ impl Compiler {
 
 impl Toolchain {
     /// The best compatible pair on this machine.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         let linkers = linkers();
         compilers().into_iter().find_map(|compiler| {
             let linker = linkers.iter().find(|l| l.llvm >= compiler.llvm)?.clone();
@@ -71,7 +71,7 @@ impl Toolchain {
 }
 
 /// Compilers that can build `core` for BPF, best first.
-pub fn compilers() -> Vec<Compiler> {
+pub(crate) fn compilers() -> Vec<Compiler> {
     let home = std::env::var_os("RUSTUP_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".rustup")));
@@ -134,7 +134,7 @@ fn llvm_of(program: &[u8]) -> Option<u32> {
 }
 
 /// `llvm-config` of this major version.
-pub fn llvm_config(major: u32) -> Option<PathBuf> {
+pub(crate) fn llvm_config(major: u32) -> Option<PathBuf> {
     let versioned = PathBuf::from(format!("/usr/lib/llvm-{major}/bin/llvm-config"));
     let names = [format!("llvm-config-{major}"), format!("llvm-config{major}"), "llvm-config".to_owned()];
     std::iter::once(versioned)
@@ -154,7 +154,7 @@ fn field<'a>(version: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// The first two numbers of a version.
-pub fn numbers(version: &str) -> (u32, u32) {
+pub(crate) fn numbers(version: &str) -> (u32, u32) {
     let mut parts = version.trim().split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }

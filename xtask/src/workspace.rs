@@ -5,34 +5,34 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// The checkout that this xtask was built from.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
 /// The workspace's target directory, independent of `CARGO_TARGET_DIR`: `netpath/build.rs`, the tests and the demo find the
 /// object and the binary there whatever the caller's environment.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     root().join("target")
 }
 
 /// Programs built by `setup`.
-pub fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     target().join("tools")
 }
 
 /// The object that the netpath binary embeds.
-pub fn object() -> PathBuf {
+pub(crate) fn object() -> PathBuf {
     target().join("ebpf/netpath-ebpf.o")
 }
 
 /// Output of the programs that xtask starts.
-pub fn logs() -> PathBuf {
+pub(crate) fn logs() -> PathBuf {
     target().join("xtask")
 }
 
 /// The cargo that runs xtask, or the one in PATH; it builds into [`target`], whatever the caller's configuration.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("CARGO_TARGET_DIR", target());
     command
@@ -40,7 +40,7 @@ pub fn cargo() -> Command {
 
 /// Removes the variables of an outer cargo or rustup, so that a build with another toolchain sees only its own settings.
 /// Network settings (registry, proxy, offline) and rustup's own stay: they are the user's.
-pub fn clean_environment(command: &mut Command) -> &mut Command {
+pub(crate) fn clean_environment(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         let Some(name) = name.to_str() else { continue };
         let kept = ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "RUSTUP_"];
@@ -54,7 +54,7 @@ pub fn clean_environment(command: &mut Command) -> &mut Command {
 }
 
 /// The path of a built program.
-pub fn built(name: &str) -> PathBuf {
+pub(crate) fn built(name: &str) -> PathBuf {
     target().join("debug").join(name)
 }
 
@@ -62,13 +62,13 @@ pub fn built(name: &str) -> PathBuf {
 ///
 /// # Errors
 /// The build fails.
-pub fn released() -> Result<PathBuf> {
+pub(crate) fn released() -> Result<PathBuf> {
     crate::test::run_cargo(cargo().args(["build", "--quiet", "--release", "-p", "netpath", "--bin", "netpath"]))?;
     Ok(target().join("release/netpath"))
 }
 
 /// Version of the netpath of this checkout and, where git is available, the commit. Untracked files are ignored.
-pub fn version() -> String {
+pub(crate) fn version() -> String {
     let git = |arguments: &[&str]| {
         let out = Command::new("git").current_dir(root()).args(arguments).output().ok()?;
         out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())

@@ -8,7 +8,7 @@ use support::packet::{ACK, FIN, RST};
 use support::topology::Family;
 use support::traffic::Dress;
 
-pub struct KnownDifference {
+pub(super) struct KnownDifference {
     #[expect(dead_code, reason = "for the reader")]
     pub why: &'static str,
     /// Whether a step may differ in this way, on the host with netfilter.
@@ -19,7 +19,7 @@ pub struct KnownDifference {
     pub witness: Step,
 }
 
-pub const KNOWN_DIFFERENCES: &[KnownDifference] = &[
+pub(super) const KNOWN_DIFFERENCES: &[KnownDifference] = &[
     KnownDifference {
         why: "on lo a datagram may be larger than what a container takes, and is not fragmented there: lost. Only of sockets \
               that are bound to an address of the host, all others are led to the container before",

@@ -17,7 +17,7 @@ use support::traffic::{Dial, Dress, Proto};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum From {
+pub(super) enum From {
     Client,
     /// An address behind the client.
     Outside,
@@ -27,7 +27,7 @@ pub enum From {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum To {
+pub(super) enum To {
     Host,
     HostSecond,
     HostFar,
@@ -42,7 +42,7 @@ pub enum To {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum What {
+pub(super) enum What {
     Tcp(Dress),
     Udp(Dress),
     /// An unconnected socket.
@@ -57,7 +57,7 @@ pub enum What {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub(super) struct Step {
     pub n: u16,
     pub from: From,
     pub family: Family,
@@ -71,7 +71,7 @@ pub struct Step {
 
 /// The observations at both ends.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
+pub(super) enum Outcome {
     Answered {
         server: String,
         /// The client address that the server saw.
@@ -101,7 +101,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Answered { .. } | Self::Echoed => "answered",
             Self::Heard { .. } | Self::Refused => "refused",
@@ -145,7 +145,7 @@ impl From {
 }
 
 impl To {
-    pub fn address(self, family: Family) -> IpAddr {
+    pub(super) fn address(self, family: Family) -> IpAddr {
         match self {
             Self::Host => family.host(),
             Self::HostSecond => family.host_second(),
@@ -162,13 +162,13 @@ impl To {
     }
 
     /// Whether this is an address of the host.
-    pub fn is_host(self) -> bool {
+    pub(super) fn is_host(self) -> bool {
         matches!(self, Self::Host | Self::HostSecond | Self::HostFar | Self::Localhost | Self::Gateway(_))
     }
 }
 
 impl Step {
-    pub const PLAIN: Self = Self {
+    pub(super) const PLAIN: Self = Self {
         n: 0,
         from: From::Client,
         family: Family::V4,
@@ -179,7 +179,7 @@ impl Step {
         bound: false,
     };
 
-    pub fn roll(rng: &Rng) -> Self {
+    pub(super) fn roll(rng: &Rng) -> Self {
         let from = *rng.pick(&From::ALL);
         let family = *rng.pick(&Family::BOTH);
         let what = match rng.below(20) {
@@ -231,7 +231,7 @@ impl Step {
     }
 
     /// Runs the step, and returns the observations.
-    pub fn take(&self, world: &World<'_>) -> Outcome {
+    pub(super) fn take(&self, world: &World<'_>) -> Outcome {
         let netns = self.from.netns(world);
         let to = SocketAddr::new(self.to.address(self.family), self.port);
         let seen = match self.what {

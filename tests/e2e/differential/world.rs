@@ -10,7 +10,7 @@ use support::traffic::Server;
 /// A container and its document.
 type Up = (Container, Document);
 
-pub struct World<'t> {
+pub(super) struct World<'t> {
     pub topology: &'t Topology,
     pub is_ebpf: bool,
     /// br_netfilter passes IPv6 frames of bridges to netfilter, so `::1` is left to the host there.
@@ -30,7 +30,7 @@ impl<'t> World<'t> {
     /// other   network 8: 8181
     /// listed  network 9: 8282, for the client's own addresses
     /// ```
-    pub fn new(rig: &Rig<'t>, way: Way) -> Result<Self> {
+    pub(super) fn new(rig: &Rig<'t>, way: Way) -> Result<Self> {
         let topology = rig.topology;
         let mut document = Document::new().on_dual(&way.network(7), "eth0", 7, 5);
         for proto in ["tcp", "udp"] {
@@ -74,7 +74,7 @@ impl<'t> World<'t> {
         Ok(Self { topology, is_ebpf: way.rung.is_ebpf(), keeps_localhost6, web, app, other, listed, servers })
     }
 
-    pub fn container(&self, who: Inside) -> &Netns {
+    pub(super) fn container(&self, who: Inside) -> &Netns {
         match who {
             Inside::Web => &self.web.0,
             Inside::App => &self.app.0,
@@ -84,14 +84,14 @@ impl<'t> World<'t> {
     }
 
     /// Ends the servers; returns the containers for their teardown.
-    pub fn end(self) -> Vec<Up> {
+    pub(super) fn end(self) -> Vec<Up> {
         drop(self.servers);
         vec![self.web, self.app, self.other, self.listed]
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Inside {
+pub(super) enum Inside {
     Web,
     App,
     Other,
@@ -99,7 +99,7 @@ pub enum Inside {
 }
 
 impl Inside {
-    pub const ALL: [Self; 4] = [Self::Web, Self::App, Self::Other, Self::Listed];
+    pub(super) const ALL: [Self; 4] = [Self::Web, Self::App, Self::Other, Self::Listed];
 
     /// Network and host number.
     fn place(self) -> (u8, u8) {
@@ -111,7 +111,7 @@ impl Inside {
         }
     }
 
-    pub fn address(self, family: Family) -> std::net::IpAddr {
+    pub(super) fn address(self, family: Family) -> std::net::IpAddr {
         let (network, host) = self.place();
         family.container(network, host)
     }

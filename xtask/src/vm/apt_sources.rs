@@ -11,7 +11,7 @@ use std::process::Command;
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The reason why packages are unavailable on this machine, if they are.
-pub fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     if !apt::is_here() || need::program("dpkg").is_none() {
         return Some("apt and dpkg, which fetch and unpack kernels".to_owned());
     }
@@ -38,7 +38,7 @@ fn mirror_in(policy: &str) -> Option<String> {
 }
 
 /// One release of Debian, as apt sees it.
-pub struct Release {
+pub(crate) struct Release {
     directory: PathBuf,
     options: Vec<String>,
 }
@@ -48,7 +48,7 @@ impl Release {
     ///
     /// # Errors
     /// apt-get fails.
-    pub fn open(suite: &str, steps: &mut Steps) -> Result<Self> {
+    pub(crate) fn open(suite: &str, steps: &mut Steps) -> Result<Self> {
         let Some(mirror) = mirror() else { bail!("{} is needed", missing().unwrap_or_default()) };
         let directory = workspace::target().join("vm/apt").join(suite);
         for part in ["lists/partial", "archives/partial", "state"] {
@@ -90,7 +90,7 @@ impl Release {
     ///
     /// # Errors
     /// apt-cache cannot be started.
-    pub fn depends(&self, package: &str) -> Result<Vec<String>> {
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
         let out = self.apt("apt-cache").args(["depends", package]).output().context("cannot start apt-cache")?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         Ok(text.lines().filter_map(|l| l.trim().strip_prefix("Depends: ")).map(|n| n.trim().to_owned()).collect())
@@ -100,7 +100,7 @@ impl Release {
     ///
     /// # Errors
     /// apt-get or dpkg fails.
-    pub fn unpack(&self, packages: &[String], to: &Path, steps: &mut Steps) -> Result<()> {
+    pub(crate) fn unpack(&self, packages: &[String], to: &Path, steps: &mut Steps) -> Result<()> {
         let debs = self.directory.join("debs");
         let _ = fs::remove_dir_all(&debs);
         fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
@@ -118,7 +118,7 @@ impl Release {
 ///
 /// # Errors
 /// apt-get or dpkg fails.
-pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result<()> {
+pub(crate) fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result<()> {
     let debs = to.with_extension("debs");
     fs::create_dir_all(debs.join("partial")).with_context(|| format!("cannot create {}", debs.display()))?;
     let mut fetch = Command::new("apt-get");
@@ -144,7 +144,7 @@ pub fn unpack_missing(packages: &[&str], to: &Path, steps: &mut Steps) -> Result
 ///
 /// # Errors
 /// dpkg fails.
-pub fn unpack(debs: &Path, to: &Path) -> Result<()> {
+pub(crate) fn unpack(debs: &Path, to: &Path) -> Result<()> {
     let partial = to.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;

@@ -10,7 +10,7 @@ const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 #[derive(Default)]
-pub struct Archive {
+pub(super) struct Archive {
     bytes: Vec<u8>,
     count: u32,
     /// Names already written: the first entry of a name stays.
@@ -18,23 +18,23 @@ pub struct Archive {
 }
 
 impl Archive {
-    pub fn file(&mut self, path: &Path, content: &[u8], is_program: bool) {
+    pub(super) fn file(&mut self, path: &Path, content: &[u8], is_program: bool) {
         self.add(path, if is_program { PROGRAM } else { FILE }, (0, 0), content);
     }
 
-    pub fn link(&mut self, path: &Path, target: &str) {
+    pub(super) fn link(&mut self, path: &Path, target: &str) {
         self.add(path, LINK, (0, 0), target.as_bytes());
     }
 
-    pub fn directory(&mut self, path: &Path) {
+    pub(super) fn directory(&mut self, path: &Path) {
         self.add(path, DIRECTORY, (0, 0), &[]);
     }
 
-    pub fn character_device(&mut self, path: &Path, number: (u32, u32)) {
+    pub(super) fn character_device(&mut self, path: &Path, number: (u32, u32)) {
         self.add(path, CHARACTER_DEVICE, number, &[]);
     }
 
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(super) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

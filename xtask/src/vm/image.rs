@@ -25,7 +25,7 @@ const HANDED_ON: [&str; 3] = ["NETPATH_SOAK", "NETPATH_SEED", "NETPATH_VERIFIER"
 
 /// A suite to run in the guest; arguments are those of libtest.
 #[derive(Clone)]
-pub struct Suite {
+pub(super) struct Suite {
     pub name: String,
     pub executable: PathBuf,
     pub arguments: Vec<String>,
@@ -36,7 +36,7 @@ pub struct Suite {
 }
 
 /// The programs of this workspace that go into a guest, stripped.
-pub struct Programs {
+pub(super) struct Programs {
     pub init: PathBuf,
     pub netpath: PathBuf,
     /// Other programs, by the names under which they are called.
@@ -44,7 +44,7 @@ pub struct Programs {
 }
 
 /// Everything except the plan and the modules: equal for all kernels, so it is built once.
-pub struct Base(Vec<(PathBuf, Entry)>);
+pub(super) struct Base(Vec<(PathBuf, Entry)>);
 
 enum Entry {
     File(Vec<u8>, bool),
@@ -54,7 +54,7 @@ enum Entry {
 impl Base {
     /// # Errors
     /// A program or a library is missing.
-    pub fn gather<'s>(programs: &Programs, suites: impl IntoIterator<Item = &'s Suite>) -> Result<Self> {
+    pub(super) fn gather<'s>(programs: &Programs, suites: impl IntoIterator<Item = &'s Suite>) -> Result<Self> {
         let mut base = Self(Vec::new());
         let mut libraries = BTreeSet::new();
         for (from, to) in
@@ -126,7 +126,7 @@ impl Base {
     ///
     /// # Errors
     /// A module cannot be read, or the archive cannot be written.
-    pub fn image(&self, kernel: &Kernel, suites: &[Suite], without: &[String], to: &Path) -> Result<()> {
+    pub(super) fn image(&self, kernel: &Kernel, suites: &[Suite], without: &[String], to: &Path) -> Result<()> {
         let mut archive = Archive::default();
         for directory in ["proc", "sys", "dev", "run", "tmp", "root", BIN, "usr/lib", "usr/lib64"] {
             archive.directory(Path::new(directory));

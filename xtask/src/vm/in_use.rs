@@ -9,7 +9,7 @@ use serde_json::Value;
 ///
 /// # Errors
 /// Another rung, another path, or programs at the wrong hooks.
-pub fn check(variant: &Variant, status: &Value, uplinks: &[&str]) -> Result<()> {
+pub(super) fn check(variant: &Variant, status: &Value, uplinks: &[&str]) -> Result<()> {
     if let Some(wrong) = wrong(variant, status, uplinks) {
         bail!("{} is not in use: {wrong}\n  next: leave it out by --variants, or take another --kernel", variant.title);
     }

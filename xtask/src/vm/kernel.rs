@@ -9,10 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernel series, and the Debian release that ships each.
-pub const SERIES: [(&str, &str); 3] = [("6.1", "bookworm"), ("6.12", "trixie"), ("7.2", "forky")];
+pub(super) const SERIES: [(&str, &str); 3] = [("6.1", "bookworm"), ("6.12", "trixie"), ("7.2", "forky")];
 
 /// The names, with `all` expanded.
-pub fn expanded(names: &[String]) -> Vec<String> {
+pub(super) fn expanded(names: &[String]) -> Vec<String> {
     let all = || SERIES.iter().map(|(series, _)| (*series).to_owned());
     let mut kernels: Vec<String> = Vec::new();
     for name in names {
@@ -22,7 +22,7 @@ pub fn expanded(names: &[String]) -> Vec<String> {
     kernels
 }
 
-pub struct Kernel {
+pub(super) struct Kernel {
     /// The requested name; if Debian no longer has that series, the series that was fetched instead.
     pub label: String,
     /// The output of `uname -r`.
@@ -36,7 +36,7 @@ impl Kernel {
     ///
     /// # Errors
     /// It cannot be fetched, or there is no kernel in the directory.
-    pub fn get(name: &str, steps: &mut Steps) -> Result<Self> {
+    pub(super) fn get(name: &str, steps: &mut Steps) -> Result<Self> {
         if let Some((series, suite)) = SERIES.iter().find(|(series, _)| *series == name) {
             let directory = workspace::target().join("vm/kernels").join(series);
             if !directory.exists() {

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 const OPENING: Duration = Duration::from_secs(20);
 
 /// Boot files of all guests of a wire, and the directory of their sockets.
-pub struct Boot<'a> {
+pub(super) struct Boot<'a> {
     pub qemu: &'a Qemu,
     pub kernel: &'a Path,
     pub initramfs: &'a Path,
@@ -28,12 +28,12 @@ pub struct Boot<'a> {
 }
 
 /// A guest's name and the hardware addresses of its links, `eth0` and so on.
-pub struct Part {
+pub(super) struct Part {
     pub name: &'static str,
     pub macs: &'static [&'static str],
 }
 
-pub struct Machine {
+pub(super) struct Machine {
     name: &'static str,
     qemu: Running,
     control: UnixStream,
@@ -55,7 +55,7 @@ impl Machine {
     ///
     /// # Errors
     /// QEMU cannot be started or ends at once.
-    pub fn start(boot: &Boot<'_>, part: &Part, ends: Vec<OwnedFd>, acceleration: Acceleration) -> Result<Self> {
+    pub(super) fn start(boot: &Boot<'_>, part: &Part, ends: Vec<OwnedFd>, acceleration: Acceleration) -> Result<Self> {
         let log = |what: &str| workspace::logs().join(format!("vm-wire-{}-{what}.log", part.name));
         fs::create_dir_all(workspace::logs()).context("cannot create the directory of logs")?;
         let console = log("console");
@@ -122,7 +122,7 @@ impl Machine {
     ///
     /// # Errors
     /// The guest has ended, or its init has given up.
-    pub fn is_up(&mut self, patience: Duration) -> Result<bool> {
+    pub(super) fn is_up(&mut self, patience: Duration) -> Result<bool> {
         let begun = Instant::now();
         loop {
             let Some(line) = self.line(patience.saturating_sub(begun.elapsed()))? else { return Ok(false) };
@@ -140,7 +140,7 @@ impl Machine {
     ///
     /// # Errors
     /// The command fails, or there is no answer.
-    pub fn ask(&mut self, command: &Value) -> Result<Value> {
+    pub(super) fn ask(&mut self, command: &Value) -> Result<Value> {
         self.send(command)?;
         self.answer()
     }
@@ -149,7 +149,7 @@ impl Machine {
     ///
     /// # Errors
     /// The machine has ended.
-    pub fn send(&mut self, command: &Value) -> Result<()> {
+    pub(super) fn send(&mut self, command: &Value) -> Result<()> {
         self.number += 1;
         let mut command = command.clone();
         command["n"] = self.number.into();
@@ -161,7 +161,7 @@ impl Machine {
     ///
     /// # Errors
     /// The command failed, or there is no answer.
-    pub fn answer(&mut self) -> Result<Value> {
+    pub(super) fn answer(&mut self) -> Result<Value> {
         loop {
             let Some(line) = self.line(PATIENCE)? else {
                 bail!("{} does not answer within {}\n{}", self.name, seconds(PATIENCE), self.last_words());
@@ -178,7 +178,7 @@ impl Machine {
     ///
     /// # Errors
     /// The machine has ended.
-    pub fn carrier(&mut self, n: usize, up: bool) -> Result<()> {
+    pub(super) fn carrier(&mut self, n: usize, up: bool) -> Result<()> {
         let state = if up { "on" } else { "off" };
         writeln!(self.monitor, "set_link wire{n} {state}").with_context(|| format!("{}: the monitor", self.name))?;
         self.ask(&json!({"do": "carrier", "link": format!("eth{n}"), "up": up, "within_ms": 10_000})).map(drop)
@@ -216,7 +216,7 @@ impl Machine {
     ///
     /// # Errors
     /// QEMU cannot be ended.
-    pub fn cut(&mut self) -> Result<()> {
+    pub(super) fn cut(&mut self) -> Result<()> {
         self.qemu.0.kill().context("cannot end QEMU")?;
         self.qemu.0.wait().map(drop).context("cannot wait for QEMU")
     }

@@ -1,14 +1,14 @@
 //! `cargo xtask vm`: virtual machines, booted for each run. Either one for each other kernel, with the test suites (`suites`),
 //! or three on a wire (`three_vms`), for faults (`wire`) and measurements (`perf`).
 
-pub mod apt_sources;
+pub(crate) mod apt_sources;
 mod cpio;
 mod image;
 mod in_use;
 mod kernel;
 mod machine;
 mod modules;
-pub mod page;
+pub(crate) mod page;
 mod perf;
 mod qemu;
 mod results;
@@ -20,10 +20,10 @@ mod wire;
 use anyhow::Result;
 use std::process::ExitCode;
 
-pub use suites::run_core;
+pub(crate) use suites::run_core;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -38,7 +38,7 @@ enum Verb {
     Perf(perf::Args),
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.verb {
         Verb::Test(args) => suites::run(args),
         Verb::Wire(args) => wire::run(args),

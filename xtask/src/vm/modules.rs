@@ -10,7 +10,7 @@ use std::process::Command;
 
 /// Modules that netpath, the tests and the programs they call need. A kernel may have some built in, or lack them; then the
 /// tests that need them say so.
-pub const WANTED: &[&str] = &[
+pub(super) const WANTED: &[&str] = &[
     // links
     "veth",
     "bridge",
@@ -90,13 +90,13 @@ pub const WANTED: &[&str] = &[
 ];
 
 /// A module's name and its uncompressed content.
-pub type Module = (String, Vec<u8>);
+pub(super) type Module = (String, Vec<u8>);
 
 /// The modules `wanted` below `directory`, dependencies first; without those in `without` and their dependents.
 ///
 /// # Errors
 /// A module cannot be read.
-pub fn gather(directory: &Path, wanted: &[&str], without: &[String]) -> Result<Vec<Module>> {
+pub(super) fn gather(directory: &Path, wanted: &[&str], without: &[String]) -> Result<Vec<Module>> {
     let mut index = BTreeMap::new();
     list(directory, &mut index)?;
     let mut gathering = Gathering { index, without, seen: BTreeSet::new(), ordered: Vec::new() };

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 /// The page that `--write` without a name writes to.
-pub const PAGE: &str = "docs/kernels.md";
+pub(crate) const PAGE: &str = "docs/kernels.md";
 const KEPT: &str = "docs/kernels.json";
 const MARK: &str = "kernels";
 const SUITES: [&str; 2] = ["packet", "contract"];
@@ -18,14 +18,14 @@ const SUITES: [&str; 2] = ["packet", "contract"];
 const RUNGS: [(&str, &str); 4] = [("tcx", "TCX"), ("clsact", "clsact"), ("iptables", "iptables"), ("", "all of them")];
 
 /// The row of a kernel in one run, by its label.
-pub fn row(row: &Row) -> (String, Value) {
+pub(crate) fn row(row: &Row) -> (String, Value) {
     let empty = Outcome::default();
     let of = |suite: &str| row.outcomes.get(suite).unwrap_or(&empty);
     (row.label.clone(), value(&row.release, row.acceleration, of, row.doctor.as_ref()))
 }
 
 /// `how`: the acceleration. `doctor`: the output of `netpath doctor --json` there.
-pub fn value<'o>(release: &str, how: &str, of: impl Fn(&str) -> &'o Outcome, doctor: Option<&Value>) -> Value {
+pub(crate) fn value<'o>(release: &str, how: &str, of: impl Fn(&str) -> &'o Outcome, doctor: Option<&Value>) -> Value {
     let count = |outcome: &Outcome, rung: Option<&str>| {
         let is_of = |test: &str| rung.is_none_or(|r| rung_of(test) == r);
         let passed = outcome.names.iter().filter(|t| is_of(t)).count();
@@ -62,7 +62,7 @@ fn rung_of(test: &str) -> &'static str {
 ///
 /// # Errors
 /// A file cannot be read or written, or the page has no marks.
-pub fn write(page: &Path, rows: &[(String, Value)]) -> Result<()> {
+pub(crate) fn write(page: &Path, rows: &[(String, Value)]) -> Result<()> {
     let kept = workspace::root().join(KEPT);
     let mut all: Map<String, Value> = match fs::read_to_string(&kept) {
         Ok(text) => serde_json::from_str(&text).with_context(|| format!("{KEPT} is no JSON object"))?,

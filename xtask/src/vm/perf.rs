@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 #[command(after_help = help())]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     common: Options,
     /// 6.1, 6.12, 7.2, or a directory with an unpacked kernel package (`/`: this machine's own)
@@ -95,7 +95,7 @@ const JOBS: [(&str, Job); 10] = [
     ("udp-rr", |vms| round_trips(vms, true)),
 ];
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let Options { only, variants, write, .. } = &args.common;
     args.common.check(&JOBS.map(|(name, _)| name), false)?;
     if write.is_some() && args.is_partial() {

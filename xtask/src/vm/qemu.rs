@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 /// Printed by the guest once its modules are loaded and its file systems mounted (tests/guest/main.rs).
-pub const READY: &str = "::ready ";
+pub(super) const READY: &str = "::ready ";
 /// Disables what short-lived guests do not need and emulation makes slow: retpolines, double clearing of memory, the fifth
 /// level of page tables.
 const COMMAND_LINE: &str =
@@ -34,7 +34,7 @@ const KVM_PATIENCE: Duration = Duration::from_secs(15);
 const TCG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The program, and its environment where it was unpacked and not installed.
-pub struct Qemu {
+pub(super) struct Qemu {
     program: PathBuf,
     unpacked: Option<PathBuf>,
 }
@@ -45,7 +45,7 @@ impl Qemu {
     ///
     /// # Errors
     /// There is no apt, or apt-get fails.
-    pub fn get(steps: &mut Steps) -> Result<Self> {
+    pub(super) fn get(steps: &mut Steps) -> Result<Self> {
         if let Some(program) = need::program(PROGRAM) {
             return Ok(Self { program, unpacked: None });
         }
@@ -61,7 +61,7 @@ impl Qemu {
     }
 
     /// A machine without devices, which exits on reboot.
-    pub fn machine(&self, acceleration: Acceleration, memory_mib: u32) -> Command {
+    pub(super) fn machine(&self, acceleration: Acceleration, memory_mib: u32) -> Command {
         let mut command = self.command();
         match acceleration {
             Acceleration::Kvm => command.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
@@ -111,13 +111,13 @@ fn unpack(root: &Path, steps: &mut Steps) -> Result<()> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Acceleration {
+pub(super) enum Acceleration {
     Kvm,
     Tcg,
 }
 
 impl Acceleration {
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Kvm => "KVM",
             Self::Tcg => "TCG",
@@ -125,7 +125,7 @@ impl Acceleration {
     }
 
     /// QEMU's arguments for the kernel's command line.
-    pub fn append(self) -> [String; 2] {
+    pub(super) fn append(self) -> [String; 2] {
         let line = match self {
             Self::Kvm => COMMAND_LINE.to_owned(),
             Self::Tcg => format!("{COMMAND_LINE} {UNDER_TCG}"),
@@ -139,7 +139,7 @@ impl Acceleration {
 ///
 /// # Errors
 /// An error of `boot`, or no guest boots under KVM where only KVM is wanted.
-pub fn accelerated<T>(
+pub(super) fn accelerated<T>(
     name: &str,
     wanted: Option<Acceleration>,
     mut boot: impl FnMut(Acceleration, Option<Duration>) -> Result<Result<T, String>>,
@@ -168,7 +168,7 @@ pub fn accelerated<T>(
 }
 
 /// Number of guests that may run in parallel: limited by processors and memory.
-pub fn room(acceleration: Option<Acceleration>) -> usize {
+pub(super) fn room(acceleration: Option<Acceleration>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let each = if acceleration == Some(Acceleration::Tcg) { 1 } else { 2 };
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -179,7 +179,7 @@ pub fn room(acceleration: Option<Acceleration>) -> usize {
 }
 
 /// A guest to be booted.
-pub struct Guest<'a> {
+pub(super) struct Guest<'a> {
     /// Shown to users, and part of the names of the logs.
     pub name: String,
     pub kernel: &'a Path,
@@ -188,7 +188,7 @@ pub struct Guest<'a> {
 }
 
 /// The output of a guest.
-pub struct Ran {
+pub(super) struct Ran {
     pub results: String,
     pub log: PathBuf,
     pub acceleration: Acceleration,
@@ -202,7 +202,7 @@ impl Guest<'_> {
     ///
     /// # Errors
     /// QEMU cannot be started.
-    pub fn run(&self, qemu: &Qemu, wanted: Option<Acceleration>) -> Result<Ran> {
+    pub(super) fn run(&self, qemu: &Qemu, wanted: Option<Acceleration>) -> Result<Ran> {
         accelerated(&self.name, wanted, |acceleration, patience| {
             let ran = self.boot(qemu, acceleration, patience)?;
             let is_up = patience.is_none() || ran.results.contains(READY);
@@ -280,10 +280,10 @@ impl Guest<'_> {
 static UP: AtomicUsize = AtomicUsize::new(0);
 
 /// Ends the guest on every exit except SIGKILL.
-pub struct Running(pub Child);
+pub(super) struct Running(pub Child);
 
 impl Running {
-    pub fn new(child: Child) -> Self {
+    pub(super) fn new(child: Child) -> Self {
         UP.fetch_add(1, Relaxed);
         Self(child)
     }
@@ -303,7 +303,7 @@ fn read(file: &Path) -> String {
 }
 
 /// The acceleration of the last guest, valid until this machine reboots.
-pub fn remembered() -> Option<Acceleration> {
+pub(super) fn remembered() -> Option<Acceleration> {
     let text = fs::read_to_string(memory()).ok()?;
     let (boot, name) = text.trim().split_once(' ')?;
     let known = [Acceleration::Kvm, Acceleration::Tcg].into_iter().find(|a| a.name() == name);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One suite in one guest.
-pub struct Section {
+pub(super) struct Section {
     pub name: String,
     pub outcome: Outcome,
     pub text: String,
@@ -18,7 +18,7 @@ pub struct Section {
 
 /// One guest.
 #[derive(Default)]
-pub struct Report {
+pub(super) struct Report {
     /// `uname -r`; empty: the guest did not boot.
     pub release: String,
     /// Modules that the kernel rejected, with its message.
@@ -30,7 +30,7 @@ pub struct Report {
     pub sections: Vec<Section>,
 }
 
-pub fn read(text: &str) -> Report {
+pub(super) fn read(text: &str) -> Report {
     let mut report = Report::default();
     let mut open: Option<(String, Vec<&str>)> = None;
     for line in text.lines() {
@@ -72,7 +72,7 @@ fn section(name: String, lines: &[&str], ms: u64, wrong: Option<String>) -> Sect
 }
 
 /// A row of the table: a kernel.
-pub struct Row {
+pub(crate) struct Row {
     pub label: String,
     pub release: String,
     pub acceleration: &'static str,
@@ -91,7 +91,7 @@ pub struct Row {
 
 impl Row {
     /// A row before any of its guests has booted.
-    pub fn of(label: String, release: String) -> Self {
+    pub(crate) fn of(label: String, release: String) -> Self {
         Self {
             label,
             release,
@@ -105,13 +105,13 @@ impl Row {
         }
     }
 
-    pub fn is_of_series(&self) -> bool {
+    pub(crate) fn is_of_series(&self) -> bool {
         SERIES.iter().any(|(series, _)| *series == self.label)
     }
 }
 
 /// kernel × suite → passed/failed/skipped.
-pub fn table(rows: &[Row]) -> String {
+pub(super) fn table(rows: &[Row]) -> String {
     let mut suites: Vec<&String> = rows.iter().flat_map(|r| r.outcomes.keys()).collect();
     suites.sort();
     suites.dedup();

@@ -46,7 +46,7 @@ const LONGEST: Duration = Duration::from_secs(120 * 60);
 const LONGEST_OF_CORE: Duration = Duration::from_secs(20 * 60);
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// 6.1, 6.12, 7.2, all (these three), or a directory with an unpacked kernel package (`/`: this machine's own)
     #[arg(long, default_value = "all", value_name = "KERNEL", num_args = 1..)]
     kernel: Vec<String>,
@@ -68,7 +68,7 @@ pub struct Args {
     acceleration: Option<Acceleration>,
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let kernels = kernel::expanded(&args.kernel);
     args.check()?;
@@ -119,7 +119,7 @@ impl Args {
 ///
 /// # Errors
 /// A kernel or QEMU is unavailable, or a build fails.
-pub fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
+pub(crate) fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
     if let Some(missing) = apt_sources::missing() {
         return Ok(Err(format!("needs {missing}")));
     }

@@ -21,11 +21,11 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:1::2"];
-pub const HOST: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
-pub const HOST_FAR: [&str; 2] = ["198.51.100.1", "2001:db8:2::1"];
-pub const SECOND: [&str; 2] = ["198.51.100.2", "2001:db8:2::2"];
-pub const HOST_MAC: &str = "52:54:00:00:02:01";
+pub(super) const CLIENT: [&str; 2] = ["192.0.2.2", "2001:db8:1::2"];
+pub(super) const HOST: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+pub(super) const HOST_FAR: [&str; 2] = ["198.51.100.1", "2001:db8:2::1"];
+pub(super) const SECOND: [&str; 2] = ["198.51.100.2", "2001:db8:2::2"];
+pub(super) const HOST_MAC: &str = "52:54:00:00:02:01";
 
 const PARTS: [Part; 3] = [
     Part { name: "client", macs: &["52:54:00:00:02:02"] },
@@ -36,7 +36,7 @@ const PARTS: [Part; 3] = [
 const LONGEST_BOOT: Duration = Duration::from_secs(180);
 
 /// The parts that the three machines are built from.
-pub struct VmSetup {
+pub(super) struct VmSetup {
     pub qemu: Qemu,
     pub kernel: Kernel,
     initramfs: PathBuf,
@@ -57,7 +57,7 @@ impl VmSetup {
     ///
     /// # Errors
     /// A part is missing on this machine.
-    pub fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, vm_node: PathBuf) -> Result<Self> {
+    pub(super) fn new(qemu: Qemu, kernel: Kernel, programs: &Programs, vm_node: PathBuf) -> Result<Self> {
         let suite = Suite {
             name: "vm_node".to_owned(),
             executable: vm_node,
@@ -83,7 +83,7 @@ impl VmSetup {
     }
 }
 
-pub struct ThreeVms<'k> {
+pub(super) struct ThreeVms<'k> {
     setup: &'k VmSetup,
     pub acceleration: Acceleration,
     pub client: Machine,
@@ -100,7 +100,7 @@ impl<'k> ThreeVms<'k> {
     ///
     /// # Errors
     /// A machine does not boot.
-    pub fn boot(setup: &'k VmSetup, wanted: Option<Acceleration>) -> Result<Self> {
+    pub(super) fn boot(setup: &'k VmSetup, wanted: Option<Acceleration>) -> Result<Self> {
         let wires = [UnixDatagram::pair()?, UnixDatagram::pair()?];
         let [client, host, second] = &PARTS;
         let (client, acceleration) = accelerated("client", wanted, |acceleration, patience| {
@@ -127,7 +127,7 @@ impl<'k> ThreeVms<'k> {
     ///
     /// # Errors
     /// The host rejects them.
-    pub fn first_uplink(&mut self) -> Result<()> {
+    pub(super) fn first_uplink(&mut self) -> Result<()> {
         let routes =
             format!("route replace default via {}\nroute replace default via {} dev eth0\n", CLIENT[0], CLIENT[1]);
         self.host.ask(&ip(&(addresses("eth0", HOST) + &routes))).map(drop)
@@ -137,7 +137,7 @@ impl<'k> ThreeVms<'k> {
     ///
     /// # Errors
     /// The host rejects them.
-    pub fn second_uplink(&mut self) -> Result<()> {
+    pub(super) fn second_uplink(&mut self) -> Result<()> {
         self.host.ask(&ip(&addresses("eth1", HOST_FAR))).map(drop)
     }
 
@@ -145,7 +145,7 @@ impl<'k> ThreeVms<'k> {
     ///
     /// # Errors
     /// The host does not boot.
-    pub fn restart_host(&mut self) -> Result<()> {
+    pub(super) fn restart_host(&mut self) -> Result<()> {
         let ends = vec![end(&self.wires[0].1)?, end(&self.wires[1].1)?];
         self.host.cut()?;
         self.host = Machine::start(&self.setup.boot(), &PARTS[1], ends, self.acceleration)?;
@@ -158,7 +158,7 @@ impl<'k> ThreeVms<'k> {
     ///
     /// # Errors
     /// The backend rejects it.
-    pub fn up(&mut self, variant: &Variant, publish: &[(u16, u16)]) -> Result<f64> {
+    pub(super) fn up(&mut self, variant: &Variant, publish: &[(u16, u16)]) -> Result<f64> {
         self.is_fresh = false;
         let object =
             |words: &[(&str, &str)]| words.iter().map(|&(k, v)| (k.to_owned(), Value::from(v))).collect::<Value>();
@@ -174,7 +174,7 @@ impl<'k> ThreeVms<'k> {
 
     /// # Errors
     /// The backend fails.
-    pub fn down(&mut self) -> Result<f64> {
+    pub(super) fn down(&mut self) -> Result<f64> {
         Ok(self.host.ask(&json!({"do": "down", "name": "web"}))?.as_f64().unwrap_or_default())
     }
 }
@@ -194,7 +194,7 @@ fn end(socket: &UnixDatagram) -> Result<OwnedFd> {
     Ok(socket.try_clone().context("cannot copy an end of a wire")?.into())
 }
 
-pub fn ip(lines: &str) -> Value {
+pub(super) fn ip(lines: &str) -> Value {
     json!({"do": "ip", "lines": lines})
 }
 

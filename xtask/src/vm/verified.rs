@@ -12,10 +12,10 @@ const PAGE: &str = "docs/verified-instructions.json";
 /// Tolerated growth, in percent.
 const SLACK: u64 = 10;
 
-pub type Counts = BTreeMap<String, u64>;
+pub(super) type Counts = BTreeMap<String, u64>;
 
 /// Parses lines of the packet suite: `np_lo_in: 1234 verified instructions`.
-pub fn read(text: &str) -> Counts {
+pub(super) fn read(text: &str) -> Counts {
     let line = |l: &str| {
         // The line bypasses libtest's capture, so it may follow the name of a test.
         let l = l.rsplit(" ... ").next().unwrap_or(l);
@@ -30,7 +30,7 @@ pub fn read(text: &str) -> Counts {
 ///
 /// # Errors
 /// The page cannot be read.
-pub fn compare(kernel: &str, counts: &Counts) -> Result<Vec<String>> {
+pub(super) fn compare(kernel: &str, counts: &Counts) -> Result<Vec<String>> {
     Ok(grown(kernel, &committed()?, counts))
 }
 
@@ -56,7 +56,7 @@ fn grown(kernel: &str, committed: &Map<String, Value>, counts: &Counts) -> Vec<S
 ///
 /// # Errors
 /// The page cannot be read or written.
-pub fn accept(kernel: &str, counts: &Counts) -> Result<()> {
+pub(super) fn accept(kernel: &str, counts: &Counts) -> Result<()> {
     let mut all = committed()?;
     for (program, count) in counts {
         match all.get(kernel).and_then(|k| k[program].as_u64()) {

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// 6.1, 6.12, 7.2, all (these three), or a directory with an unpacked kernel package (`/`: this machine's own)
     #[arg(long, default_value = "7.2", value_name = "KERNEL", num_args = 1..)]
     kernel: Vec<String>,
@@ -54,7 +54,7 @@ const TCG_FACTOR: u32 = 5;
 /// asynchronously.
 const LEAVING: u32 = 25;
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let names = CASES.map(|(name, ..)| name);
     if let Some(unknown) = args.only.iter().find(|o| !names.contains(&o.as_str())) {
         bail!("--only {unknown}: there is {}", names.join(", "));

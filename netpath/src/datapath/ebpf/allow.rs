@@ -13,14 +13,14 @@ use zerocopy::IntoBytes;
 pub(super) type Entries = BTreeMap<(u32, [u8; 20]), u32>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Lists {
+pub(super) struct Lists {
     known: BTreeMap<u32, Vec<IpNet>>,
     pub entries: Entries,
 }
 
 impl Lists {
     /// The number of the list of these networks; 0 = every client is allowed.
-    pub fn number(&mut self, allow: &[IpNet]) -> u32 {
+    pub(super) fn number(&mut self, allow: &[IpNet]) -> u32 {
         if allow.is_empty() {
             return 0;
         }

@@ -22,7 +22,7 @@ const QDISC: &str = "qdisc-";
 
 /// A classifier in one direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct TcHook {
+pub(super) struct TcHook {
     pub ifindex: u32,
     pub egress: bool,
     pub program: &'static str,
@@ -42,7 +42,7 @@ impl TcHook {
 }
 
 /// The sock_addr programs and their cgroup attach types.
-pub const SOCKETS: [(&str, u32); 8] = [
+pub(super) const SOCKETS: [(&str, u32); 8] = [
     (program::CONNECT4, sys::CGROUP_INET4_CONNECT),
     (program::CONNECT6, sys::CGROUP_INET6_CONNECT),
     (program::SENDMSG4, sys::CGROUP_UDP4_SENDMSG),
@@ -54,7 +54,7 @@ pub const SOCKETS: [(&str, u32); 8] = [
 ];
 
 /// Uplinks in both directions, veths and bridges on ingress, and `lo`.
-pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
+pub(super) fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
     let mut hooks = BTreeSet::new();
     for (&ifindex, uplink) in &tables.uplinks {
         let (into, out) = match uplink.ethernet {
@@ -77,7 +77,7 @@ pub fn wanted(tables: &Tables) -> BTreeSet<TcHook> {
 }
 
 /// The programs of these hooks, those of sockets, and the one of XDP if wanted.
-pub fn programs(tables: &Tables) -> BTreeSet<&'static str> {
+pub(super) fn programs(tables: &Tables) -> BTreeSet<&'static str> {
     let early = tables.xdp.keys().map(|_| program::XDP_IN);
     wanted(tables).into_iter().map(|hook| hook.program).chain(SOCKETS.map(|(name, _)| name)).chain(early).collect()
 }
@@ -96,7 +96,7 @@ impl Programs {
 }
 
 /// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. Returns the number of changes.
-pub fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
+pub(super) fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
     let marked = numbers(pins, FILTERS);
@@ -145,7 +145,7 @@ fn numbers(pins: &Pins, prefix: &str) -> BTreeSet<u32> {
 }
 
 /// Removes attachments without pins: filters of clsact. Links are removed with their pins.
-pub fn remove_filters(pins: &Pins) -> Result<usize> {
+pub(super) fn remove_filters(pins: &Pins) -> Result<usize> {
     if pins.marks(FILTERS).is_empty() && pins.marks(QDISC).is_empty() {
         return Ok(0);
     }
@@ -154,7 +154,7 @@ pub fn remove_filters(pins: &Pins) -> Result<usize> {
 
 /// An interface has one slot for netpath's clsact filter, independent of the layout: filters that `to` has replaced
 /// are its own, and a qdisc that `from` made becomes `to`'s. The other filters of `from` are removed.
-pub fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
+pub(super) fn hand_over(from: &Pins, to: &Pins) -> Result<usize> {
     let taken = |ifindex: &String| to.has_mark(&format!("{FILTERS}{ifindex}"));
     for prefix in [QDISC, FILTERS] {
         for ifindex in from.marks(prefix).iter().filter(|i| taken(i)) {

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 
 /// An attached program, as the kernel reports it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Attached {
+pub(super) struct Attached {
     pub program: String,
     /// `None` = the cgroup root.
     pub ifindex: Option<u32>,
@@ -22,7 +22,7 @@ pub struct Attached {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum By {
+pub(super) enum By {
     Tcx,
     Clsact,
     Cgroup,
@@ -30,7 +30,7 @@ pub enum By {
 }
 
 /// Everything that is attached. Read-only.
-pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
+pub(super) fn attached(pins: &Pins) -> Result<Vec<Attached>> {
     let mut all = Vec::new();
     for name in pins.names("link") {
         let path = pins.link(&name);
@@ -68,7 +68,7 @@ fn runs_pinned(pins: &Pins, name: &str, id: u32) -> bool {
 }
 
 /// Replaces an attached program of the same name. False if it was no longer attached.
-pub fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
+pub(super) fn replace(pins: &Pins, hook: &Attached, prog: impl AsFd) -> Result<bool> {
     let what = || format!("cannot replace {} in place", hook.program);
     if let (By::Clsact, Some(ifindex)) = (hook.by, hook.ifindex) {
         let set = Tc::open()?.set_filter(ifindex, hook.egress, prog, &hook.program);

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 ///
 /// # Errors
 /// The kernel has no cgroup2, or does not permit to mount it.
-pub fn root() -> Result<OwnedFd> {
+pub(super) fn root() -> Result<OwnedFd> {
     let mountinfo =
         fs::read_to_string("/proc/self/mountinfo").context(|| "cannot read /proc/self/mountinfo".to_owned())?;
     for place in mounted(&mountinfo) {
@@ -81,7 +81,7 @@ fn detached() -> io::Result<OwnedFd> {
 }
 
 /// Starts to mount a file system (5.2), invisible until it is attached.
-pub fn open_context(filesystem: &std::ffi::CStr) -> io::Result<OwnedFd> {
+pub(super) fn open_context(filesystem: &std::ffi::CStr) -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;
     // SAFETY: the name ends with NUL and is only read.
     let fd = unsafe { libc::syscall(libc::SYS_fsopen, filesystem.as_ptr(), FSOPEN_CLOEXEC) };

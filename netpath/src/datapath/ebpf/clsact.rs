@@ -21,16 +21,16 @@ const ALL_PROTOCOLS: u32 = 3_u16.to_be() as u32;
 
 /// One program at one interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Filter {
+pub(super) struct Filter {
     pub name: String,
     pub prog_id: Option<u32>,
 }
 
 /// A netlink socket in the namespace of the calling thread.
-pub struct Tc(Netlink<RouteNetlinkMessage>);
+pub(super) struct Tc(Netlink<RouteNetlinkMessage>);
 
 impl Tc {
-    pub fn open() -> Result<Self> {
+    pub(super) fn open() -> Result<Self> {
         Self::connect().context(|| "cannot open a netlink socket".to_owned())
     }
 
@@ -39,7 +39,7 @@ impl Tc {
     }
 
     /// Creates the qdisc; false if there is one already.
-    pub fn add_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
+    pub(super) fn add_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
         let mut message = qdisc(ifindex);
         message.attributes.push(TcAttribute::Kind("clsact".into()));
         match self.0.change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
@@ -49,7 +49,7 @@ impl Tc {
     }
 
     /// Whether the interface has a clsact qdisc.
-    pub fn has_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
+    pub(super) fn has_qdisc(&mut self, ifindex: u32) -> io::Result<bool> {
         let all = self.0.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(ifindex as i32)))?;
         let is_it = |m: &TcMessage| {
             m.header.index == ifindex as i32 && m.attributes.contains(&TcAttribute::Kind("clsact".into()))
@@ -58,7 +58,7 @@ impl Tc {
     }
 
     /// Removes the qdisc if it has no filter.
-    pub fn remove_qdisc_if_empty(&mut self, ifindex: u32) -> io::Result<bool> {
+    pub(super) fn remove_qdisc_if_empty(&mut self, ifindex: u32) -> io::Result<bool> {
         for egress in [false, true] {
             let (filters, unread) = self.filters(ifindex, egress)?;
             if !filters.is_empty() || unread > 0 {
@@ -71,7 +71,7 @@ impl Tc {
     }
 
     /// Sets the program, atomically if it replaces one of netpath.
-    pub fn set_filter(&mut self, ifindex: u32, egress: bool, prog: impl AsFd, name: &str) -> io::Result<()> {
+    pub(super) fn set_filter(&mut self, ifindex: u32, egress: bool, prog: impl AsFd, name: &str) -> io::Result<()> {
         let mut message = filter(ifindex, egress);
         message.attributes.push(TcAttribute::Kind("bpf".into()));
         message.attributes.push(TcAttribute::Options(vec![
@@ -83,13 +83,13 @@ impl Tc {
     }
 
     /// netpath's program there, if any.
-    pub fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
+    pub(super) fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
         let is_ours =
             |m: &&TcMessage| m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
         Ok(self.filters(ifindex, egress)?.0.iter().find(is_ours).map(program))
     }
 
-    pub fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
+    pub(super) fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
         let mut message = filter(ifindex, egress);
         message.attributes.push(TcAttribute::Kind("bpf".into()));
         absent(self.0.change(RouteNetlinkMessage::DelTrafficFilter(message), 0))
@@ -109,7 +109,7 @@ impl Tc {
 }
 
 /// Whether this interface supports classifiers by clsact; for an interface in a namespace made for the probe.
-pub fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
+pub(super) fn probe(ifindex: u32, prog: impl AsFd) -> io::Result<()> {
     let mut tc = Tc::connect()?;
     tc.add_qdisc(ifindex).map_err(|e| without_module(e, "queue clsact", "sch_ingress (CONFIG_NET_SCH_INGRESS)"))?;
     let filter = tc.set_filter(ifindex, false, prog, "np_probe");

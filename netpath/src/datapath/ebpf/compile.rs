@@ -27,7 +27,7 @@ const SERVES_V6: u8 = 2;
 
 /// `Rule::next` holds 1 + the index in [`Tables::rules`] here; the writer of the map replaces it by the map's index.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Tables {
+pub(super) struct Tables {
     pub config: Config,
     pub locals: BTreeSet<[u8; 16]>,
     pub uplinks: BTreeMap<u32, Uplink>,
@@ -52,14 +52,14 @@ pub struct Tables {
 
 /// `count` ports from `first`, whose chain begins at this index in [`Tables::rules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slots {
+pub(super) struct Slots {
     pub proto: u8,
     pub first: u16,
     pub count: u32,
     pub rule: usize,
 }
 
-pub fn compile(desired: &Desired, host: &HostView) -> Tables {
+pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
     let mut tables = Tables {
         subnet_hints: subnet_bitmap::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
         config: Config {

@@ -24,7 +24,7 @@ const SMALL_CHUNK: usize = 512;
 ///
 /// # Errors
 /// They cannot be opened, read or written.
-pub fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Expired> {
+pub(super) fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Expired> {
     let mut all = Progress::default();
     let (chunk, until, progress) = match effort {
         Effort::All => (CHUNK, None, &mut all),
@@ -183,7 +183,7 @@ fn used_ports<F: Flows>(pins: &Pins, used: &mut HashSet<(u8, u16)>) -> Result<()
 
 /// The cookies of hosts with pins and without a namespace. `lo` exists as long as its namespace, so a link to it
 /// without an interface proves the end; clsact leaves no such link.
-pub fn gone_hosts() -> Vec<u64> {
+pub(super) fn gone_hosts() -> Vec<u64> {
     Pins::of_this_version().into_iter().filter(|(_, pins)| has_lost_lo(pins)).map(|(cookie, _)| cookie).collect()
 }
 

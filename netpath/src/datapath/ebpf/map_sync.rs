@@ -16,7 +16,7 @@ const CHUNK: usize = 256;
 
 /// Every control map except ports. Flows of removed or moved endpoints are invalidated, and those of addresses and
 /// uplinks that the host no longer has. Returns the number of elements written.
-pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
+pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     let mut changed = 0;
     let endpoints = PinnedMap::open(pins, &maps::ENDPOINT)?;
     let have: BTreeMap<[u8; 16], Endpoint> = endpoints.dump(CHUNK)?.into_iter().map(|(k, v)| (k.0, v)).collect();
@@ -63,17 +63,17 @@ pub fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
 }
 
 /// Removes unused allow lists, after the last port has been switched to another rule.
-pub fn forget_lists(pins: &Pins, tables: &Tables) -> Result<usize> {
+pub(super) fn forget_lists(pins: &Pins, tables: &Tables) -> Result<usize> {
     trie(pins, &maps::ALLOW, &tables.allow.entries, Keep::Wanted)
 }
 
 /// The bridges in the maps.
-pub fn bridges(pins: &Pins) -> Result<BTreeSet<u32>> {
+pub(super) fn bridges(pins: &Pins) -> Result<BTreeSet<u32>> {
     Ok(PinnedMap::open(pins, &maps::NETWORK)?.dump(CHUNK)?.into_iter().map(|(k, _)| k).collect())
 }
 
 /// The uplinks in the maps.
-pub fn uplinks(pins: &Pins) -> Result<BTreeMap<u32, Uplink>> {
+pub(super) fn uplinks(pins: &Pins) -> Result<BTreeMap<u32, Uplink>> {
     Ok(PinnedMap::open(pins, &maps::UPLINK)?.dump(CHUNK)?.into_iter().collect())
 }
 

@@ -4,7 +4,7 @@
 mod calls;
 mod mapped;
 
-pub use mapped::Mapped;
+pub(super) use mapped::Mapped;
 
 use super::pins::Pins;
 use crate::model::error::{Context, Error, Result};
@@ -24,13 +24,13 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Elements per call; the larger maps have tens of thousands.
-pub const CHUNK: usize = 4_096;
+pub(super) const CHUNK: usize = 4_096;
 
 /// Marks a per-CPU value: one per processor, read together and not as a single `V`.
-pub struct PerCpu<V>(V);
+pub(super) struct PerCpu<V>(V);
 
 /// Expected type and sizes of a map.
-pub struct Shape<K, V> {
+pub(super) struct Shape<K, V> {
     name: &'static str,
     kind: MapType,
     entries: u32,
@@ -42,33 +42,35 @@ impl<K, V> Shape<K, V> {
         Self { name, kind, entries, types: PhantomData }
     }
 
-    pub const fn name(&self) -> &'static str {
+    pub(super) const fn name(&self) -> &'static str {
         self.name
     }
 }
 
 const PORTS: u32 = 65_536;
 
-pub const CONFIG: Shape<u32, Config> = Shape::new(MapType::Array, name::CONFIG, 1);
-pub const PORT_TCP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_TCP, PORTS);
-pub const PORT_UDP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_UDP, PORTS);
-pub const PORT_SCTP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_SCTP, PORTS);
-pub const RULE: Shape<u32, Rule> = Shape::new(MapType::Array, name::RULE, layout::RULES);
-pub const ENDPOINT: Shape<Addr, Endpoint> = Shape::new(MapType::Hash, name::ENDPOINT, layout::ENDPOINTS);
-pub const NETWORK: Shape<u32, Network> = Shape::new(MapType::Hash, name::NETWORK, layout::NETWORKS);
-pub const SUBNET: Shape<Key<[u8; 16]>, Subnet> = Shape::new(MapType::LpmTrie, name::SUBNET, layout::SUBNETS);
-pub const UPLINK: Shape<u32, Uplink> = Shape::new(MapType::Hash, name::UPLINK, layout::UPLINKS);
-pub const LOCAL: Shape<Addr, Local> = Shape::new(MapType::Hash, name::LOCAL, layout::LOCALS);
+pub(super) const CONFIG: Shape<u32, Config> = Shape::new(MapType::Array, name::CONFIG, 1);
+pub(super) const PORT_TCP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_TCP, PORTS);
+pub(super) const PORT_UDP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_UDP, PORTS);
+pub(super) const PORT_SCTP: Shape<u32, PortSlot> = Shape::new(MapType::Array, name::PORT_SCTP, PORTS);
+pub(super) const RULE: Shape<u32, Rule> = Shape::new(MapType::Array, name::RULE, layout::RULES);
+pub(super) const ENDPOINT: Shape<Addr, Endpoint> = Shape::new(MapType::Hash, name::ENDPOINT, layout::ENDPOINTS);
+pub(super) const NETWORK: Shape<u32, Network> = Shape::new(MapType::Hash, name::NETWORK, layout::NETWORKS);
+pub(super) const SUBNET: Shape<Key<[u8; 16]>, Subnet> = Shape::new(MapType::LpmTrie, name::SUBNET, layout::SUBNETS);
+pub(super) const UPLINK: Shape<u32, Uplink> = Shape::new(MapType::Hash, name::UPLINK, layout::UPLINKS);
+pub(super) const LOCAL: Shape<Addr, Local> = Shape::new(MapType::Hash, name::LOCAL, layout::LOCALS);
 /// Keys are the bytes of a `layout::AllowKey`.
-pub const ALLOW: Shape<Key<[u8; 20]>, u32> = Shape::new(MapType::LpmTrie, name::ALLOW, layout::ALLOWS);
-pub const SUBNET_HINTS: Shape<u32, u64> = Shape::new(MapType::Array, name::SUBNET_HINTS, layout::SUBNET_HINT_WORDS);
-pub const NAT_PORT: Shape<u32, NatPort> = Shape::new(MapType::Array, name::NAT_PORT, PORTS);
-pub const SOCK: Shape<SockKey, SockOrigin> = Shape::new(MapType::LruHash, name::SOCK, layout::SOCKS);
-pub const TRAFFIC: Shape<u32, PerCpu<Traffic>> = Shape::new(MapType::PerCpuArray, name::TRAFFIC, layout::TRAFFICS);
-pub const COUNT: Shape<u32, PerCpu<Count>> = Shape::new(MapType::PerCpuArray, name::COUNT, reason::SLOTS);
+pub(super) const ALLOW: Shape<Key<[u8; 20]>, u32> = Shape::new(MapType::LpmTrie, name::ALLOW, layout::ALLOWS);
+pub(super) const SUBNET_HINTS: Shape<u32, u64> =
+    Shape::new(MapType::Array, name::SUBNET_HINTS, layout::SUBNET_HINT_WORDS);
+pub(super) const NAT_PORT: Shape<u32, NatPort> = Shape::new(MapType::Array, name::NAT_PORT, PORTS);
+pub(super) const SOCK: Shape<SockKey, SockOrigin> = Shape::new(MapType::LruHash, name::SOCK, layout::SOCKS);
+pub(super) const TRAFFIC: Shape<u32, PerCpu<Traffic>> =
+    Shape::new(MapType::PerCpuArray, name::TRAFFIC, layout::TRAFFICS);
+pub(super) const COUNT: Shape<u32, PerCpu<Count>> = Shape::new(MapType::PerCpuArray, name::COUNT, reason::SLOTS);
 
 /// A family's flow table.
-pub trait Flows: Family {
+pub(super) trait Flows: Family {
     const FLOWS: Shape<Self::Key, Self::Flow>;
 }
 
@@ -112,7 +114,7 @@ impl fmt::Display for Form {
 }
 
 /// A pinned map whose key and value have the sizes of `K` and `V`.
-pub struct PinnedMap<K, V> {
+pub(super) struct PinnedMap<K, V> {
     data: MapData,
     name: &'static str,
     types: PhantomData<fn(K) -> V>,
@@ -121,7 +123,7 @@ pub struct PinnedMap<K, V> {
 impl<K, V> PinnedMap<K, V> {
     /// # Errors
     /// The pin is missing, or the map under its name has another shape.
-    pub fn open(pins: &Pins, shape: &Shape<K, V>) -> Result<Self> {
+    pub(super) fn open(pins: &Pins, shape: &Shape<K, V>) -> Result<Self> {
         let what = || format!("cannot open map {}", shape.name);
         let data = MapData::from_pin(pins.map(shape.name)).context(what)?;
         let (found, expected) = (Form::found(&data.info().context(what)?), Form::of(shape));
@@ -136,14 +138,14 @@ impl<K, V> PinnedMap<K, V> {
     }
 
     /// The same for the pins of another layout, with any number of entries; `None`: no map of these types.
-    pub fn of_another_layout(pins: &Pins, shape: &Shape<K, V>) -> Option<Self> {
+    pub(super) fn of_another_layout(pins: &Pins, shape: &Shape<K, V>) -> Option<Self> {
         let data = MapData::from_pin(pins.map(shape.name)).ok()?;
         let found = Form::found(&data.info().ok()?);
         let fits = found == Form { entries: found.entries, ..Form::of(shape) };
         fits.then_some(Self { data, name: shape.name, types: PhantomData })
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.data.fd().as_fd()
     }
 
@@ -157,7 +159,7 @@ impl<K, V> PinnedMap<K, V> {
 }
 
 /// A part of a map, and the position of the next one; `None` = the last.
-pub type Part<K, V> = (Vec<(K, V)>, Option<u32>);
+pub(super) type Part<K, V> = (Vec<(K, V)>, Option<u32>);
 
 impl<K: Plain, V: Plain> PinnedMap<K, V> {
     /// Up to `chunk` elements of a hash map or an array (5.6) from the position of an earlier part. Elements added or
@@ -165,7 +167,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn part(&self, from: Option<u32>, chunk: usize) -> Result<Part<K, V>> {
+    pub(super) fn part(&self, from: Option<u32>, chunk: usize) -> Result<Part<K, V>> {
         let mut chunk = chunk;
         loop {
             let (mut keys, mut values) = (vec![K::new_zeroed(); chunk], vec![V::new_zeroed(); chunk]);
@@ -183,7 +185,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn dump(&self, chunk: usize) -> Result<Vec<(K, V)>> {
+    pub(super) fn dump(&self, chunk: usize) -> Result<Vec<(K, V)>> {
         let (mut all, mut next) = self.part(None, chunk)?;
         while next.is_some() {
             let (more, after) = self.part(next, chunk)?;
@@ -198,7 +200,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn get(&self, key: &K) -> Result<Option<V>> {
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>> {
         let mut value = V::new_zeroed();
         let found = self.element(Element::LookUp, key, Some(&mut value)).context(|| self.reading())?;
         Ok(found.then_some(value))
@@ -209,7 +211,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn take(&self, key: &K) -> Result<Option<V>> {
+    pub(super) fn take(&self, key: &K) -> Result<Option<V>> {
         let mut value = V::new_zeroed();
         match self.element(Element::Take, key, Some(&mut value)) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | calls::ENOTSUPP)) => {
@@ -224,7 +226,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn add(&self, key: &K, value: &V) -> Result<bool> {
+    pub(super) fn add(&self, key: &K, value: &V) -> Result<bool> {
         self.element(Element::Add, key, Some(&mut { *value })).context(|| self.writing())
     }
 
@@ -232,7 +234,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn change(&self, key: &K, value: &V) -> Result<bool> {
+    pub(super) fn change(&self, key: &K, value: &V) -> Result<bool> {
         self.element(Element::Change, key, Some(&mut { *value })).context(|| self.writing())
     }
 
@@ -240,7 +242,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn delete(&self, key: &K) -> Result<bool> {
+    pub(super) fn delete(&self, key: &K) -> Result<bool> {
         self.element(Element::Delete, key, None).context(|| self.writing())
     }
 
@@ -248,7 +250,7 @@ impl<K: Plain, V: Plain> PinnedMap<K, V> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn update(&self, keys: &[K], values: &[V]) -> Result<()> {
+    pub(super) fn update(&self, keys: &[K], values: &[V]) -> Result<()> {
         assert_eq!(keys.len(), values.len());
         let mut done = 0;
         while done < keys.len() {
@@ -263,7 +265,7 @@ impl<V: Plain> PinnedMap<u32, V> {
     ///
     /// # Errors
     /// The array is not mmapable, or is smaller.
-    pub fn map(&self, first: u32, elements: u32) -> Result<Mapped<V>> {
+    pub(super) fn map(&self, first: u32, elements: u32) -> Result<Mapped<V>> {
         Mapped::new(self.fd(), first, elements).context(|| format!("cannot map {} into memory", self.name))
     }
 }
@@ -273,7 +275,7 @@ impl<V: Pod> PinnedMap<u32, PerCpu<V>> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn zero(&self, indexes: &[u32]) -> Result<()> {
+    pub(super) fn zero(&self, indexes: &[u32]) -> Result<()> {
         self.zero_batches(indexes).context(|| self.writing())
     }
 
@@ -281,7 +283,7 @@ impl<V: Pod> PinnedMap<u32, PerCpu<V>> {
     ///
     /// # Errors
     /// None known: the types have been compared.
-    pub fn into_values(self) -> Result<PerCpuArray<MapData, V>> {
+    pub(super) fn into_values(self) -> Result<PerCpuArray<MapData, V>> {
         let what = self.reading();
         Map::from_map_data(self.data).and_then(PerCpuArray::try_from).context(|| what)
     }
@@ -290,7 +292,7 @@ impl<V: Pod> PinnedMap<u32, PerCpu<V>> {
 impl<const N: usize, V: Pod> PinnedMap<Key<[u8; N]>, V> {
     /// # Errors
     /// None known: the types have been compared.
-    pub fn into_trie(self) -> Result<LpmTrie<MapData, [u8; N], V>> {
+    pub(super) fn into_trie(self) -> Result<LpmTrie<MapData, [u8; N], V>> {
         let what = self.reading();
         Map::from_map_data(self.data).and_then(LpmTrie::try_from).context(|| what)
     }

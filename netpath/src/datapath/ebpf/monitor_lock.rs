@@ -19,7 +19,7 @@ const TAKE_TRIES: usize = 20;
 const TAKE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Held by `netpath monitor` while its own programs replace the pinned ones.
-pub struct MonitorLock {
+pub(super) struct MonitorLock {
     dir: Flock<File>,
     path: PathBuf,
 }
@@ -29,7 +29,7 @@ impl MonitorLock {
     ///
     /// # Errors
     /// The pins cannot be opened or locked.
-    pub fn take(pins: &Pins) -> Result<Option<Self>> {
+    pub(super) fn take(pins: &Pins) -> Result<Option<Self>> {
         let path = pins.root().join("prog");
         let mut dir = File::open(&path).context(|| format!("cannot open {}", path.display()))?;
         // A command that tests for a running monitor holds the lock for microseconds.
@@ -50,7 +50,7 @@ impl MonitorLock {
 
     /// Whether the pins are still those that were locked. They are replaced, with other maps, after the last
     /// container.
-    pub fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         let id = |m: std::fs::Metadata| (m.dev(), m.ino());
         match (self.dir.metadata(), std::fs::metadata(&self.path)) {
             (Ok(ours), Ok(there)) => id(ours) == id(there),
@@ -70,7 +70,7 @@ pub(super) fn doubt_shortcuts(pins: &Pins) -> Result<()> {
 }
 
 /// Another program runs there: an older build's, or a monitor's. A running monitor keeps its own.
-pub fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &ProgramFd, id: u32) -> Result<usize> {
+pub(super) fn update(pins: &Pins, name: &str, link: &OwnedFd, runs: u32, prog: &ProgramFd, id: u32) -> Result<usize> {
     if runs == id || monitor_is_alive(pins) {
         return Ok(0);
     }

@@ -20,9 +20,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub const BPFFS: &str = "/sys/fs/bpf";
+pub(super) const BPFFS: &str = "/sys/fs/bpf";
 /// Mark: all maps exist, and they and the programs are of the object with the digest that follows.
-pub const OBJECT: &str = "object-";
+pub(super) const OBJECT: &str = "object-";
 
 /// The mount namespace of PID 1, and its root as seen from others.
 const FIRST_MOUNTS: &str = "/proc/1/ns/mnt";
@@ -174,7 +174,7 @@ impl Pins {
 }
 
 /// Whether a bpffs is mounted where pins go.
-pub fn bpffs_is_mounted() -> bool {
+pub(super) fn bpffs_is_mounted() -> bool {
     statfs(bpffs()).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
 }
 

@@ -7,25 +7,26 @@ use aya::programs::{ProgramError, ProgramType};
 use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 use std::io;
 
-pub const BPF: Probe =
+pub(super) const BPF: Probe =
     Probe { name: "bpf", since: Kernel(4, 1), without: "netfilter is used instead", run: || answer(bpf()) };
-pub const BPFFS: Probe =
+pub(super) const BPFFS: Probe =
     Probe { name: "bpffs", since: Kernel(4, 4), without: "netfilter is used instead", run: || answer(bpffs()) };
-pub const TCX: Probe = Probe { name: "tcx", since: Kernel(6, 6), without: "clsact is used instead", run: tcx };
-pub const CLSACT: Probe = Probe { name: "clsact", since: Kernel(4, 5), without: "TCX alone can be used", run: clsact };
-pub const REDIRECT_PEER: Probe = Probe {
+pub(super) const TCX: Probe = Probe { name: "tcx", since: Kernel(6, 6), without: "clsact is used instead", run: tcx };
+pub(super) const CLSACT: Probe =
+    Probe { name: "clsact", since: Kernel(4, 5), without: "TCX alone can be used", run: clsact };
+pub(super) const REDIRECT_PEER: Probe = Probe {
     name: "redirect_peer",
     since: Kernel(5, 10),
     without: "netfilter is used instead",
     run: || helper(BpfHelper::BPF_FUNC_redirect_peer),
 };
-pub const REDIRECT_NEIGH: Probe = Probe {
+pub(super) const REDIRECT_NEIGH: Probe = Probe {
     name: "redirect_neigh",
     since: Kernel(5, 10),
     without: "netfilter is used instead",
     run: || helper(BpfHelper::BPF_FUNC_redirect_neigh),
 };
-pub const FIB_SOURCE: Probe = Probe {
+pub(super) const FIB_SOURCE: Probe = Probe {
     name: "fib_source",
     since: Kernel(6, 7),
     without: "masquerade takes the first address of the way out",
@@ -35,7 +36,7 @@ pub const FIB_SOURCE: Probe = Probe {
         Err(e) => Answer::Unknown(e),
     },
 };
-pub const CSUM_IPV6: Probe = Probe {
+pub(super) const CSUM_IPV6: Probe = Probe {
     name: "csum_ipv6",
     since: Kernel(6, 16),
     without: "IPv6 addresses are written by a helper that recomputes the checksum",
@@ -45,14 +46,15 @@ pub const CSUM_IPV6: Probe = Probe {
         Err(e) => Answer::Unknown(e),
     },
 };
-pub const SOCK_ADDR: Probe = Probe {
+pub(super) const SOCK_ADDR: Probe = Probe {
     name: "sock_addr",
     since: Kernel(5, 8),
     without: "host-local clients are translated on lo",
     run: sock_addr,
 };
 
-pub const ALL: [Probe; 9] = [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH, TCX, CLSACT, FIB_SOURCE, CSUM_IPV6, SOCK_ADDR];
+pub(super) const ALL: [Probe; 9] =
+    [BPF, BPFFS, REDIRECT_PEER, REDIRECT_NEIGH, TCX, CLSACT, FIB_SOURCE, CSUM_IPV6, SOCK_ADDR];
 
 /// Whether the eBPF rung can be used.
 ///

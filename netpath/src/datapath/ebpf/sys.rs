@@ -44,7 +44,7 @@ struct PinAttr {
 }
 
 /// The link pinned at `path`; `None` if there is none.
-pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub(super) fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = PinAttr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
     // SAFETY: `name` outlives the call and ends with NUL.
@@ -56,7 +56,7 @@ pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Pins the object at `path`, which must not exist yet.
-pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = PinAttr { pathname: name.as_ptr() as u64, bpf_fd: object.as_fd().as_raw_fd() as u32, file_flags: 0 };
     // SAFETY: `name` outlives the call and ends with NUL.
@@ -64,29 +64,29 @@ pub fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
 }
 
 /// `enum bpf_attach_type`
-pub const CGROUP_INET4_CONNECT: u32 = 10;
-pub const CGROUP_INET6_CONNECT: u32 = 11;
-pub const CGROUP_UDP4_SENDMSG: u32 = 14;
-pub const CGROUP_UDP6_SENDMSG: u32 = 15;
-pub const CGROUP_UDP4_RECVMSG: u32 = 19;
-pub const CGROUP_UDP6_RECVMSG: u32 = 20;
-pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
-pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
-pub const XDP: u32 = 37;
-pub const TCX_INGRESS: u32 = 46;
-pub const TCX_EGRESS: u32 = 47;
+pub(super) const CGROUP_INET4_CONNECT: u32 = 10;
+pub(super) const CGROUP_INET6_CONNECT: u32 = 11;
+pub(super) const CGROUP_UDP4_SENDMSG: u32 = 14;
+pub(super) const CGROUP_UDP6_SENDMSG: u32 = 15;
+pub(super) const CGROUP_UDP4_RECVMSG: u32 = 19;
+pub(super) const CGROUP_UDP6_RECVMSG: u32 = 20;
+pub(super) const CGROUP_INET4_GETPEERNAME: u32 = 29;
+pub(super) const CGROUP_INET6_GETPEERNAME: u32 = 30;
+pub(super) const XDP: u32 = 37;
+pub(super) const TCX_INGRESS: u32 = 46;
+pub(super) const TCX_EGRESS: u32 = 47;
 
 /// `XDP_FLAGS_DRV_MODE` (`include/uapi/linux/if_link.h`): by the driver, or not at all.
-pub const XDP_NATIVE: u32 = 1 << 2;
+pub(super) const XDP_NATIVE: u32 = 1 << 2;
 
 /// Attaches a program to an interface (TCX, 6.6: after existing ones) or to a cgroup (5.7: beside existing ones). The
 /// attachment lasts as long as the link: pin it.
-pub fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+pub(super) fn link_create(prog: impl AsFd, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
     link_create_in(prog, target, attach_type, 0)
 }
 
 /// The same with flags. XDP (5.9): an existing program stays, and the call fails.
-pub fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
+pub(super) fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     /// `target`: ifindex, or descriptor of the cgroup. Relative descriptor and revision stay 0: at the end,
     /// unconditionally.
     #[repr(C)]
@@ -115,7 +115,7 @@ pub fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, flags: u32
 /// The used fields of `struct bpf_link_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct LinkInfo {
+pub(super) struct LinkInfo {
     kind: u32,
     id: u32,
     pub prog_id: u32,
@@ -132,20 +132,20 @@ const LINK_XDP: u32 = 6;
 const LINK_TCX: u32 = 11;
 
 impl LinkInfo {
-    pub fn tcx_ifindex(&self) -> Option<u32> {
+    pub(super) fn tcx_ifindex(&self) -> Option<u32> {
         (self.kind == LINK_TCX).then_some(self.target[0])
     }
 
-    pub fn xdp_ifindex(&self) -> Option<u32> {
+    pub(super) fn xdp_ifindex(&self) -> Option<u32> {
         (self.kind == LINK_XDP).then_some(self.target[0])
     }
 
-    pub fn cgroup_id(&self) -> Option<u64> {
+    pub(super) fn cgroup_id(&self) -> Option<u64> {
         (self.kind == LINK_CGROUP).then_some(u64::from(self.target[0]) | u64::from(self.target[1]) << 32)
     }
 }
 
-pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
+pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     #[repr(C)]
     struct Attr {
         fd: u32,
@@ -164,7 +164,7 @@ pub fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
 }
 
 /// Replaces the program of a link, atomically.
-pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
+pub(super) fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         link_fd: u32,
@@ -183,7 +183,7 @@ pub fn link_update(link: impl AsFd, prog: impl AsFd) -> io::Result<()> {
 }
 
 /// Detaches the link's program immediately (5.9). The link stays, without effect.
-pub fn link_detach(link: impl AsFd) -> io::Result<()> {
+pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         link_fd: u32,
@@ -201,7 +201,10 @@ const TRIES: u32 = 5;
 ///
 /// # Errors
 /// The last one.
-pub fn again_while<T, E>(is_interrupted: impl Fn(&E) -> bool, mut once: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+pub(super) fn again_while<T, E>(
+    is_interrupted: impl Fn(&E) -> bool,
+    mut once: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut left = TRIES;
     loop {
         left -= 1;
@@ -216,7 +219,7 @@ pub fn again_while<T, E>(is_interrupted: impl Fn(&E) -> bool, mut once: impl FnM
 const SCHED_CLS: u32 = 3;
 
 /// Loads a minimal classifier for a probe; `code` is bytecode of eight bytes each.
-pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
+pub(super) fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
     /// The first fields of the load command.
     #[repr(C)]
     struct Attr {
@@ -247,7 +250,7 @@ pub fn load_classifier(code: &[u64]) -> io::Result<OwnedFd> {
 }
 
 /// Runs a classifier once over an empty Ethernet frame and returns its verdict.
-pub fn run_once(prog: impl AsFd) -> io::Result<u32> {
+pub(super) fn run_once(prog: impl AsFd) -> io::Result<u32> {
     #[repr(C)]
     struct Attr {
         prog_fd: u32,

@@ -4,7 +4,7 @@ use crate::model::error::{Error, Result};
 
 /// How classifiers are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TcMode {
+pub(super) enum TcMode {
     Tcx,
     Clsact,
 }
@@ -14,7 +14,7 @@ impl TcMode {
     ///
     /// # Errors
     /// It is neither `tcx` nor `clsact`.
-    pub fn forced() -> Result<Option<Self>> {
+    pub(super) fn forced() -> Result<Option<Self>> {
         match std::env::var("NETPATH_TC").as_deref() {
             Err(_) | Ok("") => Ok(None),
             Ok("tcx") => Ok(Some(Self::Tcx)),

@@ -9,7 +9,7 @@ use netpath_common::layout::{Traffic, name};
 use std::ops::Add;
 
 /// Resets newly assigned counters. Returns their number.
-pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
+pub(super) fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
     if !ids.is_empty() {
         PinnedMap::open(pins, &maps::TRAFFIC)?.zero(ids)?;
     }
@@ -17,12 +17,12 @@ pub fn zero(pins: &Pins, ids: &[u32]) -> Result<usize> {
 }
 
 /// All counters, open for reading.
-pub struct Counters(PerCpuArray<MapData, Traffic>);
+pub(super) struct Counters(PerCpuArray<MapData, Traffic>);
 
 impl Counters {
     /// # Errors
     /// The map cannot be opened.
-    pub fn open(pins: &Pins) -> Result<Self> {
+    pub(super) fn open(pins: &Pins) -> Result<Self> {
         PinnedMap::open(pins, &maps::TRAFFIC)?.into_values().map(Self)
     }
 
@@ -30,7 +30,7 @@ impl Counters {
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn read(&self, id: u16) -> Result<Volume> {
+    pub(super) fn read(&self, id: u16) -> Result<Volume> {
         if id == 0 {
             return Ok(Volume::default());
         }

@@ -16,7 +16,7 @@ use std::io;
 const REFUSED: &str = "refused-";
 
 /// Whether a link's pin is of this program.
-pub fn is_pin(name: &str) -> bool {
+pub(super) fn is_pin(name: &str) -> bool {
     index_of(name).is_some()
 }
 
@@ -32,7 +32,7 @@ fn attached_at(pins: &Pins) -> BTreeSet<u32> {
 ///
 /// # Errors
 /// A pin cannot be read, made or removed.
-pub fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
+pub(super) fn reconcile(pins: &Pins, wanted: &BTreeMap<u32, Xdp>) -> Result<usize> {
     let mut changed = 0;
     for ifindex in attached_at(pins).into_iter().filter(|i| !wanted.contains_key(i)) {
         remove(pins, ifindex)?;
@@ -87,7 +87,7 @@ fn attach(pins: &Pins, ifindex: u32) -> Result<io::Result<usize>> {
 ///
 /// # Errors
 /// A pin cannot be read or removed.
-pub fn detach(pins: &Pins) -> Result<()> {
+pub(super) fn detach(pins: &Pins) -> Result<()> {
     attached_at(pins).into_iter().try_for_each(|ifindex| remove(pins, ifindex))
 }
 
@@ -103,14 +103,14 @@ fn remove(pins: &Pins, ifindex: u32) -> Result<()> {
 
 /// The program is wanted at an interface, and the kernel has refused it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Refused {
+pub(super) struct Refused {
     pub ifindex: u32,
     errno: i32,
 }
 
 impl Refused {
     /// The cause, for output.
-    pub fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         match self.errno {
             libc::EBUSY | libc::EEXIST => "another XDP program is there".into(),
             libc::EOPNOTSUPP => "its driver has no native XDP, or not with its settings of now".into(),
@@ -119,7 +119,7 @@ impl Refused {
     }
 
     /// The remedy, for output.
-    pub fn next(&self) -> String {
+    pub(super) fn next(&self) -> String {
         match self.errno {
             libc::EBUSY | libc::EEXIST => {
                 "remove that program, or set netpath.xdp=off: the classifiers handle the packets".into()
@@ -131,7 +131,7 @@ impl Refused {
 }
 
 /// Interfaces with a refusal at the last reconcile.
-pub fn refused(pins: &Pins) -> Vec<Refused> {
+pub(super) fn refused(pins: &Pins) -> Vec<Refused> {
     let read = |mark: &String| {
         let (ifindex, errno) = mark.split_once('-')?;
         Some(Refused { ifindex: ifindex.parse().ok()?, errno: errno.parse().ok()? })

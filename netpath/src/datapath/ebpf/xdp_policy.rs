@@ -8,7 +8,7 @@ use crate::model::{HostLink, HostView, Network, Xdp};
 const FASTER: &[&str] = &[];
 
 /// The setting that enables the program at this uplink; `None`: there is none.
-pub fn asked<'a>(networks: impl Iterator<Item = &'a Network>, uplink: &HostLink) -> Option<Xdp> {
+pub(super) fn asked<'a>(networks: impl Iterator<Item = &'a Network>, uplink: &HostLink) -> Option<Xdp> {
     let faster = uplink.driver.as_deref().is_some_and(|d| FASTER.contains(&d));
     strongest(networks.filter(|n| !n.internal).map(|n| n.xdp), faster)
 }
@@ -30,7 +30,7 @@ fn strongest(all: impl Iterator<Item = Xdp>, faster: bool) -> Option<Xdp> {
 ///
 /// # Errors
 /// `host` cannot be read; it is read only if necessary.
-pub fn is_on_somewhere(network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+pub(super) fn is_on_somewhere(network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
     if network.internal || network.xdp == Xdp::Off || (network.xdp == Xdp::Auto && FASTER.is_empty()) {
         return Ok(false);
     }

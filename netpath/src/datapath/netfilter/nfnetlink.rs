@@ -18,11 +18,11 @@ const NFTABLES: u16 = 10;
 
 /// # Errors
 /// A kernel without nfnetlink.
-pub fn open() -> io::Result<Netlink<NetfilterMessage>> {
+pub(crate) fn open() -> io::Result<Netlink<NetfilterMessage>> {
     Netlink::open(NETLINK_NETFILTER)
 }
 
-pub fn message(family: Family, inner: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+pub(crate) fn message(family: Family, inner: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
     let protocol = match family {
         Family::V4 => NetfilterProtoFamily::IPv4,
         Family::V6 => NetfilterProtoFamily::IPv6,
@@ -41,7 +41,7 @@ pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(Netfil
 }
 
 /// Whether nf_tables has a chain of netpath's iptables rules in this family. `false` on kernels without nf_tables.
-pub fn has_our_chains(family: Family) -> bool {
+pub(crate) fn has_our_chains(family: Family) -> bool {
     open()
         .and_then(|mut n| chains(&mut n, family))
         .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
@@ -74,7 +74,7 @@ pub(crate) fn iptables_drops() -> io::Result<bool> {
 ///
 /// # Errors
 /// A kernel without nf_tables.
-pub fn generation() -> io::Result<u32> {
+pub(crate) fn generation() -> io::Result<u32> {
     let question = NfTablesMessage::GetGen(GenMessage { attributes: Vec::new() });
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
     for answer in open()?.read(NetfilterMessage::new(header, question))? {
@@ -91,7 +91,7 @@ pub fn generation() -> io::Result<u32> {
 ///
 /// # Errors
 /// A kernel without nf_tables.
-pub fn table_handle(name: &str) -> io::Result<Option<u64>> {
+pub(crate) fn table_handle(name: &str) -> io::Result<Option<u64>> {
     let question = NfTablesMessage::GetTable(TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] });
     let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
     let answers = match open()?.read(NetfilterMessage::new(header, question)) {
@@ -110,7 +110,7 @@ pub fn table_handle(name: &str) -> io::Result<Option<u64>> {
 ///
 /// # Errors
 /// EBUSY: a table is in use.
-pub fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
+pub(crate) fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
     let mut netlink = open()?;
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
     let mut batch = Vec::new();

@@ -23,7 +23,7 @@ macro_rules! documents {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
         #[serde(default)]
-        pub struct $name {
+        pub(super) struct $name {
             $($(#[$field_doc])* #[serde(skip_serializing_if = "Field::is_absent")] pub $field: $presence<$type>,)*
             #[serde(flatten)]
             pub extra: Extra,
@@ -35,7 +35,7 @@ macro_rules! documents {
 
         #[allow(dead_code, reason = "some fields are only passed on")]
         impl<'a> Node<'a, $name> {
-            $($(#[$field_doc])* pub fn $field(&self) -> Option<Node<'a, $type>> {
+            $($(#[$field_doc])* pub(super) fn $field(&self) -> Option<Node<'a, $type>> {
                 self.below(stringify!($field), &self.value.$field).get()
             })*
         }

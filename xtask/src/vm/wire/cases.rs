@@ -10,9 +10,9 @@ use std::time::Instant;
 const OWN_PORT: u16 = 4000;
 const NARROW: u32 = 1280;
 
-pub type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
+pub(super) type Case = fn(&mut Wire<'_, '_>) -> Result<Vec<Moment>>;
 
-pub const CASES: [(&str, &str, Case); 6] = [
+pub(super) const CASES: [(&str, &str, Case); 6] = [
     // First, so that all others use the container that is taken down in the end.
     ("reboot", "the host loses its power, and containers are set up again", reboot),
     ("flap", "the uplink loses its carrier and gets it back", flap),
@@ -23,7 +23,7 @@ pub const CASES: [(&str, &str, Case); 6] = [
 ];
 
 /// An event, and milliseconds until all traffic was right.
-pub type Moment = (&'static str, f64);
+pub(super) type Moment = (&'static str, f64);
 
 fn flap(wire: &mut Wire<'_, '_>) -> Result<Vec<Moment>> {
     wire.long_lived()?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Elements of a `BPF_F_MMAPABLE` array (5.5), each aligned to 8 bytes. Programs and other commands write them too:
 /// all accesses are atomic.
-pub struct Mapped<V> {
+pub(crate) struct Mapped<V> {
     base: NonNull<u8>,
     len: usize,
     values: PhantomData<V>,
@@ -55,12 +55,12 @@ impl<V: Plain> Mapped<V> {
     }
 
     /// Whether the `count` elements from `first` on are all zero.
-    pub fn is_zero(&self, first: usize, count: usize) -> bool {
+    pub(crate) fn is_zero(&self, first: usize, count: usize) -> bool {
         let words = &self.words()[first * Self::PLACE / 8..(first + count) * Self::PLACE / 8];
         words.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0
     }
 
-    pub fn read(&self, index: usize) -> V {
+    pub(crate) fn read(&self, index: usize) -> V {
         let mut value = V::new_zeroed();
         for (bytes, word) in value.as_mut_bytes().chunks_mut(8).zip(self.place(index)) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..bytes.len()]);
@@ -70,7 +70,7 @@ impl<V: Plain> Mapped<V> {
 
     /// Only for elements that no program reaches yet, or of 8 bytes at most, which programs see either old or new.
     /// Released: a program that sees a later write sees this one too.
-    pub fn write(&self, index: usize, value: &V) {
+    pub(crate) fn write(&self, index: usize, value: &V) {
         for (bytes, word) in value.as_bytes().chunks(8).zip(self.place(index)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
@@ -79,7 +79,7 @@ impl<V: Plain> Mapped<V> {
     }
 
     /// A byte that programs write too.
-    pub fn byte(&self, index: usize, at: usize) -> &AtomicU8 {
+    pub(crate) fn byte(&self, index: usize, at: usize) -> &AtomicU8 {
         assert!(at < size_of::<V>());
         &self.bytes()[index * Self::PLACE + at]
     }

@@ -42,7 +42,7 @@ pub(crate) const BACKEND: Backend = Backend {
     hold: super::hold::take,
 };
 
-pub struct Iptables {
+pub(crate) struct Iptables {
     scope: Scope,
     v4: Vec<Tool>,
     /// Empty on a host without ip6tables: networks with IPv6 are refused.
@@ -80,7 +80,7 @@ impl Scope {
 impl Iptables {
     /// # Errors
     /// No iptables on this host.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         Self::with(Scope::All)
     }
 
@@ -88,7 +88,7 @@ impl Iptables {
     ///
     /// # Errors
     /// As [`Iptables::new`].
-    pub fn for_moved_sctp() -> Result<Self> {
+    pub(crate) fn for_moved_sctp() -> Result<Self> {
         Self::with(Scope::MovedSctp)
     }
 
@@ -285,7 +285,7 @@ pub(crate) fn has_legacy_tables() -> bool {
 }
 
 /// The sysctls that [`Iptables::for_moved_sctp`] needs, also on a host without the tools.
-pub fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
+pub(crate) fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
     settings::sysctls(&Scope::MovedSctp.served(desired))
 }
 
