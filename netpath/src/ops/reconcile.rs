@@ -73,14 +73,15 @@ impl Session {
             let Some(rung) = self.site.store.rung()? else { return Ok(served) };
             self.datapath = Some(ladder::open(rung, self.cookie)?);
         }
-        self.follow_foreign_rules(&desired)?;
         // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
         // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;
-        served.changed = match self.reconcile_datapath(&desired, &mut view) {
-            Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
-            done => done?,
-        };
+        let changed_over = self.follow_foreign_rules(&desired)?;
+        served.changed = changed_over
+            + match self.reconcile_datapath(&desired, &mut view) {
+                Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
+                done => done?,
+            };
         self.site.store.keep_served(self.lock()?, Some(view.digest()))?;
         Ok(served)
     }

@@ -147,28 +147,29 @@ impl Session {
     }
 
     /// Rules of others have appeared while containers run: netfilter takes the containers over with their connections,
-    /// unless a rung was forced or a network asks for offload.
+    /// unless a rung was forced or a network asks for offload. Returns the number of changes.
     ///
     /// # Errors
     /// The change-over failed in the middle; the next reconcile tries again.
-    pub(super) fn follow_foreign_rules(&mut self, desired: &Desired) -> Result<()> {
-        let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(()) };
+    pub(super) fn follow_foreign_rules(&mut self, desired: &Desired) -> Result<usize> {
+        let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(0) };
         let is_served = |r: &&Record| r.network.bridge().is_some();
         let there = Desired { records: desired.records.iter().filter(is_served).cloned().collect() };
         if self.site.store.is_forced() || there.records.is_empty() || ladder::backend(rung).through_netfilter {
-            return Ok(());
+            return Ok(0);
         }
         let lower = self.translating_rung(rung, &there, &[])?;
-        if lower != rung {
-            let mut datapath = ladder::open(lower, self.cookie)?;
-            self.change_over(rung, datapath.as_mut(), &there)?;
-            self.datapath = Some(datapath);
+        if lower == rung {
+            return Ok(0);
         }
-        Ok(())
+        let mut datapath = ladder::open(lower, self.cookie)?;
+        let changed = self.change_over(rung, datapath.as_mut(), &there)?;
+        self.datapath = Some(datapath);
+        Ok(changed)
     }
 
     /// Fills the new one before it empties the old one: a packet always finds one of them.
-    fn change_over(&self, old: Rung, new: &mut dyn Datapath, there: &Desired) -> Result<()> {
+    fn change_over(&self, old: Rung, new: &mut dyn Datapath, there: &Desired) -> Result<usize> {
         tracing::info!(from = %old, to = %new.rung(), containers = there.records.len(), "changing the datapath of this host");
         let (store, lock) = (&self.site.store, self.lock()?);
         let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
@@ -176,7 +177,7 @@ impl Session {
         let mut view = self.site.rtnl.host_view(self.cookie)?;
         super::reconcile::see_sources(new.rung(), &self.site.rtnl, there, &mut view);
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
-        new.reconcile(there, &context)?;
+        let filled = new.reconcile(there, &context)?.changed;
         store.keep_rung(lock, new.rung())?;
         let mut old_datapath = ladder::open(old, self.cookie)?;
         // Connections that the new rung does not know begin again; that is no reason to keep two rungs.
@@ -185,7 +186,8 @@ impl Session {
             Err(e) => tracing::warn!("connections of the {old} datapath begin again: {e}"),
         }
         let emptied = old_datapath.reconcile(&Desired::default(), &context);
-        emptied.map(drop).map_err(|e| e.within(format!("cannot empty the {old} datapath")))
+        let emptied = emptied.map_err(|e| e.within(format!("cannot empty the {old} datapath")))?;
+        Ok(filled + emptied.changed)
     }
 
     /// Empties the datapath of a host without records. Returns the number of changes.
