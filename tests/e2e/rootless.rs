@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use support::need;
 use support::netavark::{binary, write_program};
 
-/// nobody and nogroup.
+/// User and group of processes without rights of their own (overflowuid).
 const ORDINARY: u32 = 65_534;
 
 /// Prints `CHECK value` lines. `$1`: the directory of the program, with a link named netavark to it.
