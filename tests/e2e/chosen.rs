@@ -93,7 +93,7 @@ fn where_bpf_is_refused_a_forced_ebpf_rung_is_an_error_that_changes_nothing() ->
 }
 
 /// Output of a netpath verb on this host.
-fn says(topology: &Topology, verb: &str) -> Result<serde_json::Value> {
+pub(crate) fn says(topology: &Topology, verb: &str) -> Result<serde_json::Value> {
     let mut command = std::process::Command::new(support::netavark::binary()?);
     command.args([verb, "--json"]);
     Ok(serde_json::from_slice(&topology.host.output(command, b"")?.stdout)?)
@@ -194,7 +194,7 @@ fn beside_rules_of_others_nftables_serves_and_says_why() -> Result<()> {
     residue.nothing_left(&topology, &[&container])
 }
 
-const THIRD_PARTY: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
+pub(crate) const THIRD_PARTY: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
                        nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
 
 fn on_path(path: &str, host: u8) -> Document {

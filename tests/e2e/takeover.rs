@@ -1,6 +1,7 @@
 //! Rules of other software that appear while containers run: netfilter takes over from the programs, and every connection
 //! that the rules let through goes on.
 
+use crate::chosen::{THIRD_PARTY, says};
 use crate::rig::serve;
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -8,15 +9,13 @@ use std::net::TcpStream;
 use support::host::{SOON, wait_for};
 use support::long_lived::{LongLived, all_answer, idle};
 use support::need;
-use support::netavark::{Document, Netavark, Network, Rung, binary};
+use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::Residue;
 use support::topology::{Container, Family, Topology};
 use support::traffic::{ANY, Dial, Proto, Server};
 
 /// Connections for each of: family, direction.
 const IDLE: usize = 25;
-const NAT: &str = "nft add table inet a; nft add chain inet a n '{ type nat hook postrouting priority 100 ; }'; \
-                   nft add rule inet a n ip saddr 192.168.55.0/24 masquerade";
 
 fn document(host: u8) -> Document {
     let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, host);
@@ -24,9 +23,7 @@ fn document(host: u8) -> Document {
 }
 
 fn status(topology: &Topology) -> Result<Value> {
-    let mut command = std::process::Command::new(binary()?);
-    command.args(["status", "--json"]);
-    Ok(serde_json::from_slice(&topology.host.output(command, b"")?.stdout)?)
+    says(topology, "status")
 }
 
 fn dials() -> impl Iterator<Item = (bool, Dial)> {
@@ -75,7 +72,7 @@ fn taken_over(topology: &Topology, agent: bool) -> Result<()> {
     ensure!(status(topology)?["rung"] == "ebpf", "{}", status(topology)?);
     let mut traffic = Traffic::start(topology, &container)?;
     traffic.goes_on()?;
-    topology.host.command("sh", &["-ec", NAT])?;
+    topology.host.command("sh", &["-ec", THIRD_PARTY])?;
     let second = topology.container("second")?;
     if agent {
         wait_for("the agent to change over", SOON * 2, || {
@@ -141,7 +138,7 @@ fn who_asks_for_the_programs_keeps_them() -> Result<()> {
         let netavark = Netavark::with(&topology, environment)?;
         netavark.setup(&container, &document)?;
         let servers = serve(&container, 80, "web")?;
-        topology.host.command("sh", &["-ec", NAT])?;
+        topology.host.command("sh", &["-ec", THIRD_PARTY])?;
         // A command of another wish is no reason to change either.
         let second = topology.container("second")?;
         let other = Netavark::with(&topology, &[])?;

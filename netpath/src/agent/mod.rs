@@ -1,4 +1,4 @@
-//! The one resident process: it follows links, addresses, filters and (iptables rung) routes of the host, expires flows, and logs
+//! The one resident process: it follows links, addresses, filters and (netfilter rungs) routes of the host, expires flows, and logs
 //! drops.
 //!
 //! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never

@@ -69,14 +69,21 @@ impl Session {
         let (alive, forgotten) = self.alive_records(&view)?;
         let mut served = Reconciled { forgotten, changed: 0 };
         let desired = Desired { records: alive.into_iter().map(|k| k.record).collect() };
-        if self.datapath.is_none() {
-            let Some(rung) = self.site.store.rung()? else { return Ok(served) };
-            self.datapath = Some(ladder::open(rung, self.cookie)?);
+        let (chosen, kept) = (self.datapath.as_ref().map(|d| d.rung()), self.site.store.rung()?);
+        match (chosen, kept) {
+            (None, None) => return Ok(served),
+            // Another command or the agent has changed over since this command chose.
+            (_, Some(rung)) if chosen != kept => {
+                self.datapath = Some(ladder::open(rung, self.cookie)?);
+                self.may_step_down = false;
+            }
+            _ => {}
         }
         // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
         // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;
-        let changed_over = self.follow_foreign_rules(&desired)?;
+        // A command that has chosen a datapath has looked at the rules of others then.
+        let changed_over = if chosen.is_none() { self.follow_foreign_rules(&desired)? } else { 0 };
         served.changed = changed_over
             + match self.reconcile_datapath(&desired, &mut view) {
                 Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,

@@ -63,7 +63,7 @@ impl Chain {
         )
     }
 
-    /// Whether it is a built-in chain of iptables, at whose end netpath's iptables rung can accept.
+    /// Whether it is a built-in chain of iptables, at whose end netpath can accept with the iptables tools.
     pub fn is_of_iptables(&self) -> bool {
         self.table.starts_with("legacy ")
             || (matches!(self.table.as_str(), "table ip filter" | "table ip6 filter") && self.name == "FORWARD")
