@@ -88,6 +88,57 @@ fn a_container_that_joins_a_bridge_without_a_port_has_the_mtu_of_the_way_out() -
     Ok(())
 }
 
+/// The stopped setup has chosen the programs; rules of others appear, and another setup changes over to netfilter.
+#[test]
+fn a_setup_that_chose_before_another_changed_over_serves_with_the_rung_in_use() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::best_hooks()), need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
+    let containers = [topology.container("stopped")?, topology.container("first")?, topology.container("third")?];
+    let documents = [(7, 10), (8, 10), (8, 11)].map(|(net, n)| {
+        let document = Document::new().on_dual(&Network::dual(net), "eth0", net, n);
+        document.publish("", 8000 + u16::from(10 * net + n), 80, "tcp")
+    });
+    let status = || -> Result<serde_json::Value> {
+        let mut command = std::process::Command::new(support::netavark::binary()?);
+        command.args(["status", "--json"]);
+        Ok(serde_json::from_slice(&topology.host.output(command, b"")?.stdout)?)
+    };
+    let mut met = false;
+    for _ in 0..40 {
+        netavark.setup(&containers[1], &documents[1])?;
+        let mut stopped = Stopped::at_bridge(&topology, &netavark, &containers[0], &documents[0])?;
+        let ports = topology.host.command("ip", &["-o", "link", "show", "master", "podman7"]).unwrap_or_default();
+        met = ports.is_empty() && !is_locked(&topology);
+        if met {
+            let rule = "nft add table inet a; nft add chain inet a f '{ type filter hook forward priority 0 ; }'; \
+                        nft add rule inet a f counter";
+            topology.host.command("sh", &["-ec", rule])?;
+            netavark.setup(&containers[2], &documents[2])?;
+            ensure!(status()?["rung"] == "nftables", "no change-over: {}", status()?);
+            stopped.goes_on()?;
+            let after = status()?;
+            ensure!(after["rung"] == "nftables" && after["hooks"] == serde_json::json!([]), "{after}");
+            let _server = Server::echo(&containers[0], Proto::Tcp, ANY, 80, "stopped")?;
+            let seen = Dial::new(Proto::Tcp, HOST4, 8080).ask(&topology.client)?;
+            ensure!(seen.server == "stopped", "{seen:?}");
+            ensure!(!Path::new("/sys/fs/bpf/netpath").join(format!("{:x}", topology.host.cookie())).exists());
+            topology.host.command("nft", &["delete", "table", "inet", "a"])?;
+        } else {
+            stopped.goes_on()?;
+        }
+        for (container, document) in containers.iter().zip(&documents) {
+            netavark.teardown(container, document)?;
+        }
+        if met {
+            break;
+        }
+    }
+    ensure!(met, "no setup was stopped between its bridge and its veth");
+    residue.nothing_left(&topology, &containers.iter().collect::<Vec<_>>())
+}
+
 /// A setup that is stopped once its bridge exists and it has released the lock.
 struct Stopped(std::process::Child);
 
