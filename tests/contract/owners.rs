@@ -1,6 +1,8 @@
 //! A port of a host address belongs to one container.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use std::fs::File;
+use std::time::Duration;
 use support::need;
 use support::netavark::{Document, Netavark, Network};
 use support::residue::{Residue, Snapshot};
@@ -107,4 +109,28 @@ fn a_container_that_is_gone_owns_nothing() -> Result<()> {
     assert_eq!(("late", CLIENT4), (seen.server.as_str(), seen.client.ip()));
     netavark.teardown(&late, &wanted)?;
     residue.nothing_left(&topology, &[&web, &late])
+}
+
+/// The kernel removes the interfaces of a namespace some time after its last user has gone.
+#[test]
+fn a_container_whose_interfaces_are_being_removed_owns_nothing() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let (web, late) = (topology.container("web")?, topology.container("late")?);
+    netavark.setup(&web, &on(5).publish("", 8000, 80, "tcp"))?;
+    let keeps_its_interfaces = File::open(web.path())?;
+    drop(web);
+    let wanted = on(6).publish("", 8000, 80, "tcp");
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(700));
+        drop(keeps_its_interfaces);
+    });
+    netavark.setup(&late, &wanted)?;
+    end.join().map_err(|_| anyhow!("the thread panicked"))?;
+    let _server = Server::echo(&late, Proto::Tcp, ANY, 80, "late")?;
+    assert_eq!("late", Dial::new(Proto::Tcp, HOST4, 8000).ask(&topology.client)?.server);
+    netavark.teardown(&late, &wanted)?;
+    residue.nothing_left(&topology, &[&late])
 }

@@ -1,12 +1,49 @@
 //! Whether the ports that a container wants to publish are free.
 
 use super::session::Session;
+use super::signal;
 use crate::driver;
+use crate::link::Netns;
 use crate::model::error::{Error, Result};
 use crate::model::port_conflicts;
 use crate::state::{Phase, StoredEndpoint};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Limit of the wait for the kernel to remove the interfaces of a namespace that is gone. On a loaded machine it takes seconds.
+const CLEANUP: Duration = Duration::from_secs(3);
 
 impl Session {
+    /// All records. A container that is gone without a teardown seems to use its ports until the kernel has removed its
+    /// interfaces, which this waits for, without the lock.
+    ///
+    /// # Errors
+    /// The store or an interface cannot be read, or the lock not be taken again.
+    pub(super) fn stored_records(&mut self) -> Result<Vec<StoredEndpoint>> {
+        let deadline = Instant::now() + CLEANUP;
+        loop {
+            let there = self.site.store.all()?;
+            if Instant::now() >= deadline || signal::seen() || !self.is_owner_ending(&there)? {
+                return Ok(there);
+            }
+            self.release_lock()?;
+            sleep(Duration::from_millis(10));
+            self.take_lock()?;
+        }
+    }
+
+    /// Whether one of the ports belongs to an endpoint whose namespace is gone, but its interfaces are not.
+    fn is_owner_ending(&self, there: &[StoredEndpoint]) -> Result<bool> {
+        for conflict in port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)) {
+            let owner = there.iter().find(|k| std::ptr::eq(&raw const k.record, conflict.owner));
+            let Some(owner) = owner.filter(|k| k.record.links.is_some()) else { continue };
+            if Netns::open(&owner.record.netns)?.is_none() && self.is_in_use(owner)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Engines bind the ports that they publish, and mostly report this first. An endpoint that is gone without a teardown owns no
     /// port: the datapath step removes it.
     ///

@@ -137,7 +137,7 @@ impl Session {
     }
 
     fn preflight_locked(&mut self, choice: Choice) -> Result<()> {
-        let there = self.site.store.all()?;
+        let there = self.stored_records()?;
         self.refuse_taken_ports(&there)?;
         let kept = if there.is_empty() { None } else { self.site.store.rung()? };
         if choice != Choice::Only(Rung::None) && kept != Some(Rung::None) {
@@ -175,7 +175,7 @@ impl Session {
         self.lock.as_ref().ok_or_else(unlocked)
     }
 
-    fn take_lock(&mut self) -> Result<()> {
+    pub(super) fn take_lock(&mut self) -> Result<()> {
         if self.lock.is_none() {
             self.lock = Some(self.site.store.lock(&signal::seen)?);
         }
