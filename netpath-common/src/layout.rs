@@ -427,6 +427,8 @@ pub mod name {
     pub const FLOW6: &str = "np_flow6";
     pub const SOCK: &str = "np_sock";
     pub const COUNT: &str = "np_count";
+    pub const SCRATCH4: &str = "np_scratch4";
+    pub const SCRATCH6: &str = "np_scratch6";
 }
 
 /// Constants in the programs' .rodata that the loader sets (`EbpfLoader::override_global`).

@@ -2,6 +2,7 @@
 //!
 //! Only calls ended by the kill count: one that was faster is tried again, at another moment.
 
+use crate::idle::netpath;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -31,25 +32,39 @@ fn killed_with_macvlans() -> Result<()> {
         .on(&lan("lan", "192.0.2.0/24", "192.0.2.2"), "eth0", &["192.0.2.50"])
         .on(&lan("lan6", "2001:db8:1::/64", "2001:db8:1::2"), "eth1", &["2001:db8:1::50"])
         .on_dual(&Network::dual(7), "eth2", 7, 5);
-    killed_at(Rung::best_hooks(), &document, &Dial::new(Proto::Tcp, [192, 0, 2, 50].into(), 80))
+    killed_at(Rung::best_hooks(), &[], &document, &Dial::new(Proto::Tcp, [192, 0, 2, 50].into(), 80))
+}
+
+#[test]
+fn killed_while_programs_stay_loaded() -> Result<()> {
+    killed_at(Rung::best_hooks(), &[("NETPATH_KEEP_LOADED", "600")], &ports(), &Dial::new(Proto::Tcp, HOST4, 8080))
 }
 
 fn killed(rung: Rung) -> Result<()> {
-    let document = Document::new()
+    killed_at(rung, &[], &ports(), &Dial::new(Proto::Tcp, HOST4, 8080))
+}
+
+fn ports() -> Document {
+    Document::new()
         .on_dual(&Network::dual(7), "eth0", 7, 5)
         .on_dual(&Network::dual(8), "eth1", 8, 5)
         .publish("", 8080, 80, "tcp")
-        .publish_range("", 9000, 9000, 100, "udp");
-    killed_at(rung, &document, &Dial::new(Proto::Tcp, HOST4, 8080))
+        .publish_range("", 9000, 9000, 100, "udp")
 }
 
 /// `dial` reaches the container's port 80.
-fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
+fn killed_at(rung: Rung, more: &[(&str, &str)], document: &Document, dial: &Dial) -> Result<()> {
     need!(need::netpath(), need::rung(rung));
     let rng = Rng::new();
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
-    let netavark = Netavark::on(&topology, rung)?;
+    let netavark = Netavark::with(&topology, &[&rung.environment(), more].concat())?;
+    let nothing_left = |web: &Container| {
+        if !more.is_empty() {
+            netpath(&topology, &["gc", "--all"])?;
+        }
+        residue.nothing_left(&topology, &[web])
+    };
     let (setup, teardown) = durations(&topology, &netavark, document)?;
     let mut counts = Vec::new();
     for (verb, whole) in [("setup", setup), ("teardown", teardown)] {
@@ -79,14 +94,14 @@ fn killed_at(rung: Rung, document: &Document, dial: &Dial) -> Result<()> {
             cut += 1;
 
             netavark.teardown(&web, document).with_context(what)?;
-            residue.nothing_left(&topology, &[&web]).with_context(what)?;
+            nothing_left(&web).with_context(what)?;
             netavark.setup(&web, document).with_context(what)?;
             let server = Server::echo(&web, Proto::Tcp, ANY, 80, "web")?;
             let seen = dial.ask(&topology.client).with_context(what)?;
             assert_eq!(CLIENT4, seen.client.ip(), "{}", what());
             drop(server);
             netavark.teardown(&web, document).with_context(what)?;
-            residue.nothing_left(&topology, &[&web]).with_context(what)?;
+            nothing_left(&web).with_context(what)?;
         }
         counts.push(format!("{cut} of {tries} calls of {verb}"));
     }

@@ -12,6 +12,7 @@ mod agent_socket;
 mod error_oracle;
 mod full;
 mod gc;
+mod idle;
 mod killed;
 mod load;
 mod many;

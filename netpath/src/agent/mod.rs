@@ -137,6 +137,7 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
                     Ok(LookResult::NoContainer) => return Ok("the last container is gone"),
+                    Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
                     Ok(LookResult::Same) => {}

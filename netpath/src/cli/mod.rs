@@ -6,7 +6,7 @@ mod table;
 use crate::datapath::inspect::Level;
 use crate::model::error::Error;
 use crate::observe::{Host, doctor, monitor, ports, status};
-use crate::ops::gc;
+use crate::ops::{self, gc, preload};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
@@ -17,6 +17,7 @@ Environment:
   NETPATH_DATAPATH  ebpf, nftables, iptables or none; by default the best that works
   NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by default tcx where possible
   NETPATH_AGENT     off: no command starts the agent
+  NETPATH_KEEP_LOADED  seconds that programs stay loaded after the last container, 600 by default
   RUST_LOG          filter for the log on standard error, for example netpath=debug";
 
 /// The container network of this host
@@ -61,8 +62,13 @@ enum Verb {
         #[arg(long)]
         foreground: bool,
     },
+    /// Load the programs now and keep them, so that the first container starts sooner
+    Preload,
     /// Remove expired flows, and records and pins of containers and hosts that are gone
     Gc {
+        /// Also remove programs that stay loaded without a container
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -151,8 +157,12 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             crate::agent::run(foreground)?;
             String::new()
         }
-        Verb::Gc { output } => {
-            let removed = gc::gc()?;
+        Verb::Preload => {
+            let word = std::env::var("NETPATH_DATAPATH").unwrap_or_default();
+            print::preload(&preload::preload(ops::wish(&word)?.unwrap_or_default())?)
+        }
+        Verb::Gc { all, output } => {
+            let removed = gc::gc(all)?;
             if output.json { print::gc_json(&removed)? } else { print::gc(&removed) }
         }
         Verb::Doctor { output } => {

@@ -8,6 +8,7 @@ use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
 use crate::observe::traffic::NetworkLine;
 use crate::ops::gc::Removed;
+use crate::ops::preload::Preload;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -31,10 +32,19 @@ pub(super) fn gc(removed: &Removed) -> String {
         ("entries of expired flows", removed.flows),
         ("marks of ports without a flow", removed.marks),
         ("hosts whose namespace is gone", removed.hosts),
+        ("programs and maps that stayed loaded", removed.idle),
     ];
     let lines: Vec<String> =
         counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("removed  {n} {what}\n")).collect();
     if lines.is_empty() { "nothing to remove\n".into() } else { lines.concat() }
+}
+
+pub(super) fn preload(result: &Preload) -> String {
+    match result {
+        Preload::Loaded => "the programs are loaded; netpath gc --all removes them\n".into(),
+        Preload::Kept => "the programs are loaded already; they stay until netpath gc --all\n".into(),
+        Preload::Nothing(why) => format!("nothing to load: {why}\n"),
+    }
 }
 
 pub(super) fn status(status: &Status) -> String {

@@ -1,7 +1,7 @@
 //! Which rung serves this host, and why not the rungs above it. Decided by probes, never by version numbers.
 
 use super::netfilter::{iptables, nftables};
-use super::{Backend, Datapath, Inspect, ebpf, none};
+use super::{Backend, Datapath, IdleState, Inspect, ebpf, none};
 use crate::model::Rung;
 use crate::model::error::{Error, Result};
 
@@ -65,6 +65,19 @@ pub fn open(rung: Rung, host: u64) -> Result<Box<dyn Datapath>> {
 /// What `rung` has in the kernel for the host with this cookie.
 pub fn inspect(rung: Rung, host: u64) -> Box<dyn Inspect> {
     (backend(rung).inspect)(host)
+}
+
+/// The idle kernel objects of this host ([`Idle`]), of the best rung that has some.
+pub fn idle(host: u64) -> Option<IdleState> {
+    LADDER.into_iter().filter_map(|b| b.idle).find_map(|idle| (idle.state)(host))
+}
+
+/// Removes the idle kernel objects of this host. Returns their number.
+///
+/// # Errors
+/// What could not be removed.
+pub fn unload(host: u64) -> Result<usize> {
+    LADDER.into_iter().filter_map(|b| b.idle).try_fold(0, |sum, idle| Ok(sum + (idle.unload)(host)?))
 }
 
 /// Whether a rung can be used here, asked of the kernel.

@@ -22,7 +22,7 @@ use connection::Connection;
 use filter::Foreign;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Tells builds of the programs apart.
 pub const BUILD: &str = ebpf::loader::DIGEST;
@@ -47,6 +47,28 @@ pub struct Backend {
     pub gone_hosts: fn() -> Vec<u64>,
     /// What the agent keeps while this rung serves, so that connections outlive a moment without rules.
     pub hold: fn() -> Option<Box<dyn Any + Send>>,
+    /// Kernel objects that are kept without containers, if it has such.
+    pub idle: Option<&'static Idle>,
+}
+
+/// What a rung keeps loaded without containers, so that the next first one starts sooner. It touches no packet.
+pub struct Idle {
+    /// Loads it for the host with this cookie; it stays until it is unloaded. False: it was loaded already.
+    pub load: fn(host: u64, view: &HostView) -> Result<bool>,
+    pub state: fn(host: u64) -> Option<IdleState>,
+    /// Removes it, and returns the number of kernel objects. Objects in use are removed with the last container then.
+    pub unload: fn(host: u64) -> Result<usize>,
+    /// The same for what has outlived its time, of all hosts.
+    pub unload_expired: fn() -> Result<usize>,
+}
+
+/// How long idle kernel objects stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdleState {
+    /// Until they are unloaded.
+    Preloaded,
+    /// Removed by the agent then, and by any command if there is none.
+    Until(SystemTime),
 }
 
 /// What a rung is handed for one reconcile: read or taken once by the command, for whichever rungs take part.

@@ -18,6 +18,7 @@ pub const BACKEND: Backend = Backend {
     inspect: |_| Box::new(NoDatapath),
     gone_hosts: Vec::new,
     hold: || None,
+    idle: None,
 };
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,11 +5,12 @@ use crate::datapath::filter::{self, Foreign};
 use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
-use crate::datapath::{self, firewalld};
+use crate::datapath::{self, IdleState, firewalld};
 use crate::link::sysctl;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
 use serde::Serialize;
+use std::time::SystemTime;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -240,6 +241,16 @@ fn notes(host: &Host, rung: Option<Rung>) -> Result<Vec<String>> {
     if let Some(rung) = rung {
         notes.extend(datapath::inspect(rung, host.cookie).notes());
     }
+    notes.extend(match ladder::idle(host.cookie) {
+        Some(IdleState::Preloaded) => {
+            Some("programs are loaded for the next container; netpath gc --all removes them".to_owned())
+        }
+        Some(IdleState::Until(when)) => {
+            let left = when.duration_since(SystemTime::now()).unwrap_or_default().as_secs();
+            Some(format!("programs stay loaded {left} s more for the next container; netpath gc --all removes them"))
+        }
+        None => None,
+    });
     Ok(notes)
 }
 

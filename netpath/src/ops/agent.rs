@@ -1,5 +1,8 @@
-//! Commands start the agent of their host with the first container, and end it with the last.
+//! Commands start the agent of their host with the first container, and end it with the last, unless it has to remove later
+//! what stays loaded.
 
+use crate::datapath::IdleState;
+use crate::datapath::ladder;
 use crate::dns::scope_runner;
 use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
@@ -11,7 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// `off`: no command starts one.
 const SWITCH: &str = "NETPATH_AGENT";
@@ -111,6 +114,12 @@ pub fn stop_others(store: &Store) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether kernel objects stay loaded without a container, and an agent lives that removes them in time.
+pub fn keeps_idle(store: &Store, cookie: u64) -> bool {
+    let is_kept = matches!(ladder::idle(cookie), Some(IdleState::Until(when)) if when > SystemTime::now());
+    is_kept && agent::holder(store.dir()).is_some_and(|h| h.build == build())
 }
 
 /// Ends the agent and waits until it is gone. The caller holds the host's lock, for which an agent never waits.

@@ -29,18 +29,22 @@ pub struct Removed {
     pub marks: usize,
     /// Hosts whose network namespace is gone.
     pub hosts: usize,
+    /// Programs and maps that stayed loaded without a container.
+    pub idle: usize,
 }
 
-/// Removes all leftovers. A second call finds nothing.
+/// Removes all leftovers; with `all` also what stays loaded without a container. A second call finds nothing.
 ///
 /// # Errors
 /// What could not be read or removed.
-pub fn gc() -> Result<Removed> {
+pub fn gc(all: bool) -> Result<Removed> {
     super::signal::ignore();
     let cookie = netns::cookie()?;
     let mut session = without_container(cookie)?;
     let mut removed = Removed::default();
-    let leftovers = LADDER.into_iter().any(|b| (b.inspect)(cookie).exists()) || session.site.store.dir().exists();
+    let leftovers = LADDER.into_iter().any(|b| (b.inspect)(cookie).exists())
+        || session.site.store.dir().exists()
+        || (all && ladder::idle(cookie).is_some());
     if leftovers {
         session.lock = Some(session.site.store.lock(&super::signal::seen)?);
         let repaired = if session.site.store.is_empty()? {
@@ -49,8 +53,10 @@ pub fn gc() -> Result<Removed> {
         } else {
             session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
         };
+        let unloaded = if all { ladder::unload(cookie) } else { Ok(0) };
         session.release_lock()?;
         repaired?;
+        removed.idle = unloaded?;
         let expired = expire(&session.site.store, cookie, Effort::All)?;
         (removed.flows, removed.marks) = (expired.flows, expired.marks);
     }
@@ -61,6 +67,12 @@ pub fn gc() -> Result<Removed> {
                 Ok(()) => removed.hosts += 1,
                 Err(e) => failures.push(e),
             }
+        }
+    }
+    for idle in LADDER.into_iter().filter_map(|b| b.idle) {
+        match (idle.unload_expired)() {
+            Ok(count) => removed.idle += count,
+            Err(e) => failures.push(e),
         }
     }
     super::agent::ensure(&session.site.store);

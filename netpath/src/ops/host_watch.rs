@@ -3,14 +3,14 @@
 use super::reconcile::see_sources;
 use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
-use crate::datapath::{firewalld, ladder};
+use crate::datapath::{IdleState, firewalld, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
 use crate::model::{HostLink, Rung};
 use crate::state::Store;
 use std::any::Any;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// The state of the host that the datapath depends on, besides records and links.
 #[derive(PartialEq)]
@@ -40,6 +40,8 @@ pub enum LookResult {
     Changed(usize),
     /// A command holds the lock, and reconciles by itself; look again in a moment.
     Busy,
+    /// No container is left, and what stays loaded has to be removed then.
+    Idle(Instant),
     /// No container is left.
     NoContainer,
 }
@@ -67,6 +69,7 @@ impl HostWatch {
     /// What could not be read or written; the next look tries again.
     pub fn look(&mut self, look: Look) -> Result<LookResult> {
         if self.store.is_empty()? {
+            (self.seen, self.held) = (None, None);
             return self.remove_state();
         }
         self.hold()?;
@@ -118,9 +121,16 @@ impl HostWatch {
         Ok(gc::expire_flows(&self.store, self.cookie)?.flows)
     }
 
-    /// Removes the state that a killed teardown has left.
+    /// Removes the state that a killed teardown has left, and what stays loaded when its time is over.
     fn remove_state(&self) -> Result<LookResult> {
-        match self.store.try_lock()? {
+        let lock = self.store.try_lock()?;
+        if lock.is_some()
+            && let Some(IdleState::Until(when)) = ladder::idle(self.cookie)
+            && let Ok(left) = when.duration_since(SystemTime::now())
+        {
+            return Ok(LookResult::Idle(Instant::now() + left));
+        }
+        match lock {
             Some(lock) => {
                 let mut session = without_container(self.cookie)?;
                 session.lock = Some(lock);

@@ -5,6 +5,7 @@ mod container;
 pub mod gc;
 pub mod host_watch;
 mod port_conflicts;
+pub mod preload;
 mod reconcile;
 mod rung;
 mod session;

@@ -1,10 +1,10 @@
 //! The state that the steps of one command share, and their implementation on the real host.
 
 use super::{Attached, Leaving, agent, gc, signal, sysctls};
-use crate::datapath::Datapath;
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
-use crate::datapath::ladder::Choice;
+use crate::datapath::ladder::{self, Choice};
+use crate::datapath::{Datapath, IdleState};
 use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
@@ -182,24 +182,30 @@ impl Session {
         Ok(())
     }
 
-    /// Releases the lock. Without any record left it first removes all other state of this host. Without the lock it does nothing.
+    /// Releases the lock. Without any record left it first removes all other state of this host, except what the agent keeps
+    /// loaded. Without the lock it does nothing.
     ///
     /// # Errors
     /// A part of the state cannot be removed.
     pub(super) fn release_lock(&mut self) -> Result<()> {
         let Some(lock) = self.lock.take() else { return Ok(()) };
-        if self.site.store.is_empty()? {
-            // It would end by itself, but only later, and must not create its files again after they were removed.
-            if let Err(e) = agent::stop(&self.site.store) {
-                tracing::warn!("{e}");
-            }
-            self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
-            sysctls::restore(&self.site.store, &lock)?;
-            self.site.store.close(lock)?;
-        } else {
+        if !self.site.store.is_empty()? {
             gc::expire_some(&self.site.store, &lock, self.cookie);
+            return Ok(());
         }
-        Ok(())
+        self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
+        sysctls::restore(&self.site.store, &lock)?;
+        if agent::keeps_idle(&self.site.store, self.cookie) {
+            return self.site.store.clear(&lock);
+        }
+        if !matches!(ladder::idle(self.cookie), None | Some(IdleState::Preloaded)) {
+            ladder::unload(self.cookie)?;
+        }
+        // It would end by itself, but only later, and must not create its files again after they were removed.
+        if let Err(e) = agent::stop(&self.site.store) {
+            tracing::warn!("{e}");
+        }
+        self.site.store.close(lock)
     }
 
     pub(super) fn put(&self, record: &Record, phase: Phase) -> Result<()> {

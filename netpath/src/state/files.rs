@@ -68,6 +68,10 @@ impl File {
     pub(super) fn goes_with_last_record(name: &str) -> bool {
         name.ends_with(UNFINISHED) || Self::ALL.iter().any(|file| *file != Self::Lock && file.name() == name)
     }
+
+    pub(super) fn is_of_agent(name: &str) -> bool {
+        [Self::AgentLock, Self::AgentLog, Self::AgentSocket].iter().any(|file| file.name() == name)
+    }
 }
 
 /// `None`: there is no such file.

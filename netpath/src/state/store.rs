@@ -337,14 +337,27 @@ impl Store {
         if !self.is_empty()? {
             return Ok(());
         }
+        self.remove_files(File::goes_with_last_record)?;
+        lock.remove_with_directory();
+        Ok(())
+    }
+
+    /// The same with an agent that stays: its files, the lock and the directory are kept.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn clear(&self, _lock: &Lock) -> Result<()> {
+        self.remove_files(|name| File::goes_with_last_record(name) && !File::is_of_agent(name))
+    }
+
+    fn remove_files(&self, is_stale: impl Fn(&str) -> bool) -> Result<()> {
         let what = || format!("cannot clean up {}", self.dir.display());
         for entry in std::fs::read_dir(&self.dir).context(what)? {
             let entry = entry.context(what)?;
-            if File::goes_with_last_record(&entry.file_name().to_string_lossy()) {
+            if is_stale(&entry.file_name().to_string_lossy()) {
                 files::remove(&entry.path())?;
             }
         }
-        lock.remove_with_directory();
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! are opened here.
 
 mod calls;
+pub(super) mod clear;
 mod mapped;
 
 pub(super) use mapped::Mapped;

@@ -16,6 +16,7 @@ mod flow_list;
 mod flow_mtu;
 mod flow_pair;
 mod handover;
+mod idle;
 mod inspect;
 mod invalidate;
 mod limits;
@@ -55,6 +56,7 @@ pub const BACKEND: Backend = Backend {
     inspect: |host| Box::new(inspect::Pinned::of(host)),
     gone_hosts: expire::gone_hosts,
     hold: || None,
+    idle: Some(&idle::IDLE),
 };
 
 #[derive(Debug)]
@@ -96,10 +98,10 @@ impl Datapath for Ebpf {
 
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
         let (pins, host) = (&self.pins, context.host);
-        // Without ready endpoints nothing is kept; a setup in progress loads the programs again.
+        // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
         if desired.bridged().next().is_none() {
             let rules = sctp_netfilter::reconcile(desired, context)?;
-            return Ok(Report { changed: rules + remove(pins)? + remove_other_versions(self.cookie)? });
+            return Ok(Report { changed: rules + put_aside(pins)? + remove_other_versions(self.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
             let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
@@ -110,6 +112,9 @@ impl Datapath for Ebpf {
         }
         let others = Pins::of_other_versions(self.cookie);
         let mut tables = compile::compile(desired, host);
+        if !pins.exist() {
+            idle::take(pins)?;
+        }
         let mut changed = loader::ensure(pins, &attach::programs(&tables))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
@@ -162,12 +167,17 @@ impl Datapath for Ebpf {
 }
 
 fn remove(pins: &Pins) -> Result<usize> {
-    if !pins.exist() {
-        return Ok(0);
-    }
+    if pins.exist() { Ok(detach(pins)? + pins.remove()?) } else { Ok(0) }
+}
+
+/// Keeps programs and maps for the next first container, if the user wants that.
+fn put_aside(pins: &Pins) -> Result<usize> {
+    if pins.exist() { Ok(detach(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
+}
+
+fn detach(pins: &Pins) -> Result<usize> {
     xdp::detach(pins)?;
-    let filters = attach::remove_filters(pins)?;
-    Ok(filters + pins.remove()?)
+    attach::remove_filters(pins)
 }
 
 fn remove_other_versions(cookie: u64) -> Result<usize> {

@@ -1,6 +1,6 @@
 //! Pin paths of a host namespace, under which maps, programs and links outlive the process, and their removal.
 //!
-//! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>`, in directories accessible to root only. bpffs
+//! `/sys/fs/bpf/netpath/v<layout>/<cookie>/{map,prog,link}/<name>` (`idle-<cookie>`: see `idle`), in directories accessible to root only. bpffs
 //! allows neither dots in names nor regular files, so marks are directories: `object-<digest>` says that every map
 //! exists, and that maps and programs are of that object; `qdisc-<ifindex>` that netpath made the clsact qdisc of
 //! that interface.
@@ -23,6 +23,9 @@ use std::sync::OnceLock;
 pub(super) const BPFFS: &str = "/sys/fs/bpf";
 /// Mark: all maps exist, and they and the programs are of the object with the digest that follows.
 pub(super) const OBJECT: &str = "object-";
+
+/// Begins the name of a tree without containers.
+const IDLE: &str = "idle-";
 
 /// The mount namespace of PID 1, and its root as seen from others.
 const FIRST_MOUNTS: &str = "/proc/1/ns/mnt";
@@ -64,6 +67,28 @@ impl Pins {
             .filter_map(|n| u64::from_str_radix(&n, 16).ok())
             .map(|cookie| (cookie, Self::of(cookie)))
             .collect()
+    }
+
+    /// The tree beside this one for programs and maps without containers.
+    pub fn idle(&self) -> Self {
+        let name = self.root.file_name().unwrap_or_default().to_string_lossy();
+        Self { root: self.root.with_file_name(format!("{IDLE}{name}")) }
+    }
+
+    /// The idle trees of all host namespaces and layout versions.
+    pub fn of_all_idle() -> Vec<Self> {
+        let root = bpffs().join("netpath");
+        let versions = list(&root).into_iter().map(|version| root.join(version));
+        let trees = versions.flat_map(|v| list(&v).into_iter().map(move |tree| Self { root: v.join(tree) }));
+        trees.filter(|t| t.root.file_name().is_some_and(|n| n.to_string_lossy().starts_with(IDLE))).collect()
+    }
+
+    /// The trees of this name in all layout versions, this one first.
+    pub fn in_all_versions(&self) -> Vec<Self> {
+        let mut all: Vec<Self> =
+            Self::of_all_idle().into_iter().filter(|t| t.root.file_name() == self.root.file_name()).collect();
+        all.sort_by_key(|t| t.root != self.root);
+        all
     }
 
     /// The trees of other layout versions for the same namespace, with their versions.

@@ -40,6 +40,7 @@ pub(crate) const BACKEND: Backend = Backend {
     inspect: |_| Box::new(Tables),
     gone_hosts: Vec::new,
     hold: super::hold::take,
+    idle: None,
 };
 
 pub(crate) struct Iptables {

@@ -39,6 +39,7 @@ pub(crate) const BACKEND: Backend = Backend {
     inspect: |_| Box::new(Nftables),
     gone_hosts: Vec::new,
     hold: super::hold::take,
+    idle: None,
 };
 
 #[derive(Debug, Default)]

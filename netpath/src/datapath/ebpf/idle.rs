@@ -1,0 +1,136 @@
+//! Programs and empty maps that stay loaded without a container: verifying programs takes most of the time of a first
+//! setup.
+//!
+//! They are pinned in a tree of their own (`idle-<cookie>`), so that readers never take them for a datapath in use. A
+//! complete set moves there, emptied and attached to nothing, when the last container goes; the next first container
+//! moves it back. The mark `until-<seconds since 1970>` limits its time, `preloaded` lifts the limit.
+
+use super::loader::{self, DIGEST};
+use super::maps::clear;
+use super::pins::{OBJECT, Pins};
+use super::{attach, compile};
+use crate::datapath::{Idle, IdleState};
+use crate::model::error::{Context, Result};
+use crate::model::{Desired, HostView};
+use netpath_common::layout::program;
+use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub(super) const IDLE: Idle = Idle { load, state, unload, unload_expired };
+
+/// Seconds that programs stay loaded after the last container.
+const SWITCH: &str = "NETPATH_KEEP_LOADED";
+const KEEP: u64 = if cfg!(test) { 0 } else { 600 };
+
+const UNTIL: &str = "until-";
+const PRELOADED: &str = "preloaded";
+
+fn mark_of_object() -> String {
+    format!("{OBJECT}{DIGEST}")
+}
+
+fn seconds_to_keep() -> u64 {
+    match std::env::var(SWITCH) {
+        Ok(text) => text.parse().unwrap_or_else(|_| {
+            tracing::warn!("{SWITCH}={text} is no number of seconds: {KEEP} is used");
+            KEEP
+        }),
+        Err(_) => KEEP,
+    }
+}
+
+/// Takes the pins of a host without containers, attached to nothing, out of use: keeps them loaded, or removes them.
+/// Returns the number of pins.
+///
+/// # Errors
+/// They cannot be removed.
+pub(super) fn keep(pins: &Pins) -> Result<usize> {
+    let stays = pins.has_mark(PRELOADED);
+    let seconds = seconds_to_keep();
+    if !pins.has_mark(&mark_of_object()) || (seconds == 0 && !stays) {
+        return pins.remove();
+    }
+    match take_out_of_use(pins, (!stays).then_some(seconds)) {
+        Ok(()) => Ok(pins.idle().names("prog").len() + pins.idle().names("map").len()),
+        Err(e) => {
+            tracing::warn!("the programs do not stay loaded: {e}");
+            pins.remove()
+        }
+    }
+}
+
+fn take_out_of_use(pins: &Pins, seconds: Option<u64>) -> Result<()> {
+    clear::all(pins)?;
+    let idle = pins.idle();
+    idle.remove()?;
+    if let Some(seconds) = seconds {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        pins.mark(&format!("{UNTIL}{}", (now + Duration::from_secs(seconds)).as_secs()))?;
+    }
+    fs::rename(pins.root(), idle.root()).context(|| format!("cannot rename {}", pins.root().display()))
+}
+
+/// Puts an idle set of this object to use as `pins`, which must not exist. Removes one of another object or layout.
+///
+/// # Errors
+/// It can neither be moved nor be removed.
+pub(super) fn take(pins: &Pins) -> Result<()> {
+    let idle = pins.idle();
+    for other in idle.in_all_versions() {
+        if other.root() != idle.root() || !idle.has_mark(&mark_of_object()) {
+            other.remove()?;
+        }
+    }
+    if !idle.exist() {
+        return Ok(());
+    }
+    for until in idle.marks(UNTIL) {
+        idle.unmark(&format!("{UNTIL}{until}"))?;
+    }
+    fs::rename(idle.root(), pins.root()).context(|| format!("cannot rename {}", idle.root().display()))
+}
+
+fn load(host: u64, view: &HostView) -> Result<bool> {
+    let pins = Pins::of(host);
+    let idle = pins.idle();
+    let place = if pins.exist() { &pins } else { &idle };
+    let is_new = !place.has_mark(&mark_of_object());
+    if is_new {
+        let mut needed = attach::programs(&compile::compile(&Desired::default(), view));
+        needed.extend([program::BRIDGE_IN, program::VETH_IN]);
+        loader::ensure(place, &needed)?;
+    }
+    if !place.has_mark(PRELOADED) {
+        place.mark(PRELOADED)?;
+    }
+    for until in place.marks(UNTIL) {
+        place.unmark(&format!("{UNTIL}{until}"))?;
+    }
+    Ok(is_new)
+}
+
+fn state(host: u64) -> Option<IdleState> {
+    Pins::of(host).idle().in_all_versions().iter().map(state_of).next()
+}
+
+fn state_of(idle: &Pins) -> IdleState {
+    if idle.has_mark(PRELOADED) {
+        return IdleState::Preloaded;
+    }
+    let until = idle.marks(UNTIL).iter().filter_map(|u| u.parse().ok()).max();
+    // Without a mark a command was killed while it moved the set.
+    IdleState::Until(until.map_or(UNIX_EPOCH, |seconds| UNIX_EPOCH + Duration::from_secs(seconds)))
+}
+
+fn unload(host: u64) -> Result<usize> {
+    let pins = Pins::of(host);
+    if pins.exist() && pins.has_mark(PRELOADED) {
+        pins.unmark(PRELOADED)?;
+    }
+    pins.idle().in_all_versions().iter().try_fold(0, |sum, idle| Ok(sum + idle.remove()?))
+}
+
+fn unload_expired() -> Result<usize> {
+    let is_expired = |idle: &&Pins| matches!(state_of(idle), IdleState::Until(when) if when <= SystemTime::now());
+    Pins::of_all_idle().iter().filter(is_expired).try_fold(0, |sum, idle| Ok(sum + idle.remove()?))
+}
