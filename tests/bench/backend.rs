@@ -5,6 +5,7 @@ use report::variants::{Program, Variant};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
+use support::harness::KEEP_LOADED;
 use support::need;
 use support::neighbour::{Kind, Neighbour};
 use support::netavark::{Document, Network};
@@ -74,6 +75,11 @@ impl Backend {
         let options = self.variant.options.iter();
         let network = options.fold(Network::dual(NETWORK), |network, (key, value)| network.option(key, value));
         Document::new().on_dual(&network, "eth0", NETWORK, host)
+    }
+
+    /// How long programs stay loaded after later calls.
+    pub(crate) fn keep_loaded(&mut self, seconds: &str) {
+        self.program.set(KEEP_LOADED, seconds);
     }
 
     /// # Errors

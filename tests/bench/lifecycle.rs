@@ -1,9 +1,10 @@
 //! Figures of setup and teardown: one container, one with a range, and many at once. One variant is up at a time; variants take
 //! turns.
 
+use crate::backend::Backend;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::stage::{FIRST_FREE, Host};
+use crate::stage::{FIRST_FREE, Host, topology};
 use anyhow::{Context, Result};
 use report::results::{Figure, Results};
 use report::stats::median;
@@ -25,7 +26,8 @@ const RANGE: u16 = 10_000;
 type Measure = fn(&'static Variant, &Plan) -> Result<Vec<(Figure, f64)>>;
 
 /// Figures by name, with the planned seconds per round and variant.
-const JOBS: [(&str, f64, Measure); 3] = [("setup", 3.0, alone), ("range", 2.0, range), ("many", 5.0, many)];
+const JOBS: [(&str, f64, Measure); 4] =
+    [("setup", 3.0, alone), ("lone", 2.0, lone), ("range", 2.0, range), ("many", 5.0, many)];
 
 pub(crate) fn planned(plan: &Plan) -> Duration {
     let seconds: f64 = JOBS.iter().filter(|(name, ..)| plan.wants(name)).map(|(_, seconds, _)| seconds).sum();
@@ -63,6 +65,32 @@ fn alone(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
         (Figure::less("setup", "setup of one container", "ms"), setup),
         (Figure::less("teardown", "teardown of one container", "ms"), teardown),
         (Figure::less("setup-first", "setup of the first container of a host", "ms"), ms(host.first)),
+    ])
+}
+
+/// A container that is alone on its host each time, as with `podman run --rm`: after the first one programs stay loaded.
+fn lone(variant: &'static Variant, plan: &Plan) -> Result<Vec<(Figure, f64)>> {
+    let topology = topology()?;
+    let mut backend = Backend::new(variant, &plan.places, &topology)?;
+    let (mut setups, mut teardowns) = (Vec::new(), Vec::new());
+    for n in 0..REPEATED {
+        // The last one leaves nothing.
+        backend.keep_loaded(if n + 1 < REPEATED { "600" } else { "0" });
+        let container = topology.container("lone")?;
+        let document = backend.document(FIRST_FREE + n).publish("", 8080, 80, "tcp");
+        let setup = ms(backend.setup(&topology, &container, &document)?);
+        let teardown = ms(backend.teardown(&topology, &container, &document)?);
+        if (1..REPEATED - 1).contains(&n) {
+            setups.push(setup);
+            teardowns.push(teardown);
+        }
+    }
+    Ok(vec![
+        (
+            Figure::less("lone", "setup of a container alone, not for the first time", "ms"),
+            median(&setups).context("no sample")?,
+        ),
+        (Figure::less("lone-teardown", "teardown of these", "ms"), median(&teardowns).context("no sample")?),
     ])
 }
 

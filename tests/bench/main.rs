@@ -32,6 +32,7 @@ use std::time::Instant;
 use support::neighbour::Kind;
 
 fn main() -> ExitCode {
+    support::harness::keep_nothing_loaded();
     match arguments().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -206,7 +206,7 @@ impl Drop for Stage {
 
 /// Keeps bridged packets out of netfilter, as on a host without br_netfilter: with it every packet would pass the rules of
 /// Netavark twice, and a container would not reach its own published port.
-fn topology() -> Result<Topology> {
+pub(crate) fn topology() -> Result<Topology> {
     let topology = Topology::new()?;
     for family in ["iptables", "ip6tables"] {
         // Absent without the module.

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 const USAGE: &str = "demo [--engine podman] [--keep]";
 
 fn main() -> ExitCode {
+    support::harness::keep_nothing_loaded();
     let (mut engine, mut keep) = (false, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {

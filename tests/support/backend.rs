@@ -26,6 +26,12 @@ impl Backend {
         Ok(Self { link, aardvark: aardvark.to_owned(), environment })
     }
 
+    /// Sets a variable of later calls.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// `verb` of the container in the namespace `netns`, called in `host`.
     ///
     /// # Errors

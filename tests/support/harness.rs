@@ -102,13 +102,18 @@ static SLOWEST: Mutex<Vec<(Duration, &str)>> = Mutex::new(Vec::new());
 /// Panics with their places, by name of the thread: those that a test starts inherit its name (host.rs).
 static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-/// Programs that stay loaded without a container would hide leftovers.
-const KEEP_LOADED: &str = "NETPATH_KEEP_LOADED";
+/// Seconds that programs stay loaded without a container.
+pub const KEEP_LOADED: &str = "NETPATH_KEEP_LOADED";
+
+/// For this process and all that it starts: they leave nothing loaded, which would hide leftovers. Before any thread starts.
+pub fn keep_nothing_loaded() {
+    // SAFETY: called at the start of main, while no other thread runs.
+    unsafe { std::env::set_var(KEEP_LOADED, "0") };
+}
 
 /// Runs the tests that the command line asks for.
 pub fn run() -> ExitCode {
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var(KEEP_LOADED, "0") };
+    keep_nothing_loaded();
     let Args { mut common, filters } = clap::Parser::parse();
     let filters: Vec<String> = common.filter.take().into_iter().chain(filters).collect();
     let is_meant = |name: &str, filter: &String| if common.exact { name == filter } else { name.contains(filter) };

@@ -24,7 +24,7 @@ pub(crate) struct SnapshotTable {
     /// The rules of every built-in chain, without the leading `-A name`.
     rules: BTreeMap<String, Vec<String>>,
     /// netpath's chains, with the number of their rules.
-    own: BTreeMap<String, usize>,
+    pub(super) own: BTreeMap<String, usize>,
     /// The rules of netpath's chains as they were written; empty if the table was listed.
     written: BTreeMap<String, Vec<String>>,
     /// Number of foreign chains.
@@ -300,7 +300,10 @@ fn additions(table: &Table, present: &SnapshotTable, state: &str) -> BTreeMap<&'
         let added = written(chain).and_then(|w| chain.rules.strip_prefix(w.as_slice()));
         additions.extend(added.map(|a| (chain.name, a.to_vec())));
     }
-    // The last digest is valid; older ones stay until the chain is rewritten.
+    // The last digest is valid; older ones stay until the chain is rewritten. Removing a chain takes time anyway.
+    if present.own.keys().any(|name| table.chains.iter().all(|c| c.name != name)) {
+        return additions;
+    }
     let Some(chain) = table.chains.iter().find(|c| c.name == STATE) else { return additions };
     let stays = |w: &&Vec<String>| w.iter().filter(|r| !r.contains("netpath:")).all(|r| chain.rules.contains(r));
     if let Some(written) = written(chain).filter(stays).filter(|_| additions.len() + 1 == table.chains.len()) {

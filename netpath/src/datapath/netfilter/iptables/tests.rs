@@ -455,6 +455,25 @@ fn a_new_container_only_appends_rules() {
     assert_eq!(removed.as_slice(), write(&[&two]));
 }
 
+/// Older digests go with a chain, so that a table is as before after a container has come and gone.
+#[test]
+fn a_container_that_goes_with_its_chain_leaves_no_digest() {
+    let one = publishes(web(), &[(HostBind::Any, Proto::Tcp, 8080, 80, 1)]);
+    let mut closed = record(2, "back", &["10.89.8.5/24"]);
+    closed.network.internal = true;
+    let mut present = Snapshot::default();
+    let mut write = |records: &[&Record]| {
+        let desired = Desired { records: records.iter().copied().cloned().collect() };
+        let tables = compile(&desired, Family::V4, false, &[]);
+        let text: String = tables.iter().filter_map(|t| script(t, present.tables.get(t.name), false)).collect();
+        present.apply(&text);
+        present.tables["filter"].own.clone()
+    };
+    let before = write(&[&one]);
+    assert_ne!(before, write(&[&one, &closed]), "no chain is added");
+    assert_eq!(before, write(&[&one]));
+}
+
 /// Published ports take precedence over a policy, but not over a rule.
 #[test]
 fn accepts_are_last_in_a_chain_that_drops_by_policy_and_in_no_other() {
