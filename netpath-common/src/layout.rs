@@ -438,6 +438,8 @@ pub mod global {
     /// u8, 0 unless overridden: 1 = `bpf_l4_csum_replace` takes BPF_F_IPV6 (6.16), which keeps the sum of a
     /// CHECKSUM_COMPLETE packet valid, so that addresses can be written in place.
     pub const CSUM_IPV6: &str = "NP_CSUM_IPV6";
+    /// u8, 0 unless overridden: 1 = no network has IPv6. The verifier then leaves out all walks of IPv6 packets.
+    pub const V4_ONLY: &str = "NP_V4_ONLY";
     /// u8, `aya_log::Level` as a number: 0 = silent, the verifier then removes all log code; 3 = drops; 4 = new flows
     /// too. The symbol is aya-log-ebpf's own, 255 (everything) in the object; the loader always sets it.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";

@@ -1,7 +1,8 @@
 //! Ingress of bridges: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
 
 use aya_ebpf::programs::TcContext;
-use netpath_common::family::Kind as AddressKind;
+use netpath_common::addr::V6;
+use netpath_common::family::{Family, Ipv6, Kind as AddressKind};
 use netpath_common::layout::{NET_DIRECT, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE};
 use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
@@ -10,6 +11,7 @@ use crate::entry::Walk;
 use crate::fast_path;
 use crate::headers::Wire;
 use crate::masquerade::{belongs, subnet_of};
+use crate::packet::ETHERNET;
 use crate::parsed::{FastHeaders, Fragment, Kind};
 use crate::scratch::{PendingFlow, Scratch, ScratchMut};
 use crate::subprog::subprog;
@@ -27,6 +29,19 @@ impl Walk for Ingress {
             return None;
         }
         fast_path::follow(ctx, plain)
+    }
+
+    /// Such a network has no subnet of IPv6, so that a container's routable source is forged.
+    #[inline(always)]
+    fn without_v6(ctx: &TcContext) -> Verdict {
+        let is_closed = maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_DIRECT == 0);
+        // Source and destination (RFC 8200 §3).
+        let Ok([from, to]) = ctx.load::<[V6; 2]>(ETHERNET + 8) else { return NOT_OURS };
+        let is_forged = matches!(Ipv6::kind(&from), AddressKind::Unicast | AddressKind::Loopback);
+        if is_closed && is_forged && Ipv6::kind(&to) == AddressKind::Unicast {
+            return verdict::drop(Reason::DropSpoofed);
+        }
+        NOT_OURS
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! Dispatch of a frame at a hook to the walk of its address family.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
@@ -15,6 +16,16 @@ use crate::verdict::{NOT_OURS, Verdict};
 /// `__sk_buff::protocol`, in network byte order (`include/uapi/linux/if_ether.h`).
 pub const ETH_P_IP: u32 = (0x0800u16).to_be() as u32;
 pub const ETH_P_IPV6: u32 = (0x86ddu16).to_be() as u32;
+
+/// `netpath_common::layout::global::V4_ONLY`.
+#[unsafe(no_mangle)]
+pub static NP_V4_ONLY: Global<u8> = Global::new(0);
+
+/// A constant of the verifier, which does not check what cannot run.
+#[inline(always)]
+pub fn is_v4_only() -> bool {
+    NP_V4_ONLY.load() != 0
+}
 
 /// The packet walk of a hook.
 pub trait Walk {
@@ -37,6 +48,12 @@ pub trait Walk {
         None
     }
 
+    /// An IPv6 packet while no network has IPv6.
+    #[inline(always)]
+    fn without_v6(_: &TcContext) -> Verdict {
+        NOT_OURS
+    }
+
     /// Any packet, parsed into scratch.
     fn long<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict;
 }
@@ -45,6 +62,7 @@ pub trait Walk {
 pub fn walk<W: Walk>(ctx: &TcContext) -> Verdict {
     match ctx.skb.protocol() {
         ETH_P_IP => arrive::<Ipv4, W>(ctx),
+        ETH_P_IPV6 if is_v4_only() => W::without_v6(ctx),
         ETH_P_IPV6 => arrive::<Ipv6, W>(ctx),
         _ => NOT_OURS,
     }
@@ -55,7 +73,7 @@ pub fn walk<W: Walk>(ctx: &TcContext) -> Verdict {
 pub fn walk_short<W: Walk>(ctx: &TcContext) -> Option<Verdict> {
     let packed = match ctx.skb.protocol() {
         ETH_P_IP => short_here::<Ipv4, W>(ctx.skb.skb),
-        ETH_P_IPV6 => short::<Ipv6, W>(ctx.skb.skb),
+        ETH_P_IPV6 if !is_v4_only() => short::<Ipv6, W>(ctx.skb.skb),
         _ => LONG,
     };
     if packed == LONG { None } else { Some(Verdict::unpack(packed)) }

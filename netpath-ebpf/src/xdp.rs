@@ -16,7 +16,7 @@ use netpath_common::family::{Ipv4, Ipv6, Kind, Tuple};
 use netpath_common::layout::{FORWARD_XDP, NET_DIRECT, PROTO_UDP, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 
-use crate::entry::{ETH_P_IP, ETH_P_IPV6};
+use crate::entry::{ETH_P_IP, ETH_P_IPV6, is_v4_only};
 use crate::fast_path;
 use crate::half::Half;
 use crate::headers::Wire;
@@ -30,7 +30,7 @@ pub fn arrive(ctx: &XdpContext) -> u32 {
     let Some(&protocol) = packet::at::<u16>(ctx, 12) else { return XDP_PASS };
     let packed = match u32::from(protocol) {
         ETH_P_IP => walk_here::<Ipv4>(ctx),
-        ETH_P_IPV6 => walk::<Ipv6>(ctx.ctx),
+        ETH_P_IPV6 if !is_v4_only() => walk::<Ipv6>(ctx.ctx),
         _ => PASS,
     };
     if packed == PASS { XDP_PASS } else { verdict::count(ctx, Verdict::unpack(packed)) as u32 }

@@ -37,6 +37,7 @@ mod chosen;
 mod differential;
 mod direct;
 mod errors;
+mod families;
 mod following;
 mod fragments;
 mod ladder;

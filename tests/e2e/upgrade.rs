@@ -134,7 +134,7 @@ fn upgraded(rig: &Rig<'_>, way: Way, traffic: &mut Traffic) -> Result<(support::
         let dirs = state_dirs(&format!("{:x}", rig.topology.host.cookie()));
         let names = dirs.into_iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
         let names = names.filter_map(|e| e.file_name().into_string().ok());
-        names.filter_map(|n| n.strip_prefix("object-").map(str::to_owned)).collect()
+        names.filter_map(|n| n.strip_prefix("object-").map(|mark| mark.trim_end_matches("-v4").to_owned())).collect()
     };
     let before = digests();
     let [digest] = before.as_slice() else { anyhow::bail!("expected one object, found {before:?}") };

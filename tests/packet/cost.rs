@@ -4,23 +4,26 @@ use anyhow::{Result, ensure};
 use aya::VerifierLogLevel;
 use support::frames::deepest;
 use support::need::{self, say};
+use support::object::load_for_v4;
 use support::packet::{accept, explained, load};
 
 #[test]
 fn every_program_is_accepted_by_the_verifier() -> Result<()> {
     need!(need::root(), need::bpf());
-    let mut ebpf = load(VerifierLogLevel::STATS)?;
     let (mut lines, mut refused) = (Vec::new(), Vec::new());
-    for (name, program) in ebpf.programs_mut() {
+    let (mut both, mut v4) = (load(VerifierLogLevel::STATS)?, load_for_v4(VerifierLogLevel::STATS)?);
+    let all = both.programs_mut().map(|p| ("", p)).chain(v4.programs_mut().map(|p| ("-v4", p)));
+    for (families, (name, program)) in all {
         match accept(program).and_then(|()| program.info()) {
             Ok(i) => {
-                lines.push(format!("{name}: {} verified instructions", i.verified_instruction_count().unwrap_or(0)))
+                let count = i.verified_instruction_count().unwrap_or(0);
+                lines.push(format!("{name}{families}: {count} verified instructions"));
             }
-            Err(_) => refused.push(format!("{name}: {}", explained(name))),
+            Err(_) => refused.push(format!("{name}{families}: {}", explained(name))),
         }
     }
     ensure!(refused.is_empty(), "{} programs are refused:\n{}", refused.len(), refused.join("\n\n"));
-    ensure!(lines.len() == 16, "16 programs, and not {}", lines.len());
+    ensure!(lines.len() == 32, "16 programs for each choice of families, and not {}", lines.len());
     lines.sort();
     lines.iter().for_each(|line| say(line));
     Ok(())

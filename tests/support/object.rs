@@ -22,6 +22,18 @@ pub fn bytes() -> Result<Vec<u8>> {
 /// # Errors
 /// It is missing, or aya rejects it.
 pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
+    loaded(level, 0)
+}
+
+/// The same for networks without IPv6.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for_v4(level: VerifierLogLevel) -> Result<Ebpf> {
+    loaded(level, 1)
+}
+
+fn loaded(level: VerifierLogLevel, v4_only: u8) -> Result<Ebpf> {
     let object = bytes()?;
     let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
     static HAS: OnceLock<[u8; 2]> = OnceLock::new();
@@ -31,6 +43,7 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
         .override_global(global::LOG_LEVEL, &0u8, true)
         .override_global(global::FIB_SRC, fib_source, true)
         .override_global(global::CSUM_IPV6, csum_ipv6, true)
+        .override_global(global::V4_ONLY, &v4_only, true)
         .load(&object)
         .context("cannot load the object's maps")
 }

@@ -5,9 +5,9 @@
 //! complete set moves there, emptied and attached to nothing, when the last container goes; the next first container
 //! moves it back. The mark `until-<seconds since 1970>` limits its time, `preloaded` lifts the limit.
 
-use super::loader::{self, DIGEST};
+use super::loader::{self, Families};
 use super::maps::clear;
-use super::pins::{OBJECT, Pins};
+use super::pins::Pins;
 use super::{attach, compile};
 use crate::datapath::{Idle, IdleState};
 use crate::model::error::{Context, Result};
@@ -24,10 +24,6 @@ const KEEP: u64 = if cfg!(test) { 0 } else { 600 };
 
 const UNTIL: &str = "until-";
 const PRELOADED: &str = "preloaded";
-
-fn mark_of_object() -> String {
-    format!("{OBJECT}{DIGEST}")
-}
 
 fn seconds_to_keep() -> u64 {
     match std::env::var(SWITCH) {
@@ -47,7 +43,7 @@ fn seconds_to_keep() -> u64 {
 pub(super) fn keep(pins: &Pins) -> Result<usize> {
     let stays = pins.has_mark(PRELOADED);
     let seconds = seconds_to_keep();
-    if !pins.has_mark(&mark_of_object()) || (seconds == 0 && !stays) {
+    if !loader::is_complete(pins) || (seconds == 0 && !stays) {
         return pins.remove();
     }
     match take_out_of_use(pins, (!stays).then_some(seconds)) {
@@ -77,7 +73,7 @@ fn take_out_of_use(pins: &Pins, seconds: Option<u64>) -> Result<()> {
 pub(super) fn take(pins: &Pins) -> Result<()> {
     let idle = pins.idle();
     for other in idle.in_all_versions() {
-        if other.root() != idle.root() || !idle.has_mark(&mark_of_object()) {
+        if other.root() != idle.root() || !loader::is_complete(&idle) {
             other.remove()?;
         }
     }
@@ -94,11 +90,11 @@ fn load(host: u64, view: &HostView) -> Result<bool> {
     let pins = Pins::of(host);
     let idle = pins.idle();
     let place = if pins.exist() { &pins } else { &idle };
-    let is_new = !place.has_mark(&mark_of_object());
+    let is_new = !loader::is_complete(place);
     if is_new {
         let mut needed = attach::programs(&compile::compile(&Desired::default(), view));
         needed.extend([program::BRIDGE_IN, program::VETH_IN]);
-        loader::ensure(place, &needed)?;
+        loader::ensure(place, &needed, Families::Both)?;
     }
     if !place.has_mark(PRELOADED) {
         place.mark(PRELOADED)?;

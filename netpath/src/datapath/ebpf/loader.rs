@@ -1,7 +1,7 @@
 //! The embedded object: loads and pins its maps, and the programs that a host needs, once for all containers.
 //!
-//! While the mark of this object's digest exists among the pins, nothing is loaded again. Another digest (an upgrade)
-//! loads the new programs on the same maps beside the old ones, and replaces the pins one by one; `attach` updates
+//! While the mark of this object's digest exists among the pins, nothing is loaded again. Another digest (an upgrade), or
+//! the first network with IPv6, loads the new programs on the same maps beside the old ones, and replaces the pins one by one; `attach` updates
 //! the links. A map whose shape changed without a new layout version cannot be kept: all maps are recreated.
 
 use super::pins::{OBJECT, Pins};
@@ -28,12 +28,39 @@ const LOG_MAP: &str = "AYA_LOGS";
 /// No logging; the verifier removes the log code.
 pub const QUIET: u8 = 0;
 
-/// Makes the pins those of this object, with at least the `needed` programs: verifying one takes milliseconds, and
-/// most hosts do not need all. Returns the number of new pins.
-pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
-    let mark = format!("{OBJECT}{DIGEST}");
+/// The address families that a set of programs handles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Families {
+    /// For networks without IPv6: half as long to verify.
+    V4,
+    Both,
+}
+
+impl Families {
+    fn mark(self) -> String {
+        format!("{OBJECT}{DIGEST}{}", if self == Families::V4 { "-v4" } else { "" })
+    }
+
+    /// What the pinned programs of this object handle; `None`: they are of another object, or incomplete.
+    fn of(pins: &Pins) -> Option<Self> {
+        [Families::Both, Families::V4].into_iter().find(|f| pins.has_mark(&f.mark()))
+    }
+}
+
+/// Whether the pins are those of this object, and complete.
+pub fn is_complete(pins: &Pins) -> bool {
+    Families::of(pins).is_some()
+}
+
+/// Makes the pins those of this object, with at least the `needed` programs for these families: verifying one takes
+/// milliseconds, and most hosts do not need all. Returns the number of new pins.
+pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>, families: Families) -> Result<usize> {
     let present = pins.names("prog");
-    let has_this = pins.has_mark(&mark);
+    let (has_this, families) = match Families::of(pins) {
+        Some(Families::Both) => (true, Families::Both),
+        found => (found == Some(families), families),
+    };
+    let mark = families.mark();
     let is_missing = |name: &str| needed.contains(name) && !(has_this && present.iter().any(|p| p == name));
     if has_this && !needed.iter().any(|n| is_missing(n)) {
         return Ok(0);
@@ -41,7 +68,7 @@ pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>) -> Result<usize> {
     if !has_this {
         make_room(pins)?;
     }
-    let mut ebpf = load(pins, QUIET)?;
+    let mut ebpf = load(pins, QUIET, families)?;
     let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| is_missing(name)).collect();
     load_programs(&mut programs)?;
     for (name, program) in &mut programs {
@@ -76,7 +103,7 @@ fn make_room(pins: &Pins) -> Result<()> {
 }
 
 /// The object on the pinned maps, its programs not loaded yet.
-pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
+pub fn load(pins: &Pins, log_level: u8, families: Families) -> Result<Ebpf> {
     let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
     let paths: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
     let mut loader = EbpfLoader::new();
@@ -90,6 +117,8 @@ pub fn load(pins: &Pins, log_level: u8) -> Result<Ebpf> {
     let csum_ipv6 = u8::from(super::probe::csum_ipv6_works());
     loader.override_global(global::FIB_SRC, &fib_src, true);
     loader.override_global(global::CSUM_IPV6, &csum_ipv6, true);
+    let v4_only = u8::from(families == Families::V4);
+    loader.override_global(global::V4_ONLY, &v4_only, true);
     loader.override_global(aya_log::LEVEL, &log_level, false);
     loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
 }

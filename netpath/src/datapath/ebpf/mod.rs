@@ -42,6 +42,7 @@ use super::netfilter::iptables::sysctls_for_moved_sctp;
 use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
+use loader::Families;
 use pins::Pins;
 use tc_mode::TcMode;
 
@@ -115,7 +116,9 @@ impl Datapath for Ebpf {
         if !pins.exist() {
             idle::take(pins)?;
         }
-        let mut changed = loader::ensure(pins, &attach::programs(&tables))?;
+        let has_v6 = desired.bridged().any(|(record, _)| record.network.has_v6());
+        let families = if has_v6 { Families::Both } else { Families::V4 };
+        let mut changed = loader::ensure(pins, &attach::programs(&tables), families)?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");

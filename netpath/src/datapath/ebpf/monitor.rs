@@ -36,7 +36,7 @@ pub(super) fn start(pins: &Pins, level: Level, sink: Sink) -> Result<Box<dyn Mon
     let Some(lock) = MonitorLock::take(pins)? else {
         return Err(Error::new(what()).because("another monitor is running").next("stop it first"));
     };
-    let mut programs = loader::load(pins, number(level))?;
+    let mut programs = loader::load(pins, number(level), loader::Families::Both)?;
     loader::load_programs(&mut programs.programs_mut().collect::<Vec<_>>())?;
     let logger = EbpfLogger::init_with_logger(&mut programs, Parser(sink)).context(what)?;
     Ok(Box::new(Reporting { pins: pins.clone(), lock, programs, logger }))

@@ -149,7 +149,7 @@ fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
     let here = std::fs::File::open("/proc/thread-self/ns/net").expect("this namespace");
     host.rtnl.add_veth(&spec, here.as_raw_fd()).expect("a veth");
     let (pins, index) = (host.pins(), host.index("up1"));
-    loader::ensure(&pins, &BTreeSet::from([XDP_IN])).expect("loaded");
+    loader::ensure(&pins, &BTreeSet::from([XDP_IN]), Families::Both).expect("loaded");
     let at = |index| xdp::reconcile(&pins, &BTreeMap::from([(index, Xdp::On)])).expect("reconciled");
     assert_eq!([1, 0], [at(index), at(index)]);
     // The kernel frees a link without a pin later; until then it is attached.
