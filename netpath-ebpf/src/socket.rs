@@ -13,6 +13,7 @@ use netpath_common::layout::{PROTO_TCP, PROTO_UDP, RULE_V4_ONLY, SockKey, SockOr
 use netpath_common::reason::Reason;
 use netpath_common::rule::container_port;
 
+use crate::entry::is_v4_only;
 use crate::{maps, port_lookup};
 
 /// The address in the context, read and written in words as the verifier requires.
@@ -161,6 +162,9 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         let kind = Ipv6::kind(&dialled.0);
         let unset = Ipv6::is_unset(&dialled.0);
         let mappable = may_change_family && (kind == Kind::Loopback || unset);
+        if is_v4_only() && !may_change_family {
+            return None;
+        }
         let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| {
             let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
             !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
