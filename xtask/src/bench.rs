@@ -16,7 +16,7 @@ const PEERS: [(&str, &str); 2] = [("netavark", "2.1.0"), ("aardvark-dns", "2.1.0
 const OLD_NETAVARK: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
 
 /// Figures for `--only`: all of one kind, or one way of it, as in `conn.published`.
-const FIGURES: [(&str, &str); 11] = [
+const FIGURES: [(&str, &str); 12] = [
     ("tcp", "bulk TCP, 1 and 4 streams (iperf3), and the processor time per GB"),
     ("tcp-back", "the same, the server sends"),
     ("udp", "UDP, 64 bytes, packets per second"),
@@ -24,6 +24,7 @@ const FIGURES: [(&str, &str); 11] = [
     ("tcp-rr", "TCP request and answer: median and p99"),
     ("udp-rr", "UDP request and answer: median and p99"),
     ("setup", "setup and teardown of one container"),
+    ("lone", "setup and teardown of a container that is alone, not for the first time"),
     ("range", "setup of one container with a range of 10,000 ports"),
     ("many", "60 containers, 8 at a time"),
     ("ports", "1 to 60,000 published ports: setup, and connections per second beside them"),
