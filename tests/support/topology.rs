@@ -54,7 +54,8 @@ pub enum Family {
 impl Family {
     pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
-    fn pick(self, v4: IpAddr, v6: IpAddr) -> IpAddr {
+    /// The value for this family.
+    pub fn pick<T>(self, v4: T, v6: T) -> T {
         match self {
             Family::V4 => v4,
             Family::V6 => v6,
