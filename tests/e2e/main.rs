@@ -39,6 +39,7 @@ mod direct;
 mod errors;
 mod following;
 mod fragments;
+mod ipvlan;
 mod ladder;
 mod lifecycle;
 mod link_local;
@@ -61,6 +62,7 @@ mod tables;
 mod takeover;
 mod third_party;
 mod tun;
+mod unmanaged;
 mod upgrade;
 mod xdp;
 
