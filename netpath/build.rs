@@ -1,12 +1,18 @@
 //! Puts the eBPF object, which another toolchain makes, where the crate can embed it, with a digest of its bytes.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, fs, process};
+
+#[allow(unreachable_pub, reason = "a module of the library")]
+#[path = "src/model/clock.rs"]
+mod clock;
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     let object = root.join("target/ebpf/netpath-ebpf.o");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/model/clock.rs");
     println!("cargo::rerun-if-changed={}", object.display());
     let bytes = match fs::read(&object) {
         Ok(bytes) if !bytes.is_empty() => bytes,
@@ -18,6 +24,10 @@ fn main() {
         stop(&format!("cannot write {}: {e}", out.display()));
     }
     println!("cargo::rustc-env=NETPATH_OBJECT_DIGEST={:016x}", digest(&bytes));
+    println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let epoch = env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok());
+    println!("cargo::rustc-env=NETPATH_BUILD_TIME={}", clock::rfc3339(epoch.unwrap_or_else(now)));
 }
 
 fn stop(why: &str) -> ! {

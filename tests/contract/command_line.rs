@@ -17,6 +17,9 @@ fn version_is_printed_in_both_forms() -> Result<()> {
     let netavark = Netavark::with(&topology, &[])?;
     let flag = netavark.call(&["--version"], b"")?;
     assert!(flag.status.success() && flag.stdout.starts_with("netavark "), "{flag}");
+    if !support::netavark::is_incumbent() {
+        assert!(flag.stdout.starts_with("netavark 2.1.0 (netpath ") && flag.stdout.ends_with(")\n"), "{flag}");
+    }
     let verb = netavark.call(&["version"], b"")?.json()?;
     for key in ["version", "commit", "build_time", "target"] {
         assert!(verb[key].is_string(), "{key} in {verb}");
@@ -29,7 +32,12 @@ fn default_fw_driver_is_printed() -> Result<()> {
     need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let verb = Netavark::with(&topology, &[])?.call(&["version"], b"")?.json()?;
-    assert!(verb["default_fw_driver"].is_string(), "{verb}");
+    assert_eq!(
+        ("2.1.0", "nftables"),
+        (verb["version"].as_str().unwrap_or(""), verb["default_fw_driver"].as_str().unwrap_or(""))
+    );
+    assert!(verb["build_time"].as_str().is_some_and(|t| t.starts_with("20") && t.ends_with('Z')), "{verb}");
+    assert!(verb["netpath"].is_string(), "{verb}");
     Ok(())
 }
 

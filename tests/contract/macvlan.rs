@@ -19,7 +19,6 @@ fn document(network: &Network, interface: &str) -> Document {
 fn impossible_requests_are_refused_with_a_reason_and_leave_nothing() -> Result<()> {
     need!(need::netpath(), need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
     let topology = Topology::new()?;
-    topology.host.ip("link add idle0 type veth peer name idle1\n")?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;
     let web = topology.container("web")?;
@@ -27,11 +26,10 @@ fn impossible_requests_are_refused_with_a_reason_and_leave_nothing() -> Result<(
     for (network, expected) in [
         (
             lan("absent0"),
-            "cannot create macvlan eth0 on network lan: parent absent0 does not exist (this host has eth0); nothing was changed",
+            "cannot create macvlan eth0 on network lan: parent interface absent0 does not exist (this host has eth0); nothing was changed",
         ),
-        (lan("idle0"), "parent idle0 is down; nothing was changed (next: ip link set idle0 up)"),
         (lan("eth0").option("mode", "loud"), "network_info.lan.options.mode: invalid macvlan mode \"loud\""),
-        (lan("eth0").option("netpath.xdp", "on"), "have no effect on a macvlan network"),
+        (lan("eth0").option("netpath.xdp", "on"), "have no effect on a network of kind macvlan"),
         (dhcp, "network_info.lan.ipam_options.driver: \"dhcp\" is not supported"),
     ] {
         let told = netavark.try_setup(&web, &document(&network, "eth0").json(&web))?.error()?;
@@ -70,6 +68,23 @@ fn a_name_that_the_container_has_is_refused_and_one_that_the_host_has_is_not() -
     netavark.teardown(&other, &document(&lan("eth0"), "eth0"))?;
     web.ip("link del taken0\n")?;
     residue.nothing_left(&topology, &[&web, &other])
+}
+
+/// As netavark: it works once the parent is up.
+#[test]
+fn a_parent_that_is_down_is_taken_with_a_warning() -> Result<()> {
+    need!(need::netpath(), need::accepted("ip", "link add link v0 name mv0 type macvlan mode bridge"));
+    let topology = Topology::new()?;
+    topology.host.ip("link add idle0 type veth peer name idle1\n")?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let web = topology.container("web")?;
+    let network = lan("idle0").option("bclim", "-1");
+    let answer = netavark.try_setup(&web, &document(&network, "eth0").json(&web))?;
+    answer.json()?;
+    ensure!(answer.stderr.contains("parent idle0 of network lan is down: ip link set idle0 up"), "{answer}");
+    netavark.teardown(&web, &document(&network, "eth0"))?;
+    residue.nothing_left(&topology, &[&web])
 }
 
 /// The setup was killed before it renamed its macvlan, and before it recorded it.

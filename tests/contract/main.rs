@@ -5,8 +5,12 @@
 #[macro_use]
 extern crate support;
 
+mod bridge;
 mod command_line;
+mod create;
 mod example;
+mod ipvlan;
+mod liberal;
 mod macvlan;
 mod options;
 mod own;

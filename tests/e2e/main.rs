@@ -41,6 +41,7 @@ mod errors;
 mod families;
 mod following;
 mod fragments;
+mod ipvlan;
 mod ladder;
 mod lifecycle;
 mod link_local;
@@ -63,6 +64,7 @@ mod tables;
 mod takeover;
 mod third_party;
 mod tun;
+mod unmanaged;
 mod upgrade;
 mod xdp;
 

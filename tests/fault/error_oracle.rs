@@ -193,7 +193,7 @@ fn an_error_about_another_field_names_no_change() -> Result<()> {
     let change = |path: &str| [Change { paths: vec![path.to_owned()], ..Change::default() }];
     let names = |error: &str, path: &str| {
         names_the_change(
-            &format!("cannot read setup input: {error}; nothing was changed"),
+            &format!("failed to load network options: {error}; nothing was changed"),
             input.as_bytes(),
             &change(path),
         )
@@ -211,7 +211,7 @@ fn an_error_about_another_field_names_no_change() -> Result<()> {
         ensure!(names(error, path).is_err(), "{error} is taken for one about {path}");
     }
     let cut = &input.as_bytes()[..20];
-    let told = "cannot read setup input: it is not JSON: EOF while parsing an object at line 1 column 20";
+    let told = "failed to load network options: it is not JSON: EOF while parsing an object at line 1 column 20";
     names_the_change(told, cut, &[])?;
     ensure!(names_the_change(&told.replace("20", "19"), cut, &[]).is_err(), "another column");
     Ok(())

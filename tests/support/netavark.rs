@@ -213,9 +213,8 @@ impl<'t> Netavark<'t> {
         for name in ["NETPATH_DATAPATH", "NETPATH_TC", "NETAVARK_FW", "NETPATH_BIN", "RUST_LOG"] {
             command.env_remove(name);
         }
-        if let Some(level) = std::env::var_os("NETPATH_TEST_LOG") {
-            command.env("RUST_LOG", level);
-        }
+        // Podman's own default level.
+        command.env("RUST_LOG", std::env::var_os("NETPATH_TEST_LOG").unwrap_or("netavark=warn".into()));
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         if self.bpf_refused {
             command.refuse_bpf();

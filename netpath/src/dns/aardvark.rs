@@ -7,7 +7,7 @@
 use super::process::{PID_FILE, Process};
 use super::zone::{Entry, Zone};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Network, Record};
+use crate::model::{Endpoint, Network, Record};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -46,7 +46,7 @@ impl Aardvark {
             for server in record.endpoint.dns_servers.iter().chain(&record.network.dns_servers) {
                 if gateways.contains(server) {
                     return Err(Error::new(format!(
-                        "cannot use DNS server {server} for {} on network {}: it is the gateway, where aardvark-dns itself listens",
+                        "cannot use DNS server {server} for {} on network {}: it is the gateway, which would cause aardvark-dns to forward queries to itself",
                         record.container.label(),
                         record.network.name
                     ))
@@ -127,7 +127,7 @@ impl Aardvark {
             let Some(mut zone) = read(&path)? else { continue };
             if let Some(own) = servers.iter().find(|s| zone.listens_on(s)) {
                 return Err(Error::new(format!(
-                    "cannot use DNS server {own} for network {network}: it is the gateway, where aardvark-dns itself listens"
+                    "cannot use DNS server {own} for network {network}: it is the gateway, which would cause aardvark-dns to forward queries to itself"
                 ))
                 .next("give another DNS server, or none"));
             }
@@ -140,7 +140,7 @@ impl Aardvark {
         }
         self.remove_lock();
         if changed {
-            process.reload()?;
+            process.reload(false)?;
         }
         Ok(())
     }
@@ -219,18 +219,22 @@ impl Aardvark {
 
     /// Reloads the server, or starts it if it does not run.
     fn notify(&self, process: &Process<'_>, records: &[&Record]) -> Result<()> {
-        if process.reload()? {
+        if process.reload(true)? {
             return Ok(());
         }
-        let test_query =
-            records.first().and_then(|r| Some((Entry::of(r).ok()?.name().to_owned(), gateways(&r.network).next()?)));
+        let test_query = records.first().and_then(|r| {
+            // Wrong aliases were warned of when the entry was added.
+            let endpoint = Endpoint { aliases: Vec::new(), ..r.endpoint.clone() };
+            let entry = Entry::of(&Record { endpoint, ..(*r).clone() }).ok()?;
+            Some((entry.name().to_owned(), gateways(&r.network).next()?))
+        });
         process.start(test_query.as_ref().map(|(name, server)| (name.as_str(), *server)))
     }
 
     /// After entries were removed: reloads the server, or stops it and removes its directory if no network is left.
     fn reload_or_stop(&self, process: &Process<'_>) {
         if !self.is_empty() {
-            if let Err(e) = process.reload() {
+            if let Err(e) = process.reload(true) {
                 tracing::warn!("{e}");
             }
             return;
@@ -270,11 +274,11 @@ impl Aardvark {
 }
 
 fn gateways(network: &Network) -> impl Iterator<Item = IpAddr> + '_ {
-    network.gateways().map(|(address, _)| address)
+    network.dns_addresses().into_iter()
 }
 
 fn has_gateway(network: &Network) -> bool {
-    network.gateways().next().is_some()
+    !network.dns_addresses().is_empty()
 }
 
 fn read(path: &Path) -> Result<Option<Zone>> {

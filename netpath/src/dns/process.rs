@@ -42,10 +42,11 @@ impl Process<'_> {
         is_server.then(|| Pid::from_raw(pid))
     }
 
-    /// Makes a running server read its files again; `false`: no server runs.
-    pub(super) fn reload(&self) -> Result<bool> {
+    /// Makes a running server read its files again; `false`: no server runs. `here`: it has to serve this network namespace. Podman runs
+    /// `update` outside of the namespace of its rootless networks.
+    pub(super) fn reload(&self, here: bool) -> Result<bool> {
         let Some(pid) = self.running() else { return Ok(false) };
-        if !same_netns(pid) {
+        if here && !same_netns(pid) {
             tracing::error!(
                 "aardvark-dns (pid {pid}) runs in a different network namespace: names of this namespace are not answered; \
                  next: stop all containers of the other namespace, or end that process"
@@ -92,7 +93,13 @@ impl Process<'_> {
             std::thread::sleep(POLL);
         };
         if !status.success() {
-            return Err(Error::new(what()).because(format!("{status}: {}", read_all(stderr).trim())));
+            let said = read_all(stderr);
+            // The texts are netavark's.
+            let cause = match said.trim() {
+                "" => format!("aardvark-dns exited unexpectedly without error message ({status})"),
+                said => format!("aardvark-dns failed to start: {said} ({status})"),
+            };
+            return Err(Error::new(what()).because(format!("error while applying dns entries: {cause}")));
         }
         if let Some((name, server)) = test_query
             && !answers(name, SocketAddr::new(server, self.port), Duration::from_secs(2))
@@ -231,7 +238,7 @@ mod tests {
         std::fs::write(dir.join(PID_FILE), std::process::id().to_string()).expect("a pid file");
         let p = Process { binary: Path::new("none"), dir: &dir, port: 53, rootless: false };
         assert_eq!(None, p.running());
-        assert!(!p.reload().expect("no server runs"));
+        assert!(!p.reload(true).expect("no server runs"));
         std::fs::remove_dir_all(&dir).expect("clean up");
     }
 }

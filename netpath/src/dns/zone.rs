@@ -98,7 +98,7 @@ impl Entry {
         for name in std::iter::once(&record.container.name).chain(&record.endpoint.aliases) {
             if !fits(name) {
                 tracing::warn!(
-                    "DNS name {name:?} of {} is left out: it is empty or contains white space or a comma",
+                    "invalid network alias {name:?} of {}: it is empty or contains white space or a comma; it is left out",
                     record.container.label()
                 );
             } else if !names.contains(name) {

@@ -1,8 +1,8 @@
-//! A veth between the container and a bridge of the host, which netpath creates and deletes.
+//! A veth between the container and a bridge of the host, which netpath creates and deletes, or which is there (`unmanaged`).
 
 use super::{Driver, Found, Made, Site};
 use crate::link::query::Link;
-use crate::link::{Inside, RequestError, Rtnl, VethSpec, sysctl, sysctl_conf};
+use crate::link::{BridgeSpec, Inside, RequestError, Rtnl, VethSpec, sysctl, sysctl_conf};
 use crate::model::error::{Error, Result};
 use crate::model::network::Mtu;
 use crate::model::{BridgeLinks, HostView, IfName, LinkKind, Links, Network, Record};
@@ -10,16 +10,24 @@ use crate::plan::{Done, Step, Steps, Undo, connect};
 use crate::state::{Phase, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 pub struct Bridge {
     name: IfName,
+    /// netpath creates, configures and deletes the bridge.
+    managed: bool,
     /// This or another command is creating the bridge, whose MTU is not the network's until it has a port.
     is_portless: bool,
 }
 
 impl Bridge {
-    pub fn new(name: IfName) -> Self {
-        Self { name, is_portless: false }
+    pub fn managed(name: IfName) -> Self {
+        Self { name, managed: true, is_portless: false }
+    }
+
+    /// A bridge to which only veths are added.
+    pub fn unmanaged(name: IfName) -> Self {
+        Self { name, managed: false, is_portless: false }
     }
 
     /// # Errors
@@ -27,15 +35,40 @@ impl Bridge {
     fn find(&self, rtnl: &Rtnl, network: &Network) -> Result<Link> {
         let name = &self.name;
         let what = || Error::new(format!("cannot use {name} as the bridge of network {}", network.name));
-        let link = rtnl
-            .link_named(name)?
-            .ok_or_else(|| what().because("another process has just removed it").next("try again"))?;
+        let link = rtnl.link_named(name)?.ok_or_else(|| match self.managed {
+            true => what().because("another process has just removed it").next("try again"),
+            // The cause is netavark's.
+            false => what()
+                .because(
+                    "in unmanaged mode, the bridge must already exist on the host: Netlink error: No such device (os error 19)",
+                )
+                .next(format!("ip link add {name} type bridge")),
+        })?;
         if link.kind != LinkKind::Bridge {
             return Err(what()
                 .because("an interface of that name exists and is not a bridge")
                 .next("rename that interface, or recreate the network with another bridge name"));
         }
         Ok(link)
+    }
+
+    /// The VRF that a new bridge of the network belongs to.
+    ///
+    /// # Errors
+    /// It does not exist, or is no VRF.
+    fn vrf(rtnl: &Rtnl, network: &Network) -> Result<Option<Link>> {
+        let Some(name) = &network.vrf else { return Ok(None) };
+        // The text is netavark's.
+        let what = || Error::new("get vrf to set up bridge interface");
+        match rtnl.link_named(name)? {
+            Some(link) if link.kind == LinkKind::Vrf => Ok(Some(link)),
+            Some(_) => Err(what()
+                .because(format!("vrf {name} already exists but is another interface"))
+                .next("set the network's vrf option to a VRF of this host")),
+            None => Err(what()
+                .because(format!("Netlink error: No such device (os error 19): {name}"))
+                .next(format!("ip link add {name} type vrf table NUMBER"))),
+        }
     }
 
     /// Of the bridge itself.
@@ -75,7 +108,7 @@ impl Bridge {
         let there = site.inside()?.rtnl().link_named(&record.endpoint.interface)?.ok_or_else(gone)?;
         let here = site.rtnl.link_at(there.peer.ok_or_else(gone)?)?.ok_or_else(gone)?;
         let host_name = IfName::try_from(here.name).map_err(|e| gone().because(e))?;
-        if record.network.has_v6() {
+        if self.managed && record.network.has_v6() {
             sysctl::ensure(&sysctl::of_interface("ipv6", host_name.as_str(), "accept_dad"), "0")?;
         }
         let links = BridgeLinks {
@@ -87,12 +120,32 @@ impl Bridge {
             mtu: there.mtu,
             takes_xdp: false,
         };
-        Ok(Made { index: there.index, links: Some(Links::Bridge(links)), addresses: Vec::new() })
+        if let Some(vlan) = record.network.vlan {
+            self.join(site, bridge, here.index, vlan)?;
+        }
+        Ok(Made { index: there.index, links: Some(Links::Bridge(links)), ..Made::default() })
+    }
+
+    /// Puts a port into a VLAN. That the bridge separates VLANs stays so: other ports may rely on it by now.
+    fn join(&self, site: &Site, bridge: &Link, port: u32, vlan: u16) -> Result<()> {
+        let what = || format!("cannot put a port of bridge {} into VLAN {vlan}", self.name);
+        if !bridge.filters_vlans {
+            site.rtnl.filter_vlans(bridge.index).map_err(|e| Error::new(what()).because(e).next(VLAN_HINT))?;
+        }
+        site.rtnl.set_vlan(port, vlan).map_err(|e| Error::new(what()).because(e).next(VLAN_HINT))
     }
 }
 
+const VLAN_HINT: &str = "use a kernel with CONFIG_BRIDGE_VLAN_FILTERING";
+
 impl Driver for Bridge {
-    fn validate(&mut self, _site: &Site, _record: &Record, stored: &[StoredEndpoint]) -> Result<()> {
+    fn validate(&mut self, site: &Site, record: &Record, stored: &[StoredEndpoint]) -> Result<()> {
+        if !self.managed {
+            return self.find(&site.rtnl, &record.network).map(drop);
+        }
+        if record.network.vrf.is_some() && site.rtnl.link_named(&self.name)?.is_none() {
+            Self::vrf(&site.rtnl, &record.network)?;
+        }
         let ours = || stored.iter().filter(|k| k.record.network.bridge() == Some(&self.name));
         let has_port = ours().any(|k| k.record.links.is_some());
         self.is_portless = !has_port && ours().any(|k| k.phase == Phase::Creating);
@@ -101,18 +154,47 @@ impl Driver for Bridge {
 
     fn steps(&self, at: usize, record: &Record) -> Steps {
         let what = format!("bridge {} of network {}", self.name, record.network.name);
-        Steps { shared: vec![Step::Share { at, what }], own: connect(at, record, format!("bridge {}", self.name)) }
+        let shared = if self.managed { vec![Step::Share { at, what }] } else { Vec::new() };
+        Steps { shared, own: connect(at, record, format!("bridge {}", self.name)) }
     }
 
     fn shared(&self) -> Option<&IfName> {
-        Some(&self.name)
+        self.managed.then_some(&self.name)
+    }
+
+    /// Those of an unmanaged bridge, whose gateway may be another machine.
+    fn dns_addresses(&self, site: &Site, record: &Record) -> Result<Option<Vec<IpAddr>>> {
+        if self.managed || !record.network.dns {
+            return Ok(None);
+        }
+        let view = site.rtnl.host_view(0)?;
+        let addresses = view.link_named(&self.name).map_or(&[][..], |l| &l.addresses);
+        let usable = |a: &IpAddr| !matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+        let usable: Vec<IpAddr> = addresses.iter().map(IpNet::addr).filter(usable).collect();
+        if usable.is_empty() {
+            // The text is netavark's.
+            return Err(Error::new(format!("cannot serve DNS on network {}", record.network.name)).because(format!(
+                "bridge '{}' in unmanaged mode has no usable IP addresses. Aardvark-dns requires at least one address (should \
+                 not be an IPv6 link-local address) to bind to. Please add an IP address or disable DNS for this network \
+                 (--disable-dns).",
+                self.name
+            )));
+        }
+        Ok(Some(usable))
     }
 
     fn share(&mut self, site: &Site, at: usize, record: &Record) -> Result<Done> {
         let network = &record.network;
         sysctl_conf::keep(&self.name, &self.sysctls(network));
         let mut made = false;
-        let completed = site.rtnl.add_bridge(&self.name, network.mtu.map(Mtu::bytes)).and_then(|new| {
+        // An existing bridge stays where it is.
+        let vrf = match site.rtnl.link_named(&self.name)? {
+            Some(_) => None,
+            None => Self::vrf(&site.rtnl, network)?.map(|l| l.index),
+        };
+        let mtu = network.mtu.map(Mtu::bytes);
+        let spec = BridgeSpec { name: &self.name, mtu, vrf, filters_vlans: network.vlan.is_some() };
+        let completed = site.rtnl.add_bridge(spec).and_then(|new| {
             made = new;
             self.is_portless |= new;
             self.complete(&site.rtnl, network)
@@ -134,7 +216,7 @@ impl Driver for Bridge {
     }
 
     fn release(&self, site: &Site, others: &BTreeSet<IfName>, deleted: &[u32]) -> Result<Option<u32>> {
-        if others.contains(&self.name) {
+        if !self.managed || others.contains(&self.name) {
             return Ok(None);
         }
         // Also where there is no bridge: setup may have been killed before it created one.
@@ -159,7 +241,10 @@ impl Driver for Bridge {
         let mtu = match record.network.mtu {
             Some(mtu) => Some(mtu.bytes()),
             // As the command that creates the bridge does: the MTU must not depend on the order of the two.
-            None if self.is_portless => site.rtnl.default_route_link()?.map(|l| l.mtu),
+            None if self.is_portless => {
+                let table = Self::vrf(&site.rtnl, &record.network)?.and_then(|l| l.table);
+                site.rtnl.default_route_link(table)?.map(|l| l.mtu)
+            }
             None => Some(bridge.mtu),
         };
         let spec = VethSpec {
@@ -182,6 +267,10 @@ impl Driver for Bridge {
     }
 
     fn configure(&self, site: &Site, record: &Record) -> Result<()> {
+        // On an unmanaged bridge the container may configure itself, by router advertisements for example.
+        if !self.managed {
+            return Ok(());
+        }
         let (interface, v6) = (&record.endpoint.interface, record.network.has_v6());
         site.inside()?.run(|| {
             let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
@@ -236,7 +325,8 @@ impl Driver for Bridge {
         let Some(here) = host_end(&site.rtnl, inside, interface)? else { return Ok(None) };
         let bridge = site.rtnl.link_named(&self.name)?;
         let is_port = bridge.is_some_and(|b| here.master == Some(b.index));
-        let is_others = |r: &Record| r.bridged().is_some_and(|l| l.veth_index == here.index);
+        let is_others =
+            |r: &Record| r.links.as_ref().and_then(Links::bridge).is_some_and(|l| l.veth_index == here.index);
         Ok((is_port && !site.others()?.iter().any(is_others)).then_some(Found::Host(here.index)))
     }
 }
@@ -244,18 +334,19 @@ impl Driver for Bridge {
 /// The kernel's answer does not say which of the two names exists already.
 fn refused(rtnl: &Rtnl, spec: &VethSpec, cause: RequestError) -> Error {
     let interface = &spec.interface;
-    let taken = |name: &IfName, place: &str, next: &str| {
-        Error::new(format!("create veth pair: interface {name} already exists on {place}")).next(next)
-    };
-    if cause.exists() {
-        if let Some(name) = &spec.host_interface
-            && rtnl.link_named(name).is_ok_and(|l| l.is_some())
-        {
-            return taken(name, "the host", "choose another host_interface_name").because(cause);
-        }
-        return taken(interface, "container namespace", "choose another interface name").because(cause);
+    if !cause.exists() {
+        return Error::new(format!("cannot create veth pair for {interface}")).because(cause);
     }
-    Error::new(format!("cannot create veth pair for {interface}")).because(cause)
+    // The texts are netavark's.
+    let mut what = format!("create veth pair: interface {interface} already exists on container namespace");
+    let mut next = "choose another interface name";
+    if let Some(name) = &spec.host_interface {
+        what += &format!(" or {name} exists on host namespace");
+        if rtnl.link_named(name).is_ok_and(|l| l.is_some()) {
+            next = "choose another host_interface_name";
+        }
+    }
+    Error::new(what).because(cause).next(next)
 }
 
 /// The host's end of a veth inside the container. Both ends must name each other: an index alone could belong to a link in a third

@@ -4,7 +4,10 @@
 //! links of a record again. It changes links, addresses and sysctls, never a record or the datapath.
 
 pub mod bridge;
+pub mod ipvlan;
 pub mod macvlan;
+mod parent;
+pub mod plugin;
 
 use crate::link::{Inside, Rtnl};
 use crate::model::error::{Error, Result};
@@ -13,6 +16,8 @@ use crate::plan::{Done, Steps};
 use crate::state::{Key, Store, StoredEndpoint};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
 
 /// The namespaces and the store that one command works on.
 pub struct Site {
@@ -50,6 +55,8 @@ pub struct Made {
     pub links: Option<Links>,
     /// Those that the interface has been given.
     pub addresses: Vec<IpNet>,
+    /// The answer of a plugin, which replaces all of the above.
+    pub status: Option<String>,
 }
 
 /// A link that is deleted with its endpoint, by its ifindex in the host's namespace or in the container's.
@@ -75,6 +82,14 @@ pub trait Driver {
         None
     }
 
+    /// The addresses that the network's DNS server listens on, if they are not the gateways.
+    ///
+    /// # Errors
+    /// It has DNS, and there is none.
+    fn dns_addresses(&self, _site: &Site, _record: &Record) -> Result<Option<Vec<IpAddr>>> {
+        Ok(None)
+    }
+
     /// [`Step::Share`](crate::plan::Step::Share): creates the shared link, or completes it.
     ///
     /// # Errors
@@ -97,6 +112,15 @@ pub trait Driver {
     /// # Errors
     /// It cannot be created; nothing is left of it.
     fn connect(&mut self, site: &Site, record: &Record) -> Result<Made>;
+
+    /// Undoes what [`Driver::connect`] has made besides links, for a container that had its network namespace at `netns`. Called without
+    /// the lock, before the links are deleted.
+    ///
+    /// # Errors
+    /// It cannot be undone.
+    fn disconnect(&self, _netns: &Path) -> Result<()> {
+        Ok(())
+    }
 
     /// [`Step::Settings`](crate::plan::Step::Settings): the sysctls of the interface.
     ///
@@ -171,7 +195,10 @@ pub fn apart(found: impl IntoIterator<Item = Found>) -> (Vec<u32>, Vec<u32>) {
 /// The driver of a network's endpoints. The only list of drivers.
 pub fn of(attachment: &Attachment) -> Box<dyn Driver> {
     match attachment {
-        Attachment::Bridge(name) => Box::new(bridge::Bridge::new(name.clone())),
+        Attachment::Bridge(name) => Box::new(bridge::Bridge::managed(name.clone())),
+        Attachment::Unmanaged(name) => Box::new(bridge::Bridge::unmanaged(name.clone())),
         Attachment::Macvlan(macvlan) => Box::new(macvlan::Macvlan::new(macvlan.clone())),
+        Attachment::Ipvlan(ipvlan) => Box::new(ipvlan::Ipvlan::new(ipvlan.clone())),
+        Attachment::Plugin(plugin) => Box::new(plugin::Plugin::new(plugin.clone())),
     }
 }

@@ -84,6 +84,8 @@ mod tests {
             carriers,
             group: 0,
             peer: None,
+            table: None,
+            filters_vlans: false,
         }
     }
 

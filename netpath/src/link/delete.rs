@@ -138,6 +138,7 @@ unsafe fn send(request: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::BridgeSpec;
     use nix::sched::{CloneFlags, unshare};
 
     /// Makes close_range(2) fail for the calling thread and its children, as before 5.9.
@@ -173,7 +174,7 @@ mod tests {
         let rtnl = Rtnl::here().expect("a netlink socket");
         let name = "br0".parse().expect("a name");
         let delete = || {
-            rtnl.add_bridge(&name, None).expect("a bridge");
+            rtnl.add_bridge(BridgeSpec::named(&name)).expect("a bridge");
             let index = rtnl.link_named(&name).expect("an answer").expect("the bridge").index;
             rtnl.delete_and_leave(&[index]).expect("deleted");
             assert!(rtnl.link_at(index).expect("an answer").is_none());

@@ -6,6 +6,7 @@ pub mod bridge;
 mod carrier;
 mod delete;
 pub mod ethtool;
+pub mod ipvlan;
 pub mod macvlan;
 mod ndisc;
 mod neighbour;
@@ -22,7 +23,9 @@ mod watch;
 use crate::model::error::{Context, Result};
 use std::io::Read;
 
+pub use bridge::BridgeSpec;
 pub use carrier::Carriers;
+pub use ipvlan::IpvlanSpec;
 pub use macvlan::MacvlanSpec;
 pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
@@ -30,7 +33,9 @@ pub use rtnl::{RequestError, Rtnl};
 pub use veth::VethSpec;
 pub use watch::{watch, watch_routes};
 
-fn random<const N: usize>() -> Result<[u8; N]> {
+/// # Errors
+/// The kernel gives none.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut f| f.read_exact(&mut bytes))

@@ -7,7 +7,8 @@ use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State,
+    InfoBridge, InfoData, InfoKind, InfoVrf, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage, State,
 };
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,6 +32,10 @@ pub struct Link {
     pub group: u32,
     /// The other end of a veth: its ifindex in its namespace.
     pub peer: Option<u32>,
+    /// The routing table of a VRF.
+    pub table: Option<u32>,
+    /// Of a bridge: its ports belong to VLANs.
+    pub filters_vlans: bool,
 }
 
 impl Link {
@@ -52,6 +57,8 @@ impl Link {
             carriers: 0,
             group: 0,
             peer: None,
+            table: None,
+            filters_vlans: false,
         };
         let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         let (mut bus, mut device) = (None, None);
@@ -78,6 +85,13 @@ impl Link {
                             LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                             LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
                             LinkInfo::Kind(InfoKind::Vrf) => link.kind = LinkKind::Vrf,
+                            LinkInfo::Data(InfoData::Vrf(data)) => {
+                                let table = |i: &_| if let InfoVrf::TableId(id) = i { Some(*id) } else { None };
+                                link.table = data.iter().find_map(table);
+                            }
+                            LinkInfo::Data(InfoData::Bridge(data)) => {
+                                link.filters_vlans = data.contains(&InfoBridge::VlanFiltering(true));
+                            }
                             _ => {}
                         }
                     }

@@ -44,8 +44,13 @@ impl Rtnl {
             Err(e) if e.exists() => Ok(false),
             Err(e) => {
                 let v6_off = e.errno() == Some(libc::EACCES) && address.addr().is_ipv6();
-                let error = Error::new(format!("cannot add address {address}")).because(e);
-                Err(if v6_off { error.next("enable IPv6 in the kernel, or use networks without it") } else { error })
+                let error = Error::new(format!("cannot add address {address}"));
+                if !v6_off {
+                    return Err(error.because(e));
+                }
+                // The text is netavark's.
+                let text = format!("failed to add ipv6 address, is ipv6 enabled in the kernel?: {e}");
+                Err(error.because(text).next("enable IPv6 in the kernel, or use networks without it"))
             }
         }
     }
@@ -74,21 +79,21 @@ impl Rtnl {
         }
     }
 
-    /// The link of the first default route, IPv4 before IPv6.
+    /// The link of the first default route, IPv4 before IPv6. `table`: that of a VRF; `None`: the main one.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn default_route_link(&self) -> Result<Option<Link>> {
+    pub fn default_route_link(&self, table: Option<u32>) -> Result<Option<Link>> {
+        let table = table.unwrap_or(MAIN);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            message.header.table = MAIN;
             let routes =
                 self.dump(RouteNetlinkMessage::GetRoute(message)).map_err(failed("cannot list routes".into()))?;
             let default = routes.iter().find_map(|r| match r {
                 RouteNetlinkMessage::NewRoute(r)
                     if r.header.destination_prefix_length == 0
-                        && r.header.table == MAIN
+                        && table_of(r) == table
                         && r.header.kind == RouteType::Unicast =>
                 {
                     r.attributes.iter().find_map(|a| if let RouteAttribute::Oif(i) = a { Some(*i) } else { None })
@@ -129,5 +134,11 @@ fn message_of(route: &Route) -> RouteMessage {
     }
 }
 
+/// The header has room for tables below 256.
+fn table_of(route: &RouteMessage) -> u32 {
+    let long = route.attributes.iter().find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
+    long.unwrap_or(route.header.table.into())
+}
+
 /// RT_TABLE_MAIN.
-const MAIN: u8 = 254;
+const MAIN: u32 = 254;

@@ -28,7 +28,8 @@ impl RequestError {
 
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        // Tools look for netavark's prefix.
+        write!(f, "Netlink error: {}", self.0)
     }
 }
 

@@ -28,6 +28,11 @@ pub fn read(path: &str) -> Result<Option<String>> {
     }
 }
 
+/// The words in the middle are netavark's.
+fn refused(path: &str, value: &str, e: &std::io::Error) -> Error {
+    Error::new(format!("cannot set sysctl {path}")).because(format!("IO error: {e}, for the value {value}"))
+}
+
 /// Sets a sysctl and returns its former value if that was different. A correct value is not written, since /proc/sys may
 /// be read-only where netpath runs inside a container.
 ///
@@ -57,9 +62,7 @@ pub fn ensure_if_possible(path: &str, value: &str) -> Result<()> {
         Err(e) => return Err(Error::new(format!("cannot read sysctl {path}")).because(e)),
     }
     match std::fs::write(file(path), value) {
-        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EROFS)) => {
-            Err(Error::new(format!("cannot set sysctl {path}={value}")).because(e))
-        }
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EROFS)) => Err(refused(path, value, &e)),
         _ => Ok(()),
     }
 }
@@ -69,7 +72,7 @@ pub fn ensure_if_possible(path: &str, value: &str) -> Result<()> {
 pub fn write(path: &str, value: &str) -> Result<()> {
     std::fs::write(file(path), value).map_err(|e| {
         let read_only = e.raw_os_error() == Some(libc::EROFS);
-        let e = Error::new(format!("cannot set sysctl {path}={value}")).because(e);
+        let e = refused(path, value, &e);
         if read_only { e.next("set it on the host, or mount /proc/sys writable") } else { e }
     })
 }

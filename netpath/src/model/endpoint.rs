@@ -1,5 +1,6 @@
 //! An endpoint: one container interface on one network.
 
+use super::Route;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -77,15 +78,16 @@ impl Mac {
 impl FromStr for Mac {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        let bad = |why: &str| format!("{s:?} is not a MAC address: {why}");
+        // The first words of both texts are netavark's.
+        let bad = |why: &str| format!("unable to parse mac address {s}: {why}");
         let parts: Vec<&str> = s.split([':', '-']).collect();
         let mut mac = [0u8; 6];
         if parts.len() != 6 {
-            return Err(bad("expected six pairs of hexadecimal digits"));
+            return Err(format!("invalid mac length for address: {s}: expected six numbers"));
         }
         for (byte, part) in mac.iter_mut().zip(parts) {
-            if part.len() != 2 || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return Err(bad("expected six pairs of hexadecimal digits"));
+            if !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(bad("expected hexadecimal digits"));
             }
             *byte = u8::from_str_radix(part, 16).map_err(|e| bad(&e.to_string()))?;
         }
@@ -140,7 +142,7 @@ pub struct Endpoint {
     pub interface: IfName,
     /// Name of the host's end of a veth; `None`: the kernel chooses.
     pub host_interface: Option<IfName>,
-    /// With the prefix length of their subnet; at least one.
+    /// With the prefix length of their subnet.
     pub addresses: Vec<IpNet>,
     pub mac: Option<Mac>,
     /// Additional DNS names.
@@ -150,6 +152,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether the kernel deletes the route together with the interface: other routes have no interface, or another one.
+    pub fn covers(&self, route: &Route) -> bool {
+        route.gateway.is_some_and(|g| self.addresses.iter().any(|a| a.contains(&g)))
+    }
+
     /// The first address of the family, which receives published ports.
     pub fn first_v4(&self) -> Option<std::net::Ipv4Addr> {
         self.addresses.iter().find_map(|a| if let IpNet::V4(a) = a { Some(a.addr()) } else { None })
@@ -177,7 +184,8 @@ mod tests {
     #[test]
     fn mac_addresses_have_either_separator_and_are_unicast() {
         assert_eq!("0a:11:22:33:44:55", "0A-11-22-33-44-55".parse::<Mac>().expect("valid").to_string());
-        for bad in ["", "0a:11:22:33:44", "01:00:5e:00:00:01", "00:00:00:00:00:00", "0a:11:22:33:44:+5", "a:1:2:3:4:5"]
+        for bad in
+            ["", "0a:11:22:33:44", "01:00:5e:00:00:01", "00:00:00:00:00:00", "0a:11:22:33:44:+5", "0a:11:22:33:44:555"]
         {
             assert!(bad.parse::<Mac>().is_err(), "{bad:?}");
         }

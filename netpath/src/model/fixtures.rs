@@ -32,7 +32,10 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             direct: false,
             masquerade: true,
             xdp: Default::default(),
+            vlan: None,
+            vrf: None,
             dns: false,
+            dns_addresses: None,
             dns_servers: Vec::new(),
         },
         endpoint: Endpoint {

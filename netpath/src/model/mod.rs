@@ -1,6 +1,7 @@
 //! Validated values that the rooms above exchange, independent of any engine. No I/O, no netlink, no aya.
 
 pub mod attachment;
+pub mod clock;
 pub mod endpoint;
 pub mod error;
 #[cfg(test)]

@@ -83,10 +83,15 @@ pub enum RouteKind {
     Prohibit,
 }
 
-impl RouteKind {
-    /// Whether the route has an outgoing interface, with which the kernel deletes it.
-    pub fn has_interface(self) -> bool {
-        self == RouteKind::Unicast
+/// As `ip route` writes it.
+impl std::fmt::Display for RouteKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            RouteKind::Unicast => "unicast",
+            RouteKind::Blackhole => "blackhole",
+            RouteKind::Unreachable => "unreachable",
+            RouteKind::Prohibit => "prohibit",
+        })
     }
 }
 
@@ -103,12 +108,9 @@ pub struct Route {
 /// `172.20.0.0/16 via 10.89.7.254 metric 50`, as `ip route` writes it.
 impl std::fmt::Display for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.kind {
-            RouteKind::Unicast => "",
-            RouteKind::Blackhole => "blackhole ",
-            RouteKind::Unreachable => "unreachable ",
-            RouteKind::Prohibit => "prohibit ",
-        })?;
+        if self.kind != RouteKind::Unicast {
+            write!(f, "{} ", self.kind)?;
+        }
         match self.destination.prefix_len() {
             0 => f.write_str("default")?,
             _ => write!(f, "{}", self.destination)?,
@@ -149,7 +151,16 @@ pub struct Network {
     pub masquerade: bool,
     #[serde(default)]
     pub xdp: Xdp,
+    /// The VLAN of the endpoints on their bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// The VRF of the bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vrf: Option<IfName>,
     pub dns: bool,
+    /// The addresses of the network's DNS server, if they are not the gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_addresses: Option<Vec<IpAddr>>,
     /// Upstream servers of this network's DNS.
     pub dns_servers: Vec<IpAddr>,
 }
@@ -167,12 +178,17 @@ impl Network {
         self.subnets.iter().any(|s| s.net.addr().is_ipv4())
     }
 
-    /// The bridge of the network, if it has one; datapaths serve only such networks.
+    /// The bridge of the network, if netpath manages one; datapaths serve only such networks.
     pub fn bridge(&self) -> Option<&IfName> {
         match &self.attachment {
             Attachment::Bridge(name) => Some(name),
-            Attachment::Macvlan(_) => None,
+            Attachment::Unmanaged(_) | Attachment::Macvlan(_) | Attachment::Ipvlan(_) | Attachment::Plugin(_) => None,
         }
+    }
+
+    /// The addresses that the network's DNS server listens on.
+    pub fn dns_addresses(&self) -> Vec<IpAddr> {
+        self.dns_addresses.clone().unwrap_or_else(|| self.gateways().map(|(gateway, _)| gateway).collect())
     }
 
     /// The gateways with the prefix lengths of their subnets.

@@ -111,14 +111,16 @@ pub struct Record {
 impl Record {
     /// As [`Record::bridged`].
     pub fn bridged_mut(&mut self) -> Option<&mut BridgeLinks> {
+        self.network.bridge()?;
         match self.links.as_mut()? {
             Links::Bridge(links) => Some(links),
             Links::Inside(_) => None,
         }
     }
 
-    /// The links of an endpoint on a bridge, once they exist.
+    /// The links of an endpoint on a managed bridge, once they exist.
     pub fn bridged(&self) -> Option<&BridgeLinks> {
+        self.network.bridge()?;
         self.links.as_ref()?.bridge()
     }
 

@@ -5,7 +5,7 @@ use crate::driver::{self, Driver, Found};
 use crate::link::ethtool;
 use crate::model::error::{Error, Result};
 use crate::model::network::Route;
-use crate::model::{IfName, Links, Record};
+use crate::model::{Attachment, IfName, Links, Record};
 use crate::plan::{Done, Undo};
 use crate::state::ProcessId;
 use crate::state::{Phase, StoredEndpoint};
@@ -29,12 +29,14 @@ impl Session {
         let interface = &old.record.endpoint.interface;
         let recorded = self.recorded(driver.as_ref(), &old.record)?;
         let there = driver.inside(&self.site, interface)?;
-        if old.phase == Phase::Up && recorded.is_some() && there == recorded {
+        let is_plugins = matches!(old.record.network.attachment, Attachment::Plugin(_));
+        if old.phase == Phase::Up && (is_plugins || recorded.is_some() && there == recorded) {
             return Err(Error::new(format!("cannot attach {}", what()))
                 .because(format!("interface {interface} already exists on container namespace"))
                 .next("tear it down first"));
         }
         tracing::info!(endpoint = %what(), phase = ?old.phase, "removing the leftovers of an interrupted command");
+        driver.disconnect(&old.record.netns)?;
         self.remove_routes(&old.record)?;
         driver::remove(&self.site, [recorded, there].into_iter().flatten().collect::<BTreeSet<_>>())
     }
@@ -61,6 +63,7 @@ impl Session {
 
     pub(super) fn disconnect(&self, at: usize) -> Result<()> {
         let (driver, interface) = (self.drivers[at].as_ref(), &self.records[at].endpoint.interface);
+        driver.disconnect(&self.records[at].netns)?;
         let made = match &self.made[at].links {
             Some(links) => driver.recorded(&self.site, interface, links)?,
             None => None,
@@ -101,11 +104,11 @@ impl Session {
         }
     }
 
-    pub(super) fn route(&self, route: &Route) -> Result<Done> {
+    pub(super) fn route(&self, at: usize, route: &Route) -> Result<Done> {
         let new = self.site.inside()?.rtnl().add_route(route)?;
         Ok(match new {
             false => Done::AlreadySo,
-            true if route.kind.has_interface() => Done::ChangedCovered,
+            true if self.records[at].endpoint.covers(route) => Done::ChangedCovered,
             true => Done::Changed(Undo::RemoveRoute(route.clone())),
         })
     }
@@ -116,7 +119,7 @@ impl Session {
     /// # Errors
     /// The kernel's, or the store cannot be read.
     pub(super) fn remove_routes(&self, record: &Record) -> Result<()> {
-        let mut routes = record.network.routes.iter().filter(|r| !r.kind.has_interface()).peekable();
+        let mut routes = record.network.routes.iter().filter(|r| !record.endpoint.covers(r)).peekable();
         let (Some(inside), true) = (&self.site.inside, routes.peek().is_some()) else { return Ok(()) };
         let all = self.site.store.all()?;
         let others =

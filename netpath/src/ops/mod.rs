@@ -12,9 +12,10 @@ mod session;
 mod signal;
 mod sysctls;
 
+use crate::datapath::firewalld;
 use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
-use crate::link::{Netns, netns};
+use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
 use crate::model::{Attachment, Container, Endpoint, IfName, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
@@ -60,7 +61,15 @@ pub struct Attached {
     pub network: Network,
     /// With its addresses.
     pub endpoint: Endpoint,
-    pub mac: Mac,
+    pub result: Made,
+}
+
+/// What setup has made of an endpoint.
+pub enum Made {
+    /// An interface with this MAC address.
+    Interface(Mac),
+    /// Whatever a plugin says.
+    Plugin(String),
 }
 
 /// A container and the networks to attach it to, in this order.
@@ -145,12 +154,13 @@ pub fn teardown(detach: Detach) -> Result<()> {
     });
     let netns = netns.map_err(|e| e.within(&what))?;
     if netns.is_none() {
-        tracing::warn!(netns = %path.display(), "the container's network namespace is gone; the host's side is cleaned up");
+        tracing::warn!(netns = %path.display(), "container netns not found: only the host's side is cleaned up");
     }
     let cookie = netns::cookie()?;
     let mut session =
         Session::for_teardown(cookie, netns, &container.id, leaving, records, names).map_err(|e| e.within(&what))?;
-    let mut failures = plan::run_on(&[Step::Unname, Step::Lock, Step::Withdraw], &mut session);
+    session.netns = path;
+    let mut failures = plan::run_on(&[Step::Unname, Step::Disconnect, Step::Lock, Step::Withdraw], &mut session);
     if session.lock.is_some() {
         let alone = session.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut session));
@@ -174,6 +184,39 @@ pub fn reconcile() -> Result<()> {
     plan::all_of("cannot restore what containers need", failures)
 }
 
+/// Does so now and after each reload of firewalld, which removes the subnets of containers from its zone. Only a signal ends it.
+///
+/// # Errors
+/// The system bus cannot be reached, or has ended.
+pub fn follow_firewalld() -> Result<()> {
+    let restore = || {
+        match reconcile() {
+            // Target and text are netavark's.
+            Ok(()) => {
+                tracing::info!(target: "netpath::commands::firewalld_reload", "Successfully reloaded firewall rules")
+            }
+            Err(e) => tracing::error!("failed to reload firewall rules: {e}"),
+        }
+        signal::obey();
+    };
+    restore();
+    firewalld::follow_reloads(restore)
+}
+
+/// The names of all links of the host.
+///
+/// # Errors
+/// The kernel's.
+pub fn link_names() -> Result<Vec<String>> {
+    Ok(Rtnl::here()?.links()?.into_iter().map(|l| l.name).collect())
+}
+
+/// # Errors
+/// The kernel's random numbers cannot be read.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    crate::link::random()
+}
+
 /// A session of a command that concerns no container.
 fn without_container(cookie: u64) -> Result<Session> {
     Session::for_setup(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
@@ -182,7 +225,7 @@ fn without_container(cookie: u64) -> Result<Session> {
 fn open_netns(path: &Path) -> Result<Netns> {
     let netns = Netns::open(path)?.ok_or_else(|| {
         Error::new(format!("cannot open network namespace {}", path.display()))
-            .because("there is none at this path")
+            .because("invalid namespace path: IO error: No such file or directory (os error 2)")
             .next("start the container again, so that its engine makes a new one")
     })?;
     if netns.is_here()? {

@@ -11,6 +11,7 @@ use crate::plan::{Done, Undo};
 use crate::state::ProcessId;
 use crate::state::{Key, Phase, StoredEndpoint};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// The result of [`Session::reconcile`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -226,6 +227,7 @@ impl Session {
             driver: driver::of(&r.network.attachment),
             interface: Some(r.endpoint.interface.clone()),
             links: r.links.clone(),
+            netns: r.netns.clone(),
         });
         let is_recorded = |l: &Leaving| {
             let mut records = self.records.iter();
@@ -236,9 +238,22 @@ impl Session {
         };
         let described = self.leaving.iter().filter(|l| !is_recorded(l)).filter_map(|l| {
             let driver = driver::of(l.attachment.as_ref()?);
-            Some(Detached { driver, interface: l.interface.clone(), links: None })
+            Some(Detached { driver, interface: l.interface.clone(), links: None, netns: self.netns.clone() })
         });
         recorded.chain(described).collect()
+    }
+
+    /// Of those with a record, and of those that only the engine knows.
+    pub(super) fn disconnect_all(&mut self) -> Result<()> {
+        self.read_records()?;
+        let mut result = Ok(());
+        for Detached { driver, netns, .. } in self.detached() {
+            if let Err(e) = driver.disconnect(&netns) {
+                self.failed = true;
+                result = result.and(Err(e));
+            }
+        }
+        result
     }
 
     /// Deletes the links of the endpoints, and with `shared` also the shared ones that are no longer used. A failure keeps the
@@ -260,7 +275,7 @@ impl Session {
     fn links_to_delete(&self, shared: bool) -> Result<(Vec<u32>, Vec<u32>)> {
         let leaving = self.detached();
         let mut going = BTreeSet::new();
-        for Detached { driver, interface, links } in &leaving {
+        for Detached { driver, interface, links, .. } in &leaving {
             let Some(interface) = interface else { continue };
             if let Some(links) = links {
                 going.extend(driver.recorded(&self.site, interface, links)?);
@@ -290,6 +305,7 @@ struct Detached {
     driver: Box<dyn Driver>,
     interface: Option<IfName>,
     links: Option<Links>,
+    netns: PathBuf,
 }
 
 /// The shared links of these drivers that only `going` links use.

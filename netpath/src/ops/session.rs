@@ -14,6 +14,7 @@ use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::ProcessId;
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 pub(super) struct Session {
     pub cookie: u64,
@@ -29,6 +30,8 @@ pub(super) struct Session {
     /// Of setup: with their final order. Of teardown: from the store, else as the engine describes them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
+    /// Of a teardown: where the container had its namespace.
+    pub netns: PathBuf,
     /// One per record of a setup, as in `made`.
     pub drivers: Vec<Box<dyn Driver>>,
     pub made: Vec<Made>,
@@ -57,6 +60,7 @@ impl Session {
             made: vec![Made::default(); records.len()],
             records,
             leaving: Vec::new(),
+            netns: PathBuf::new(),
             failed: false,
         })
     }
@@ -115,9 +119,13 @@ impl Session {
     /// The results of the steps.
     pub(super) fn into_attached(self) -> Result<Vec<Attached>> {
         let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
-            let links = made.links.ok_or_else(|| Error::new("an endpoint has no links"))?;
+            let result = match (made.status, made.links) {
+                (Some(status), _) => super::Made::Plugin(status),
+                (None, Some(links)) => super::Made::Interface(links.container_mac()),
+                (None, None) => return Err(Error::new("an endpoint has no links")),
+            };
             let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
-            Ok(Attached { network: record.network, endpoint, mac: links.container_mac() })
+            Ok(Attached { network: record.network, endpoint, result })
         });
         attached.collect()
     }
@@ -148,8 +156,9 @@ impl Session {
                 self.clear(at, old)?;
             }
         }
-        for (driver, record) in self.drivers.iter_mut().zip(&self.records) {
+        for (driver, record) in self.drivers.iter_mut().zip(&mut self.records) {
             driver.validate(&self.site, record, &there)?;
+            record.network.dns_addresses = driver.dns_addresses(&self.site, record)?;
         }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
         let is_served = |r: &Record| r.network.bridge().is_some();
@@ -241,7 +250,7 @@ impl Host for Session {
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
             Step::Up { at, .. } => self.up(*at),
-            Step::Route { route, .. } => self.route(route),
+            Step::Route { at, route, .. } => self.route(*at, route),
             Step::Link { at } => self.write_links(*at),
             Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
@@ -250,6 +259,7 @@ impl Host for Session {
             }
             Step::Commit => self.commit(),
             Step::Unname => self.unname().map(|()| Done::ChangedCovered),
+            Step::Disconnect => self.disconnect_all().map(|()| Done::ChangedCovered),
             Step::Withdraw => self.withdraw().map(|()| Done::ChangedCovered),
             Step::LinkCleanup { shared } => self.link_cleanup(*shared).map(|()| Done::ChangedCovered),
             Step::Forget => self.forget_all().map(|()| Done::ChangedCovered),

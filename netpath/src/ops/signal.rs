@@ -19,6 +19,11 @@ pub(super) fn ignore() {
     handle(SigHandler::SigIgn);
 }
 
+/// They end the process again.
+pub(super) fn obey() {
+    handle(SigHandler::SigDfl);
+}
+
 pub(super) fn seen() -> bool {
     SEEN.load(Ordering::Relaxed)
 }

@@ -23,8 +23,11 @@ pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
         steps.push(Step::Address { at, interface: interface(), address });
     }
     steps.push(Step::Up { at, interface: interface() });
-    for route in default_routes(&record.network).into_iter().chain(record.network.routes.iter().cloned()) {
-        steps.push(Step::Route { interface: interface(), route });
+    // A container that is itself the gateway has no route through it.
+    let is_own = |r: &Route| record.endpoint.addresses.iter().any(|a| Some(a.addr()) == r.gateway);
+    let default = default_routes(&record.network).into_iter().filter(|r| !is_own(r));
+    for route in default.chain(record.network.routes.iter().cloned()) {
+        steps.push(Step::Route { at, interface: interface(), route });
     }
     steps
 }

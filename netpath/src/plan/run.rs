@@ -156,7 +156,7 @@ mod tests {
                 Step::Keep(r) => Undo::Forget(r.clone()),
                 Step::Share { at, .. } => Undo::Unshare { at: *at },
                 Step::Connect { at, .. } => Undo::Disconnect { at: *at },
-                Step::Route { route, .. } if !route.kind.has_interface() => Undo::RemoveRoute(route.clone()),
+                Step::Route { route, .. } if route.gateway.is_none() => Undo::RemoveRoute(route.clone()),
                 Step::Datapath => Undo::Withdraw,
                 Step::Names => Undo::Unname,
                 _ => return Ok(Done::ChangedCovered),

@@ -43,6 +43,7 @@ pub enum Step {
         interface: IfName,
     },
     Route {
+        at: usize,
         interface: IfName,
         route: Route,
     },
@@ -59,6 +60,8 @@ pub enum Step {
 
     /// Remove the container's names from DNS.
     Unname,
+    /// Let the drivers undo what they have made besides links.
+    Disconnect,
     /// Record that the endpoints are being removed, and serve the host without them.
     Withdraw,
     /// Delete the links of the endpoints, and with `shared` also the shared ones that no other endpoint needs.
@@ -81,12 +84,13 @@ impl fmt::Display for Step {
             Step::Settings { interface, .. } => write!(f, "set the sysctls of {interface}"),
             Step::Address { interface, address, .. } => write!(f, "give {interface} address {address}"),
             Step::Up { interface, .. } => write!(f, "bring up {interface}"),
-            Step::Route { interface, route } => write!(f, "add route {route} of {interface}"),
+            Step::Route { interface, route, .. } => write!(f, "add route {route} of {interface}"),
             Step::Link { .. } => f.write_str("record the links"),
             Step::Datapath => f.write_str("publish and masquerade"),
             Step::Names => f.write_str("make the container known to DNS"),
             Step::Commit => f.write_str("record that setup is complete"),
             Step::Unname => f.write_str("remove the container from DNS"),
+            Step::Disconnect => f.write_str("disconnect the container"),
             Step::Withdraw => f.write_str("withdraw what the container publishes"),
             Step::LinkCleanup { shared: false } => f.write_str("delete the container's links"),
             Step::LinkCleanup { shared: true } => f.write_str("delete the container's links and unused bridges"),
@@ -108,7 +112,7 @@ pub enum Undo {
     Disconnect {
         at: usize,
     },
-    /// A route without an interface, with which it would be deleted.
+    /// A route that is not deleted with the endpoint's interface.
     RemoveRoute(Route),
     Withdraw,
     Unname,

@@ -4,7 +4,7 @@
 use super::maps::{Flows, PinnedMap, Shape};
 use super::*;
 use crate::datapath::filter::Foreign;
-use crate::link::{Rtnl, netns};
+use crate::link::{BridgeSpec, Rtnl, netns};
 use crate::model::fixtures::{at, record, tcp};
 use crate::model::{Attachment, HostBind, IfName, LinkKind};
 use crate::state::Store;
@@ -39,7 +39,7 @@ impl Host {
         let host = Self { rtnl, cookie, store: Store::of(cookie) };
         for (bridge, address) in [("podman1", "10.88.0.1/16"), ("up0", "192.0.2.1/24")] {
             let bridge: IfName = bridge.parse().expect("a name");
-            host.rtnl.add_bridge(&bridge, None).expect("a bridge");
+            host.rtnl.add_bridge(BridgeSpec::named(&bridge)).expect("a bridge");
             let index = host.view().link_named(&bridge).expect("the bridge").index;
             host.rtnl.add_address(index, address.parse().expect("an address")).expect("an address");
         }
@@ -363,7 +363,7 @@ fn uplinks_that_come_and_go_are_followed() {
     let desired = host.desired(vec![vec![]]);
     host.reconcile(&desired);
     let late: IfName = "late".parse().expect("a name");
-    host.rtnl.add_bridge(&late, None).expect("a bridge");
+    host.rtnl.add_bridge(BridgeSpec::named(&late)).expect("a bridge");
     let index = host.index("late");
     host.rtnl.add_address(index, "198.51.100.1/24".parse().expect("an address")).expect("an address");
     assert!(host.view().links.iter().any(|l| l.kind == LinkKind::Bridge && l.index == index));

@@ -9,10 +9,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::cell::Cell;
 use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use zbus::export::futures_core::Stream;
 use zbus::zvariant::{DynamicType, OwnedValue, Type};
-use zbus::{Connection, connection};
+use zbus::{Connection, MatchRule, MessageStream, connection};
 
 const NAME: &str = "org.fedoraproject.FirewallD1";
 const PATH: &str = "/org/fedoraproject/FirewallD1";
@@ -29,6 +31,39 @@ pub(super) fn exists() -> bool {
     let address = std::env::var(ADDRESS).unwrap_or_else(|_| DEFAULT.to_owned());
     let path = |a: &str| a.strip_prefix("unix:path=").map(|p| p.split(',').next().unwrap_or(p).to_owned());
     address.split(';').any(|a| path(a).is_none_or(|p| Path::new(&p).exists()))
+}
+
+/// Waits for reloads of firewalld.
+pub(super) struct Reloads {
+    runtime: Runtime,
+    signals: MessageStream,
+}
+
+impl Reloads {
+    /// # Errors
+    /// The system bus cannot be reached.
+    pub(super) fn watch() -> Result<Self> {
+        let what = || "cannot wait for reloads of firewalld".to_owned();
+        let runtime = runtime().map_err(|e| Error::new(what()).because(e))?;
+        let signals = runtime.block_on(async {
+            let bus = connection::Builder::system()?.build().await?;
+            let reloaded = MatchRule::builder().msg_type(zbus::message::Type::Signal).interface(NAME)?;
+            let reloaded = reloaded.member("Reloaded")?.path(PATH)?.build();
+            MessageStream::for_match_rule(reloaded, &bus, None).await
+        });
+        // Netavark's prefix.
+        let signals = signals.map_err(|e| Error::new(what()).because(format!("DBus error: {e}")))?;
+        Ok(Self { runtime, signals })
+    }
+
+    /// # Errors
+    /// The bus has ended.
+    pub(super) fn next(&mut self) -> Result<()> {
+        let Self { runtime, signals } = self;
+        let next = std::future::poll_fn(|context| Pin::new(&mut *signals).poll_next(context));
+        let ended = || Error::new("cannot wait for reloads of firewalld").because("the system bus has ended");
+        runtime.block_on(next).ok_or_else(ended)?.map(drop).map_err(|e| ended().because(e))
+    }
 }
 
 pub(super) struct Firewalld {

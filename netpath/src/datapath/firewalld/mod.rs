@@ -35,6 +35,18 @@ pub fn generation() -> Option<u64> {
     nfnetlink::table_handle("firewalld").ok().flatten()
 }
 
+/// Calls `each` after every reload of firewalld, as long as the system bus lasts.
+///
+/// # Errors
+/// The bus cannot be reached, or has ended.
+pub fn follow_reloads(mut each: impl FnMut()) -> Result<()> {
+    let mut reloads = bus::Reloads::watch()?;
+    loop {
+        reloads.next()?;
+        each();
+    }
+}
+
 /// The firewalld of one command: found when it is first needed, and not called again after a time-out.
 #[derive(Default)]
 pub struct Firewall(State);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 #[derive(Parser, Debug)]
-#[command(name = "netavark", version = concat!(env!("CARGO_PKG_VERSION"), " (netpath)"))]
+#[command(name = "netavark", version = concat!("2.1.0 (netpath ", env!("CARGO_PKG_VERSION"), ")"))]
 #[command(about = "netpath in netavark's place: the container network of a host, with an eBPF datapath")]
 pub(super) struct Args {
     /// Read the JSON document from this file instead of standard input
@@ -28,10 +28,9 @@ pub(super) struct Args {
     /// The aardvark-dns program; empty if the engine has none
     #[arg(short, long, default_value = "/usr/libexec/podman/aardvark-dns", value_parser = any_path)]
     pub aardvark_binary: Option<PathBuf>,
-    /// Directory of netavark plugins
+    /// Directory of netavark plugins; can be repeated
     #[arg(long)]
-    #[allow(dead_code, reason = "part of the contract; plugins are rejected by driver name")]
-    plugin_directory: Vec<OsString>,
+    pub plugin_directory: Vec<OsString>,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -75,13 +74,16 @@ fn any_path(path: &str) -> std::result::Result<PathBuf, String> {
 }
 
 impl Args {
-    /// The text of the document: from `--file`, else from standard input.
+    /// The text of the document: from `--file`, else from standard input. `what`: its name in errors.
     ///
     /// # Errors
     /// The document cannot be read.
-    pub(super) fn document(&self, stdin: Result<String>) -> Result<String> {
+    pub(super) fn document(&self, stdin: Result<String>, what: &str) -> Result<String> {
         match &self.file {
-            Some(path) => std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display())),
+            Some(path) => std::fs::read_to_string(path).map_err(|e| {
+                // The text is netavark's.
+                Error::new(format!("failed to load {what}")).because(format!("IO error: {e}: file {}", path.display()))
+            }),
             None => stdin,
         }
     }
@@ -93,9 +95,13 @@ impl Args {
     pub(super) fn choice(&self) -> Result<Choice> {
         let engine = match self.firewall_driver.to_ascii_lowercase().as_str() {
             "" | "ebpf" | "nftables" | "iptables" | "firewalld" => Choice::Auto,
-            "none" => Choice::Only(Rung::None),
+            "none" => {
+                // Target and text are netavark's.
+                tracing::info!(target: "netpath::firewall", "Not using firewall");
+                Choice::Only(Rung::None)
+            }
             other => {
-                return Err(Error::new(format!("invalid firewall driver {other:?}"))
+                return Err(Error::new(format!("Must provide a valid firewall backend, got {other}"))
                     .because("expected ebpf, nftables, iptables, firewalld or none")
                     .next("set firewall_driver in containers.conf, or leave it out"));
             }
@@ -122,7 +128,7 @@ pub(super) fn takes_document(args: &[OsString]) -> bool {
 /// `NETAVARK_DNS_PORT` is not a port.
 pub(super) fn dns_port() -> Result<u16> {
     match std::env::var("NETAVARK_DNS_PORT") {
-        Ok(text) => text.parse().context(|| format!("invalid NETAVARK_DNS_PORT {text:?}")),
+        Ok(text) => text.parse().context(|| format!("Invalid NETAVARK_DNS_PORT {text}")),
         Err(_) => Ok(53),
     }
 }
@@ -136,15 +142,19 @@ pub(super) fn servers(values: &[String]) -> Result<Vec<IpAddr>> {
     words.map(|w| w.parse().context(|| format!("--network-dns-servers: {w:?} is not an IP address"))).collect()
 }
 
-/// The output of `netavark version`.
+/// The version of netavark whose contract this is.
+const CONTRACT: &str = "2.1.0";
+
+/// The output of `netavark version`. Tools compare `version` with numbers and know netavark's drivers.
 pub(super) fn version() -> String {
     let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
     let version = serde_json::json!({
-        "version": concat!(env!("CARGO_PKG_VERSION"), " (netpath)"),
+        "version": CONTRACT,
         "commit": option_env!("NETPATH_COMMIT").unwrap_or("unknown"),
-        "build_time": option_env!("NETPATH_BUILD_TIME").unwrap_or("unknown"),
+        "build_time": env!("NETPATH_BUILD_TIME"),
         "target": format!("{}-unknown-linux-{libc}", std::env::consts::ARCH),
-        "default_fw_driver": "ebpf",
+        "default_fw_driver": "nftables",
+        "netpath": env!("CARGO_PKG_VERSION"),
     });
     format!("{version:#}\n")
 }

@@ -296,13 +296,10 @@ impl<'a> Node<'a, String> {
         Some(self.value)
     }
 
-    /// Parses the string. Mistakes read `"10.89.0.300" is not an IP address`, with `expected` at the end.
-    pub(super) fn parsed<T: FromStr>(&self, expected: &str) -> Option<T> {
-        let parsed = self.value.parse().ok();
-        if parsed.is_none() {
-            self.wrong(format!("{:?} is not {expected}", cut(self.value)));
-        }
-        parsed
+    /// Parses the string. Mistakes read `"10.89.0.300" is not an IP address: invalid IP address syntax`, with `expected` before the
+    /// parser's own text.
+    pub(super) fn parsed<T: FromStr<Err: Display>>(&self, expected: &str) -> Option<T> {
+        self.value.parse().map_err(|e| self.wrong(format!("{:?} is not {expected}: {e}", cut(self.value)))).ok()
     }
 
     /// As [`Node::parsed`], for types whose own error is a complete message.

@@ -5,15 +5,18 @@
 //! stdin is read completely before anything can fail.
 
 mod args;
+mod create;
 mod json_reader;
 mod logs;
 mod network;
 mod options;
+mod plugin;
 mod request;
 mod status;
 mod wire;
 
 use crate::dns::aardvark::Aardvark;
+use crate::driver::plugin::{find, run as run_plugin};
 use crate::model::error::{Error, Result};
 use crate::ops;
 use args::{Args, Verb};
@@ -60,19 +63,21 @@ fn read_stdin() -> Result<String> {
 fn answer(args: Args, stdin: Result<String>) -> Result<String> {
     match &args.verb {
         Verb::Setup { netns } => {
-            let document = args.document(stdin)?;
+            let document = args.document(stdin, "network options")?;
             let choice = args.choice()?;
             let names = names(&args, "setup")?;
-            let attach = request::attach(&document)
-                .map_err(|e| Error::new("cannot read setup input").because(format!("{e}; nothing was changed")))?;
+            let attach = request::attach(&document, &args.plugin_directory).map_err(|e| {
+                Error::new("failed to load network options").because(format!("{e}; nothing was changed"))
+            })?;
             let request::Attach { container, endpoints, dns_servers } = attach;
             let attached = ops::setup(ops::Attach { container, netns: netns.clone(), endpoints, choice, names })?;
             status::of(&attached, &dns_servers)
         }
         Verb::Teardown { netns } => {
-            let document = args.document(stdin)?;
+            let document = args.document(stdin, "network options")?;
             let names = names(&args, "teardown")?;
-            let detach = request::detach(&document).map_err(|e| Error::new("cannot read teardown input").because(e))?;
+            let detach = request::detach(&document, &args.plugin_directory)
+                .map_err(|e| Error::new("failed to load network options").because(e))?;
             ops::teardown(ops::Detach {
                 container: detach.container,
                 netns: netns.clone(),
@@ -84,16 +89,31 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
         }
         Verb::Update { network, network_dns_servers } => {
             let servers = args::servers(network_dns_servers)?;
-            names(&args, "update")?.update(network, &servers)?;
+            let updated = names(&args, "update")?.update(network, &servers);
+            updated.map_err(|e| e.within("unable to modify network dns servers"))?;
             Ok(String::new())
         }
         Verb::Version => Ok(args::version()),
-        Verb::FirewallReload => ops::reconcile().map(|()| String::new()),
-        Verb::Create => Err(unsupported("create", "create networks with a netavark that supports it")),
-        Verb::DhcpProxy => Err(unsupported("dhcp-proxy", "use networks with host-local IPAM")),
-        Verb::FirewalldReload => {
-            Err(unsupported("firewalld-reload", "run firewall-reload after firewalld has reloaded"))
+        Verb::FirewallReload => {
+            ops::reconcile()?;
+            // Target and text are netavark's.
+            tracing::info!(target: "netpath::commands::firewall_reload", "Successfully reloaded firewall rules");
+            Ok(String::new())
         }
+        Verb::Create => {
+            let document = args.document(stdin, "network create")?;
+            let host = create::Host { links: ops::link_names().ok(), random: ops::random()? };
+            create::complete(&document, &host, |driver, network| {
+                let none = || format!("plugin for driver {driver:?} not found in plugin directories");
+                let program = find(&args.plugin_directory, driver).ok_or_else(none)?;
+                let printed = run_plugin(&program, &["create".as_ref()], &network.to_string());
+                let printed = printed.map_err(|e| in_one_line(&e))?;
+                serde_json::from_str(&printed).map_err(|e| format!("plugin {driver:?} printed no network: {e}"))
+            })
+            .map_err(Error::new)
+        }
+        Verb::DhcpProxy => Err(unsupported("dhcp-proxy", "use networks with host-local IPAM")),
+        Verb::FirewalldReload => ops::follow_firewalld().map(|()| String::new()),
     }
 }
 

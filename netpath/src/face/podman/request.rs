@@ -3,14 +3,17 @@
 use super::json_reader::{Mistakes, Node, Required, cut, entries, items};
 use super::network;
 use super::options::Allow;
-use super::wire::{self, Networks, PerNetworkOptions, PortMapping, Request};
+use super::plugin::{self, Plugins};
+use super::wire::{Networks, PerNetworkOptions, PortMapping, Request};
+use crate::model::network::Subnet;
 use crate::model::publish::HostBind;
-use crate::model::{Attachment, Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish};
+use crate::model::{Container, Endpoint, IfName, Isolation, Mac, Network, Proto, Publish};
 use crate::ops::{EndpointRequest, Leaving};
 use crate::plan::build::default_routes;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(super) struct Attach {
@@ -30,10 +33,10 @@ pub(super) struct Detach {
 ///
 /// # Errors
 /// All mistakes in one text, each with the path of its field.
-pub(super) fn attach(text: &str) -> Result<Attach, String> {
+pub(super) fn attach(text: &str, plugin_dirs: &[OsString]) -> Result<Attach, String> {
     let document = parse(text)?;
     let mistakes = Mistakes::default();
-    let attach = Node::root(&document, &mistakes).get().and_then(|request| read(&request));
+    let attach = Node::root(&document, &mistakes).get().and_then(|request| read(&request, plugin_dirs));
     match attach {
         Some(attach) if mistakes.is_empty() => Ok(attach),
         _ => Err(mistakes.report()),
@@ -44,7 +47,7 @@ pub(super) fn attach(text: &str) -> Result<Attach, String> {
 ///
 /// # Errors
 /// The container or the names of its networks are missing.
-pub(super) fn detach(text: &str) -> Result<Detach, String> {
+pub(super) fn detach(text: &str, plugin_dirs: &[OsString]) -> Result<Detach, String> {
     let document = parse(text)?;
     let mistakes = Mistakes::default();
     let request = Node::root(&document, &mistakes).get();
@@ -52,30 +55,22 @@ pub(super) fn detach(text: &str) -> Result<Detach, String> {
     let networks = request.as_ref().and_then(Node::networks).map(|n| named(&n)).unwrap_or_default();
     let (Some(container), true) = (container, mistakes.is_empty()) else { return Err(mistakes.report()) };
     // Later mistakes are ignored.
-    let infos = request.and_then(|r| r.network_info());
-    let leaving = networks.into_iter().map(|(network, options)| {
-        let info = infos.as_ref().and_then(|i| i.find(&network)?.get());
+    let plugins = request.as_ref().map(|r| Plugins::new(plugin_dirs, r.value));
+    let infos = request.as_ref().and_then(Node::network_info);
+    let leaving = networks.into_iter().map(|(key, options)| {
+        let info = infos.as_ref().and_then(|i| i.find(&key)?.get());
         Leaving {
-            network,
+            network: network::name(info.as_ref(), &key).to_owned(),
+            attachment: info.and_then(|i| {
+                let plugin = plugins.as_ref().and_then(|p| p.attachment(&i, options.value));
+                plugin.or_else(|| network::attachment(&i))
+            }),
             interface: options.get().and_then(|o| o.interface_name()?.checked::<IfName>()),
-            attachment: info.and_then(|i| attachment(&i)),
         }
     });
     let leaving = leaving.collect();
-    let endpoints = attach(text).map(|a| a.endpoints).unwrap_or_default();
+    let endpoints = attach(text, plugin_dirs).map(|a| a.endpoints).unwrap_or_default();
     Ok(Detach { container, leaving, endpoints })
-}
-
-/// The attachment that setup makes for an endpoint of this network.
-fn attachment(info: &Node<'_, wire::Network>) -> Option<Attachment> {
-    let mode = info.options().and_then(|o| o.find("mode")?.get()).map(|m| m.text());
-    match info.driver()?.text() {
-        "bridge" if matches!(mode, None | Some("managed")) => {
-            info.network_interface()?.checked().map(Attachment::Bridge)
-        }
-        "macvlan" => Some(Attachment::Macvlan(network::macvlan(info))),
-        _ => None,
-    }
 }
 
 fn parse(text: &str) -> Result<Required<Request>, String> {
@@ -84,7 +79,8 @@ fn parse(text: &str) -> Result<Required<Request>, String> {
     Required::deserialize(value).map_err(|e| format!("it is not a request: {e}"))
 }
 
-fn read(request: &Node<'_, Request>) -> Option<Attach> {
+fn read(request: &Node<'_, Request>, plugin_dirs: &[OsString]) -> Option<Attach> {
+    let plugins = Plugins::new(plugin_dirs, request.value);
     let container = container(request);
     let networks = request.networks();
     // A list means contract 2.0, whose default isolation is strict.
@@ -94,23 +90,34 @@ fn read(request: &Node<'_, Request>) -> Option<Attach> {
     let publishes: Vec<Publish> = items(request.port_mappings()).filter_map(|n| publish(&n)).collect();
     let infos = request.network_info();
     let mut requests: Vec<EndpointRequest> = Vec::new();
-    for (name, node) in networks.map(|n| named(&n)).unwrap_or_default() {
-        let info = infos.as_ref().and_then(|i| i.find(&name));
+    for (key, node) in networks.map(|n| named(&n)).unwrap_or_default() {
+        let info = infos.as_ref().and_then(|i| i.find(&key));
         if infos.is_some() && info.is_none() {
-            node.wrong(format!("network_info has no network {:?}", cut(&name)));
+            let key = cut(&key);
+            node.wrong(format!("network info for network {key} not found: network_info has no such key"));
         }
-        let described = info.and_then(|i| network::read(&i.get()?, &name, isolation));
+        let info = info.and_then(Node::get);
+        let name = network::name(info.as_ref(), &key);
+        let plugin = info.as_ref().and_then(|i| plugins.attachment(i, node.value));
+        let has_addresses = plugin.is_none() && info.as_ref().is_none_or(|i| !network::has_ipam_none(i));
+        let described = info.as_ref().and_then(|i| match plugin {
+            Some(plugin) => {
+                let network = plugin::network(i, name, plugin)?;
+                Some(network::Described { network, allow: Allow::default() })
+            }
+            None => network::read(i, name, isolation),
+        });
         let Some(node) = node.get() else { continue };
-        let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), &dns_servers);
+        let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), has_addresses, &dns_servers);
         let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
-        check_gateways_on_link(&node, &network, &endpoint);
+        check_default_gateways(&node, &network, &endpoint);
         for other in &requests {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
             } else if network.bridge().is_some() && other.network.bridge() == network.bridge() {
-                node.wrong(format!("networks {:?} and {name:?} have the same bridge", other.network.name));
+                tracing::warn!("networks {:?} and {name:?} have the same bridge", other.network.name);
             }
             if other.endpoint.interface == endpoint.interface {
                 node.wrong(format!("interface_name {} is given twice", endpoint.interface));
@@ -146,8 +153,18 @@ fn named<'a>(networks: &Node<'a, Networks>) -> Vec<(String, Node<'a, Required<Pe
     }
 }
 
-fn endpoint(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>, dns_servers: &[IpAddr]) -> Option<Endpoint> {
+/// `network`: `None` if it has mistakes. `has_addresses`: `static_ips` is read.
+fn endpoint(
+    node: &Node<'_, PerNetworkOptions>,
+    network: Option<&Network>,
+    has_addresses: bool,
+    dns_servers: &[IpAddr],
+) -> Option<Endpoint> {
     let interface = node.interface_name().and_then(|n| {
+        if n.text().is_empty() {
+            n.wrong("no container interface name given");
+            return None;
+        }
         let name = n.checked::<IfName>()?;
         if matches!(name.as_str(), "lo" | "all" | "default") {
             n.wrong(format!("{:?} is reserved by the kernel", name.as_str()));
@@ -160,53 +177,72 @@ fn endpoint(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>, dns_s
     let aliases = items(node.aliases()).map(|n| n.value.clone()).collect();
     let host_interface = node.options().and_then(|o| o.find("host_interface_name")?.get());
     let host_interface = host_interface.filter(is_set).and_then(|n| n.checked::<IfName>());
-    let ips = node.static_ips();
-    if ips.as_ref().is_none_or(|l| l.value.is_empty()) {
-        node.wrong("no static ips provided in static_ips");
-    }
-    let mut addresses: Vec<IpNet> = Vec::new();
-    for field in items(ips) {
-        let Some(ip) = field.parsed::<IpAddr>("an IP address") else { continue };
-        let Some(network) = network else { continue };
-        let subnet = network.subnets.iter().find(|s| s.net.contains(&ip));
-        let Some(subnet) = subnet else {
-            field.wrong(format!("{ip} is in none of the subnets of network {:?}", network.name));
-            continue;
-        };
-        if subnet.gateway == Some(ip) {
-            field.wrong(format!("{ip} is the gateway of network {:?}", network.name));
-        }
-        if addresses.iter().any(|a| a.addr() == ip) {
-            field.wrong(format!("{ip} is given twice"));
-        }
-        addresses.extend(IpNet::new(ip, subnet.net.prefix_len()));
-    }
+    let addresses = if has_addresses { addresses(node, network) } else { Vec::new() };
     Some(Endpoint { interface: interface?, host_interface, addresses, mac, aliases, dns_servers: dns_servers.to_vec() })
 }
 
-/// The kernel rejects a route whose gateway is in no subnet of the interface's addresses.
-fn check_gateways_on_link(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
-    let routes = default_routes(network).into_iter().chain(network.routes.iter().cloned());
-    for route in routes {
-        let Some(gateway) = route.gateway else { continue };
-        // Missing addresses are reported separately.
-        if !endpoint.addresses.is_empty() && !endpoint.addresses.iter().any(|a| a.contains(&gateway)) {
-            node.wrong(format!("static_ips has no address in the subnet of {gateway}, the gateway of route {route}"));
+/// In the order of their subnets, as netavark assigns them: the first one of a family receives published ports.
+fn addresses(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>) -> Vec<IpNet> {
+    let list = node.static_ips();
+    if list.is_none() && !node.value.static_ips.is_given() {
+        node.wrong("no static ips provided in static_ips");
+    }
+    let ips: Vec<_> = items(list).filter_map(|n| Some((n.parsed::<IpAddr>("an IP address")?, n))).collect();
+    let Some(network) = network else { return Vec::new() };
+    if network.subnets.is_empty() && !ips.is_empty() {
+        tracing::warn!("network {:?} has no subnets; the container gets no addresses on it", network.name);
+        return Vec::new();
+    }
+    let subnet = |ip: &IpAddr| network.subnets.iter().position(|s| s.net.contains(ip));
+    let (expected, got) = (ips.len(), ips.iter().filter(|(ip, _)| subnet(ip).is_some()).count());
+    let mut addresses: Vec<(usize, IpNet)> = Vec::new();
+    for (ip, field) in ips {
+        let Some(at) = subnet(&ip) else {
+            let name = &network.name;
+            field.wrong(format!(
+                "not all static IPs matched a subnet: expected {expected}, got {got}: {ip} is in none of network {name:?}"
+            ));
+            continue;
+        };
+        let Subnet { net, gateway } = &network.subnets[at];
+        if *gateway == Some(ip) {
+            tracing::warn!("{ip} is the gateway of network {:?} and an address of the container", network.name);
+        }
+        if addresses.iter().any(|(_, a)| a.addr() == ip) {
+            field.wrong(format!("{ip} is given twice"));
+        }
+        addresses.extend(IpNet::new(ip, net.prefix_len()).map(|address| (at, address)));
+    }
+    addresses.sort_by_key(|(at, _)| *at);
+    addresses.into_iter().map(|(_, address)| address).collect()
+}
+
+/// The kernel rejects a route whose gateway is in no subnet of the container's addresses.
+fn check_default_gateways(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
+    for route in default_routes(network) {
+        if route.gateway.is_some_and(|g| !endpoint.addresses.iter().any(|a| a.contains(&g))) {
+            node.wrong(format!("static_ips has no address in the subnet of the gateway of route {route}"));
         }
     }
 }
 
 fn publish(node: &Node<'_, PortMapping>) -> Option<Publish> {
-    let bind = node.host_ip().and_then(|n| match n.text() {
-        "" => Some(HostBind::Any),
-        _ => Some(match n.parsed::<IpAddr>("an IP address")?.to_canonical() {
+    let host_port = node.host_port();
+    let bind = node.host_ip().and_then(|n| match (n.text(), n.text().parse::<IpAddr>()) {
+        ("", _) => Some(HostBind::Any),
+        (_, Ok(address)) => Some(match address.to_canonical() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => HostBind::AnyV4,
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => HostBind::AnyV6,
             address => HostBind::Address(address),
         }),
+        (text, Err(_)) => {
+            let port = host_port.as_ref().map_or(0, |p| *p.value);
+            n.wrong(format!("invalid host ip {:?} provided for port {port}", cut(text)));
+            None
+        }
     });
     let proto = node.protocol().and_then(|n| n.checked::<Proto>());
-    let (host_port, container_port, range) = (node.host_port(), node.container_port(), node.range());
+    let (container_port, range) = (node.container_port(), node.range());
     Publish::new(bind?, proto?, *host_port?.value, *container_port?.value, *range?.value)
         .map_err(|e| match e.split_once(": ") {
             Some((field, why)) => node.below(field, node.value).wrong(why),

@@ -1,7 +1,7 @@
 use super::*;
-use crate::model::attachment::{Macvlan, MacvlanMode};
+use crate::model::attachment::{Ipvlan, IpvlanMode, Macvlan, MacvlanMode};
 use crate::model::network::RouteKind;
-use crate::model::{TranslationPath, Xdp};
+use crate::model::{Attachment, TranslationPath, Xdp};
 use serde_json::json;
 
 /// The worked example of the contract.
@@ -38,11 +38,11 @@ fn shop() -> Value {
 }
 
 fn records(document: &Value) -> Vec<EndpointRequest> {
-    attach(&document.to_string()).expect("a document without mistakes").endpoints
+    attach(&document.to_string(), &[]).expect("a document without mistakes").endpoints
 }
 
 fn mistake(document: &Value) -> String {
-    attach(&document.to_string()).err().expect("a mistake")
+    attach(&document.to_string(), &[]).err().expect("a mistake")
 }
 
 /// The example with one value changed.
@@ -101,37 +101,35 @@ fn each_mistake_names_its_field() {
         (
             "/networks/0/static_ips/0",
             json!("10.1.1.1"),
-            "networks[0].static_ips[0]: 10.1.1.1 is in none of the subnets",
+            "networks[0].static_ips[0]: not all static IPs matched a subnet: expected 2, got 1: 10.1.1.1 is in none",
         ),
-        ("/networks/0/static_ips/0", json!("10.89.7.1"), "networks[0].static_ips[0]: 10.89.7.1 is the gateway"),
-        ("/networks/0/static_ips", json!([]), "networks[0]: no static ips provided"),
+        ("/networks/0/static_ips/1", json!("10.89.7.5"), "networks[0].static_ips[1]: 10.89.7.5 is given twice"),
+        ("/networks/0/static_ips", json!(null), "networks[0]: no static ips provided"),
         (
             "/networks/0/static_ips",
             json!(["10.89.7.5"]),
-            "networks[0]: static_ips has no address in the subnet of fd41:7::1, the gateway of route default via fd41:7::1",
+            "networks[0]: static_ips has no address in the subnet of the gateway of route default via fd41:7::1",
         ),
         ("/networks/0/static_mac", json!("01:00:00:00:00:00"), "networks[0].static_mac: "),
-        ("/networks/0/interface_name", json!(""), "networks[0].interface_name: "),
+        ("/networks/0/static_mac", json!("0a:11"), "networks[0].static_mac: invalid mac length for address: 0a:11"),
+        ("/networks/0/static_mac", json!("0a:11:x:0:0:0"), "unable to parse mac address 0a:11:x:0:0:0"),
+        ("/networks/0/interface_name", json!(""), "networks[0].interface_name: no container interface name given"),
         ("/networks/0/interface_name", json!("lo"), "networks[0].interface_name: "),
         ("/networks/1/interface_name", json!("eth0"), "networks[1]: interface_name eth0 is given twice"),
         ("/networks/1/name", json!("front"), "networks[1]: network \"front\" is named twice"),
-        ("/networks/0/name", json!("x"), "networks[0]: network_info has no network \"x\""),
+        ("/networks/0/name", json!("x"), "networks[0]: network info for network x not found"),
         ("/networks/0/options/host_interface_name", json!("a b"), "networks[0].options.host_interface_name: "),
         ("/networks", json!(null), "networks: expected an object, found null"),
         ("/network_info", json!([]), "network_info: expected an object, found a list"),
-        (
-            "/network_info/front/driver",
-            json!("ipvlan"),
-            "network_info.front.driver: driver \"ipvlan\" is not supported",
-        ),
-        ("/network_info/front/name", json!("other"), "network_info.front.name: expected \"front\""),
+        ("/network_info/front/driver", json!("warp"), "network_info.front.driver: unknown network driver \"warp\""),
         ("/network_info/front/internal", json!("no"), "network_info.front.internal: expected true or false"),
         ("/network_info/front/subnets/0/subnet", json!("10.89.7.0/33"), "network_info.front.subnets[0].subnet: "),
         (
             "/network_info/front/subnets/1/subnet",
             json!("10.89.0.0/16"),
-            "network_info.front.subnets[1].subnet: 10.89.0.0/16 overlaps",
+            "network_info.front.subnets[1].subnet: overlapping subnets: 10.89.7.0/24 and 10.89.0.0/16",
         ),
+        ("/network_info/front/subnets/1/subnet", json!("10.89.7.9/24"), "duplicate subnet defined: 10.89.7.0/24"),
         (
             "/network_info/front/subnets/0/subnet",
             json!("127.0.0.0/24"),
@@ -145,25 +143,24 @@ fn each_mistake_names_its_field() {
         (
             "/network_info/front/subnets/0/gateway",
             json!("10.9.9.9"),
-            "network_info.front.subnets[0].gateway: 10.9.9.9 is not in",
-        ),
-        (
-            "/network_info/front/routes/0/gateway",
-            json!("10.9.9.9"),
-            "network_info.front.routes[0].gateway: 10.9.9.9 is in none",
+            "network_info.front.subnets[0].gateway: gateway 10.9.9.9 not in subnet 10.89.7.0/24",
         ),
         (
             "/network_info/front/routes/0/gateway",
             json!("fd41:7::9"),
-            "network_info.front.routes[0].gateway: fd41:7::9 is not of the family",
+            "network_info.front.routes[0].gateway: route with ipv4 destination and ipv6 gateway (172.20.0.0/16 via fd41:7::9)",
         ),
         (
             "/network_info/front/routes/0/route_type",
             json!("blackhole"),
-            "network_info.front.routes[0].gateway: only a unicast route",
+            "network_info.front.routes[0].gateway: route 172.20.0.0/16 must not have a gateway for type blackhole",
         ),
-        ("/network_info/front/routes/0/gateway", json!(null), "network_info.front.routes[0].gateway: it is missing"),
-        ("/network_info/front/routes/0/route_type", json!("x"), "network_info.front.routes[0].route_type: "),
+        (
+            "/network_info/front/routes/0/gateway",
+            json!(null),
+            "route 172.20.0.0/16 requires a gateway for type unicast",
+        ),
+        ("/network_info/front/routes/0/route_type", json!("x"), "routes[0].route_type: invalid route type \"x\""),
         (
             "/network_info/front/routes/0/metric",
             json!(-1),
@@ -175,13 +172,14 @@ fn each_mistake_names_its_field() {
             "network_info.front.options.mtu: 90000: expected 68 to 65535",
         ),
         ("/network_info/front/options/mtu", json!("1279"), "network_info.front.options.mtu: 1279: a network with IPv6"),
-        ("/network_info/front/options/isolate", json!("x"), "network_info.front.options.isolate: "),
-        (
-            "/network_info/front/options/mode",
-            json!("unmanaged"),
-            "network_info.front.options.mode: \"unmanaged\" is not supported yet",
-        ),
-        ("/network_info/front/options/vlan", json!("7"), "network_info.front.options.vlan: "),
+        ("/network_info/front/options/mtu", json!("9x"), "options.mtu: unable to parse \"mtu\": invalid digit found"),
+        ("/network_info/front/options/metric", json!("x"), "options.metric: unable to parse \"metric\": "),
+        ("/network_info/front/options/no_default_route", json!("x"), "unable to parse \"no_default_route\": "),
+        ("/network_info/front/options/isolate", json!("x"), "options.isolate: invalid isolate option \"x\""),
+        ("/network_info/front/options/mode", json!("x"), "options.mode: invalid bridge mode \"x\""),
+        ("/network_info/front/options/vlan", json!("4095"), "options.vlan: 4095: vlan must be between 0 and 4094"),
+        ("/network_info/front/options/vlan", json!("x"), "options.vlan: unable to parse \"vlan\": invalid digit found"),
+        ("/network_info/front/options/vrf", json!("a b"), "network_info.front.options.vrf: "),
         (
             "/network_info/front/options/netpath.path",
             json!("x"),
@@ -241,19 +239,13 @@ fn each_mistake_names_its_field() {
         (
             "/network_info/front/ipam_options/driver",
             json!("dhcp"),
-            "network_info.front.ipam_options.driver: \"dhcp\" is not supported",
+            "ipam_options.driver: cannot use dhcp ipam driver without using the option mode=unmanaged",
         ),
-        (
-            "/network_info/back/network_interface",
-            json!("podman7"),
-            "networks[1]: networks \"front\" and \"back\" have the same bridge",
-        ),
-        (
-            "/network_info/back/network_interface",
-            json!(null),
-            "network_info.back.network_interface: expected a string, found null",
-        ),
-        ("/port_mappings/0/host_ip", json!("x"), "port_mappings[0].host_ip: \"x\" is not an IP address"),
+        ("/network_info/front/ipam_options/driver", json!("x"), "ipam_options.driver: unsupported ipam driver x"),
+        ("/network_info/back/network_interface", json!(null), "network_interface: no bridge interface name given"),
+        ("/network_info/back/network_interface", json!(""), "network_interface: no bridge interface name given"),
+        ("/network_info/back/network_interface", json!(7), "network_interface: expected a string, found 7"),
+        ("/port_mappings/0/host_ip", json!("x"), "host_ip: invalid host ip \"x\" provided for port 8080"),
         (
             "/port_mappings/0/host_port",
             json!(70000),
@@ -288,9 +280,7 @@ fn a_missing_required_field_is_reported_by_name() {
         "/network_info/front/internal",
         "/network_info/front/dns_enabled",
         "/network_info/front/ipv6_enabled",
-        "/network_info/front/network_interface",
         "/network_info/front/subnets/0/subnet",
-        "/network_info/front/routes/0/gateway",
         "/port_mappings/0/host_ip",
         "/port_mappings/0/range",
         "/port_mappings/0/host_port",
@@ -313,9 +303,51 @@ fn unknown_options_and_fields_are_ignored() {
 }
 
 #[test]
+fn documents_that_netavark_serves_are_served() {
+    let front = |pointer: &str, value: Value| records(&with(pointer, value)).remove(0);
+    // The network's own name is that of its records, status and DNS.
+    assert_eq!("other", front("/network_info/front/name", json!("other")).network.name);
+    assert_eq!("front", front("/network_info/front/name", json!("")).network.name);
+    let renamed = detach(&with("/network_info/front/name", json!("other")).to_string(), &[]).expect("names");
+    assert_eq!("other", renamed.leaving[0].network, "teardown finds the records of setup");
+    let elsewhere = front("/network_info/front/routes/0/gateway", json!("10.9.9.9"));
+    assert!(!elsewhere.endpoint.covers(&elsewhere.network.routes[0]), "removed by itself");
+    assert!(elsewhere.endpoint.covers(&front("/unknown", json!(1)).network.routes[0]), "removed with the interface");
+    let other_family = json!({"destination": "2001:db8::/32", "route_type": "blackhole"});
+    assert_eq!(1, records(&with("/network_info/back/routes", json!([other_family])))[1].network.routes.len());
+    let own = front("/networks/0/static_ips/0", json!("10.89.7.1"));
+    assert_eq!("10.89.7.1/24", own.endpoint.addresses[0].to_string());
+    for (text, isolation) in [("", Isolation::Isolated), ("1", Isolation::Isolated), ("0", Isolation::Open)] {
+        assert_eq!(isolation, front("/network_info/front/options/isolate", json!(text)).network.isolation, "{text:?}");
+    }
+    assert_eq!(1, records(&with("/network_info/front/routes/0/route_type", json!("")))[0].network.routes.len());
+    assert_eq!(2, records(&with("/network_info/back/network_interface", json!("podman7"))).len(), "the same bridge");
+}
+
+#[test]
+fn without_an_ipam_driver_there_are_no_addresses_gateways_and_routes() {
+    let mut document = with("/network_info/front/ipam_options/driver", json!("none"));
+    for static_ips in [json!(null), json!(["10.89.7.5"])] {
+        document["networks"][0]["static_ips"] = static_ips;
+        let front = records(&document).remove(0);
+        assert_eq!(
+            (0, 0, 0),
+            (front.endpoint.addresses.len(), front.network.subnets.len(), front.network.routes.len())
+        );
+    }
+}
+
+#[test]
+fn addresses_are_in_the_order_of_their_subnets() {
+    let front = records(&with("/networks/0/static_ips", json!(["fd41:7::5", "10.89.7.6", "10.89.7.5"]))).remove(0);
+    let addresses: Vec<String> = front.endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(vec!["10.89.7.6/24", "10.89.7.5/24", "fd41:7::5/64"], addresses);
+}
+
+#[test]
 fn the_last_of_duplicate_fields_wins() {
     let twice = shop().to_string().replacen('{', r#"{"container_name": 7,"#, 1);
-    assert_eq!("shop", attach(&twice).expect("a document without mistakes").container.name);
+    assert_eq!("shop", attach(&twice, &[]).expect("a document without mistakes").container.name);
 }
 
 #[test]
@@ -329,15 +361,15 @@ fn all_mistakes_are_reported_at_once_up_to_a_limit() {
 
 #[test]
 fn detach_tolerates_networks_that_cannot_be_parsed() {
-    let mut document = with("/network_info/front/driver", json!("ipvlan"));
+    let mut document = with("/network_info/front/driver", json!("warp"));
     document["port_mappings"] = json!("nonsense");
-    let detach = detach(&document.to_string()).expect("container and networks are named");
+    let detach = detach(&document.to_string(), &[]).expect("container and networks are named");
     assert_eq!("5d2f0c1b7a9e4c38", detach.container.id);
     assert!(detach.endpoints.is_empty());
     let bridges: Vec<_> = detach.leaving.iter().map(|l| l.attachment.clone()).collect();
     let podman8 = Attachment::Bridge("podman8".parse().expect("a name"));
     assert_eq!(vec![None, Some(podman8)], bridges, "only a bridge of netpath may be removed");
-    assert!(super::detach("{}").is_err());
+    assert!(super::detach("{}", &[]).is_err());
 }
 
 #[test]
@@ -433,9 +465,53 @@ fn the_allow_list_of_a_port_overrides_that_of_all_ports() {
     ] {
         let mut document = document.clone();
         document["networks"][0]["options"] = json!({option: "192.0.2.1"});
-        let error = attach(&document.to_string()).err().expect(option);
+        let error = attach(&document.to_string(), &[]).err().expect(option);
         assert!(error.contains(why), "{option}: {error}");
     }
+}
+
+#[test]
+fn an_unmanaged_bridge_is_only_used() {
+    let mut document = with("/network_info/front/options/mode", json!("unmanaged"));
+    document["network_info"]["front"]["options"]["vlan"] = json!("7");
+    let front = records(&document).remove(0).network;
+    let podman7 = Attachment::Unmanaged("podman7".parse().expect("a name"));
+    assert_eq!((&podman7, Some(7), None), (&front.attachment, front.vlan, front.bridge()));
+    let leaving = &detach(&document.to_string(), &[]).expect("names").leaving[0];
+    assert_eq!(Some(&podman7), leaving.attachment.as_ref(), "teardown leaves the bridge");
+    document["network_info"]["front"]["options"]["netpath.xdp"] = json!("on");
+    assert!(mistake(&document).contains("have no effect on a network of kind unmanaged bridge"));
+    document["network_info"]["front"]["options"] = json!({"vlan": "0", "mode": "managed", "vrf": ""});
+    let front = records(&document).remove(0).network;
+    assert_eq!((None, None, true), (front.vlan, front.vrf.clone(), front.bridge().is_some()));
+}
+
+#[test]
+fn a_bridge_in_a_vrf_is_served_by_netfilter() {
+    let front = |document: &Value| records(document).remove(0).network;
+    let mut document = with("/network_info/front/options/vrf", json!("red"));
+    assert_eq!(Some("red"), front(&document).vrf.as_ref().map(IfName::as_str));
+    assert_eq!(TranslationPath::Kernel, front(&document).path);
+    document["network_info"]["front"]["options"]["netpath.path"] = json!("offload");
+    assert_eq!(TranslationPath::Offload, front(&document).path);
+}
+
+#[test]
+fn ipvlan_options_are_parsed() {
+    let ipvlan = |options: Value| {
+        let mut document = with("/network_info/front/driver", json!("ipvlan"));
+        document["network_info"]["front"]["network_interface"] = json!("enp1s0");
+        document["network_info"]["front"]["options"] = options;
+        document
+    };
+    for (text, mode) in [("", IpvlanMode::L2), ("l2", IpvlanMode::L2), ("l3", IpvlanMode::L3), ("l3s", IpvlanMode::L3S)]
+    {
+        let network = records(&ipvlan(json!({"mode": text, "mtu": "1400"}))).remove(0).network;
+        let attachment = Attachment::Ipvlan(Ipvlan { parent: Some("enp1s0".parse().expect("a name")), mode });
+        assert_eq!((&attachment, 99, false), (&network.attachment, network.metric, network.dns));
+    }
+    let reported = mistake(&ipvlan(json!({"mode": "bridge"})));
+    assert!(reported.contains("options.mode: invalid ipvlan mode \"bridge\""), "{reported}");
 }
 
 /// The document is that of `podman network create -d macvlan -o parent=enp1s0`.
@@ -459,7 +535,10 @@ fn macvlan_options_are_parsed() {
     for (options, found) in [
         (json!({"mode": "managed"}), "network_info.front.options.mode: invalid macvlan mode \"managed\""),
         (json!({"bclim": "much"}), "network_info.front.options.bclim"),
-        (json!({"netpath.direct": "true"}), "network_info.front: options netpath.… have no effect on a macvlan"),
+        (
+            json!({"netpath.direct": "true"}),
+            "network_info.front: options netpath.… have no effect on a network of kind macvlan",
+        ),
     ] {
         let reported = mistake(&macvlan(options));
         assert!(reported.contains(found), "{reported}");
@@ -473,6 +552,6 @@ fn macvlan_options_are_parsed() {
         two["network_info"]["back"][key] = value;
     }
     assert_eq!(2, records(&two).len());
-    let leaving = &detach(&two.to_string()).expect("container and networks are named").leaving[1];
+    let leaving = &detach(&two.to_string(), &[]).expect("container and networks are named").leaving[1];
     assert_eq!(plain.attachment, leaving.attachment.clone().expect("a macvlan"));
 }

@@ -3,7 +3,7 @@
 use super::wire::{self, NetAddress, NetInterface, StatusBlock};
 use crate::model::Attachment;
 use crate::model::error::{Context, Result};
-use crate::ops::Attached;
+use crate::ops::{Attached, Made};
 use std::net::IpAddr;
 
 /// One line of JSON. `dns_servers`: the servers for containers on networks without DNS.
@@ -11,13 +11,21 @@ use std::net::IpAddr;
 /// # Errors
 /// The status cannot be serialised.
 pub(super) fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String> {
-    let status: wire::Status = attached.iter().map(|a| (a.network.name.clone(), block(a, dns_servers))).collect();
+    let blocks = attached.iter().map(|a| Ok((a.network.name.clone(), block(a, dns_servers)?)));
+    let status = blocks.collect::<Result<wire::Status>>()?;
     let line = serde_json::to_string(&status).context(|| "cannot write the answer of setup".into())?;
     Ok(line + "\n")
 }
 
-fn block(attached: &Attached, dns_servers: &[IpAddr]) -> StatusBlock {
-    let Attached { network, endpoint, mac } = attached;
+fn block(attached: &Attached, dns_servers: &[IpAddr]) -> Result<StatusBlock> {
+    let Attached { network, endpoint, result } = attached;
+    let mac = match result {
+        Made::Interface(mac) => mac,
+        Made::Plugin(status) => {
+            let what = || format!("cannot read the answer of the plugin of network {}", network.name);
+            return serde_json::from_str(status).context(what);
+        }
+    };
     let subnets = endpoint.addresses.iter().map(|address| {
         let subnet = network.subnets.iter().find(|s| s.net.contains(&address.addr()));
         NetAddress { ipnet: *address, gateway: subnet.and_then(|s| s.gateway), ..NetAddress::default() }
@@ -25,16 +33,16 @@ fn block(attached: &Attached, dns_servers: &[IpAddr]) -> StatusBlock {
     let mac_address = mac.to_string();
     let interface = NetInterface { mac_address, subnets: Some(subnets.collect()), ..NetInterface::default() };
     let servers = match &network.attachment {
-        _ if network.dns => network.gateways().map(|(gateway, _)| gateway).collect(),
-        Attachment::Bridge(_) => dns_servers.to_vec(),
+        _ if network.dns => network.dns_addresses(),
+        Attachment::Bridge(_) | Attachment::Unmanaged(_) => dns_servers.to_vec(),
         // As in netavark.
-        Attachment::Macvlan(_) => Vec::new(),
+        Attachment::Macvlan(_) | Attachment::Ipvlan(_) | Attachment::Plugin(_) => Vec::new(),
     };
     let domains = if network.dns { vec!["dns.podman".to_owned()] } else { Vec::new() };
-    StatusBlock {
+    Ok(StatusBlock {
         dns_search_domains: Some(domains),
         dns_server_ips: Some(servers),
         interfaces: Some([(endpoint.interface.to_string(), interface)].into()),
         ..StatusBlock::default()
-    }
+    })
 }

@@ -86,7 +86,7 @@ documents! {
         /// `bridge`, `macvlan`, `ipvlan` (1.5), or the name of a plugin (1.6).
         pub driver: Required<String>,
         /// The bridge; the parent of a macvlan or ipvlan, which may be absent. Always optional in `create`.
-        pub network_interface: Required<String>,
+        pub network_interface: Optional<String>,
         /// RFC 3339 (2.0).
         pub created: Optional<String>,
         pub subnets: Optional<List<Subnet>>,
@@ -107,6 +107,39 @@ documents! {
         pub options: Optional<Map<String>>,
         /// `driver`: the IPAM driver: `host-local` (Podman assigns addresses; the default), `dhcp`, `none`.
         pub ipam_options: Optional<Map<String>>,
+    }
+
+    /// Standard input of `create` (2.0), whose output is the completed network.
+    pub struct Create {
+        pub network: Required<Network>,
+        pub used: Required<Used>,
+        pub options: Required<CreateOptions>,
+    }
+
+    /// What a new network must not use.
+    pub struct Used {
+        /// The bridges of other networks.
+        pub interfaces: Required<List<String>>,
+        /// Id by name, of other networks.
+        pub names: Required<Map<String>>,
+        /// Of other networks and of the host's interfaces.
+        pub subnets: Required<List<String>>,
+    }
+
+    pub struct CreateOptions {
+        /// Where free subnets are taken from, in this order.
+        pub subnet_pools: Required<List<SubnetPool>>,
+        /// A number is appended: `podman`.
+        pub default_interface_name: Optional<String>,
+        /// Whether [`Used::subnets`] matter.
+        pub check_used_subnets: Required<bool>,
+    }
+
+    pub struct SubnetPool {
+        /// Address and prefix length.
+        pub base: Required<String>,
+        /// The prefix length of its subnets.
+        pub size: Required<u32>,
     }
 
     /// A subnet of a network, and the part of it that Podman's IPAM uses.

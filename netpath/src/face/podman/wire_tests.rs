@@ -61,7 +61,7 @@ fn requests_of_every_podman_have_no_unknown_field_and_round_trip() {
         let request: Request = serde_json::from_str(text).expect("a request");
         assert_eq!(Vec::<&str>::new(), unknown(&request), "every field is known");
         assert_unchanged::<Request>(&json_of(text));
-        let attach = super::super::request::attach(text).unwrap_or_else(|e| panic!("{e}"));
+        let attach = super::super::request::attach(text, &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(networks, attach.endpoints.len());
     }
 }
