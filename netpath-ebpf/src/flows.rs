@@ -379,6 +379,9 @@ pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_socket
     // SAFETY: no arguments.
     pending.random = unsafe { bpf_get_prandom_u32() };
     pending.tries = if has_free_port::<F>(pending.plan.proto) && !pending.plan.keeps_source() { PORT_TRIES } else { 1 };
+    // The engine keeps a socket bound to each published port, whose packets go to the container.
+    let published = port_lookup::is_published_by_sender(ctx, scratch);
+    scratch.pending.spared_for_own = kernel_lookup::BOUND + published;
     let mut from = 0;
     // In batches: the verifier checks the function once for all of them.
     while from < PORT_TRIES {
@@ -421,7 +424,11 @@ fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -
     let plan = &mut pending.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
     pending.reverse_key = plan.reverse_key();
-    u32::from(pending.spare_sockets && kernel_lookup::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
+    if !pending.spare_sockets {
+        return 0;
+    }
+    let spared = if port as u16 == plan.from.sport.value() { pending.spared_for_own } else { kernel_lookup::BOUND };
+    u32::from(kernel_lookup::socket(ctx, sock, &plan.to.reversed(), plan.proto) >= spared)
 }
 
 /// On failure the reverse entry is removed too.

@@ -29,6 +29,12 @@ pub const NO_ROUTE: u32 = 2;
 pub const SENDER: u32 = 0;
 pub const RECEIVER: u32 = 1;
 
+/// Results of [`socket`].
+pub const NO_SOCKET: u32 = 0;
+/// It listens, or has no peer.
+pub const BOUND: u32 = 1;
+pub const CONNECTED: u32 = 2;
+
 /// Result of [`udp_socket`].
 const UDP_SOCKET: u32 = 1 << 16;
 
@@ -117,25 +123,29 @@ fn look_up<F: Wire>(ctx: &TcContext, fib: &mut bpf_fib_lookup, tuple: &Tuple<F>,
     unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<bpf_fib_lookup>() as i32, flags) }
 }
 
-/// Whether a socket of the host would receive a packet with this tuple. ICMP echo has none to check.
+/// Which socket of the host would receive a packet with this tuple: [`NO_SOCKET`], [`BOUND`] or [`CONNECTED`]. ICMP echo
+/// has none to check.
 #[inline(always)]
-pub fn has_socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving: &Tuple<F>, proto: u8) -> bool {
-    match proto {
-        PROTO_TCP => tcp_state(ctx, sock, arriving) != 0,
-        PROTO_UDP => udp_socket(ctx, sock, arriving) != 0,
-        _ => false,
-    }
+pub fn socket<F: Wire>(ctx: &TcContext, sock: &mut bpf_sock_tuple, arriving: &Tuple<F>, proto: u8) -> u32 {
+    let (found, connected) = match proto {
+        PROTO_TCP => {
+            let state = tcp_state(ctx, sock, arriving);
+            (state != 0, state != TCP_LISTEN)
+        }
+        PROTO_UDP => {
+            let socket = udp_socket(ctx, sock, arriving);
+            (socket != 0, socket as u16 != 0)
+        }
+        _ => return NO_SOCKET,
+    };
+    if found { BOUND + u32::from(connected) } else { NO_SOCKET }
 }
 
 #[inline(always)]
 fn look_up_connection<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, peer: u32) -> u32 {
     let Scratch { packet, hop, sock, .. } = &mut **scratch;
     let arriving = if peer == RECEIVER { hop.to.reversed() } else { packet.tuple };
-    u32::from(match packet.ip.proto {
-        PROTO_TCP => !matches!(tcp_state(ctx, sock, &arriving), 0 | TCP_LISTEN),
-        PROTO_UDP => udp_socket(ctx, sock, &arriving) as u16 != 0,
-        _ => false,
-    })
+    u32::from(socket(ctx, sock, &arriving, packet.ip.proto) == CONNECTED)
 }
 
 /// The state of the TCP socket that would receive a packet with this tuple, 0 = none.
