@@ -1,12 +1,14 @@
 //! IPv4 and IPv6 for the programs, in addition to `netpath_common::family`: headers, flow table, helper structs.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup, bpf_sock_tuple};
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::{Array, LruHashMap};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
-use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{
+    Flow4, Flow6, FlowKey4, FlowKey6, FragmentKey4, FragmentKey6, OPENINGS4, OPENINGS6, Opening, PROTO_TCP, PROTO_UDP,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::maps;
@@ -36,6 +38,10 @@ pub trait Wire:
     fn flows() -> &'static LruHashMap<Self::Key, Self::Flow>;
     /// Offset of [`Next`] in a flow.
     const NEXT: usize;
+
+    /// The TCP flows that are opening, and how many there can be.
+    fn openings() -> &'static Array<Opening<Self::Key>>;
+    const OPENINGS: u32;
 
     type FragmentKey;
     fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
@@ -172,6 +178,12 @@ impl Wire for Ipv4 {
 
     const HEADER: usize = size_of::<Header4>();
     const NEXT: usize = core::mem::offset_of!(Flow4, next);
+    const OPENINGS: u32 = OPENINGS4;
+
+    #[inline(always)]
+    fn openings() -> &'static Array<Opening<FlowKey4>> {
+        &maps::OPENING4
+    }
 
     #[inline(always)]
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
@@ -352,6 +364,12 @@ impl Wire for Ipv6 {
 
     const HEADER: usize = size_of::<Header6>();
     const NEXT: usize = core::mem::offset_of!(Flow6, next);
+    const OPENINGS: u32 = OPENINGS6;
+
+    #[inline(always)]
+    fn openings() -> &'static Array<Opening<FlowKey6>> {
+        &maps::OPENING6
+    }
 
     #[inline(always)]
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {

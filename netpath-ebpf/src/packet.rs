@@ -5,6 +5,7 @@ use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
+use netpath_common::tcp::Segment;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `netpath_common::layout::global::CSUM_IPV6`.
@@ -177,12 +178,20 @@ pub fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u
 pub struct Tcp {
     pub sport: Be16,
     pub dport: Be16,
-    numbers: [u8; 8],
+    seq: u32,
+    ack: u32,
     pub offset: u8,
-    pub flags: u8,
+    flags: u8,
     window: [u8; 2],
     check: [u8; 2],
     urgent: [u8; 2],
+}
+
+impl Tcp {
+    #[inline(always)]
+    pub fn segment(&self) -> Segment {
+        Segment { seq: self.seq, ack: self.ack, flags: self.flags }
+    }
 }
 
 #[repr(C, align(4))]

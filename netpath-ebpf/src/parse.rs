@@ -5,6 +5,7 @@ use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+use netpath_common::tcp::Segment;
 
 use crate::headers::Wire;
 use crate::packet::{ETHERNET, Echo, Sctp, Tcp, Udp, behind};
@@ -57,7 +58,7 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
 #[inline(always)]
 fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let packet = &mut scratch.packet;
-    (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
+    (packet.check, packet.address_flags, packet.segment) = (0, 0, Segment::default());
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
@@ -82,7 +83,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
                 return Kind::Odd;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
-            packet.tcp_flags = h.flags;
+            packet.segment = h.segment();
             packet.check = l4 + 16;
             packet.address_flags = u64::from(BPF_F_PSEUDO_HDR);
             Kind::Tcp

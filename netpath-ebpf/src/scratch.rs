@@ -10,6 +10,7 @@ use netpath_common::addr::Addr;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::Next;
 use netpath_common::nat_plan::NewFlow;
+use netpath_common::tcp::Segment;
 
 use crate::parsed::{Packet, Quoted};
 
@@ -28,8 +29,9 @@ pub struct Scratch<F: Family> {
     pub pending: PendingFlow<F>,
     /// Argument of `port_lookup::first_rule`.
     pub wanted: Wanted<F>,
-    /// Argument of `flows::refresh`.
+    /// Arguments of `flows::refresh`.
     pub refresh_key: F::Key,
+    pub refresh_segment: Segment,
     /// Arguments of `bpf_fib_lookup`.
     pub fib: bpf_fib_lookup,
     /// Arguments of the socket look-ups.

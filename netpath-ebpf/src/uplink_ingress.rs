@@ -4,10 +4,10 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::flow;
 use netpath_common::layout::{FORWARD_NEIGH, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
 use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
+use netpath_common::tcp;
 
 use crate::entry::Walk;
 use crate::fast_path;
@@ -97,11 +97,16 @@ fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
             return Verdict::unpack(verdict);
         }
     }
-    Verdict::unpack(no_flow(ctx, scratch))
+    let verdict = no_flow(ctx, scratch);
+    // Not nested in the other call: stack frames add up.
+    Verdict::unpack(if verdict & DIRECT == 0 { verdict } else { direct(ctx, scratch, verdict as u32) })
 }
 
+/// Flag beside the bridge of a container, instead of a verdict: the packet is for [`direct`].
+const DIRECT: u64 = 1 << 63;
+
 subprog! {
-    /// A packet without flow and publish. Returns a packed verdict.
+    /// A packet without flow and publish. Returns a packed verdict, or [`DIRECT`].
     fn no_flow() -> u64 as np_uplink_no_flow4, np_uplink_no_flow6 = handle_no_flow;
 
     /// A packet to a published port without a flow. Returns a packed verdict.
@@ -130,7 +135,7 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
         if subnet.flags & NET_DIRECT == 0 {
             return verdict::drop(Reason::DropDirect).pack();
         }
-        return direct(ctx, scratch, subnet.bridge);
+        return DIRECT | u64::from(subnet.bridge);
     }
     if scratch.packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
 }
@@ -146,7 +151,7 @@ fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: 
     // connection begins with a SYN; any other segment belongs to a flow that the table has lost, which is recreated
     // from the rule.
     if scratch.packet.ip.fragment == Fragment::Later
-        || (!flow::is_syn(scratch.packet.tcp_flags)
+        || (!tcp::is_syn(scratch.packet.segment.flags)
             && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::SENDER) != 0)
     {
         return NOT_OURS.pack();

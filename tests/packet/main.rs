@@ -18,6 +18,7 @@ mod protocols;
 mod repair;
 mod roundtrip;
 mod stack;
+mod states;
 mod uplink;
 mod veth;
 mod xdp;

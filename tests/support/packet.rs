@@ -84,6 +84,9 @@ pub struct Frame {
     /// IPv4 options, or IPv6 destination options headers, of this many four- or eight-byte units.
     pub options: usize,
     pub fragment: Option<Piece>,
+    /// Sequence and acknowledgement numbers of a TCP segment; by default those of a connection without data: 1 and 0 of a SYN,
+    /// else 2, and 2.
+    pub numbers: Option<(u32, u32)>,
 }
 
 pub const SYN: u8 = 0x02;
@@ -105,6 +108,7 @@ impl Frame {
             payload,
             options: 0,
             fragment: None,
+            numbers: None,
         }
     }
 
@@ -120,6 +124,13 @@ impl Frame {
     #[must_use]
     pub fn macs(mut self, to: Mac, from: Mac) -> Self {
         (self.dmac, self.smac) = (to, from);
+        self
+    }
+
+    /// With these sequence and acknowledgement numbers.
+    #[must_use]
+    pub fn numbered(mut self, seq: u32, ack: u32) -> Self {
+        self.numbers = Some((seq, ack));
         self
     }
 
@@ -179,7 +190,11 @@ impl Frame {
             L4::Tcp { sport, dport, flags } => {
                 t.extend(sport.to_be_bytes());
                 t.extend(dport.to_be_bytes());
-                t.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                let own = if flags & SYN == 0 { 2_u32 } else { 1 };
+                let (seq, ack) = self.numbers.unwrap_or((own, if flags & ACK == 0 { 0 } else { 2 }));
+                t.extend(seq.to_be_bytes());
+                t.extend(ack.to_be_bytes());
+                t.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
                 Some(16)
             }
             L4::Udp { sport, dport, zero_sum } => {
