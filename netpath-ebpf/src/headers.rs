@@ -49,6 +49,8 @@ pub trait Wire:
 
     /// Length of a network header without options or extensions.
     const HEADER: usize;
+    /// Length of a packet whose header says zero: IPv4 counts the header, IPv6 what follows it.
+    const EMPTY: usize = if Self::IS_V4 { 0 } else { Self::HEADER };
 
     /// A TCP or UDP packet with a plain header at `l3` and no loopback address.
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>>;
@@ -211,7 +213,7 @@ impl Wire for Ipv4 {
         plain.key.src = h.src;
         plain.key.dst = h.dst;
         (plain.proto, plain.ttl, plain.sum) = (h.proto, h.ttl, h.check);
-        Some(u32::from(h.len.value()))
+        Some(ctx.ip_len(l3, Self::EMPTY, h.len.value()))
     }
 
     #[inline(always)]
@@ -258,6 +260,7 @@ impl Wire for Ipv4 {
             id: u32::from(h.id.value()),
             l4: l3 + header_len,
             len: u32::from(h.len.value()),
+            gone: 0,
         };
         true
     }
@@ -399,7 +402,7 @@ impl Wire for Ipv6 {
         plain.key.dst = h.dst;
         // Extension headers are protocols without a fast path.
         (plain.proto, plain.ttl) = (h.next, h.hops);
-        Some(Self::HEADER as u32 + u32::from(h.len.value()))
+        Some(ctx.ip_len(l3, Self::EMPTY, h.len.value()))
     }
 
     #[inline(always)]
@@ -472,7 +475,7 @@ impl Wire for Ipv6 {
         }
         let len_word = len.0;
         let len = size_of::<Header6>() as u32 + u32::from(len.value());
-        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len };
+        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len, gone: 0 };
         true
     }
 

@@ -25,6 +25,15 @@ pub trait View {
     fn end(&self) -> usize;
     /// Length of the whole frame, from `begin` on.
     fn size(&self) -> u32;
+    /// Whether it stands for several segments.
+    fn is_gso(&self) -> bool;
+
+    /// Length of the IP packet at `l3` whose header says `len`, from where the family counts, `empty` behind `l3`. A GSO packet
+    /// above 64 KiB says zero (BIG TCP: 5.19, IPv4 6.3).
+    #[inline(always)]
+    fn ip_len(&self, l3: usize, empty: usize, len: u16) -> u32 {
+        if len == 0 && self.is_gso() { self.size() - l3 as u32 } else { empty as u32 + u32::from(len) }
+    }
 }
 
 impl View for TcContext {
@@ -41,6 +50,11 @@ impl View for TcContext {
     #[inline(always)]
     fn size(&self) -> u32 {
         self.len()
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        gso_size(self) != 0
     }
 }
 
@@ -59,6 +73,11 @@ impl View for XdpContext {
     #[inline(always)]
     fn size(&self) -> u32 {
         self.data_end().wrapping_sub(self.data()) as u32
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        false
     }
 }
 

@@ -8,7 +8,7 @@ use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PR
 use netpath_common::tcp::Segment;
 
 use crate::headers::Wire;
-use crate::packet::{ETHERNET, Echo, Sctp, Tcp, Udp, behind};
+use crate::packet::{ETHERNET, Echo, Sctp, Tcp, Udp, View, behind};
 use crate::parsed::{Fragment, Kind, Packet};
 use crate::scratch::ScratchMut;
 use crate::subprog::subprog;
@@ -59,6 +59,12 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
 fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let packet = &mut scratch.packet;
     (packet.check, packet.address_flags, packet.segment) = (0, 0, Segment::default());
+    // BIG TCP, as `View::ip_len`. In IPv6 up to 6.18 with a jumbo payload option (RFC 2675), which no segment has
+    // (`include/net/ipv6.h, ipv6_hopopt_jumbo_remove()`).
+    if packet.ip.len as usize == F::EMPTY && ctx.is_gso() {
+        packet.ip.len = ctx.size() - packet.l3 as u32;
+        packet.ip.gone = if F::IS_V4 { 0 } else { (packet.ip.l4 - packet.l3 - F::HEADER) as u32 };
+    }
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
@@ -73,7 +79,7 @@ fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 #[inline(always)]
 fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     let l4 = packet.ip.l4;
-    let network = (l4 - packet.l3) as u32;
+    let network = (l4 - packet.l3) as u32 - packet.ip.gone;
     let len = packet.ip.len;
     match packet.ip.proto {
         PROTO_TCP => {

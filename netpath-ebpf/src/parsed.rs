@@ -40,6 +40,8 @@ pub struct Ip {
     pub l4: usize,
     /// Length of the IP packet, from its header.
     pub len: u32,
+    /// Length of headers that segments of a GSO packet do not have.
+    pub gone: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]

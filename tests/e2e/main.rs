@@ -33,6 +33,7 @@ macro_rules! on_every_way {
     };
 }
 
+mod big_tcp;
 mod chosen;
 mod differential;
 mod direct;

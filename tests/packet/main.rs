@@ -6,6 +6,7 @@
 #[macro_use]
 extern crate support;
 
+mod big_tcp;
 mod bridge;
 mod cost;
 mod errors;

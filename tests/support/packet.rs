@@ -339,6 +339,8 @@ pub struct Lab {
     pub app: u32,
     /// The allow list of the following publishes; 0 = all clients.
     pub allow: u32,
+    /// The following packets stand for segments with this many bytes of payload; 0 = they are segments themselves.
+    pub gso_size: u32,
 }
 
 /// The host's namespace as in [`crate::topology`], with two networks: 7 (web) and 8 (app).
@@ -390,6 +392,7 @@ impl Lab {
             web: index("web")?,
             app: index("app")?,
             allow: 0,
+            gso_size: 0,
         };
         for name in programs {
             if let Err(e) = accept(lab.program(name)?) {
@@ -616,6 +619,19 @@ impl Lab {
         self.each_flow(v4, |_, at, _| at != port)
     }
 
+    /// The next hops of the halves at `side`: interface and MTU.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn hops(&mut self, v4: bool, side: u8) -> Result<Vec<(u32, u16)>> {
+        let mut hops = Vec::new();
+        self.each_flow(v4, |at, _, next| {
+            hops.extend((at == side).then_some((next.ifindex, next.mtu)));
+            true
+        })?;
+        Ok(hops)
+    }
+
     /// The states of the halves at `side`: `flow::*`.
     ///
     /// # Errors
@@ -750,13 +766,14 @@ impl Lab {
         packet: &[u8],
         repeat: u32,
     ) -> Result<(TestRunResult, Vec<u8>)> {
+        let gso_size = self.gso_size;
         let program = self.program(program)?;
-        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40; struct xdp_md: data_end at 4,
-        // ingress_ifindex at 12.
+        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40, gso_size at 176; struct xdp_md:
+        // data_end at 4, ingress_ifindex at 12.
         let mut context = vec![0u8; if matches!(program, Program::Xdp(_)) { 24 } else { 192 }];
         let fields: &[(usize, u32)] = match program {
             Program::Xdp(_) => &[(4, packet.len() as u32), (12, indices[1])],
-            _ => &[(36, indices[0]), (40, indices[1])],
+            _ => &[(36, indices[0]), (40, indices[1]), (176, gso_size)],
         };
         fields.iter().for_each(|(at, value)| context[*at..at + 4].copy_from_slice(&value.to_ne_bytes()));
         let mut out = vec![0u8; packet.len() + 64];
