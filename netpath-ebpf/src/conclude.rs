@@ -79,6 +79,7 @@ fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u3
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
     }
+    packet::untag(ctx);
     let (forward, addresses) = framed(next);
     if forward != FORWARD_NEIGH && frame::<F>(ctx, packet, &addresses).is_err() {
         return drop(Reason::DropRewrite).pack();

@@ -1,7 +1,7 @@
 //! Access to the bytes and the context of a frame. Values are copied out before any write: no pointer into a packet
 //! outlives a helper call.
 
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
@@ -138,18 +138,30 @@ pub fn store<T: IntoBytes + Immutable>(ctx: &TcContext, offset: usize, value: &T
     if ret == 0 { Ok(()) } else { Err(()) }
 }
 
-/// Whether the frame is untagged and addressed to this host. In promiscuous mode the hooks see frames to other hosts
+/// Whether the frame is of no VLAN and addressed to this host. In promiscuous mode the hooks see frames to other hosts
 /// too, and on the parent of a VLAN the frames of that VLAN.
 #[inline(always)]
 pub fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: context fields, read-only.
-    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && !is_tagged(ctx) }
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && (!is_tagged(ctx) || (*ctx.skb.skb).vlan_tci & VLAN_ID == 0) }
 }
+
+/// `include/linux/if_vlan.h`, `VLAN_VID_MASK`: 0 is no VLAN, the tag has a priority only (IEEE 802.1Q §6.9.1).
+const VLAN_ID: u32 = 0x0fff;
 
 #[inline(always)]
 pub fn is_tagged(ctx: &TcContext) -> bool {
     // SAFETY: a context field, read-only.
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// Removes a priority tag, which is beside the frame's bytes, so that the frame leaves without one, as by the host's stack.
+#[inline(always)]
+pub fn untag(ctx: &TcContext) {
+    if is_tagged(ctx) {
+        // SAFETY: no pointers into the packet are kept.
+        unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
+    }
 }
 
 #[inline(always)]

@@ -50,6 +50,7 @@ mod masquerade;
 mod matrix;
 mod options;
 mod policy;
+mod priority;
 mod protocols;
 mod publish;
 mod restart;
