@@ -10,6 +10,7 @@ use netpath_common::layout::{
     PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::nat_plan::NextHop;
+use netpath_common::policy::smaller_mtu;
 use netpath_common::ports::{EVICT_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
 use netpath_common::tcp::{self, Segment};
@@ -222,6 +223,9 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
+    let uplink_mtu = maps::find(&maps::UPLINK, ifindex).map_or(hop.next.mtu, |u| u.mtu as u16);
+    hop.next.mtu = smaller_mtu(uplink_mtu, kernel_lookup::mtu(fib));
+    half.mtu().store(hop.next.mtu);
     if known == 1 {
         half.set_next_hop(fib.dmac);
         half.forward().store(FORWARD_LINK);

@@ -73,6 +73,11 @@ impl<F: Wire> Half<F> {
     }
 
     #[inline(always)]
+    pub fn mtu(self) -> Word<u16> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, mtu)).cast())
+    }
+
+    #[inline(always)]
     pub fn forward(self) -> Word<u8> {
         Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, forward)).cast())
     }

@@ -6,6 +6,7 @@ use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
 use netpath_common::layout::{FORWARD_NEIGH, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
 use netpath_common::nat_plan::NextHop;
+use netpath_common::policy::smaller_mtu;
 use netpath_common::reason::Reason;
 use netpath_common::tcp;
 
@@ -191,8 +192,9 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
         NextHop { ifindex, match_dmac: plan.there.next_hop_mac, forward: FORWARD_NEIGH, mtu, ..NextHop::default() };
     let to = packet.tuple.reversed();
     let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
-    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
+    let Scratch { packet, pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
     (plan.back.next_hop_mac, plan.back.forward) = hop_back;
+    plan.back.mtu = smaller_mtu(mtu, kernel_lookup::mtu(fib));
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || snat_to_gateway(ctx, scratch, bridge) == 0) {
         return NOT_OURS.pack();

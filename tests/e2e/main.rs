@@ -57,6 +57,7 @@ mod restart;
 mod rig;
 mod rootless;
 mod route_source;
+mod routes;
 mod segments;
 mod sysctl_conf;
 mod tables;

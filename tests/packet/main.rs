@@ -18,6 +18,7 @@ mod policy;
 mod protocols;
 mod repair;
 mod roundtrip;
+mod routes;
 mod stack;
 mod states;
 mod uplink;
