@@ -59,6 +59,7 @@ mod rootless;
 mod route_source;
 mod routes;
 mod segments;
+mod states;
 mod sysctl_conf;
 mod tables;
 mod takeover;
