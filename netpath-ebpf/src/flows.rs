@@ -41,11 +41,12 @@ subprog! {
     fn recreate() -> u32 as np_recreate4, np_recreate6 = recreate_reverse;
 
     /// 1 if the kernel's route for the packet in scratch now uses another device than the flow, whose source address belongs
-    /// to that device.
+    /// to that device. [`ROUTED`]: it uses the same, and is in the pending flow.
     fn leaves_elsewhere() -> u32 as np_leaves_elsewhere4, np_leaves_elsewhere6 = has_other_route;
 
-    /// Looks up the next hop of the hop in scratch, which leads out of an uplink, again.
-    fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
+    /// Looks up the next hop of the hop in scratch, which leads out of an uplink, again; `routed` = 1: it is that of the
+    /// pending flow.
+    fn renew(routed: u32) -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the reverse entry of the pending flow; 1 if its slot was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_reverse;
@@ -72,6 +73,8 @@ subprog! {
 const TRIES_AT_ONCE: u32 = 8;
 const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
 
+const ROUTED: u32 = 2;
+
 const HALF: u32 = 2;
 const STALE: u32 = 3;
 /// The packet leaves by another device than its flow, so that replies to the flow's address would not come back.
@@ -91,10 +94,11 @@ pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
             return remove(ctx, scratch);
         }
     } else if found == STALE {
-        if leaves_elsewhere(ctx, scratch) != 0 {
-            return remove(ctx, scratch);
-        }
-        renew(ctx, scratch);
+        match leaves_elsewhere(ctx, scratch) {
+            0 => renew(ctx, scratch, 0),
+            ROUTED => renew(ctx, scratch, 1),
+            _ => return remove(ctx, scratch),
+        };
     } else if found == ELSEWHERE {
         return remove(ctx, scratch);
     }
@@ -206,16 +210,27 @@ fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32
         return 0;
     }
     let ifindex = next.ifindex;
-    u32::from(kernel_lookup::route(ctx, scratch) != ifindex)
+    if kernel_lookup::route(ctx, scratch) != ifindex {
+        return 1;
+    }
+    kernel_lookup::compare_via(ctx, scratch, ifindex);
+    ROUTED
 }
 
 /// Sends this packet through the kernel's neighbour table, which thereby marks the neighbour as used and probes it if it
 /// does not reply (`net/core/neighbour.c`).
 #[inline(always)]
-fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, routed: u32) -> u32 {
     let ifindex = scratch.hop.next.ifindex;
-    let known = kernel_lookup::next_hop(ctx, scratch, ifindex);
-    let Scratch { packet, hop, fib, .. } = &mut **scratch;
+    let mut known = 0;
+    if routed == 0 {
+        known = kernel_lookup::next_hop(ctx, scratch, ifindex);
+        let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+        (plan.there.next_hop_mac, plan.there.mtu) = (fib.dmac, kernel_lookup::mtu(fib));
+    } else if maps::find(&maps::UPLINK, ifindex).is_some_and(|u| u.ethernet != 0) {
+        known = u32::from(is_known(&scratch.pending.plan.there.next_hop_mac));
+    }
+    let Scratch { packet, hop, pending: PendingFlow { plan, .. }, via, .. } = &mut **scratch;
     // [`hop_back`]
     let keeps = known == kernel_lookup::NO_ROUTE && hop.next.forward == FORWARD_LINK;
     if !keeps {
@@ -224,17 +239,20 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
     let uplink_mtu = maps::find(&maps::UPLINK, ifindex).map_or(hop.next.mtu, |u| u.mtu as u16);
-    hop.next.mtu = smaller_mtu(uplink_mtu, kernel_lookup::mtu(fib));
+    hop.next.mtu = smaller_mtu(uplink_mtu, plan.there.mtu);
     half.mtu().store(hop.next.mtu);
     if known == 1 {
-        half.set_next_hop(fib.dmac);
+        half.set_next_hop(plan.there.next_hop_mac);
         half.forward().store(FORWARD_LINK);
     } else if !keeps {
         half.forward().store(FORWARD_NEIGH);
         // Otherwise the next packet would use the old address ([`KNOWN`]).
         half.set_next_hop([0; 6]);
     }
-    half.state().store(half.state().load() & !flow::STALE);
+    // Only this path gives the kernel a next hop.
+    if known == 1 || !via.is_needed {
+        half.state().store(half.state().load() & !flow::STALE);
+    }
     known
 }
 
@@ -457,9 +475,12 @@ fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -
 /// On failure the reverse entry is removed too.
 #[inline(always)]
 fn write_first_entry<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
-    let Scratch { pending, hop, .. } = &mut **scratch;
+    let Scratch { pending, hop, via, .. } = &mut **scratch;
     pending.key = pending.plan.key();
     pending.flow = pending.plan.flow(pending.now);
+    if via.is_needed {
+        F::next_mut(&mut pending.flow).state |= flow::STALE;
+    }
     let fresh = F::next(&pending.flow);
     let is_written = match Half::<F>::find(&pending.key) {
         Some(half) if half.read(|half| pending.plan.displaces(half)) && reuse_slot(half, fresh) => {

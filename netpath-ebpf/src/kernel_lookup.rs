@@ -1,7 +1,8 @@
 //! Look-ups in the kernel: the host's addresses, routes and sockets.
 
 use aya_ebpf::bindings::{
-    BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_sock_tuple,
+    BPF_F_CURRENT_NETNS, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1, bpf_sock_tuple,
 };
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
@@ -50,10 +51,17 @@ subprog! {
     /// route are in `there`.
     pub fn route() -> u32 as np_route4, np_route6 = look_up_route;
 
+    /// After [`route`]: whether `via` in scratch is needed to send the packet through `ifindex`. Returns 0.
+    pub fn compare_via(ifindex: u32) -> u32 as np_compare_via4, np_compare_via6 = compare_next_hops;
+
     /// 1 if the kernel knows the hardware address of the next hop for the hop in scratch through `ifindex`, an uplink with
     /// Ethernet; the address is then in `fib.dmac` in scratch. [`NO_ROUTE`]: the host has no such route through this
     /// uplink. The route's MTU is in `fib`, 0 = unknown ([`mtu`]).
     pub fn next_hop(ifindex: u32) -> u32 as np_next_hop4, np_next_hop6 = look_up_next_hop;
+
+    /// The device by which the host itself would send to the destination of the hop in scratch, 0 = none; as [`next_hop`]
+    /// otherwise.
+    pub fn way_of_host() -> u32 as np_way_of_host4, np_way_of_host6 = look_up_way;
 
     /// 1 if a socket of the host is connected to the peer that sent the packet in scratch ([`SENDER`]), or to the peer that
     /// would receive the translated packet ([`RECEIVER`]).
@@ -83,7 +91,7 @@ fn look_up_local<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 
 #[inline(always)]
 fn look_up_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
-    let Scratch { packet, pending, fib, .. } = &mut **scratch;
+    let Scratch { packet, pending, fib, via, .. } = &mut **scratch;
     let knows_source = NP_FIB_SRC.load() != 0;
     let flags = if knows_source { BPF_FIB_LOOKUP_SRC } else { 0 };
     let ret = look_up(ctx, fib, &packet.tuple, packet, packet::ifindex(ctx), flags);
@@ -94,7 +102,30 @@ fn look_up_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     pending.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
     pending.plan.there.next_hop_mac = if ret == BPF_FIB_LKUP_RET_SUCCESS { fib.dmac } else { Mac::default() };
     pending.plan.there.mtu = mtu(fib);
+    via.next_hop = gateway(fib);
     fib.ifindex
+}
+
+/// Of a route that was found. Without a gateway it is the destination itself.
+#[inline(always)]
+fn gateway(fib: &bpf_fib_lookup) -> bpf_redir_neigh {
+    // SAFETY: unions of plain integers; the fields of IPv4 are the first of IPv6's.
+    let nh = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: unsafe { fib.__bindgen_anon_4.ipv6_dst } };
+    bpf_redir_neigh { nh_family: u32::from(fib.family), __bindgen_anon_1: nh }
+}
+
+#[inline(always)]
+fn compare_next_hops<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
+    let Scratch { packet, pending, fib, via, .. } = &mut **scratch;
+    let tuple = Tuple { src: pending.plan.to.src, ..packet.tuple };
+    let ret = look_up(ctx, fib, &tuple, packet, ifindex, BPF_FIB_LOOKUP_OUTPUT);
+    let is_route = ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH;
+    let other = gateway(fib);
+    // SAFETY: as above.
+    let (a, b) = unsafe { (via.next_hop.__bindgen_anon_1.ipv6_nh, other.__bindgen_anon_1.ipv6_nh) };
+    let differs = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+    via.is_needed = !is_route || fib.ifindex != ifindex || differs | (via.next_hop.nh_family ^ other.nh_family) != 0;
+    0
 }
 
 #[inline(always)]
@@ -115,6 +146,20 @@ fn look_up_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifind
         return NO_ROUTE;
     }
     0
+}
+
+#[inline(always)]
+fn look_up_way<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, hop, fib, .. } = &mut **scratch;
+    // As for a socket of the host (`include/net/flow.h, LOOPBACK_IFINDEX`).
+    let Some(config) = maps::CONFIG.get(0) else { return 0 };
+    let ret = look_up(ctx, fib, &hop.to, packet, config.lo_ifindex, 0);
+    if ret == BPF_FIB_LKUP_RET_NO_NEIGH {
+        fib.dmac = Mac::default();
+    } else if ret != BPF_FIB_LKUP_RET_SUCCESS {
+        return 0;
+    }
+    fib.ifindex
 }
 
 /// Protocol and ports are those by which rules and the choice among several next hops decide (`ip rule … ipproto … dport`,

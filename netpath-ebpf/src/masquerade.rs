@@ -79,6 +79,9 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     let plan = &mut scratch.pending.plan;
     plan.traffic = traffic;
     plan.there.match_dmac = plan.back.next_hop_mac;
+    if uplink == 0 {
+        kernel_lookup::compare_via(ctx, scratch, ifindex);
+    }
     // A flow begins in the middle of a connection only if its reverse entry exists: it has kept its port.
     if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();

@@ -31,6 +31,7 @@ subprog! {
 
 #[inline(always)]
 fn parse_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, l3: u32, side: u32) -> u32 {
+    scratch.via.is_needed = false;
     let packet = &mut scratch.packet;
     packet.side = side as u8;
     // Constants from here on, for offsets into the packet.

@@ -4,7 +4,7 @@
 
 use core::ops::{Deref, DerefMut};
 
-use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_sock_tuple};
 use aya_ebpf::maps::PerCpuArray;
 use netpath_common::addr::Addr;
 use netpath_common::family::{Family, Tuple};
@@ -34,8 +34,18 @@ pub struct Scratch<F: Family> {
     pub refresh_segment: Segment,
     /// Arguments of `bpf_fib_lookup`.
     pub fib: bpf_fib_lookup,
+    pub via: Via,
     /// Arguments of the socket look-ups.
     pub sock: bpf_sock_tuple,
+}
+
+/// The next hop of the packet's route.
+#[repr(C)]
+pub struct Via {
+    pub next_hop: bpf_redir_neigh,
+    /// Whether `bpf_redirect_neigh` would choose another one by itself: it knows neither the rules by which the packet was
+    /// routed nor its ports.
+    pub is_needed: bool,
 }
 
 /// The translated tuple of the packet and its next hop.
