@@ -197,8 +197,11 @@ pub struct Uplink {
     pub source6: V6,
 }
 
-/// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these addresses.
+/// `np_local`, HASH by host [`Addr`] → ifindex of the interface that has it, or [`LOCAL_OF_SEVERAL`]. Wildcard publishes
+/// answer on these addresses.
 pub type Local = u32;
+/// No interface has this index.
+pub const LOCAL_OF_SEVERAL: u32 = 0;
 
 /// `np_near`, ARRAY of [`SUBNET_HINT_WORDS`] words: one bit per [`subnet_hint`] of the containers' subnets. A clear
 /// bit proves that an address is in none of them without a look-up in `np_subnet`.

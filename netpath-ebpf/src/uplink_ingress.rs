@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::layout::{FORWARD_NEIGH, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
+use netpath_common::layout::{FORWARD_NEIGH, LOCAL_OF_SEVERAL, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
 use netpath_common::nat_plan::NextHop;
 use netpath_common::policy::smaller_mtu;
 use netpath_common::reason::Reason;
@@ -117,6 +117,10 @@ subprog! {
     /// impossible.
     fn snat_to_gateway(bridge: u32) -> u32 as np_snat_to_gateway4, np_snat_to_gateway6 = use_gateway_source;
 
+    /// Makes answers to the packet in scratch leave as the host's own would, if it is addressed to an address of another
+    /// interface, such as `lo` (LVS, direct return); 0: they leave as the packet came.
+    fn by_own_way() -> u32 as np_by_own_way4, np_by_own_way6 = answer_by_own_way;
+
     /// A packet to a container's own address, on an open network. Returns a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
 }
@@ -190,16 +194,36 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     plan.origin = reason as u8;
     plan.back =
         NextHop { ifindex, match_dmac: plan.there.next_hop_mac, forward: FORWARD_NEIGH, mtu, ..NextHop::default() };
-    let to = packet.tuple.reversed();
-    let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
-    let Scratch { packet, pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
-    (plan.back.next_hop_mac, plan.back.forward) = hop_back;
-    plan.back.mtu = smaller_mtu(mtu, kernel_lookup::mtu(fib));
+    if by_own_way(ctx, scratch) == 0 {
+        let to = scratch.packet.tuple.reversed();
+        let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
+        let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+        (plan.back.next_hop_mac, plan.back.forward) = hop_back;
+        plan.back.mtu = smaller_mtu(mtu, kernel_lookup::mtu(fib));
+    }
+    let packet = &scratch.packet;
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || snat_to_gateway(ctx, scratch, bridge) == 0) {
         return NOT_OURS.pack();
     }
     flows::begin(ctx, scratch, on_link, reason).pack()
+}
+
+#[inline(always)]
+fn answer_by_own_way<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
+    let owner = maps::find(&maps::LOCAL, F::mapped(packet.tuple.dst)).map_or(LOCAL_OF_SEVERAL, |owner| *owner);
+    if owner == LOCAL_OF_SEVERAL || owner == packet::ifindex(ctx) {
+        return 0;
+    }
+    hop.to = packet.tuple.reversed();
+    let way = kernel_lookup::way_of_host(ctx, scratch);
+    let Some(uplink) = maps::find(&maps::UPLINK, way) else { return 0 };
+    let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+    plan.back.ifindex = way;
+    plan.back.next_hop_mac = if uplink.ethernet == 0 { [0; 6] } else { fib.dmac };
+    plan.back.mtu = smaller_mtu(uplink.mtu as u16, kernel_lookup::mtu(fib));
+    1
 }
 
 /// The container cannot reply to a link-local address of another link: the bridge's address replaces it, as in a

@@ -8,7 +8,7 @@ use netpath_common::layout::{self, SIDE_BRIDGE, Uplink};
 use netpath_common::reason::Reason;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use support::packet::{BRIDGE_MAC, Frame, Lab, REDIRECTED, SYN, WEB_MAC, container};
+use support::packet::{BRIDGE_MAC, Frame, Lab, REDIRECTED, SYN, WEB_MAC, container, mapped};
 
 fn ip(lines: &str) -> Result<()> {
     let mut ip = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context("cannot run ip")?;
@@ -124,6 +124,30 @@ fn the_mtu_of_a_route_is_that_of_its_flows() -> Result<()> {
         let asked = at_host(Frame::udp((beyond, 40_000), (host(v4), 8080)));
         assert_eq!(REDIRECTED, lab.action(UPLINK_IN, uplink, &asked.bytes())?);
         assert_eq!(vec![(uplink, TAKES)], lab.hops(v4, SIDE_BRIDGE)?, "answers, v4 {v4}");
+    }
+    Ok(())
+}
+
+/// The answer to a client to whom the host's own route leads by the second uplink: it leaves as the request came if the
+/// interface has the dialled address, else by the host's route (an address on `lo`: LVS, direct return).
+#[test]
+fn answers_leave_as_the_request_came_or_by_the_hosts_route_by_whose_the_address_is() -> Result<()> {
+    let mut lab = Lab::new(&[UPLINK_IN])?;
+    lab.publish(1, Addr::ANY, 8080, 7)?;
+    let (first, second) = (lab.uplink, second_uplink(&mut lab)?);
+    ip("addr add 192.0.2.77/32 dev lo\naddr add 2001:db8:1::77/128 dev lo\n")?;
+    for v4 in [true, false] {
+        let beyond = outside(v4);
+        let on_lo = if v4 { crate::ip("192.0.2.77") } else { crate::ip("2001:db8:1::77") };
+        lab.put(layout::name::LOCAL, mapped(on_lo), 1_u32)?;
+        let (bits, gateway) = if v4 { (32, "198.51.100.2") } else { (128, "2001:db8:2::2") };
+        ip(&format!("route add {beyond}/{bits} via {gateway} dev eth1\n"))?;
+        for (dialled, way) in [(host(v4), first), (on_lo, second)] {
+            lab.forget()?;
+            let asked = at_host(Frame::udp((beyond, 40_000), (dialled, 8080)));
+            assert_eq!(REDIRECTED, lab.action(UPLINK_IN, first, &asked.bytes())?, "{dialled}");
+            assert_eq!(vec![(way, 1500)], lab.hops(v4, SIDE_BRIDGE)?, "{dialled}");
+        }
     }
     Ok(())
 }

@@ -415,8 +415,14 @@ impl Lab {
             self.set_network(n, index, layout::NET_MASQUERADE)?;
         }
         self.set_endpoints(0)?;
-        for host in ["192.0.2.1", "2001:db8:1::1", "10.89.7.1", "fd41:7::1", "10.89.8.1", "fd41:8::1"] {
-            self.put(layout::name::LOCAL, mapped(host.parse()?), 1u32)?;
+        for (owner, addresses) in [
+            (uplink, ["192.0.2.1", "2001:db8:1::1"]),
+            (bridge, ["10.89.7.1", "fd41:7::1"]),
+            (other, ["10.89.8.1", "fd41:8::1"]),
+        ] {
+            for address in addresses {
+                self.put(layout::name::LOCAL, mapped(address.parse()?), owner)?;
+            }
         }
         Ok(())
     }
