@@ -86,7 +86,7 @@ pub trait Wire:
         to: &Tuple<Self>,
     ) -> Option<()>;
 
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
+    fn fill_fib(params: &mut bpf_fib_lookup, ip: &Ip, src: &Self::Addr, dst: &Self::Addr);
     fn fib_source(params: &bpf_fib_lookup) -> Self::Addr;
 
     /// Fills the argument of the socket look-ups for a packet `t` that arrives at the host; returns its size.
@@ -260,6 +260,7 @@ impl Wire for Ipv4 {
             id: u32::from(h.id.value()),
             l4: l3 + header_len,
             len: u32::from(h.len.value()),
+            flow: 0,
             gone: 0,
         };
         true
@@ -295,7 +296,7 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &V4, dst: &V4) {
+    fn fill_fib(params: &mut bpf_fib_lookup, _: &Ip, src: &V4, dst: &V4) {
         params.family = AF_INET;
         params.__bindgen_anon_3.ipv4_src = native(*src);
         params.__bindgen_anon_4.ipv4_dst = native(*dst);
@@ -448,6 +449,8 @@ impl Wire for Ipv6 {
         tuple.src = h.src;
         tuple.dst = h.dst;
         let (ttl, len) = (h.hops, h.len);
+        let [a, b, c] = h.class_flow;
+        let flow = u32::from_ne_bytes([h.version & 0x0f, a, b, c]);
         let mut proto = h.next;
         let mut l4 = l3 + size_of::<Header6>();
         let (mut fragment, mut id) = (Fragment::No, 0);
@@ -475,7 +478,7 @@ impl Wire for Ipv6 {
         }
         let len_word = len.0;
         let len = size_of::<Header6>() as u32 + u32::from(len.value());
-        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len, gone: 0 };
+        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len, flow, gone: 0 };
         true
     }
 
@@ -503,8 +506,9 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &V6, dst: &V6) {
+    fn fill_fib(params: &mut bpf_fib_lookup, ip: &Ip, src: &V6, dst: &V6) {
         params.family = AF_INET6;
+        params.__bindgen_anon_2.flowinfo = ip.flow;
         params.__bindgen_anon_3.ipv6_src = words(src);
         params.__bindgen_anon_4.ipv6_dst = words(dst);
     }

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, 
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
-use netpath_common::addr::Mac;
+use netpath_common::addr::{Be16, Mac};
 use netpath_common::family::{Kind, Tuple};
 use netpath_common::layout::{ETHERNET, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE};
 
@@ -117,8 +117,11 @@ fn gateway(fib: &bpf_fib_lookup) -> bpf_redir_neigh {
 #[inline(always)]
 fn compare_next_hops<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
     let Scratch { packet, pending, fib, via, .. } = &mut **scratch;
-    let tuple = Tuple { src: pending.plan.to.src, ..packet.tuple };
-    let ret = look_up(ctx, fib, &tuple, packet, ifindex, BPF_FIB_LOOKUP_OUTPUT);
+    let Some(config) = maps::CONFIG.get(0) else { return 0 };
+    // As the helper looks it up: translated, from the host, without ports.
+    let none = Be16::default();
+    let tuple = Tuple { src: pending.plan.to.src, dst: packet.tuple.dst, sport: none, dport: none };
+    let ret = look_up(ctx, fib, &tuple, packet, config.lo_ifindex, 0);
     let is_route = ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH;
     let other = gateway(fib);
     // SAFETY: as above.
@@ -177,7 +180,7 @@ fn look_up<F: Wire>(
     const LEN: u16 = 1;
     // SAFETY: plain integers, for which zero is valid.
     *fib = unsafe { core::mem::zeroed() };
-    F::fill_fib(fib, &tuple.src, &tuple.dst);
+    F::fill_fib(fib, &packet.ip, &tuple.src, &tuple.dst);
     fib.ifindex = ifindex;
     fib.l4_protocol = packet.ip.proto;
     // Echo's identifier is no port.

@@ -40,6 +40,8 @@ pub struct Ip {
     pub l4: usize,
     /// Length of the IP packet, from its header.
     pub len: u32,
+    /// IPv6: traffic class and flow label, by which next hops are chosen, in packet order.
+    pub flow: u32,
     /// Length of headers that segments of a GSO packet do not have.
     pub gone: u32,
 }
