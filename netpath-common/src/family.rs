@@ -27,8 +27,12 @@ pub trait Family: Copy + Default + PartialEq + core::fmt::Debug + 'static {
     const ECHO_REPLY: u8;
 
     fn mapped(a: Self::Addr) -> Addr;
-    /// Word by word: `==` on byte arrays calls `memcmp` in programs.
-    fn same(a: &Self::Addr, b: &Self::Addr) -> bool;
+    /// 0 if both are the same. Word by word: `==` on byte arrays calls `memcmp` in programs.
+    fn difference(a: &Self::Addr, b: &Self::Addr) -> u32;
+    #[inline(always)]
+    fn same(a: &Self::Addr, b: &Self::Addr) -> bool {
+        Self::difference(a, b) == 0
+    }
     fn is_unset(a: &Self::Addr) -> bool;
     fn kind(a: &Self::Addr) -> Kind;
     /// fe80::/10, which routers do not forward (RFC 4291 §2.5.6). 169.254.0.0/16 counts as an ordinary network.
@@ -152,8 +156,8 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
-    fn same(a: &V4, b: &V4) -> bool {
-        word(a, 0) == word(b, 0)
+    fn difference(a: &V4, b: &V4) -> u32 {
+        word(a, 0) ^ word(b, 0)
     }
 
     #[inline(always)]
@@ -273,9 +277,8 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
-    fn same(a: &V6, b: &V6) -> bool {
+    fn difference(a: &V6, b: &V6) -> u32 {
         (word(a, 0) ^ word(b, 0)) | (word(a, 4) ^ word(b, 4)) | (word(a, 8) ^ word(b, 8)) | (word(a, 12) ^ word(b, 12))
-            == 0
     }
 
     #[inline(always)]

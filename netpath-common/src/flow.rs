@@ -1,15 +1,19 @@
 //! State of a flow, and its lifetime without a packet.
 //!
-//! Both entries of a flow hold the same bits except [`REPLY_HALF`]. Bits are only added: if two processors write at
-//! once, one update is lost at most, and the next packet repeats it.
+//! Both entries of a flow hold the same bits except [`REPLY_HALF`]. Bits are added (only the acknowledgement that establishes
+//! a connection takes a reset back): if two processors write at once, one update is lost at most, and the next packet repeats
+//! it. How segments change them: [`crate::tcp`].
 
 use crate::layout::{Next, PROTO_TCP, PROTO_UDP};
+use crate::tcp::{self, TcpState};
 
 /// A packet in reply direction was seen.
 pub const REPLIED: u8 = 0x01;
 pub const FIN_ORIGINAL: u8 = 0x02;
 pub const FIN_REPLY: u8 = 0x04;
 pub const RESET: u8 = 0x08;
+/// TCP: the originator has acknowledged the reply to its SYN.
+pub const ESTABLISHED: u8 = 0x10;
 /// The next hop of this entry, if it leads outward, was last looked up more than a second ago.
 pub const STALE: u8 = 0x20;
 /// Another flow is taking over the slot of this entry; of several, one sets this bit.
@@ -17,30 +21,15 @@ pub const CLAIMED: u8 = 0x40;
 /// This entry translates the replies.
 pub const REPLY_HALF: u8 = 0x80;
 
-const CLOSING: u8 = FIN_ORIGINAL | FIN_REPLY | RESET;
-
-pub const TCP_FIN: u8 = 0x01;
-pub const TCP_SYN: u8 = 0x02;
-pub const TCP_RST: u8 = 0x04;
-pub const TCP_ACK: u8 = 0x10;
-
 /// Number of low bits of CLOCK_MONOTONIC's nanoseconds within a tick.
 pub const TICK_BITS: u32 = 27;
-/// A tick in nanoseconds: 0.134 s. An entry is written once per tick at most, since a busy flow must not dirty a
-/// cache line with each packet; the check for the other entry has the same rate. A full table may evict that entry
+/// A tick in nanoseconds: 0.134 s. An entry is written once per tick, and when TCP's acknowledgement moves, since a busy flow
+/// must not dirty a cache line with each packet; the check for the other entry has the same rate. A full table may evict that entry
 /// within a second if its whole content is replaced in two.
 pub const TICK_NS: u64 = 1 << TICK_BITS;
 /// Ticks after which the next hop is looked up again, as a power of two: 1.07 s.
 const HOP_BITS: u32 = 3;
 
-/// RFC 5382 §5 REQ-5: 2 h 4 min at least.
-pub const TCP_ESTABLISHED_S: u32 = 7_440;
-/// RFC 5382 §5 REQ-5: 4 min at least while a connection is opened or closed.
-pub const TCP_TRANSITORY_S: u32 = 240;
-/// Both sides sent FIN: TIME_WAIT (`include/net/tcp.h, TCP_TIMEWAIT_LEN`: 60 s), with a margin.
-pub const TCP_CLOSED_S: u32 = 120;
-/// After a reset: for packets in flight.
-pub const TCP_RESET_S: u32 = 10;
 /// RFC 4787 §4.3 REQ-5: 2 min at least once both sides have sent; before that as netfilter does
 /// (`net/netfilter/nf_conntrack_proto_udp.c, udp_timeouts`).
 pub const UDP_S: u32 = 180;
@@ -48,44 +37,17 @@ pub const UDP_UNREPLIED_S: u32 = 30;
 /// RFC 5508 §3.2 REQ-2: 60 s at least.
 pub const ECHO_S: u32 = 60;
 /// No flow expires sooner than this, in ticks.
-pub const SHORTEST: u32 = ticks(TCP_RESET_S);
+pub const SHORTEST: u32 = ticks(tcp::REFUSED_S);
 /// If no port is free, the port of a closed connection may be reused after this time, as netfilter does
 /// (`net/netfilter/nf_nat_core.c, nf_nat_used_tuple_harder()`), and the port of a flow that has lost its first entry:
 /// its last acknowledgements, or replies, have arrived.
 pub const REUSE_AFTER_S: u32 = 2;
 
-/// `state` after this packet. `tcp_flags` is 0 for other protocols.
-#[inline(always)]
-pub const fn seen(state: u8, tcp_flags: u8) -> u8 {
-    let reply = state & REPLY_HALF != 0;
-    let mut now = state;
-    if reply {
-        now |= REPLIED;
-    }
-    if tcp_flags & TCP_FIN != 0 {
-        now |= if reply { FIN_REPLY } else { FIN_ORIGINAL };
-    }
-    if tcp_flags & TCP_RST != 0 {
-        now |= RESET;
-    }
-    now
-}
-
 /// Seconds that a flow lives without a packet.
 #[inline(always)]
 pub const fn timeout_s(proto: u8, state: u8) -> u32 {
     match proto {
-        PROTO_TCP => {
-            if state & RESET != 0 {
-                TCP_RESET_S
-            } else if state & CLOSING == FIN_ORIGINAL | FIN_REPLY {
-                TCP_CLOSED_S
-            } else if state & CLOSING != 0 || state & REPLIED == 0 {
-                TCP_TRANSITORY_S
-            } else {
-                TCP_ESTABLISHED_S
-            }
-        }
+        PROTO_TCP => TcpState::of(state).timeout_s(),
         PROTO_UDP => {
             if state & REPLIED != 0 {
                 UDP_S
@@ -141,8 +103,7 @@ pub const fn has_expired(proto: u8, next: &Next, now: u32) -> bool {
 /// Whether a connection is closed and its last packets have arrived.
 #[inline(always)]
 pub const fn is_closed(proto: u8, next: &Next, now: u32) -> bool {
-    let has_closed = next.state & RESET != 0 || next.state & CLOSING == FIN_ORIGINAL | FIN_REPLY;
-    proto == PROTO_TCP && has_closed && idle(next, now) >= ticks(REUSE_AFTER_S)
+    proto == PROTO_TCP && TcpState::of(next.state).is_over() && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
 /// Whether a flow other than TCP has been idle long enough for its port to be reused if its original entry is gone. A
@@ -153,21 +114,11 @@ pub const fn may_be_orphaned(proto: u8, next: &Next, now: u32) -> bool {
     proto != PROTO_TCP && idle(next, now) >= ticks(REUSE_AFTER_S)
 }
 
-/// A SYN on a flow that is closing begins another connection between the same ports (RFC 9293 §3.6.1, TIME-WAIT).
-#[inline(always)]
-pub const fn reopens(state: u8, tcp_flags: u8) -> bool {
-    is_syn(tcp_flags) && state & CLOSING != 0 && state & REPLY_HALF == 0
-}
-
-/// The first packet of a connection.
-#[inline(always)]
-pub const fn is_syn(tcp_flags: u8) -> bool {
-    tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const OPEN: u8 = REPLIED | ESTABLISHED;
 
     fn next(state: u8, last_seen: u32) -> Next {
         Next { state, last_seen, ..Next::default() }
@@ -176,11 +127,13 @@ mod tests {
     #[test]
     fn a_flow_expires_after_the_time_out_of_its_state() {
         for (what, proto, state, timeout_s) in [
-            ("a syn without an answer", PROTO_TCP, 0, TCP_TRANSITORY_S),
-            ("an established connection", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S),
-            ("a half-closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL, TCP_TRANSITORY_S),
-            ("a closed one", PROTO_TCP, REPLIED | FIN_ORIGINAL | FIN_REPLY, TCP_CLOSED_S),
-            ("a reset one", PROTO_TCP, REPLIED | FIN_ORIGINAL | RESET, TCP_RESET_S),
+            ("a syn without an answer", PROTO_TCP, 0, tcp::TRANSITORY_S),
+            ("an answered one", PROTO_TCP, REPLIED, tcp::TRANSITORY_S),
+            ("a refused one", PROTO_TCP, REPLIED | RESET, tcp::REFUSED_S),
+            ("an established connection", PROTO_TCP, OPEN, tcp::ESTABLISHED_S),
+            ("a half-closed one", PROTO_TCP, OPEN | FIN_ORIGINAL, tcp::TRANSITORY_S),
+            ("a closed one", PROTO_TCP, OPEN | FIN_ORIGINAL | FIN_REPLY, tcp::CLOSED_S),
+            ("a reset one", PROTO_TCP, OPEN | FIN_ORIGINAL | RESET, tcp::RESET_S),
             ("a request", PROTO_UDP, 0, UDP_UNREPLIED_S),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S),
             ("an echo", crate::layout::PROTO_ICMP, REPLIED, ECHO_S),
@@ -207,14 +160,14 @@ mod tests {
 
     #[test]
     fn the_port_of_a_closed_connection_is_reused_after_a_time() {
-        let closed = REPLIED | FIN_ORIGINAL | FIN_REPLY;
+        let closed = OPEN | FIN_ORIGINAL | FIN_REPLY;
         for (what, proto, state, idle_s, is) in [
             ("closed", PROTO_TCP, closed, REUSE_AFTER_S, true),
             ("closed, other half", PROTO_TCP, closed | REPLY_HALF, REUSE_AFTER_S, true),
-            ("reset", PROTO_TCP, REPLIED | RESET, REUSE_AFTER_S, true),
+            ("reset", PROTO_TCP, OPEN | RESET, REUSE_AFTER_S, true),
             ("closed just now", PROTO_TCP, closed, REUSE_AFTER_S - 1, false),
-            ("half-closed", PROTO_TCP, REPLIED | FIN_REPLY, TCP_TRANSITORY_S, false),
-            ("established", PROTO_TCP, REPLIED, TCP_ESTABLISHED_S, false),
+            ("half-closed", PROTO_TCP, OPEN | FIN_REPLY, tcp::TRANSITORY_S, false),
+            ("established", PROTO_TCP, OPEN, tcp::ESTABLISHED_S, false),
             ("a conversation", PROTO_UDP, REPLIED, UDP_S, false),
         ] {
             assert_eq!(is, is_closed(proto, &next(state, 1_000), 1_000 + ticks(idle_s)), "{what}");
@@ -225,13 +178,13 @@ mod tests {
     fn only_an_idle_flow_of_another_protocol_may_be_orphaned() {
         assert!(may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(REUSE_AFTER_S)));
         assert!(!may_be_orphaned(PROTO_UDP, &next(REPLIED | REPLY_HALF, 1_000), 999 + ticks(REUSE_AFTER_S)));
-        assert!(!may_be_orphaned(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(TCP_TRANSITORY_S)));
+        assert!(!may_be_orphaned(PROTO_TCP, &next(REPLIED | REPLY_HALF, 1_000), 1_000 + ticks(tcp::TRANSITORY_S)));
     }
 
     #[test]
     fn ticks_are_about_an_eighth_of_a_second() {
-        assert_eq!((8, 55_433), (ticks(1), ticks(TCP_ESTABLISHED_S)));
-        assert_eq!((0, 1, 7_440), (seconds(7), seconds(8), seconds(ticks(TCP_ESTABLISHED_S))));
+        assert_eq!((8, 55_433), (ticks(1), ticks(tcp::ESTABLISHED_S)));
+        assert_eq!((0, 1, 7_440), (seconds(7), seconds(8), seconds(ticks(tcp::ESTABLISHED_S))));
     }
 
     #[test]
@@ -243,21 +196,5 @@ mod tests {
         assert!((8_000..8_100).all(|now| starts_window(&at(now - 8), now)), "a packet each second");
         assert!((8_000..8_100).all(|now| !starts_window(&at(now + 100), now)), "another processor's clock is later");
         assert!(starts_window(&at(u32::MAX), 0) && !starts_window(&at(u32::MAX), u32::MAX - 7), "the clock may wrap");
-    }
-
-    #[test]
-    fn each_direction_marks_its_own_fin() {
-        assert_eq!(FIN_ORIGINAL, seen(0, TCP_FIN | TCP_ACK));
-        assert_eq!(REPLY_HALF | REPLIED | FIN_REPLY, seen(REPLY_HALF, TCP_FIN | TCP_ACK));
-        assert_eq!(REPLIED, seen(REPLIED, TCP_ACK), "nothing new, nothing to write");
-    }
-
-    #[test]
-    fn only_a_syn_on_a_closing_flow_reopens_it() {
-        assert!(reopens(REPLIED | FIN_ORIGINAL, TCP_SYN));
-        assert!(reopens(RESET, TCP_SYN));
-        assert!(!reopens(REPLIED, TCP_SYN), "a repeated syn");
-        assert!(!reopens(REPLIED | RESET, TCP_SYN | TCP_ACK));
-        assert!(!reopens(REPLIED | RESET | REPLY_HALF, TCP_SYN), "not in reply direction");
     }
 }

@@ -14,7 +14,7 @@ pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'stati
 impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
 /// Increases with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is unused and means "none".
 pub const RULES: u32 = 65_536;
@@ -27,6 +27,9 @@ pub const UPLINKS: u32 = 256;
 pub const LOCALS: u32 = 4_096;
 pub const FLOWS4: u32 = 65_536;
 pub const FLOWS6: u32 = 32_768;
+/// TCP flows that are not established: a quarter of all, so that a flood leaves three quarters to connections.
+pub const OPENINGS4: u32 = FLOWS4 / 2 / 4;
+pub const OPENINGS6: u32 = FLOWS6 / 2 / 4;
 pub const SOCKS: u32 = 16_384;
 pub const ALLOWS: u32 = 65_536;
 pub const FRAGMENTS: u32 = 8_192;
@@ -194,8 +197,11 @@ pub struct Uplink {
     pub source6: V6,
 }
 
-/// `np_local`, HASH by host [`Addr`] → 1. Wildcard publishes answer on these addresses.
+/// `np_local`, HASH by host [`Addr`] → ifindex of the interface that has it, or [`LOCAL_OF_SEVERAL`]. Wildcard publishes
+/// answer on these addresses.
 pub type Local = u32;
+/// No interface has this index.
+pub const LOCAL_OF_SEVERAL: u32 = 0;
 
 /// `np_near`, ARRAY of [`SUBNET_HINT_WORDS`] words: one bit per [`subnet_hint`] of the containers' subnets. A clear
 /// bit proves that an address is in none of them without a look-up in `np_subnet`.
@@ -298,6 +304,11 @@ pub struct Next {
     /// Ticks of CLOCK_MONOTONIC ([`crate::flow::TICK_NS`]; the clock stops while the machine sleeps), written once
     /// per tick at most.
     pub last_seen: u32,
+    /// TCP: the last acknowledgement number of this entry's direction, in packet order; 0 = unknown. Before the originator's
+    /// first one, the number that the other end's SYN asks for.
+    pub ack: u32,
+    /// A random number, by which the flow differs from an earlier one with the same key; in its first entry only.
+    pub serial: u32,
     /// Outward ([`is_outward`]): the destination of the frame that arrives, which is the bridge's own address, and
     /// the address of the next hop, zero = unknown; the source of the frame that leaves is [`Uplink::mac`]. Inward:
     /// destination and source of the frame that leaves.
@@ -352,6 +363,21 @@ pub struct Flow6 {
     pub dport: Be16,
     pub next: Next,
 }
+
+/// Value of `np_opening4` and `np_opening6`, ARRAY of [`OPENINGS4`] and [`OPENINGS6`]: TCP flows in the order in which they
+/// began. Whatever is not established when its place is needed ends.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Opening<K> {
+    /// Of the flow's first entry.
+    pub key: K,
+    /// [`Next::serial`].
+    pub serial: u32,
+    pub pad: u32,
+}
+
+/// `np_opened`, ARRAY of [`OPENED`]: TCP flows begun, by family (IPv4, IPv6).
+pub const OPENED: u32 = 2;
 
 /// Key of `np_frag4`, LRU_HASH of [`FRAGMENTS`] → both ports in packet order, from the first fragment for later
 /// fragments, which have no ports.
@@ -508,8 +534,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_6() {
-        assert_eq!(6, LAYOUT_VERSION);
+    fn sizes_are_those_of_layout_version_7() {
+        assert_eq!(7, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());
@@ -523,9 +549,11 @@ mod tests {
         assert_eq!(32, size_of::<Uplink>());
         assert_eq!(16, size_of::<FlowKey4>());
         assert_eq!(40, size_of::<FlowKey6>());
-        assert_eq!(28, size_of::<Next>());
-        assert_eq!(40, size_of::<Flow4>());
-        assert_eq!(64, size_of::<Flow6>());
+        assert_eq!(36, size_of::<Next>());
+        assert_eq!(48, size_of::<Flow4>());
+        assert_eq!(72, size_of::<Flow6>());
+        assert_eq!(24, size_of::<Opening<FlowKey4>>());
+        assert_eq!(48, size_of::<Opening<FlowKey6>>());
         assert_eq!(32, size_of::<SockKey>());
         assert_eq!(24, size_of::<SockOrigin>());
         assert_eq!(16, size_of::<Count>());

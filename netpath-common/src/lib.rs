@@ -12,3 +12,4 @@ pub mod policy;
 pub mod ports;
 pub mod reason;
 pub mod rule;
+pub mod tcp;

@@ -30,6 +30,8 @@ pub struct NewFlow<F: Family> {
     /// The `Reason` of a flow.
     pub origin: u8,
     pub traffic: u16,
+    /// [`Next::serial`].
+    pub serial: u32,
     pub there: NextHop,
     pub back: NextHop,
 }
@@ -82,6 +84,8 @@ impl<F: Family> NewFlow<F> {
         Next {
             ifindex: hop.ifindex,
             last_seen: now,
+            ack: 0,
+            serial: self.serial,
             match_dmac: hop.match_dmac,
             next_hop_mac: hop.next_hop_mac,
             mtu: hop.mtu,
@@ -142,6 +146,7 @@ mod tests {
             proto,
             origin: 1,
             traffic: 0,
+            serial: 7,
             there: NextHop::default(),
             back: NextHop::default(),
         };
@@ -196,6 +201,7 @@ mod tests {
             proto: PROTO_UDP,
             origin: 1,
             traffic: 0,
+            serial: 7,
             there: NextHop::default(),
             back: NextHop::default(),
         };

@@ -16,6 +16,12 @@ pub const fn fits(len: u32, gso_size: u32, headers: u32, mtu: u32) -> bool {
     len <= mtu || (gso_size != 0 && gso_size.saturating_add(headers) <= mtu)
 }
 
+/// The MTU of a device and of a route through it, 0 = the route has none.
+#[inline(always)]
+pub const fn smaller_mtu(device: u16, route: u16) -> u16 {
+    if route == 0 || route > device { device } else { route }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +40,11 @@ mod tests {
             assert_eq!(pass, may_pass(a, b), "{a} to {b}");
             assert_eq!(pass, may_pass(b, a), "{b} to {a}");
         }
+    }
+
+    #[test]
+    fn a_route_narrows_its_device() {
+        assert_eq!((1300, 1500, 1500), (smaller_mtu(1500, 1300), smaller_mtu(1500, 0), smaller_mtu(1500, 9000)));
     }
 
     #[test]

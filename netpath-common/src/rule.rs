@@ -1,6 +1,7 @@
 //! Matching of packets to the rules of published ports.
 
 use crate::addr::Addr;
+use crate::family::{Family, Ipv6};
 use crate::layout::Rule;
 
 /// Whether a rule covers a destination.
@@ -33,14 +34,39 @@ pub const fn container_port(rule: &Rule, port: u16) -> u16 {
     rule.container_port.wrapping_add(port.wrapping_sub(rule.host_port))
 }
 
+/// As [`covers`], by a rule that serves the family, and leads to the container at `target` unless that is unset. With few
+/// branches: the verifier walks the rest of the program once per branch, for each rule of a chain.
+#[inline(always)]
+pub fn serves<F: Family>(rule: &Rule, host: &Addr, port: u16, proto: u8, target: &F::Addr) -> Coverage {
+    let (leads, none) = (F::target(rule), F::Addr::default());
+    // A product is zero if one of the factors is.
+    let other_target = u64::from(F::difference(&leads, target)) * u64::from(F::difference(target, &none));
+    let of_host = u64::from(difference(&rule.host, &Addr::ANY));
+    let other_host = of_host * u64::from(difference(&rule.host, host));
+    let other = other_target | other_host | u64::from(rule.proto ^ proto);
+    if other != 0 || port.wrapping_sub(rule.host_port) >= rule.count || F::is_unset(&leads) {
+        Coverage::No
+    } else if of_host == 0 {
+        Coverage::IfLocal
+    } else {
+        Coverage::Yes
+    }
+}
+
+#[inline(always)]
+fn difference(a: &Addr, b: &Addr) -> u32 {
+    Ipv6::difference(&a.0, &b.0)
+}
+
 #[inline(always)]
 fn same(a: &Addr, b: &Addr) -> bool {
-    <crate::family::Ipv6 as crate::family::Family>::same(&a.0, &b.0)
+    Ipv6::same(&a.0, &b.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::Ipv4;
     use crate::layout::{PROTO_TCP, PROTO_UDP};
     use proptest::prelude::*;
 
@@ -69,6 +95,23 @@ mod tests {
     #[test]
     fn a_rule_without_ports_covers_nothing() {
         assert_eq!(Coverage::No, covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
+    }
+
+    #[test]
+    fn a_rule_serves_what_it_covers_for_its_container_alone() {
+        const WEB: [u8; 4] = [10, 89, 7, 5];
+        for host in [HOST, Addr::ANY, Addr::v4([192, 0, 2, 10])] {
+            let r = Rule { to4: WEB, ..rule(host, 5060, 5060, 2) };
+            for port in 5059..5063 {
+                for proto in [PROTO_TCP, PROTO_UDP] {
+                    let covered = covers(&r, &HOST, port, proto);
+                    assert_eq!(covered, serves::<Ipv4>(&r, &HOST, port, proto, &[0; 4]), "any container");
+                    assert_eq!(covered, serves::<Ipv4>(&r, &HOST, port, proto, &WEB));
+                    assert_eq!(Coverage::No, serves::<Ipv4>(&r, &HOST, port, proto, &[10, 89, 7, 6]), "another");
+                    assert_eq!(Coverage::No, serves::<Ipv6>(&r, &HOST, port, proto, &[0; 16]), "the other family");
+                }
+            }
+        }
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! End of the walk of a packet: translation, forwarding, logging.
 
-use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT};
-use aya_ebpf::helpers::bpf_skb_change_head;
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, bpf_redir_neigh};
+use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_skb_change_head};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use netpath_common::family::Family;
@@ -79,11 +79,20 @@ fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u3
     if next.forward == FORWARD_STACK {
         return stack(if reason == Reason::Redirected as u32 { Reason::Translated } else { Reason::at(reason) }).pack();
     }
-    let (forward, addresses) = framed(next);
+    packet::untag(ctx);
+    let ((forward, addresses), ifindex) = (framed(next), next.ifindex);
     if forward != FORWARD_NEIGH && frame::<F>(ctx, packet, &addresses).is_err() {
         return drop(Reason::DropRewrite).pack();
     }
-    Verdict { action: redirect(ctx, next.ifindex, forward), reason: Reason::at(reason) }.pack()
+    let action = if forward == FORWARD_NEIGH && scratch.via.is_needed {
+        packet::mark_sent(ctx);
+        let via = &mut scratch.via.next_hop;
+        // SAFETY: the helper reads as much as it is told.
+        unsafe { bpf_redirect_neigh(ifindex, via, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+    } else {
+        redirect(ctx, ifindex, forward)
+    };
+    Verdict { action, reason: Reason::at(reason) }.pack()
 }
 
 /// Writes the hardware addresses, or a whole Ethernet header for a packet without one.

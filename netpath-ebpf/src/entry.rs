@@ -7,7 +7,7 @@ use netpath_common::family::{Ipv4, Ipv6};
 
 use crate::conclude::conclude;
 use crate::headers::Wire;
-use crate::packet::ETHERNET;
+use crate::packet::{self, ETHERNET};
 use crate::parse::parse;
 use crate::parsed::FastHeaders;
 use crate::scratch::ScratchMut;
@@ -85,7 +85,8 @@ fn arrive<F: Wire, W: Walk>(ctx: &TcContext) -> Verdict {
         return NOT_OURS;
     }
     let skb = ctx.skb.skb;
-    let packed = match (W::IS_SHORT, F::IS_V4) {
+    // The fast path leaves a tag where it is.
+    let packed = match (W::IS_SHORT && !packet::is_tagged(ctx), F::IS_V4) {
         (true, true) => short_here::<F, W>(skb),
         (true, false) => short::<F, W>(skb),
         (false, _) => LONG,

@@ -8,6 +8,7 @@ use netpath_common::flow;
 use netpath_common::layout::{FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, Next, PROTO_TCP, PROTO_UDP, is_outward};
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
+use netpath_common::tcp;
 
 use crate::flows::{self, now};
 use crate::half::Half;
@@ -28,7 +29,7 @@ impl<F: Wire> FastHeaders<F> {
         let (sport, dport, headers) = match self.proto {
             PROTO_TCP => {
                 let Some(h) = packet::at::<Tcp>(ctx, l4) else { return false };
-                self.tcp_flags = h.flags;
+                self.segment = h.segment();
                 let headers = u32::from(h.offset >> 4) * 4;
                 if headers < 20 {
                     return false;
@@ -77,7 +78,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     let fits =
         !verdict::is_limited::<F>(next.forward) || fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
     let is_elsewhere = next.forward == FORWARD_STACK || (!OUTWARD && next.forward == FORWARD_LINK);
-    if plain.ttl <= 1 || !fits || is_elsewhere || flow::reopens(next.state, plain.tcp_flags) {
+    if plain.ttl <= 1 || !fits || is_elsewhere || tcp::reopens(next.state, plain.segment.flags) {
         return None;
     }
     // Before the refresh, so that the first packet uses the kernel's neighbour table.
@@ -85,6 +86,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
     if !note::<F, OUTWARD>(plain, next) {
         return None;
     }
+    half.acknowledge(&plain.segment);
     // Read again: a value kept across the call would be spilled to the stack.
     let next = &half.next();
     let addresses = if OUTWARD { addresses } else { verdict::addresses(&[next.match_dmac, next.next_hop_mac]) };
@@ -100,7 +102,7 @@ pub fn follow_if<F: Wire, const OUTWARD: bool>(
 #[inline(always)]
 pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -> bool {
     let now = now();
-    let state = flow::seen(next.state, plain.tcp_flags);
+    let state = tcp::seen(next.state, plain.segment.flags);
     let is_fresh = flow::is_fresh(next, now);
     if OUTWARD && is_outward(next.forward) && (flow::starts_window(next, now) || state & flow::STALE != 0) {
         return false;
@@ -114,7 +116,7 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -
     }
     // SAFETY: the fast paths use no other scratch.
     let Some(mut scratch) = (unsafe { ScratchMut::<F>::take() }) else { return false };
-    flows::refresh(&mut scratch, &plain.key, u32::from(state) | known, now) != 0
+    flows::refresh(&mut scratch, &plain.key, &plain.segment, u32::from(state) | known, now) != 0
 }
 
 /// The checksum is replaced first, since its helper invalidates packet pointers for the verifier.

@@ -10,8 +10,10 @@ use netpath_common::layout::{
     PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, is_inward, is_outward,
 };
 use netpath_common::nat_plan::NextHop;
+use netpath_common::policy::smaller_mtu;
 use netpath_common::ports::{EVICT_TRIES, PORT_TRIES, candidate};
 use netpath_common::reason::Reason;
+use netpath_common::tcp::{self, Segment};
 use netpath_common::{flow, nat_plan};
 
 use crate::half::Half;
@@ -39,11 +41,12 @@ subprog! {
     fn recreate() -> u32 as np_recreate4, np_recreate6 = recreate_reverse;
 
     /// 1 if the kernel's route for the packet in scratch now uses another device than the flow, whose source address belongs
-    /// to that device.
+    /// to that device. [`ROUTED`]: it uses the same, and is in the pending flow.
     fn leaves_elsewhere() -> u32 as np_leaves_elsewhere4, np_leaves_elsewhere6 = has_other_route;
 
-    /// Looks up the next hop of the hop in scratch, which leads out of an uplink, again.
-    fn renew() -> u32 as np_renew4, np_renew6 = renew_flow;
+    /// Looks up the next hop of the hop in scratch, which leads out of an uplink, again; `routed` = 1: it is that of the
+    /// pending flow.
+    fn renew(routed: u32) -> u32 as np_renew4, np_renew6 = renew_flow;
 
     /// Writes the reverse entry of the pending flow; 1 if its slot was free.
     fn reserve() -> u32 as np_reserve4, np_reserve6 = reserve_reverse;
@@ -61,10 +64,16 @@ subprog! {
 
     /// Writes the first entry of the pending flow, whose reverse entry is reserved; 1 on success.
     fn write_first() -> u32 as np_write_first4, np_write_first6 = write_first_entry;
+
+    /// Enters the flow that has just begun among those that are opening, in the place of the oldest; that ends unless it is
+    /// established. Returns 0.
+    fn enter_opening() -> u32 as np_enter_opening4, np_enter_opening6 = replace_opening;
 }
 
 const TRIES_AT_ONCE: u32 = 8;
 const _: () = assert!(PORT_TRIES.is_multiple_of(TRIES_AT_ONCE));
+
+const ROUTED: u32 = 2;
 
 const HALF: u32 = 2;
 const STALE: u32 = 3;
@@ -85,10 +94,11 @@ pub fn follow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
             return remove(ctx, scratch);
         }
     } else if found == STALE {
-        if leaves_elsewhere(ctx, scratch) != 0 {
-            return remove(ctx, scratch);
-        }
-        renew(ctx, scratch);
+        match leaves_elsewhere(ctx, scratch) {
+            0 => renew(ctx, scratch, 0),
+            ROUTED => renew(ctx, scratch, 1),
+            _ => return remove(ctx, scratch),
+        };
     } else if found == ELSEWHERE {
         return remove(ctx, scratch);
     }
@@ -122,7 +132,7 @@ pub extern "C" fn np_timeout(proto: u32, state: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn np_seen(state: u32, tcp_flags: u32) -> u32 {
-    u32::from(flow::seen(state as u8, tcp_flags as u8))
+    u32::from(tcp::seen(state as u8, tcp_flags as u8))
 }
 
 #[unsafe(no_mangle)]
@@ -160,16 +170,18 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     if packet.side == SIDE_EGRESS && !is_reply && next.ifindex != packet::ifindex(ctx) {
         return ELSEWHERE;
     }
-    let state = np_seen(u32::from(next.state), u32::from(packet.tcp_flags)) as u8;
-    if flow::reopens(next.state, packet.tcp_flags) {
+    let state = np_seen(u32::from(next.state), u32::from(packet.segment.flags)) as u8;
+    if tcp::reopens(next.state, packet.segment.flags) {
         return 0;
     }
     let is_current = state & flow::STALE == 0 || !is_outward(next.forward);
     if is_current && state == next.state && flow::is_fresh(next, now) {
+        half.acknowledge(&packet.segment);
         return 1;
     }
     let is_stale = is_outward(next.forward) && (flow::starts_window(next, now) || state & flow::STALE != 0);
-    if refresh(scratch, &key, u32::from(state), now) == 0 {
+    let segment = packet.segment;
+    if refresh(scratch, &key, &segment, u32::from(state), now) == 0 {
         let hop = &scratch.hop;
         let reverse_key = F::key(&hop.to.reversed(), proto, hop.next.reverse_side);
         if let Some(reverse) = Half::<F>::find(&reverse_key) {
@@ -179,11 +191,11 @@ fn follow_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
                 return 0;
             }
             // Another processor has just recreated it.
-            return refresh(scratch, &key, u32::from(state), now);
+            return refresh(scratch, &key, &segment, u32::from(state), now);
         }
-        // The next packet then looks up the next hop instead of this one.
+        // The next packet then looks up the next hop instead of this one. Nothing shows whether this one may change the state.
         let stale = if is_stale { flow::STALE } else { 0 };
-        half.touch(state | stale, now);
+        half.touch(scratch.hop.next.state | stale, now);
         return HALF;
     }
     if is_stale { STALE } else { 1 }
@@ -198,16 +210,27 @@ fn has_other_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32
         return 0;
     }
     let ifindex = next.ifindex;
-    u32::from(kernel_lookup::route(ctx, scratch) != ifindex)
+    if kernel_lookup::route(ctx, scratch) != ifindex {
+        return 1;
+    }
+    kernel_lookup::compare_via(ctx, scratch, ifindex);
+    ROUTED
 }
 
 /// Sends this packet through the kernel's neighbour table, which thereby marks the neighbour as used and probes it if it
 /// does not reply (`net/core/neighbour.c`).
 #[inline(always)]
-fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, routed: u32) -> u32 {
     let ifindex = scratch.hop.next.ifindex;
-    let known = kernel_lookup::next_hop(ctx, scratch, ifindex);
-    let Scratch { packet, hop, fib, .. } = &mut **scratch;
+    let mut known = 0;
+    if routed == 0 {
+        known = kernel_lookup::next_hop(ctx, scratch, ifindex);
+        let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+        (plan.there.next_hop_mac, plan.there.mtu) = (fib.dmac, kernel_lookup::mtu(fib));
+    } else if maps::find(&maps::UPLINK, ifindex).is_some_and(|u| u.ethernet != 0) {
+        known = u32::from(is_known(&scratch.pending.plan.there.next_hop_mac));
+    }
+    let Scratch { packet, hop, pending: PendingFlow { plan, .. }, via, .. } = &mut **scratch;
     // [`hop_back`]
     let keeps = known == kernel_lookup::NO_ROUTE && hop.next.forward == FORWARD_LINK;
     if !keeps {
@@ -215,15 +238,21 @@ fn renew_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     }
     let key = F::key(&packet.tuple, packet.ip.proto, packet.side);
     let Some(half) = Half::<F>::find(&key) else { return 0 };
+    let uplink_mtu = maps::find(&maps::UPLINK, ifindex).map_or(hop.next.mtu, |u| u.mtu as u16);
+    hop.next.mtu = smaller_mtu(uplink_mtu, plan.there.mtu);
+    half.mtu().store(hop.next.mtu);
     if known == 1 {
-        half.set_next_hop(fib.dmac);
+        half.set_next_hop(plan.there.next_hop_mac);
         half.forward().store(FORWARD_LINK);
     } else if !keeps {
         half.forward().store(FORWARD_NEIGH);
         // Otherwise the next packet would use the old address ([`KNOWN`]).
         half.set_next_hop([0; 6]);
     }
-    half.state().store(half.state().load() & !flow::STALE);
+    // Only this path gives the kernel a next hop.
+    if known == 1 || !via.is_needed {
+        half.state().store(half.state().load() & !flow::STALE);
+    }
     known
 }
 
@@ -257,6 +286,7 @@ fn recreate_reverse<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
     let reverse = Next {
         ifindex: back.ifindex,
         last_seen: now(),
+        ack: 0,
         match_dmac: back.match_dmac,
         next_hop_mac: back.next_hop_mac,
         mtu: back.mtu,
@@ -303,8 +333,9 @@ pub extern "C" fn np_refresh6(state: u32, now: u32) -> u32 {
 /// written. A global function that looks the entry up again: inlined, it was most of the verifier's work on the fast path,
 /// once per state.
 #[inline(always)]
-pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, state: u32, now: u32) -> u32 {
+pub fn refresh<F: Wire>(scratch: &mut ScratchMut<F>, key: &F::Key, segment: &Segment, state: u32, now: u32) -> u32 {
     scratch.refresh_key = *key;
+    scratch.refresh_segment = *segment;
     if F::IS_V4 { np_refresh4(state, now) } else { np_refresh6(state, now) }
 }
 
@@ -322,17 +353,23 @@ fn refresh_flow<F: Wire>(state: u32, now: u32) -> u32 {
     // The other entry must look up its next hop again too: it may see no packet for a long time, but lives as long as this
     // one.
     let stale = if flow::starts_window(&half.next(), now) { flow::STALE } else { 0 };
+    let (segment, old) = (&scratch.refresh_segment, half.state().load());
+    let new = tcp::allowed(old, state as u8, segment, half.ack().load(), reverse.ack().load());
+    if new & flow::REPLY_HALF != 0 && new & flow::ESTABLISHED == 0 && segment.flags & tcp::TCP_SYN != 0 {
+        reverse.ack().store(segment.after_syn());
+    }
     // This cancels a claim: the claiming processor checks the time again.
-    half.touch(state as u8 & !flow::CLAIMED, now);
+    let clear = if tcp::establishes(old, new) { flow::CLAIMED | flow::RESET } else { flow::CLAIMED };
+    half.touch(new & !clear, now);
     if state & KNOWN != 0 {
         let next = half.next();
         if next.forward == FORWARD_NEIGH && is_known(&next.next_hop_mac) {
             half.forward().store(FORWARD_LINK);
         }
     }
-    let old = reverse.state().load();
-    let new = state as u8 & !(flow::REPLY_HALF | flow::STALE);
-    reverse.touch((old | new | stale) & !flow::CLAIMED, now);
+    let other = reverse.state().load();
+    reverse.touch((other | new & !(flow::REPLY_HALF | flow::STALE) | stale) & !clear, now);
+    half.acknowledge(segment);
     1
 }
 
@@ -375,14 +412,21 @@ pub fn begin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, spare_socket
     let pending = &mut scratch.pending;
     pending.spare_sockets = spare_sockets;
     pending.now = now();
-    pending.reverse = pending.plan.reverse(pending.now);
     // SAFETY: no arguments.
     pending.random = unsafe { bpf_get_prandom_u32() };
+    pending.plan.serial = pending.random;
+    pending.reverse = pending.plan.reverse(pending.now);
     pending.tries = if has_free_port::<F>(pending.plan.proto) && !pending.plan.keeps_source() { PORT_TRIES } else { 1 };
+    // The engine keeps a socket bound to each published port, whose packets go to the container.
+    let published = port_lookup::is_published_by_sender(ctx, scratch);
+    scratch.pending.spared_for_own = kernel_lookup::BOUND + published;
     let mut from = 0;
     // In batches: the verifier checks the function once for all of them.
     while from < PORT_TRIES {
         if search(ctx, scratch, from) != 0 {
+            if scratch.pending.plan.proto == PROTO_TCP {
+                enter_opening(ctx, scratch);
+            }
             return verdict::begun(reason);
         }
         from += TRIES_AT_ONCE;
@@ -421,19 +465,31 @@ fn plan_port<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, port: u32) -
     let plan = &mut pending.plan;
     plan.to = plan.to.from_port(plan.proto, Be16::new(port as u16));
     pending.reverse_key = plan.reverse_key();
-    u32::from(pending.spare_sockets && kernel_lookup::has_socket(ctx, sock, &plan.to.reversed(), plan.proto))
+    if !pending.spare_sockets {
+        return 0;
+    }
+    let spared = if port as u16 == plan.from.sport.value() { pending.spared_for_own } else { kernel_lookup::BOUND };
+    u32::from(kernel_lookup::socket(ctx, sock, &plan.to.reversed(), plan.proto) >= spared)
 }
 
 /// On failure the reverse entry is removed too.
 #[inline(always)]
 fn write_first_entry<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
-    let Scratch { pending, hop, .. } = &mut **scratch;
+    let Scratch { pending, hop, via, .. } = &mut **scratch;
     pending.key = pending.plan.key();
     pending.flow = pending.plan.flow(pending.now);
+    if via.is_needed {
+        F::next_mut(&mut pending.flow).state |= flow::STALE;
+    }
     let fresh = F::next(&pending.flow);
     let is_written = match Half::<F>::find(&pending.key) {
-        Some(half) => half.read(|half| pending.plan.displaces(half)) && reuse_slot(half, fresh),
-        None => false,
+        Some(half) if half.read(|half| pending.plan.displaces(half)) && reuse_slot(half, fresh) => {
+            // The reverse entry's acknowledgement counts only once its first segment has replaced it.
+            half.ack().store(0);
+            half.serial().store(fresh.serial);
+            true
+        }
+        _ => false,
     };
     if !is_written && F::flows().insert(&pending.key, &pending.flow, u64::from(BPF_ANY)).is_err() {
         let _ = F::flows().remove(&pending.reverse_key);
@@ -492,6 +548,37 @@ fn reserve_reverse<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u3
         return 0;
     }
     1
+}
+
+/// The kernel's LRU counts a connection as used from its first answer on, so answered SYNs of a flood would displace idle
+/// connections: they displace each other here.
+#[inline(always)]
+fn replace_opening<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let pending = &mut scratch.pending;
+    let Some(opened) = maps::OPENED_COUNT.get_ptr_mut(if F::IS_V4 { 0 } else { 1 }) else { return 0 };
+    let mut number = 1_u64;
+    // SAFETY: a map value of eight bytes; read and increased in one instruction (5.12).
+    unsafe {
+        core::arch::asm!("r2 = atomic_fetch_add((u64 *)(r1 + 0), r2)", in("r1") opened, inlateout("r2") number, options(nostack));
+    }
+    let Some(place) = F::openings().get_ptr_mut(number as u32 % F::OPENINGS) else { return 0 };
+    // SAFETY: a map value. Another processor writes the same place only after all others were taken.
+    let oldest = unsafe { &mut *place };
+    let serial = oldest.serial;
+    (pending.reverse_key, oldest.key, oldest.serial) = (oldest.key, pending.key, pending.plan.serial);
+    pending.key = pending.reverse_key;
+    let Some(half) = Half::<F>::find(&pending.key) else { return 0 };
+    if half.serial().load() != serial || half.state().load() & flow::ESTABLISHED != 0 {
+        return 0;
+    }
+    pending.reverse_key = half.read(|half| nat_plan::other_key::<F>(half, PROTO_TCP));
+    if let Some(reverse) = Half::<F>::find(&pending.reverse_key)
+        && reverse.leads_back(&pending.key)
+    {
+        let _ = F::flows().remove(&pending.reverse_key);
+    }
+    let _ = F::flows().remove(&pending.key);
+    0
 }
 
 /// Turns an entry of an ended flow into one of a new flow, `fresh`, if both have the same next hop. It keeps its slot

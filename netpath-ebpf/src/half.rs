@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use netpath_common::addr::Mac;
 use netpath_common::layout::Next;
+use netpath_common::tcp::Segment;
 use netpath_common::{flow, nat_plan};
 
 use crate::headers::Wire;
@@ -57,8 +58,23 @@ impl<F: Wire> Half<F> {
     }
 
     #[inline(always)]
+    pub fn ack(self) -> Word<u32> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, ack)).cast())
+    }
+
+    #[inline(always)]
+    pub fn serial(self) -> Word<u32> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, serial)).cast())
+    }
+
+    #[inline(always)]
     pub fn state(self) -> Word<u8> {
         Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, state)).cast())
+    }
+
+    #[inline(always)]
+    pub fn mtu(self) -> Word<u16> {
+        Word(self.0.wrapping_byte_add(F::NEXT + offset_of!(Next, mtu)).cast())
     }
 
     #[inline(always)]
@@ -93,6 +109,14 @@ impl<F: Wire> Half<F> {
     pub fn touch(self, state: u8, now: u32) {
         self.last_seen().store(now);
         self.state().store(state);
+    }
+
+    /// Stores the acknowledgement of a segment in the entry's direction.
+    #[inline(always)]
+    pub fn acknowledge(self, segment: &Segment) {
+        if segment.acknowledges() && self.ack().load() != segment.ack {
+            self.ack().store(segment.ack);
+        }
     }
 
     /// Releases a claim.

@@ -1,12 +1,14 @@
 //! IPv4 and IPv6 for the programs, in addition to `netpath_common::family`: headers, flow table, helper structs.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup, bpf_sock_tuple};
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::{Array, LruHashMap};
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::{Be16, V4, V6};
 use netpath_common::checksum;
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
-use netpath_common::layout::{Flow4, Flow6, FragmentKey4, FragmentKey6, PROTO_TCP, PROTO_UDP};
+use netpath_common::layout::{
+    Flow4, Flow6, FlowKey4, FlowKey6, FragmentKey4, FragmentKey6, OPENINGS4, OPENINGS6, Opening, PROTO_TCP, PROTO_UDP,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 use crate::maps;
@@ -37,12 +39,18 @@ pub trait Wire:
     /// Offset of [`Next`] in a flow.
     const NEXT: usize;
 
+    /// The TCP flows that are opening, and how many there can be.
+    fn openings() -> &'static Array<Opening<Self::Key>>;
+    const OPENINGS: u32;
+
     type FragmentKey;
     fn fragments() -> &'static LruHashMap<Self::FragmentKey, u32>;
     fn fragment_key(src: &Self::Addr, dst: &Self::Addr, id: u32, proto: u8, side: u8) -> Self::FragmentKey;
 
     /// Length of a network header without options or extensions.
     const HEADER: usize;
+    /// Length of a packet whose header says zero: IPv4 counts the header, IPv6 what follows it.
+    const EMPTY: usize = if Self::IS_V4 { 0 } else { Self::HEADER };
 
     /// A TCP or UDP packet with a plain header at `l3` and no loopback address.
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>>;
@@ -78,7 +86,7 @@ pub trait Wire:
         to: &Tuple<Self>,
     ) -> Option<()>;
 
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &Self::Addr, dst: &Self::Addr);
+    fn fill_fib(params: &mut bpf_fib_lookup, ip: &Ip, src: &Self::Addr, dst: &Self::Addr);
     fn fib_source(params: &bpf_fib_lookup) -> Self::Addr;
 
     /// Fills the argument of the socket look-ups for a packet `t` that arrives at the host; returns its size.
@@ -172,6 +180,12 @@ impl Wire for Ipv4 {
 
     const HEADER: usize = size_of::<Header4>();
     const NEXT: usize = core::mem::offset_of!(Flow4, next);
+    const OPENINGS: u32 = OPENINGS4;
+
+    #[inline(always)]
+    fn openings() -> &'static Array<Opening<FlowKey4>> {
+        &maps::OPENING4
+    }
 
     #[inline(always)]
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
@@ -199,7 +213,7 @@ impl Wire for Ipv4 {
         plain.key.src = h.src;
         plain.key.dst = h.dst;
         (plain.proto, plain.ttl, plain.sum) = (h.proto, h.ttl, h.check);
-        Some(u32::from(h.len.value()))
+        Some(ctx.ip_len(l3, Self::EMPTY, h.len.value()))
     }
 
     #[inline(always)]
@@ -246,6 +260,8 @@ impl Wire for Ipv4 {
             id: u32::from(h.id.value()),
             l4: l3 + header_len,
             len: u32::from(h.len.value()),
+            flow: 0,
+            gone: 0,
         };
         true
     }
@@ -280,7 +296,7 @@ impl Wire for Ipv4 {
     }
 
     #[inline(always)]
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &V4, dst: &V4) {
+    fn fill_fib(params: &mut bpf_fib_lookup, _: &Ip, src: &V4, dst: &V4) {
         params.family = AF_INET;
         params.__bindgen_anon_3.ipv4_src = native(*src);
         params.__bindgen_anon_4.ipv4_dst = native(*dst);
@@ -352,6 +368,12 @@ impl Wire for Ipv6 {
 
     const HEADER: usize = size_of::<Header6>();
     const NEXT: usize = core::mem::offset_of!(Flow6, next);
+    const OPENINGS: u32 = OPENINGS6;
+
+    #[inline(always)]
+    fn openings() -> &'static Array<Opening<FlowKey6>> {
+        &maps::OPENING6
+    }
 
     #[inline(always)]
     fn peek(ctx: &impl View, l3: usize) -> Option<HeaderPeek<Self>> {
@@ -381,7 +403,7 @@ impl Wire for Ipv6 {
         plain.key.dst = h.dst;
         // Extension headers are protocols without a fast path.
         (plain.proto, plain.ttl) = (h.next, h.hops);
-        Some(Self::HEADER as u32 + u32::from(h.len.value()))
+        Some(ctx.ip_len(l3, Self::EMPTY, h.len.value()))
     }
 
     #[inline(always)]
@@ -427,6 +449,8 @@ impl Wire for Ipv6 {
         tuple.src = h.src;
         tuple.dst = h.dst;
         let (ttl, len) = (h.hops, h.len);
+        let [a, b, c] = h.class_flow;
+        let flow = u32::from_ne_bytes([h.version & 0x0f, a, b, c]);
         let mut proto = h.next;
         let mut l4 = l3 + size_of::<Header6>();
         let (mut fragment, mut id) = (Fragment::No, 0);
@@ -454,7 +478,7 @@ impl Wire for Ipv6 {
         }
         let len_word = len.0;
         let len = size_of::<Header6>() as u32 + u32::from(len.value());
-        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len };
+        *ip = Ip { proto, ttl, word: len_word, fragment, id, l4, len, flow, gone: 0 };
         true
     }
 
@@ -482,8 +506,9 @@ impl Wire for Ipv6 {
     }
 
     #[inline(always)]
-    fn fill_fib(params: &mut bpf_fib_lookup, src: &V6, dst: &V6) {
+    fn fill_fib(params: &mut bpf_fib_lookup, ip: &Ip, src: &V6, dst: &V6) {
         params.family = AF_INET6;
+        params.__bindgen_anon_2.flowinfo = ip.flow;
         params.__bindgen_anon_3.ipv6_src = words(src);
         params.__bindgen_anon_4.ipv6_dst = words(dst);
     }

@@ -6,10 +6,10 @@
 
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::flow;
 use netpath_common::layout::{FORWARD_EGRESS, FORWARD_INGRESS, SIDE_BRIDGE, SIDE_LO, SIDE_UPLINK, is_inward};
 use netpath_common::nat_plan::NextHop;
 use netpath_common::reason::Reason;
+use netpath_common::tcp;
 
 use crate::entry::Walk;
 use crate::fast_path;
@@ -81,7 +81,7 @@ subprog! {
 #[inline(always)]
 fn begin_dialled<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u64 {
     // A reply to a socket of the host that uses a published port as its source port.
-    if !flow::is_syn(scratch.packet.tcp_flags)
+    if !tcp::is_syn(scratch.packet.segment.flags)
         && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::SENDER) != 0
     {
         return NOT_OURS.pack();

@@ -7,6 +7,7 @@ use netpath_common::layout::{
     FORWARD_LINK, FORWARD_NEIGH, FORWARD_STACK, NET_MASQUERADE, SIDE_BRIDGE, SIDE_EGRESS, SIDE_UPLINK, Subnet,
 };
 use netpath_common::nat_plan::NextHop;
+use netpath_common::policy::smaller_mtu;
 use netpath_common::reason::Reason;
 
 use crate::headers::Wire;
@@ -57,7 +58,9 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     let is_known = out_link.ethernet != 0 && is_known(&plan.there.next_hop_mac);
     let (forward, next_hop_mac) =
         if is_known { (FORWARD_LINK, plan.there.next_hop_mac) } else { (FORWARD_NEIGH, Mac::default()) };
-    plan.there = NextHop { ifindex, forward, next_hop_mac, mtu: out_link.mtu as u16, ..NextHop::default() };
+    let route_mtu = if route == ifindex { plan.there.mtu } else { 0 };
+    let mtu = smaller_mtu(out_link.mtu as u16, route_mtu);
+    plan.there = NextHop { ifindex, forward, next_hop_mac, mtu, ..NextHop::default() };
     // The stack has already checked the size of its packets.
     if uplink == 0
         && let Some(reason) = verdict::obstacle(ctx, packet, plan.there.forward, plan.there.mtu)
@@ -76,6 +79,9 @@ fn begin_outward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: 
     let plan = &mut scratch.pending.plan;
     plan.traffic = traffic;
     plan.there.match_dmac = plan.back.next_hop_mac;
+    if uplink == 0 {
+        kernel_lookup::compare_via(ctx, scratch, ifindex);
+    }
     // A flow begins in the middle of a connection only if its reverse entry exists: it has kept its port.
     if !scratch.packet.may_begin() && flows::has_reverse(ctx, scratch) == 0 {
         return NOT_OURS.pack();

@@ -1,10 +1,11 @@
 //! Access to the bytes and the context of a frame. Values are copied out before any write: no pointer into a packet
 //! outlives a helper call.
 
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_skb_store_bytes, bpf_skb_vlan_pop};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::Be16;
+use netpath_common::tcp::Segment;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// `netpath_common::layout::global::CSUM_IPV6`.
@@ -24,6 +25,15 @@ pub trait View {
     fn end(&self) -> usize;
     /// Length of the whole frame, from `begin` on.
     fn size(&self) -> u32;
+    /// Whether it stands for several segments.
+    fn is_gso(&self) -> bool;
+
+    /// Length of the IP packet at `l3` whose header says `len`, from where the family counts, `empty` behind `l3`. A GSO packet
+    /// above 64 KiB says zero (BIG TCP: 5.19, IPv4 6.3).
+    #[inline(always)]
+    fn ip_len(&self, l3: usize, empty: usize, len: u16) -> u32 {
+        if len == 0 && self.is_gso() { self.size() - l3 as u32 } else { empty as u32 + u32::from(len) }
+    }
 }
 
 impl View for TcContext {
@@ -40,6 +50,11 @@ impl View for TcContext {
     #[inline(always)]
     fn size(&self) -> u32 {
         self.len()
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        gso_size(self) != 0
     }
 }
 
@@ -58,6 +73,11 @@ impl View for XdpContext {
     #[inline(always)]
     fn size(&self) -> u32 {
         self.data_end().wrapping_sub(self.data()) as u32
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        false
     }
 }
 
@@ -118,18 +138,30 @@ pub fn store<T: IntoBytes + Immutable>(ctx: &TcContext, offset: usize, value: &T
     if ret == 0 { Ok(()) } else { Err(()) }
 }
 
-/// Whether the frame is untagged and addressed to this host. In promiscuous mode the hooks see frames to other hosts
+/// Whether the frame is of no VLAN and addressed to this host. In promiscuous mode the hooks see frames to other hosts
 /// too, and on the parent of a VLAN the frames of that VLAN.
 #[inline(always)]
 pub fn is_for_us(ctx: &TcContext) -> bool {
     // SAFETY: context fields, read-only.
-    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && !is_tagged(ctx) }
+    unsafe { (*ctx.skb.skb).pkt_type == PACKET_HOST && (!is_tagged(ctx) || (*ctx.skb.skb).vlan_tci & VLAN_ID == 0) }
 }
+
+/// `include/linux/if_vlan.h`, `VLAN_VID_MASK`: 0 is no VLAN, the tag has a priority only (IEEE 802.1Q §6.9.1).
+const VLAN_ID: u32 = 0x0fff;
 
 #[inline(always)]
 pub fn is_tagged(ctx: &TcContext) -> bool {
     // SAFETY: a context field, read-only.
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
+/// Removes a priority tag, which is beside the frame's bytes, so that the frame leaves without one, as by the host's stack.
+#[inline(always)]
+pub fn untag(ctx: &TcContext) {
+    if is_tagged(ctx) {
+        // SAFETY: no pointers into the packet are kept.
+        unsafe { bpf_skb_vlan_pop(ctx.skb.skb) };
+    }
 }
 
 #[inline(always)]
@@ -177,12 +209,20 @@ pub fn replace_checksum(ctx: &TcContext, at: usize, from: u64, to: u64, flags: u
 pub struct Tcp {
     pub sport: Be16,
     pub dport: Be16,
-    numbers: [u8; 8],
+    seq: u32,
+    ack: u32,
     pub offset: u8,
-    pub flags: u8,
+    flags: u8,
     window: [u8; 2],
     check: [u8; 2],
     urgent: [u8; 2],
+}
+
+impl Tcp {
+    #[inline(always)]
+    pub fn segment(&self) -> Segment {
+        Segment { seq: self.seq, ack: self.ack, flags: self.flags }
+    }
 }
 
 #[repr(C, align(4))]

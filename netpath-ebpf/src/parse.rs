@@ -5,9 +5,10 @@ use aya_ebpf::helpers::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Be16;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+use netpath_common::tcp::Segment;
 
 use crate::headers::Wire;
-use crate::packet::{ETHERNET, Echo, Sctp, Tcp, Udp, behind};
+use crate::packet::{ETHERNET, Echo, Sctp, Tcp, Udp, View, behind};
 use crate::parsed::{Fragment, Kind, Packet};
 use crate::scratch::ScratchMut;
 use crate::subprog::subprog;
@@ -30,6 +31,7 @@ subprog! {
 
 #[inline(always)]
 fn parse_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, l3: u32, side: u32) -> u32 {
+    scratch.via.is_needed = false;
     let packet = &mut scratch.packet;
     packet.side = side as u8;
     // Constants from here on, for offsets into the packet.
@@ -57,7 +59,13 @@ fn fill<F: Wire>(ctx: &TcContext, l3: usize, packet: &mut Packet<F>) -> bool {
 #[inline(always)]
 fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     let packet = &mut scratch.packet;
-    (packet.check, packet.address_flags, packet.tcp_flags) = (0, 0, 0);
+    (packet.check, packet.address_flags, packet.segment) = (0, 0, Segment::default());
+    // BIG TCP, as `View::ip_len`. In IPv6 up to 6.18 with a jumbo payload option (RFC 2675), which no segment has
+    // (`include/net/ipv6.h, ipv6_hopopt_jumbo_remove()`).
+    if packet.ip.len as usize == F::EMPTY && ctx.is_gso() {
+        packet.ip.len = ctx.size() - packet.l3 as u32;
+        packet.ip.gone = if F::IS_V4 { 0 } else { (packet.ip.l4 - packet.l3 - F::HEADER) as u32 };
+    }
     packet.kind = match packet.ip.fragment {
         Fragment::Later => fragment::of_known(packet),
         _ => headers(ctx, packet),
@@ -72,7 +80,7 @@ fn transport<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
 #[inline(always)]
 fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
     let l4 = packet.ip.l4;
-    let network = (l4 - packet.l3) as u32;
+    let network = (l4 - packet.l3) as u32 - packet.ip.gone;
     let len = packet.ip.len;
     match packet.ip.proto {
         PROTO_TCP => {
@@ -82,7 +90,7 @@ fn headers<F: Wire>(ctx: &TcContext, packet: &mut Packet<F>) -> Kind {
                 return Kind::Odd;
             }
             (packet.tuple.sport, packet.tuple.dport) = (h.sport, h.dport);
-            packet.tcp_flags = h.flags;
+            packet.segment = h.segment();
             packet.check = l4 + 16;
             packet.address_flags = u64::from(BPF_F_PSEUDO_HDR);
             Kind::Tcp

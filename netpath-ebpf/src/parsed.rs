@@ -1,7 +1,7 @@
 //! The parsed headers of a packet.
 
 use netpath_common::family::{Family, Tuple};
-use netpath_common::flow;
+use netpath_common::tcp::{self, Segment};
 
 /// Whether a packet is a fragment.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -40,6 +40,10 @@ pub struct Ip {
     pub l4: usize,
     /// Length of the IP packet, from its header.
     pub len: u32,
+    /// IPv6: traffic class and flow label, by which next hops are chosen, in packet order.
+    pub flow: u32,
+    /// Length of headers that segments of a GSO packet do not have.
+    pub gone: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -64,7 +68,7 @@ pub struct Packet<F: Family> {
     pub tuple: Tuple<F>,
     pub ip: Ip,
     pub kind: Kind,
-    pub tcp_flags: u8,
+    pub segment: Segment,
     /// The hook's side, one of `layout::SIDE_*`.
     pub side: u8,
     pub l3: usize,
@@ -81,7 +85,7 @@ impl<F: Family> Packet<F> {
     #[inline(always)]
     pub fn may_begin(&self) -> bool {
         // TCP flows begin with a SYN. Other segments are left to the stack.
-        self.ip.fragment != Fragment::Later && (self.kind != Kind::Tcp || flow::is_syn(self.tcp_flags))
+        self.ip.fragment != Fragment::Later && (self.kind != Kind::Tcp || tcp::is_syn(self.segment.flags))
     }
 }
 
@@ -100,7 +104,7 @@ pub struct FastHeaders<F: Family> {
     pub ttl: u8,
     /// IPv4: the header's checksum.
     pub sum: [u8; 2],
-    pub tcp_flags: u8,
+    pub segment: Segment,
     /// Length of the network and transport headers.
     pub headers: u32,
 }
@@ -108,7 +112,7 @@ pub struct FastHeaders<F: Family> {
 impl<F: Family> FastHeaders<F> {
     #[inline(always)]
     pub fn new() -> Self {
-        Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], tcp_flags: 0, headers: 0 }
+        Self { key: F::Key::default(), proto: 0, ttl: 0, sum: [0; 2], segment: Segment::default(), headers: 0 }
     }
 
     #[inline(always)]

@@ -9,10 +9,10 @@ use netpath_common::layout::{
     PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
 use netpath_common::nat_plan::NextHop;
-use netpath_common::rule::{Coverage, container_port, covers};
+use netpath_common::rule::{Coverage, container_port, covers, serves};
 
 use crate::headers::Wire;
-use crate::scratch::{Scratch, ScratchMut};
+use crate::scratch::{Scratch, ScratchMut, Wanted};
 use crate::subprog::subprog;
 use crate::{kernel_lookup, maps};
 
@@ -87,20 +87,34 @@ subprog! {
     /// [`select_target`], with [`IF_LOCAL`] if the address still has to be checked.
     fn choose(slot: u32, local: u32) -> u32 as np_choose4, np_choose6 = choose_target;
 
+    /// The first rule of the chain at `slot` that serves `wanted` in scratch, with [`IF_LOCAL`] if only the host's own
+    /// addresses; 0: none.
+    fn first_rule(slot: u32) -> u32 as np_rule4, np_rule6 = walk_chain;
+
     /// Sets `back` of the pending flow to the next hop to the sender of the packet in scratch. Returns the endpoint's
     /// traffic counter.
     pub fn hop_to_sender(bridge: u32) -> u32 as np_hop_to_sender4, np_hop_to_sender6 = home;
 
     /// Sets `there` to the next hop to the destination of the packet in scratch. Returns the endpoint's traffic counter.
     pub fn hop_to_destination(bridge: u32) -> u32 as np_hop_to_destination4, np_hop_to_destination6 = inward;
+
+    /// 1 if the source port of the pending flow is published as itself at the source address after translation.
+    pub fn is_published_by_sender() -> u32 as np_sender4, np_sender6 = is_sent_from_published;
 }
 
 #[inline(always)]
-fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+fn choose_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
+    let Scratch { packet, wanted, .. } = &mut **scratch;
+    let (host, port) = (packet.tuple.dst, packet.tuple.dport.value());
+    wanted.set(F::mapped(host), &F::Addr::default(), port, packet.ip.proto);
+    let found = first_rule(ctx, scratch, slot);
+    if found == 0 {
+        return 0;
+    }
     let Scratch { packet, pending, .. } = &mut **scratch;
     let port = packet.tuple.dport.value();
-    let Some((rule, if_local)) = serving(slot, &packet.tuple, packet.ip.proto) else { return 0 };
-    let must_check = if if_local && local == 0 { IF_LOCAL } else { 0 };
+    let Some(rule) = maps::RULE.get(found & !IF_LOCAL) else { return 0 };
+    let must_check = if local == 0 { found & IF_LOCAL } else { 0 };
     if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
         return if must_check != 0 { REFUSED_IF_LOCAL } else { REFUSED };
     }
@@ -113,6 +127,38 @@ fn choose_target<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u
     plan.traffic = rule.traffic as u16;
     set_hop::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
     rule.bridge | must_check
+}
+
+#[inline(always)]
+fn is_sent_from_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { pending, wanted, .. } = &mut **scratch;
+    let plan = &pending.plan;
+    let port = plan.from.sport.value();
+    wanted.set(F::mapped(plan.to.src), &plan.from.src, port, plan.proto);
+    let slot = slot(plan.proto, port);
+    let found = first_rule(ctx, scratch, slot) & !IF_LOCAL;
+    // Rule 0 has no ports.
+    u32::from(maps::RULE.get(found).is_some_and(|rule| found != 0 && container_port(rule, port) == port))
+}
+
+#[inline(always)]
+fn walk_chain<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32) -> u32 {
+    let mut at = slot;
+    for _ in 0..RULE_CHAIN {
+        if at == 0 {
+            break;
+        }
+        let Some(rule) = maps::RULE.get(at) else { break };
+        // Copies are read by words, references by bytes.
+        let Wanted { host, target, port, proto } = scratch.wanted;
+        match serves::<F>(rule, &host, port, proto, &target) {
+            Coverage::No => {}
+            Coverage::Yes => return at,
+            Coverage::IfLocal => return at | IF_LOCAL,
+        }
+        at = rule.next;
+    }
+    0
 }
 
 /// Whether netfilter translates SCTP ports of the container with this address.

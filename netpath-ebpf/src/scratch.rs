@@ -4,11 +4,13 @@
 
 use core::ops::{Deref, DerefMut};
 
-use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_sock_tuple};
 use aya_ebpf::maps::PerCpuArray;
+use netpath_common::addr::Addr;
 use netpath_common::family::{Family, Tuple};
 use netpath_common::layout::Next;
 use netpath_common::nat_plan::NewFlow;
+use netpath_common::tcp::Segment;
 
 use crate::parsed::{Packet, Quoted};
 
@@ -25,12 +27,25 @@ pub struct Scratch<F: Family> {
     pub quoted: Quoted<F>,
     pub hop: Hop<F>,
     pub pending: PendingFlow<F>,
-    /// Argument of `flows::refresh`.
+    /// Argument of `port_lookup::first_rule`.
+    pub wanted: Wanted<F>,
+    /// Arguments of `flows::refresh`.
     pub refresh_key: F::Key,
+    pub refresh_segment: Segment,
     /// Arguments of `bpf_fib_lookup`.
     pub fib: bpf_fib_lookup,
+    pub via: Via,
     /// Arguments of the socket look-ups.
     pub sock: bpf_sock_tuple,
+}
+
+/// The next hop of the packet's route.
+#[repr(C)]
+pub struct Via {
+    pub next_hop: bpf_redir_neigh,
+    /// Whether `bpf_redirect_neigh` would choose another one by itself: it knows neither the rules by which the packet was
+    /// routed nor its ports.
+    pub is_needed: bool,
 }
 
 /// The translated tuple of the packet and its next hop.
@@ -40,12 +55,35 @@ pub struct Hop<F: Family> {
     pub next: Next,
 }
 
+/// What a rule has to serve: `port` of `host`, and the container `target`, unset = any. Aligned, so that programs compare
+/// words.
+#[repr(C, align(4))]
+pub struct Wanted<F: Family> {
+    pub host: Addr,
+    pub target: F::Addr,
+    pub port: u16,
+    pub proto: u8,
+}
+
+impl<F: Family> Wanted<F> {
+    /// Field by field, without a copy on the stack.
+    #[inline(always)]
+    pub fn set(&mut self, host: Addr, target: &F::Addr, port: u16, proto: u8) {
+        self.host = host;
+        self.target = *target;
+        self.port = port;
+        self.proto = proto;
+    }
+}
+
 /// A flow that is about to be written.
 #[repr(C)]
 pub struct PendingFlow<F: Family> {
     pub plan: NewFlow<F>,
     /// Whether ports of the host's sockets are avoided.
     pub spare_sockets: bool,
+    /// Of [`crate::kernel_lookup::socket`], the least that keeps the flow from the sender's own port.
+    pub spared_for_own: u32,
     /// Whether the port of a closed or orphaned flow may be reused.
     pub may_evict: bool,
     /// Number of tries for a source port, and the seed of the search.

@@ -4,10 +4,11 @@
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::Addr;
 use netpath_common::family::Kind as AddressKind;
-use netpath_common::flow;
-use netpath_common::layout::{FORWARD_NEIGH, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
+use netpath_common::layout::{FORWARD_NEIGH, LOCAL_OF_SEVERAL, NET_DIRECT, SIDE_BRIDGE, SIDE_UPLINK, subnet_hint};
 use netpath_common::nat_plan::NextHop;
+use netpath_common::policy::smaller_mtu;
 use netpath_common::reason::Reason;
+use netpath_common::tcp;
 
 use crate::entry::Walk;
 use crate::fast_path;
@@ -97,11 +98,16 @@ fn arrive<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> Verdict {
             return Verdict::unpack(verdict);
         }
     }
-    Verdict::unpack(no_flow(ctx, scratch))
+    let verdict = no_flow(ctx, scratch);
+    // Not nested in the other call: stack frames add up.
+    Verdict::unpack(if verdict & DIRECT == 0 { verdict } else { direct(ctx, scratch, verdict as u32) })
 }
 
+/// Flag beside the bridge of a container, instead of a verdict: the packet is for [`direct`].
+const DIRECT: u64 = 1 << 63;
+
 subprog! {
-    /// A packet without flow and publish. Returns a packed verdict.
+    /// A packet without flow and publish. Returns a packed verdict, or [`DIRECT`].
     fn no_flow() -> u64 as np_uplink_no_flow4, np_uplink_no_flow6 = handle_no_flow;
 
     /// A packet to a published port without a flow. Returns a packed verdict.
@@ -110,6 +116,10 @@ subprog! {
     /// Makes the bridge's address the source of the pending flow for a client with a link-local address; 0 if
     /// impossible.
     fn snat_to_gateway(bridge: u32) -> u32 as np_snat_to_gateway4, np_snat_to_gateway6 = use_gateway_source;
+
+    /// Makes answers to the packet in scratch leave as the host's own would, if it is addressed to an address of another
+    /// interface, such as `lo` (LVS, direct return); 0: they leave as the packet came.
+    fn by_own_way() -> u32 as np_by_own_way4, np_by_own_way6 = answer_by_own_way;
 
     /// A packet to a container's own address, on an open network. Returns a packed verdict.
     fn direct(bridge: u32) -> u64 as np_direct4, np_direct6 = begin_direct;
@@ -130,7 +140,7 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
         if subnet.flags & NET_DIRECT == 0 {
             return verdict::drop(Reason::DropDirect).pack();
         }
-        return direct(ctx, scratch, subnet.bridge);
+        return DIRECT | u64::from(subnet.bridge);
     }
     if scratch.packet.kind == Kind::Fragment { verdict::stack(Reason::Fragment).pack() } else { NOT_OURS.pack() }
 }
@@ -146,7 +156,7 @@ fn begin_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: 
     // connection begins with a SYN; any other segment belongs to a flow that the table has lost, which is recreated
     // from the rule.
     if scratch.packet.ip.fragment == Fragment::Later
-        || (!flow::is_syn(scratch.packet.tcp_flags)
+        || (!tcp::is_syn(scratch.packet.segment.flags)
             && kernel_lookup::has_connection(ctx, scratch, kernel_lookup::SENDER) != 0)
     {
         return NOT_OURS.pack();
@@ -184,15 +194,36 @@ fn begin_inward<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, bridge: u
     plan.origin = reason as u8;
     plan.back =
         NextHop { ifindex, match_dmac: plan.there.next_hop_mac, forward: FORWARD_NEIGH, mtu, ..NextHop::default() };
-    let to = packet.tuple.reversed();
-    let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
-    let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
-    (plan.back.next_hop_mac, plan.back.forward) = hop_back;
+    if by_own_way(ctx, scratch) == 0 {
+        let to = scratch.packet.tuple.reversed();
+        let hop_back = flows::hop_back(ctx, scratch, &to, ifindex);
+        let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+        (plan.back.next_hop_mac, plan.back.forward) = hop_back;
+        plan.back.mtu = smaller_mtu(mtu, kernel_lookup::mtu(fib));
+    }
+    let packet = &scratch.packet;
     let on_link = F::is_link_local(&packet.tuple.src);
     if on_link && (reason as u32 != Reason::FlowPublished as u32 || snat_to_gateway(ctx, scratch, bridge) == 0) {
         return NOT_OURS.pack();
     }
     flows::begin(ctx, scratch, on_link, reason).pack()
+}
+
+#[inline(always)]
+fn answer_by_own_way<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
+    let Scratch { packet, hop, .. } = &mut **scratch;
+    let owner = maps::find(&maps::LOCAL, F::mapped(packet.tuple.dst)).map_or(LOCAL_OF_SEVERAL, |owner| *owner);
+    if owner == LOCAL_OF_SEVERAL || owner == packet::ifindex(ctx) {
+        return 0;
+    }
+    hop.to = packet.tuple.reversed();
+    let way = kernel_lookup::way_of_host(ctx, scratch);
+    let Some(uplink) = maps::find(&maps::UPLINK, way) else { return 0 };
+    let Scratch { pending: PendingFlow { plan, .. }, fib, .. } = &mut **scratch;
+    plan.back.ifindex = way;
+    plan.back.next_hop_mac = if uplink.ethernet == 0 { [0; 6] } else { fib.dmac };
+    plan.back.mtu = smaller_mtu(uplink.mtu as u16, kernel_lookup::mtu(fib));
+    1
 }
 
 /// The container cannot reply to a link-local address of another link: the bridge's address replaces it, as in a

@@ -34,6 +34,7 @@ macro_rules! on_every_way {
 }
 
 mod absent_address;
+mod big_tcp;
 mod chosen;
 mod differential;
 mod direct;
@@ -52,13 +53,16 @@ mod masquerade;
 mod matrix;
 mod options;
 mod policy;
+mod priority;
 mod protocols;
 mod publish;
 mod restart;
 mod rig;
 mod rootless;
 mod route_source;
+mod routes;
 mod segments;
+mod states;
 mod sysctl_conf;
 mod tables;
 mod takeover;

@@ -14,13 +14,14 @@ use support::host::SOON;
 use support::need;
 use support::netavark::{Document, Network, Rung};
 use support::topology::{Family, Topology};
-use support::traffic::{Dial, Proto, again};
+use support::traffic::{ANY, Dial, Proto, again};
 
 on_every_rung!(
     icmp_echo_goes_out_and_comes_back,
     a_free_source_port_is_kept,
     two_containers_with_one_source_port_are_distinguished,
     a_port_of_the_host_is_not_taken,
+    a_published_port_is_its_containers_own_while_the_engine_holds_it,
     outbound_addresses_are_used,
     replies_are_accepted_and_other_packets_dropped,
     packets_without_a_free_port_are_dropped_and_counted,
@@ -108,6 +109,42 @@ fn a_port_of_the_host_is_not_taken(rung: Rung) -> Result<()> {
             support::traffic::exchange(&mut own, b"still mine")?;
         }
         Ok(vec![app])
+    })
+}
+
+/// Podman's conmon keeps a socket bound to each published port. A container that speaks first from its published port (SIP,
+/// WireGuard) keeps it.
+fn a_published_port_is_its_containers_own_while_the_engine_holds_it(rung: Rung) -> Result<()> {
+    const PORT: u16 = 5_060;
+    rig(Topology::new(), rung, |rig| {
+        let document = |host| Document::new().on_dual(&Network::dual(7), "eth0", 7, host);
+        let publishes = document(5).publish("", PORT, PORT, "tcp").publish("", PORT, PORT, "udp");
+        let app = rig.up("app", publishes)?;
+        let other = rig.up("other", document(6))?;
+        let _near = serve(&rig.topology.client, 9000, "near")?;
+        let _held = rig.topology.host.run(|| -> std::io::Result<_> {
+            Ok((std::net::TcpListener::bind((ANY, PORT))?, std::net::UdpSocket::bind((ANY, PORT))?))
+        })?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let ask = |what: &str, container, host| {
+                    let dial = Dial::new(proto, family.client(), 9000).from(family.container(7, host), PORT);
+                    rig.sees(what, container, &dial, "near", family.host()).map(|seen| seen.client.port())
+                };
+                let port = ask("its own", &app.0, 5);
+                rig.note(port == Some(PORT), || format!("{family:?} {proto:?}: left from {port:?}"));
+                let port = ask("another container", &other.0, 6);
+                rig.note(port != Some(PORT), || format!("{family:?} {proto:?}: took a published port"));
+            }
+        }
+        let _served = serve(&app.0, PORT, "app")?;
+        for family in Family::BOTH {
+            for proto in Proto::BOTH {
+                let dial = Dial::new(proto, family.host(), PORT);
+                rig.sees("published", &rig.topology.client, &dial, "app", family.client());
+            }
+        }
+        Ok(vec![app, other])
     })
 }
 

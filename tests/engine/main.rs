@@ -53,7 +53,8 @@ cases! {
         an_ipv6_client_is_seen_with_its_own_address
         a_udp_client_reaches_the_container_that_took_the_place
         a_container_reaches_published_ports_by_the_host_address
-        a_container_reaches_the_outside_as_the_host;
+        a_container_reaches_the_outside_as_the_host
+        a_container_that_speaks_first_keeps_its_published_port;
     lifecycle:
         a_stopped_container_serves_again_after_start_and_restart
         a_paused_container_goes_on_after_unpause

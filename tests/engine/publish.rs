@@ -143,3 +143,28 @@ pub(crate) fn a_udp_client_reaches_the_container_that_took_the_place(m: &Machine
     }
     check_rung(m)
 }
+
+/// conmon holds the published port meanwhile.
+pub(crate) fn a_container_that_speaks_first_keeps_its_published_port(m: &Machine) -> Result<()> {
+    m.podman(&["network", "create", "--ipv6", "--subnet", "10.89.6.0/24", "--subnet", "fd00:6::/64", "six"])?;
+    run_httpd(m, "phone", &["--network", "six", "-p", "5060:5060/udp", "-p", "5061:5061/tcp"])?;
+    let bound = m.run_on_host("cat", &["/proc/net/tcp", "/proc/net/udp", "/proc/net/tcp6", "/proc/net/udp6"])?;
+    ensure!(bound.contains(":13C4 ") && bound.contains(":13C5 "), "nothing holds the ports on the host: {bound}");
+    for (client, host) in [(CLIENT, HOST), (CLIENT6, HOST6)] {
+        let to = SocketAddr::new(client, 8000);
+        let (tcp, udp) = m.client(|| -> Result<_> {
+            let udp = std::net::UdpSocket::bind(to)?;
+            udp.set_read_timeout(Some(Duration::from_secs(3)))?;
+            Ok((std::net::TcpListener::bind(to)?, udp))
+        })??;
+        tcp.set_nonblocking(true)?;
+        m.podman(&["exec", "phone", "peer", "from", "5060", &to.to_string()])?;
+        let (_, from) = support::traffic::again(|| udp.recv_from(&mut [0; 512])).context("no datagram")?;
+        assert_eq!(SocketAddr::new(host, 5060), from);
+        // Ends when its input does.
+        m.podman(&["exec", "phone", "nc", "-p", "5061", "-w", "3", &client.to_string(), "8000"])?;
+        let (_, from) = tcp.accept().context("no connection")?;
+        assert_eq!(SocketAddr::new(host, 5061), from);
+    }
+    check_rung(m)
+}

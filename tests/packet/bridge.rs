@@ -226,6 +226,43 @@ fn a_port_of_a_socket_of_the_host_is_not_taken() -> Result<()> {
     Ok(())
 }
 
+/// The engine's socket holds a published port. The same port of another container, and another port of the same one, count as
+/// taken.
+#[test]
+fn a_published_port_is_its_containers_own_while_a_socket_holds_it() -> Result<()> {
+    let mut lab = lab()?;
+    let (bridge, other) = (lab.bridge, lab.other_bridge);
+    // 5060 leads to 80 of the container.
+    lab.publish(3, Addr::ANY, 5_060, 7)?;
+    lab.publish(5, Addr::ANY, 80, 7)?;
+    let held: Result<Vec<_>, std::io::Error> = [80, 5_060]
+        .into_iter()
+        .map(|port| Ok((std::net::TcpListener::bind(("::", port))?, std::net::UdpSocket::bind(("::", port))?)))
+        .collect();
+    let _held = held?;
+    for v4 in [true, false] {
+        let there = (outside(v4), 53);
+        for tcp in [true, false] {
+            lab.forget()?;
+            let frame = |from| if tcp { Frame::tcp(from, there, SYN) } else { Frame::udp(from, there) };
+            let own = from_web(frame((container(7, v4), 80)));
+            let got = own.becomes((host(v4), 80), there);
+            becomes(&mut lab, "its own", (BRIDGE_IN, bridge), &own, &got, Reason::FlowMasqueraded)?;
+            for (what, at, sent) in [
+                ("of another container", other, frame((container(8, v4), 80)).macs(OTHER_BRIDGE_MAC, APP_MAC)),
+                ("published from another port", bridge, from_web(frame((container(7, v4), 5_060)))),
+            ] {
+                lab.forget()?;
+                let out = lab.run(BRIDGE_IN, at, &sent.bytes())?;
+                let at = if v4 { 34 } else { 54 };
+                let port = u16::from_be_bytes([out.packet[at], out.packet[at + 1]]);
+                assert!(out.action == REDIRECTED && port >= 61_000, "{what}, v4 {v4}, tcp {tcp}: port {port}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn untranslatable_packets_are_left_to_the_stack() -> Result<()> {
     let mut lab = lab()?;

@@ -6,6 +6,7 @@
 #[macro_use]
 extern crate support;
 
+mod big_tcp;
 mod bridge;
 mod cost;
 mod errors;
@@ -17,7 +18,9 @@ mod policy;
 mod protocols;
 mod repair;
 mod roundtrip;
+mod routes;
 mod stack;
+mod states;
 mod uplink;
 mod veth;
 mod xdp;

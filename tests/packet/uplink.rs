@@ -134,7 +134,7 @@ fn a_published_port_answers_on_the_link_local_address() -> Result<()> {
     let sent = at_host(Frame::tcp(neighbour, to, SYN));
     let at = (UPLINK_IN, uplink);
     stays(&mut lab, "not the host's", at, &sent.bytes(), STACK, Reason::NotOurs)?;
-    lab.put(netpath_common::layout::name::LOCAL, mapped(own), 1u32)?;
+    lab.put(netpath_common::layout::name::LOCAL, mapped(own), uplink)?;
     for to in [to, (host(false), 8080)] {
         for (sent, answer) in [
             (Frame::tcp(neighbour, to, SYN), Frame::tcp(web, gateway, SYN | ACK)),

@@ -2,6 +2,8 @@
 //!
 //! `peer FIRST [LAST]` answers on these ports, TCP and UDP, IPv4 and IPv6, each line with a line: `HOSTNAME:PORT sees ADDRESS`,
 //! so that a client knows which server it reached, and from which address.
+//!
+//! `peer from PORT TO` sends one datagram from `PORT` to the address and port `TO`.
 
 #![allow(unused_crate_dependencies, reason = "checked in support/lib.rs, for all targets of the package")]
 
@@ -9,7 +11,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 fn main() -> std::io::Result<()> {
-    let ports: Vec<u16> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [from, port, to] = arguments.as_slice()
+        && from == "from"
+    {
+        let port: u16 = port.parse().map_err(std::io::Error::other)?;
+        let to: SocketAddr = to.parse().map_err(std::io::Error::other)?;
+        let any = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+        return UdpSocket::bind((any, port))?.send_to(b"first\n", to).map(drop);
+    }
+    let ports: Vec<u16> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
     let (Some(&first), Some(&last)) = (ports.first(), ports.last()) else {
         eprintln!("usage: peer FIRST [LAST]");
         std::process::exit(2);

@@ -84,6 +84,9 @@ pub struct Frame {
     /// IPv4 options, or IPv6 destination options headers, of this many four- or eight-byte units.
     pub options: usize,
     pub fragment: Option<Piece>,
+    /// Sequence and acknowledgement numbers of a TCP segment; by default those of a connection without data: 1 and 0 of a SYN,
+    /// else 2, and 2.
+    pub numbers: Option<(u32, u32)>,
 }
 
 pub const SYN: u8 = 0x02;
@@ -105,6 +108,7 @@ impl Frame {
             payload,
             options: 0,
             fragment: None,
+            numbers: None,
         }
     }
 
@@ -120,6 +124,13 @@ impl Frame {
     #[must_use]
     pub fn macs(mut self, to: Mac, from: Mac) -> Self {
         (self.dmac, self.smac) = (to, from);
+        self
+    }
+
+    /// With these sequence and acknowledgement numbers.
+    #[must_use]
+    pub fn numbered(mut self, seq: u32, ack: u32) -> Self {
+        self.numbers = Some((seq, ack));
         self
     }
 
@@ -179,7 +190,11 @@ impl Frame {
             L4::Tcp { sport, dport, flags } => {
                 t.extend(sport.to_be_bytes());
                 t.extend(dport.to_be_bytes());
-                t.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                let own = if flags & SYN == 0 { 2_u32 } else { 1 };
+                let (seq, ack) = self.numbers.unwrap_or((own, if flags & ACK == 0 { 0 } else { 2 }));
+                t.extend(seq.to_be_bytes());
+                t.extend(ack.to_be_bytes());
+                t.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
                 Some(16)
             }
             L4::Udp { sport, dport, zero_sum } => {
@@ -324,6 +339,8 @@ pub struct Lab {
     pub app: u32,
     /// The allow list of the following publishes; 0 = all clients.
     pub allow: u32,
+    /// The following packets stand for segments with this many bytes of payload; 0 = they are segments themselves.
+    pub gso_size: u32,
 }
 
 /// The host's namespace as in [`crate::topology`], with two networks: 7 (web) and 8 (app).
@@ -375,6 +392,7 @@ impl Lab {
             web: index("web")?,
             app: index("app")?,
             allow: 0,
+            gso_size: 0,
         };
         for name in programs {
             if let Err(e) = accept(lab.program(name)?) {
@@ -397,8 +415,14 @@ impl Lab {
             self.set_network(n, index, layout::NET_MASQUERADE)?;
         }
         self.set_endpoints(0)?;
-        for host in ["192.0.2.1", "2001:db8:1::1", "10.89.7.1", "fd41:7::1", "10.89.8.1", "fd41:8::1"] {
-            self.put(layout::name::LOCAL, mapped(host.parse()?), 1u32)?;
+        for (owner, addresses) in [
+            (uplink, ["192.0.2.1", "2001:db8:1::1"]),
+            (bridge, ["10.89.7.1", "fd41:7::1"]),
+            (other, ["10.89.8.1", "fd41:8::1"]),
+        ] {
+            for address in addresses {
+                self.put(layout::name::LOCAL, mapped(address.parse()?), owner)?;
+            }
         }
         Ok(())
     }
@@ -601,6 +625,19 @@ impl Lab {
         self.each_flow(v4, |_, at, _| at != port)
     }
 
+    /// The next hops of the halves at `side`: interface and MTU.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn hops(&mut self, v4: bool, side: u8) -> Result<Vec<(u32, u16)>> {
+        let mut hops = Vec::new();
+        self.each_flow(v4, |at, _, next| {
+            hops.extend((at == side).then_some((next.ifindex, next.mtu)));
+            true
+        })?;
+        Ok(hops)
+    }
+
     /// The states of the halves at `side`: `flow::*`.
     ///
     /// # Errors
@@ -735,13 +772,14 @@ impl Lab {
         packet: &[u8],
         repeat: u32,
     ) -> Result<(TestRunResult, Vec<u8>)> {
+        let gso_size = self.gso_size;
         let program = self.program(program)?;
-        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40; struct xdp_md: data_end at 4,
-        // ingress_ifindex at 12.
+        // include/uapi/linux/bpf.h, struct __sk_buff: ingress_ifindex at 36, ifindex at 40, gso_size at 176; struct xdp_md:
+        // data_end at 4, ingress_ifindex at 12.
         let mut context = vec![0u8; if matches!(program, Program::Xdp(_)) { 24 } else { 192 }];
         let fields: &[(usize, u32)] = match program {
             Program::Xdp(_) => &[(4, packet.len() as u32), (12, indices[1])],
-            _ => &[(36, indices[0]), (40, indices[1])],
+            _ => &[(36, indices[0]), (40, indices[1]), (176, gso_size)],
         };
         fields.iter().for_each(|(at, value)| context[*at..at + 4].copy_from_slice(&value.to_ne_bytes()));
         let mut out = vec![0u8; packet.len() + 64];

@@ -29,7 +29,8 @@ const SERVES_V6: u8 = 2;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tables {
     pub config: Config,
-    pub locals: BTreeSet<[u8; 16]>,
+    /// The interface of each address of the host.
+    pub locals: BTreeMap<[u8; 16], u32>,
     pub uplinks: BTreeMap<u32, Uplink>,
     /// The uplinks with the XDP program, and the setting that enables it.
     pub xdp: BTreeMap<u32, Xdp>,
@@ -59,6 +60,20 @@ pub(super) struct Slots {
     pub rule: usize,
 }
 
+/// An address that several interfaces have belongs to each of them.
+fn locals(host: &HostView) -> BTreeMap<[u8; 16], u32> {
+    let mut locals = BTreeMap::new();
+    for link in &host.links {
+        for address in &link.addresses {
+            let owner = locals.entry(mapped(address.addr()).0).or_insert(link.index);
+            if *owner != link.index {
+                *owner = layout::LOCAL_OF_SEVERAL;
+            }
+        }
+    }
+    locals
+}
+
 pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
     let mut tables = Tables {
         subnet_hints: subnet_bitmap::of(desired.bridged().flat_map(|(r, _)| r.network.subnets.iter().map(|s| s.net))),
@@ -68,7 +83,7 @@ pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
             port_max: PORTS.1,
             lo_ifindex: host.links.iter().find(|l| l.kind == LinkKind::Loopback).map_or(1, |l| l.index),
         },
-        locals: host.links.iter().flat_map(|l| &l.addresses).map(|a| mapped(a.addr()).0).collect(),
+        locals: locals(host),
         ..Tables::default()
     };
     // The oldest interfaces if there are too many: the rest of the host is served normally.

@@ -161,7 +161,8 @@ fn uplinks_have_an_address_and_no_master() {
     assert_eq!(vec![2, 5, 6, 7, 23], t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
     assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
-    assert!(t.locals.contains(&Addr::v4([10, 88, 0, 1]).0) && t.locals.contains(&Addr::v4([192, 0, 2, 1]).0));
+    let owner = |address| t.locals.get(&Addr::v4(address).0).copied();
+    assert_eq!((Some(10), Some(2)), (owner([10, 88, 0, 1]), owner([192, 0, 2, 1])));
     assert_eq!(1, t.config.lo_ifindex);
 }
 

@@ -9,6 +9,7 @@ use netpath_common::family::{Ipv4, Ipv6, Tuple};
 use netpath_common::flow;
 use netpath_common::layout::{Next, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use netpath_common::reason::Reason;
+use netpath_common::tcp::TcpState;
 use std::net::{IpAddr, SocketAddr};
 
 /// One half, with both families' addresses in one type.
@@ -92,13 +93,8 @@ pub(super) fn origin(number: u8) -> &'static str {
 }
 
 fn state(proto: u8, state: u8) -> &'static str {
-    let fins = flow::FIN_ORIGINAL | flow::FIN_REPLY;
     match proto {
-        PROTO_TCP if state & flow::RESET != 0 => "reset",
-        PROTO_TCP if state & fins == fins => "closed",
-        PROTO_TCP if state & fins != 0 => "closing",
-        PROTO_TCP if state & flow::REPLIED != 0 => "established",
-        PROTO_TCP => "opening",
+        PROTO_TCP => TcpState::of(state).word(),
         _ if state & flow::REPLIED != 0 => "replied",
         _ => "unreplied",
     }
@@ -122,11 +118,12 @@ mod tests {
     const CLIENT: &str = "192.0.2.9:40000";
     const PUBLISHED: &str = "192.0.2.1:8080";
     const WEB: &str = "10.88.0.2:80";
+    const OPEN: u8 = flow::REPLIED | flow::ESTABLISHED;
 
     #[test]
     fn both_halves_are_one_line_in_the_direction_of_the_first_packet() {
-        let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::REPLIED);
-        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
+        let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), OPEN);
+        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), OPEN | flow::REPLY_HALF);
         let lines = fold(vec![back, there], flow::ticks(100) + 1);
         assert_eq!(1, lines.len(), "{lines:?}");
         let line = &lines[0];
@@ -136,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_reply_whose_reverse_is_gone_is_shown_the_right_way_round() {
-        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), flow::REPLIED | flow::REPLY_HALF);
+        let back = half((WEB, CLIENT), (PUBLISHED, CLIENT), (1, 0), OPEN | flow::REPLY_HALF);
         let lines = fold(vec![back], flow::ticks(100) + 1);
         assert_eq!((CLIENT.parse(), PUBLISHED.parse()), (Ok(lines[0].source), Ok(lines[0].destination)));
         assert_eq!(Ok(lines[0].translated_destination), WEB.parse());
@@ -146,6 +143,6 @@ mod tests {
     #[test]
     fn an_expired_flow_is_none() {
         let there = half((CLIENT, PUBLISHED), (CLIENT, WEB), (0, 1), flow::RESET);
-        assert!(fold(vec![there], flow::ticks(90) + flow::ticks(flow::TCP_RESET_S) + 1).is_empty());
+        assert!(fold(vec![there], flow::ticks(90) + flow::ticks(TcpState::Refused.timeout_s()) + 1).is_empty());
     }
 }

@@ -246,7 +246,7 @@ fn a_map_of_another_shape_is_refused_and_nothing_is_written_through_it() {
         (
             name::FLOW4,
             name::FLOW6,
-            "expected LruHash with keys of 16 bytes, values of 40 bytes, 65536 entries; found LruHash with keys of 40 bytes, values of 64 bytes, 32768 entries",
+            "expected LruHash with keys of 16 bytes, values of 48 bytes, 65536 entries; found LruHash with keys of 40 bytes, values of 72 bytes, 32768 entries",
         ),
         (name::PORT_UDP, name::LOCAL, "found Hash with keys of 16 bytes"),
         (
@@ -519,11 +519,14 @@ fn flows_that_an_earlier_version_masqueraded_at_egress_are_handed_over_but_not_m
         flow(host_address, server, ([192, 0, 2, 2], server), (SIDE_EGRESS, SIDE_UPLINK), Reason::FlowHost),
     );
     let all = [published, masqueraded, own];
-    host.map(&Ipv4::FLOWS).update(&all.map(|f| f.0), &all.map(|f| f.1)).expect("written");
     let this = host.pins().root().to_owned();
     let earlier = this.to_string_lossy().replace(&format!("/v{LAYOUT_VERSION}/"), "/v5/");
     std::fs::create_dir(std::path::Path::new(&earlier).parent().expect("a parent")).expect("made");
     std::fs::rename(&this, &earlier).expect("renamed");
+    let (_, pins) = Pins::of_other_versions(host.cookie).into_iter().find(|(v, _)| *v == 5).expect("it is there");
+    replace_by_earlier(&pins.map(name::FLOW4), size_of::<FlowKey4>(), size_of::<<Ipv4 as Flows>::Earlier>());
+    let map = PinnedMap::of_another_layout(&pins, &Ipv4::EARLIER).expect("of that size");
+    map.update(&all.map(|f| f.0), &all.map(|f| as_earlier(&f.1))).expect("written");
 
     let handed_over: Vec<_> =
         host.datapath().connections().expect("listed").iter().map(|c| c.original.source).collect();
@@ -534,4 +537,35 @@ fn flows_that_an_earlier_version_masqueraded_at_egress_are_handed_over_but_not_m
     let is_there = all.map(|f| map.get(&f.0).expect("read").is_some());
     assert_eq!([true, false, true], is_there);
     host.reconcile(&Desired::default());
+}
+
+/// A flow as up to layout 6, without acknowledgement and serial number.
+fn as_earlier(flow: &Flow4) -> <Ipv4 as Flows>::Earlier {
+    use netpath_common::layout::Next;
+    use std::mem::offset_of;
+    use zerocopy::IntoBytes;
+    let at = offset_of!(Flow4, next);
+    let (ack, after) = (at + offset_of!(Next, ack), at + offset_of!(Next, match_dmac));
+    let bytes = flow.as_bytes();
+    [&bytes[..ack], &bytes[after..]].concat().try_into().expect("of that size")
+}
+
+/// Pins an empty LRU_HASH with these sizes instead of the map at `pin`.
+fn replace_by_earlier(pin: &std::path::Path, key: usize, value: usize) {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::os::unix::ffi::OsStrExt;
+    // include/uapi/linux/bpf.h: BPF_MAP_CREATE and BPF_OBJ_PIN, the beginnings of their attributes.
+    const LRU_HASH: u32 = 9;
+    std::fs::remove_file(pin).expect("removed");
+    let map = [LRU_HASH, key as u32, value as u32, 1_024, 0, 0, 0, 0];
+    // SAFETY: the kernel reads the attributes, whose size it is told.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, 0, map.as_ptr(), size_of_val(&map)) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: just opened, and without another owner.
+    let _map = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let path = std::ffi::CString::new(pin.as_os_str().as_bytes()).expect("no zero byte");
+    let object = [path.as_ptr() as u64, fd as u64];
+    // SAFETY: as above; the path outlives the call.
+    let pinned = unsafe { libc::syscall(libc::SYS_bpf, 6, object.as_ptr(), size_of_val(&object)) };
+    assert_eq!(0, pinned, "{}", std::io::Error::last_os_error());
 }

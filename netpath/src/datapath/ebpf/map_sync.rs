@@ -8,7 +8,7 @@ use crate::model::error::{Context, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use netpath_common::addr::Addr;
-use netpath_common::layout::{self, Endpoint, Local, Plain, Uplink};
+use netpath_common::layout::{self, Endpoint, Plain, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Elements per call; these maps are small.
@@ -46,7 +46,7 @@ pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     // A full map is safe: on a miss the programs query the kernel's FIB.
-    let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|a| (*a, 1 as Local)).collect();
+    let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|(a, owner)| (*a, *owner)).collect();
     let moved = table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
     if moved != 0 {
         changed += moved + invalidate::strays(pins)?;

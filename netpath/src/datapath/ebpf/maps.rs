@@ -73,14 +73,21 @@ pub(super) const COUNT: Shape<u32, PerCpu<Count>> = Shape::new(MapType::PerCpuAr
 /// A family's flow table.
 pub(super) trait Flows: Family {
     const FLOWS: Shape<Self::Key, Self::Flow>;
+    /// A flow up to layout 6, and the table.
+    type Earlier: Plain;
+    const EARLIER: Shape<Self::Key, Self::Earlier>;
 }
 
 impl Flows for Ipv4 {
     const FLOWS: Shape<Self::Key, Self::Flow> = Shape::new(MapType::LruHash, name::FLOW4, layout::FLOWS4);
+    type Earlier = [u8; 40];
+    const EARLIER: Shape<Self::Key, Self::Earlier> = Shape::new(MapType::LruHash, name::FLOW4, layout::FLOWS4);
 }
 
 impl Flows for Ipv6 {
     const FLOWS: Shape<Self::Key, Self::Flow> = Shape::new(MapType::LruHash, name::FLOW6, layout::FLOWS6);
+    type Earlier = [u8; 64];
+    const EARLIER: Shape<Self::Key, Self::Earlier> = Shape::new(MapType::LruHash, name::FLOW6, layout::FLOWS6);
 }
 
 /// Type and sizes of a map as the kernel reports them, or as expected.

@@ -6,13 +6,16 @@ use super::pins::Pins;
 use crate::model::error::Result;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
-use netpath_common::layout::{NatPort, SIDE_EGRESS, SIDE_UPLINK};
+use netpath_common::layout::{NatPort, Next, PROTO_TCP, SIDE_EGRESS, SIDE_UPLINK};
 use netpath_common::reason::Reason;
 use std::collections::BTreeSet;
+use std::mem::offset_of;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Layouts with compatible flows and sockets. 1: the traffic counter was zero. 2: no flow could be redirected by XDP.
-/// 3: no flow had its next hop. 4: `last_seen` was in seconds. 5: an uplink could translate on both sides.
-const KNOWN: [u32; 5] = [1, 2, 3, 4, 5];
+/// 3: no flow had its next hop. 4: `last_seen` was in seconds. 5: an uplink could translate on both sides. 6: a connection
+/// counted as established from its first answer on, and acknowledgements were unknown.
+const KNOWN: [u32; 6] = [1, 2, 3, 4, 5, 6];
 /// The last layout with `last_seen` in seconds.
 const IN_SECONDS: u32 = 4;
 
@@ -41,15 +44,29 @@ pub(super) fn flows(version: u32, from: &Pins, to: &Pins) -> Result<usize> {
 /// # Errors
 /// The map cannot be read.
 pub(super) fn dump<F: Flows>(version: u32, from: &Pins) -> Result<Vec<(F::Key, F::Flow)>> {
-    let old = KNOWN.contains(&version).then(|| PinnedMap::of_another_layout(from, &F::FLOWS)).flatten();
+    let old = KNOWN.contains(&version).then(|| PinnedMap::of_another_layout(from, &F::EARLIER)).flatten();
     let Some(old) = old else { return Ok(Vec::new()) };
-    let mut all = old.dump(CHUNK)?;
-    if version <= IN_SECONDS {
-        for next in all.iter_mut().map(|(_, half)| F::next_mut(half)) {
+    let mut all: Vec<_> =
+        old.dump(CHUNK)?.iter().filter_map(|(key, half)| Some((*key, of_earlier::<F>(half)?))).collect();
+    for (key, half) in &mut all {
+        let proto = F::protocol_of(key);
+        let next = F::next_mut(half);
+        if version <= IN_SECONDS {
             next.last_seen = flow::ticks(next.last_seen);
+        }
+        if proto == PROTO_TCP && next.state & flow::REPLIED != 0 {
+            next.state |= flow::ESTABLISHED;
         }
     }
     Ok(all)
+}
+
+/// The flow with an unknown acknowledgement and no serial number. `None` does not happen: the sizes are constants.
+fn of_earlier<F: Flows>(earlier: &F::Earlier) -> Option<F::Flow> {
+    let added = offset_of!(Next, match_dmac) - offset_of!(Next, ack);
+    let at = size_of::<F::Flow>() - size_of::<Next>() + offset_of!(Next, ack);
+    let (before, after) = earlier.as_bytes().split_at_checked(at)?;
+    F::Flow::read_from_bytes(&[before, &vec![0; added], after].concat()).ok()
 }
 
 fn halves<F: Flows>(version: u32, from: &Pins, to: &Pins, ports: &mut BTreeSet<u32>) -> Result<usize> {
