@@ -95,7 +95,7 @@ pub fn examine(host: &Host) -> Result<Report> {
     Ok(Report {
         version: 1,
         rung,
-        translation: rung.map(|rung| translation(rung, &foreign, used.is_some())),
+        translation: rung.map(|rung| translation(rung, &foreign, used.is_some(), host.store.has_given_way())),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
         notes: notes(host, rung)?,
@@ -131,7 +131,8 @@ impl FirstThroughNetfilter {
     }
 }
 
-fn translation(rung: Rung, foreign: &Foreign, in_use: bool) -> Translation {
+/// `given_way`: the rung is in use because of rules of others.
+fn translation(rung: Rung, foreign: &Foreign, in_use: bool, given_way: bool) -> Translation {
     let rule = foreign.bypassed();
     let of_programs = "netpath's programs translate; netfilter is not in the path of containers";
     let of_netfilter =
@@ -159,7 +160,19 @@ fn translation(rung: Rung, foreign: &Foreign, in_use: bool) -> Translation {
             "netfilter",
             rule,
             of_netfilter,
-            "without such rules the next first container takes the programs; NETPATH_DATAPATH=ebpf takes them all the same",
+            match (in_use, given_way) {
+                (false, _) | (_, true) => {
+                    "without such rules the programs become the owner, with the connections that exist; \
+                     NETPATH_DATAPATH=ebpf makes them the owner all the same"
+                }
+                _ => "stop all containers: the next first container takes the best datapath again",
+            },
+        ),
+        (_, false, None) if given_way => (
+            "netfilter",
+            "the last rule of others has just gone".to_owned(),
+            of_netfilter,
+            "the agent, or the next command, makes the programs the owner, with the connections that exist",
         ),
         (_, false, None) => (
             "netfilter",

@@ -82,9 +82,10 @@ impl Session {
         // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
         // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;
+        self.finish_change(&desired)?;
         // A command that has chosen a datapath has looked at the rules of others then.
-        let changed_over = if chosen.is_none() { self.follow_foreign_rules(&desired)? } else { 0 };
-        served.changed = changed_over
+        let changed_over = chosen.is_none() && self.follow_foreign_rules(&desired)?;
+        served.changed = usize::from(changed_over)
             + match self.reconcile_datapath(&desired, &mut view) {
                 Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
                 done => done?,

@@ -32,6 +32,7 @@ mod probe;
 mod sctp_netfilter;
 mod subnet_bitmap;
 mod sys;
+mod take_over;
 mod tc_mode;
 mod traffic;
 mod xdp;
@@ -39,7 +40,7 @@ mod xdp_policy;
 
 use super::connection::Connection;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
-use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
+use super::{Backend, Context, Datapath, Effort, Expired, Predecessor, Refusal, Report, Sysctl};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use loader::Families;
@@ -70,34 +71,9 @@ impl Ebpf {
     fn of(cookie: u64) -> Self {
         Self { cookie, pins: Pins::of(cookie) }
     }
-}
 
-impl Datapath for Ebpf {
-    fn rung(&self) -> Rung {
-        Rung::Ebpf
-    }
-
-    fn refusals(&self, record: &Record) -> Vec<Refusal> {
-        sctp_netfilter::refusals(record)
-    }
-
-    fn limits(&self, there: &[Record], coming: &[Record]) -> Option<Refusal> {
-        limits::exceeded(there, coming)
-    }
-
-    /// Replies to clients bound to a loopback address come back through `lo` from a container's address.
-    fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
-        let on_lo = ["route_localnet", "accept_local"]
-            .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
-        on_lo.into_iter().chain(sysctls_for_moved_sctp(desired)).collect()
-    }
-
-    /// A veth takes redirected XDP frames only with GRO.
-    fn needs_gro(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
-        xdp_policy::is_on_somewhere(network, host)
-    }
-
-    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
+    /// `from`: the rung that serves until now.
+    fn serve(&self, desired: &Desired, context: &Context<'_>, from: Option<&Predecessor<'_>>) -> Result<Report> {
         let (pins, host) = (&self.pins, context.host);
         // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
         if desired.bridged().next().is_none() {
@@ -135,21 +111,66 @@ impl Datapath for Ebpf {
         // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
         let mut ports = ports::Ports::open(pins)?;
         changed += ports.withdraw(&tables);
+        let hooks = attach::wanted(&tables);
+        let networks = from.map(|_| std::mem::take(&mut tables.networks));
         changed += map_sync::sync(pins, &tables)?;
+        let mut adopted = adopt(pins, &tables, from);
         if !others.is_empty() {
             // Programs of another layout still run and do not use these maps: the new programs must find complete
             // state.
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
-        changed += attach::reconcile(pins, &attach::wanted(&tables), TcMode::forced()?)?;
+        changed += attach::reconcile(pins, &hooks, TcMode::forced()?)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(pins, &tables.xdp)?;
         changed += ports.publish(&tables)?;
+        if let Some(networks) = networks {
+            // Those that have begun since.
+            adopted += adopt(pins, &tables, from);
+            tables.networks = networks;
+            changed += map_sync::sync(pins, &tables)?;
+            adopted += adopt(pins, &tables, from);
+            tracing::info!(adopted, "connections go on");
+        }
         changed += sctp_netfilter::reconcile(desired, context)?;
         changed += map_sync::forget_lists(pins, &tables)?;
         changed += replace_other_versions(&others, pins)?;
         Ok(Report { changed })
+    }
+}
+
+impl Datapath for Ebpf {
+    fn rung(&self) -> Rung {
+        Rung::Ebpf
+    }
+
+    fn refusals(&self, record: &Record) -> Vec<Refusal> {
+        sctp_netfilter::refusals(record)
+    }
+
+    fn limits(&self, there: &[Record], coming: &[Record]) -> Option<Refusal> {
+        limits::exceeded(there, coming)
+    }
+
+    /// Replies to clients bound to a loopback address come back through `lo` from a container's address.
+    fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
+        let on_lo = ["route_localnet", "accept_local"]
+            .map(|name| Sysctl { path: format!("net/ipv4/conf/lo/{name}"), value: "1".into() });
+        on_lo.into_iter().chain(sysctls_for_moved_sctp(desired)).collect()
+    }
+
+    /// A veth takes redirected XDP frames only with GRO.
+    fn needs_gro(&self, network: &Network, host: &dyn Fn() -> Result<HostView>) -> Result<bool> {
+        xdp_policy::is_on_somewhere(network, host)
+    }
+
+    fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
+        self.serve(desired, context, None)
+    }
+
+    fn take_over(&mut self, desired: &Desired, context: &Context<'_>, from: &Predecessor<'_>) -> Result<Report> {
+        self.serve(desired, context, Some(from))
     }
 
     fn connections(&self) -> Result<Vec<Connection>> {
@@ -167,6 +188,15 @@ impl Datapath for Ebpf {
     fn forget_host(&mut self) -> Result<usize> {
         self.pins.remove()
     }
+}
+
+/// Connections that cannot be taken over begin again.
+fn adopt(pins: &Pins, tables: &compile::Tables, from: Option<&Predecessor<'_>>) -> usize {
+    let Some(from) = from else { return 0 };
+    take_over::adopt(pins, tables, from).unwrap_or_else(|e| {
+        tracing::warn!("connections begin again: {e}");
+        0
+    })
 }
 
 fn remove(pins: &Pins) -> Result<usize> {

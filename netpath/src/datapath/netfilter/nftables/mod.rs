@@ -124,6 +124,10 @@ impl Datapath for Nftables {
         Ok(Report { changed })
     }
 
+    fn connections(&self) -> Result<Vec<Connection>> {
+        adopt::connections().context(|| "cannot read connection tracking".to_owned())
+    }
+
     fn adopt(&mut self, connections: &[Connection]) -> Result<usize> {
         adopt::adopt(connections).context(|| "cannot hand connections to connection tracking".to_owned())
     }
