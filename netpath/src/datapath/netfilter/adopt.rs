@@ -64,34 +64,55 @@ pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
 
 /// The connections of TCP and UDP in this network namespace, also those of others, without closed ones.
 ///
+/// Those of TCP that are translated become liberal: while another datapath takes over, conntrack sees a part of their packets,
+/// and would not translate one that it takes for invalid, which the host would answer with a reset.
+///
 /// # Errors
 /// A kernel without ctnetlink.
 pub(super) fn connections() -> io::Result<Vec<Connection>> {
     let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let answers = open()?.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
-    Ok(answers.into_iter().filter_map(|answer| connection(answer.inner)).collect())
+    let mut netlink = open()?;
+    let answers = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
+    let mut connections = Vec::new();
+    for (connection, is_liberal) in answers.into_iter().filter_map(|answer| connection(answer.inner)) {
+        let Connection { transport, original, translated, .. } = connection;
+        if transport == Transport::Tcp && original != translated && !is_liberal {
+            let attributes = vec![ConntrackAttribute::CtaTupleOrig(tuple(transport, original)), tcp(None)];
+            let change = message(Family::of(&original.source), ConntrackMessage::New(attributes));
+            if let Err(e) = netlink.change(change, 0) {
+                tracing::debug!(?connection, "a connection may break: {e}");
+            }
+        }
+        connections.push(connection);
+    }
+    Ok(connections)
 }
 
-fn connection(answer: NetfilterMessageInner) -> Option<Connection> {
+/// And whether it is liberal.
+fn connection(answer: NetfilterMessageInner) -> Option<(Connection, bool)> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer else { return None };
-    let (mut original, mut reply, mut replied, mut timeout_s) = (None, None, false, 0);
+    let (mut original, mut reply, mut replied, mut timeout_s, mut is_liberal) = (None, None, false, 0, false);
     for attribute in &attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(direction(tuple)?),
             ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(direction(tuple)?.1),
             ConntrackAttribute::CtaStatus(status) => replied = status.contains(Status::SeenReply),
             ConntrackAttribute::CtaTimeout(seconds) => timeout_s = *seconds,
-            ConntrackAttribute::CtaProtoInfo(info) if is_closed(info) => return None,
+            ConntrackAttribute::CtaProtoInfo(info) => {
+                let of_tcp = |i: &ProtoInfo| if let ProtoInfo::TCP(tcp) = i { tcp.clone() } else { Vec::new() };
+                for field in info.iter().flat_map(of_tcp) {
+                    match field {
+                        ProtoInfoTCP::State(TIME_WAIT | CLOSE) => return None,
+                        ProtoInfoTCP::OriginalFlags(flags) => is_liberal = flags.flags & LIBERAL != 0,
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
     let (transport, original) = original?;
-    Some(Connection { transport, original, translated: reply?.reversed(), replied, timeout_s })
-}
-
-fn is_closed(info: &[ProtoInfo]) -> bool {
-    let mut tcp = info.iter().filter_map(|i| if let ProtoInfo::TCP(tcp) = i { Some(tcp) } else { None }).flatten();
-    tcp.any(|t| matches!(t, ProtoInfoTCP::State(TIME_WAIT | CLOSE)))
+    Some((Connection { transport, original, translated: reply?.reversed(), replied, timeout_s }, is_liberal))
 }
 
 /// `None`: another protocol.
@@ -138,17 +159,20 @@ fn attributes(connection: &Connection) -> Vec<ConntrackAttribute> {
         ((original.destination, original.destination_port), (translated.destination, translated.destination_port));
     attributes.extend((from != to).then(|| translation(CTA_NAT_DST, to)));
     if transport == Transport::Tcp {
-        let state = if replied { ESTABLISHED } else { SYN_SENT };
-        // `struct nf_ct_tcp_flags`: flags and mask.
-        let liberal = vec![LIBERAL, LIBERAL];
-        let tcp = [
-            DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![state]),
-            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, liberal.clone()),
-            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, liberal),
-        ];
-        attributes.push(ConntrackAttribute::Other(nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &tcp)])));
+        attributes.push(tcp(Some(if replied { ESTABLISHED } else { SYN_SENT })));
     }
     attributes
+}
+
+/// The entry becomes liberal; `None`: and keeps its state.
+fn tcp(state: Option<u8>) -> ConntrackAttribute {
+    // `struct nf_ct_tcp_flags`: flags and mask.
+    let liberal = vec![LIBERAL, LIBERAL];
+    let mut tcp: Vec<DefaultNla> =
+        state.into_iter().map(|state| DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![state])).collect();
+    tcp.push(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, liberal.clone()));
+    tcp.push(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, liberal));
+    ConntrackAttribute::Other(nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &tcp)]))
 }
 
 fn tuple(transport: Transport, direction: Direction) -> Vec<Tuple> {
