@@ -3,9 +3,10 @@
 
 use crate::chosen::{THIRD_PARTY, says};
 use crate::rig::serve;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::net::{SocketAddr, TcpStream};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use support::generator::bulk::{Stream, server};
 use support::host::Netns;
@@ -14,6 +15,7 @@ use support::long_lived::{LongLived, all_answer, idle};
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::{Residue, netfilter};
+use support::rng::Rng;
 use support::topology::{Container, Family, Topology};
 use support::traffic::{ANY, Dial, Proto, Server, exchange};
 
@@ -147,7 +149,8 @@ fn taken_over(topology: &Topology, agent: bool) -> Result<()> {
     traffic.goes_on()?;
     are_served(topology, &container)?;
     let hooks = status(topology)?["hooks"].clone();
-    ensure!(hooks.as_array().is_some_and(Vec::is_empty), "programs are attached: {hooks}");
+    let is_of_sockets = |hooks: &Vec<Value>| !hooks.is_empty() && hooks.iter().all(|h| h["side"] == "sockets");
+    ensure!(hooks.as_array().is_some_and(is_of_sockets), "expected programs at sockets alone: {hooks}");
     traffic.finish()?;
     // A rule that closes the port holds.
     let close = "nft add chain inet a p '{ type filter hook prerouting priority -300 ; }'; \
@@ -210,8 +213,10 @@ fn taken_back(topology: &Topology, agent: bool) -> Result<()> {
     wait_for("no rule of netfilter", SOON, left)?;
     let after = status(topology)?;
     ensure!(after["rejected_rungs"].as_array().is_none_or(Vec::is_empty), "{after}");
-    let tracked = topology.host.command("cat", &["/proc/sys/net/netfilter/nf_conntrack_count"])?;
-    ensure!(tracked.trim() == "0", "connections are left in connection tracking: {tracked}");
+    if need::program("conntrack").is_ok() {
+        let tracked = topology.host.command("conntrack", &["-L", "-p", "tcp"])?;
+        ensure!(tracked.trim().is_empty(), "connections are left in connection tracking: {tracked}");
+    }
     traffic.goes_on()?;
     traffic.finish()?;
     drop(twins);
@@ -266,6 +271,49 @@ fn rules_that_come_again_at_once_change_nothing() -> Result<()> {
     ensure!(log["pid"].is_number(), "no agent: {log}");
     topology.host.command("nft", &GONE)?;
     waits_for(&topology, "ebpf")?;
+    netavark.teardown(&container, &document(5))?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+/// SIGKILL at random moments of a change in either direction: the next command completes it or takes it back, and connections
+/// go on.
+#[test]
+fn a_change_that_is_killed_is_completed_by_the_next_command() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
+    let rng = Rng::new();
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?;
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document(5))?;
+    let mut traffic = Traffic::start(&topology, &container)?;
+    let reload = || netavark.command(&["firewall-reload"]);
+    let mut cut = 0;
+    for round in 0..8 {
+        let (rung, whole_ms) = if round % 2 == 0 {
+            topology.host.command("sh", &["-ec", THIRD_PARTY])?;
+            ("nftables", 100)
+        } else {
+            topology.host.command("nft", &GONE)?;
+            ("ebpf", 1_000)
+        };
+        let after = Duration::from_millis(rng.below(whole_ms));
+        let mut killed = topology.host.run(|| reload().stdin(Stdio::null()).stderr(Stdio::null()).spawn())?;
+        std::thread::sleep(after);
+        killed.kill()?;
+        cut += usize::from(!killed.wait()?.success());
+        traffic.goes_on().with_context(|| format!("killed after {after:?} of a change to {rung} ({rng})"))?;
+        topology.host.output(reload(), b"")?;
+        ensure!(status(&topology)?["rung"] == rung, "{rung}, {after:?} ({rng}): {}", status(&topology)?);
+        traffic.goes_on().with_context(|| format!("after a killed change to {rung}, {after:?} ({rng})"))?;
+        are_served(&topology, &container)?;
+        let rules = netfilter(&topology.host)?;
+        ensure!(rung == "nftables" || rules.is_empty(), "{after:?} ({rng}): {rules:?}");
+    }
+    need::say(&format!("{cut} of 8 changes were killed before their end"));
+    traffic.finish()?;
     netavark.teardown(&container, &document(5))?;
     residue.nothing_left(&topology, &[&container])
 }

@@ -12,6 +12,7 @@ pub(crate) mod netfilter;
 pub mod none;
 pub mod probe;
 
+pub use ebpf::sockets::reconcile as serve_sockets;
 pub use inspect::Inspect;
 pub use ladder::{inspect, open};
 
@@ -153,6 +154,11 @@ pub trait Datapath {
         None
     }
 
+    /// Whether programs at sockets serve clients on the host beside it, where they can be used ([`serve_sockets`]).
+    fn has_sockets_beside(&self) -> bool {
+        false
+    }
+
     /// Settings of the host's namespace that must hold while this rung serves `desired`.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl>;
 
@@ -170,6 +176,15 @@ pub trait Datapath {
     /// # Errors
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report>;
+
+    /// Removes what this rung has in the kernel after `to` has taken over, except what serves beside that one
+    /// ([`serve_sockets`]).
+    ///
+    /// # Errors
+    /// As [`reconcile`](Self::reconcile).
+    fn hand_over(&mut self, _to: &mut dyn Datapath, context: &Context<'_>) -> Result<Report> {
+        self.reconcile(&Desired::default(), context)
+    }
 
     /// The live connections in the tables by which this rung translates, for a rung that takes over. Those of others may be
     /// among them.

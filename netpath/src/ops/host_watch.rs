@@ -103,6 +103,7 @@ impl HostWatch {
         }
         let mut session = without_container(self.cookie)?;
         session.may_return = may_return;
+        session.may_load_beside = true;
         // A reload takes a second or two, in which commands must not wait for this look.
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };

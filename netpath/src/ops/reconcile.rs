@@ -2,7 +2,7 @@
 
 use super::session::{Session, unlocked};
 use super::{Leaving, agent, sysctls};
-use crate::datapath::{Context, firewalld, ladder};
+use crate::datapath::{self, Context, Datapath, firewalld, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
@@ -35,6 +35,24 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
         }
         Err(e) => Some(e.to_string()),
     }
+}
+
+/// Keeps programs at sockets beside a rung of netfilter. A container is served without them too. `None`: they are not loaded
+/// yet, and `may_load` is false.
+pub(super) fn serve_sockets(
+    beside: &dyn Datapath,
+    cookie: u64,
+    desired: &Desired,
+    view: &HostView,
+    may_load: bool,
+) -> Option<usize> {
+    if !beside.has_sockets_beside() {
+        return Some(0);
+    }
+    datapath::serve_sockets(cookie, desired, view, may_load).unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "no programs serve clients on this host at connect(); rules do");
+        Some(0)
+    })
 }
 
 impl Session {
@@ -90,7 +108,8 @@ impl Session {
                 Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
                 done => done?,
             };
-        self.site.store.keep_served(self.lock()?, Some(view.digest()))?;
+        // The agent's next look completes what is not.
+        self.site.store.keep_served(self.lock()?, self.is_complete.then(|| view.digest()))?;
         Ok(served)
     }
 
@@ -131,8 +150,11 @@ impl Session {
         }
         let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
         let report = datapath.reconcile(desired, &context)?;
-        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, zoned, "reconciled");
-        Ok(report.changed + zoned)
+        let sockets = serve_sockets(datapath.as_ref(), self.cookie, desired, view, self.may_load_beside);
+        self.is_complete &= sockets.is_some();
+        let sockets = sockets.unwrap_or(0);
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sockets, zoned, "reconciled");
+        Ok(report.changed + sockets + zoned)
     }
 
     /// The records of endpoints that exist. Others are forgotten, and counted: the container's namespace is gone without a teardown,

@@ -238,7 +238,7 @@ impl Session {
         };
         new.take_over(there, &context, &predecessor)?;
         store.keep_rung(lock, new.rung())?;
-        let emptied = old_datapath.reconcile(&Desired::default(), &context);
+        let emptied = old_datapath.hand_over(new, &context);
         emptied.map_err(|e| e.within(format!("cannot empty the {old} datapath")))?;
         store.keep_change(lock, None)
     }
@@ -265,7 +265,11 @@ impl Session {
         let left = || LADDER.into_iter().find(|b| (b.inspect)(self.cookie).exists());
         let rung = store.rung()?.unwrap_or_else(|| left().unwrap_or(LADDER[0]).rung);
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
-        Ok(ladder::open(rung, self.cookie)?.reconcile(&Desired::default(), &context)?.changed)
+        let mut datapath = ladder::open(rung, self.cookie)?;
+        let changed = datapath.reconcile(&Desired::default(), &context)?.changed;
+        let nothing = Desired::default();
+        let sockets = super::reconcile::serve_sockets(datapath.as_ref(), self.cookie, &nothing, &view, false);
+        Ok(changed + sockets.unwrap_or(0))
     }
 }
 

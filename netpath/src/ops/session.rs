@@ -28,6 +28,11 @@ pub(super) struct Session {
     pub may_step_down: bool,
     /// Whether a better rung may take containers back from netfilter. The agent does so, and without one any command.
     pub may_return: bool,
+    /// Whether it loads the programs beside a rung of netfilter, which no container waits for. The agent does so, and where
+    /// there is to be none, any command.
+    pub may_load_beside: bool,
+    /// Whether nothing was left to the agent.
+    pub is_complete: bool,
     /// Of setup: with their final order. Of teardown: from the store, else as the engine describes them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
@@ -49,6 +54,8 @@ impl Session {
         let store = Store::of(cookie);
         Ok(Self {
             cookie,
+            may_load_beside: agent::is_off(),
+            is_complete: true,
             may_return: state::agent::holder(store.dir()).is_none(),
             site: Site { rtnl: Rtnl::here()?, inside, store, keys },
             lock: None,

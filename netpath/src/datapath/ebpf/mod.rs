@@ -30,6 +30,7 @@ mod pins;
 mod ports;
 mod probe;
 mod sctp_netfilter;
+pub(crate) mod sockets;
 mod subnet_bitmap;
 mod sys;
 mod take_over;
@@ -44,6 +45,7 @@ use super::{Backend, Context, Datapath, Effort, Expired, Predecessor, Refusal, R
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use loader::Families;
+use netpath_common::layout::name;
 use pins::Pins;
 use tc_mode::TcMode;
 
@@ -72,6 +74,12 @@ impl Ebpf {
         Self { cookie, pins: Pins::of(cookie) }
     }
 
+    fn hand_over_flows(&self, to: &mut dyn Datapath) {
+        if let Err(e) = self.connections().and_then(|connections| to.adopt(&connections)) {
+            tracing::warn!("new connections begin again: {e}");
+        }
+    }
+
     /// `from`: the rung that serves until now.
     fn serve(&self, desired: &Desired, context: &Context<'_>, from: Option<&Predecessor<'_>>) -> Result<Report> {
         let (pins, host) = (&self.pins, context.host);
@@ -92,9 +100,7 @@ impl Ebpf {
         if !pins.exist() {
             idle::take(pins)?;
         }
-        let has_v6 = desired.bridged().any(|(record, _)| record.network.has_v6());
-        let families = if has_v6 { Families::Both } else { Families::V4 };
-        let mut changed = loader::ensure(pins, &attach::programs(&tables), families)?;
+        let mut changed = loader::ensure(pins, &attach::programs(&tables), Families::of_networks(desired))?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
@@ -173,8 +179,21 @@ impl Datapath for Ebpf {
         self.serve(desired, context, Some(from))
     }
 
+    fn hand_over(&mut self, to: &mut dyn Datapath, context: &Context<'_>) -> Result<Report> {
+        // Flows begin until the programs are detached.
+        self.hand_over_flows(to);
+        let detached = attach::detach(&self.pins)?;
+        self.hand_over_flows(to);
+        if !to.has_sockets_beside() {
+            return self.reconcile(&Desired::default(), context);
+        }
+        let rules = sctp_netfilter::reconcile(&Desired::default(), context)?;
+        let removed = sockets::keep_alone(&self.pins)? + remove_other_versions(self.cookie)?;
+        Ok(Report { changed: rules + detached + removed })
+    }
+
     fn connections(&self) -> Result<Vec<Connection>> {
-        let mut all = if self.pins.exist() { handover::connections(&self.pins)? } else { Vec::new() };
+        let mut all = if self.pins.map(name::FLOW4).exists() { handover::connections(&self.pins)? } else { Vec::new() };
         for (version, other) in Pins::of_other_versions(self.cookie) {
             all.extend(handover::connections_of_another_layout(version, &other)?);
         }

@@ -256,14 +256,6 @@ impl Inspect for Tables {
     fn generation(&self, _store: &Store) -> Option<u32> {
         nfnetlink::generation().ok()
     }
-
-    fn notes(&self) -> Vec<String> {
-        vec![
-            "on iptables, ::1 of this host reaches published ports of containers with IPv6 only, and none while \
-             bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
-                .to_owned(),
-        ]
-    }
 }
 
 /// The tables of legacy iptables, with the name of the tool of their family. Families without a table are skipped.

@@ -94,6 +94,10 @@ impl Datapath for Nftables {
         Vec::new()
     }
 
+    fn has_sockets_beside(&self) -> bool {
+        true
+    }
+
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         settings::sysctls(desired)
     }
