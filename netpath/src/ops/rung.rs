@@ -243,16 +243,20 @@ impl Session {
         store.keep_change(lock, None)
     }
 
-    /// A change-over was interrupted or failed: the rung that does not serve hands over what it has, and is emptied.
+    /// A change-over was interrupted or failed: the rung that does not serve hands over what it has, and is emptied. What
+    /// cannot be removed is no reason to refuse containers; the next command tries again.
     ///
     /// # Errors
-    /// As of the change-over.
+    /// The state cannot be read.
     pub(super) fn finish_change(&self, desired: &Desired) -> Result<()> {
         let (Some(rungs), Some(kept)) = (self.site.store.change()?, self.site.store.rung()?) else { return Ok(()) };
-        match rungs.into_iter().find(|rung| *rung != kept) {
-            Some(left) => self.change_over(left, ladder::open(kept, self.cookie)?.as_mut(), &served(desired)),
-            None => Ok(()),
+        let Some(left) = rungs.into_iter().find(|rung| *rung != kept) else { return Ok(()) };
+        let finished = ladder::open(kept, self.cookie)
+            .and_then(|mut kept| self.change_over(left, kept.as_mut(), &served(desired)));
+        if let Err(e) = finished {
+            tracing::warn!("the change from {} to {} is not complete: {e}", rungs[0], rungs[1]);
         }
+        Ok(())
     }
 
     /// Empties the datapath of a host without records. Returns the number of changes.
