@@ -102,4 +102,5 @@ echo "BY NAME $(page podman run --rm --network front bb wget -q -O - http://web/
 echo "OUTWARD $(page podman exec web wget -q -O - http://192.0.2.1:9000/)"
 echo "TABLES $(podman unshare --rootless-netns nft list tables | tr '\n' ' ')"
 podman rm -f -t 0 web >/dev/null
-echo "LEFT $(ps -o args= -U 1000 | grep 'netpath\|aardvark\|slirp' || true)"
+# Without zombies: this shell reaps none.
+echo "LEFT $(ps -o stat=,args= -U 1000 | grep -v '^Z' | grep 'netpath\|aardvark\|slirp' || true)"

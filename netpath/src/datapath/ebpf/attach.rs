@@ -158,6 +158,31 @@ pub(super) fn detach(pins: &Pins) -> Result<usize> {
     Ok(names.len() + remove_filters(pins)?)
 }
 
+/// Detaches what has no pinned link.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn detach_unpinned(pins: &Pins) -> Result<usize> {
+    xdp::detach(pins)?;
+    remove_filters(pins)
+}
+
+/// Detaches everything, and removes all pins. Returns their number.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove(pins: &Pins) -> Result<usize> {
+    if pins.exist() { Ok(detach_unpinned(pins)? + pins.remove()?) } else { Ok(0) }
+}
+
+/// As [`remove`] for the trees of other layouts.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove_other_versions(cookie: u64) -> Result<usize> {
+    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
+}
+
 /// Adds missing hooks of sockets. Returns the number of changes.
 pub(super) fn reconcile_sockets(pins: &Pins) -> Result<usize> {
     sockets(pins, &mut Programs::default())

@@ -86,7 +86,7 @@ impl Ebpf {
         // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
         if desired.bridged().next().is_none() {
             let rules = sctp_netfilter::reconcile(desired, context)?;
-            return Ok(Report { changed: rules + put_aside(pins)? + remove_other_versions(self.cookie)? });
+            return Ok(Report { changed: rules + put_aside(pins)? + attach::remove_other_versions(self.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
             let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
@@ -188,7 +188,7 @@ impl Datapath for Ebpf {
             return self.reconcile(&Desired::default(), context);
         }
         let rules = sctp_netfilter::reconcile(&Desired::default(), context)?;
-        let removed = sockets::keep_alone(&self.pins)? + remove_other_versions(self.cookie)?;
+        let removed = sockets::keep_alone(&self.pins)? + attach::remove_other_versions(self.cookie)?;
         Ok(Report { changed: rules + detached + removed })
     }
 
@@ -218,22 +218,9 @@ fn adopt(pins: &Pins, tables: &compile::Tables, from: Option<&Predecessor<'_>>) 
     })
 }
 
-fn remove(pins: &Pins) -> Result<usize> {
-    if pins.exist() { Ok(detach(pins)? + pins.remove()?) } else { Ok(0) }
-}
-
 /// Keeps programs and maps for the next first container, if the user wants that.
 fn put_aside(pins: &Pins) -> Result<usize> {
-    if pins.exist() { Ok(detach(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
-}
-
-fn detach(pins: &Pins) -> Result<usize> {
-    xdp::detach(pins)?;
-    attach::remove_filters(pins)
-}
-
-fn remove_other_versions(cookie: u64) -> Result<usize> {
-    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
+    if pins.exist() { Ok(attach::detach_unpinned(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
 }
 
 fn migrate(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
@@ -248,7 +235,7 @@ fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> 
         changed += attach::hand_over(other, pins)? + other.remove_links()?;
     }
     changed += migrate(others, pins)?;
-    others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))
+    others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + attach::remove(other)?))
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@
 //! They use the same pins as the whole datapath, so that they stay attached in a change-over, with what they know of
 //! connected sockets. No container depends on them: without them rules serve clients on the host.
 
+use super::attach::{self, remove, remove_other_versions};
 use super::compile::compile;
 use super::loader::Families;
 use super::pins::Pins;
 use super::ports::Ports;
-use super::{attach, cgroup, loader, map_sync, probe, remove, remove_other_versions, xdp};
+use super::{cgroup, loader, map_sync, probe};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView};
 use netpath_common::layout::name;
@@ -70,8 +71,7 @@ pub(super) fn keep_alone(pins: &Pins) -> Result<usize> {
     if !pins.exist() {
         return Ok(0);
     }
-    xdp::detach(pins)?;
-    let mut removed = attach::remove_filters(pins)?;
+    let mut removed = attach::detach_unpinned(pins)?;
     let programs = programs();
     let maps = BTreeSet::from(MAPS);
     for (dir, kept) in [("link", &programs), ("prog", &programs), ("map", &maps)] {
