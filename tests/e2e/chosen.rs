@@ -58,7 +58,10 @@ fn where_a_program_is_refused_the_next_rung_serves_and_says_why() -> Result<()> 
 
     let netavark = Netavark::with(&topology, &[])?;
     let container = topology.container("web")?;
-    netavark.setup(&container, &document())?;
+    let answer = netavark.try_setup(&container, &document().json(&container))?;
+    answer.json()?;
+    let said = answer.stderr.matches("the ebpf datapath cannot be used, nftables is").count();
+    ensure!(said == 1 && answer.stderr.contains("cannot load program np_"), "{}", answer.stderr);
     ensure!(!netfilter(&topology.host)?.is_empty(), "no rule of netfilter serves the container");
     let servers = serve(&container, 80, "web")?;
     let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;

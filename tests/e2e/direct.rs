@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 use support::echo::Pinger;
 use support::need;
-use support::netavark::{Document, Rung};
+use support::netavark::Document;
 use support::packet::Frame;
 use support::raw::Raw;
 use support::topology::{Container, Family, Topology};
@@ -32,7 +32,7 @@ fn routes_to_containers(rig: &Rig<'_>) -> Result<()> {
 
 /// Whether drops are counted by reason.
 fn counts(way: Way) -> bool {
-    way.rung != Rung::Iptables
+    !way.rung.is_iptables()
 }
 
 fn counted(rig: &Rig<'_>, way: Way, reason: Reason) -> Result<()> {

@@ -3,8 +3,9 @@
 use crate::rig::serve;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use support::denied;
 use support::need;
-use support::netavark::{Document, Netavark, Network, binary};
+use support::netavark::{Document, Netavark, Network, Rung, binary};
 use support::residue::{Residue, netfilter};
 use support::topology::{Family, Topology};
 use support::traffic::{Dial, Proto};
@@ -135,4 +136,132 @@ fn programs_are_attached_as_is_asked_for() -> Result<()> {
         residue.nothing_left(&topology, &[&container])?;
     }
     Ok(())
+}
+
+/// What a host or a container can lack, and the datapath that serves then.
+struct Lack {
+    what: &'static str,
+    without: fn(Netavark<'_>) -> Netavark<'_>,
+    rung: &'static str,
+    /// The words of the log line that says why.
+    line: &'static [&'static str],
+}
+
+const LACKS: [Lack; 3] = [
+    Lack {
+        what: "bpf() is blocked by seccomp",
+        without: |n| n.without(denied::BPF),
+        rung: "nftables",
+        line: &["the datapath of this host is nftables", "ebpf: no bpf: "],
+    },
+    Lack {
+        what: "no TCX",
+        without: |n| n.without(denied::BPF_LINKS),
+        rung: "ebpf",
+        line: &["the kernel has no TCX, clsact is used"],
+    },
+    Lack {
+        what: "neither bpf() nor nf_tables",
+        without: |n| n.without(denied::BPF).without(denied::NF_TABLES),
+        rung: "iptables",
+        line: &["the datapath of this host is iptables", "ebpf: no bpf: ", "nftables: "],
+    },
+];
+
+/// One line of the log says why.
+fn is_said_once(log: &str, words: &[&str]) -> Result<()> {
+    let lines = log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count();
+    ensure!(lines == 1, "{lines} lines with {words:?} in\n{log}");
+    Ok(())
+}
+
+#[test]
+fn without_a_feature_the_next_datapath_serves_and_one_line_says_why() -> Result<()> {
+    need!(need::netpath(), need::root(), need::bpf(), need::tcx());
+    need!(need::accepted("tc", "qdisc add dev v0 clsact"), need::accepted("iptables-legacy", "-t nat -L"));
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    for Lack { what, without, rung, line } in LACKS {
+        let topology = Topology::new()?;
+        let residue = Residue::watch(&topology)?;
+        let environment = [("RUST_LOG", "netpath=info"), ("NETPATH_AGENT", "off")];
+        let netavark = without(Netavark::with(&topology, &environment)?);
+        let container = topology.container("web")?;
+        let answer = netavark.try_setup(&container, &document.json(&container))?;
+        answer.json().with_context(|| what)?;
+        is_said_once(&answer.stderr, line).with_context(|| what)?;
+        let status = crate::chosen::says(&topology, "status")?;
+        ensure!(status["rung"] == rung, "{what}: {status}");
+        let _servers = serve(&container, 80, "web")?;
+        for family in Family::BOTH {
+            let seen = Dial::new(Proto::Tcp, family.host(), 8080).ask(&topology.client).with_context(|| what)?;
+            ensure!(("web", family.client()) == (seen.server.as_str(), seen.client.ip()), "{what}: {seen:?}");
+        }
+        netavark.teardown(&container, &document)?;
+        residue.nothing_left(&topology, &[&container]).with_context(|| what)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_any_datapath_a_container_starts_with_its_links_and_one_line_says_why() -> Result<()> {
+    need!(need::netpath(), need::root());
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[("NETPATH_AGENT", "off")])?.without_iptables();
+    let netavark = netavark.without(denied::BPF).without(denied::NF_TABLES);
+    let container = topology.container("web")?;
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    let answer = netavark.try_setup(&container, &document.json(&container))?;
+    answer.json()?;
+    let line = ["no datapath can be used", "ebpf: no bpf: ", "nftables: ", "iptables: "];
+    is_said_once(&answer.stderr, &line)?;
+    let _servers = serve(&container, 80, "web")?;
+    let seen = Dial::new(Proto::Tcp, Family::V4.container(7, 5), 80).ask(&topology.host)?;
+    ensure!(seen.server == "web", "{seen:?}");
+    netavark.teardown(&container, &document)?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+/// CAP_SYS_ADMIN, without which no container can be attached, includes it.
+#[test]
+fn without_cap_bpf_the_programs_serve_by_cap_sys_admin() -> Result<()> {
+    const CAP_BPF: libc::c_ulong = 39;
+    need!(need::netpath(), need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let container = topology.container("web")?;
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    let netavark = Netavark::with(&topology, &[])?.without_capability(CAP_BPF);
+    netavark.setup(&container, &document)?;
+    let status = crate::chosen::says(&topology, "status")?;
+    ensure!(status["rung"] == "ebpf", "{status}");
+    let _servers = serve(&container, 80, "web")?;
+    let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
+    ensure!(seen.server == "web", "{seen:?}");
+    netavark.teardown(&container, &document)?;
+    residue.nothing_left(&topology, &[&container])
+}
+
+/// Pins need it: without, no program outlives the command.
+#[test]
+fn without_bpffs_nftables_serves_and_one_line_says_why() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let container = topology.container("web")?;
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    let environment = [("RUST_LOG", "netpath=info"), ("NETPATH_AGENT", "off")];
+    let netavark = Netavark::with(&topology, &environment)?.without_bpffs();
+    let answer = netavark.try_setup(&container, &document.json(&container))?;
+    answer.json()?;
+    is_said_once(
+        &answer.stderr,
+        &["the datapath of this host is nftables", "ebpf: no bpffs: /sys/fs/bpf does not exist"],
+    )?;
+    let servers = serve(&container, 80, "web")?;
+    let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
+    ensure!(seen.server == "web", "{seen:?}");
+    drop(servers);
+    netavark.teardown(&container, &document)?;
+    residue.nothing_left(&topology, &[&container])
 }

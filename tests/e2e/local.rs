@@ -3,6 +3,7 @@
 use crate::rig::{Rig, rig, serve, web};
 use anyhow::Result;
 use std::net::{IpAddr, Ipv4Addr};
+use support::host::{SOON, wait_for};
 use support::need;
 use support::netavark::{Document, Network, Rung};
 use support::topology::{CLIENT4, Family, Topology};
@@ -63,16 +64,21 @@ fn a_client_bound_to_the_hosts_address_is_served(rung: Rung) -> Result<()> {
 }
 
 fn ipv6_localhost_reaches_a_container_without_ipv6(rung: Rung) -> Result<()> {
-    need!(if rung.is_ebpf() {
-        Ok(())
-    } else {
-        Err("programs at connect(): netfilter cannot translate ::1".to_owned())
+    need!(match rung {
+        Rung::Iptables | Rung::IptablesLegacy =>
+            Err("programs at connect(): netfilter cannot translate ::1".to_owned()),
+        Rung::Nftables => need::bpf(),
+        Rung::Tcx | Rung::Clsact => Ok(()),
     });
     rig(Topology::new(), rung, |rig| {
         let net = Network::new("four", "podman7").subnet("10.89.7.0/24", "10.89.7.1");
         let document =
             Document::new().on(&net, "eth0", &["10.89.7.5"]).publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
         let (web, _servers) = web(rig, document)?;
+        // Beside nftables the agent loads them.
+        let is_attached =
+            || rig.status().ok()?["hooks"].as_array()?.iter().find(|h| h["program"] == "np_connect6").map(drop);
+        wait_for("programs at sockets", SOON, is_attached)?;
         // Not by sendto(): there the kernel rejects an address of the other family (net/ipv6/udp.c, udpv6_sendmsg()).
         for dial in dials(Family::V6.localhost()).into_iter().filter(|d| d.connected) {
             rig.sees("::1", &rig.topology.host, &dial, "web", Family::V4.gateway(7));
@@ -99,7 +105,7 @@ fn two_services(rig: &Rig<'_>, family: Family) -> Result<()> {
     let localhost = family.localhost();
     let heard = rig.topology.host.run(|| -> Result<Vec<(std::net::SocketAddr, String)>> {
         let socket = std::net::UdpSocket::bind((if family == Family::V4 { "0.0.0.0" } else { "::" }, 0))?;
-        socket.set_read_timeout(Some(support::host::SOON))?;
+        socket.set_read_timeout(Some(SOON))?;
         let mut heard = Vec::new();
         for _ in 0..3 {
             for port in [8080, 8081] {

@@ -8,7 +8,8 @@
 #[macro_use]
 extern crate support;
 
-/// As `on_every_rung!`, for functions `name(way) -> anyhow::Result<()>`: additionally on a host that tracks connections.
+/// As `on_every_rung!`, for functions `name(way) -> anyhow::Result<()>`: additionally on a host that tracks connections, and with
+/// legacy iptables.
 macro_rules! on_every_way {
     ($($name:ident),* $(,)?) => {
         const GROUP: &[&str] = &[$(stringify!($name)),*];
@@ -19,6 +20,7 @@ macro_rules! on_every_way {
         on_every_way!(@ tcx_offload_tracked Tcx Path::Offload, true $($name)*);
         on_every_way!(@ nftables_tracked Nftables Path::Auto, true $($name)*);
         on_every_way!(@ iptables_tracked Iptables Path::Auto, true $($name)*);
+        on_every_way!(@ iptables_legacy IptablesLegacy Path::Auto, false $($name)*);
     };
     (@ $module:ident $rung:ident $path:path, $tracked:literal $($name:ident)*) => {
         mod $module {

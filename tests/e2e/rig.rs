@@ -43,17 +43,19 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Every run takes all tests over each rung. The ways of a host that tracks connections use the same programs and rules: they
-    /// are distributed among the tests of a group, so that each group meets each way.
+    /// Every run takes all tests over each rung. The ways of a host that tracks connections, and of legacy iptables, use the same
+    /// programs and rules: they are distributed among the tests of a group, so that each group meets each way.
     pub(crate) fn turn(self, test: &str, group: &[&str]) -> need::Need {
         let number = match self.rung {
             Rung::Tcx | Rung::Clsact => 0,
             Rung::Nftables => 1,
             Rung::Iptables => 2,
+            Rung::IptablesLegacy => 3,
         };
         let test = group.iter().position(|name| *name == test).unwrap_or_default();
         let is_assigned = is_assigned(number, test, group.len());
-        if !self.tracked || is_assigned || need::is_full() {
+        let is_distributed = self.tracked || self.rung == Rung::IptablesLegacy;
+        if !is_distributed || is_assigned || need::is_full() {
             return Ok(());
         }
         Err("NETPATH_SOAK=full: other tests of this group take this way".to_owned())
@@ -88,19 +90,22 @@ impl Way {
     }
 }
 
-/// Number of ways on a host that tracks connections.
-const TRACKED: usize = 3;
+/// Number of ways that are distributed.
+const DISTRIBUTED: usize = 4;
 
-/// Whether this one of [`TRACKED`] ways is assigned to this one of `tests` tests.
+/// Whether this one of [`DISTRIBUTED`] ways is assigned to this one of `tests` tests.
 fn is_assigned(way: usize, test: usize, tests: usize) -> bool {
-    (0..tests.max(TRACKED)).any(|n| n % TRACKED == way && n % tests == test)
+    (0..tests.max(DISTRIBUTED)).any(|n| n % DISTRIBUTED == way && n % tests == test)
 }
 
 #[test]
 fn each_group_covers_each_way() {
     for tests in 1..20 {
         let count = |way| (0..tests).filter(|test| is_assigned(way, *test, tests)).count();
-        assert!((0..TRACKED).all(|way| count(way) >= 1 && count(way) <= tests.div_ceil(TRACKED)), "{tests} tests");
+        assert!(
+            (0..DISTRIBUTED).all(|way| count(way) >= 1 && count(way) <= tests.div_ceil(DISTRIBUTED)),
+            "{tests} tests"
+        );
     }
 }
 
@@ -124,6 +129,7 @@ pub(crate) fn rig(
     test: impl FnOnce(&Rig<'_>) -> Result<Vec<(Container, Document)>>,
 ) -> Result<()> {
     let topology = topology?;
+    rung.prepare(&topology.host)?;
     let residue = Residue::watch(&topology)?;
     let rig = Rig {
         topology: &topology,

@@ -95,7 +95,7 @@ fn of_layer_3(rig: &Rig<'_>, rung: Rung) -> Result<()> {
             let names: BTreeSet<&str> = shown.split_whitespace().filter(|w| w.starts_with("np_")).collect();
             names.into_iter().map(str::to_owned).collect()
         }
-        Rung::Nftables | Rung::Iptables => return Ok(()),
+        Rung::Nftables | Rung::Iptables | Rung::IptablesLegacy => return Ok(()),
     };
     let names: Vec<&str> = at.iter().map(|n| n.split(':').next().unwrap_or_default()).collect();
     rig.note(names == ["np_uplink_in_l3"], || format!("programs at the ingress of {TUN}: {names:?}"));

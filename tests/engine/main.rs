@@ -12,6 +12,7 @@ mod faults;
 mod lifecycle;
 mod networks;
 mod publish;
+mod rootless;
 
 use anyhow::{Context, Result, anyhow};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

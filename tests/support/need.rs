@@ -68,6 +68,10 @@ pub fn rung(rung: Rung) -> Need {
     match rung {
         Rung::Nftables => netpath(),
         Rung::Iptables => program("iptables"),
+        Rung::IptablesLegacy => {
+            let of = |name| program(name).and_then(|()| accepted(name, "-w -t nat -L"));
+            netpath().and_then(|()| of("iptables-legacy")).and_then(|()| of("ip6tables-legacy"))
+        }
         Rung::Clsact => netpath().and_then(|()| bpf()),
         Rung::Tcx => netpath().and_then(|()| bpf()).and_then(|()| tcx()),
     }

@@ -4,8 +4,8 @@
 //! named `netavark`. A `NETPATH_BIN` whose file name is `netavark` is the incumbent: tests that only netpath can pass are then
 //! skipped, and the others validate the tests themselves.
 
+use crate::denied::{self, Denied};
 use crate::host::{Netns, SOON, wait_for};
-use crate::refuse_bpf::RefuseBpf;
 use crate::topology::{Container, Family, Topology};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -57,6 +57,8 @@ pub enum Rung {
     Clsact,
     Nftables,
     Iptables,
+    /// On a host whose rules are in legacy tables ([`Rung::prepare`]).
+    IptablesLegacy,
 }
 
 impl Rung {
@@ -78,8 +80,26 @@ impl Rung {
             Rung::Tcx => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "")],
             Rung::Clsact => vec![("NETPATH_DATAPATH", "ebpf"), ("NETPATH_TC", "clsact")],
             Rung::Nftables => vec![("NETPATH_DATAPATH", "nftables")],
-            Rung::Iptables => vec![("NETPATH_DATAPATH", "iptables")],
+            Rung::Iptables | Rung::IptablesLegacy => vec![("NETPATH_DATAPATH", "iptables")],
         }
+    }
+
+    pub fn is_iptables(self) -> bool {
+        matches!(self, Rung::Iptables | Rung::IptablesLegacy)
+    }
+
+    /// Gives the host what the rung is chosen by, before anything else is done on it.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn prepare(self, host: &Netns) -> Result<()> {
+        if self == Rung::IptablesLegacy {
+            for program in ["iptables-legacy", "ip6tables-legacy"] {
+                // Without a target: it only counts.
+                host.command(program, &["-w", "-A", "INPUT", "-p", "tcp", "--dport", "1"])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -139,8 +159,9 @@ pub struct Netavark<'t> {
     pub topology: &'t Topology,
     link: PathBuf,
     environment: Vec<(String, String)>,
-    bpf_refused: bool,
-    iptables_hidden: bool,
+    denied: Vec<Denied>,
+    hidden: &'static [&'static str],
+    dropped: Option<libc::c_ulong>,
 }
 
 impl<'t> Netavark<'t> {
@@ -179,7 +200,7 @@ impl<'t> Netavark<'t> {
             std::os::unix::fs::symlink(binary()?, &link)?;
         }
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Ok(Self { topology, link, environment, bpf_refused: false, iptables_hidden: false })
+        Ok(Self { topology, link, environment, denied: Vec::new(), hidden: &[], dropped: None })
     }
 
     /// On `rung`.
@@ -192,15 +213,35 @@ impl<'t> Netavark<'t> {
 
     /// From now on bpf(2) is denied to it.
     #[must_use]
-    pub fn without_bpf(mut self) -> Self {
-        self.bpf_refused = true;
+    pub fn without_bpf(self) -> Self {
+        self.without(denied::BPF)
+    }
+
+    /// From now on this system call is denied to it.
+    #[must_use]
+    pub fn without(mut self, denied: Denied) -> Self {
+        self.denied.push(denied);
         self
     }
 
     /// From now on it finds no iptables: a mount namespace hides the system programs.
     #[must_use]
     pub fn without_iptables(mut self) -> Self {
-        self.iptables_hidden = true;
+        self.hidden = &["/usr/local/sbin", "/usr/sbin"];
+        self
+    }
+
+    /// From now on it finds no bpffs, neither its own nor that of PID 1, and no place to mount one.
+    #[must_use]
+    pub fn without_bpffs(mut self) -> Self {
+        self.hidden = &["/sys/fs", "/proc/1"];
+        self
+    }
+
+    /// From now on it lacks this capability.
+    #[must_use]
+    pub fn without_capability(mut self, capability: libc::c_ulong) -> Self {
+        self.dropped = Some(capability);
         self
     }
 
@@ -216,12 +257,14 @@ impl<'t> Netavark<'t> {
         // Podman's own default level.
         command.env("RUST_LOG", std::env::var_os("NETPATH_TEST_LOG").unwrap_or("netavark=warn".into()));
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
-        if self.bpf_refused {
-            command.refuse_bpf();
+        // A filter may deny what hiding programs needs.
+        if !self.hidden.is_empty() {
+            hide(&mut command, self.hidden);
         }
-        if self.iptables_hidden {
-            hide_system_programs(&mut command);
+        if let Some(capability) = self.dropped {
+            drop_capability(&mut command, capability);
         }
+        self.denied.iter().for_each(|denied| denied.to(&mut command));
         command
     }
 
@@ -271,21 +314,35 @@ impl<'t> Netavark<'t> {
 }
 
 /// The directories, besides PATH, in which netpath looks for iptables.
-fn hide_system_programs(command: &mut Command) {
+fn hide(command: &mut Command, dirs: &'static [&'static str]) {
     use nix::mount::{MsFlags, mount};
     use std::os::unix::process::CommandExt;
-    let hide = || {
+    let hide = move || {
         let nothing: Option<&str> = None;
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
-        for dir in ["/usr/local/sbin", "/usr/sbin"] {
-            mount(Some("netpath-test"), dir, Some("tmpfs"), MsFlags::empty(), nothing)?;
+        for dir in dirs {
+            mount(Some("netpath-test"), *dir, Some("tmpfs"), MsFlags::empty(), nothing)?;
         }
         Ok(())
     };
     command.env("PATH", "/usr/bin:/bin");
     // SAFETY: between fork and exec only bare system calls are made, on strings owned by the program.
     unsafe { command.pre_exec(hide) };
+}
+
+/// What root gets by exec is limited by the bounding set.
+fn drop_capability(command: &mut Command, capability: libc::c_ulong) {
+    use std::os::unix::process::CommandExt;
+    let limit = move || {
+        // SAFETY: numbers only.
+        match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: one bare system call between fork and exec.
+    unsafe { command.pre_exec(limit) };
 }
 
 /// `networks` in the format of Podman 5, or of Podman 6.

@@ -62,6 +62,8 @@ pub(crate) const ENGINE: &[Need] = &[
     program_of("podman", "podman", "podman"),
     program_of("crun", "crun", "crun"),
     program_of("conmon", "conmon", "conmon"),
+    // Rootless Podman before 5.
+    program_of("slirp4netns", "slirp4netns", "slirp4netns"),
     Need {
         what: "netavark",
         seen_by: Probe::AnyFile(&["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"]),

@@ -72,11 +72,6 @@ pub trait Inspect {
         Ok(Vec::new())
     }
 
-    /// What this rung does not do, for an administrator to know.
-    fn notes(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     /// Starts to report packets to `sink`; `None`: this rung cannot, or has nothing in the kernel.
     ///
     /// # Errors

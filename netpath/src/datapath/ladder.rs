@@ -116,11 +116,14 @@ fn choose_with(
                 let rung = *rung;
                 match usable(rung) {
                     Ok(()) => {
+                        let why: Vec<String> = reasons.iter().map(|(rung, why)| format!("{rung}: {why}")).collect();
+                        let why = why.join("; ");
                         if rung == Rung::None {
                             tracing::warn!(
-                                ?reasons,
-                                "no datapath can be used: no port is published, nothing is masqueraded"
+                                "no datapath can be used, no port is published, nothing is masqueraded: {why}"
                             );
+                        } else if !why.is_empty() {
+                            tracing::info!("the datapath of this host is {rung}: {why}");
                         }
                         return Ok(Chosen { rung, reasons });
                     }

@@ -12,6 +12,7 @@ pub(crate) mod netfilter;
 pub mod none;
 pub mod probe;
 
+pub use ebpf::sockets::reconcile as serve_sockets;
 pub use inspect::Inspect;
 pub use ladder::{inspect, open};
 
@@ -22,6 +23,7 @@ use connection::Connection;
 use filter::Foreign;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
 /// Tells builds of the programs apart.
@@ -78,6 +80,15 @@ pub struct Context<'a> {
     pub store: &'a Store,
     /// Of the store.
     pub lock: &'a Lock,
+}
+
+/// The rung whose containers another one takes over: it serves until it is emptied.
+pub struct Predecessor<'a> {
+    /// Its live connections, as of now.
+    pub connections: &'a dyn Fn() -> Result<Vec<Connection>>,
+    /// The interface by which the host sends a packet from this source to this destination, which came from the
+    /// interface given first; 0 = the host's own.
+    pub route: &'a dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
 }
 
 /// A feature that a rung cannot give, known before anything is changed.
@@ -143,6 +154,11 @@ pub trait Datapath {
         None
     }
 
+    /// Whether programs at sockets serve clients on the host beside it, where they can be used ([`serve_sockets`]).
+    fn has_sockets_beside(&self) -> bool {
+        false
+    }
+
     /// Settings of the host's namespace that must hold while this rung serves `desired`.
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl>;
 
@@ -161,7 +177,17 @@ pub trait Datapath {
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report>;
 
-    /// The live connections that are translated by this rung's own tables, for a rung that takes over.
+    /// Removes what this rung has in the kernel after `to` has taken over, except what serves beside that one
+    /// ([`serve_sockets`]).
+    ///
+    /// # Errors
+    /// As [`reconcile`](Self::reconcile).
+    fn hand_over(&mut self, _to: &mut dyn Datapath, context: &Context<'_>) -> Result<Report> {
+        self.reconcile(&Desired::default(), context)
+    }
+
+    /// The live connections in the tables by which this rung translates, for a rung that takes over. Those of others may be
+    /// among them.
     ///
     /// # Errors
     /// They cannot be read.
@@ -169,8 +195,21 @@ pub trait Datapath {
         Ok(Vec::new())
     }
 
-    /// Takes over connections that another rung has translated: they go on with their addresses and ports. Returns how
-    /// many were not known yet.
+    /// As [`reconcile`](Self::reconcile) for the containers of another rung, while that one serves: a packet always finds one
+    /// of them. Connections go on with their addresses and ports.
+    ///
+    /// # Errors
+    /// As `reconcile`. Connections that cannot be taken over begin again; that is no reason to keep two rungs.
+    fn take_over(&mut self, desired: &Desired, context: &Context<'_>, from: &Predecessor<'_>) -> Result<Report> {
+        let report = self.reconcile(desired, context)?;
+        match (from.connections)().and_then(|connections| self.adopt(&connections)) {
+            Ok(adopted) => tracing::info!(adopted, "connections go on"),
+            Err(e) => tracing::warn!("connections begin again: {e}"),
+        }
+        Ok(report)
+    }
+
+    /// Takes over connections that another rung has translated. Returns how many were not known yet.
     ///
     /// # Errors
     /// None can be taken over.

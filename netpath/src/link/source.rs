@@ -122,22 +122,22 @@ impl Rtnl {
         sources
     }
 
+    /// The interface by which the kernel sends a packet that came from `interface`; 0 = the host's own packet.
+    pub fn route_interface(&self, interface: u32, from: IpAddr, to: IpAddr) -> Option<u32> {
+        let mut message = request(from, to);
+        if interface != 0 {
+            message.attributes.push(RouteAttribute::Iif(interface));
+        }
+        let answers = self.read(RouteNetlinkMessage::GetRoute(message)).ok()?;
+        let [RouteNetlinkMessage::NewRoute(route)] = answers.as_slice() else { return None };
+        route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
+    }
+
     /// The route of a packet from a container.
     fn route(&self, bridge: u32, from: IpAddr, to: IpAddr) -> Option<Route> {
-        let mut message = RouteMessage::default();
-        let len = if to.is_ipv4() { 32 } else { 128 };
-        message.header = RouteHeader {
-            address_family: family(to.is_ipv4()),
-            destination_prefix_length: len,
-            source_prefix_length: len,
-            flags: RouteFlags::FibMatch,
-            ..RouteHeader::default()
-        };
-        message.attributes = vec![
-            RouteAttribute::Destination(to.into()),
-            RouteAttribute::Source(from.into()),
-            RouteAttribute::Iif(bridge),
-        ];
+        let mut message = request(from, to);
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Iif(bridge));
         let answers = self.read(RouteNetlinkMessage::GetRoute(message)).ok()?;
         answers.iter().find_map(Route::of).filter(|r| r.is_forwarding && !r.hops.is_empty())
     }
@@ -164,6 +164,19 @@ impl Rtnl {
         }
         Ok(rules)
     }
+}
+
+fn request(from: IpAddr, to: IpAddr) -> RouteMessage {
+    let len = if to.is_ipv4() { 32 } else { 128 };
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: family(to.is_ipv4()),
+        destination_prefix_length: len,
+        source_prefix_length: len,
+        ..RouteHeader::default()
+    };
+    message.attributes = vec![RouteAttribute::Destination(to.into()), RouteAttribute::Source(from.into())];
+    message
 }
 
 /// The prefixes that routing rules match.

@@ -5,7 +5,7 @@ use crate::datapath::filter::{self, Foreign};
 use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
 use crate::datapath::probe::{self, Answer};
-use crate::datapath::{self, IdleState, firewalld};
+use crate::datapath::{IdleState, firewalld};
 use crate::link::sysctl;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
@@ -95,10 +95,10 @@ pub fn examine(host: &Host) -> Result<Report> {
     Ok(Report {
         version: 1,
         rung,
-        translation: rung.map(|rung| translation(rung, &foreign, used.is_some())),
+        translation: rung.map(|rung| translation(rung, &foreign, used.is_some(), host.store.has_given_way())),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
-        notes: notes(host, rung)?,
+        notes: notes(host)?,
         in_use: used.is_some(),
         ladder,
         probes: LADDER.iter().flat_map(|b| b.probes).map(ask).collect(),
@@ -131,7 +131,8 @@ impl FirstThroughNetfilter {
     }
 }
 
-fn translation(rung: Rung, foreign: &Foreign, in_use: bool) -> Translation {
+/// `given_way`: the rung is in use because of rules of others.
+fn translation(rung: Rung, foreign: &Foreign, in_use: bool, given_way: bool) -> Translation {
     let rule = foreign.bypassed();
     let of_programs = "netpath's programs translate; netfilter is not in the path of containers";
     let of_netfilter =
@@ -159,7 +160,19 @@ fn translation(rung: Rung, foreign: &Foreign, in_use: bool) -> Translation {
             "netfilter",
             rule,
             of_netfilter,
-            "without such rules the next first container takes the programs; NETPATH_DATAPATH=ebpf takes them all the same",
+            match (in_use, given_way) {
+                (false, _) | (_, true) => {
+                    "without such rules the programs become the owner, with the connections that exist; \
+                     NETPATH_DATAPATH=ebpf makes them the owner all the same"
+                }
+                _ => "stop all containers: the next first container takes the best datapath again",
+            },
+        ),
+        (_, false, None) if given_way => (
+            "netfilter",
+            "the last rule of others has just gone".to_owned(),
+            of_netfilter,
+            "the agent, or the next command, makes the programs the owner, with the connections that exist",
         ),
         (_, false, None) => (
             "netfilter",
@@ -233,13 +246,23 @@ fn rules_of_others(used: Option<Rung>, foreign: &Foreign, instead: FirstThroughN
     findings
 }
 
-fn notes(host: &Host, rung: Option<Rung>) -> Result<Vec<String>> {
+fn notes(host: &Host) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for path in host.store.sysctls()?.keys().filter(|p| sysctl::FORWARDING.contains(&p.as_str())) {
         notes.push(format!("netpath switched on {}, and leaves it on", path.replace('/', ".")));
     }
-    if let Some(rung) = rung {
-        notes.extend(datapath::inspect(rung, host.cookie).notes());
+    let in_use = host.store.rung()?.filter(|rung| *rung != Rung::None && !bypasses(*rung));
+    let is_published = host.store.desired()?.records.iter().any(|r| !r.publishes.is_empty());
+    if let Some(rung) = in_use.filter(|_| is_published) {
+        let is_served = host.hooks()?.iter().any(|hook| hook.by == "cgroup");
+        notes.push(if is_served {
+            "programs at sockets serve clients on this host at connect(), also localhost and ::1".to_owned()
+        } else {
+            format!(
+                "no programs at sockets serve clients on this host: on {rung}, ::1 reaches published ports of containers with \
+                 IPv6 only, and none while bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
+            )
+        });
     }
     notes.extend(match ladder::idle(host.cookie) {
         Some(IdleState::Preloaded) => {

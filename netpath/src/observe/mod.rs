@@ -7,6 +7,7 @@ pub mod ports;
 pub mod status;
 pub mod traffic;
 
+use crate::datapath::inspect::Hook;
 use crate::datapath::ladder::LADDER;
 use crate::datapath::{self, Inspect};
 use crate::link::{Rtnl, netns};
@@ -40,5 +41,17 @@ impl Host {
     /// The state cannot be read.
     pub fn inspect(&self) -> Result<Box<dyn Inspect>> {
         Ok(datapath::inspect(self.store.rung()?.unwrap_or(LADDER[0].rung), self.cookie))
+    }
+
+    /// Programs that are attached, also beside the rung in use.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn hooks(&self) -> Result<Vec<Hook>> {
+        let of = |rung| datapath::inspect(rung, self.cookie).hooks();
+        LADDER.into_iter().map(|backend| of(backend.rung)).try_fold(Vec::new(), |mut all, hooks| {
+            all.extend(hooks?);
+            Ok(all)
+        })
     }
 }

@@ -98,7 +98,7 @@ pub fn status(host: &Host) -> Result<Status> {
     let datapath = host.inspect()?;
     if datapath.exists() {
         let view = host.view()?;
-        for inspect::Hook { program, ifindex, egress, by, replaced } in datapath.hooks()? {
+        for inspect::Hook { program, ifindex, egress, by, replaced } in host.hooks()? {
             status.hooks.push(Hook {
                 interface: ifindex.map(|i| view.interface(i)),
                 side: match (ifindex, egress) {

@@ -29,6 +29,11 @@ pub fn build() -> String {
     format!("{}-{}-{size}", env!("CARGO_PKG_VERSION"), crate::datapath::BUILD)
 }
 
+/// Whether commands start none.
+pub fn is_off() -> bool {
+    std::env::var(SWITCH).is_ok_and(|v| v == "off")
+}
+
 /// After a command has changed the host: tells the agent to look at it, or starts one if the host has containers. A host is served
 /// without an agent too, so that a failure is only logged.
 pub fn ensure(store: &Store) {
@@ -36,7 +41,7 @@ pub fn ensure(store: &Store) {
         agent_socket::look(store.dir());
         return;
     }
-    if std::env::var(SWITCH).is_ok_and(|v| v == "off") {
+    if is_off() {
         return;
     }
     if store.is_empty().unwrap_or(true) {

@@ -1,6 +1,7 @@
 //! Watch of the host: compares what the datapath was made for with the host now, and reconciles when they differ.
 
 use super::reconcile::see_sources;
+use super::rung::asks_for_kernel;
 use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
 use crate::datapath::{IdleState, firewalld, ladder};
@@ -10,7 +11,11 @@ use crate::model::{HostLink, Rung};
 use crate::state::Store;
 use std::any::Any;
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long rules of others must be absent before the programs take containers back: services that restart remove their
+/// rules and add them again.
+const HOLD_DOWN: Duration = Duration::from_secs(1);
 
 /// The state of the host that the datapath depends on, besides records and links.
 #[derive(PartialEq)]
@@ -46,11 +51,20 @@ pub enum LookResult {
     NoContainer,
 }
 
+/// Netfilter serves without a rule of others that is a reason for it.
+#[derive(Clone, Copy)]
+struct Quiet {
+    since: Instant,
+    /// A look has tried to give the containers back; other looks leave that to the next full one.
+    tried: bool,
+}
+
 pub struct HostWatch {
     cookie: u64,
     pub store: Store,
     seen: Option<HostState>,
     carriers: Carriers,
+    quiet: Option<Quiet>,
     /// Of the rung that served at the last look.
     held: Option<(Rung, Option<Box<dyn Any + Send>>)>,
 }
@@ -60,7 +74,14 @@ impl HostWatch {
     /// The namespace cannot be identified.
     pub fn here() -> Result<Self> {
         let cookie = netns::cookie()?;
-        Ok(Self { cookie, store: Store::of(cookie), seen: None, carriers: Carriers::default(), held: None })
+        Ok(Self {
+            cookie,
+            store: Store::of(cookie),
+            seen: None,
+            carriers: Carriers::default(),
+            quiet: None,
+            held: None,
+        })
     }
 
     /// Never waits for a lock.
@@ -69,17 +90,20 @@ impl HostWatch {
     /// What could not be read or written; the next look tries again.
     pub fn look(&mut self, look: Look) -> Result<LookResult> {
         if self.store.is_empty()? {
-            (self.seen, self.held) = (None, None);
+            (self.seen, self.held, self.quiet) = (None, None, None);
             return self.remove_state();
         }
         self.hold()?;
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
-        if look == Look::IfChanged && is_same {
+        let may_return = self.may_return(look, &foreign)?;
+        if look == Look::IfChanged && is_same && !may_return {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
+        session.may_return = may_return;
+        session.may_load_beside = true;
         // A reload takes a second or two, in which commands must not wait for this look.
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
@@ -88,7 +112,11 @@ impl HostWatch {
         let reconciled =
             if self.store.desired()?.bridged().next().is_some() { session.reconcile() } else { Ok(Default::default()) };
         session.release_lock()?;
+        if let Some(quiet) = &mut self.quiet {
+            quiet.tried |= may_return;
+        }
         let changed = reconciled?.changed;
+        self.hold()?;
         // A change in the meantime may be reverted before the next look: then nothing is remembered.
         let after = self.state().ok().map(|(after, _)| after);
         self.seen = after.filter(|after| *after == state && firewall_answers);
@@ -103,14 +131,28 @@ impl HostWatch {
         Ok(())
     }
 
+    /// Whether the programs may take containers back now.
+    fn may_return(&mut self, look: Look, foreign: &Foreign) -> Result<bool> {
+        let through_netfilter = self.store.rung()?.is_some_and(|rung| ladder::backend(rung).through_netfilter);
+        let is_quiet = through_netfilter
+            && self.store.has_given_way()
+            && foreign.bypassed().is_none()
+            && !asks_for_kernel(&self.store.desired()?, &[]);
+        let quiet = is_quiet.then(|| self.quiet.unwrap_or(Quiet { since: Instant::now(), tried: false }));
+        self.quiet = quiet;
+        Ok(quiet.is_some_and(|q| q.since.elapsed() >= HOLD_DOWN && (!q.tried || look == Look::Full)))
+    }
+
     /// Whether the datapath depends on routes.
     pub fn follows_routes(&self) -> bool {
         self.store.rung().ok().flatten().is_some_and(|rung| ladder::backend(rung).needs_sources)
     }
 
-    /// When to look even without a change: a link has got a carrier, and its neighbours may not have answered yet.
+    /// When to look even without a change: a link has got a carrier, and its neighbours may not have answered yet; or the
+    /// last rule of others is gone.
     pub fn next_look(&self) -> Option<Instant> {
-        self.carriers.due()
+        let quiet = self.quiet.filter(|q| !q.tried).map(|q| q.since + HOLD_DOWN);
+        self.carriers.due().into_iter().chain(quiet).min()
     }
 
     /// Removes expired flows.

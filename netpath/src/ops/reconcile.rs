@@ -2,7 +2,7 @@
 
 use super::session::{Session, unlocked};
 use super::{Leaving, agent, sysctls};
-use crate::datapath::{Context, firewalld, ladder};
+use crate::datapath::{self, Context, Datapath, firewalld, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
@@ -36,6 +36,24 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
         }
         Err(e) => Some(e.to_string()),
     }
+}
+
+/// Keeps programs at sockets beside a rung of netfilter. A container is served without them too. `None`: they are not loaded
+/// yet, and `may_load` is false.
+pub(super) fn serve_sockets(
+    beside: &dyn Datapath,
+    cookie: u64,
+    desired: &Desired,
+    view: &HostView,
+    may_load: bool,
+) -> Option<usize> {
+    if !beside.has_sockets_beside() {
+        return Some(0);
+    }
+    datapath::serve_sockets(cookie, desired, view, may_load).unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "no programs serve clients on this host at connect(); rules do");
+        Some(0)
+    })
 }
 
 impl Session {
@@ -83,14 +101,16 @@ impl Session {
         // The agent compares the host with this and not with its own last look: the host may have changed before the datapath was made,
         // and may have changed back before the next look.
         self.site.store.keep_served(self.lock()?, None)?;
+        self.finish_change(&desired)?;
         // A command that has chosen a datapath has looked at the rules of others then.
-        let changed_over = if chosen.is_none() { self.follow_foreign_rules(&desired)? } else { 0 };
-        served.changed = changed_over
+        let changed_over = chosen.is_none() && self.follow_foreign_rules(&desired)?;
+        served.changed = usize::from(changed_over)
             + match self.reconcile_datapath(&desired, &mut view) {
                 Err(e) if self.may_step_down => self.step_down(e, &desired, &mut view)?,
                 done => done?,
             };
-        self.site.store.keep_served(self.lock()?, Some(view.digest()))?;
+        // The agent's next look completes what is not.
+        self.site.store.keep_served(self.lock()?, self.is_complete.then(|| view.digest()))?;
         Ok(served)
     }
 
@@ -131,8 +151,11 @@ impl Session {
         }
         let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
         let report = datapath.reconcile(desired, &context)?;
-        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, zoned, "reconciled");
-        Ok(report.changed + zoned)
+        let sockets = serve_sockets(datapath.as_ref(), self.cookie, desired, view, self.may_load_beside);
+        self.is_complete &= sockets.is_some();
+        let sockets = sockets.unwrap_or(0);
+        tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sockets, zoned, "reconciled");
+        Ok(report.changed + sockets + zoned)
     }
 
     /// The records of endpoints that exist. Others are forgotten, and counted: the container's namespace is gone without a teardown,

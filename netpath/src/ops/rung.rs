@@ -2,7 +2,7 @@
 
 use super::session::Session;
 use crate::datapath::ladder::{self, Choice, LADDER};
-use crate::datapath::{Context, Datapath, Refusal, filter};
+use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Record, Rung, TranslationPath};
 
@@ -39,6 +39,12 @@ impl Session {
         coming: &[Record],
     ) -> Result<Box<dyn Datapath>> {
         let kept = if there.records.is_empty() { None } else { self.site.store.rung()? };
+        let kept = match kept {
+            Some(rung) if choice == Choice::Auto => {
+                Some(self.take_back(rung, there, coming)?.map_or(rung, |d| d.rung()))
+            }
+            kept => kept,
+        };
         let rung = match (choice, kept) {
             (Choice::Only(asked), Some(kept)) if asked != kept => ladder::choose(choice, None)?.rung,
             (Choice::Only(_), _) => ladder::choose(choice, kept)?.rung,
@@ -128,6 +134,7 @@ impl Session {
                 Ok(()) => {
                     tracing::info!("the datapath of this host is {lower}: {why}");
                     self.site.store.reject_rung(self.lock()?, rung, rejection)?;
+                    self.site.store.keep_given_way(self.lock()?, true)?;
                     return Ok(lower);
                 }
                 Err(e) => reasons.push(format!("{lower}: {e}")),
@@ -147,47 +154,109 @@ impl Session {
     }
 
     /// Rules of others have appeared while containers run: netfilter takes the containers over with their connections,
-    /// unless a rung was forced or a network asks for offload. Returns the number of changes.
+    /// unless a rung was forced or a network asks for offload. The last one is gone: the programs take them back. Returns
+    /// whether the rung is another one now.
     ///
     /// # Errors
     /// The change-over failed in the middle; the next reconcile tries again.
-    pub(super) fn follow_foreign_rules(&mut self, desired: &Desired) -> Result<usize> {
-        let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(0) };
-        let is_served = |r: &&Record| r.network.bridge().is_some();
-        let there = Desired { records: desired.records.iter().filter(is_served).cloned().collect() };
-        if self.site.store.is_forced() || there.records.is_empty() || ladder::backend(rung).through_netfilter {
-            return Ok(0);
+    pub(super) fn follow_foreign_rules(&mut self, desired: &Desired) -> Result<bool> {
+        let Some(rung) = self.datapath.as_ref().map(|d| d.rung()) else { return Ok(false) };
+        let there = served(desired);
+        if self.site.store.is_forced() || there.records.is_empty() {
+            return Ok(false);
+        }
+        if let Some(datapath) = self.take_back(rung, &there, &[])? {
+            self.datapath = Some(datapath);
+            return Ok(true);
         }
         let lower = self.translating_rung(rung, &there, &[])?;
         if lower == rung {
-            return Ok(0);
+            return Ok(false);
         }
         let mut datapath = ladder::open(lower, self.cookie)?;
-        let changed = self.change_over(rung, datapath.as_mut(), &there)?;
+        self.change_over(rung, datapath.as_mut(), &there)?;
         self.datapath = Some(datapath);
-        Ok(changed)
+        Ok(true)
+    }
+
+    /// The best rung takes `there` back from one that serves because of rules of others, once there are none and it can serve
+    /// `coming` too. `None`: the rung in use stays.
+    ///
+    /// # Errors
+    /// The change-over failed after the best one began to serve. Where it cannot serve at all, the other one stays.
+    fn take_back(&self, kept: Rung, there: &Desired, coming: &[Record]) -> Result<Option<Box<dyn Datapath>>> {
+        let (store, best) = (&self.site.store, LADDER[0].rung);
+        let is_waiting = self.may_return && store.has_given_way() && !store.is_forced();
+        if !is_waiting
+            || !ladder::backend(kept).through_netfilter
+            || asks_for_kernel(there, coming)
+            || self.foreign.bypassed().is_some()
+        {
+            return Ok(None);
+        }
+        let serves = ladder::usable(best).map_err(Error::new).and_then(|()| {
+            let datapath = ladder::open(best, self.cookie)?;
+            there.records.iter().chain(coming).try_for_each(|r| refuse(datapath.as_ref(), r))?;
+            match datapath.limits(&there.records, coming) {
+                Some(Refusal { feature, why, .. }) => Err(Error::new(format!("cannot {feature}")).because(why)),
+                None => Ok(datapath),
+            }
+        });
+        let taken = serves.and_then(|mut datapath| {
+            self.change_over(kept, datapath.as_mut(), there)?;
+            Ok(datapath)
+        });
+        let refused = match taken {
+            Ok(datapath) => {
+                store.keep_given_way(self.lock()?, false)?;
+                return Ok(Some(datapath));
+            }
+            Err(e) if store.rung()? != Some(kept) => return Err(e),
+            Err(e) => e,
+        };
+        tracing::warn!(error = %refused, "no rule of others is left, but the {best} datapath cannot be used; {kept} stays");
+        store.reject_rung(self.lock()?, best, refused.to_string())?;
+        store.keep_given_way(self.lock()?, false)?;
+        self.finish_change(there)?;
+        Ok(None)
     }
 
     /// Fills the new one before it empties the old one: a packet always finds one of them.
-    fn change_over(&self, old: Rung, new: &mut dyn Datapath, there: &Desired) -> Result<usize> {
+    fn change_over(&self, old: Rung, new: &mut dyn Datapath, there: &Desired) -> Result<()> {
         tracing::info!(from = %old, to = %new.rung(), containers = there.records.len(), "changing the datapath of this host");
-        let (store, lock) = (&self.site.store, self.lock()?);
+        let (store, lock, rtnl) = (&self.site.store, self.lock()?, &self.site.rtnl);
+        store.keep_change(lock, Some([old, new.rung()]))?;
         let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
         super::sysctls::ensure(store, lock, &wanted)?;
-        let mut view = self.site.rtnl.host_view(self.cookie)?;
-        super::reconcile::see_sources(new.rung(), &self.site.rtnl, there, &mut view);
+        let mut view = rtnl.host_view(self.cookie)?;
+        super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
-        let filled = new.reconcile(there, &context)?.changed;
-        store.keep_rung(lock, new.rung())?;
         let mut old_datapath = ladder::open(old, self.cookie)?;
-        // Connections that the new rung does not know begin again; that is no reason to keep two rungs.
-        match old_datapath.connections().and_then(|connections| new.adopt(&connections)) {
-            Ok(adopted) => tracing::info!(adopted, "connections go on"),
-            Err(e) => tracing::warn!("connections of the {old} datapath begin again: {e}"),
+        let predecessor = Predecessor {
+            connections: &|| old_datapath.connections(),
+            route: &|interface, from, to| rtnl.route_interface(interface, from, to),
+        };
+        new.take_over(there, &context, &predecessor)?;
+        store.keep_rung(lock, new.rung())?;
+        let emptied = old_datapath.hand_over(new, &context);
+        emptied.map_err(|e| e.within(format!("cannot empty the {old} datapath")))?;
+        store.keep_change(lock, None)
+    }
+
+    /// A change-over was interrupted or failed: the rung that does not serve hands over what it has, and is emptied. What
+    /// cannot be removed is no reason to refuse containers; the next command tries again.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(super) fn finish_change(&self, desired: &Desired) -> Result<()> {
+        let (Some(rungs), Some(kept)) = (self.site.store.change()?, self.site.store.rung()?) else { return Ok(()) };
+        let Some(left) = rungs.into_iter().find(|rung| *rung != kept) else { return Ok(()) };
+        let finished = ladder::open(kept, self.cookie)
+            .and_then(|mut kept| self.change_over(left, kept.as_mut(), &served(desired)));
+        if let Err(e) = finished {
+            tracing::warn!("the change from {} to {} is not complete: {e}", rungs[0], rungs[1]);
         }
-        let emptied = old_datapath.reconcile(&Desired::default(), &context);
-        let emptied = emptied.map_err(|e| e.within(format!("cannot empty the {old} datapath")))?;
-        Ok(filled + emptied.changed)
+        Ok(())
     }
 
     /// Empties the datapath of a host without records. Returns the number of changes.
@@ -200,8 +269,22 @@ impl Session {
         let left = || LADDER.into_iter().find(|b| (b.inspect)(self.cookie).exists());
         let rung = store.rung()?.unwrap_or_else(|| left().unwrap_or(LADDER[0]).rung);
         let context = Context { host: &view, foreign: &self.foreign, store, lock };
-        Ok(ladder::open(rung, self.cookie)?.reconcile(&Desired::default(), &context)?.changed)
+        let mut datapath = ladder::open(rung, self.cookie)?;
+        let changed = datapath.reconcile(&Desired::default(), &context)?.changed;
+        let nothing = Desired::default();
+        let sockets = super::reconcile::serve_sockets(datapath.as_ref(), self.cookie, &nothing, &view, false);
+        Ok(changed + sockets.unwrap_or(0))
     }
+}
+
+/// The records that a datapath serves.
+fn served(desired: &Desired) -> Desired {
+    Desired { records: desired.records.iter().filter(|r| r.network.bridge().is_some()).cloned().collect() }
+}
+
+/// Whether a network asks for netfilter.
+pub(super) fn asks_for_kernel(there: &Desired, coming: &[Record]) -> bool {
+    network_asking(TranslationPath::Kernel, there, coming).is_some()
 }
 
 /// The first network that asks for this path.

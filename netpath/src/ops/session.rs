@@ -11,7 +11,7 @@ use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
 use crate::plan::{self, Done, Host, Step, Undo};
-use crate::state::ProcessId;
+use crate::state::{self, ProcessId};
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,6 +27,13 @@ pub(super) struct Session {
     pub foreign: Foreign,
     /// Whether another rung may be taken if this one fails: it was not requested, and no container uses it yet.
     pub may_step_down: bool,
+    /// Whether a better rung may take containers back from netfilter. The agent does so, and without one any command.
+    pub may_return: bool,
+    /// Whether it loads the programs beside a rung of netfilter, which no container waits for. The agent does so, and where
+    /// there is to be none, any command.
+    pub may_load_beside: bool,
+    /// Whether nothing was left to the agent.
+    pub is_complete: bool,
     /// Of setup: with their final order. Of teardown: from the store, else as the engine describes them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
@@ -47,9 +54,13 @@ impl Session {
     pub(super) fn for_setup(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
         let inside = netns.map(|n| n.enter()).transpose()?;
         let keys = records.iter().map(Key::of).collect();
+        let store = Store::of(cookie);
         Ok(Self {
             cookie,
-            site: Site { rtnl: Rtnl::here()?, inside, store: Store::of(cookie), keys },
+            may_load_beside: agent::is_off(),
+            is_complete: true,
+            may_return: state::agent::holder(store.dir()).is_none(),
+            site: Site { rtnl: Rtnl::here()?, inside, store, keys },
             lock: None,
             names,
             datapath: None,

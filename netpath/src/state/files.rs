@@ -32,6 +32,10 @@ files! {
     Rung = "rung",
     /// Exists while the rung in use is one that a command has forced.
     Forced = "forced",
+    /// Exists while the rung in use serves because of rules of others, or of a network that asks for netfilter.
+    GaveWay = "gave-way",
+    /// The two rungs of a change-over that has not ended.
+    Change = "change",
     /// Rungs that were tried and failed, with the reasons.
     RejectedRungs = "passed-over",
     /// The host's own values of sysctls.

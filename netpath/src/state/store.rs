@@ -209,13 +209,51 @@ impl Store {
         files::read(&self.path(File::Rung))
     }
 
+    /// The rung is no rejected one from now on.
+    ///
     /// # Errors
     /// It cannot be written.
     pub fn keep_rung(&self, _lock: &Lock, rung: Rung) -> Result<()> {
         if self.rung().ok().flatten() == Some(rung) {
             return Ok(());
         }
+        let mut rejected = self.rejected_rungs()?;
+        if rejected.iter().any(|(r, _)| *r == rung) {
+            rejected.retain(|(r, _)| *r != rung);
+            files::write(&self.path(File::RejectedRungs), &rejected)?;
+        }
         files::write(&self.path(File::Rung), &rung)
+    }
+
+    /// The rungs, old and new, of a change-over that was interrupted: both may have something in the kernel.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn change(&self) -> Result<Option<[Rung; 2]>> {
+        files::read(&self.path(File::Change))
+    }
+
+    /// Called before and after a change-over.
+    ///
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_change(&self, _lock: &Lock, rungs: Option<[Rung; 2]>) -> Result<()> {
+        match rungs {
+            Some(rungs) => files::write(&self.path(File::Change), &rungs),
+            None => files::remove(&self.path(File::Change)).map(drop),
+        }
+    }
+
+    /// Whether the rung in use serves because of rules of others or of a network that asks for netfilter, so that a better
+    /// one can serve without them.
+    pub fn has_given_way(&self) -> bool {
+        self.path(File::GaveWay).exists()
+    }
+
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_given_way(&self, _lock: &Lock, given_way: bool) -> Result<()> {
+        self.mark(File::GaveWay, given_way)
     }
 
     /// Rungs that were tried for these containers and failed, with the reason.

@@ -139,6 +139,55 @@ pub(super) fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<T
     Ok(changed)
 }
 
+/// Detaches the programs of all interfaces, at once, those of uplinks first: until the others follow, containers answer by the
+/// flows that are there. Returns the number of links.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn detach(pins: &Pins) -> Result<usize> {
+    let mut names = pins.names("link");
+    names.retain(|name| SOCKETS.iter().all(|(socket, _)| socket != name) && !xdp::is_pin(name));
+    names.sort_by_key(|name| !name.starts_with(program::UPLINK_IN));
+    for name in &names {
+        let path = pins.link(name);
+        if let Some(link) = sys::open_pin(&path).context(|| format!("cannot open {}", path.display()))? {
+            sys::link_detach(&link).context(|| format!("cannot detach {name}"))?;
+        }
+        pins.unpin(&path)?;
+    }
+    Ok(names.len() + remove_filters(pins)?)
+}
+
+/// Detaches what has no pinned link.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn detach_unpinned(pins: &Pins) -> Result<usize> {
+    xdp::detach(pins)?;
+    remove_filters(pins)
+}
+
+/// Detaches everything, and removes all pins. Returns their number.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove(pins: &Pins) -> Result<usize> {
+    if pins.exist() { Ok(detach_unpinned(pins)? + pins.remove()?) } else { Ok(0) }
+}
+
+/// As [`remove`] for the trees of other layouts.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn remove_other_versions(cookie: u64) -> Result<usize> {
+    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
+}
+
+/// Adds missing hooks of sockets. Returns the number of changes.
+pub(super) fn reconcile_sockets(pins: &Pins) -> Result<usize> {
+    sockets(pins, &mut Programs::default())
+}
+
 /// The interfaces with this mark.
 fn numbers(pins: &Pins, prefix: &str) -> BTreeSet<u32> {
     pins.marks(prefix).iter().filter_map(|n| n.parse().ok()).collect()

@@ -6,6 +6,7 @@
 
 use super::pins::{OBJECT, Pins};
 use super::sys;
+use crate::model::Desired;
 use crate::model::error::{Context, Error, Result};
 use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo};
@@ -37,6 +38,12 @@ pub enum Families {
 }
 
 impl Families {
+    /// Those of the networks with a bridge.
+    pub fn of_networks(desired: &Desired) -> Self {
+        let has_v6 = desired.bridged().any(|(record, _)| record.network.has_v6());
+        if has_v6 { Families::Both } else { Families::V4 }
+    }
+
     fn mark(self) -> String {
         format!("{OBJECT}{DIGEST}{}", if self == Families::V4 { "-v4" } else { "" })
     }
@@ -55,6 +62,11 @@ pub fn is_complete(pins: &Pins) -> bool {
 /// Makes the pins those of this object, with at least the `needed` programs for these families: verifying one takes
 /// milliseconds, and most hosts do not need all. Returns the number of new pins.
 pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>, families: Families) -> Result<usize> {
+    ensure_with(pins, needed, families, None)
+}
+
+/// The same with the maps that the needed programs use; `None` = all.
+pub fn ensure_with(pins: &Pins, needed: &BTreeSet<&str>, families: Families, maps: Option<&[&str]>) -> Result<usize> {
     let present = pins.names("prog");
     let (has_this, families) = match Families::of(pins) {
         Some(Families::Both) => (true, Families::Both),
@@ -68,7 +80,7 @@ pub fn ensure(pins: &Pins, needed: &BTreeSet<&str>, families: Families) -> Resul
     if !has_this {
         make_room(pins)?;
     }
-    let mut ebpf = load(pins, QUIET, families)?;
+    let mut ebpf = load_with(pins, QUIET, families, maps)?;
     let mut programs: Vec<_> = ebpf.programs_mut().filter(|(name, _)| is_missing(name)).collect();
     load_programs(&mut programs)?;
     for (name, program) in &mut programs {
@@ -104,17 +116,28 @@ fn make_room(pins: &Pins) -> Result<()> {
 
 /// The object on the pinned maps, its programs not loaded yet.
 pub fn load(pins: &Pins, log_level: u8, families: Families) -> Result<Ebpf> {
+    load_with(pins, log_level, families, None)
+}
+
+fn load_with(pins: &Pins, log_level: u8, families: Families, maps: Option<&[&str]>) -> Result<Ebpf> {
     let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
-    let paths: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
+    let all: Vec<(String, PathBuf)> = pinned_maps(&object).map(|(n, _)| (n.to_owned(), pins.map(n))).collect();
+    let is_kept = |name: &str| maps.is_none_or(|maps| maps.contains(&name));
+    let (paths, unused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| is_kept(name));
     let mut loader = EbpfLoader::new();
+    for (name, _) in &unused {
+        // Not used by the programs that are needed: it goes with this process.
+        loader.map_max_entries(name, 1);
+    }
     // Without BTF: only UAPI structs are used, nothing is relocated. The verifier log is requested only after a
     // rejection.
     loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    let fib_src = u8::from(super::probe::fib_source_works());
-    let csum_ipv6 = u8::from(super::probe::csum_ipv6_works());
+    // Programs at sockets ask for neither.
+    let fib_src = u8::from(maps.is_none() && super::probe::fib_source_works());
+    let csum_ipv6 = u8::from(maps.is_none() && super::probe::csum_ipv6_works());
     loader.override_global(global::FIB_SRC, &fib_src, true);
     loader.override_global(global::CSUM_IPV6, &csum_ipv6, true);
     let v4_only = u8::from(families == Families::V4);

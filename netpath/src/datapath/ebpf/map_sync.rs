@@ -45,9 +45,7 @@ pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += flow_mtu::flows(pins, &sizes)?;
     changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
-    // A full map is safe: on a miss the programs query the kernel's FIB.
-    let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|(a, owner)| (*a, *owner)).collect();
-    let moved = table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)?;
+    let moved = sync_locals(pins, tables)?;
     if moved != 0 {
         changed += moved + invalidate::strays(pins)?;
     }
@@ -60,6 +58,18 @@ pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
         e.next(format!("all allow lists together have room for {} networks: merge some of them", layout::ALLOWS))
     })?;
     Ok(changed)
+}
+
+/// The control maps of the programs at sockets, except ports. Returns the number of elements written.
+pub(super) fn sync_sockets(pins: &Pins, tables: &Tables) -> Result<usize> {
+    let config = BTreeMap::from([(0_u32, tables.config)]);
+    Ok(table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)? + sync_locals(pins, tables)?)
+}
+
+fn sync_locals(pins: &Pins, tables: &Tables) -> Result<usize> {
+    // A full map is safe: on a miss the programs query the kernel's FIB.
+    let locals = tables.locals.iter().take(layout::LOCALS as usize).map(|(a, owner)| (*a, *owner)).collect();
+    table(pins, &maps::LOCAL, &locals, |k| Addr(*k), |k: Addr| k.0)
 }
 
 /// Removes unused allow lists, after the last port has been switched to another rule.

@@ -30,8 +30,10 @@ mod pins;
 mod ports;
 mod probe;
 mod sctp_netfilter;
+pub(crate) mod sockets;
 mod subnet_bitmap;
 mod sys;
+mod take_over;
 mod tc_mode;
 mod traffic;
 mod xdp;
@@ -39,10 +41,11 @@ mod xdp_policy;
 
 use super::connection::Connection;
 use super::netfilter::iptables::sysctls_for_moved_sctp;
-use super::{Backend, Context, Datapath, Effort, Expired, Refusal, Report, Sysctl};
+use super::{Backend, Context, Datapath, Effort, Expired, Predecessor, Refusal, Report, Sysctl};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
 use loader::Families;
+use netpath_common::layout::name;
 use pins::Pins;
 use tc_mode::TcMode;
 
@@ -69,6 +72,77 @@ pub struct Ebpf {
 impl Ebpf {
     fn of(cookie: u64) -> Self {
         Self { cookie, pins: Pins::of(cookie) }
+    }
+
+    fn hand_over_flows(&self, to: &mut dyn Datapath) {
+        if let Err(e) = self.connections().and_then(|connections| to.adopt(&connections)) {
+            tracing::warn!("new connections begin again: {e}");
+        }
+    }
+
+    /// `from`: the rung that serves until now.
+    fn serve(&self, desired: &Desired, context: &Context<'_>, from: Option<&Predecessor<'_>>) -> Result<Report> {
+        let (pins, host) = (&self.pins, context.host);
+        // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
+        if desired.bridged().next().is_none() {
+            let rules = sctp_netfilter::reconcile(desired, context)?;
+            return Ok(Report { changed: rules + put_aside(pins)? + attach::remove_other_versions(self.cookie)? });
+        }
+        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
+            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
+            tracing::warn!(
+                next,
+                "no bpffs is mounted here: programs that serve other containers may be attached twice"
+            );
+        }
+        let others = Pins::of_other_versions(self.cookie);
+        let mut tables = compile::compile(desired, host);
+        if !pins.exist() {
+            idle::take(pins)?;
+        }
+        let mut changed = loader::ensure(pins, &attach::programs(&tables), Families::of_networks(desired))?;
+        if let Some(first) = tables.unserved.first() {
+            let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
+            tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
+        }
+        if tables.left_out > 0 {
+            let most = netpath_common::layout::RULE_CHAIN;
+            tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
+        }
+        // The bridge of an endpoint that has just gone still exists, and is no uplink.
+        let bridges = map_sync::bridges(pins)?;
+        let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
+        tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
+        tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
+        // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
+        let mut ports = ports::Ports::open(pins)?;
+        changed += ports.withdraw(&tables);
+        let hooks = attach::wanted(&tables);
+        let networks = from.map(|_| std::mem::take(&mut tables.networks));
+        changed += map_sync::sync(pins, &tables)?;
+        let mut adopted = adopt(pins, &tables, from);
+        if !others.is_empty() {
+            // Programs of another layout still run and do not use these maps: the new programs must find complete
+            // state.
+            changed += ports.publish(&tables)? + migrate(&others, pins)?;
+        }
+        changed += attach::reconcile(pins, &hooks, TcMode::forced()?)?;
+        // An interface has one XDP program; until this one is attached, the classifiers handle everything.
+        others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
+        changed += xdp::reconcile(pins, &tables.xdp)?;
+        changed += ports.publish(&tables)?;
+        if let Some(networks) = networks {
+            // Those that have begun since.
+            adopted += adopt(pins, &tables, from);
+            tables.networks = networks;
+            changed += map_sync::sync(pins, &tables)?;
+            adopted += adopt(pins, &tables, from);
+            tracing::info!(adopted, "connections go on");
+        }
+        changed += sctp_netfilter::reconcile(desired, context)?;
+        changed += map_sync::forget_lists(pins, &tables)?;
+        changed += replace_other_versions(&others, pins)?;
+        Ok(Report { changed })
     }
 }
 
@@ -98,62 +172,28 @@ impl Datapath for Ebpf {
     }
 
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report> {
-        let (pins, host) = (&self.pins, context.host);
-        // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
-        if desired.bridged().next().is_none() {
-            let rules = sctp_netfilter::reconcile(desired, context)?;
-            return Ok(Report { changed: rules + put_aside(pins)? + remove_other_versions(self.cookie)? });
+        self.serve(desired, context, None)
+    }
+
+    fn take_over(&mut self, desired: &Desired, context: &Context<'_>, from: &Predecessor<'_>) -> Result<Report> {
+        self.serve(desired, context, Some(from))
+    }
+
+    fn hand_over(&mut self, to: &mut dyn Datapath, context: &Context<'_>) -> Result<Report> {
+        // Flows begin until the programs are detached.
+        self.hand_over_flows(to);
+        let detached = attach::detach(&self.pins)?;
+        self.hand_over_flows(to);
+        if !to.has_sockets_beside() {
+            return self.reconcile(&Desired::default(), context);
         }
-        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
-            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
-            tracing::warn!(
-                next,
-                "no bpffs is mounted here: programs that serve other containers may be attached twice"
-            );
-        }
-        let others = Pins::of_other_versions(self.cookie);
-        let mut tables = compile::compile(desired, host);
-        if !pins.exist() {
-            idle::take(pins)?;
-        }
-        let has_v6 = desired.bridged().any(|(record, _)| record.network.has_v6());
-        let families = if has_v6 { Families::Both } else { Families::V4 };
-        let mut changed = loader::ensure(pins, &attach::programs(&tables), families)?;
-        if let Some(first) = tables.unserved.first() {
-            let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
-            tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
-        }
-        if tables.left_out > 0 {
-            let most = netpath_common::layout::RULE_CHAIN;
-            tracing::warn!(left_out = tables.left_out, "more than {most} host addresses are published on one port");
-        }
-        // The bridge of an endpoint that has just gone still exists, and is no uplink.
-        let bridges = map_sync::bridges(pins)?;
-        let is_bridge = |i: &u32| host.link(*i).is_some_and(|l| l.kind == LinkKind::Bridge);
-        tables.uplinks.retain(|i, _| !(bridges.contains(i) && is_bridge(i)));
-        tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
-        // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
-        let mut ports = ports::Ports::open(pins)?;
-        changed += ports.withdraw(&tables);
-        changed += map_sync::sync(pins, &tables)?;
-        if !others.is_empty() {
-            // Programs of another layout still run and do not use these maps: the new programs must find complete
-            // state.
-            changed += ports.publish(&tables)? + migrate(&others, pins)?;
-        }
-        changed += attach::reconcile(pins, &attach::wanted(&tables), TcMode::forced()?)?;
-        // An interface has one XDP program; until this one is attached, the classifiers handle everything.
-        others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
-        changed += xdp::reconcile(pins, &tables.xdp)?;
-        changed += ports.publish(&tables)?;
-        changed += sctp_netfilter::reconcile(desired, context)?;
-        changed += map_sync::forget_lists(pins, &tables)?;
-        changed += replace_other_versions(&others, pins)?;
-        Ok(Report { changed })
+        let rules = sctp_netfilter::reconcile(&Desired::default(), context)?;
+        let removed = sockets::keep_alone(&self.pins)? + attach::remove_other_versions(self.cookie)?;
+        Ok(Report { changed: rules + detached + removed })
     }
 
     fn connections(&self) -> Result<Vec<Connection>> {
-        let mut all = if self.pins.exist() { handover::connections(&self.pins)? } else { Vec::new() };
+        let mut all = if self.pins.map(name::FLOW4).exists() { handover::connections(&self.pins)? } else { Vec::new() };
         for (version, other) in Pins::of_other_versions(self.cookie) {
             all.extend(handover::connections_of_another_layout(version, &other)?);
         }
@@ -169,22 +209,18 @@ impl Datapath for Ebpf {
     }
 }
 
-fn remove(pins: &Pins) -> Result<usize> {
-    if pins.exist() { Ok(detach(pins)? + pins.remove()?) } else { Ok(0) }
+/// Connections that cannot be taken over begin again.
+fn adopt(pins: &Pins, tables: &compile::Tables, from: Option<&Predecessor<'_>>) -> usize {
+    let Some(from) = from else { return 0 };
+    take_over::adopt(pins, tables, from).unwrap_or_else(|e| {
+        tracing::warn!("connections begin again: {e}");
+        0
+    })
 }
 
 /// Keeps programs and maps for the next first container, if the user wants that.
 fn put_aside(pins: &Pins) -> Result<usize> {
-    if pins.exist() { Ok(detach(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
-}
-
-fn detach(pins: &Pins) -> Result<usize> {
-    xdp::detach(pins)?;
-    attach::remove_filters(pins)
-}
-
-fn remove_other_versions(cookie: u64) -> Result<usize> {
-    Pins::of_other_versions(cookie).iter().try_fold(0, |sum, (_, pins)| Ok(sum + remove(pins)?))
+    if pins.exist() { Ok(attach::detach_unpinned(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
 }
 
 fn migrate(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {
@@ -199,7 +235,7 @@ fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> 
         changed += attach::hand_over(other, pins)? + other.remove_links()?;
     }
     changed += migrate(others, pins)?;
-    others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + remove(other)?))
+    others.iter().try_fold(changed, |sum, (_, other)| Ok(sum + attach::remove(other)?))
 }
 
 #[cfg(test)]

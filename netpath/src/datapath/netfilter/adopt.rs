@@ -1,15 +1,16 @@
-//! Conntrack entries for connections that another datapath has translated until now.
+//! Conntrack entries as connections that another datapath translates before or after: the packets keep the same
+//! translated addresses and ports.
 //!
-//! Their packets keep the same translated addresses and ports. TCP entries are liberal, since conntrack has not seen their
-//! windows.
+//! TCP entries that are added are liberal, since conntrack has not seen their windows.
 
 use super::nfnetlink::{message, nested, open};
 use super::rules::Family;
 use crate::datapath::connection::{Connection, Direction, Transport};
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Status, Tuple,
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol, Status, Tuple,
 };
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use std::io;
 use std::net::IpAddr;
 
@@ -32,6 +33,8 @@ const CTA_PROTONAT_PORT_MAX: u16 = 2;
 /// `enum tcp_conntrack`, and IP_CT_TCP_FLAG_BE_LIBERAL.
 const SYN_SENT: u8 = 1;
 const ESTABLISHED: u8 = 3;
+const TIME_WAIT: u8 = 7;
+const CLOSE: u8 = 8;
 const LIBERAL: u8 = 0x08;
 
 /// Adds an entry for each connection that has none. Returns how many were added.
@@ -59,6 +62,84 @@ pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
     Ok(added)
 }
 
+/// The connections of TCP and UDP in this network namespace, also those of others, without closed ones.
+///
+/// Those of TCP that are translated become liberal: while another datapath takes over, conntrack sees a part of their packets,
+/// and would not translate one that it takes for invalid, which the host would answer with a reset.
+///
+/// # Errors
+/// A kernel without ctnetlink.
+pub(super) fn connections() -> io::Result<Vec<Connection>> {
+    let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let mut netlink = open()?;
+    let answers = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
+    let mut connections = Vec::new();
+    for (connection, is_liberal) in answers.into_iter().filter_map(|answer| connection(answer.inner)) {
+        let Connection { transport, original, translated, .. } = connection;
+        if transport == Transport::Tcp && original != translated && !is_liberal {
+            let attributes = vec![ConntrackAttribute::CtaTupleOrig(tuple(transport, original)), tcp(None)];
+            let change = message(Family::of(&original.source), ConntrackMessage::New(attributes));
+            if let Err(e) = netlink.change(change, 0) {
+                tracing::debug!(?connection, "a connection may break: {e}");
+            }
+        }
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
+/// And whether it is liberal.
+fn connection(answer: NetfilterMessageInner) -> Option<(Connection, bool)> {
+    let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer else { return None };
+    let (mut original, mut reply, mut replied, mut timeout_s, mut is_liberal) = (None, None, false, 0, false);
+    for attribute in &attributes {
+        match attribute {
+            ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(direction(tuple)?),
+            ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(direction(tuple)?.1),
+            ConntrackAttribute::CtaStatus(status) => replied = status.contains(Status::SeenReply),
+            ConntrackAttribute::CtaTimeout(seconds) => timeout_s = *seconds,
+            ConntrackAttribute::CtaProtoInfo(info) => {
+                let of_tcp = |i: &ProtoInfo| if let ProtoInfo::TCP(tcp) = i { tcp.clone() } else { Vec::new() };
+                for field in info.iter().flat_map(of_tcp) {
+                    match field {
+                        ProtoInfoTCP::State(TIME_WAIT | CLOSE) => return None,
+                        ProtoInfoTCP::OriginalFlags(flags) => is_liberal = flags.flags & LIBERAL != 0,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let (transport, original) = original?;
+    Some((Connection { transport, original, translated: reply?.reversed(), replied, timeout_s }, is_liberal))
+}
+
+/// `None`: another protocol.
+fn direction(tuple: &[Tuple]) -> Option<(Transport, Direction)> {
+    let (mut transport, mut source, mut destination, mut ports) = (None, None, None, [None; 2]);
+    for part in tuple {
+        match part {
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(a) => source = Some(*a),
+                IPTuple::DestinationAddress(a) => destination = Some(*a),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::Protocol(Protocol::Tcp) => transport = Some(Transport::Tcp),
+                ProtoTuple::Protocol(Protocol::Udp) => transport = Some(Transport::Udp),
+                ProtoTuple::SourcePort(p) => ports[0] = Some(*p),
+                ProtoTuple::DestinationPort(p) => ports[1] = Some(*p),
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    let [source_port, destination_port] = ports;
+    let (source_port, destination_port) = (source_port?, destination_port?);
+    Some((transport?, Direction { source: source?, destination: destination?, source_port, destination_port }))
+}
+
 fn attributes(connection: &Connection) -> Vec<ConntrackAttribute> {
     let Connection { transport, original, translated, replied, timeout_s } = *connection;
     let mut status = Status::Confirmed;
@@ -78,17 +159,20 @@ fn attributes(connection: &Connection) -> Vec<ConntrackAttribute> {
         ((original.destination, original.destination_port), (translated.destination, translated.destination_port));
     attributes.extend((from != to).then(|| translation(CTA_NAT_DST, to)));
     if transport == Transport::Tcp {
-        let state = if replied { ESTABLISHED } else { SYN_SENT };
-        // `struct nf_ct_tcp_flags`: flags and mask.
-        let liberal = vec![LIBERAL, LIBERAL];
-        let tcp = [
-            DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![state]),
-            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, liberal.clone()),
-            DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, liberal),
-        ];
-        attributes.push(ConntrackAttribute::Other(nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &tcp)])));
+        attributes.push(tcp(Some(if replied { ESTABLISHED } else { SYN_SENT })));
     }
     attributes
+}
+
+/// The entry becomes liberal; `None`: and keeps its state.
+fn tcp(state: Option<u8>) -> ConntrackAttribute {
+    // `struct nf_ct_tcp_flags`: flags and mask.
+    let liberal = vec![LIBERAL, LIBERAL];
+    let mut tcp: Vec<DefaultNla> =
+        state.into_iter().map(|state| DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![state])).collect();
+    tcp.push(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, liberal.clone()));
+    tcp.push(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, liberal));
+    ConntrackAttribute::Other(nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &tcp)]))
 }
 
 fn tuple(transport: Transport, direction: Direction) -> Vec<Tuple> {
@@ -148,6 +232,10 @@ mod tests {
         ];
         assert_eq!(3, adopt(&all).expect("ctnetlink"));
         assert_eq!(0, adopt(&all).expect("ctnetlink"), "the entries exist");
+        let mut read = connections().expect("ctnetlink");
+        read.sort_by_key(|c| all.iter().position(|known| known.original == c.original));
+        read.iter_mut().for_each(|c| c.timeout_s = 100);
+        assert_eq!(all.as_slice(), read);
         let Ok(list) = std::process::Command::new("sh").args(["-c", "conntrack -L; conntrack -L -f ipv6"]).output()
         else {
             return;

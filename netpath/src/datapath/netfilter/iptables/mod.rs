@@ -236,6 +236,10 @@ impl Datapath for Iptables {
         Ok(Report { changed })
     }
 
+    fn connections(&self) -> Result<Vec<Connection>> {
+        adopt::connections().context(|| "cannot read connection tracking".to_owned())
+    }
+
     fn adopt(&mut self, connections: &[Connection]) -> Result<usize> {
         adopt::adopt(connections).context(|| "cannot hand connections to connection tracking".to_owned())
     }
@@ -251,14 +255,6 @@ impl Inspect for Tables {
 
     fn generation(&self, _store: &Store) -> Option<u32> {
         nfnetlink::generation().ok()
-    }
-
-    fn notes(&self) -> Vec<String> {
-        vec![
-            "on iptables, ::1 of this host reaches published ports of containers with IPv6 only, and none while \
-             bridge-nf-call-ip6tables is 1; 127.0.0.1 reaches all of them"
-                .to_owned(),
-        ]
     }
 }
 

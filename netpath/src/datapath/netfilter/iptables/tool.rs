@@ -1,6 +1,7 @@
 //! Finds, selects and runs the iptables programs of the host.
 
 use super::snapshot::Snapshot;
+use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::rules::Family;
 use crate::model::error::{Context, Error, Result};
 use std::fs::File;
@@ -93,7 +94,14 @@ pub(super) fn missing(family: Family) -> Error {
 /// There is no tool, or the kernel refuses its request.
 pub(super) fn choose(tools: &[Tool], family: Family) -> Result<(&Tool, Snapshot)> {
     let Some((first, others)) = tools.split_first() else { return Err(missing(family)) };
-    let present = first.save()?;
+    let present = match first.save() {
+        Ok(present) => present,
+        // The administrator's choice is not the kernel's.
+        Err(e) if nfnetlink::generation().is_err() => {
+            return others.iter().find_map(|other| Some((other, other.save().ok()?))).ok_or(e);
+        }
+        Err(e) => return Err(e),
+    };
     if present.has_own_rules() {
         return Ok((first, present));
     }

@@ -94,6 +94,10 @@ impl Datapath for Nftables {
         Vec::new()
     }
 
+    fn has_sockets_beside(&self) -> bool {
+        true
+    }
+
     fn sysctls(&self, desired: &Desired) -> Vec<Sysctl> {
         settings::sysctls(desired)
     }
@@ -122,6 +126,10 @@ impl Datapath for Nftables {
         });
         conntrack::end(&stale, desired, host);
         Ok(Report { changed })
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>> {
+        adopt::connections().context(|| "cannot read connection tracking".to_owned())
     }
 
     fn adopt(&mut self, connections: &[Connection]) -> Result<usize> {
