@@ -158,11 +158,10 @@ pub(crate) fn a_container_that_speaks_first_keeps_its_published_port(m: &Machine
             Ok((std::net::TcpListener::bind(to)?, udp))
         })??;
         tcp.set_nonblocking(true)?;
-        m.podman(&["exec", "phone", "peer", "from", "5060", &to.to_string()])?;
+        m.podman(&["exec", "phone", "peer", "from", "udp", "5060", &to.to_string()])?;
         let (_, from) = support::traffic::again(|| udp.recv_from(&mut [0; 512])).context("no datagram")?;
         assert_eq!(SocketAddr::new(host, 5060), from);
-        // Ends when its input does.
-        m.podman(&["exec", "phone", "nc", "-p", "5061", "-w", "3", &client.to_string(), "8000"])?;
+        m.podman(&["exec", "phone", "peer", "from", "tcp", "5061", &to.to_string()])?;
         let (_, from) = tcp.accept().context("no connection")?;
         assert_eq!(SocketAddr::new(host, 5061), from);
     }
