@@ -2,14 +2,16 @@
 
 use crate::rig::{Rig, rig, serve, serve_at};
 use anyhow::Result;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use support::need;
 use support::netavark::{Document, Network, Rung};
-use support::topology::{Container, FAR4, Family, HOST4_FAR, OUTSIDE4, Topology};
+use support::topology::{Container, FAR4, Family, HOST4_FAR, Topology};
 use support::traffic::{Dial, Proto};
 
 on_every_rung!(a_container_is_on_the_wire_of_an_unmanaged_bridge);
 
+/// Behind the gateway on the wire.
+const BEYOND: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 77));
 const VLANS: &str = "link add name br9 type bridge vlan_filtering 1";
 
 /// The host's second uplink becomes a port of `lan0`, which takes its address.
@@ -19,6 +21,7 @@ fn with_bridge() -> Result<Topology> {
         "link add lan0 address 0a:00:00:00:00:07 type bridge\naddr flush dev eth1\nlink set eth1 master lan0\n\
          addr add {HOST4_FAR}/24 dev lan0\nlink set lan0 up\n"
     ))?;
+    topology.far().ip(&format!("addr add {BEYOND}/32 dev lo\n"))?;
     Ok(topology)
 }
 
@@ -43,14 +46,14 @@ fn a_container_is_on_the_wire_of_an_unmanaged_bridge(rung: Rung) -> Result<()> {
             rig.up("served", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp"))?;
         let _servers =
             [serve(&web, 80, "web")?, serve(&served.0, 80, "served")?, serve(&rig.topology.host, 90, "host")?];
-        let _outside = serve_at(rig.topology.far(), OUTSIDE4, 9000, "outside")?;
+        let _outside = serve_at(rig.topology.far(), BEYOND, 9000, "outside")?;
         for proto in Proto::BOTH {
             rig.sees("from the wire", rig.topology.far(), &Dial::new(proto, address(50), 80), "web", FAR4);
             rig.sees("from its neighbour", &other, &Dial::new(proto, address(50), 80), "web", address(51));
             rig.sees("from the host", &rig.topology.host, &Dial::new(proto, address(50), 80), "web", HOST4_FAR);
             rig.sees("to the host", &web, &Dial::new(proto, HOST4_FAR, 90), "host", address(50));
             // By the gateway on the wire, with its own address.
-            rig.sees("out", &web, &Dial::new(proto, OUTSIDE4, 9000), "outside", address(50));
+            rig.sees("out", &web, &Dial::new(proto, BEYOND, 9000), "outside", address(50));
         }
         let published = Dial::new(Proto::Tcp, Family::V4.host(), 8080);
         rig.sees("published beside it", &rig.topology.client, &published, "served", Family::V4.client());

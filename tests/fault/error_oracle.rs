@@ -80,7 +80,7 @@ pub(crate) fn names_the_change(error: &str, input: &[u8], changes: &[Change]) ->
 fn named_paths(error: &str) -> Vec<String> {
     const TOP: [&str; 6] =
         ["container_id", "container_name", "dns_servers", "port_mappings", "networks", "network_info"];
-    let Some((_, mistakes)) = error.split_once("input: ") else { return Vec::new() };
+    let Some((_, mistakes)) = error.split_once("network options: ") else { return Vec::new() };
     let mut named = Vec::new();
     for mistake in mistakes.split("; ") {
         if mistake.starts_with("the document: ") {
