@@ -15,6 +15,7 @@ pub mod image;
 pub mod reach;
 pub mod traces;
 
+use crate::harness::KEEP_LOADED;
 use crate::holder::Holder;
 use crate::need::{self, Need};
 use anyhow::{Context, Result, bail, ensure};
@@ -185,7 +186,7 @@ impl Machine {
     /// `program` with `args`, to be started in the host's namespaces, in an environment as at boot.
     pub fn on_host(&self, program: &str, args: &[&str]) -> Command {
         let mut command = self.host.enter(&["mnt", "net", "pid"]);
-        command.env_clear().env("PATH", PATH).env("HOME", self.dir.join("home"));
+        command.env_clear().env("PATH", PATH).env("HOME", self.dir.join("home")).env(KEEP_LOADED, "0");
         if let Backend::Netpath(Some(rung)) = self.backend {
             command.env("NETPATH_DATAPATH", rung);
         }

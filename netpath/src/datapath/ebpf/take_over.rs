@@ -15,7 +15,7 @@ use crate::datapath::connection::{Connection, Direction, Transport};
 use crate::model::error::Result;
 use netpath_common::addr::{Be16, Mac};
 use netpath_common::family::{Family, Ipv4, Ipv6, Tuple};
-use netpath_common::flow::REPLIED;
+use netpath_common::flow::{ESTABLISHED, REPLIED};
 use netpath_common::layout::{
     ENDPOINT_XDP, FORWARD_EGRESS, FORWARD_INGRESS, FORWARD_NEIGH, FORWARD_PEER, FORWARD_STACK, FORWARD_XDP, NET_DIRECT,
     NET_MASQUERADE, NatPort, PROTO_TCP, PROTO_UDP, SIDE_BRIDGE, SIDE_EGRESS, SIDE_LO, SIDE_UPLINK, Subnet,
@@ -57,8 +57,9 @@ fn add<F: Flows>(
         let Some(plan) = host.plan::<F>(connection, &address) else { continue };
         let (mut there, mut back) = (plan.flow(now), plan.reverse(now));
         if connection.replied {
-            F::next_mut(&mut there).state |= REPLIED;
-            F::next_mut(&mut back).state |= REPLIED;
+            let state = if plan.proto == PROTO_TCP { REPLIED | ESTABLISHED } else { REPLIED };
+            F::next_mut(&mut there).state |= state;
+            F::next_mut(&mut back).state |= state;
         }
         let (key, reverse_key) = (plan.key(), plan.reverse_key());
         if plan.reverse_side == SIDE_UPLINK {
@@ -169,7 +170,7 @@ impl<'a> Host<'a> {
             (None, None) => return None,
         };
         let ((side, reverse_side), origin) = (sides, origin as u8);
-        Some(NewFlow { from, side, to, reverse_side, proto, origin, traffic, there, back })
+        Some(NewFlow { from, side, to, reverse_side, proto, origin, traffic, serial: 0, there, back })
     }
 
     fn is_local(&self, address: IpAddr) -> bool {
