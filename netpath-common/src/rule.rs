@@ -4,28 +4,12 @@ use crate::addr::Addr;
 use crate::family::{Family, Ipv6};
 use crate::layout::Rule;
 
-/// Whether a rule covers a destination.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Coverage {
-    No,
-    Yes,
-    /// Only if the destination is one of the host's own addresses.
-    IfLocal,
-}
-
-/// Whether `rule` serves `host`:`port` (host byte order) of `proto`.
+/// Whether `rule` serves `host`:`port` (host byte order) of `proto`, provided that `host` is an address of the host itself: a
+/// port may be published on an address that another machine has now.
 #[inline(always)]
-pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> Coverage {
-    if rule.proto != proto || port.wrapping_sub(rule.host_port) >= rule.count {
-        return Coverage::No;
-    }
-    if same(&rule.host, &Addr::ANY) {
-        Coverage::IfLocal
-    } else if same(&rule.host, host) {
-        Coverage::Yes
-    } else {
-        Coverage::No
-    }
+pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> bool {
+    let has_port = rule.proto == proto && port.wrapping_sub(rule.host_port) < rule.count;
+    has_port && (same(&rule.host, &Addr::ANY) || same(&rule.host, host))
 }
 
 /// The container's port for host port `port`, which the rule covers; host byte order.
@@ -37,20 +21,13 @@ pub const fn container_port(rule: &Rule, port: u16) -> u16 {
 /// As [`covers`], by a rule that serves the family, and leads to the container at `target` unless that is unset. With few
 /// branches: the verifier walks the rest of the program once per branch, for each rule of a chain.
 #[inline(always)]
-pub fn serves<F: Family>(rule: &Rule, host: &Addr, port: u16, proto: u8, target: &F::Addr) -> Coverage {
+pub fn serves<F: Family>(rule: &Rule, host: &Addr, port: u16, proto: u8, target: &F::Addr) -> bool {
     let (leads, none) = (F::target(rule), F::Addr::default());
     // A product is zero if one of the factors is.
     let other_target = u64::from(F::difference(&leads, target)) * u64::from(F::difference(target, &none));
-    let of_host = u64::from(difference(&rule.host, &Addr::ANY));
-    let other_host = of_host * u64::from(difference(&rule.host, host));
+    let other_host = u64::from(difference(&rule.host, &Addr::ANY)) * u64::from(difference(&rule.host, host));
     let other = other_target | other_host | u64::from(rule.proto ^ proto);
-    if other != 0 || port.wrapping_sub(rule.host_port) >= rule.count || F::is_unset(&leads) {
-        Coverage::No
-    } else if of_host == 0 {
-        Coverage::IfLocal
-    } else {
-        Coverage::Yes
-    }
+    other == 0 && port.wrapping_sub(rule.host_port) < rule.count && !F::is_unset(&leads)
 }
 
 #[inline(always)]
@@ -79,22 +56,22 @@ mod tests {
     #[test]
     fn a_rule_covers_only_its_address_ports_and_protocol() {
         let r = rule(HOST, 8080, 80, 10);
-        assert_eq!(Coverage::Yes, covers(&r, &HOST, 8080, PROTO_TCP));
-        assert_eq!(Coverage::Yes, covers(&r, &HOST, 8089, PROTO_TCP));
-        assert_eq!(Coverage::No, covers(&r, &HOST, 8090, PROTO_TCP), "beyond the range");
-        assert_eq!(Coverage::No, covers(&r, &HOST, 8079, PROTO_TCP), "before the range");
-        assert_eq!(Coverage::No, covers(&r, &HOST, 8080, PROTO_UDP), "another protocol");
-        assert_eq!(Coverage::No, covers(&r, &Addr::v4([192, 0, 2, 2]), 8080, PROTO_TCP), "another address");
+        assert!(covers(&r, &HOST, 8080, PROTO_TCP));
+        assert!(covers(&r, &HOST, 8089, PROTO_TCP));
+        assert!(!covers(&r, &HOST, 8090, PROTO_TCP), "beyond the range");
+        assert!(!covers(&r, &HOST, 8079, PROTO_TCP), "before the range");
+        assert!(!covers(&r, &HOST, 8080, PROTO_UDP), "another protocol");
+        assert!(!covers(&r, &Addr::v4([192, 0, 2, 2]), 8080, PROTO_TCP), "another address");
     }
 
     #[test]
-    fn a_wildcard_covers_only_the_hosts_own_addresses() {
-        assert_eq!(Coverage::IfLocal, covers(&rule(Addr::ANY, 8080, 80, 1), &HOST, 8080, PROTO_TCP));
+    fn a_wildcard_covers_every_address() {
+        assert!(covers(&rule(Addr::ANY, 8080, 80, 1), &HOST, 8080, PROTO_TCP));
     }
 
     #[test]
     fn a_rule_without_ports_covers_nothing() {
-        assert_eq!(Coverage::No, covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
+        assert!(!covers(&rule(Addr::ANY, 0, 0, 0), &HOST, 0, PROTO_TCP));
     }
 
     #[test]
@@ -107,8 +84,8 @@ mod tests {
                     let covered = covers(&r, &HOST, port, proto);
                     assert_eq!(covered, serves::<Ipv4>(&r, &HOST, port, proto, &[0; 4]), "any container");
                     assert_eq!(covered, serves::<Ipv4>(&r, &HOST, port, proto, &WEB));
-                    assert_eq!(Coverage::No, serves::<Ipv4>(&r, &HOST, port, proto, &[10, 89, 7, 6]), "another");
-                    assert_eq!(Coverage::No, serves::<Ipv6>(&r, &HOST, port, proto, &[0; 16]), "the other family");
+                    assert!(!serves::<Ipv4>(&r, &HOST, port, proto, &[10, 89, 7, 6]), "another");
+                    assert!(!serves::<Ipv6>(&r, &HOST, port, proto, &[0; 16]), "the other family");
                 }
             }
         }
@@ -120,7 +97,7 @@ mod tests {
             prop_assume!(u32::from(first) + u32::from(count) <= 65_536 && u32::from(to) + u32::from(count) <= 65_536);
             let r = rule(HOST, first, to, count);
             let inside = port >= first && u32::from(port) < u32::from(first) + u32::from(count);
-            prop_assert_eq!(inside, covers(&r, &HOST, port, PROTO_TCP) == Coverage::Yes);
+            prop_assert_eq!(inside, covers(&r, &HOST, port, PROTO_TCP));
             if inside {
                 prop_assert_eq!(port - first, container_port(&r, port) - to);
             }

@@ -9,7 +9,7 @@ use netpath_common::layout::{
     PROTO_TCP, PROTO_UDP, RULE_CHAIN, Rule,
 };
 use netpath_common::nat_plan::NextHop;
-use netpath_common::rule::{Coverage, container_port, covers, serves};
+use netpath_common::rule::{container_port, covers, serves};
 
 use crate::headers::Wire;
 use crate::scratch::{Scratch, ScratchMut, Wanted};
@@ -18,7 +18,6 @@ use crate::{kernel_lookup, maps};
 
 /// Result of [`select_target`]: the client is not on the publish's allow list.
 pub const REFUSED: u32 = u32::MAX;
-const REFUSED_IF_LOCAL: u32 = u32::MAX - 1;
 
 /// The first rule of a port; 0: the port is not published.
 #[inline(always)]
@@ -32,8 +31,7 @@ pub fn slot(proto: u8, port: u16) -> u32 {
     table.get(u32::from(port)).copied().unwrap_or(0)
 }
 
-/// The rule of the chain at `slot` that serves `host`:`port` and satisfies `serves`, and whether only for the host's
-/// own addresses.
+/// The rule of the chain at `slot` that serves `host`:`port`, if that is the host's own address, and satisfies `serves`.
 #[inline(always)]
 pub fn find(
     slot: u32,
@@ -41,16 +39,15 @@ pub fn find(
     port: u16,
     proto: u8,
     serves: impl Fn(&Rule) -> bool,
-) -> Option<(&'static Rule, bool)> {
+) -> Option<&'static Rule> {
     let mut at = slot;
     for _ in 0..RULE_CHAIN {
         if at == 0 {
             return None;
         }
         let rule = maps::RULE.get(at)?;
-        let coverage = covers(rule, host, port, proto);
-        if coverage != Coverage::No && serves(rule) {
-            return Some((rule, coverage == Coverage::IfLocal));
+        if covers(rule, host, port, proto) && serves(rule) {
+            return Some(rule);
         }
         at = rule.next;
     }
@@ -59,12 +56,9 @@ pub fn find(
 
 /// The rule of the chain at `slot` that serves a packet from outside; as [`find`].
 #[inline(always)]
-pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<(&'static Rule, bool)> {
+pub fn serving<F: Wire>(slot: u32, packet: &Tuple<F>, proto: u8) -> Option<&'static Rule> {
     find(slot, &F::mapped(packet.dst), packet.dport.value(), proto, |r| !F::is_unset(&F::target(r)))
 }
-
-/// Flag: the rule serves the packet only if it is addressed to the host itself. No bridge has such an index.
-const IF_LOCAL: u32 = 1 << 31;
 
 /// Selects the container behind the published port of the packet in scratch as target of the pending flow: sets the
 /// destination of `to`, and `there`. Returns the container's bridge; 0: no rule of the chain at `slot` serves the packet;
@@ -74,21 +68,14 @@ const IF_LOCAL: u32 = 1 << 31;
 #[inline(always)]
 pub fn select_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32, local: u32) -> u32 {
     let chosen = choose(ctx, scratch, slot, local);
-    if chosen & IF_LOCAL == 0 || chosen == REFUSED {
-        return chosen;
-    }
-    if kernel_lookup::is_local(ctx, scratch) == 0 {
-        return 0;
-    }
-    if chosen == REFUSED_IF_LOCAL { REFUSED } else { chosen & !IF_LOCAL }
+    if chosen != 0 && local == 0 && kernel_lookup::is_local(ctx, scratch) == 0 { 0 } else { chosen }
 }
 
 subprog! {
-    /// [`select_target`], with [`IF_LOCAL`] if the address still has to be checked.
+    /// [`select_target`] without the check of the address.
     fn choose(slot: u32, local: u32) -> u32 as np_choose4, np_choose6 = choose_target;
 
-    /// The first rule of the chain at `slot` that serves `wanted` in scratch, with [`IF_LOCAL`] if only the host's own
-    /// addresses; 0: none.
+    /// The first rule of the chain at `slot` that serves `wanted` in scratch; 0: none.
     fn first_rule(slot: u32) -> u32 as np_rule4, np_rule6 = walk_chain;
 
     /// Sets `back` of the pending flow to the next hop to the sender of the packet in scratch. Returns the endpoint's
@@ -113,10 +100,9 @@ fn choose_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u3
     }
     let Scratch { packet, pending, .. } = &mut **scratch;
     let port = packet.tuple.dport.value();
-    let Some(rule) = maps::RULE.get(found & !IF_LOCAL) else { return 0 };
-    let must_check = if local == 0 { found & IF_LOCAL } else { 0 };
+    let Some(rule) = maps::RULE.get(found) else { return 0 };
     if local == 0 && refuses::<F>(rule, &packet.tuple.src) {
-        return if must_check != 0 { REFUSED_IF_LOCAL } else { REFUSED };
+        return REFUSED;
     }
     let plan = &mut pending.plan;
     plan.to.dst = F::target(rule);
@@ -126,7 +112,7 @@ fn choose_target<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u3
     }
     plan.traffic = rule.traffic as u16;
     set_hop::<F>(&mut plan.there, &plan.to.dst, rule.bridge);
-    rule.bridge | must_check
+    rule.bridge
 }
 
 #[inline(always)]
@@ -136,7 +122,7 @@ fn is_sent_from_published<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>)
     let port = plan.from.sport.value();
     wanted.set(F::mapped(plan.to.src), &plan.from.src, port, plan.proto);
     let slot = slot(plan.proto, port);
-    let found = first_rule(ctx, scratch, slot) & !IF_LOCAL;
+    let found = first_rule(ctx, scratch, slot);
     // Rule 0 has no ports.
     u32::from(maps::RULE.get(found).is_some_and(|rule| found != 0 && container_port(rule, port) == port))
 }
@@ -151,10 +137,8 @@ fn walk_chain<F: Wire>(_ctx: &TcContext, scratch: &mut ScratchMut<F>, slot: u32)
         let Some(rule) = maps::RULE.get(at) else { break };
         // Copies are read by words, references by bytes.
         let Wanted { host, target, port, proto } = scratch.wanted;
-        match serves::<F>(rule, &host, port, proto, &target) {
-            Coverage::No => {}
-            Coverage::Yes => return at,
-            Coverage::IfLocal => return at | IF_LOCAL,
+        if serves::<F>(rule, &host, port, proto, &target) {
+            return at;
         }
         at = rule.next;
     }

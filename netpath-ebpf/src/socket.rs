@@ -150,8 +150,8 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
     let number = dialled_port.value();
     let to = if dialled.is_v4() {
         let host = tail(&dialled);
-        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
-        if if_local && !is_own(&dialled, Ipv4::kind(&host), Ipv4::is_unset(&host)) {
+        let rule = port_lookup::find(slot, &dialled, number, proto, |r| !Ipv4::is_unset(&r.to4))?;
+        if !is_own(&dialled, Ipv4::kind(&host), Ipv4::is_unset(&host)) {
             return None;
         }
         (Addr::v4(rule.to4), container_port(rule, number))
@@ -165,11 +165,11 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         if is_v4_only() && !may_change_family {
             return None;
         }
-        let (rule, if_local) = port_lookup::find(slot, &dialled, number, proto, |r| {
+        let rule = port_lookup::find(slot, &dialled, number, proto, |r| {
             let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
             !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
         })?;
-        if if_local && !is_own(&dialled, kind, unset) {
+        if !is_own(&dialled, kind, unset) {
             return None;
         }
         let to = if Ipv6::is_unset(&rule.to6) { Addr::v4(rule.to4) } else { Addr::v6(rule.to6) };

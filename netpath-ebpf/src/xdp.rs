@@ -90,8 +90,8 @@ fn refused<F: Wire>(packet: &Tuple<F>, proto: u8) -> Option<Reason> {
     let is_local = maps::find(&maps::LOCAL, host).is_some();
     let slot = port_lookup::slot(proto, packet.dport.value());
     if slot != 0
-        && let Some((rule, if_local)) = port_lookup::serving(slot, packet, proto)
-        && (is_local || !if_local)
+        && is_local
+        && let Some(rule) = port_lookup::serving(slot, packet, proto)
     {
         return if port_lookup::refuses::<F>(rule, &packet.src) { Some(Reason::DropNotAllowed) } else { None };
     }

@@ -22,7 +22,7 @@ use netpath_common::layout::{
 };
 use netpath_common::nat_plan::{NewFlow, NextHop};
 use netpath_common::reason::Reason;
-use netpath_common::rule::{Coverage, container_port, covers};
+use netpath_common::rule::{container_port, covers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -219,7 +219,7 @@ impl<'a> Host<'a> {
         let mut at = Some(slots.rule);
         while let Some(rule) = at.and_then(|at| self.tables.rules.get(at)) {
             let leads_there = Ipv4::mapped(rule.to4) == to || rule.to6 == to.0;
-            if covers(rule, &host, port, proto) != Coverage::No
+            if covers(rule, &host, port, proto)
                 && leads_there
                 && container_port(rule, port) == translated.destination_port
             {
