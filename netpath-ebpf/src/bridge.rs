@@ -1,5 +1,6 @@
 //! Ingress of bridges: packets of containers. Replies of published flows, masquerade, hairpin, isolation.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use netpath_common::addr::V6;
 use netpath_common::family::{Family, Ipv6, Kind as AddressKind};
@@ -31,17 +32,9 @@ impl Walk for Ingress {
         fast_path::follow(ctx, plain)
     }
 
-    /// Such a network has no subnet of IPv6, so that a container's routable source is forged.
     #[inline(always)]
     fn without_v6(ctx: &TcContext) -> Verdict {
-        let is_closed = maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_DIRECT == 0);
-        // Source and destination (RFC 8200 §3).
-        let Ok([from, to]) = ctx.load::<[V6; 2]>(ETHERNET + 8) else { return NOT_OURS };
-        let is_forged = matches!(Ipv6::kind(&from), AddressKind::Unicast | AddressKind::Loopback);
-        if is_closed && is_forged && Ipv6::kind(&to) == AddressKind::Unicast {
-            return verdict::drop(Reason::DropSpoofed);
-        }
-        NOT_OURS
+        if is_forged_v6(ctx.skb.skb) != 0 { verdict::drop(Reason::DropSpoofed) } else { NOT_OURS }
     }
 
     #[inline(always)]
@@ -62,6 +55,17 @@ impl Walk for Ingress {
         }
         Verdict::unpack(no_flow(ctx, scratch))
     }
+}
+
+/// 1 if an IPv6 packet has a routable source, although no network has a subnet of IPv6. A function of its own for its stack frame.
+#[inline(never)]
+fn is_forged_v6(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let is_closed = maps::find(&maps::NETWORK, packet::ifindex(ctx)).is_some_and(|n| n.flags & NET_DIRECT == 0);
+    // Source and destination (RFC 8200 §3).
+    let Ok([from, to]) = ctx.load::<[V6; 2]>(ETHERNET + 8) else { return 0 };
+    let is_routable = matches!(Ipv6::kind(&from), AddressKind::Unicast | AddressKind::Loopback);
+    u32::from(is_closed && is_routable && Ipv6::kind(&to) == AddressKind::Unicast)
 }
 
 /// Whether the packet comes from an internal network. No flow begins or ends there, so a packet that matches one is

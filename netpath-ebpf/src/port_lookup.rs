@@ -33,13 +33,7 @@ pub fn slot(proto: u8, port: u16) -> u32 {
 
 /// The rule of the chain at `slot` that serves `host`:`port`, if that is the host's own address, and satisfies `serves`.
 #[inline(always)]
-pub fn find(
-    slot: u32,
-    host: &Addr,
-    port: u16,
-    proto: u8,
-    serves: impl Fn(&Rule) -> bool,
-) -> Option<&'static Rule> {
+pub fn find(slot: u32, host: &Addr, port: u16, proto: u8, serves: impl Fn(&Rule) -> bool) -> Option<&'static Rule> {
     let mut at = slot;
     for _ in 0..RULE_CHAIN {
         if at == 0 {

@@ -34,7 +34,9 @@ fn the_machine_that_has_the_address_answers(rung: Rung) -> Result<()> {
     let mut servers = Vec::new();
     for proto in [Proto::Tcp, Proto::Udp] {
         servers.push(Server::echo(&web, proto, ANY, 80, "container")?);
-        servers.push(Server::echo(&topology.client, proto, ANY, 8080, "elsewhere")?);
+        for family in Family::BOTH {
+            servers.push(Server::echo(&topology.client, proto, shared(family), 8080, "elsewhere")?);
+        }
         for family in Family::BOTH {
             let dial = Dial::new(proto, shared(family), 8080);
             for (from, name) in [(&topology.host, "host"), (&*web, "web"), (&*other, "other")] {

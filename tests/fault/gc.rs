@@ -1,14 +1,19 @@
 //! Sweeping, and connections that survive a change of the map layout.
 
 use anyhow::{Context, Result, ensure};
-use netpath_common::layout::{Flow4, FlowKey4, LAYOUT_VERSION, name};
+use netpath_common::layout::{Flow4, FlowKey4, LAYOUT_VERSION, Next, Plain, name};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
+use std::ffi::CString;
 use std::io::{Read, Write};
+use std::mem::offset_of;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use support::bpf::{Attr, MAP_CREATE, MAP_UPDATE_ELEM, OBJ_PIN};
 use support::host::Netns;
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung, binary};
@@ -167,8 +172,7 @@ fn connections_outlive_a_new_layout_of_the_maps() -> Result<()> {
     Ok(())
 }
 
-/// The flow records of layout 1 have today's sizes and, except for the unit of their stamps, today's meaning: a tree of today
-/// under its name, with stamps in seconds, is one of its.
+/// A tree of today under the name of layout 1, with flows in the format of that layout, is one of its.
 fn relayout(rung: Rung) -> Result<()> {
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
@@ -195,11 +199,8 @@ fn relayout(rung: Rung) -> Result<()> {
     // The running programs are today's: to them a stamp in seconds is hours old on a host that is up for hours. The last
     // acknowledgements have arrived before the stamps change, and no packet is sent until the map is replaced.
     std::thread::sleep(Duration::from_millis(500));
-    let mut stamped = flows_of(&old)?;
-    for (key, mut flow) in stamped.iter().collect::<Result<Vec<_>, _>>()? {
-        flow.next.last_seen = netpath_common::flow::seconds(flow.next.last_seen);
-        stamped.insert(key, flow, 0)?;
-    }
+    let stamped = flows_of(&old)?.iter().collect::<Result<Vec<_>, _>>()?;
+    replace_by_earlier(&old.join("map").join(name::FLOW4), &stamped)?;
     netavark.setup(&other, &document(6))?;
     ensure!(!old.exists(), "the old tree stays");
     let now = support::maps::now();
@@ -214,6 +215,37 @@ fn relayout(rung: Rung) -> Result<()> {
     talk(&mut connections).context("after a teardown")?;
     netavark.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web, &other])
+}
+
+/// Pins a map of layout 1 with these flows at `pin`: the stamps in seconds, without acknowledgement and serial number.
+fn replace_by_earlier(pin: &Path, flows: &[(FlowKey4, Flow4)]) -> Result<()> {
+    const LRU_HASH: u32 = 9;
+    let at = offset_of!(Flow4, next);
+    let (ack, after) = (at + offset_of!(Next, ack), at + offset_of!(Next, match_dmac));
+    let size = size_of::<Flow4>() - (after - ack);
+    let mut attr = Attr::default();
+    attr.words(0, &[LRU_HASH, size_of::<FlowKey4>() as u32, size as u32, 1_024]);
+    let map = attr.open(MAP_CREATE).context("cannot create a map")?;
+    for (key, mut flow) in flows.iter().copied() {
+        flow.next.last_seen = netpath_common::flow::seconds(flow.next.last_seen);
+        let (key, flow) = (bytes(&key), bytes(&flow));
+        let value = [&flow[..ack], &flow[after..]].concat();
+        let mut attr = Attr::default();
+        attr.words(0, &[map.as_raw_fd() as u32]);
+        attr.pointer(8, key.as_ptr());
+        attr.pointer(16, value.as_ptr());
+        attr.call(MAP_UPDATE_ELEM).context("cannot add a flow")?;
+    }
+    std::fs::remove_file(pin)?;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = Attr::default();
+    attr.pointer(0, path.as_ptr());
+    attr.words(8, &[map.as_raw_fd() as u32]);
+    attr.call(OBJ_PIN).context("cannot pin a map").map(drop)
+}
+
+fn bytes<T: Plain>(value: &T) -> Vec<u8> {
+    value.as_bytes().to_vec()
 }
 
 fn talk(connections: &mut [TcpStream]) -> Result<()> {

@@ -267,7 +267,8 @@ fn clients_that_are_on_no_list_are_dropped() -> Result<()> {
     let mut lab = lab()?;
     lab.allow = 5;
     lab.publish(3, Addr::ANY, 9090, 7)?;
-    lab.publish(5, mapped(ip("198.51.100.9")), 9191, 7)?;
+    lab.publish(5, mapped(host(true)), 9191, 7)?;
+    lab.publish(6, mapped(ip("198.51.100.9")), 9292, 7)?;
     lab.allow(5, client(true), 32)?;
     lab.allow(5, client(false), 64)?;
     for v4 in [true, false] {
@@ -279,10 +280,12 @@ fn clients_that_are_on_no_list_are_dropped() -> Result<()> {
             dropped(&mut lab, "not on it", &frame, Reason::DropNotAllowed, true)?;
         }
     }
-    let fixed = Frame::udp((outside(true), 40_000), (ip("198.51.100.9"), 9191));
+    let fixed = Frame::udp((outside(true), 40_000), (host(true), 9191));
     dropped(&mut lab, "one address", &fixed, Reason::DropNotAllowed, true)?;
-    let elsewhere = Frame::udp((outside(true), 40_000), (ip("198.51.100.9"), 9090));
-    let_through(&mut lab, "the port of another machine", &elsewhere)?;
+    for port in [9090, 9292] {
+        let elsewhere = Frame::udp((outside(true), 40_000), (ip("198.51.100.9"), port));
+        let_through(&mut lab, "the port of another machine", &elsewhere)?;
+    }
     // An address unknown to the control plane needs a kernel lookup, which only the classifier does.
     assert!(std::process::Command::new("ip").args(["addr", "add", "192.0.2.99/24", "dev", "eth0"]).status()?.success());
     let unknown = Frame::udp((outside(true), 40_000), (ip("192.0.2.99"), 9090));

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 // include/uapi/linux/bpf.h
 pub const MAP_CREATE: i64 = 0;
 pub const MAP_LOOKUP_ELEM: i64 = 1;
+pub const MAP_UPDATE_ELEM: i64 = 2;
 pub const PROG_LOAD: i64 = 5;
 pub const OBJ_PIN: i64 = 6;
 pub const PROG_TEST_RUN: i64 = 10;

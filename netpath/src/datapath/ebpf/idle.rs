@@ -7,7 +7,7 @@
 
 use super::loader::{self, Families};
 use super::maps::clear;
-use super::pins::Pins;
+use super::pins::{OBJECT, Pins};
 use super::{attach, compile};
 use crate::datapath::{Idle, IdleState};
 use crate::model::error::{Context, Result};
@@ -23,16 +23,32 @@ const SWITCH: &str = "NETPATH_KEEP_LOADED";
 const KEEP: u64 = if cfg!(test) { 0 } else { 600 };
 
 const UNTIL: &str = "until-";
+/// Mark: the wish of the last setup that had one, in seconds.
+const FOR: &str = "keep-";
 const PRELOADED: &str = "preloaded";
 
-fn seconds_to_keep() -> u64 {
-    match std::env::var(SWITCH) {
-        Ok(text) => text.parse().unwrap_or_else(|_| {
-            tracing::warn!("{SWITCH}={text} is no number of seconds: {KEEP} is used");
-            KEEP
-        }),
-        Err(_) => KEEP,
+/// What the user asks for.
+fn wish() -> Option<u64> {
+    let text = std::env::var(SWITCH).ok()?;
+    let seconds = text.parse().ok();
+    if seconds.is_none() {
+        tracing::warn!("{SWITCH}={text} is no number of seconds: {KEEP} is used");
     }
+    seconds
+}
+
+/// Remembers it for the last teardown: Podman starts that without the environment of `podman run`.
+///
+/// # Errors
+/// The mark cannot be written.
+pub(super) fn remember(pins: &Pins) -> Result<()> {
+    let Some(seconds) = wish().filter(|seconds| pins.marks(FOR) != [seconds.to_string()]) else { return Ok(()) };
+    pins.unmark_except(|mark| !mark.starts_with(FOR))?;
+    pins.mark(&format!("{FOR}{seconds}"))
+}
+
+fn seconds_to_keep(pins: &Pins) -> u64 {
+    wish().or_else(|| pins.marks(FOR).first()?.parse().ok()).unwrap_or(KEEP)
 }
 
 /// Takes the pins of a host without containers, attached to nothing, out of use: keeps them loaded, or removes them.
@@ -42,7 +58,7 @@ fn seconds_to_keep() -> u64 {
 /// They cannot be removed.
 pub(super) fn keep(pins: &Pins) -> Result<usize> {
     let stays = pins.has_mark(PRELOADED);
-    let seconds = seconds_to_keep();
+    let seconds = seconds_to_keep(pins);
     if !loader::is_complete(pins) || (seconds == 0 && !stays) {
         return pins.remove();
     }
@@ -57,6 +73,8 @@ pub(super) fn keep(pins: &Pins) -> Result<usize> {
 
 fn take_out_of_use(pins: &Pins, seconds: Option<u64>) -> Result<()> {
     clear::all(pins)?;
+    // The others are about interfaces.
+    pins.unmark_except(|mark| mark == PRELOADED || mark.starts_with(OBJECT))?;
     let idle = pins.idle();
     idle.remove()?;
     if let Some(seconds) = seconds {

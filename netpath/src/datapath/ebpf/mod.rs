@@ -101,6 +101,7 @@ impl Ebpf {
             idle::take(pins)?;
         }
         let mut changed = loader::ensure(pins, &attach::programs(&tables), Families::of_networks(desired))?;
+        idle::remember(pins)?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
             tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");

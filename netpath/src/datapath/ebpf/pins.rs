@@ -158,6 +158,12 @@ impl Pins {
         list(&self.root).into_iter().filter_map(|n| n.strip_prefix(prefix).map(str::to_owned)).collect()
     }
 
+    /// Removes all marks except those that `stays` holds for.
+    pub fn unmark_except(&self, stays: impl Fn(&str) -> bool) -> Result<()> {
+        let is_mark = |name: &String| !["map", "prog", "link"].contains(&name.as_str());
+        list(&self.root).iter().filter(|name| is_mark(name) && !stays(name)).try_for_each(|name| self.unmark(name))
+    }
+
     pub fn unpin(&self, path: &Path) -> Result<()> {
         gone(fs::remove_file(path)).context(|| format!("cannot remove the pin {}", path.display()))
     }
