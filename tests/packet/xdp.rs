@@ -268,7 +268,7 @@ fn clients_that_are_on_no_list_are_dropped() -> Result<()> {
     lab.allow = 5;
     lab.publish(3, Addr::ANY, 9090, 7)?;
     lab.publish(5, mapped(host(true)), 9191, 7)?;
-    lab.publish(6, mapped(ip("198.51.100.9")), 9292, 7)?;
+    lab.publish(7, mapped(ip("198.51.100.9")), 9292, 7)?;
     lab.allow(5, client(true), 32)?;
     lab.allow(5, client(false), 64)?;
     for v4 in [true, false] {

@@ -103,4 +103,4 @@ echo "OUTWARD $(page podman exec web wget -q -O - http://192.0.2.1:9000/)"
 echo "TABLES $(podman unshare --rootless-netns nft list tables | tr '\n' ' ')"
 podman rm -f -t 0 web >/dev/null
 # Without zombies: this shell reaps none.
-echo "LEFT $(ps -o stat=,args= -U 1000 | grep -v '^Z' | grep 'netpath\|aardvark\|slirp' || true)"
+echo "LEFT $(ps -o stat=,comm= -U 1000 | grep -v '^Z' | grep 'netpath\|netavark\|aardvark\|slirp' || true)"
