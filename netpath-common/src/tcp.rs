@@ -2,7 +2,7 @@
 //! RFC 7857 §2).
 //!
 //! A connection is established when its originator has acknowledged the other end's SYN. From then on a segment ends it only
-//! if its sequence number fits what the receiver has acknowledged, since otherwise whoever knows addresses and ports could
+//! if its sequence number fits what the receiver has acknowledged, since otherwise any host that knows addresses and ports could
 //! end connections of others (RFC 5961 §3). The stored acknowledgement is that of the *other* direction: a stranger can forge
 //! segments of one direction only.
 

@@ -171,7 +171,7 @@ pub trait Datapath {
     }
 
     /// Makes the kernel hold exactly `desired`: adds what is missing, removes what is not desired, and leaves the rest
-    /// alone. A second call changes nothing; with no record at all, every trace goes.
+    /// alone. A second call changes nothing; with no record at all, only what [`Idle`] keeps stays.
     ///
     /// # Errors
     /// What could not be read or written. The kernel then holds a mixture that the next call puts right.

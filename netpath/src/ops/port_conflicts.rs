@@ -5,7 +5,7 @@ use super::signal;
 use crate::driver;
 use crate::link::Netns;
 use crate::model::error::{Error, Result};
-use crate::model::port_conflicts;
+use crate::model::port_conflicts::{self, PortConflict};
 use crate::state::{Phase, StoredEndpoint};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -34,14 +34,20 @@ impl Session {
 
     /// Whether one of the ports belongs to an endpoint whose namespace is gone, but its interfaces are not.
     fn is_owner_ending(&self, there: &[StoredEndpoint]) -> Result<bool> {
-        for conflict in port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)) {
-            let owner = there.iter().find(|k| std::ptr::eq(&raw const k.record, conflict.owner));
-            let Some(owner) = owner.filter(|k| k.record.links.is_some()) else { continue };
-            if Netns::open(&owner.record.netns)?.is_none() && self.is_in_use(owner)? {
+        for (_, owner) in self.conflicts(there) {
+            let has_links = owner.record.links.is_some();
+            if has_links && Netns::open(&owner.record.netns)?.is_none() && self.is_in_use(owner)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// The ports that records publish already, with the stored endpoints that do.
+    fn conflicts<'a>(&self, there: &'a [StoredEndpoint]) -> Vec<(PortConflict<'a>, &'a StoredEndpoint)> {
+        let all = port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)).into_iter();
+        let owner = |c: &PortConflict<'a>| there.iter().find(|k| std::ptr::eq(&raw const k.record, c.owner));
+        all.filter_map(|conflict| owner(&conflict).map(|found| (conflict, found))).collect()
     }
 
     /// Engines bind the ports that they publish, and mostly report this first. An endpoint that is gone without a teardown owns no
@@ -50,10 +56,7 @@ impl Session {
     /// # Errors
     /// A running container publishes one of the ports. Nothing was changed.
     pub(super) fn refuse_taken_ports(&self, there: &[StoredEndpoint]) -> Result<()> {
-        for conflict in port_conflicts::conflicts(&self.records, there.iter().map(|k| &k.record)) {
-            let Some(owner) = there.iter().find(|k| std::ptr::eq(&raw const k.record, conflict.owner)) else {
-                continue;
-            };
+        for (conflict, owner) in self.conflicts(there) {
             if self.is_in_use(owner)? {
                 let (label, network) = (conflict.owner.container.label(), &conflict.owner.network.name);
                 return Err(Error::new(format!(

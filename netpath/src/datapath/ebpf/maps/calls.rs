@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+pub(super) const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+pub(super) const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
@@ -28,25 +28,26 @@ pub(super) enum Element {
 }
 
 #[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    align: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct ElementAttr {
+    pub map_fd: u32,
+    pub align: u32,
+    pub key: u64,
+    /// For BPF_MAP_GET_NEXT_KEY the next key.
+    pub value: u64,
+    pub flags: u64,
 }
 
 #[repr(C)]
 #[derive(Default)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+pub(super) struct BatchAttr {
+    pub in_batch: u64,
+    pub out_batch: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub count: u32,
+    pub map_fd: u32,
+    pub elem_flags: u64,
+    pub flags: u64,
 }
 
 /// Result of a batch read.

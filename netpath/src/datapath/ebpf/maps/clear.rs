@@ -1,5 +1,7 @@
 //! Removes all elements of pinned hash maps and tries, and zeroes the elements of arrays.
 
+use super::CHUNK;
+use super::calls::{BPF_MAP_DELETE_ELEM, BPF_MAP_UPDATE_ELEM, BatchAttr, ElementAttr};
 use super::mapped::Mapped;
 use crate::datapath::ebpf::pins::Pins;
 use crate::datapath::ebpf::sys::bpf;
@@ -12,13 +14,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// Programs write these before they read them; the control plane zeroes elements of `np_traffic` when it assigns them.
 const LEFT: [&str; 3] = [name::TRAFFIC, name::SCRATCH4, name::SCRATCH6];
 
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
-/// Elements per call.
-const CHUNK: usize = 4_096;
 
 /// # Errors
 /// A map cannot be opened or written.
@@ -50,19 +48,6 @@ fn one(map: BorrowedFd<'_>, info: &MapInfo) -> io::Result<()> {
     }
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
-}
-
 /// `key` and `value`: sizes in bytes.
 fn hash(map: BorrowedFd<'_>, key: usize, value: usize) -> io::Result<()> {
     let mut chunk = CHUNK;
@@ -90,16 +75,6 @@ fn hash(map: BorrowedFd<'_>, key: usize, value: usize) -> io::Result<()> {
             Err(e) => return Err(e),
         }
     }
-}
-
-#[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    align: u32,
-    key: u64,
-    /// Also the next key.
-    value: u64,
-    flags: u64,
 }
 
 fn trie(map: BorrowedFd<'_>, key: usize) -> io::Result<()> {
