@@ -14,7 +14,7 @@ pub trait Plain: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'stati
 impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + 'static> Plain for T {}
 
 /// Increases with every change of a map's name, type, size, key or value.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Rules: each is one publish on one endpoint for one range of ports; index 0 is unused and means "none".
 pub const RULES: u32 = 65_536;
@@ -30,6 +30,7 @@ pub const FLOWS6: u32 = 32_768;
 /// TCP flows that are not established: a quarter of all, so that a flood leaves three quarters to connections.
 pub const OPENINGS4: u32 = FLOWS4 / 2 / 4;
 pub const OPENINGS6: u32 = FLOWS6 / 2 / 4;
+pub const ROUTE_MTUS: u32 = 4_096;
 pub const SOCKS: u32 = 16_384;
 pub const ALLOWS: u32 = 65_536;
 pub const FRAGMENTS: u32 = 8_192;
@@ -55,6 +56,10 @@ pub type PortSlot = u32;
 /// `np_port_sctp`: the same for SCTP, whose port cannot be changed (the checksum is a CRC-32c over the whole packet,
 /// RFC 9260 §6.8): its rules lead to the port they are published on.
 pub type PortSlotSctp = PortSlot;
+
+/// `np_mtu`, LPM_TRIE by v4-mapped destination → the MTU of a route in bytes, which `bpf_fib_lookup` does not return; 0 = a
+/// route inside such a one without an MTU.
+pub type RouteMtu = u32;
 
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has
 /// used, so that an uplink can exclude a reply without a look-up in the flow table. Set by programs, one byte per
@@ -449,6 +454,7 @@ pub mod name {
     pub const SUBNET: &str = "np_subnet";
     pub const UPLINK: &str = "np_uplink";
     pub const LOCAL: &str = "np_local";
+    pub const ROUTE_MTU: &str = "np_mtu";
     pub const FLOW4: &str = "np_flow4";
     pub const FLOW6: &str = "np_flow6";
     pub const SOCK: &str = "np_sock";
@@ -535,7 +541,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_layout_version_7() {
-        assert_eq!(7, LAYOUT_VERSION);
+        assert_eq!(8, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());
         assert_eq!(64, size_of::<Rule>());

@@ -92,19 +92,23 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
         fragment::learn(ctx, scratch);
     }
     let Some(flags) = maps::find(&maps::NETWORK, bridge).map(|n| n.flags) else { return NOT_OURS.pack() };
-    let packet = &scratch.packet;
+    let source = &scratch.packet.tuple.src;
     // Neighbour discovery, among others, has link-local sources.
-    let from = F::kind(&packet.tuple.src);
-    if flags & NET_DIRECT == 0
-        && (from == AddressKind::Loopback || (from == AddressKind::Unicast && !belongs::<F>(&packet.tuple.src, bridge)))
-    {
+    let (from, is_own) = (F::kind(source), belongs::<F>(source, bridge));
+    // A container may be the router of further subnets.
+    let is_routed =
+        from == AddressKind::Unicast && !is_own && kernel_lookup::leads_to_source(ctx, scratch, bridge) != 0;
+    let is_spoofed = from == AddressKind::Loopback || (from == AddressKind::Unicast && !is_own && !is_routed);
+    if flags & NET_DIRECT == 0 && is_spoofed {
         return verdict::drop(Reason::DropSpoofed).pack();
     }
+    let packet = &scratch.packet;
     let slot = port_lookup::slot(packet.ip.proto, packet.tuple.dport.value());
     if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
         match port_lookup::select_target(ctx, scratch, slot, 0) {
             0 => {}
             port_lookup::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
+            _ if !is_own && !is_routed => return NOT_OURS.pack(),
             target => return hairpin(ctx, scratch, target),
         }
     }
@@ -130,7 +134,7 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
     }
     match packet.kind {
         Kind::Tcp | Kind::Udp | Kind::Sctp | Kind::EchoRequest | Kind::Other
-            if packet.ip.fragment != Fragment::Later && belongs::<F>(&packet.tuple.src, bridge) =>
+            if packet.ip.fragment != Fragment::Later && is_own =>
         {
             masquerade::begin(ctx, scratch, bridge, 0)
         }
@@ -149,7 +153,7 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
 fn begin_hairpin<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, target: u32) -> u64 {
     let Scratch { packet, pending: PendingFlow { plan, .. }, .. } = &mut **scratch;
     let bridge = packet::ifindex(ctx);
-    if !packet.may_begin() || !belongs::<F>(&packet.tuple.src, bridge) {
+    if !packet.may_begin() {
         return NOT_OURS.pack();
     }
     let (Some(net), Some(other)) = (maps::find(&maps::NETWORK, bridge), maps::find(&maps::NETWORK, target)) else {

@@ -6,6 +6,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext, Global};
 use netpath_common::addr::{Be16, Mac};
@@ -63,6 +64,9 @@ subprog! {
     /// otherwise.
     pub fn way_of_host() -> u32 as np_way_of_host4, np_way_of_host6 = look_up_way;
 
+    /// 1 if the host sends through `ifindex` to the source of the packet in scratch.
+    pub fn leads_to_source(ifindex: u32) -> u32 as np_leads4, np_leads6 = look_up_source;
+
     /// 1 if a socket of the host is connected to the peer that sent the packet in scratch ([`SENDER`]), or to the peer that
     /// would receive the translated packet ([`RECEIVER`]).
     pub fn has_connection(peer: u32) -> u32 as np_connection4, np_connection6 = look_up_connection;
@@ -99,6 +103,7 @@ fn look_up_route<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     if ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH {
         return 0;
     }
+    apply_route_mtu::<F>(fib, &packet.tuple.dst);
     pending.plan.to.src = if knows_source { F::fib_source(fib) } else { F::Addr::default() };
     pending.plan.there.next_hop_mac = if ret == BPF_FIB_LKUP_RET_SUCCESS { fib.dmac } else { Mac::default() };
     pending.plan.there.mtu = mtu(fib);
@@ -140,6 +145,7 @@ fn look_up_next_hop<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifind
         return 0;
     }
     let ret = look_up(ctx, fib, &hop.to, packet, ifindex, BPF_FIB_LOOKUP_OUTPUT);
+    apply_route_mtu::<F>(fib, &hop.to.dst);
     if ret == BPF_FIB_LKUP_RET_SUCCESS && fib.ifindex == ifindex {
         return 1;
     }
@@ -162,7 +168,19 @@ fn look_up_way<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u32 {
     } else if ret != BPF_FIB_LKUP_RET_SUCCESS {
         return 0;
     }
+    apply_route_mtu::<F>(fib, &hop.to.dst);
     fib.ifindex
+}
+
+#[inline(always)]
+fn look_up_source<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifindex: u32) -> u32 {
+    let Scratch { packet, fib, .. } = &mut **scratch;
+    let Some(config) = maps::CONFIG.get(0) else { return 0 };
+    let none = Be16::default();
+    let tuple = Tuple { src: F::Addr::default(), dst: packet.tuple.src, sport: none, dport: none };
+    let ret = look_up(ctx, fib, &tuple, packet, config.lo_ifindex, 0);
+    let is_route = ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH;
+    u32::from(is_route && fib.ifindex == ifindex)
 }
 
 /// Protocol and ports are those by which rules and the choice among several next hops decide (`ip rule … ipproto … dport`,
@@ -202,6 +220,17 @@ fn look_up<F: Wire>(
 pub fn mtu(fib: &bpf_fib_lookup) -> u16 {
     // SAFETY: a union of two numbers of one size.
     unsafe { fib.__bindgen_anon_1.mtu_result }
+}
+
+/// The kernel applies the MTU of a route to forwarded packets (`include/net/ip.h, ip_dst_mtu_maybe_forward()`;
+/// `net/ipv6/ip6_output.c, ip6_finish_output()`), but the helper returns it only if it is locked.
+#[inline(always)]
+fn apply_route_mtu<F: Wire>(fib: &mut bpf_fib_lookup, destination: &F::Addr) {
+    let of_route = maps::ROUTE_MTU.get(Key::new(128, F::mapped(*destination).0)).map_or(0, |mtu| *mtu as u16);
+    let known = mtu(fib);
+    if of_route != 0 && (known == 0 || of_route < known) {
+        set_mtu(fib, of_route);
+    }
 }
 
 #[inline(always)]

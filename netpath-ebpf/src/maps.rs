@@ -39,6 +39,8 @@ pub static SUBNET: LpmTrie<[u8; 16], Subnet> = LpmTrie::with_max_entries(SUBNETS
 pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(UPLINKS, READ_ONLY);
 #[map(name = "np_local")]
 pub static LOCAL: HashMap<Addr, Local> = HashMap::with_max_entries(LOCALS, READ_ONLY);
+#[map(name = "np_mtu")]
+pub static ROUTE_MTU: LpmTrie<[u8; 16], RouteMtu> = LpmTrie::with_max_entries(ROUTE_MTUS, READ_ONLY);
 
 #[map(name = "np_allow")]
 pub static ALLOW: LpmTrie<AllowKey, u32> = LpmTrie::with_max_entries(ALLOWS, READ_ONLY);

@@ -5,7 +5,10 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use support::host::SOON;
+use std::time::Duration;
+use support::agent::watching;
+use support::host::{Netns, SOON, wait_for};
+use support::need;
 use support::netavark::{Document, Network, Rung};
 use support::raw::Probe;
 use support::topology::{CLIENT4, CLIENT6, FAR4, FAR6, Family, HOST4, HOST6, OUTSIDE4, OUTSIDE6, Topology};
@@ -15,6 +18,8 @@ on_every_rung!(
     rules_by_protocol_and_port_choose_the_uplink,
     connections_are_spread_over_uplinks_as_the_hosts_own,
     the_mtu_of_a_route_is_reported_to_the_container,
+    the_locked_mtu_of_a_route_is_reported_to_the_container,
+    the_mtu_that_a_route_gets_is_reported_from_then_on,
     an_address_on_lo_answers_by_the_hosts_route,
 );
 
@@ -90,29 +95,66 @@ fn connections_are_spread_over_uplinks_as_the_hosts_own(rung: Rung) -> Result<()
 
 const TAKES: u32 = 1_300;
 
-/// With a route that takes smaller packets than its device.
-fn narrow() -> Result<Topology> {
-    let topology = Topology::new()?;
-    topology.host.ip(&format!(
-        "route add {OUTSIDE4}/32 via {CLIENT4} mtu lock {TAKES}\n\
-         route add {OUTSIDE6}/128 via {CLIENT6} dev eth0 mtu lock {TAKES}\n"
-    ))?;
-    Ok(topology)
+/// A route that takes smaller packets than its device.
+fn narrow(host: &Netns, lock: &str) -> Result<()> {
+    host.ip(&format!(
+        "route replace {OUTSIDE4}/32 via {CLIENT4} mtu {lock} {TAKES}\n\
+         route replace {OUTSIDE6}/128 via {CLIENT6} dev eth0 mtu {lock} {TAKES}\n"
+    ))
 }
 
 fn the_mtu_of_a_route_is_reported_to_the_container(rung: Rung) -> Result<()> {
-    rig(narrow(), rung, |rig| {
+    reports(rung, "")
+}
+
+fn the_locked_mtu_of_a_route_is_reported_to_the_container(rung: Rung) -> Result<()> {
+    reports(rung, "lock")
+}
+
+fn reports(rung: Rung, lock: &str) -> Result<()> {
+    let topology = Topology::new()?;
+    narrow(&topology.host, lock)?;
+    rig(Ok(topology), rung, |rig| {
         let app = rig.up("app", Document::new().on_dual(&Network::dual(7).option("mtu", "1500"), "eth0", 7, 5))?;
+        if need::netpath().is_ok() {
+            watching(rig.topology)?;
+        }
         let _server = serve(&rig.topology.client, 9_000, "near")?;
         for family in Family::BOTH {
             let probe = Probe::new(&app.0, SocketAddr::new(family.outside(), 9_000))?.whole()?;
             let told = rig.met(&format!("{family:?}"), probe.error_of(1_400));
-            let expected = Some((Errno::EMSGSIZE as i32, family.gateway(7), TAKES));
-            let got = told.map(|t| (t.errno, t.offender, t.info));
-            rig.note(got == expected, || format!("{family:?}: expected {expected:?}, got {got:?}"));
+            let expected = (Errno::EMSGSIZE as i32, TAKES);
+            let is_host = |by: IpAddr| [family.gateway(7), family.host()].contains(&by);
+            let so = told.as_ref().is_some_and(|t| (t.errno, t.info) == expected && is_host(t.offender));
+            rig.note(so, || format!("{family:?}: expected {expected:?} of the host, got {told:?}"));
             let dial = Dial::new(Proto::Tcp, family.outside(), 9_000).bytes(100_000);
             rig.sees("a large request", &app.0, &dial, "near", family.host());
         }
+        Ok(vec![app])
+    })
+}
+
+fn the_mtu_that_a_route_gets_is_reported_from_then_on(rung: Rung) -> Result<()> {
+    need!(need::netpath());
+    rig(Topology::new(), rung, |rig| {
+        let Topology { client, host, .. } = rig.topology;
+        let app = rig.up("app", Document::new().on_dual(&Network::dual(7).option("mtu", "1500"), "eth0", 7, 5))?;
+        let _server = serve(client, 9_000, "near")?;
+        watching(rig.topology)?;
+        let probes = Family::BOTH
+            .map(|family| Probe::new(&app.0, SocketAddr::new(family.outside(), 9_000)).and_then(Probe::whole));
+        for probe in &probes {
+            let told =
+                probe.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?.error_within(Duration::from_millis(400), 1_400);
+            rig.note(told.is_err(), || format!("positive control: {told:?}"));
+        }
+        narrow(host, "")?;
+        for probe in probes.into_iter().flatten() {
+            let told = wait_for("the MTU of the route", SOON, || probe.error_of(1_400).ok());
+            let got = rig.met("from then on", told).map(|t| (t.errno, t.info));
+            rig.note(got == Some((Errno::EMSGSIZE as i32, TAKES)), || format!("{got:?}"));
+        }
+        host.ip(&format!("route del {OUTSIDE4}/32\nroute del {OUTSIDE6}/128\n"))?;
         Ok(vec![app])
     })
 }

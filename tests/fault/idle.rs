@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use support::agent::{agents, kill_all, watching};
-use support::host::wait_for;
+use support::host::{patience, wait_for};
 use support::need;
 use support::netavark::{Document, Netavark, Network, binary};
 use support::residue::{Residue, Snapshot};
@@ -76,7 +76,10 @@ fn the_next_first_container_finds_the_programs_and_empty_maps() -> Result<()> {
     drop(servers);
     netavark.teardown(&web, &document(5))?;
 
-    ensure!(trees(&topology, "").is_empty() && trees(&topology, "idle-").len() == 1, "the pins are not put aside");
+    // Until then the container may come back.
+    wait_for("the pins to be put aside", Duration::from_secs(8) * patience(), || {
+        (trees(&topology, "").is_empty() && trees(&topology, "idle-").len() == 1).then_some(())
+    })?;
     ensure!(loaded == programs(&topology), "other programs are loaded");
     ensure!(agent == agents(&topology), "the agent is another one");
     // Only pins, the agent and its files are there: nothing is attached, no setting is changed.

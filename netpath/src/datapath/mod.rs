@@ -7,6 +7,7 @@ pub mod ebpf;
 pub mod filter;
 pub mod firewalld;
 pub mod inspect;
+pub mod keep_loaded;
 pub mod ladder;
 pub(crate) mod netfilter;
 pub mod none;
@@ -17,7 +18,7 @@ pub use inspect::Inspect;
 pub use ladder::{inspect, open};
 
 use crate::model::error::Result;
-use crate::model::{Desired, HostView, Network, Record, Rung};
+use crate::model::{Departures, Desired, HostView, Network, Record, Rung};
 use crate::state::{Lock, Store};
 use connection::Connection;
 use filter::Foreign;
@@ -36,6 +37,8 @@ pub struct Backend {
     pub through_netfilter: bool,
     /// It masquerades by [`HostView::sources`], which are read for it alone.
     pub needs_sources: bool,
+    /// Its programs need [`HostView::route_mtus`].
+    pub needs_route_mtus: bool,
     /// Its flows are in tables of its own, which [`Datapath::expire`] ages.
     pub ages_flows: bool,
     /// What it asks of a kernel, in the order in which it matters.
@@ -80,6 +83,8 @@ pub struct Context<'a> {
     pub store: &'a Store,
     /// Of the store.
     pub lock: &'a Lock,
+    /// Connections of the endpoints that wait are kept, those of the ended ones are removed.
+    pub departures: Departures,
 }
 
 /// The rung whose containers another one takes over: it serves until it is emptied.

@@ -11,6 +11,7 @@ pub const BACKEND: Backend = Backend {
     rung: Rung::None,
     through_netfilter: true,
     needs_sources: false,
+    needs_route_mtus: false,
     ages_flows: false,
     probes: &[],
     usable: || Ok(()),

@@ -2,12 +2,19 @@
 //! thread never changes its namespace.
 
 use super::Rtnl;
+use crate::model::NetnsId;
 use crate::model::error::{Context, Error, Result};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// The namespace with this path, if it exists.
+pub fn id(path: &Path) -> Option<NetnsId> {
+    let file = std::fs::metadata(path).ok()?;
+    Some(NetnsId { device: file.dev(), inode: file.ino() })
+}
 
 /// An open network namespace.
 pub struct Netns {

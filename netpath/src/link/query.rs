@@ -155,7 +155,7 @@ impl Rtnl {
                 })
             })
             .collect();
-        Ok(HostView { cookie, links, sources: Vec::new() })
+        Ok(HostView { cookie, links, ..HostView::default() })
     }
 
     /// IPv6 addresses of a link that can be used as a source: not those that duplicate address detection still checks, or

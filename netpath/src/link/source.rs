@@ -7,11 +7,11 @@
 
 use super::rtnl::{Rtnl, failed};
 use crate::model::error::{Context, Result};
-use crate::model::{Desired, HostView, IfName, RouteSource};
+use crate::model::{Desired, HostView, IfName, RouteMtus, RouteSource};
 use crate::netlink::Netlink;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -122,6 +122,16 @@ impl Rtnl {
         sources
     }
 
+    /// The MTUs of routes, of all tables; of a family with more than [`MAX_ROUTES`] routes none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn route_mtus(&self) -> Result<RouteMtus> {
+        let mut all = mtus(&routes(true)?.unwrap_or_default());
+        all.extend(mtus(&routes(false)?.unwrap_or_default()));
+        Ok(all)
+    }
+
     /// The interface by which the kernel sends a packet that came from `interface`; 0 = the host's own packet.
     pub fn route_interface(&self, interface: u32, from: IpAddr, to: IpAddr) -> Option<u32> {
         let mut message = request(from, to);
@@ -191,6 +201,7 @@ struct Route {
     /// Not a local, broadcast, anycast or multicast route.
     is_forwarding: bool,
     preferred: Option<IpAddr>,
+    mtu: Option<u32>,
     /// Index and gateway of each next hop's interface.
     hops: Vec<(u32, Option<IpAddr>)>,
 }
@@ -198,11 +209,14 @@ struct Route {
 impl Route {
     fn of(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
-        let (mut to, mut preferred, mut hops) = (None, None, Vec::new());
+        let (mut to, mut preferred, mut mtu, mut hops) = (None, None, None, Vec::new());
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(a) => to = address(a),
                 RouteAttribute::PrefSource(a) => preferred = address(a),
+                RouteAttribute::Metrics(all) => {
+                    mtu = all.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+                }
                 RouteAttribute::MultiPath(all) => hops.extend(all.iter().map(hop)),
                 _ => {}
             }
@@ -214,7 +228,7 @@ impl Route {
             None => everything(message.header.address_family == AddressFamily::Inet),
         };
         let kinds = [RouteType::Local, RouteType::Broadcast, RouteType::Anycast, RouteType::Multicast];
-        Some(Self { to, is_forwarding: !kinds.contains(&message.header.kind), preferred, hops })
+        Some(Self { to, is_forwarding: !kinds.contains(&message.header.kind), preferred, mtu, hops })
     }
 
     /// The preferred source, if masquerade of packets to `to` might choose another one.
@@ -226,6 +240,21 @@ impl Route {
         };
         (!self.hops.iter().all(chooses_it)).then_some(source)
     }
+}
+
+/// The smallest of the routes to one destination, and 0 for routes inside without one.
+fn mtus(routes: &[Route]) -> RouteMtus {
+    let forwarding = || routes.iter().filter(|r| r.is_forwarding);
+    let mut mtus = RouteMtus::new();
+    for (to, mtu) in forwarding().filter_map(|r| Some((r.to, r.mtu?))) {
+        mtus.entry(to).and_modify(|known| *known = mtu.min(*known)).or_insert(mtu);
+    }
+    let is_inside = |to: &IpNet| mtus.keys().any(|net| net != to && net.contains(to));
+    let without: Vec<IpNet> = forwarding().map(|r| r.to).filter(is_inside).collect();
+    for to in without {
+        mtus.entry(to).or_insert(0);
+    }
+    mtus
 }
 
 fn hop(hop: &RouteNextHop) -> (u32, Option<IpAddr>) {

@@ -2,6 +2,7 @@
 
 use super::{IfName, Mac};
 use ipnet::IpNet;
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
@@ -44,6 +45,9 @@ pub struct RouteSource {
     pub source: Option<IpAddr>,
 }
 
+/// The MTUs of routes, bytes; 0: of a route inside such a one without an MTU.
+pub type RouteMtus = BTreeMap<IpNet, u32>;
+
 /// All links of the host namespace at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostView {
@@ -53,6 +57,8 @@ pub struct HostView {
     /// Read only for the netfilter rungs. For each `from` the most specific `to` comes first, and entries equal to their
     /// enclosing one are left out; a part of a subnet comes before the subnet.
     pub sources: Vec<RouteSource>,
+    /// `None`: not read. Only the agent reads them, and where there is to be none, any command.
+    pub route_mtus: Option<RouteMtus>,
 }
 
 impl HostView {

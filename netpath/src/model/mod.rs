@@ -2,6 +2,7 @@
 
 pub mod attachment;
 pub mod clock;
+pub mod departed;
 pub mod endpoint;
 pub mod error;
 #[cfg(test)]
@@ -13,9 +14,10 @@ pub mod publish;
 pub mod record;
 
 pub use attachment::Attachment;
+pub use departed::{Departed, Departures, NetnsId};
 pub use endpoint::{Container, Endpoint, IfName, Mac};
 pub use error::Error;
-pub use host::{HostLink, HostView, LinkKind, RouteSource};
+pub use host::{HostLink, HostView, LinkKind, RouteMtus, RouteSource};
 pub use network::{Isolation, Mtu, Network, Route, Subnet, TranslationPath, Xdp};
 pub use publish::{HostBind, Proto, Publish};
 pub use record::{BridgeLinks, Desired, InsideLinks, Links, Record, TrafficIds};

@@ -92,6 +92,13 @@ impl Publish {
         (count > 0).then(|| Self { host_port, container_port, count, ..self.clone() })
     }
 
+    /// Whether they have a host port in common, on any address.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ends = |p: &Self| (u32::from(p.host_port), u32::from(p.host_port) + u32::from(p.count));
+        let ((first, end), (other_first, other_end)) = (ends(self), ends(other));
+        self.proto == other.proto && first < other_end && other_first < end
+    }
+
     /// SCTP with another host port than container port, which needs netfilter: the checksum covers the whole packet (RFC 9260
     /// §6.8), which can be larger than the part that a program can read.
     pub fn is_moved_sctp(&self) -> bool {

@@ -121,10 +121,15 @@ pub fn stop_others(store: &Store) -> Result<()> {
     }
 }
 
+/// Whether an agent of this build lives, which removes later what a command leaves.
+pub fn is_own(store: &Store) -> bool {
+    agent::holder(store.dir()).is_some_and(|h| h.build == build())
+}
+
 /// Whether kernel objects stay loaded without a container, and an agent lives that removes them in time.
 pub fn keeps_idle(store: &Store, cookie: u64) -> bool {
     let is_kept = matches!(ladder::idle(cookie), Some(IdleState::Until(when)) if when > SystemTime::now());
-    is_kept && agent::holder(store.dir()).is_some_and(|h| h.build == build())
+    is_kept && is_own(store)
 }
 
 /// Ends the agent and waits until it is gone. The caller holds the host's lock, for which an agent never waits.

@@ -1,13 +1,13 @@
 //! Watch of the host: compares what the datapath was made for with the host now, and reconciles when they differ.
 
-use super::reconcile::see_sources;
+use super::reconcile::{Reconciled, read_route_mtus, see_sources};
 use super::rung::asks_for_kernel;
 use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
 use crate::datapath::{IdleState, firewalld, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
-use crate::model::{HostLink, Rung};
+use crate::model::{HostLink, RouteMtus, Rung};
 use crate::state::Store;
 use std::any::Any;
 use std::net::IpAddr;
@@ -16,6 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// How long rules of others must be absent before the programs take containers back: services that restart remove their
 /// rules and add them again.
 const HOLD_DOWN: Duration = Duration::from_secs(1);
+
+/// The shortest time until a look at connections that wait for their container.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// The state of the host that the datapath depends on, besides records and links.
 #[derive(PartialEq)]
@@ -26,6 +29,7 @@ struct HostState {
     generation: Option<u32>,
     /// Changes when firewalld reloads.
     firewalld: Option<u64>,
+    route_mtus: Option<RouteMtus>,
 }
 
 /// How much a look compares.
@@ -90,27 +94,38 @@ impl HostWatch {
     /// What could not be read or written; the next look tries again.
     pub fn look(&mut self, look: Look) -> Result<LookResult> {
         if self.store.is_empty()? {
-            (self.seen, self.held, self.quiet) = (None, None, None);
-            return self.remove_state();
+            (self.seen, self.quiet) = (None, None);
+            let left = self.remove_state();
+            if self.connections_end().is_none() {
+                self.held = None;
+            }
+            return left;
         }
         self.hold()?;
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
         let may_return = self.may_return(look, &foreign)?;
-        if look == Look::IfChanged && is_same && !may_return {
+        let is_due = self.connections_end().is_some_and(|when| when <= SystemTime::now());
+        if look == Look::IfChanged && is_same && !may_return && !is_due {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
         session.may_return = may_return;
-        session.may_load_beside = true;
+        session.completes = true;
         // A reload takes a second or two, in which commands must not wait for this look.
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
         session.lock = Some(lock);
-        // A first container may be in setup: its datapath must not be emptied.
-        let reconciled =
-            if self.store.desired()?.bridged().next().is_some() { session.reconcile() } else { Ok(Default::default()) };
+        let desired = self.store.desired()?;
+        let reconciled = if desired.bridged().next().is_some() {
+            session.reconcile()
+        } else if is_due && desired.bridges().next().is_none() {
+            session.empty().map(|changed| Reconciled { changed, ..Reconciled::default() })
+        } else {
+            // A first container is in setup: its datapath must not be emptied.
+            Ok(Reconciled::default())
+        };
         session.release_lock()?;
         if let Some(quiet) = &mut self.quiet {
             quiet.tried |= may_return;
@@ -145,14 +160,22 @@ impl HostWatch {
 
     /// Whether the datapath depends on routes.
     pub fn follows_routes(&self) -> bool {
-        self.store.rung().ok().flatten().is_some_and(|rung| ladder::backend(rung).needs_sources)
+        let rung = self.store.rung().ok().flatten().map(ladder::backend);
+        rung.is_some_and(|backend| backend.needs_sources || backend.needs_route_mtus)
     }
 
     /// When to look even without a change: a link has got a carrier, and its neighbours may not have answered yet; or the
     /// last rule of others is gone.
     pub fn next_look(&self) -> Option<Instant> {
         let quiet = self.quiet.filter(|q| !q.tried).map(|q| q.since + HOLD_DOWN);
-        self.carriers.due().into_iter().chain(quiet).min()
+        // A first container in setup may keep them waiting.
+        let departed = self.connections_end().map(|when| instant(when).max(Instant::now() + RETRY));
+        self.carriers.due().into_iter().chain(quiet).chain(departed).min()
+    }
+
+    /// When the first connections end that wait for their container.
+    fn connections_end(&self) -> Option<SystemTime> {
+        self.store.departed().iter().map(|d| d.until).min()
     }
 
     /// Removes expired flows.
@@ -166,18 +189,30 @@ impl HostWatch {
     /// Removes the state that a killed teardown has left, and what stays loaded when its time is over.
     fn remove_state(&self) -> Result<LookResult> {
         let lock = self.store.try_lock()?;
+        let waits = self.connections_end().filter(|when| *when > SystemTime::now());
         if lock.is_some()
-            && let Some(IdleState::Until(when)) = ladder::idle(self.cookie)
-            && let Ok(left) = when.duration_since(SystemTime::now())
+            && let Some(when) = waits
         {
-            return Ok(LookResult::Idle(Instant::now() + left));
+            return Ok(LookResult::Idle(instant(when)));
+        }
+        if lock.is_some()
+            && self.connections_end().is_none()
+            && let Some(IdleState::Until(when)) = ladder::idle(self.cookie)
+            && when > SystemTime::now()
+        {
+            return Ok(LookResult::Idle(instant(when)));
         }
         match lock {
             Some(lock) => {
                 let mut session = without_container(self.cookie)?;
                 session.lock = Some(lock);
+                session.ends_connections = true;
                 session.release_lock()?;
-                Ok(LookResult::NoContainer)
+                // What stays loaded has begun to wait now.
+                Ok(match ladder::idle(self.cookie) {
+                    Some(IdleState::Until(when)) if when > SystemTime::now() => LookResult::Idle(instant(when)),
+                    _ => LookResult::NoContainer,
+                })
             }
             None if self.store.dir().exists() => Ok(LookResult::Busy),
             None => Ok(LookResult::NoContainer),
@@ -207,8 +242,14 @@ impl HostWatch {
         let generation = rung.and_then(|rung| ladder::inspect(rung, self.cookie).generation(&self.store));
         let foreign = Foreign::default();
         let filters = format!("{:?}", foreign.chains().as_ref().map_err(ToString::to_string));
-        Ok((HostState { filters, generation, firewalld: firewalld::generation() }, foreign))
+        let needs_mtus = rung.is_some_and(|rung| ladder::backend(rung).needs_route_mtus);
+        let route_mtus = if needs_mtus { read_route_mtus(&Rtnl::here()?) } else { None };
+        Ok((HostState { filters, generation, firewalld: firewalld::generation(), route_mtus }, foreign))
     }
+}
+
+fn instant(when: SystemTime) -> Instant {
+    Instant::now() + when.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 /// Repeats the neighbour requests of a link that gained a carrier: earlier ones are lost, and some the kernel cannot send yet.

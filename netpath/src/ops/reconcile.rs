@@ -2,16 +2,21 @@
 
 use super::session::{Session, unlocked};
 use super::{Leaving, agent, sysctls};
-use crate::datapath::{self, Context, Datapath, firewalld, ladder};
+use crate::datapath::{self, Context, Datapath, firewalld, keep_loaded, ladder};
 use crate::driver::{self, Driver, Site};
-use crate::link::{Netns, Rtnl};
+use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, Desired, HostView, IfName, Links, Rung};
+use crate::model::{Attachment, Departed, Departures, Desired, HostView, IfName, Links, Record, RouteMtus, Rung};
 use crate::plan::{Done, Undo};
 use crate::state::ProcessId;
 use crate::state::{Key, Phase, StoredEndpoint};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// How long connections wait for their container: an engine that reloads a network tears it down and sets it up again.
+const RELOAD_LIMIT: Duration = Duration::from_secs(5);
 
 /// The result of [`Session::reconcile`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +41,11 @@ pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut
         }
         Err(e) => Some(e.to_string()),
     }
+}
+
+/// `None`, and a warning: they cannot be read.
+pub(super) fn read_route_mtus(rtnl: &Rtnl) -> Option<RouteMtus> {
+    rtnl.route_mtus().inspect_err(|e| tracing::warn!("the MTUs of routes are not known: {e}")).ok()
 }
 
 /// Keeps programs at sockets beside a rung of netfilter. A container is served without them too. `None`: they are not loaded
@@ -126,7 +136,8 @@ impl Session {
         }
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
         let lock = self.lock.as_ref().ok_or_else(unlocked)?;
-        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
+        let departures = Departures::default();
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
         failed
             .reconcile(&Desired::default(), &context)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
@@ -149,9 +160,18 @@ impl Session {
         if let Some(left_out) = see_sources(datapath.rung(), &self.site.rtnl, desired, view) {
             tracing::warn!("masquerade does not take the source (`src`) of every route: {left_out}");
         }
-        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock };
+        if ladder::backend(datapath.rung()).needs_route_mtus && self.completes {
+            view.route_mtus = read_route_mtus(&self.site.rtnl);
+        }
+        let mut departed = self.site.store.departed();
+        let departures = Departures::sort(&mut departed, desired, SystemTime::now(), &netns::id);
+        let is_same = departures.ended.is_empty() && departures.back.is_empty();
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
         let report = datapath.reconcile(desired, &context)?;
-        let sockets = serve_sockets(datapath.as_ref(), self.cookie, desired, view, self.may_load_beside);
+        if !is_same {
+            self.site.store.keep_departed(lock, &departed)?;
+        }
+        let sockets = serve_sockets(datapath.as_ref(), self.cookie, desired, view, self.completes);
         self.is_complete &= sockets.is_some();
         let sockets = sockets.unwrap_or(0);
         tracing::debug!(rung = %datapath.rung(), endpoints = desired.records.len(), changed = report.changed, sockets, zoned, "reconciled");
@@ -227,14 +247,47 @@ impl Session {
 
     fn withdraw_all(&mut self) -> Result<()> {
         self.read_records()?;
-        let mut any = false;
+        let mut going = Vec::new();
         for key in &self.site.keys {
-            let Some(mut kept) = self.site.store.get(key)? else { continue };
-            any = true;
-            kept.record.links = None;
-            self.put(&kept.record, Phase::Removing)?;
+            going.extend(self.site.store.get(key)?);
         }
-        if any { self.reconcile().map(drop) } else { Ok(()) }
+        if going.is_empty() {
+            return Ok(());
+        }
+        self.keep_connections(&going)?;
+        for StoredEndpoint { mut record, .. } in going {
+            record.links = None;
+            self.put(&record, Phase::Removing)?;
+        }
+        self.reconcile().map(drop)
+    }
+
+    /// The connections of these endpoints stay for a while, if their namespace exists and an agent ends them later.
+    fn keep_connections(&self, going: &[StoredEndpoint]) -> Result<()> {
+        let store = &self.site.store;
+        let wait = RELOAD_LIMIT.min(Duration::from_secs(keep_loaded::seconds(store)));
+        if wait.is_zero() || !agent::is_own(store) {
+            return Ok(());
+        }
+        let until = SystemTime::now() + wait;
+        let departing = |kept: &StoredEndpoint| {
+            let Record { container, network, endpoint, publishes, netns, .. } = &kept.record;
+            if kept.phase != Phase::Up || network.bridge().is_none() {
+                return None;
+            }
+            Some(Departed {
+                container: container.id.clone(),
+                netns: netns::id(netns)?,
+                addresses: endpoint.addresses.iter().map(IpNet::addr).collect(),
+                publishes: publishes.clone(),
+                until,
+            })
+        };
+        let departing: Vec<Departed> = going.iter().filter_map(departing).collect();
+        if departing.is_empty() {
+            return Ok(());
+        }
+        store.keep_departed(self.lock()?, &[store.departed(), departing].concat())
     }
 
     /// Whether no other container uses the links that this one shares.

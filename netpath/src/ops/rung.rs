@@ -3,8 +3,10 @@
 use super::session::Session;
 use crate::datapath::ladder::{self, Choice, LADDER};
 use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter};
+use crate::link::netns;
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Record, Rung, TranslationPath};
+use crate::model::{Departures, Desired, Record, Rung, TranslationPath};
+use std::time::SystemTime;
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
 ///
@@ -230,7 +232,8 @@ impl Session {
         super::sysctls::ensure(store, lock, &wanted)?;
         let mut view = rtnl.host_view(self.cookie)?;
         super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
-        let context = Context { host: &view, foreign: &self.foreign, store, lock };
+        let departures = Departures::default();
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures };
         let mut old_datapath = ladder::open(old, self.cookie)?;
         let predecessor = Predecessor {
             connections: &|| old_datapath.connections(),
@@ -259,7 +262,8 @@ impl Session {
         Ok(())
     }
 
-    /// Empties the datapath of a host without records. Returns the number of changes.
+    /// Empties the datapath of a host without records, and ends the connections that wait for their container. Returns the
+    /// number of changes.
     ///
     /// # Errors
     /// What could not be removed.
@@ -268,10 +272,14 @@ impl Session {
         let view = self.site.rtnl.host_view(self.cookie)?;
         let left = || LADDER.into_iter().find(|b| (b.inspect)(self.cookie).exists());
         let rung = store.rung()?.unwrap_or_else(|| left().unwrap_or(LADDER[0]).rung);
-        let context = Context { host: &view, foreign: &self.foreign, store, lock };
-        let mut datapath = ladder::open(rung, self.cookie)?;
-        let changed = datapath.reconcile(&Desired::default(), &context)?.changed;
         let nothing = Desired::default();
+        let mut departed = store.departed();
+        departed.iter_mut().for_each(|d| d.until = SystemTime::UNIX_EPOCH);
+        let departures = Departures::sort(&mut departed, &nothing, SystemTime::now(), &netns::id);
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures };
+        let mut datapath = ladder::open(rung, self.cookie)?;
+        let changed = datapath.reconcile(&nothing, &context)?.changed;
+        store.keep_departed(lock, &[])?;
         let sockets = super::reconcile::serve_sockets(datapath.as_ref(), self.cookie, &nothing, &view, false);
         Ok(changed + sockets.unwrap_or(0))
     }

@@ -4,7 +4,7 @@ use super::{Attached, Leaving, agent, gc, signal, sysctls};
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::{self, Choice};
-use crate::datapath::{Datapath, IdleState};
+use crate::datapath::{Datapath, IdleState, keep_loaded};
 use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
@@ -29,11 +29,13 @@ pub(super) struct Session {
     pub may_step_down: bool,
     /// Whether a better rung may take containers back from netfilter. The agent does so, and without one any command.
     pub may_return: bool,
-    /// Whether it loads the programs beside a rung of netfilter, which no container waits for. The agent does so, and where
-    /// there is to be none, any command.
-    pub may_load_beside: bool,
+    /// Whether it also does what no container waits for: it loads programs beside a rung of netfilter, and reads the MTUs of
+    /// routes. The agent does so, and where there is to be none, any command.
+    pub completes: bool,
     /// Whether nothing was left to the agent.
     pub is_complete: bool,
+    /// Whether connections that wait for their container end with this session, if no container is left. The agent does so.
+    pub ends_connections: bool,
     /// Of setup: with their final order. Of teardown: from the store, else as the engine describes them.
     pub records: Vec<Record>,
     pub leaving: Vec<Leaving>,
@@ -57,8 +59,9 @@ impl Session {
         let store = Store::of(cookie);
         Ok(Self {
             cookie,
-            may_load_beside: agent::is_off(),
+            completes: agent::is_off(),
             is_complete: true,
+            ends_connections: false,
             may_return: state::agent::holder(store.dir()).is_none(),
             site: Site { rtnl: Rtnl::here()?, inside, store, keys },
             lock: None,
@@ -185,8 +188,14 @@ impl Session {
             return Ok(());
         }
         let there = Desired { records: there.into_iter().map(|k| k.record).filter(is_served).collect() };
+        keep_loaded::remember(&self.site.store, self.lock()?)?;
         self.may_step_down = choice == Choice::Auto && there.records.is_empty();
-        self.datapath = Some(self.choose_datapath(choice, &there, &coming)?);
+        let datapath = self.choose_datapath(choice, &there, &coming)?;
+        // Connections of the last containers wait there.
+        if there.records.is_empty() && self.site.store.rung()?.is_some_and(|left| left != datapath.rung()) {
+            self.empty()?;
+        }
+        self.datapath = Some(datapath);
         Ok(())
     }
 
@@ -208,6 +217,13 @@ impl Session {
     /// # Errors
     /// A part of the state cannot be removed.
     pub(super) fn release_lock(&mut self) -> Result<()> {
+        if self.lock.is_some() && self.site.store.is_empty()? && !self.site.store.departed().is_empty() {
+            if self.leaves_the_end_to_the_agent() {
+                self.lock = None;
+                return Ok(());
+            }
+            self.empty()?;
+        }
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if !self.site.store.is_empty()? {
             gc::expire_some(&self.site.store, &lock, self.cookie);
@@ -226,6 +242,11 @@ impl Session {
             tracing::warn!("{e}");
         }
         self.site.store.close(lock)
+    }
+
+    /// Whether connections of the last containers wait, and an agent lives that ends them and then does the rest.
+    pub(super) fn leaves_the_end_to_the_agent(&self) -> bool {
+        !self.ends_connections && !self.site.store.departed().is_empty() && agent::is_own(&self.site.store)
     }
 
     pub(super) fn put(&self, record: &Record, phase: Phase) -> Result<()> {

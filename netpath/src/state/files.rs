@@ -50,6 +50,10 @@ files! {
     Netfilter = "netfilter",
     /// Sources in firewalld's zone.
     Firewalld = "firewalld",
+    /// Endpoints whose connections stay for a while.
+    Departed = "departed",
+    /// How many seconds programs stay loaded after the last container, if a command has said so.
+    KeepLoaded = "keep-loaded",
     /// Locked by the agent while it lives.
     AgentLock = "agent",
     AgentLog = "agent.log",

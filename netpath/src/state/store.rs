@@ -5,7 +5,7 @@ use super::lock::Lock;
 use super::names::file_name;
 use super::record_file::{self, Key, StoredEndpoint, Unusable, Versioned};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Desired, Rung};
+use crate::model::{Departed, Desired, Rung};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -348,6 +348,32 @@ impl Store {
     pub fn keep_trusted(&self, _lock: &Lock, trusted: &Trusted) -> Result<()> {
         let path = self.path(File::Firewalld);
         if *trusted == Trusted::default() { files::remove(&path).map(drop) } else { files::write(&path, trusted) }
+    }
+
+    /// A list that cannot be read counts as empty: the connections end with their time-outs.
+    pub fn departed(&self) -> Vec<Departed> {
+        files::read(&self.path(File::Departed)).ok().flatten().unwrap_or_default()
+    }
+
+    /// # Errors
+    /// It cannot be written or removed.
+    pub fn keep_departed(&self, _lock: &Lock, departed: &[Departed]) -> Result<()> {
+        let path = self.path(File::Departed);
+        if departed.is_empty() { files::remove(&path).map(drop) } else { files::write(&path, &departed) }
+    }
+
+    /// How many seconds programs stay loaded after the last container, as a command has last said.
+    pub fn seconds_loaded(&self) -> Option<u64> {
+        files::read(&self.path(File::KeepLoaded)).ok().flatten()
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_seconds_loaded(&self, _lock: &Lock, seconds: u64) -> Result<()> {
+        if self.seconds_loaded() == Some(seconds) {
+            return Ok(());
+        }
+        files::write(&self.path(File::KeepLoaded), &seconds)
     }
 
     /// Removes all records, damaged ones too.

@@ -82,6 +82,8 @@ pub(super) const WANTED: &[&str] = &[
     "xt_nat",
     "xt_physdev",
     "xt_REDIRECT",
+    "ip6t_rpfilter",
+    "ipt_rpfilter",
     "xt_sctp",
     "xt_statistic",
     "xt_tcpudp",

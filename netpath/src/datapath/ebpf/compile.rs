@@ -11,7 +11,7 @@ use super::{allow, subnet_bitmap, xdp_policy};
 use crate::model::{Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Xdp};
 use ipnet::IpNet;
 use netpath_common::addr::{Addr, V4, V6};
-use netpath_common::layout::{self, Config, Endpoint, Network, Rule, Subnet, Uplink};
+use netpath_common::layout::{self, Config, Endpoint, Network, RouteMtu, Rule, Subnet, Uplink};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -34,6 +34,8 @@ pub(super) struct Tables {
     pub uplinks: BTreeMap<u32, Uplink>,
     /// The uplinks with the XDP program, and the setting that enables it.
     pub xdp: BTreeMap<u32, Xdp>,
+    /// By prefix length over the v4-mapped destination; `None`: those in the map stay.
+    pub route_mtus: Option<BTreeMap<(u32, [u8; 16]), RouteMtu>>,
     pub networks: BTreeMap<u32, Network>,
     /// By prefix length over the v4-mapped address.
     pub subnets: BTreeMap<(u32, [u8; 16]), Subnet>,
@@ -47,7 +49,7 @@ pub(super) struct Tables {
     pub traffic: BTreeMap<u32, Vec<u32>>,
     /// Publishes left out of a full chain of [`layout::RULE_CHAIN`] rules for one port.
     pub left_out: usize,
-    /// Interfaces with addresses beyond [`layout::UPLINKS`]: published ports are not served there.
+    /// Uplinks beyond [`layout::UPLINKS`]: published ports are not served there.
     pub unserved: Vec<IfName>,
 }
 
@@ -84,13 +86,19 @@ pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
             lo_ifindex: host.links.iter().find(|l| l.kind == LinkKind::Loopback).map_or(1, |l| l.index),
         },
         locals: locals(host),
+        route_mtus: host.route_mtus.as_ref().map(|all| {
+            let first = all.iter().take(layout::ROUTE_MTUS as usize);
+            first.map(|(net, mtu)| (prefix(net), *mtu)).collect()
+        }),
         ..Tables::default()
     };
-    // The oldest interfaces if there are too many: the rest of the host is served normally.
-    let all: BTreeMap<u32, &HostLink> = uplinks(desired, host).map(|l| (l.index, l)).collect();
-    tables.unserved = all.values().skip(layout::UPLINKS as usize).map(|l| l.name.clone()).collect();
-    for link in all.into_values().take(layout::UPLINKS as usize) {
-        tables.uplinks.insert(link.index, uplink(link, link.master.is_some()));
+    // If there are too many, those with addresses, the oldest first: the rest of the host is served normally.
+    let mut all: Vec<&HostLink> = uplinks(desired, host).collect();
+    all.sort_by_key(|l| (!has_address(l), l.index));
+    tables.unserved = all.iter().skip(layout::UPLINKS as usize).map(|l| l.name.clone()).collect();
+    let elsewhere = elsewhere(desired, host);
+    for link in all.into_iter().take(layout::UPLINKS as usize) {
+        tables.uplinks.insert(link.index, uplink(link, link.master.is_some(), &elsewhere));
         if link.mac.is_some()
             && let Some(asked) = xdp_policy::asked(desired.bridged().map(|(r, _)| &r.network), link)
         {
@@ -141,17 +149,40 @@ pub(super) fn publish_all<'a>(endpoints: impl Iterator<Item = (&'a Record, u32)>
     }
 }
 
-/// Uplinks: interfaces with an address that belong neither to a bridge or bond nor to netpath itself. Members of a
-/// VRF are included.
+/// Kinds of interfaces through which packets pass that have arrived by another one, or copies of them.
+const NO_UPLINKS: [&str; 2] = ["ifb", "nlmon"];
+
+/// Uplinks: interfaces with an address, or up without one (the host's address may be on `lo`, and the next hops on-link), that
+/// belong neither to a bridge or bond nor to netpath itself. Members of a VRF are included.
 fn uplinks<'a>(desired: &'a Desired, host: &'a HostView) -> impl Iterator<Item = &'a HostLink> {
     let bridges: BTreeSet<&IfName> = desired.bridges().collect();
     let veths: BTreeSet<u32> = desired.bridged().map(|(_, l)| l.veth_index).collect();
     host.links.iter().filter(move |l| {
-        // A veth that is about to become a container's has only the kernel's link-local address.
-        let addressed = l.addresses.iter().any(|a| l.kind != LinkKind::Veth || !is_link_local(a.addr()));
         let taken = l.master.is_some_and(|m| host.link(m).is_none_or(|m| m.kind != LinkKind::Vrf));
-        l.kind != LinkKind::Loopback && !taken && addressed && !veths.contains(&l.index) && !bridges.contains(&l.name)
+        let is_kind = l.kind != LinkKind::Loopback && l.driver.as_deref().is_none_or(|d| !NO_UPLINKS.contains(&d));
+        // A veth that is about to become a container's is down.
+        let passes = l.up || has_address(l);
+        is_kind && !taken && passes && !veths.contains(&l.index) && !bridges.contains(&l.name)
     })
+}
+
+/// More than the kernel's link-local address of a veth.
+fn has_address(link: &HostLink) -> bool {
+    link.addresses.iter().any(|a| link.kind != LinkKind::Veth || !is_link_local(a.addr()))
+}
+
+/// The first address of each family that an interface without one uses as source, as the kernel chooses it (`net/ipv4/devinet.c,
+/// inet_select_addr()`).
+fn elsewhere(desired: &Desired, host: &HostView) -> Vec<IpAddr> {
+    let bridges: BTreeSet<&IfName> = desired.bridges().collect();
+    let others = host.links.iter().filter(|l| l.master.is_none() && !bridges.contains(&l.name));
+    let all = others.flat_map(|l| &l.addresses).map(IpNet::addr).filter(is_global);
+    let (v4, v6): (Vec<_>, Vec<_>) = all.partition(IpAddr::is_ipv4);
+    v4.into_iter().take(1).chain(v6.into_iter().take(1)).collect()
+}
+
+fn is_global(address: &IpAddr) -> bool {
+    !is_link_local(*address) && !address.is_loopback()
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -162,9 +193,11 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// `in_vrf`: the only kind of master whose members are uplinks.
-fn uplink(link: &HostLink, in_vrf: bool) -> Uplink {
+fn uplink(link: &HostLink, in_vrf: bool, elsewhere: &[IpAddr]) -> Uplink {
+    let elsewhere = if in_vrf { &[] } else { elsewhere };
     let source = |v4: bool| {
-        link.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv4() == v4 && !is_link_local(*a) && !a.is_loopback())
+        let all = link.addresses.iter().map(IpNet::addr).filter(is_global).chain(elsewhere.iter().copied());
+        all.into_iter().find(|a| a.is_ipv4() == v4)
     };
     let (mut source4, mut source6): (V4, V6) = ([0; 4], [0; 16]);
     if let Some(IpAddr::V4(a)) = source(true) {

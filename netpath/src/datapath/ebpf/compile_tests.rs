@@ -138,7 +138,7 @@ fn link(index: u32, n: &str, kind: LinkKind, master: Option<u32>, addresses: &[&
 }
 
 #[test]
-fn uplinks_have_an_address_and_no_master() {
+fn uplinks_pass_packets_and_have_no_master() {
     let host = HostView {
         cookie: 1,
         links: vec![
@@ -154,13 +154,21 @@ fn uplinks_have_an_address_and_no_master() {
             link(21, "veth0", LinkKind::Veth, Some(10), &["fe80::3/64"]),
             link(22, "blue", LinkKind::Vrf, None, &[]),
             link(23, "eth3", LinkKind::Other, Some(22), &["192.0.2.33/24"]),
+            HostLink { up: true, ..link(24, "bare", LinkKind::Other, None, &[]) },
+            HostLink { up: true, ..link(25, "nested", LinkKind::Veth, None, &["fe80::4/64"]) },
+            HostLink { up: true, driver: Some("ifb".into()), ..link(26, "ifb0", LinkKind::Other, None, &[]) },
         ],
         ..HostView::default()
     };
     let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
-    assert_eq!(vec![2, 5, 6, 7, 23], t.uplinks.keys().copied().collect::<Vec<_>>());
+    assert_eq!(vec![2, 5, 6, 7, 23, 24, 25], t.uplinks.keys().copied().collect::<Vec<_>>());
     assert_eq!([192, 0, 2, 1], t.uplinks[&2].source4);
-    assert_eq!([0; 16], t.uplinks[&6].source6, "a link-local address is no source for the outside");
+    let first6 = "2001:db8::1".parse::<Ipv6Addr>().expect("an address").octets();
+    assert_eq!(first6, t.uplinks[&6].source6, "a link-local address is no source for the outside");
+    for bare in [24, 25] {
+        assert_eq!(([192, 0, 2, 1], first6), (t.uplinks[&bare].source4, t.uplinks[&bare].source6));
+    }
+    assert_eq!([0; 16], t.uplinks[&23].source6, "addresses of other routing domains are no sources in a VRF");
     let owner = |address| t.locals.get(&Addr::v4(address).0).copied();
     assert_eq!((Some(10), Some(2)), (owner([10, 88, 0, 1]), owner([192, 0, 2, 1])));
     assert_eq!(1, t.config.lo_ifindex);
@@ -278,7 +286,7 @@ fn xdp_is_where_frames_are_and_a_network_asks_for_it() {
     assert_eq!((vec![], vec![0, 0]), asked(Xdp::Auto, false, false));
 }
 
-/// The oldest uplinks are served if there are more than the map holds.
+/// The oldest uplinks with addresses are served if there are more than the map holds.
 #[test]
 fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
     let link = |index: u32| HostLink {
@@ -292,10 +300,12 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
         up: true,
         addresses: vec!["192.0.2.1/24".parse().expect("an address")],
     };
+    let bare = HostLink { addresses: Vec::new(), ..link(7) };
     // Unsorted.
-    let host = HostView { links: (101..=layout::UPLINKS + 102).rev().map(link).collect(), ..HostView::default() };
+    let links = (101..=layout::UPLINKS + 102).rev().map(link).chain([bare]).collect();
+    let host = HostView { links, ..HostView::default() };
     let t = compile(&Desired { records: vec![record(1, &[A], vec![])] }, &host);
     assert_eq!((101..=layout::UPLINKS + 100).collect::<Vec<_>>(), t.uplinks.keys().copied().collect::<Vec<_>>());
-    assert_eq!(vec![name("up357"), name("up358")], t.unserved);
+    assert_eq!(vec![name("up357"), name("up358"), name("up7")], t.unserved);
     assert!(tables(vec![record(1, &[A], vec![])]).unserved.is_empty());
 }

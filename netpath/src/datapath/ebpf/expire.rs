@@ -118,9 +118,9 @@ fn expire_flow<F: Flows>(map: &PinnedMap<F::Key, F::Flow>, key: &F::Key, half: &
 }
 
 /// The marks of a port, one byte each.
-const MARKS: [u8; 4] = [PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6];
+pub(super) const MARKS: [u8; 4] = [PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6];
 /// The value that programs write, and the one of an unconfirmed mark while flows are read; both count as set.
-const MARKED: u8 = 1;
+pub(super) const MARKED: u8 = 1;
 const UNCONFIRMED: u8 = 2;
 
 /// Clears the marks of ports without a flow. A program writes the mark after the flow's entries and before its first

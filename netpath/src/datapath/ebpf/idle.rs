@@ -9,56 +9,27 @@ use super::loader::{self, Families};
 use super::maps::clear;
 use super::pins::{OBJECT, Pins};
 use super::{attach, compile};
-use crate::datapath::{Idle, IdleState};
+use crate::datapath::{Idle, IdleState, keep_loaded};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView};
+use crate::state::Store;
 use netpath_common::layout::program;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(super) const IDLE: Idle = Idle { load, state, unload, unload_expired };
 
-/// Seconds that programs stay loaded after the last container.
-const SWITCH: &str = "NETPATH_KEEP_LOADED";
-const KEEP: u64 = if cfg!(test) { 0 } else { 600 };
-
 const UNTIL: &str = "until-";
-/// Mark: the wish of the last setup that had one, in seconds.
-const FOR: &str = "keep-";
 const PRELOADED: &str = "preloaded";
-
-/// What the user asks for.
-fn wish() -> Option<u64> {
-    let text = std::env::var(SWITCH).ok()?;
-    let seconds = text.parse().ok();
-    if seconds.is_none() {
-        tracing::warn!("{SWITCH}={text} is no number of seconds: {KEEP} is used");
-    }
-    seconds
-}
-
-/// Remembers it for the last teardown: Podman starts that without the environment of `podman run`.
-///
-/// # Errors
-/// The mark cannot be written.
-pub(super) fn remember(pins: &Pins) -> Result<()> {
-    let Some(seconds) = wish().filter(|seconds| pins.marks(FOR) != [seconds.to_string()]) else { return Ok(()) };
-    pins.unmark_except(|mark| !mark.starts_with(FOR))?;
-    pins.mark(&format!("{FOR}{seconds}"))
-}
-
-fn seconds_to_keep(pins: &Pins) -> u64 {
-    wish().or_else(|| pins.marks(FOR).first()?.parse().ok()).unwrap_or(KEEP)
-}
 
 /// Takes the pins of a host without containers, attached to nothing, out of use: keeps them loaded, or removes them.
 /// Returns the number of pins.
 ///
 /// # Errors
 /// They cannot be removed.
-pub(super) fn keep(pins: &Pins) -> Result<usize> {
+pub(super) fn keep(pins: &Pins, store: &Store) -> Result<usize> {
     let stays = pins.has_mark(PRELOADED);
-    let seconds = seconds_to_keep(pins);
+    let seconds = keep_loaded::seconds(store);
     if !loader::is_complete(pins) || (seconds == 0 && !stays) {
         return pins.remove();
     }

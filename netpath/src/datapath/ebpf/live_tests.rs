@@ -6,7 +6,7 @@ use super::*;
 use crate::datapath::filter::Foreign;
 use crate::link::{BridgeSpec, Rtnl, netns};
 use crate::model::fixtures::{at, record, tcp};
-use crate::model::{Attachment, HostBind, IfName, LinkKind};
+use crate::model::{Attachment, Departures, HostBind, IfName, LinkKind};
 use crate::state::Store;
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
@@ -77,7 +77,13 @@ impl Host {
 
     fn try_reconcile(&self, desired: &Desired) -> Result<usize> {
         let lock = self.store.lock(&|| false)?;
-        let context = Context { host: &self.view(), foreign: &Foreign::default(), store: &self.store, lock: &lock };
+        let context = Context {
+            host: &self.view(),
+            foreign: &Foreign::default(),
+            store: &self.store,
+            lock: &lock,
+            departures: Departures::default(),
+        };
         self.datapath().reconcile(desired, &context).map(|report| report.changed)
     }
 

@@ -3,7 +3,8 @@
 use super::compile::Tables;
 use super::maps::{self, PinnedMap, Shape};
 use super::pins::Pins;
-use super::{flow_mtu, invalidate, subnet_bitmap, traffic};
+use super::{departures, flow_mtu, invalidate, route_mtu, subnet_bitmap, traffic};
+use crate::model::Departures;
 use crate::model::error::{Context, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -14,14 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Elements per call; these maps are small.
 const CHUNK: usize = 256;
 
-/// Every control map except ports. Flows of removed or moved endpoints are invalidated, and those of addresses and
-/// uplinks that the host no longer has. Returns the number of elements written.
-pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
+/// Every control map except ports. Flows of removed or moved endpoints are invalidated, except those that wait for their
+/// container; flows of addresses and uplinks that the host no longer has are too. Returns the number of elements written.
+pub(super) fn sync(pins: &Pins, tables: &Tables, departed: &Departures) -> Result<usize> {
     let mut changed = 0;
     let endpoints = PinnedMap::open(pins, &maps::ENDPOINT)?;
     let have: BTreeMap<[u8; 16], Endpoint> = endpoints.dump(CHUNK)?.into_iter().map(|(k, v)| (k.0, v)).collect();
-    let gone: BTreeSet<[u8; 16]> =
-        have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k).collect();
+    let differs = have.iter().filter(|(k, v)| tables.endpoints.get(*k) != Some(v)).map(|(k, _)| *k);
+    let gone = departures::ending(differs, departed);
     // Before, so that the next run sees a crash in between; after, for flows that began meanwhile.
     changed += invalidate::flows_of(pins, &gone)?;
     // Counters that are not in use any more, or not yet.
@@ -31,7 +32,7 @@ pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += traffic::zero(pins, &fresh.collect::<Vec<_>>())?;
     let want = tables.endpoints.iter().map(|(k, v)| (*k, *v)).collect();
     changed += apply(&endpoints, have, &want, |k| Addr(*k))?;
-    changed += invalidate::flows_of(pins, &gone)?;
+    changed += invalidate::flows_of(pins, &gone)? + departures::return_flows(pins, tables, departed)?;
 
     let config = BTreeMap::from([(0_u32, tables.config)]);
     changed += table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)?;
@@ -46,6 +47,14 @@ pub(super) fn sync(pins: &Pins, tables: &Tables) -> Result<usize> {
     changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
     let moved = sync_locals(pins, tables)?;
+    if let Some(mtus) = &tables.route_mtus {
+        let known = maps::dump_trie(pins, &maps::ROUTE_MTU)?;
+        if known != *mtus {
+            // Before and after, as with the endpoints.
+            let follow = || route_mtu::follow(pins, &known, mtus, &tables.uplinks);
+            changed += follow()? + trie(pins, &maps::ROUTE_MTU, mtus, Keep::Wanted)? + follow()?;
+        }
+    }
     if moved != 0 {
         changed += moved + invalidate::strays(pins)?;
     }
@@ -100,13 +109,8 @@ fn trie<const N: usize, V: Pod + PartialEq>(
     want: &BTreeMap<(u32, [u8; N]), V>,
     keep: Keep,
 ) -> Result<usize> {
-    let name = shape.name();
-    let mut map = PinnedMap::open(pins, shape)?.into_trie()?;
-    let mut have = BTreeMap::new();
-    for entry in map.iter() {
-        let (key, value) = entry.context(|| format!("cannot read {name}"))?;
-        have.insert((key.prefix_len(), key.data()), value);
-    }
+    let have = maps::dump_trie(pins, shape)?;
+    let (name, mut map) = (shape.name(), PinnedMap::open(pins, shape)?.into_trie()?);
     let what = || format!("cannot write {name}");
     let mut changed = 0;
     for ((len, base), value) in want.iter().filter(|(k, v)| have.get(*k) != Some(v)) {

@@ -16,10 +16,11 @@ use calls::{Batch, Element};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Family, Ipv4, Ipv6};
 use netpath_common::layout::{
-    self, Config, Count, Endpoint, Local, NatPort, Network, Plain, PortSlot, Rule, SockKey, SockOrigin, Subnet,
-    Traffic, Uplink, name,
+    self, Config, Count, Endpoint, Local, NatPort, Network, Plain, PortSlot, RouteMtu, Rule, SockKey, SockOrigin,
+    Subnet, Traffic, Uplink, name,
 };
 use netpath_common::reason;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -60,6 +61,8 @@ pub(super) const NETWORK: Shape<u32, Network> = Shape::new(MapType::Hash, name::
 pub(super) const SUBNET: Shape<Key<[u8; 16]>, Subnet> = Shape::new(MapType::LpmTrie, name::SUBNET, layout::SUBNETS);
 pub(super) const UPLINK: Shape<u32, Uplink> = Shape::new(MapType::Hash, name::UPLINK, layout::UPLINKS);
 pub(super) const LOCAL: Shape<Addr, Local> = Shape::new(MapType::Hash, name::LOCAL, layout::LOCALS);
+pub(super) const ROUTE_MTU: Shape<Key<[u8; 16]>, RouteMtu> =
+    Shape::new(MapType::LpmTrie, name::ROUTE_MTU, layout::ROUTE_MTUS);
 /// Keys are the bytes of a `layout::AllowKey`.
 pub(super) const ALLOW: Shape<Key<[u8; 20]>, u32> = Shape::new(MapType::LpmTrie, name::ALLOW, layout::ALLOWS);
 pub(super) const SUBNET_HINTS: Shape<u32, u64> =
@@ -69,6 +72,22 @@ pub(super) const SOCK: Shape<SockKey, SockOrigin> = Shape::new(MapType::LruHash,
 pub(super) const TRAFFIC: Shape<u32, PerCpu<Traffic>> =
     Shape::new(MapType::PerCpuArray, name::TRAFFIC, layout::TRAFFICS);
 pub(super) const COUNT: Shape<u32, PerCpu<Count>> = Shape::new(MapType::PerCpuArray, name::COUNT, reason::SLOTS);
+
+/// The elements of a trie, by prefix length and data.
+///
+/// # Errors
+/// The map cannot be read.
+pub(super) fn dump_trie<const N: usize, V: Pod>(
+    pins: &Pins,
+    shape: &Shape<Key<[u8; N]>, V>,
+) -> Result<BTreeMap<(u32, [u8; N]), V>> {
+    let map = PinnedMap::open(pins, shape)?.into_trie()?;
+    let entries = map.iter().map(|entry| {
+        let (key, value) = entry.context(|| format!("cannot read {}", shape.name()))?;
+        Ok(((key.prefix_len(), key.data()), value))
+    });
+    entries.collect()
+}
 
 /// A family's flow table.
 pub(super) trait Flows: Family {

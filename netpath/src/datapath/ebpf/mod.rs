@@ -11,6 +11,7 @@ mod attached;
 mod cgroup;
 mod clsact;
 mod compile;
+mod departures;
 mod expire;
 mod flow_list;
 mod flow_mtu;
@@ -29,6 +30,7 @@ mod monitor_lock;
 mod pins;
 mod ports;
 mod probe;
+mod route_mtu;
 mod sctp_netfilter;
 pub(crate) mod sockets;
 mod subnet_bitmap;
@@ -44,6 +46,7 @@ use super::netfilter::iptables::sysctls_for_moved_sctp;
 use super::{Backend, Context, Datapath, Effort, Expired, Predecessor, Refusal, Report, Sysctl};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
+use crate::state::Store;
 use loader::Families;
 use netpath_common::layout::name;
 use pins::Pins;
@@ -53,6 +56,7 @@ pub const BACKEND: Backend = Backend {
     rung: Rung::Ebpf,
     through_netfilter: false,
     needs_sources: false,
+    needs_route_mtus: true,
     ages_flows: true,
     probes: &probe::ALL,
     usable: probe::usable,
@@ -83,10 +87,13 @@ impl Ebpf {
     /// `from`: the rung that serves until now.
     fn serve(&self, desired: &Desired, context: &Context<'_>, from: Option<&Predecessor<'_>>) -> Result<Report> {
         let (pins, host) = (&self.pins, context.host);
-        // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again.
-        if desired.bridged().next().is_none() {
+        // Without ready endpoints nothing is attached; a setup in progress puts the programs to use again. Connections that wait
+        // for their container would be ended by the host's stack.
+        let waits = !context.departures.waiting.is_empty() && loader::is_complete(pins);
+        if desired.bridged().next().is_none() && !waits {
             let rules = sctp_netfilter::reconcile(desired, context)?;
-            return Ok(Report { changed: rules + put_aside(pins)? + attach::remove_other_versions(self.cookie)? });
+            let aside = put_aside(pins, context.store)?;
+            return Ok(Report { changed: rules + aside + attach::remove_other_versions(self.cookie)? });
         }
         if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
             let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
@@ -101,10 +108,9 @@ impl Ebpf {
             idle::take(pins)?;
         }
         let mut changed = loader::ensure(pins, &attach::programs(&tables), Families::of_networks(desired))?;
-        idle::remember(pins)?;
         if let Some(first) = tables.unserved.first() {
             let (unserved, most) = (tables.unserved.len(), netpath_common::layout::UPLINKS);
-            tracing::warn!(unserved, %first, "more than {most} interfaces have addresses: published ports do not answer on the newest");
+            tracing::warn!(unserved, %first, "the host has more than {most} uplinks: published ports do not answer on the newest");
         }
         if tables.left_out > 0 {
             let most = netpath_common::layout::RULE_CHAIN;
@@ -117,10 +123,11 @@ impl Ebpf {
         tables.xdp.retain(|i, _| tables.uplinks.contains_key(i));
         // Withdraw stale ports first and publish new ones last, so that no port points at incomplete state.
         let mut ports = ports::Ports::open(pins)?;
+        departures::mark_ports(pins, &context.departures)?;
         changed += ports.withdraw(&tables);
         let hooks = attach::wanted(&tables);
         let networks = from.map(|_| std::mem::take(&mut tables.networks));
-        changed += map_sync::sync(pins, &tables)?;
+        changed += map_sync::sync(pins, &tables, &context.departures)?;
         let mut adopted = adopt(pins, &tables, from);
         if !others.is_empty() {
             // Programs of another layout still run and do not use these maps: the new programs must find complete
@@ -136,7 +143,7 @@ impl Ebpf {
             // Those that have begun since.
             adopted += adopt(pins, &tables, from);
             tables.networks = networks;
-            changed += map_sync::sync(pins, &tables)?;
+            changed += map_sync::sync(pins, &tables, &context.departures)?;
             adopted += adopt(pins, &tables, from);
             tracing::info!(adopted, "connections go on");
         }
@@ -220,8 +227,12 @@ fn adopt(pins: &Pins, tables: &compile::Tables, from: Option<&Predecessor<'_>>) 
 }
 
 /// Keeps programs and maps for the next first container, if the user wants that.
-fn put_aside(pins: &Pins) -> Result<usize> {
-    if pins.exist() { Ok(attach::detach_unpinned(pins)? + pins.remove_links()? + idle::keep(pins)?) } else { Ok(0) }
+fn put_aside(pins: &Pins, store: &Store) -> Result<usize> {
+    if pins.exist() {
+        Ok(attach::detach_unpinned(pins)? + pins.remove_links()? + idle::keep(pins, store)?)
+    } else {
+        Ok(0)
+    }
 }
 
 fn migrate(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> {

@@ -6,7 +6,7 @@
 use super::nfnetlink::{message, open};
 use super::policy;
 use super::rules::{Family, Target};
-use crate::model::{Desired, HostBind, HostView, Proto};
+use crate::model::{Departures, Desired, HostBind, HostView, Proto};
 use crate::netlink::Netlink;
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
@@ -63,11 +63,13 @@ impl Stale {
     pub(super) fn new(
         family: Family,
         desired: &Desired,
+        departed: &Departures,
         served: impl Iterator<Item = IpAddr>,
         sources: impl Iterator<Item = IpAddr>,
     ) -> Self {
         let containers = policy::addresses(desired, family);
-        let gone = served.filter(|a| !containers.contains(a)).collect();
+        let served = served.filter(|a| !containers.contains(a) && !departed.waiting.contains(a));
+        let gone = served.chain(departed.ended.iter().copied().filter(|a| Family::of(a) == family)).collect();
         Self { family, gone, targets: policy::targets(desired, family), sources: sources.collect(), containers }
     }
 

@@ -272,6 +272,8 @@ fn prerouting(mangle: &mut Table, bridges: &[Bridge<'_>], family: Family) {
             .map(|net| Rule::new([Match::Source(net)], Verdict::Return))
             .into(),
     });
+    // A container may be the router of further subnets.
+    spoofed.push(Rule::new([Match::FromRouted], Verdict::Return));
     // A container replies through its default route, also to a request from another of its networks.
     for rules in [&mut direct, &mut spoofed] {
         rules.extend([known.clone(), Rule::new([], Verdict::Drop)]);

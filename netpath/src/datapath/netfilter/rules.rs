@@ -59,6 +59,8 @@ pub(crate) enum Match {
     /// From or to an address of the host (`fib … type local`).
     FromHost,
     ToHost,
+    /// The host sends to the source address through the interface by which the packet came. Before routing only.
+    FromRouted,
     /// In one of these states.
     State(&'static [State]),
     NotState(&'static [State]),

@@ -21,7 +21,7 @@ use super::{nfnetlink, settings};
 use crate::datapath::connection::Connection;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Result};
-use crate::model::{Desired, HostView, IfName, Record, RouteSource, Rung};
+use crate::model::{Departures, Desired, HostView, IfName, Record, RouteSource, Rung};
 use crate::state::Store;
 use generation_cache::GenerationCache;
 pub(crate) use print::{PREFIX, STATE};
@@ -33,6 +33,7 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Iptables,
     through_netfilter: true,
     needs_sources: true,
+    needs_route_mtus: false,
     ages_flows: false,
     probes: &[],
     usable: || Iptables::new().map(drop).map_err(|e| e.to_string()),
@@ -149,6 +150,19 @@ impl Iptables {
             && [&self.v4, &self.v6].into_iter().filter_map(|t| t.first()).all(|t| t.backend == tool::Backend::Nft)
     }
 
+    /// The connections that contradict the changed rules, and those of containers that have not come back.
+    fn stale(&self, plans: &[FamilyPlan<'_>], desired: &Desired, departed: &Departures) -> Vec<Stale> {
+        let of = |family| {
+            let changed = plans.iter().find(|p| p.family == family && !p.scripts.is_empty()).map(|p| &p.present);
+            if changed.is_none() && (departed.ended.is_empty() || self.scope == Scope::Accepts) {
+                return None;
+            }
+            let served = changed.into_iter().flat_map(|p| p.tables.values()).flat_map(|t| &t.addresses).copied();
+            Some(Stale::new(family, desired, departed, served, changed.into_iter().flat_map(Snapshot::sources)))
+        };
+        [Family::V4, Family::V6].into_iter().filter_map(of).collect()
+    }
+
     /// Whether netpath may have rules in this family, determined without running a program.
     fn may_have_rules(&self, family: Family) -> bool {
         self.tools(family).iter().any(|t| match t.backend {
@@ -225,7 +239,7 @@ impl Datapath for Iptables {
         changed += commits;
         let emptied: Vec<(Tool, String)> = plans.iter().flat_map(FamilyPlan::emptied).collect();
         remove_tables(&emptied)?;
-        conntrack::end(&stale(&plans, &served), &served, host);
+        conntrack::end(&self.stale(&plans, &served, &context.departures), &served, host);
         if !served.records.is_empty() {
             let of_nft = plans
                 .into_iter()
@@ -365,17 +379,6 @@ fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The connections that contradict the changed rules.
-fn stale(plans: &[FamilyPlan<'_>], desired: &Desired) -> Vec<Stale> {
-    let changed = plans.iter().filter(|p| !p.scripts.is_empty());
-    changed
-        .map(|p| {
-            let served = p.present.tables.values().flat_map(|t| &t.addresses).copied();
-            Stale::new(p.family, desired, served, p.present.sources())
-        })
-        .collect()
 }
 
 /// Whether iptables matches the name literally: no wildcard at the end, no special character of its parser.

@@ -118,6 +118,8 @@ fn matching(one: &Match) -> Option<String> {
         }
         Match::FromHost => "-m addrtype --src-type LOCAL".to_owned(),
         Match::ToHost => "-m addrtype --dst-type LOCAL".to_owned(),
+        // `--loose` is not given: through this interface.
+        Match::FromRouted => "-m rpfilter".to_owned(),
         Match::State(states) => format!("-m conntrack --ctstate {}", names(states)),
         Match::NotState(states) => format!("-m conntrack ! --ctstate {}", names(states)),
     })

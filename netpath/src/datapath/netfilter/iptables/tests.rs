@@ -69,6 +69,7 @@ fn the_script_for_one_container_with_one_port() {
 -A NETPATH_DIRECT -j DROP
 -A NETPATH_SOURCE -d 224.0.0.0/4 -j RETURN
 -A NETPATH_SOURCE -d 255.255.255.255/32 -j RETURN
+-A NETPATH_SOURCE -m rpfilter -j RETURN
 -A NETPATH_SOURCE -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
 -A NETPATH_SOURCE -j DROP
 COMMIT

@@ -263,6 +263,10 @@ fn load(load: Load) -> Expressions {
     /// `enum nft_fib_flags`
     const SADDR: u32 = 1;
     const DADDR: u32 = 2;
+    const IIF: u32 = 8;
+    /// `enum nft_fib_result`
+    const OUTPUT_INTERFACE: u32 = 1;
+    const ADDRESS_TYPE: u32 = 3;
     let meta = |key| Expressions::Meta(vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)]);
     match load {
         Load::Nfproto => meta(MetaKey::Nfproto),
@@ -275,8 +279,9 @@ fn load(load: Load) -> Expressions {
         Load::OriginalDport => connection(PROTO_DST, Some(DefaultNla::new(3, vec![0]))),
         Load::CtState => connection(STATE, None),
         Load::CtStatus => connection(STATUS, None),
-        Load::FibSource => address_type(SADDR),
-        Load::FibDestination => address_type(DADDR),
+        Load::FibSource => route(ADDRESS_TYPE, SADDR),
+        Load::FibDestination => route(ADDRESS_TYPE, DADDR),
+        Load::FibReverse => route(OUTPUT_INTERFACE, SADDR | IIF),
     }
 }
 
@@ -286,9 +291,9 @@ fn connection(key: u32, direction: Option<DefaultNla>) -> Expressions {
     other("ct", attributes.into_iter().chain(direction).collect())
 }
 
-/// NFTA_FIB_DREG, NFTA_FIB_RESULT (NFT_FIB_RESULT_ADDRTYPE), NFTA_FIB_FLAGS
-fn address_type(flags: u32) -> Expressions {
-    other("fib", vec![number(1, Register::Reg1.into()), number(2, 3), number(3, flags)])
+/// NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS
+fn route(result: u32, flags: u32) -> Expressions {
+    other("fib", vec![number(1, Register::Reg1.into()), number(2, result), number(3, flags)])
 }
 
 fn payload(base: u32, offset: u32, length: u32, register: Register) -> Expressions {

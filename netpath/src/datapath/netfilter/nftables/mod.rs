@@ -32,6 +32,7 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Nftables,
     through_netfilter: true,
     needs_sources: true,
+    needs_route_mtus: false,
     ages_flows: false,
     probes: &[],
     usable: probe,
@@ -112,17 +113,21 @@ impl Datapath for Nftables {
         changed += accept(desired, context)?;
         let rulesets = compile(desired, host, &there);
         let changes = there.changes(&print::program(&rulesets));
-        if changes.is_empty() {
+        let departed = &context.departures;
+        if changes.is_empty() && departed.ended.is_empty() {
             return Ok(Report { changed });
         }
         changed += changes.len();
-        table::commit(changes).map_err(|e| {
-            Error::new("cannot write the table inet netpath")
-                .because(e)
-                .next("netpath doctor shows what the host lacks")
-        })?;
+        if !changes.is_empty() {
+            table::commit(changes).map_err(|e| {
+                Error::new("cannot write the table inet netpath")
+                    .because(e)
+                    .next("netpath doctor shows what the host lacks")
+            })?;
+        }
         let stale = [Family::V4, Family::V6].map(|family| {
-            Stale::new(family, desired, addresses(&there, "served", family), addresses(&there, "sources", family))
+            let [served, sources] = ["served", "sources"].map(|set| addresses(&there, set, family));
+            Stale::new(family, desired, departed, served, sources)
         });
         conntrack::end(&stale, desired, host);
         Ok(Report { changed })

@@ -83,8 +83,10 @@ pub(super) fn examples() -> [Ruleset; 2] {
     [(Family::V4, v4), (Family::V6, v6)].map(|(family, (host, container))| {
         let mut ruleset = Ruleset::empty(family);
         let [mangle, filter, nat] = &mut ruleset.tables;
-        let known = [Match::State(&[State::New, State::Dnat]), Match::Source(Family::host_net(host))];
-        mangle.enter(Hook::Prerouting, Place::First, [], "NETPATH_PREROUTING", vec![Rule::new(known, Verdict::Drop)]);
+        let known =
+            Rule::new([Match::State(&[State::New, State::Dnat]), Match::Source(Family::host_net(host))], Verdict::Drop);
+        let routed = Rule::new([Match::FromRouted], Verdict::Return);
+        mangle.enter(Hook::Prerouting, Place::First, [], "NETPATH_PREROUTING", vec![known, routed]);
         let original = Match::OriginalPorts(Proto::Tcp, Ports { first: 1, last: 2 });
         let rules = vec![Rule::new([original, Match::FromHost], Verdict::Accept)];
         filter.enter(Hook::Forward, Place::First, [], "NETPATH_FORWARD", rules);
@@ -218,6 +220,9 @@ impl Printer {
             Match::OriginalPorts(proto, ports) => between(*proto, Load::OriginalDport, *ports),
             Match::FromHost => local(Load::FibSource),
             Match::ToHost => local(Load::FibDestination),
+            Match::FromRouted => {
+                vec![E::Load(Load::FibReverse), E::Compare(Compare::NotEqual, 0_u32.to_ne_bytes().to_vec())]
+            }
             Match::State(states) => state(states).concat(),
             Match::NotState(states) => {
                 let (in_state, in_status) = bits(states);

@@ -30,6 +30,9 @@ pub(super) enum Load {
     /// The type of an address in the routing table (`RTN_*`), four bytes in host order.
     FibSource,
     FibDestination,
+    /// The interface by which packets came if the host sends to their source through it, otherwise 0; four bytes in host
+    /// order. Not in postrouting.
+    FibReverse,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

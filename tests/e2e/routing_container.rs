@@ -1,0 +1,65 @@
+//! A container that is the router of further subnets, as a VPN server: the host has a route to them by it.
+
+use crate::rig::{rig, serve, serve_at, web};
+use anyhow::Result;
+use std::net::IpAddr;
+use support::netavark::{Document, Network, Rung};
+use support::topology::{Family, Topology};
+use support::traffic::{Dial, Proto};
+
+on_every_rung!(addresses_behind_a_container_are_reached_by_its_route);
+
+fn behind(family: Family) -> IpAddr {
+    family.pick([10, 8, 0, 2].into(), [0xfd08, 0, 0, 0, 0, 0, 0, 2].into())
+}
+
+fn addresses_behind_a_container_are_reached_by_its_route(rung: Rung) -> Result<()> {
+    rig(Topology::new(), rung, |rig| {
+        let Topology { client, host, .. } = rig.topology;
+        let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
+        let (web, _servers) = web(rig, document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp"))?;
+        let vpn = rig.up("vpn", Document::new().on_dual(&Network::dual(7), "eth0", 7, 5))?;
+        let mut servers = Vec::new();
+        let _outside = serve(client, 9000, "outside")?;
+        for family in Family::BOTH {
+            let (prefix, nodad) = (family.pick("/32", "/128"), family.pick("", " nodad"));
+            vpn.0.ip(&format!("address add {}{prefix} dev lo{nodad}\n", behind(family)))?;
+            client.ip(&format!("route add {}{prefix} via {}\n", behind(family), family.host()))?;
+            // A UDP server on all addresses would answer from another one.
+            servers.extend(serve_at(&vpn.0, behind(family), 5000, "vpn")?);
+        }
+        for family in Family::BOTH {
+            let dials = || Proto::BOTH.map(|proto| Dial::new(proto, family.client(), 9000).from(behind(family), 0));
+            // Without a route the source is forged.
+            for dial in dials() {
+                rig.silent("no route", &vpn.0, &dial);
+            }
+            let net = family.pick("10.8.0.0/24", "fd08::/64");
+            host.ip(&format!("route add {net} via {} dev podman7\n", family.container(7, 5)))?;
+            for dial in dials() {
+                rig.sees("from behind", &vpn.0, &dial, "outside", behind(family));
+            }
+            for proto in Proto::BOTH {
+                let inward = Dial::new(proto, behind(family), 5000);
+                rig.sees("to behind", client, &inward, "vpn", family.client());
+                rig.sees("from a neighbour", &web.0, &inward, "vpn", family.container(7, 6));
+                // Its own addresses are translated as before.
+                rig.sees(
+                    "the router itself",
+                    &vpn.0,
+                    &Dial::new(proto, family.client(), 9000),
+                    "outside",
+                    family.host(),
+                );
+                let published = Dial::new(proto, family.host(), 8080).from(behind(family), 0);
+                rig.met("a published port from behind", published.ask(&vpn.0));
+            }
+            host.ip(&format!("route del {net} via {} dev podman7\n", family.container(7, 5)))?;
+            for dial in dials() {
+                rig.silent("the route is gone", &vpn.0, &dial);
+            }
+            vpn.0.ip(&format!("address del {}{} dev lo\n", behind(family), family.pick("/32", "/128")))?;
+        }
+        Ok(vec![web, vpn])
+    })
+}
