@@ -61,6 +61,10 @@ pub type PortSlotSctp = PortSlot;
 /// route inside such a one without an MTU.
 pub type RouteMtu = u32;
 
+/// Keys of `np_sink`, SOCKMAP: the sockets that discard a SYN, one per family.
+pub const SINK4: u32 = 0;
+pub const SINK6: u32 = 1;
+
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has
 /// used, so that an uplink can exclude a reply without a look-up in the flow table. Set by programs, one byte per
 /// protocol because bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs
@@ -459,6 +463,7 @@ pub mod name {
     pub const FLOW6: &str = "np_flow6";
     pub const SOCK: &str = "np_sock";
     pub const COUNT: &str = "np_count";
+    pub const SINK: &str = "np_sink";
     pub const SCRATCH4: &str = "np_scratch4";
     pub const SCRATCH6: &str = "np_scratch6";
 }
@@ -490,6 +495,8 @@ pub mod program {
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
+    /// Look-up of listening sockets (5.9).
+    pub const NEW_UPLINK: &str = "np_new_uplink";
     pub const CONNECT4: &str = "np_connect4";
     pub const CONNECT6: &str = "np_connect6";
     pub const SENDMSG4: &str = "np_sendmsg4";

@@ -22,6 +22,7 @@ mod kernel_lookup;
 mod loopback;
 mod maps;
 mod masquerade;
+mod new_uplink;
 mod packet;
 mod parse;
 mod parsed;
@@ -36,8 +37,8 @@ mod verdict;
 mod veth;
 mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
-use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, xdp};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext};
 use netpath_common::reason::Reason;
 
 use socket::{Sock4, Sock6};
@@ -128,6 +129,13 @@ sock_addr! {
     recvmsg6 np_recvmsg6 = socket::return_dialled::<Sock6>;
     getpeername4 np_getpeername4 = socket::return_dialled::<Sock4>;
     getpeername6 np_getpeername6 = socket::return_dialled::<Sock6>;
+}
+
+/// Sockets of the host that listen on published ports, as seen by clients on a new interface. Returns SK_PASS.
+#[sk_lookup]
+pub fn np_new_uplink(ctx: SkLookupContext) -> u32 {
+    new_uplink::arrive(&ctx);
+    1
 }
 
 /// `bpf_fib_lookup` and others are available to GPL-compatible programs only.

@@ -3,7 +3,7 @@
 use core::borrow::Borrow;
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
@@ -69,6 +69,10 @@ pub static FRAG6: LruHashMap<FragmentKey6, u32> = LruHashMap::with_max_entries(F
 pub static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(TRAFFICS, 0);
 #[map(name = "np_count")]
 pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLOTS, 0);
+
+/// Not pinned: it has sockets of the agent.
+#[map(name = "np_sink")]
+pub static SINK: SockMap = SockMap::with_max_entries(2, 0);
 
 #[map(name = "np_scratch4")]
 pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>> = PerCpuArray::with_max_entries(1, 0);

@@ -53,6 +53,7 @@ mod local;
 mod macvlan;
 mod masquerade;
 mod matrix;
+mod new_uplink;
 mod options;
 mod policy;
 mod priority;

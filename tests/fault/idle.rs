@@ -47,6 +47,13 @@ fn programs(topology: &Topology) -> BTreeSet<u32> {
     pinned.map(|info| info.id()).collect()
 }
 
+/// Until then the last container may come back.
+fn put_aside(topology: &Topology) -> Result<()> {
+    wait_for("the pins to be put aside", Duration::from_secs(8) * patience(), || {
+        (trees(topology, "").is_empty() && trees(topology, "idle-").len() == 1).then_some(())
+    })
+}
+
 fn is_loaded(id: u32) -> bool {
     loaded_programs().flatten().any(|p| p.id() == id)
 }
@@ -76,10 +83,7 @@ fn the_next_first_container_finds_the_programs_and_empty_maps() -> Result<()> {
     drop(servers);
     netavark.teardown(&web, &document(5))?;
 
-    // Until then the container may come back.
-    wait_for("the pins to be put aside", Duration::from_secs(8) * patience(), || {
-        (trees(&topology, "").is_empty() && trees(&topology, "idle-").len() == 1).then_some(())
-    })?;
+    put_aside(&topology)?;
     ensure!(loaded == programs(&topology), "other programs are loaded");
     ensure!(agent == agents(&topology), "the agent is another one");
     // Only pins, the agent and its files are there: nothing is attached, no setting is changed.
@@ -99,6 +103,7 @@ fn the_next_first_container_finds_the_programs_and_empty_maps() -> Result<()> {
     netavark.teardown(&late, &document(6))?;
     ensure!(netpath(&topology, &["gc"])?.contains("nothing to remove"), "gc removes what is to stay");
     ensure!(loaded == programs(&topology), "gc has removed programs");
+    put_aside(&topology)?;
     ensure!(netpath(&topology, &["gc", "--all"])?.contains("stayed loaded"), "gc --all does not say what it removed");
     wait_for("the end of the programs", support::host::SOON, || {
         (!loaded.iter().any(|id| is_loaded(*id))).then_some(())

@@ -57,6 +57,7 @@ pub fn accept(program: &mut Program) -> Result<(), ProgramError> {
     let mut once = || match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
         Program::Xdp(p) => p.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     };

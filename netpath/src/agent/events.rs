@@ -12,7 +12,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 
 pub(super) struct Events {
     socket: AsyncFd<OwnedFd>,
-    matters: fn(&[u8]) -> bool,
+    pub(super) matters: fn(&[u8]) -> bool,
 }
 
 impl Events {

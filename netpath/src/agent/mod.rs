@@ -28,6 +28,8 @@ use tracing_subscriber::EnvFilter;
 
 /// From the first event to the look: changes come in groups.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// The same for links and addresses: until the look, a new uplink serves no published port.
+const LINK_DEBOUNCE: Duration = Duration::from_millis(10);
 /// After a look that found the lock taken.
 const RETRY: Duration = Duration::from_millis(50);
 /// Between two full looks, each with an expiry of flows.
@@ -126,8 +128,12 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 links.drain();
                 routes.iter().for_each(Events::drain);
                 filters.iter().for_each(Events::drain);
-                if routes.is_none() && host_watch.follows_routes() {
-                    routes = Some(Events::all(link::watch_routes().context(what)?).context(what)?);
+                match (&mut routes, host_watch.follows_routes()) {
+                    (None, Some(matters)) => {
+                        routes = Some(Events::matching(link::watch_routes().context(what)?, matters).context(what)?);
+                    }
+                    (Some(routes), Some(matters)) => routes.matters = matters,
+                    (_, None) => routes = None,
                 }
                 let started = Instant::now();
                 let (back, followed) = look_once(host_watch, look).await?;
@@ -148,8 +154,10 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 }
             }
             // Once a look is due, further events stay in the sockets until then.
-            () = changed([Some(&links), filters.as_ref().ok(), routes.as_ref()]), if due.is_none() => {
-                due = Some(((Instant::now() + DEBOUNCE).max(not_before), Look::IfChanged));
+            pause = changed([(Some(&links), LINK_DEBOUNCE), (filters.as_ref().ok(), DEBOUNCE), (routes.as_ref(), DEBOUNCE)]),
+                if due.is_none() =>
+            {
+                due = Some(((Instant::now() + pause).max(not_before), Look::IfChanged));
             }
             () = commands.notified() => {
                 let at = Instant::now().max(not_before);
@@ -171,15 +179,19 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
     }
 }
 
-async fn changed([one, other, third]: [Option<&Events>; 3]) {
-    let any = async |events: Option<&Events>| match events {
-        Some(events) => events.changed().await,
+/// Waits for the next change. Returns the pause until the look.
+async fn changed([one, other, third]: [(Option<&Events>, Duration); 3]) -> Duration {
+    let any = async |(events, pause): (Option<&Events>, Duration)| match events {
+        Some(events) => {
+            events.changed().await;
+            pause
+        }
         None => std::future::pending().await,
     };
     tokio::select! {
-        () = any(one) => {}
-        () = any(other) => {}
-        () = any(third) => {}
+        pause = any(one) => pause,
+        pause = any(other) => pause,
+        pause = any(third) => pause,
     }
 }
 

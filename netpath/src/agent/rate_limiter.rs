@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 /// While the host flaps, looks take at most this fraction of a processor's time: one part in …
 const SHARE: u32 = 20;
-/// However long a look takes, the next change is folldebt within a second.
+/// However long a look takes, the next change is followed within a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Looks on credit: at least three. A new uplink is one change as a link, another with its addresses, one more with its routes.
 const CREDIT: Duration = LONGEST_PAUSE.saturating_mul(3);
@@ -37,7 +37,7 @@ mod tests {
 
     const COST: Duration = Duration::from_millis(10);
 
-    /// The pauses after looks of these costs, each `between` after it was alldebt.
+    /// The pauses after looks of these costs, each `between` after it was allowed.
     fn pauses(costs: impl IntoIterator<Item = Duration>, between: Duration) -> Vec<Duration> {
         let mut now = Instant::now();
         let mut rate_limiter = RateLimiter::new(now);

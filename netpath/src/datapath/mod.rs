@@ -50,8 +50,8 @@ pub struct Backend {
     pub inspect: fn(host: u64) -> Box<dyn Inspect>,
     /// Hosts whose network namespace is gone, and of which kernel objects are left ([`Datapath::forget_host`]).
     pub gone_hosts: fn() -> Vec<u64>,
-    /// What the agent keeps while this rung serves, so that connections outlive a moment without rules.
-    pub hold: fn() -> Option<Box<dyn Any + Send>>,
+    /// What the agent keeps while this rung serves the host: for a moment without rules, or an interface without programs.
+    pub hold: fn(host: u64) -> Option<Box<dyn Any + Send>>,
     /// Kernel objects that are kept without containers, if it has such.
     pub idle: Option<&'static Idle>,
 }

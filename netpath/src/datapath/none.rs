@@ -18,7 +18,7 @@ pub const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(NoDatapath)),
     inspect: |_| Box::new(NoDatapath),
     gone_hosts: Vec::new,
-    hold: || None,
+    hold: |_| None,
     idle: None,
 };
 

@@ -31,7 +31,7 @@ pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
 pub use rtnl::{RequestError, Rtnl};
 pub use veth::VethSpec;
-pub use watch::{watch, watch_routes};
+pub use watch::{concerns_mtu, watch, watch_routes};
 
 /// # Errors
 /// The kernel gives none.

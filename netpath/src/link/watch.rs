@@ -1,12 +1,14 @@
 //! Sockets that receive the kernel's notifications of changes.
 
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-/// Links and addresses (`include/uapi/linux/rtnetlink.h, enum rtnetlink_groups`). Routes are left out: the programs look
-/// up the route of each flow, and those of a router may change a thousand times a second.
+/// Links and addresses (`include/uapi/linux/rtnetlink.h, enum rtnetlink_groups`).
 const LINKS: [u32; 3] = [1, 5, 9];
 /// Routes and routing rules of both families, and nexthop objects.
 const ROUTES: [u32; 5] = [7, 8, 11, 19, 32];
@@ -17,6 +19,18 @@ const ROUTES: [u32; 5] = [7, 8, 11, 19, 32];
 /// The kernel's.
 pub fn watch() -> io::Result<OwnedFd> {
     watch_groups(&LINKS)
+}
+
+/// Whether a message of [`watch_routes`] concerns the MTU of a route. The programs look up everything else about a route for each
+/// flow, and the routes of a router may change a thousand times a second.
+pub fn concerns_mtu(message: &[u8]) -> bool {
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else { return true };
+    match message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) => {
+            route.attributes.iter().any(|a| matches!(a, RouteAttribute::Metrics(_)))
+        }
+        _ => false,
+    }
 }
 
 /// The same for routes and routing rules, from which the netfilter rungs derive rules.

@@ -141,7 +141,7 @@ impl HostWatch {
     fn hold(&mut self) -> Result<()> {
         let rung = self.store.rung()?;
         if self.held.as_ref().map(|(rung, _)| *rung) != rung {
-            self.held = rung.map(|rung| (rung, (ladder::backend(rung).hold)()));
+            self.held = rung.map(|rung| (rung, (ladder::backend(rung).hold)(self.cookie)));
         }
         Ok(())
     }
@@ -158,10 +158,14 @@ impl HostWatch {
         Ok(quiet.is_some_and(|q| q.since.elapsed() >= HOLD_DOWN && (!q.tried || look == Look::Full)))
     }
 
-    /// Whether the datapath depends on routes.
-    pub fn follows_routes(&self) -> bool {
-        let rung = self.store.rung().ok().flatten().map(ladder::backend);
-        rung.is_some_and(|backend| backend.needs_sources || backend.needs_route_mtus)
+    /// Which messages about routes matter to the datapath; `None`: it does not depend on routes.
+    pub fn follows_routes(&self) -> Option<fn(&[u8]) -> bool> {
+        let backend = ladder::backend(self.store.rung().ok().flatten()?);
+        match (backend.needs_sources, backend.needs_route_mtus) {
+            (true, _) => Some(|_| true),
+            (false, true) => Some(link::concerns_mtu),
+            (false, false) => None,
+        }
     }
 
     /// When to look even without a change: a link has got a carrier, and its neighbours may not have answered yet; or the

@@ -92,8 +92,18 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Replaces the file as a whole, so that a reader without the lock never sees a part of it.
+/// Replaces the file as a whole, so that a reader without the lock never sees a part of it. It outlives every process; a loss of
+/// power takes the kernel objects with it that it describes.
 pub(super) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_and(path, value, |_| Ok(()))
+}
+
+/// The same, and waits until it is on the disk: milliseconds where `/run` is no tmpfs.
+pub(super) fn write_through(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_and(path, value, fs::File::sync_all)
+}
+
+fn write_and(path: &Path, value: &impl Serialize, finish: impl Fn(&fs::File) -> std::io::Result<()>) -> Result<()> {
     let what = || format!("cannot write {}", path.display());
     let unfinished = PathBuf::from(format!("{}{UNFINISHED}", path.display()));
     let bytes = serde_json::to_vec(value).context(what)?;
@@ -103,9 +113,9 @@ pub(super) fn write(path: &Path, value: &impl Serialize) -> Result<()> {
         .write(true)
         .mode(0o600)
         .open(&unfinished)
-        .and_then(|mut f| f.write_all(&bytes).and_then(|()| f.sync_all()))
+        .and_then(|mut f| f.write_all(&bytes).and_then(|()| finish(&f)))
         .and_then(|()| fs::rename(&unfinished, path))
-        .and_then(|()| fs::File::open(path.parent().unwrap_or(path))?.sync_all());
+        .and_then(|()| finish(&fs::File::open(path.parent().unwrap_or(path))?));
     if written.is_err() {
         let _ = fs::remove_file(&unfinished);
     }

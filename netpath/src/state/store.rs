@@ -3,7 +3,7 @@
 use super::files::{self, File, RECORD};
 use super::lock::Lock;
 use super::names::file_name;
-use super::record_file::{self, Key, StoredEndpoint, Unusable, Versioned};
+use super::record_file::{self, Key, Phase, StoredEndpoint, Unusable, Versioned};
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Departed, Desired, Rung};
 use ipnet::IpNet;
@@ -154,13 +154,16 @@ impl Store {
         }
     }
 
-    /// Writes a record, new or changed.
+    /// Writes a record, new or changed. That of a complete setup is on the disk afterwards.
     ///
     /// # Errors
     /// It cannot be written; the earlier record, if any, is unchanged.
     pub fn put(&self, _lock: &Lock, stored: &StoredEndpoint) -> Result<()> {
         let path = self.adopt(&stored.key())?;
-        files::write(&path, &Versioned::of(stored))
+        match stored.phase {
+            Phase::Up => files::write_through(&path, &Versioned::of(stored)),
+            Phase::Creating | Phase::Removing => files::write(&path, &Versioned::of(stored)),
+        }
     }
 
     /// Whether there is no record at all, read or not.

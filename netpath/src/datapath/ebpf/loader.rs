@@ -12,7 +12,7 @@ use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError, ProgramFd, ProgramInfo};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use aya_obj::{EbpfSectionKind, Object};
-use netpath_common::layout::global;
+use netpath_common::layout::{global, name};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -23,8 +23,8 @@ static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/net
 /// Digest of the object, in hexadecimal.
 pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
 
-/// Made by `aya_log_ebpf`; each load has its own, since a ring buffer has one reader.
-const LOG_MAP: &str = "AYA_LOGS";
+/// Maps of one process: that of `aya_log_ebpf`, a ring buffer with one reader, and sockets of the agent.
+const OWN_MAPS: [&str; 2] = ["AYA_LOGS", name::SINK];
 
 /// No logging; the verifier removes the log code.
 pub const QUIET: u8 = 0;
@@ -192,7 +192,7 @@ fn refused(name: &str, why: String) -> Error {
     Error::new(format!("cannot load program {name}")).because(why).next("netpath doctor; or NETPATH_DATAPATH=iptables")
 }
 
-/// Maps with pins: all except the programs' constants and the log's ring buffer.
+/// Maps with pins: all except the programs' constants and the maps of one process.
 fn pinned_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
     object
         .maps
@@ -200,7 +200,7 @@ fn pinned_maps(object: &Object) -> impl Iterator<Item = (&str, &aya_obj::Map)> {
         .filter(|(name, map)| {
             let constant =
                 matches!(map.section_kind(), EbpfSectionKind::Bss | EbpfSectionKind::Data | EbpfSectionKind::Rodata);
-            !constant && name.as_str() != LOG_MAP
+            !constant && !OWN_MAPS.contains(&name.as_str())
         })
         .map(|(name, map)| (name.as_str(), map))
 }

@@ -42,7 +42,7 @@ pub(super) fn sync(pins: &Pins, tables: &Tables, departed: &Departures) -> Resul
     let cut: BTreeSet<u32> = known.into_keys().filter(|index| !tables.uplinks.contains_key(index)).collect();
     changed += flow_mtu::flows(pins, &sizes)?;
     changed += invalidate::flows_by(pins, &cut)?;
-    changed += table(pins, &maps::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)?;
+    changed += sync_uplinks(pins, tables)?;
     changed += flow_mtu::flows(pins, &sizes)?;
     changed += invalidate::flows_by(pins, &cut)?;
     changed += table(pins, &maps::NETWORK, &tables.networks, |k| *k, |k: u32| k)?;
@@ -73,6 +73,11 @@ pub(super) fn sync(pins: &Pins, tables: &Tables, departed: &Departures) -> Resul
 pub(super) fn sync_sockets(pins: &Pins, tables: &Tables) -> Result<usize> {
     let config = BTreeMap::from([(0_u32, tables.config)]);
     Ok(table(pins, &maps::CONFIG, &config, |k| *k, |k: u32| k)? + sync_locals(pins, tables)?)
+}
+
+/// Adds and removes uplinks; the flows of removed ones are left.
+pub(super) fn sync_uplinks(pins: &Pins, tables: &Tables) -> Result<usize> {
+    table(pins, &maps::UPLINK, &tables.uplinks, |k| *k, |k: u32| k)
 }
 
 fn sync_locals(pins: &Pins, tables: &Tables) -> Result<usize> {

@@ -27,6 +27,7 @@ mod maps;
 mod migrate_flows;
 mod monitor;
 mod monitor_lock;
+mod new_uplink;
 mod pins;
 mod ports;
 mod probe;
@@ -50,6 +51,7 @@ use crate::state::Store;
 use loader::Families;
 use netpath_common::layout::name;
 use pins::Pins;
+use std::collections::BTreeMap;
 use tc_mode::TcMode;
 
 pub const BACKEND: Backend = Backend {
@@ -63,7 +65,7 @@ pub const BACKEND: Backend = Backend {
     open: |host| Ok(Box::new(Ebpf::of(host))),
     inspect: |host| Box::new(inspect::Pinned::of(host)),
     gone_hosts: expire::gone_hosts,
-    hold: || None,
+    hold: new_uplink::take,
     idle: Some(&idle::IDLE),
 };
 
@@ -127,6 +129,11 @@ impl Ebpf {
         changed += ports.withdraw(&tables);
         let hooks = attach::wanted(&tables);
         let networks = from.map(|_| std::mem::take(&mut tables.networks));
+        // Only after its programs are attached, an uplink counts as one that has them.
+        let known = map_sync::uplinks(pins)?;
+        let is_new = |index: &u32| from.is_none() && !known.contains_key(index);
+        let (new, there) = std::mem::take(&mut tables.uplinks).into_iter().partition(|(index, _)| is_new(index));
+        tables.uplinks = there;
         changed += map_sync::sync(pins, &tables, &context.departures)?;
         let mut adopted = adopt(pins, &tables, from);
         if !others.is_empty() {
@@ -135,6 +142,8 @@ impl Ebpf {
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
         changed += attach::reconcile(pins, &hooks, TcMode::forced()?)?;
+        tables.uplinks.extend::<BTreeMap<_, _>>(new);
+        changed += map_sync::sync_uplinks(pins, &tables)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(pins, &tables.xdp)?;

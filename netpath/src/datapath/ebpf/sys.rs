@@ -14,6 +14,7 @@ use std::path::Path;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -110,6 +111,28 @@ pub(super) fn link_create_in(prog: impl AsFd, target: u32, attach_type: u32, fla
     };
     // SAFETY: no pointers in it.
     unsafe { bpf_fd(BPF_LINK_CREATE, &mut attr) }
+}
+
+/// Asks for the TCX programs at an interface (6.6), without reading them; EINVAL: the kernel has no TCX.
+pub(super) fn tcx_query(ifindex: u32) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        align: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let mut attr = Attr { target_ifindex: ifindex, attach_type: TCX_INGRESS, ..Attr::default() };
+    // SAFETY: no pointers in it: without room for ids the kernel writes none.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }.map(drop)
 }
 
 /// The used fields of `struct bpf_link_info`.

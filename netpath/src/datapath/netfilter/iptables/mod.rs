@@ -40,7 +40,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Iptables::new()?)),
     inspect: |_| Box::new(Tables),
     gone_hosts: Vec::new,
-    hold: super::hold::take,
+    hold: |_| super::hold::take(),
     idle: None,
 };
 

@@ -39,7 +39,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Nftables)),
     inspect: |_| Box::new(Nftables),
     gone_hosts: Vec::new,
-    hold: super::hold::take,
+    hold: |_| super::hold::take(),
     idle: None,
 };
 
