@@ -67,6 +67,7 @@ mod route_source;
 mod routes;
 mod routing_container;
 mod segments;
+mod settled;
 mod states;
 mod sysctl_conf;
 mod tables;

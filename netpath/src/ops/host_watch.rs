@@ -106,8 +106,10 @@ impl HostWatch {
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
         let may_return = self.may_return(look, &foreign)?;
-        let is_due = self.connections_end().is_some_and(|when| when <= SystemTime::now());
-        if look == Look::IfChanged && is_same && !may_return && !is_due {
+        let is_over = |when: SystemTime| when <= SystemTime::now();
+        let is_due = self.connections_end().is_some_and(is_over);
+        let settles = self.settles_at().is_some_and(is_over);
+        if look == Look::IfChanged && is_same && !may_return && !is_due && !settles {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
@@ -173,8 +175,14 @@ impl HostWatch {
     pub fn next_look(&self) -> Option<Instant> {
         let quiet = self.quiet.filter(|q| !q.tried).map(|q| q.since + HOLD_DOWN);
         // A first container in setup may keep them waiting.
-        let departed = self.connections_end().map(|when| instant(when).max(Instant::now() + RETRY));
+        let times = self.connections_end().into_iter().chain(self.settles_at());
+        let departed = times.map(|when| instant(when).max(Instant::now() + RETRY));
         self.carriers.due().into_iter().chain(quiet).chain(departed).min()
+    }
+
+    /// When a look should complete what a command has left to it.
+    fn settles_at(&self) -> Option<SystemTime> {
+        (ladder::backend(self.store.rung().ok().flatten()?).settles_at)(self.cookie)
     }
 
     /// When the first connections end that wait for their container.

@@ -137,7 +137,8 @@ impl Session {
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
         let lock = self.lock.as_ref().ok_or_else(unlocked)?;
         let departures = Departures::default();
-        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
+        let context =
+            Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures, is_hasty: false };
         failed
             .reconcile(&Desired::default(), &context)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
@@ -165,8 +166,14 @@ impl Session {
         }
         let mut departed = self.site.store.departed();
         let departures = Departures::sort(&mut departed, desired, SystemTime::now(), &netns::id);
+        let settles_at = ladder::backend(datapath.rung()).settles_at;
+        let is_hasty = match self.completes {
+            true => settles_at(self.cookie).is_some_and(|when| when > SystemTime::now()),
+            false => keep_loaded::seconds(&self.site.store) != 0,
+        };
         let is_same = departures.ended.is_empty() && departures.back.is_empty();
-        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
+        let context =
+            Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures, is_hasty };
         let report = datapath.reconcile(desired, &context)?;
         if !is_same {
             self.site.store.keep_departed(lock, &departed)?;

@@ -13,12 +13,16 @@ use netpath_common::layout::{self, program};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Mark: the interface that follows may have filters of netpath.
 pub(super) const FILTERS: &str = "clsact-";
 /// Mark: netpath made the clsact qdisc of the interface that follows.
 const QDISC: &str = "qdisc-";
+/// Mark: filters of clsact serve for a moment, at hooks that are to have TCX.
+const HASTY: &str = "hasty";
+/// How long they serve: a container that ends sooner does not wait for TCX.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// A classifier in one direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,9 +40,21 @@ impl TcHook {
         self.program == program::VETH_IN
     }
 
+    /// Whether a clsact filter may serve until a hook of TCX takes its place. For a moment both see a packet that the first one
+    /// passes on, which changes nothing at bridges and `lo`; at an uplink's egress a mark is taken from it.
+    fn may_be_hasty(&self) -> bool {
+        self.program == program::BRIDGE_IN || self.program == program::LO_IN
+    }
+
     fn pin(&self) -> String {
         format!("{}-{}", self.program, self.ifindex)
     }
+}
+
+/// When filters that serve for a moment should give way to TCX; `None`: there are none.
+pub(super) fn settles_at(pins: &Pins) -> Option<SystemTime> {
+    let mark = std::fs::metadata(pins.root().join(HASTY)).ok()?;
+    Some(mark.modified().ok()? + SETTLE)
 }
 
 /// The sock_addr programs and their cgroup attach types.
@@ -95,18 +111,44 @@ impl Programs {
     }
 }
 
-/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. Returns the number of changes.
-pub(super) fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
+/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `is_hasty`: the first container waits, and
+/// [`settles_at`] tells when a call should follow that is not. Returns the number of changes.
+pub(super) fn reconcile(
+    pins: &Pins,
+    wanted: &BTreeSet<TcHook>,
+    forced: Option<TcMode>,
+    is_hasty: bool,
+) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
     let marked = numbers(pins, FILTERS);
-    let stays = wanted.iter().any(|hook| !hook.is_shortcut() && marked.contains(&hook.ifindex));
+    let was_hasty = pins.has_mark(HASTY);
+    let stays = wanted
+        .iter()
+        .any(|hook| !(hook.is_shortcut() || was_hasty && hook.may_be_hasty()) && marked.contains(&hook.ifindex));
     let mut mode = forced.unwrap_or(if stays { TcMode::Clsact } else { TcMode::Tcx });
     let is_filter = |hook: &TcHook| forced.is_none() && hook.is_shortcut();
     let mut by_clsact: BTreeSet<TcHook> = wanted.iter().copied().filter(is_filter).collect();
     if mode == TcMode::Tcx {
-        match filters(pins, &by_clsact, &mut programs) {
-            Ok(more) => changed += more,
+        let links: BTreeSet<String> = pins.names("link").into_iter().collect();
+        let is_for_a_moment = |hook: &&TcHook| hook.may_be_hasty() && !links.contains(&hook.pin());
+        let hasty: BTreeSet<TcHook> = match forced {
+            None if is_hasty => wanted.iter().filter(is_for_a_moment).copied().collect(),
+            _ => BTreeSet::new(),
+        };
+        if !hasty.is_empty() && !was_hasty {
+            pins.mark(HASTY)?;
+        }
+        // Filters that served for a moment are removed below, after the links that take their place.
+        let kept: BTreeSet<TcHook> = match was_hasty {
+            true => wanted.iter().filter(|h| h.may_be_hasty() && marked.contains(&h.ifindex)).copied().collect(),
+            false => BTreeSet::new(),
+        };
+        match filters(pins, &by_clsact.iter().chain(&hasty).chain(&kept).copied().collect(), &mut programs) {
+            Ok(more) => {
+                changed += more;
+                by_clsact.extend(hasty);
+            }
             Err(Attach::Unsupported(_)) => by_clsact.clear(),
             Err(Attach::Failed(e)) => return Err(e),
         }
@@ -126,6 +168,12 @@ pub(super) fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<T
     if mode == TcMode::Clsact {
         by_clsact.clone_from(wanted);
         changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
+    }
+    if was_hasty && !is_hasty {
+        if mode == TcMode::Tcx {
+            changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
+        }
+        pins.unmark(HASTY)?;
     }
     changed += sockets(pins, &mut programs)?;
     let by_tcx: BTreeSet<String> = wanted.difference(&by_clsact).map(TcHook::pin).collect();

@@ -67,6 +67,7 @@ pub const BACKEND: Backend = Backend {
     gone_hosts: expire::gone_hosts,
     hold: new_uplink::take,
     idle: Some(&idle::IDLE),
+    settles_at: |host| attach::settles_at(&Pins::of(host)),
 };
 
 #[derive(Debug)]
@@ -141,7 +142,7 @@ impl Ebpf {
             // state.
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
-        changed += attach::reconcile(pins, &hooks, TcMode::forced()?)?;
+        changed += attach::reconcile(pins, &hooks, TcMode::forced()?, context.is_hasty)?;
         tables.uplinks.extend::<BTreeMap<_, _>>(new);
         changed += map_sync::sync_uplinks(pins, &tables)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.

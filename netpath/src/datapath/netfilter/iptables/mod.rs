@@ -42,6 +42,7 @@ pub(crate) const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| super::hold::take(),
     idle: None,
+    settles_at: |_| None,
 };
 
 pub(crate) struct Iptables {
