@@ -5,11 +5,14 @@ use crate::family::{Family, Ipv6};
 use crate::layout::Rule;
 
 /// Whether `rule` serves `host`:`port` (host byte order) of `proto`, provided that `host` is an address of the host itself: a
-/// port may be published on an address that another machine has now.
+/// port may be published on an address that another machine has now. With one branch, as [`serves`].
 #[inline(always)]
 pub fn covers(rule: &Rule, host: &Addr, port: u16, proto: u8) -> bool {
-    let has_port = rule.proto == proto && port.wrapping_sub(rule.host_port) < rule.count;
-    has_port && (same(&rule.host, &Addr::ANY) || same(&rule.host, host))
+    let other_host = u64::from(difference(&rule.host, &Addr::ANY)) * u64::from(difference(&rule.host, host));
+    let offset = u32::from(port.wrapping_sub(rule.host_port));
+    // The highest bit is set if the offset is the smaller one.
+    let beyond = !offset.wrapping_sub(u32::from(rule.count)) >> 31;
+    (other_host | u64::from(beyond) | u64::from(rule.proto ^ proto)) == 0
 }
 
 /// The container's port for host port `port`, which the rule covers; host byte order.
@@ -33,11 +36,6 @@ pub fn serves<F: Family>(rule: &Rule, host: &Addr, port: u16, proto: u8, target:
 #[inline(always)]
 fn difference(a: &Addr, b: &Addr) -> u32 {
     Ipv6::difference(&a.0, &b.0)
-}
-
-#[inline(always)]
-fn same(a: &Addr, b: &Addr) -> bool {
-    Ipv6::same(&a.0, &b.0)
 }
 
 #[cfg(test)]

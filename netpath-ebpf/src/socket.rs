@@ -165,14 +165,17 @@ fn dial<S: Family4Or6>(ctx: &SockAddrContext, may_change_family: bool) -> Option
         if is_v4_only() && !may_change_family {
             return None;
         }
+        // Numbers instead of conditions: the verifier walks the rest of the chain once per branch.
+        let mapped = if mappable { u32::MAX } else { 0 };
         let rule = port_lookup::find(slot, &dialled, number, proto, |r| {
-            let by_v4 = mappable && r.flags & RULE_V4_ONLY == 0;
-            !Ipv6::is_unset(&r.to6) || (by_v4 && !Ipv4::is_unset(&r.to4))
+            let by_v6 = if is_v4_only() { 0 } else { Ipv6::difference(&r.to6, &[0; 16]) };
+            let is_open = u32::from(r.flags & RULE_V4_ONLY).wrapping_sub(u32::from(RULE_V4_ONLY)) & mapped;
+            by_v6 | (u32::from_ne_bytes(r.to4) & is_open) != 0
         })?;
         if !is_own(&dialled, kind, unset) {
             return None;
         }
-        let to = if Ipv6::is_unset(&rule.to6) { Addr::v4(rule.to4) } else { Addr::v6(rule.to6) };
+        let to = if is_v4_only() || Ipv6::is_unset(&rule.to6) { Addr::v4(rule.to4) } else { Addr::v6(rule.to6) };
         (to, container_port(rule, number))
     };
     let to_port = Be16::new(to.1);
