@@ -1,4 +1,4 @@
-//! Puts the eBPF object, which another toolchain makes, where the crate can embed it, with a digest of its bytes.
+//! Puts the eBPF objects, which another toolchain makes, where the crate can embed them, with a digest of their bytes.
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,20 +10,24 @@ mod clock;
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
-    let object = root.join("target/ebpf/netpath-ebpf.o");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/model/clock.rs");
-    println!("cargo::rerun-if-changed={}", object.display());
-    let bytes = match fs::read(&object) {
-        Ok(bytes) if !bytes.is_empty() => bytes,
-        Ok(_) => stop("target/ebpf/netpath-ebpf.o is empty"),
-        Err(e) => stop(&format!("cannot read target/ebpf/netpath-ebpf.o: {e}")),
-    };
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("netpath-ebpf.o");
-    if let Err(e) = fs::write(&out, &bytes) {
-        stop(&format!("cannot write {}: {e}", out.display()));
-    }
-    println!("cargo::rustc-env=NETPATH_OBJECT_DIGEST={:016x}", digest(&bytes));
+    // One is made from the other.
+    let [digest, _] = ["netpath-ebpf.o", "netpath-ebpf-v4.o"].map(|name| {
+        let object = root.join("target/ebpf").join(name);
+        println!("cargo::rerun-if-changed={}", object.display());
+        let bytes = match fs::read(&object) {
+            Ok(bytes) if !bytes.is_empty() => bytes,
+            Ok(_) => stop(&format!("target/ebpf/{name} is empty")),
+            Err(e) => stop(&format!("cannot read target/ebpf/{name}: {e}")),
+        };
+        let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+        if let Err(e) = fs::write(&out, &bytes) {
+            stop(&format!("cannot write {}: {e}", out.display()));
+        }
+        digest(&bytes)
+    });
+    println!("cargo::rustc-env=NETPATH_OBJECT_DIGEST={digest:016x}");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let epoch = env::var("SOURCE_DATE_EPOCH").ok().and_then(|s| s.parse().ok());

@@ -12,7 +12,18 @@ use std::sync::OnceLock;
 /// # Errors
 /// It is missing.
 pub fn bytes() -> Result<Vec<u8>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o");
+    read(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf.o"))
+}
+
+/// The object for networks without IPv6.
+///
+/// # Errors
+/// It is missing.
+pub fn bytes_for_v4() -> Result<Vec<u8>> {
+    read(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/netpath-ebpf-v4.o"))
+}
+
+fn read(path: &str) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {path}: cargo xtask build-ebpf makes it"))
 }
 
@@ -22,7 +33,7 @@ pub fn bytes() -> Result<Vec<u8>> {
 /// # Errors
 /// It is missing, or aya rejects it.
 pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
-    loaded(level, 0)
+    loaded(level, &bytes()?, 0)
 }
 
 /// The same for networks without IPv6.
@@ -30,11 +41,10 @@ pub fn load(level: VerifierLogLevel) -> Result<Ebpf> {
 /// # Errors
 /// As [`load`].
 pub fn load_for_v4(level: VerifierLogLevel) -> Result<Ebpf> {
-    loaded(level, 1)
+    loaded(level, &bytes_for_v4()?, 1)
 }
 
-fn loaded(level: VerifierLogLevel, v4_only: u8) -> Result<Ebpf> {
-    let object = bytes()?;
+fn loaded(level: VerifierLogLevel, object: &[u8], v4_only: u8) -> Result<Ebpf> {
     let wanted = std::env::var_os("NETPATH_VERIFIER").is_some();
     static HAS: OnceLock<[u8; 2]> = OnceLock::new();
     let [fib_source, csum_ipv6] = HAS.get_or_init(|| ["fib_source", "csum_ipv6"].map(|f| u8::from(kernel_has(f))));
@@ -44,7 +54,7 @@ fn loaded(level: VerifierLogLevel, v4_only: u8) -> Result<Ebpf> {
         .override_global(global::FIB_SRC, fib_source, true)
         .override_global(global::CSUM_IPV6, csum_ipv6, true)
         .override_global(global::V4_ONLY, &v4_only, true)
-        .load(&object)
+        .load(object)
         .context("cannot load the object's maps")
 }
 

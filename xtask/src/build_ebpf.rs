@@ -5,7 +5,7 @@
 
 use crate::steps::seconds;
 use crate::toolchain::Toolchain;
-use crate::{rustc, setup, steps, workspace};
+use crate::{rustc, setup, steps, v4_object, workspace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Brings the object up to date; `true` if it changed.
+/// Brings the object and the one for networks without IPv6 up to date; `true` if one changed.
 ///
 /// # Errors
 /// No toolchain (the error names both ways to get one), or compiler errors on stderr.
@@ -34,15 +34,20 @@ pub(crate) fn build() -> Result<bool> {
     let toolchain = toolchain()?;
     let directory = workspace::target().join("ebpf");
     let built = build_in(&toolchain, &workspace::root(), &directory.join("cargo"), Stdio::inherit())?;
-    let object = workspace::object();
     let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
-    if fs::read(&object).is_ok_and(|old| old == new) {
+    let of_v4 = put(&workspace::object_v4(), &v4_object::of(&new)?)?;
+    Ok(put(&workspace::object(), &new)? || of_v4)
+}
+
+/// Replaces the file, if it has other bytes.
+fn put(object: &Path, new: &[u8]) -> Result<bool> {
+    if fs::read(object).is_ok_and(|old| old == new) {
         return Ok(false);
     }
     // Renamed into place: a concurrent build of netpath sees either the old object or the new one.
-    let partial = directory.join(format!("netpath-ebpf.o.{}", std::process::id()));
+    let partial = object.with_extension(format!("o.{}", std::process::id()));
     fs::write(&partial, new).with_context(|| format!("cannot write {}", partial.display()))?;
-    fs::rename(&partial, &object).with_context(|| format!("cannot write {}", object.display()))?;
+    fs::rename(&partial, object).with_context(|| format!("cannot write {}", object.display()))?;
     Ok(true)
 }
 

@@ -17,6 +17,7 @@ mod steps;
 mod suite;
 mod test;
 mod toolchain;
+mod v4_object;
 mod vm;
 mod workspace;
 

@@ -26,6 +26,11 @@ pub(crate) fn object() -> PathBuf {
     target().join("ebpf/netpath-ebpf.o")
 }
 
+/// The object for networks without IPv6.
+pub(crate) fn object_v4() -> PathBuf {
+    target().join("ebpf/netpath-ebpf-v4.o")
+}
+
 /// Output of the programs that xtask starts.
 pub(crate) fn logs() -> PathBuf {
     target().join("xtask")

@@ -97,10 +97,11 @@ impl Base {
             let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             base.0.push((merged(path), Entry::File(content, true)));
         }
-        // The tests read the object from its path in the checkout.
-        let object = workspace::object();
-        let content = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-        base.0.push((object, Entry::File(content, false)));
+        // The tests read the objects from their paths in the checkout.
+        for object in [workspace::object(), workspace::object_v4()] {
+            let content = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+            base.0.push((object, Entry::File(content, false)));
+        }
         Ok(base)
     }
 

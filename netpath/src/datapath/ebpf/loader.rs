@@ -19,6 +19,8 @@ use std::sync::{Mutex, PoisonError};
 use std::{fs, thread};
 
 static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpath-ebpf.o"));
+/// The same maps and programs; what never runs without IPv6 is not linked to them.
+static BYTES_V4: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpath-ebpf-v4.o"));
 
 /// Digest of the object, in hexadecimal.
 pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
@@ -143,7 +145,8 @@ fn load_with(pins: &Pins, log_level: u8, families: Families, maps: Option<&[&str
     let v4_only = u8::from(families == Families::V4);
     loader.override_global(global::V4_ONLY, &v4_only, true);
     loader.override_global(aya_log::LEVEL, &log_level, false);
-    loader.load(BYTES).context(|| "cannot create the eBPF maps".to_owned())
+    let bytes = if families == Families::V4 { BYTES_V4 } else { BYTES };
+    loader.load(bytes).context(|| "cannot create the eBPF maps".to_owned())
 }
 
 /// Loads programs in parallel: the verifier holds no lock for programs of root.
