@@ -547,7 +547,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_those_of_layout_version_7() {
+    fn sizes_are_those_of_layout_version_8() {
         assert_eq!(8, LAYOUT_VERSION);
         assert_eq!(16, size_of::<Config>());
         assert_eq!(4, size_of::<NatPort>());

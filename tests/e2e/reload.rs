@@ -1,5 +1,5 @@
 //! `podman network reload`: teardown and setup of the same container in the same namespace with the same addresses. Its connections
-//! go on; another container with its address inherits none.
+//! go on; another container with its address gets none of them.
 
 use crate::rig::serve;
 use anyhow::{Context, Result, ensure};
@@ -17,7 +17,7 @@ use support::traffic::{again, free};
 on_every_rung!(
     connections_of_a_lone_container_go_on,
     connections_of_one_of_two_containers_go_on,
-    another_container_with_its_address_inherits_nothing,
+    another_container_with_its_address_gets_nothing_of_it,
     another_container_with_its_port_gets_the_datagrams_of_open_sockets,
 );
 
@@ -89,23 +89,23 @@ impl Lasting {
     }
 
     /// Peers that send between teardown and setup, which must not be answered by the host.
-    fn speak_into_the_gap(&mut self) -> Result<()> {
+    fn send_in_between(&mut self) -> Result<()> {
         let ends = self.inbound.iter_mut().map(|[client, _]| client).chain(self.outbound.iter_mut().map(|[_, s]| s));
         for stream in ends {
-            stream.write_all(b"gap")?;
+            stream.write_all(b"now")?;
         }
         // An answer of the host would arrive now.
         std::thread::sleep(Duration::from_millis(100));
         Ok(())
     }
 
-    /// What was sent into the gap comes by retransmission.
-    fn hear_the_gap(&mut self) -> Result<()> {
+    /// What was sent in between comes by retransmission.
+    fn receive_what_was_sent(&mut self) -> Result<()> {
         let ends = self.inbound.iter_mut().map(|[_, c]| c).chain(self.outbound.iter_mut().map(|[c, _]| c));
         for stream in ends {
             let mut got = [0; 3];
             stream.read_exact(&mut got).context("what was sent between teardown and setup")?;
-            ensure!(&got == b"gap", "other bytes");
+            ensure!(&got == b"now", "other bytes");
         }
         Ok(())
     }
@@ -136,9 +136,9 @@ fn go_on(rung: Rung, beside: bool) -> Result<()> {
     lasting.go_on().context("before")?;
     for round in 0..2 {
         netavark.teardown(&container, &app())?;
-        lasting.speak_into_the_gap()?;
+        lasting.send_in_between()?;
         netavark.setup(&container, &app())?;
-        lasting.hear_the_gap().with_context(|| format!("reload {round}"))?;
+        lasting.receive_what_was_sent().with_context(|| format!("reload {round}"))?;
         lasting.go_on().with_context(|| format!("after reload {round}"))?;
     }
     drop(lasting);
@@ -162,7 +162,7 @@ fn ends(topology: &Topology, residue: Residue, containers: &[&Container]) -> Res
     residue.nothing_left(topology, containers)
 }
 
-fn another_container_with_its_address_inherits_nothing(rung: Rung) -> Result<()> {
+fn another_container_with_its_address_gets_nothing_of_it(rung: Rung) -> Result<()> {
     need!(need::netpath());
     let topology = Topology::new()?;
     rung.prepare(&topology.host)?;
@@ -194,10 +194,10 @@ fn another_container_with_its_address_inherits_nothing(rung: Rung) -> Result<()>
 
         netavark.teardown(&first, &quiet)?;
         netavark.setup(&second, &quiet)?;
-        let heir = second.run(|| free(|| UdpSocket::bind(own)))?;
-        heir.set_read_timeout(Some(Duration::from_millis(300) * patience()))?;
+        let other = second.run(|| free(|| UdpSocket::bind(own)))?;
+        other.set_read_timeout(Some(Duration::from_millis(300) * patience()))?;
         server.send_to(b"stale", seen_as)?;
-        ensure!(heir.recv_from(&mut buffer).is_err(), "{family:?}: another container got a packet of the first one");
+        ensure!(other.recv_from(&mut buffer).is_err(), "{family:?}: another container got a packet of the first one");
         netavark.teardown(&second, &quiet)?;
         netavark.setup(&first, &quiet)?;
     }

@@ -4,7 +4,7 @@ use crate::model::error::Result;
 use crate::state::{Lock, Store};
 
 /// Seconds; 0: nothing stays, and connections of a container end with its teardown.
-const SWITCH: &str = "NETPATH_KEEP_LOADED";
+pub const SWITCH: &str = "NETPATH_KEEP_LOADED";
 const KEEP: u64 = if cfg!(test) { 0 } else { 600 };
 
 fn wish() -> Option<u64> {

@@ -51,11 +51,12 @@ pub struct Backend {
     /// Hosts whose network namespace is gone, and of which kernel objects are left ([`Datapath::forget_host`]).
     pub gone_hosts: fn() -> Vec<u64>,
     /// What the agent keeps while this rung serves the host: for a moment without rules, or an interface without programs.
+    /// `None`: not yet, the next look asks again.
     pub hold: fn(host: u64) -> Option<Box<dyn Any + Send>>,
     /// Kernel objects that are kept without containers, if it has such.
     pub idle: Option<&'static Idle>,
-    /// When a reconcile should follow that is not [hasty](Context::is_hasty), if one was.
-    pub settles_at: fn(host: u64) -> Option<SystemTime>,
+    /// When a reconcile should follow that is not [deferring](Context::may_defer), if one was.
+    pub deferred_until: fn(host: u64) -> Option<SystemTime>,
 }
 
 /// What a rung keeps loaded without containers, so that the next first one starts sooner. It touches no packet.
@@ -86,7 +87,7 @@ pub struct Context<'a> {
     /// Of the store.
     pub lock: &'a Lock,
     /// A first container waits, and the agent reconciles again: what takes long may be left to it.
-    pub is_hasty: bool,
+    pub may_defer: bool,
     /// Connections of the endpoints that wait are kept, those of the ended ones are removed.
     pub departures: Departures,
 }

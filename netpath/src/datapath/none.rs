@@ -20,7 +20,7 @@ pub const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| None,
     idle: None,
-    settles_at: |_| None,
+    deferred_until: |_| None,
 };
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -209,6 +209,10 @@ struct Route {
 impl Route {
     fn of(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+        // An exception, as a learned path MTU, which the dump lists beside the routes (5.3).
+        if message.header.flags.contains(RouteFlags::Cloned) {
+            return None;
+        }
         let (mut to, mut preferred, mut mtu, mut hops) = (None, None, None, Vec::new());
         for attribute in &message.attributes {
             match attribute {

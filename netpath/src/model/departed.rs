@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+/// How much longer connections wait while the container is in setup.
+const SETUP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Identifies a namespace while it exists: device and inode of its file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,18 +63,22 @@ impl Departures {
     ) -> Self {
         let mut sorted = Self::default();
         all.retain(|departed| {
-            let (own, others): (Vec<_>, Vec<_>) = desired.records.iter().partition(|r| departed.is(r, netns));
-            let is_coming = own.iter().any(|r| r.links.is_none());
-            let is_back = own.iter().any(|r| r.bridged().is_some() && departed.shares_address(r));
-            let mut others = others.into_iter().filter(|r| r.bridged().is_some());
+            let served = desired.records.iter().filter(|r| r.network.bridge().is_some());
+            let (own, others): (Vec<_>, Vec<_>) = served.partition(|r| departed.is(r, netns));
+            let is_coming = own.iter().any(|r| r.links.is_none()) && now < departed.until + SETUP_LIMIT;
+            let is_back = own.iter().any(|r| r.links.is_some() && departed.shares_address(r));
+            let mut others = others.into_iter().filter(|r| r.links.is_some());
             let is_replaced = others.any(|r| departed.shares_address(r) || departed.shares_port(r));
             let waits = !is_back && !is_replaced && (is_coming || now < departed.until);
-            let addresses = match (is_back, waits) {
-                (true, _) => &mut sorted.back,
-                (_, true) => &mut sorted.waiting,
-                _ => &mut sorted.ended,
-            };
-            addresses.extend(&departed.addresses);
+            for address in &departed.addresses {
+                let has = |r: &&Record| r.links.is_some() && r.endpoint.addresses.iter().any(|a| a.addr() == *address);
+                let addresses = match waits {
+                    true => &mut sorted.waiting,
+                    false if own.iter().any(has) => &mut sorted.back,
+                    false => &mut sorted.ended,
+                };
+                addresses.insert(*address);
+            }
             waits
         });
         sorted
@@ -113,7 +120,8 @@ mod tests {
         assert_eq!("back", sorted(&id, vec![same.clone()], 0));
         assert_eq!("ended", sorted("another", vec![same.clone()], 0), "its address is another container's");
         let coming = Record { links: None, ..same.clone() };
-        assert_eq!("waiting", sorted(&id, vec![coming], 60), "its setup runs");
+        assert_eq!("waiting", sorted(&id, vec![coming.clone()], 20), "its setup runs");
+        assert_eq!("ended", sorted(&id, vec![coming], 60), "its setup was killed");
         let restarted = Record { netns: "/elsewhere".into(), ..same };
         assert_eq!("ended", sorted(&id, vec![restarted], 0));
         let mut neighbour = record(2, &["10.88.0.3/16"], vec![tcp(HostBind::Any, 8081, 80, 1)]);

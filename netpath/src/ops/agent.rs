@@ -2,7 +2,7 @@
 //! what stays loaded.
 
 use crate::datapath::IdleState;
-use crate::datapath::ladder;
+use crate::datapath::{keep_loaded, ladder};
 use crate::dns::scope_runner;
 use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
@@ -73,6 +73,8 @@ fn command(lock: &AgentLock) -> Result<Command> {
         .current_dir("/")
         .env("RUST_LOG", format!("netpath={}", level.to_string().to_lowercase()))
         .env_remove("NOTIFY_SOCKET")
+        // The last setup that had a value decides.
+        .env_remove(keep_loaded::SWITCH)
         .stdin(Stdio::from(lock.hand_over()?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());

@@ -8,7 +8,7 @@ use crate::datapath::{IdleState, firewalld, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
 use crate::model::{HostLink, RouteMtus, Rung};
-use crate::state::Store;
+use crate::state::{Store, StoredEndpoint};
 use std::any::Any;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -70,7 +70,7 @@ pub struct HostWatch {
     carriers: Carriers,
     quiet: Option<Quiet>,
     /// Of the rung that served at the last look.
-    held: Option<(Rung, Option<Box<dyn Any + Send>>)>,
+    held: Option<(Rung, Box<dyn Any + Send>)>,
 }
 
 impl HostWatch {
@@ -101,15 +101,20 @@ impl HostWatch {
             }
             return left;
         }
-        self.hold()?;
+        let desired = self.store.desired()?;
+        if desired.bridged().next().is_some() {
+            self.hold()?;
+        } else if self.connections_end().is_none() {
+            self.held = None;
+        }
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
         let may_return = self.may_return(look, &foreign)?;
         let is_over = |when: SystemTime| when <= SystemTime::now();
         let is_due = self.connections_end().is_some_and(is_over);
-        let settles = self.settles_at().is_some_and(is_over);
-        if look == Look::IfChanged && is_same && !may_return && !is_due && !settles {
+        let is_deferred_over = self.deferred_until().is_some_and(is_over);
+        if look == Look::IfChanged && is_same && !may_return && !is_due && !is_deferred_over {
             return Ok(LookResult::Same);
         }
         let mut session = without_container(self.cookie)?;
@@ -119,21 +124,22 @@ impl HostWatch {
         let firewall_answers = session.firewall.wait(&foreign);
         let Some(lock) = self.store.try_lock()? else { return Ok(LookResult::Busy) };
         session.lock = Some(lock);
-        let desired = self.store.desired()?;
-        let reconciled = if desired.bridged().next().is_some() {
-            session.reconcile()
-        } else if is_due && desired.bridges().next().is_none() {
-            session.empty().map(|changed| Reconciled { changed, ..Reconciled::default() })
-        } else {
-            // A first container is in setup: its datapath must not be emptied.
-            Ok(Reconciled::default())
+        let stored = self.store.all()?;
+        let serves = stored.iter().any(|k| k.record.bridged().is_some());
+        // A first container in setup: its datapath must not be emptied.
+        let is_in_setup = |k: &StoredEndpoint| k.record.network.bridge().is_some() && k.writer.is_alive();
+        let reconciled = match serves || (is_due && !stored.iter().any(is_in_setup)) {
+            true => session.reconcile(),
+            false => Ok(Reconciled::default()),
         };
         session.release_lock()?;
         if let Some(quiet) = &mut self.quiet {
             quiet.tried |= may_return;
         }
         let changed = reconciled?.changed;
-        self.hold()?;
+        if serves {
+            self.hold()?;
+        }
         // A change in the meantime may be reverted before the next look: then nothing is remembered.
         let after = self.state().ok().map(|(after, _)| after);
         self.seen = after.filter(|after| *after == state && firewall_answers);
@@ -143,7 +149,7 @@ impl HostWatch {
     fn hold(&mut self) -> Result<()> {
         let rung = self.store.rung()?;
         if self.held.as_ref().map(|(rung, _)| *rung) != rung {
-            self.held = rung.map(|rung| (rung, (ladder::backend(rung).hold)(self.cookie)));
+            self.held = rung.and_then(|rung| Some((rung, (ladder::backend(rung).hold)(self.cookie)?)));
         }
         Ok(())
     }
@@ -175,14 +181,14 @@ impl HostWatch {
     pub fn next_look(&self) -> Option<Instant> {
         let quiet = self.quiet.filter(|q| !q.tried).map(|q| q.since + HOLD_DOWN);
         // A first container in setup may keep them waiting.
-        let times = self.connections_end().into_iter().chain(self.settles_at());
+        let times = self.connections_end().into_iter().chain(self.deferred_until());
         let departed = times.map(|when| instant(when).max(Instant::now() + RETRY));
         self.carriers.due().into_iter().chain(quiet).chain(departed).min()
     }
 
     /// When a look should complete what a command has left to it.
-    fn settles_at(&self) -> Option<SystemTime> {
-        (ladder::backend(self.store.rung().ok().flatten()?).settles_at)(self.cookie)
+    fn deferred_until(&self) -> Option<SystemTime> {
+        (ladder::backend(self.store.rung().ok().flatten()?).deferred_until)(self.cookie)
     }
 
     /// When the first connections end that wait for their container.
@@ -201,7 +207,8 @@ impl HostWatch {
     /// Removes the state that a killed teardown has left, and what stays loaded when its time is over.
     fn remove_state(&self) -> Result<LookResult> {
         let lock = self.store.try_lock()?;
-        let waits = self.connections_end().filter(|when| *when > SystemTime::now());
+        let last = self.store.departed().iter().map(|d| d.until).max();
+        let waits = last.filter(|when| *when > SystemTime::now());
         if lock.is_some()
             && let Some(when) = waits
         {

@@ -233,7 +233,7 @@ impl Session {
         let mut view = rtnl.host_view(self.cookie)?;
         super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
         let departures = Departures::default();
-        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, is_hasty: false };
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, may_defer: false };
         let mut old_datapath = ladder::open(old, self.cookie)?;
         let predecessor = Predecessor {
             connections: &|| old_datapath.connections(),
@@ -276,7 +276,7 @@ impl Session {
         let mut departed = store.departed();
         departed.iter_mut().for_each(|d| d.until = SystemTime::UNIX_EPOCH);
         let departures = Departures::sort(&mut departed, &nothing, SystemTime::now(), &netns::id);
-        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, is_hasty: false };
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, may_defer: false };
         let mut datapath = ladder::open(rung, self.cookie)?;
         let changed = datapath.reconcile(&nothing, &context)?.changed;
         store.keep_departed(lock, &[])?;

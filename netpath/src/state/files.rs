@@ -82,10 +82,11 @@ impl File {
     }
 }
 
-/// `None`: there is no such file.
+/// `None`: there is no such file, or an empty one: its content was lost with the power.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let what = || format!("cannot read {}", path.display());
     match fs::read(path) {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).context(what),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::new(what()).because(e)),

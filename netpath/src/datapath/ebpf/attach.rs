@@ -20,7 +20,7 @@ pub(super) const FILTERS: &str = "clsact-";
 /// Mark: netpath made the clsact qdisc of the interface that follows.
 const QDISC: &str = "qdisc-";
 /// Mark: filters of clsact serve for a moment, at hooks that are to have TCX.
-const HASTY: &str = "hasty";
+const DEFERRED: &str = "deferred";
 /// How long they serve: a container that ends sooner does not wait for TCX.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -42,7 +42,7 @@ impl TcHook {
 
     /// Whether a clsact filter may serve until a hook of TCX takes its place. For a moment both see a packet that the first one
     /// passes on, which changes nothing at bridges and `lo`; at an uplink's egress a mark is taken from it.
-    fn may_be_hasty(&self) -> bool {
+    fn may_wait(&self) -> bool {
         self.program == program::BRIDGE_IN || self.program == program::LO_IN
     }
 
@@ -52,8 +52,8 @@ impl TcHook {
 }
 
 /// When filters that serve for a moment should give way to TCX; `None`: there are none.
-pub(super) fn settles_at(pins: &Pins) -> Option<SystemTime> {
-    let mark = std::fs::metadata(pins.root().join(HASTY)).ok()?;
+pub(super) fn deferred_until(pins: &Pins) -> Option<SystemTime> {
+    let mark = std::fs::metadata(pins.root().join(DEFERRED)).ok()?;
     Some(mark.modified().ok()? + SETTLE)
 }
 
@@ -111,43 +111,43 @@ impl Programs {
     }
 }
 
-/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `is_hasty`: the first container waits, and
-/// [`settles_at`] tells when a call should follow that is not. Returns the number of changes.
+/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `may_defer`: the first container waits, and
+/// [`deferred_until`] tells when a call should follow that is not. Returns the number of changes.
 pub(super) fn reconcile(
     pins: &Pins,
     wanted: &BTreeSet<TcHook>,
     forced: Option<TcMode>,
-    is_hasty: bool,
+    may_defer: bool,
 ) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
     let marked = numbers(pins, FILTERS);
-    let was_hasty = pins.has_mark(HASTY);
+    let was_deferred = pins.has_mark(DEFERRED);
     let stays = wanted
         .iter()
-        .any(|hook| !(hook.is_shortcut() || was_hasty && hook.may_be_hasty()) && marked.contains(&hook.ifindex));
+        .any(|hook| !(hook.is_shortcut() || was_deferred && hook.may_wait()) && marked.contains(&hook.ifindex));
     let mut mode = forced.unwrap_or(if stays { TcMode::Clsact } else { TcMode::Tcx });
     let is_filter = |hook: &TcHook| forced.is_none() && hook.is_shortcut();
     let mut by_clsact: BTreeSet<TcHook> = wanted.iter().copied().filter(is_filter).collect();
     if mode == TcMode::Tcx {
         let links: BTreeSet<String> = pins.names("link").into_iter().collect();
-        let is_for_a_moment = |hook: &&TcHook| hook.may_be_hasty() && !links.contains(&hook.pin());
-        let hasty: BTreeSet<TcHook> = match forced {
-            None if is_hasty => wanted.iter().filter(is_for_a_moment).copied().collect(),
+        let is_for_a_moment = |hook: &&TcHook| hook.may_wait() && !links.contains(&hook.pin());
+        let deferred: BTreeSet<TcHook> = match forced {
+            None if may_defer => wanted.iter().filter(is_for_a_moment).copied().collect(),
             _ => BTreeSet::new(),
         };
-        if !hasty.is_empty() && !was_hasty {
-            pins.mark(HASTY)?;
+        if !deferred.is_empty() && !was_deferred {
+            pins.mark(DEFERRED)?;
         }
         // Filters that served for a moment are removed below, after the links that take their place.
-        let kept: BTreeSet<TcHook> = match was_hasty {
-            true => wanted.iter().filter(|h| h.may_be_hasty() && marked.contains(&h.ifindex)).copied().collect(),
+        let kept: BTreeSet<TcHook> = match was_deferred {
+            true => wanted.iter().filter(|h| h.may_wait() && marked.contains(&h.ifindex)).copied().collect(),
             false => BTreeSet::new(),
         };
-        match filters(pins, &by_clsact.iter().chain(&hasty).chain(&kept).copied().collect(), &mut programs) {
+        match filters(pins, &by_clsact.iter().chain(&deferred).chain(&kept).copied().collect(), &mut programs) {
             Ok(more) => {
                 changed += more;
-                by_clsact.extend(hasty);
+                by_clsact.extend(deferred);
             }
             Err(Attach::Unsupported(_)) => by_clsact.clear(),
             Err(Attach::Failed(e)) => return Err(e),
@@ -169,11 +169,11 @@ pub(super) fn reconcile(
         by_clsact.clone_from(wanted);
         changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
     }
-    if was_hasty && !is_hasty {
+    if was_deferred && !may_defer {
         if mode == TcMode::Tcx {
             changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
         }
-        pins.unmark(HASTY)?;
+        pins.unmark(DEFERRED)?;
     }
     changed += sockets(pins, &mut programs)?;
     let by_tcx: BTreeSet<String> = wanted.difference(&by_clsact).map(TcHook::pin).collect();

@@ -8,8 +8,10 @@
 
 use super::addr::{mapped, prefix};
 use super::{allow, subnet_bitmap, xdp_policy};
-use crate::model::{Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, Xdp};
-use ipnet::IpNet;
+use crate::model::{
+    Desired, HostBind, HostLink, HostView, IfName, Isolation, LinkKind, Proto, Publish, Record, RouteMtus, Xdp,
+};
+use ipnet::{IpNet, Ipv4Net};
 use netpath_common::addr::{Addr, V4, V6};
 use netpath_common::layout::{self, Config, Endpoint, Network, RouteMtu, Rule, Subnet, Uplink};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -86,10 +88,7 @@ pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
             lo_ifindex: host.links.iter().find(|l| l.kind == LinkKind::Loopback).map_or(1, |l| l.index),
         },
         locals: locals(host),
-        route_mtus: host.route_mtus.as_ref().map(|all| {
-            let first = all.iter().take(layout::ROUTE_MTUS as usize);
-            first.map(|(net, mtu)| (prefix(net), *mtu)).collect()
-        }),
+        route_mtus: host.route_mtus.as_ref().map(route_mtus),
         ..Tables::default()
     };
     // If there are too many, those with addresses, the oldest first: the rest of the host is served normally.
@@ -139,6 +138,15 @@ pub(super) fn compile(desired: &Desired, host: &HostView) -> Tables {
     }
     publish_all(desired.bridged().map(|(r, links)| (r, links.bridge_index)), &mut tables);
     tables
+}
+
+/// Half of the map, so that new elements find room before old ones are removed.
+fn route_mtus(all: &RouteMtus) -> BTreeMap<(u32, [u8; 16]), RouteMtu> {
+    let first = all.iter().take(layout::ROUTE_MTUS as usize / 2);
+    let mut mtus: BTreeMap<_, _> = first.map(|(net, mtu)| (prefix(net), *mtu)).collect();
+    // An IPv6 prefix that contains the v4-mapped range, as the default route, says nothing about IPv4.
+    mtus.entry(prefix(&IpNet::V4(Ipv4Net::default()))).or_insert(0);
+    mtus
 }
 
 /// `endpoints`: each with the ifindex of its bridge.

@@ -309,3 +309,16 @@ fn interfaces_beyond_the_map_of_uplinks_are_left_out_and_named() {
     assert_eq!(vec![name("up357"), name("up358"), name("up7")], t.unserved);
     assert!(tables(vec![record(1, &[A], vec![])]).unserved.is_empty());
 }
+
+#[test]
+fn the_mtu_of_an_ipv6_route_says_nothing_about_ipv4() {
+    let net = |text: &str| text.parse().expect("a prefix");
+    let compiled = |mtus: &[(&str, u32)]| {
+        let route_mtus = Some(mtus.iter().map(|(to, mtu)| (net(to), *mtu)).collect());
+        compile(&Desired::default(), &HostView { route_mtus, ..HostView::default() }).route_mtus.expect("read")
+    };
+    let every4 = (96, Addr::v4([0; 4]).0);
+    assert_eq!(Some(&0), compiled(&[("::/0", 1280)]).get(&every4));
+    assert_eq!(Some(&1400), compiled(&[("::/0", 1280), ("0.0.0.0/0", 1400)]).get(&every4));
+    assert_eq!(None, compile(&Desired::default(), &HostView::default()).route_mtus, "not read");
+}

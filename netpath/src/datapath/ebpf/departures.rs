@@ -1,5 +1,5 @@
 //! Flows of endpoints that were torn down a moment ago: kept while their container may come back, and led to its new links when
-//! it does. In between their packets are redirected to an interface that is gone, so that no host answers with a reset.
+//! it does. In between their packets are redirected to an interface that is gone, so that the host does not answer with a reset.
 
 use super::addr::mapped;
 use super::compile::Tables;
@@ -63,32 +63,28 @@ fn arriving<F: Flows>(pins: &Pins, to: &BTreeSet<Address>, ports: &mut BTreeSet<
 /// The maps cannot be read or written.
 pub(super) fn return_flows(pins: &Pins, tables: &Tables, departed: &Departures) -> Result<usize> {
     let back = departed.back.iter().map(|a| mapped(*a).0);
-    let links: BTreeMap<Address, Links<'_>> = back
-        .filter_map(|address| {
-            let endpoint = tables.endpoints.get(&address)?;
-            let counters = tables.traffic.get(&endpoint.traffic).map_or(&[][..], Vec::as_slice);
-            Some((address, Links { endpoint, counters }))
-        })
-        .collect();
+    let links: Links<'_> = back.filter_map(|address| Some((address, tables.endpoints.get(&address)?))).collect();
     if links.is_empty() {
         return Ok(0);
     }
-    Ok(of_family::<Ipv4>(pins, &links)? + of_family::<Ipv6>(pins, &links)?)
+    let counters: BTreeSet<u32> = tables.traffic.values().flatten().copied().collect();
+    Ok(of_family::<Ipv4>(pins, &links, &counters)? + of_family::<Ipv6>(pins, &links, &counters)?)
 }
 
-struct Links<'a> {
-    endpoint: &'a Endpoint,
-    /// Of the endpoint and its publishes.
-    counters: &'a [u32],
-}
+type Links<'a> = BTreeMap<Address, &'a Endpoint>;
 
-fn of_family<F: Flows>(pins: &Pins, links: &BTreeMap<Address, Links<'_>>) -> Result<usize> {
+fn of_family<F: Flows>(pins: &Pins, links: &Links<'_>, counters: &BTreeSet<u32>) -> Result<usize> {
     let map = PinnedMap::open(pins, &F::FLOWS)?;
     let mut changed = 0;
     for (key, half) in map.dump(CHUNK)? {
         let (from, to) = (F::mapped(F::tuple(&key).src).0, F::mapped(F::translated(&half).dst).0);
-        if let Some(next) = by_new_links(F::next(&half), links.get(&from), links.get(&to)) {
-            let mut half = half;
+        let (sender, receiver) = (links.get(&from), links.get(&to));
+        if sender.is_none() && receiver.is_none() {
+            continue;
+        }
+        // The current value, not that of the read batch.
+        let Some(mut half) = map.get(&key)? else { continue };
+        if let Some(next) = by_new_links(F::next(&half), sender, receiver, counters) {
             *F::next_mut(&mut half) = next;
             changed += usize::from(map.change(&key, &half)?);
         }
@@ -96,10 +92,15 @@ fn of_family<F: Flows>(pins: &Pins, links: &BTreeMap<Address, Links<'_>>) -> Res
     Ok(changed)
 }
 
-/// `sender`, `receiver`: the new links of the ends of an entry's packets.
-fn by_new_links(next: &Next, sender: Option<&Links<'_>>, receiver: Option<&Links<'_>>) -> Option<Next> {
+/// `sender`, `receiver`: the new links of the ends of an entry's packets; `counters`: those in use.
+fn by_new_links(
+    next: &Next,
+    sender: Option<&&Endpoint>,
+    receiver: Option<&&Endpoint>,
+    counters: &BTreeSet<u32>,
+) -> Option<Next> {
     let mut new = *next;
-    if let Some(Links { endpoint, .. }) = receiver
+    if let Some(endpoint) = receiver
         && matches!(next.forward, FORWARD_PEER | FORWARD_XDP | FORWARD_EGRESS)
     {
         new.ifindex = endpoint.veth;
@@ -110,12 +111,12 @@ fn by_new_links(next: &Next, sender: Option<&Links<'_>>, receiver: Option<&Links
             new.forward = if endpoint.flags & ENDPOINT_XDP == 0 { FORWARD_PEER } else { FORWARD_XDP };
         }
     }
-    if let Some(Links { endpoint, .. }) = sender
+    if let Some(endpoint) = sender
         && is_outward(next.forward)
     {
         new.match_dmac = endpoint.bridge_mac;
     }
-    if let Some(Links { endpoint, counters }) = sender.or(receiver)
+    if let Some(endpoint) = sender.or(receiver)
         && next.traffic != 0
         && !counters.contains(&u32::from(next.traffic))
     {
@@ -133,18 +134,18 @@ mod tests {
     fn an_entry_is_led_to_the_new_links_of_its_end() {
         let endpoint =
             Endpoint { veth: 9, mac: [9; 6], bridge_mac: [8; 6], mtu: 1400, traffic: 3, ..Endpoint::default() };
-        let links = Links { endpoint: &endpoint, counters: &[3, 4] };
+        let (links, counters) = (&endpoint, BTreeSet::from([3, 4]));
         let old =
             Next { ifindex: 5, match_dmac: [5; 6], next_hop_mac: [6; 6], mtu: 1500, traffic: 4, ..Next::default() };
         let inward = Next { forward: FORWARD_PEER, ..old };
         let led = Next { ifindex: 9, match_dmac: [9; 6], next_hop_mac: [8; 6], mtu: 1400, ..inward };
-        assert_eq!(Some(led), by_new_links(&inward, None, Some(&links)));
-        assert_eq!(None, by_new_links(&led, None, Some(&links)), "a second time changes nothing");
+        assert_eq!(Some(led), by_new_links(&inward, None, Some(&links), &counters));
+        assert_eq!(None, by_new_links(&led, None, Some(&links), &counters), "a second time changes nothing");
         let outward = Next { forward: FORWARD_LINK, ..old };
-        assert_eq!(Some(Next { match_dmac: [8; 6], ..outward }), by_new_links(&outward, Some(&links), None));
+        assert_eq!(Some(Next { match_dmac: [8; 6], ..outward }), by_new_links(&outward, Some(&links), None, &counters));
         let to_lo = Next { forward: FORWARD_INGRESS, ..old };
-        assert_eq!(None, by_new_links(&to_lo, Some(&links), None));
+        assert_eq!(None, by_new_links(&to_lo, Some(&links), None, &counters));
         let of_other_counter = Next { traffic: 7, ..to_lo };
-        assert_eq!(Some(Next { traffic: 3, ..to_lo }), by_new_links(&of_other_counter, Some(&links), None));
+        assert_eq!(Some(Next { traffic: 3, ..to_lo }), by_new_links(&of_other_counter, Some(&links), None, &counters));
     }
 }

@@ -83,7 +83,7 @@ impl Host {
             store: &self.store,
             lock: &lock,
             departures: Departures::default(),
-            is_hasty: false,
+            may_defer: false,
         };
         self.datapath().reconcile(desired, &context).map(|report| report.changed)
     }

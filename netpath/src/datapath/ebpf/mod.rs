@@ -67,7 +67,7 @@ pub const BACKEND: Backend = Backend {
     gone_hosts: expire::gone_hosts,
     hold: new_uplink::take,
     idle: Some(&idle::IDLE),
-    settles_at: |host| attach::settles_at(&Pins::of(host)),
+    deferred_until: |host| attach::deferred_until(&Pins::of(host)),
 };
 
 #[derive(Debug)]
@@ -132,7 +132,8 @@ impl Ebpf {
         let networks = from.map(|_| std::mem::take(&mut tables.networks));
         // Only after its programs are attached, an uplink counts as one that has them.
         let known = map_sync::uplinks(pins)?;
-        let is_new = |index: &u32| from.is_none() && !known.contains_key(index);
+        let is_first = known.is_empty() || from.is_some() || !others.is_empty();
+        let is_new = |index: &u32| !is_first && !known.contains_key(index);
         let (new, there) = std::mem::take(&mut tables.uplinks).into_iter().partition(|(index, _)| is_new(index));
         tables.uplinks = there;
         changed += map_sync::sync(pins, &tables, &context.departures)?;
@@ -142,7 +143,7 @@ impl Ebpf {
             // state.
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
-        changed += attach::reconcile(pins, &hooks, TcMode::forced()?, context.is_hasty)?;
+        changed += attach::reconcile(pins, &hooks, TcMode::forced()?, context.may_defer)?;
         tables.uplinks.extend::<BTreeMap<_, _>>(new);
         changed += map_sync::sync_uplinks(pins, &tables)?;
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.

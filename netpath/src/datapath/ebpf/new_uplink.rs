@@ -8,6 +8,7 @@ use aya::maps::SockMap;
 use aya::programs::SkLookup;
 use aya::programs::sk_lookup::SkLookupLink;
 use netpath_common::layout::{SINK4, SINK6, name, program};
+use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use std::any::Any;
 use std::fs::File;
@@ -26,13 +27,13 @@ pub(super) fn take(host: u64) -> Option<Box<dyn Any + Send>> {
     if !loader::is_complete(&pins) {
         return None;
     }
-    match NewUplinks::take(&pins) {
-        Ok(held) => Some(Box::new(held)),
+    Some(match NewUplinks::take(&pins) {
+        Ok(held) => Box::new(held),
         Err(e) => {
             tracing::debug!("clients on new interfaces may be connected to the engine's sockets for a moment: {e}");
-            None
+            Box::new(())
         }
-    }
+    })
 }
 
 impl NewUplinks {
@@ -43,9 +44,9 @@ impl NewUplinks {
         let mut map = SockMap::try_from(map).context(what)?;
         let mut sinks = Vec::new();
         for (key, any) in
-            [(SINK4, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))), (SINK6, (Ipv6Addr::LOCALHOST, 0).into())]
+            [(SINK4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))), (SINK6, (Ipv6Addr::UNSPECIFIED, 0).into())]
         {
-            match sink(any) {
+            match apart(|| sink(any)) {
                 Ok(sink) => {
                     map.set(key, &sink, 0).context(what)?;
                     sinks.push(sink);
@@ -67,7 +68,16 @@ impl NewUplinks {
     }
 }
 
-/// A socket that listens on a port of the loopback address, and discards every packet before it is answered.
+/// Runs `make` in a network namespace of its own: a port of the host's would be missing to its servers.
+fn apart<T: Send>(make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        make()
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().map_err(|_| io::Error::other("the thread panicked"))?)
+}
+
+/// A listening socket that discards every packet before it is answered.
 fn sink(at: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     // BPF_RET | BPF_K: keep 0 bytes (`net/ipv4/tcp_ipv4.c, tcp_filter()`).

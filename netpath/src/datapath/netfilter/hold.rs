@@ -28,13 +28,13 @@ struct Hold {
 
 /// For [`Backend::hold`](crate::datapath::Backend::hold).
 pub(crate) fn take() -> Option<Box<dyn Any + Send>> {
-    match Hold::take() {
-        Ok(hold) => Some(Box::new(hold)),
+    Some(match Hold::take() {
+        Ok(hold) => Box::new(hold),
         Err(e) => {
             tracing::debug!("connections do not outlive a flush of all rules: {e}");
-            None
+            Box::new(())
         }
-    }
+    })
 }
 
 impl Hold {

@@ -42,7 +42,7 @@ pub(crate) const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| super::hold::take(),
     idle: None,
-    settles_at: |_| None,
+    deferred_until: |_| None,
 };
 
 pub(crate) struct Iptables {
@@ -313,7 +313,21 @@ struct FamilyPlan<'a> {
 
 impl FamilyPlan<'_> {
     fn write(&self) -> Result<()> {
-        if self.scripts.is_empty() { Ok(()) } else { self.tool.restore(&self.scripts.concat()) }
+        if self.scripts.is_empty() {
+            return Ok(());
+        }
+        let script = self.scripts.concat();
+        let Err(refused) = self.tool.restore(&script) else { return Ok(()) };
+        // Most kernels have the match; without it the rest of the rules is worth more.
+        let without = print::without_routed(&script);
+        if without == script || self.tool.restore(&without).is_err() {
+            return Err(refused);
+        }
+        tracing::warn!(
+            next = "load ipt_rpfilter and ip6t_rpfilter",
+            "addresses behind containers are dropped, because the kernel lacks a match of iptables: {refused}"
+        );
+        Ok(())
     }
 
     /// Tables that became empty and can be removed.

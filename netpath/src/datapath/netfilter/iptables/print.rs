@@ -98,6 +98,13 @@ fn rule(rule: &Rule) -> Option<String> {
     Some(text)
 }
 
+const ROUTED: &str = "-m rpfilter";
+
+/// The script without rules of [`Match::FromRouted`].
+pub(super) fn without_routed(script: &str) -> String {
+    script.split_inclusive('\n').filter(|line| !line.contains(ROUTED)).collect()
+}
+
 fn matching(one: &Match) -> Option<String> {
     Some(match one {
         Match::Source(net) => format!("-s {net}"),
@@ -119,7 +126,7 @@ fn matching(one: &Match) -> Option<String> {
         Match::FromHost => "-m addrtype --src-type LOCAL".to_owned(),
         Match::ToHost => "-m addrtype --dst-type LOCAL".to_owned(),
         // `--loose` is not given: through this interface.
-        Match::FromRouted => "-m rpfilter".to_owned(),
+        Match::FromRouted => ROUTED.to_owned(),
         Match::State(states) => format!("-m conntrack --ctstate {}", names(states)),
         Match::NotState(states) => format!("-m conntrack ! --ctstate {}", names(states)),
     })

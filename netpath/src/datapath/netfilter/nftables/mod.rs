@@ -41,7 +41,7 @@ pub(crate) const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| super::hold::take(),
     idle: None,
-    settles_at: |_| None,
+    deferred_until: |_| None,
 };
 
 #[derive(Debug, Default)]
