@@ -38,6 +38,7 @@ macro_rules! on_every_way {
 mod absent_address;
 mod big_tcp;
 mod chosen;
+mod dhcp;
 mod differential;
 mod direct;
 mod errors;

@@ -256,6 +256,8 @@ impl<'t> Netavark<'t> {
         }
         // Podman's own default level.
         command.env("RUST_LOG", std::env::var_os("NETPATH_TEST_LOG").unwrap_or("netavark=warn".into()));
+        // Never the machine's own.
+        command.env("NETAVARK_PROXY_RUN_DIR_ENV", crate::dhcp::proxy_dir(self.topology));
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         // A filter may deny what hiding programs needs.
         if !self.hidden.is_empty() {

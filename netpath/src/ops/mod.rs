@@ -2,8 +2,10 @@
 
 pub mod agent;
 mod container;
+mod dhcp;
 pub mod gc;
 pub mod host_watch;
+pub mod install;
 mod port_conflicts;
 pub mod preload;
 mod reconcile;
@@ -17,7 +19,7 @@ use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, Container, Endpoint, IfName, Mac, Network, Publish, Record, TrafficIds};
+use crate::model::{Attachment, Container, Endpoint, IfName, Leased, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
 use crate::state::{Key, StoredEndpoint};
 use ipnet::IpNet;
@@ -62,6 +64,8 @@ pub struct Attached {
     /// With its addresses.
     pub endpoint: Endpoint,
     pub result: Made,
+    /// What came with its address, if that came by DHCP.
+    pub lease: Option<Leased>,
 }
 
 /// What setup has made of an endpoint.

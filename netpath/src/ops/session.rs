@@ -139,7 +139,7 @@ impl Session {
                 (None, None) => return Err(Error::new("an endpoint has no links")),
             };
             let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
-            Ok(Attached { network: record.network, endpoint, result })
+            Ok(Attached { network: record.network, endpoint, result, lease: made.lease })
         });
         attached.collect()
     }
@@ -282,6 +282,7 @@ impl Host for Session {
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
             Step::Up { at, .. } => self.up(*at),
+            Step::Lease { at, .. } => self.lease(*at),
             Step::Route { at, route, .. } => self.route(*at, route),
             Step::Link { at } => self.write_links(*at),
             Step::Datapath => self.reconcile_or_withdraw(),
