@@ -118,7 +118,7 @@ fn address_of(answer: &Value) -> Result<String> {
 }
 
 fn wait_until(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
-    wait_for(what, Duration::from_secs(20), || match so() {
+    wait_for(what, Duration::from_secs(40), || match so() {
         Ok(true) => Some(Ok(())),
         Ok(false) => None,
         Err(e) => Some(Err(e)),
@@ -152,12 +152,12 @@ fn lives(lab: &Lab, network: &Network, metric: u32, peer: &str) -> Result<()> {
     let _server = Server::echo(&web, Proto::Tcp, ip, 80, "web")?;
     let dialled = Dial::new(Proto::Tcp, ip, 80).ask(&lab.topology.client)?;
     assert_eq!(peer, dialled.client.ip().to_string());
-    // Extended at least twice.
-    wait_until("two more acknowledgements", || Ok(lab.server()?.count("DHCPACK", &address) >= 3))?;
+    wait_until("an extension", || Ok(lab.server()?.count("DHCPACK", &address) >= 2))?;
     assert_eq!(own, seen(&web)?);
     netavark.try_teardown(&web, &json)?.done()?;
     netavark.try_teardown(&web, &json)?.done()?;
-    wait_until("the release", || Ok(lab.server()?.leases().is_empty()))?;
+    // By teardown, and not by the proxy, which would notice later that the interface is gone.
+    wait_for("the release", SOON, || lab.server().is_ok_and(|s| s.leases().is_empty()).then_some(()))?;
     ensure!(lab.server()?.count("DHCPRELEASE", &address) == 1, "{}", lab.server()?.log());
     wait_for("the end of an idle proxy", Duration::from_secs(15), || proxy(&lab.proxy_dir()).is_none().then_some(()))?;
     let left: Vec<_> = std::fs::read_dir(lab.proxy_dir())?.collect::<Result<_, _>>()?;
@@ -350,12 +350,15 @@ fn the_proxy_takes_a_socket_over_and_ends_when_idle() -> Result<()> {
     drop(listener);
     let mut first = start()?;
     wait_for("the first proxy", SOON, || (proxy(&dir) == Some(first.id() as i32)).then_some(()))?;
+    // Once it answers it handles signals.
+    netavark.try_teardown(&web, &json)?.done()?;
     let mut second = start()?;
     wait_for("the second proxy", SOON, || (proxy(&dir) == Some(second.id() as i32)).then_some(()))?;
     ensure!(
         wait_for("the end of the first", SOON, || first.try_wait().ok().flatten())?.success(),
         "it did not end well"
     );
+    netavark.try_teardown(&web, &json)?.done()?;
     end_proxy(&dir, Signal::SIGTERM)?;
     ensure!(
         wait_for("the end of the second", SOON, || second.try_wait().ok().flatten())?.success(),
@@ -363,4 +366,25 @@ fn the_proxy_takes_a_socket_over_and_ends_when_idle() -> Result<()> {
     );
     ensure!(!socket.exists(), "its own socket is left");
     Ok(())
+}
+
+/// Takes as long as the shortest lease that dnsmasq grants.
+#[test]
+fn a_lease_that_ends_takes_the_address_away_and_another_one_comes() -> Result<()> {
+    need!(ready(MACVLAN));
+    if !need::is_full() {
+        need!(Err::<(), _>("NETPATH_SOAK=full: it takes more than two minutes".to_owned()));
+    }
+    let lab = Lab::serving()?;
+    let netavark = Netavark::with(&lab.topology, &[])?;
+    let web = lab.topology.container("web")?;
+    let json = document(&web, &lan("macvlan"));
+    netavark.try_setup(&web, &json)?.json()?;
+    lab.away();
+    let begun = Instant::now();
+    wait_for("the end of the lease", Duration::from_secs(150), || (seen(&web).ok()? == Seen::default()).then_some(()))?;
+    ensure!(begun.elapsed() > Duration::from_secs(100), "the address went after {:?}", begun.elapsed());
+    lab.serve(RANGE, &OPTIONS)?;
+    wait_until("another lease", || Ok(seen(&web)?.defaults == [format!("{CLIENT4} 99")]))?;
+    netavark.try_teardown(&web, &json)?.done()
 }

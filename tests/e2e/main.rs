@@ -45,6 +45,7 @@ mod errors;
 mod families;
 mod following;
 mod fragments;
+mod hot_switch;
 mod ipvlan;
 mod ladder;
 mod lifecycle;

@@ -19,7 +19,8 @@ pub fn proxy(dir: &Path) -> Option<i32> {
     let holder: serde_json::Value = serde_json::from_str(&text).ok()?;
     let pid = i32::try_from(holder["pid"].as_i64()?).ok()?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.contains("netpath").then_some(pid)
+    // Not a zombie, which its parent has not waited for.
+    (stat.contains("netpath") && !stat.contains(") Z ")).then_some(pid)
 }
 
 /// Ends the proxy of a topology, if one runs, and waits until it is gone.
@@ -49,7 +50,7 @@ pub struct DhcpServer {
 }
 
 impl DhcpServer {
-    /// Serves `range` (`FIRST,LAST`) on `link`, with leases of two minutes that are extended after two seconds, and more options of
+    /// Serves `range` (`FIRST,LAST`) on `link`, with leases of two minutes that are extended after eight seconds, and more options of
     /// dnsmasq. Files are in `dir`.
     ///
     /// # Errors
@@ -60,7 +61,7 @@ impl DhcpServer {
         command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--port=0"]);
         command.args(["--no-resolv", "--no-hosts", "--no-ping", "--dhcp-authoritative", "--bind-interfaces"]);
         command.arg(format!("--interface={link}")).arg(format!("--dhcp-range={range},2m"));
-        command.args(["--dhcp-option=option:T1,2", "--dhcp-option=option:T2,90", "--log-dhcp"]);
+        command.args(["--dhcp-option=option:T1,8", "--dhcp-option=option:T2,90", "--log-dhcp"]);
         command.arg(format!("--dhcp-leasefile={}", dir.join("leases").display()));
         command.arg(format!("--log-facility={}", dir.join("log").display()));
         command.args(more).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -203,6 +203,18 @@ impl<'t> Netavark<'t> {
         Ok(Self { topology, link, environment, denied: Vec::new(), hidden: &[], dropped: None })
     }
 
+    /// Another program in its place: a real Netavark.
+    ///
+    /// # Errors
+    /// There is a file in the way.
+    pub fn of(topology: &'t Topology, program: &Path) -> Result<Self> {
+        let dir = topology.dir().join("other");
+        std::fs::create_dir_all(&dir)?;
+        let link = dir.join("netavark");
+        std::os::unix::fs::symlink(program, &link)?;
+        Ok(Self { topology, link, environment: Vec::new(), denied: Vec::new(), hidden: &[], dropped: None })
+    }
+
     /// On `rung`.
     ///
     /// # Errors

@@ -26,8 +26,8 @@ pub(super) fn run(command: &mut Command, input: &str, limit: Duration) -> io::Re
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn()?;
     let end = pidfd(child.id());
     let (mut stdin, mut stdout) = (child.stdin.take(), child.stdout.take());
-    stdin.iter().try_for_each(|fd| nonblocking(fd))?;
-    stdout.iter().try_for_each(|fd| nonblocking(fd))?;
+    stdin.iter().try_for_each(nonblocking)?;
+    stdout.iter().try_for_each(nonblocking)?;
     let (mut input, mut printed) = (input.as_bytes(), Vec::new());
     loop {
         // Before its output is read, so that all of it is read.

@@ -113,6 +113,8 @@ pub struct Detach {
     /// The endpoints in full, as far as the engine's description is valid.
     pub endpoints: Vec<EndpointRequest>,
     pub names: Aardvark,
+    /// The engine's run-time directory.
+    pub config: PathBuf,
 }
 
 /// Attaches a container, completely or not at all. The answer is in the order of `attach.endpoints`.
@@ -149,7 +151,7 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
 /// What could not be removed. The rest is gone, and the next call tries again.
 pub fn teardown(detach: Detach) -> Result<()> {
     signal::ignore();
-    let Detach { container, netns: path, leaving, endpoints, names } = detach;
+    let Detach { container, netns: path, leaving, endpoints, names, config } = detach;
     let records = endpoints.into_iter().map(|e| e.record(&container, &path)).collect();
     let what = format!("teardown of {}", container.label());
     let netns = Netns::open(&path).and_then(|n| match n {
@@ -164,11 +166,14 @@ pub fn teardown(detach: Detach) -> Result<()> {
     let mut session =
         Session::for_teardown(cookie, netns, &container.id, leaving, records, names).map_err(|e| e.within(&what))?;
     session.netns = path;
+    let unrecorded = session.unrecorded()?;
+    unrecorded.iter().for_each(|record| session.pin_bridge(record));
     let mut failures = plan::run_on(&[Step::Unname, Step::Disconnect, Step::Lock, Step::Withdraw], &mut session);
     if session.lock.is_some() {
         let alone = session.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut session));
     }
+    failures.extend(unrecorded.iter().filter_map(|record| session.forget_incumbents(record, &config).err()));
     agent::ensure(&session.site.store);
     plan::all_of(&what, failures)
 }

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod agent_socket;
 mod files;
+pub mod incumbent;
 pub mod installed;
 pub mod lock;
 pub mod names;

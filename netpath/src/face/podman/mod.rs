@@ -84,6 +84,7 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
                 netns: netns.clone(),
                 leaving: detach.leaving,
                 endpoints: detach.endpoints,
+                config: args.config.clone().unwrap_or_default(),
                 names,
             })?;
             Ok(String::new())

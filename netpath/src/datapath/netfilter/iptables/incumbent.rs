@@ -1,6 +1,7 @@
 //! Rules of Netavark's iptables driver (before 2.0), for a container that netpath removes in its place.
 
-use super::tool::{Tool, find};
+use super::tool::{Backend, Tool, find};
+use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::rules::Family;
 use crate::model::Publish;
 use crate::model::error::Result;
@@ -37,11 +38,11 @@ pub(crate) fn forget(leaving: &Leaving<'_>) -> Result<bool> {
 }
 
 fn forget_by(tool: &Tool, leaving: &Leaving<'_>) -> Result<bool> {
-    // A backend that the kernel does not support has no rules.
-    let Ok(saved) = tool.save_text() else { return Ok(false) };
-    if !saved.contains("NETAVARK") {
+    if tool.backend == Backend::Nft && !nfnetlink::has_chains(tool.family, "NETAVARK") {
         return Ok(false);
     }
+    // A backend that the kernel does not support has no rules.
+    let Ok(saved) = tool.save_text() else { return Ok(false) };
     let script = script(&saved, leaving);
     if script.is_empty() {
         return Ok(false);
@@ -91,7 +92,6 @@ fn rules(saved: &str) -> Vec<Rule<'_>> {
 fn script(saved: &str, leaving: &Leaving<'_>) -> String {
     let rules = rules(saved);
     let is_networks = |rule: &Rule<'_>| leaving.subnets.iter().any(|s| rule.names(s));
-    let network_jump = |rule: &Rule<'_>| (rule.chain == "POSTROUTING" && rule.after("-s").is_some()).then(|| own_target(rule)).flatten();
     // Chains of the network, which go with it.
     let gone: BTreeSet<String> = rules
         .iter()
@@ -123,6 +123,11 @@ fn script(saved: &str, leaving: &Leaving<'_>) -> String {
         }
     }
     script
+}
+
+/// The chain of a network, which its packets take after routing.
+fn network_jump<'a>(rule: &Rule<'a>) -> Option<&'a str> {
+    if rule.chain == "POSTROUTING" && rule.after("-s").is_some() { own_target(rule) } else { None }
 }
 
 /// The chain of Netavark's that a rule jumps to.
@@ -199,18 +204,30 @@ COMMIT
     #[test]
     fn a_networks_rules_go_with_its_last_container_and_the_others_stay() {
         let text = of(SAVED, &["10.89.7.0/24"]);
-        for gone in ["-D POSTROUTING -s 10.89.7.0/24 -j NETAVARK-3E\n", "-X NETAVARK-3E\n", "-X NETAVARK-DN-3E\n",
-            "-D NETAVARK_FORWARD -s 10.89.7.0/24 -j ACCEPT\n"] {
+        for gone in [
+            "-D POSTROUTING -s 10.89.7.0/24 -j NETAVARK-3E\n",
+            "-X NETAVARK-3E\n",
+            "-X NETAVARK-DN-3E\n",
+            "-D NETAVARK_FORWARD -s 10.89.7.0/24 -j ACCEPT\n",
+        ] {
             assert!(text.contains(gone), "{gone}: {text}");
         }
-        assert!(!text.contains("10.89.8.0") && !text.contains("-X NETAVARK-HOSTPORT") && !text.contains("-D FORWARD"), "{text}");
+        assert!(
+            !text.contains("10.89.8.0") && !text.contains("-X NETAVARK-HOSTPORT") && !text.contains("-D FORWARD"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_last_network_takes_everything_of_the_driver_and_nothing_else() {
         let saved = SAVED.lines().filter(|l| !l.contains("10.89.8.0")).fold(String::new(), |all, l| all + l + "\n");
         let text = of(&saved, &["10.89.7.0/24"]);
-        for gone in ["-D PREROUTING -m addrtype", "-X NETAVARK-HOSTPORT-MASQ\n", "-X NETAVARK_FORWARD\n", "-D FORWARD -m comment"] {
+        for gone in [
+            "-D PREROUTING -m addrtype",
+            "-X NETAVARK-HOSTPORT-MASQ\n",
+            "-X NETAVARK_FORWARD\n",
+            "-D FORWARD -m comment",
+        ] {
             assert!(text.contains(gone), "{gone}: {text}");
         }
         assert!(!text.contains("MINE"), "{text}");

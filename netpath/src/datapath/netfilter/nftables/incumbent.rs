@@ -5,9 +5,7 @@ use crate::datapath::netfilter::nfnetlink;
 use crate::model::publish::HostBind;
 use crate::model::{Proto, Publish};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
-use netlink_packet_netfilter::nftables::{
-    NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
-};
+use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use std::io;
 use std::net::IpAddr;
@@ -91,7 +89,9 @@ fn read(answer: &Raw) -> Option<Rule> {
         let value = |kind| data.nested(kind).and_then(|d| d.get(NFTA_DATA_VALUE)).map(<[u8]>::to_vec);
         match expression.text(NFTA_EXPR_NAME) {
             Some("cmp") => found.values.extend(value(NFTA_CMP_DATA)),
-            Some("range") => found.values.extend([NFTA_RANGE_FROM_DATA, NFTA_RANGE_TO_DATA].into_iter().filter_map(value)),
+            Some("range") => {
+                found.values.extend([NFTA_RANGE_FROM_DATA, NFTA_RANGE_TO_DATA].into_iter().filter_map(value))
+            }
             Some("immediate") => {
                 let verdict = data.nested(NFTA_IMMEDIATE_DATA).and_then(|d| d.nested(NFTA_DATA_VERDICT));
                 let target = verdict.and_then(|v| v.text(NFTA_VERDICT_CHAIN)).map(str::to_owned);
