@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod cli;
 pub mod datapath;
+pub mod dhcp;
 pub mod dns;
 pub mod driver;
 pub mod face;

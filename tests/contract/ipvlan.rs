@@ -60,6 +60,10 @@ fn impossible_requests_are_refused_with_a_reason_and_leave_nothing() -> Result<(
         (lan("absent0"), "parent interface absent0 does not exist (this host has eth0); nothing was changed"),
         (lan("eth0").option("mode", "loud"), "invalid ipvlan mode \"loud\""),
         (lan("eth0").option("netpath.xdp", "on"), "have no effect on a network of kind ipvlan"),
+        (
+            lan("eth0").option("mode", "l3").set("ipam_options", json!({"driver": "dhcp"})),
+            "ipam_options.driver: ipam driver dhcp is not supported with ipvlan in mode l3",
+        ),
     ] {
         let told = netavark.try_setup(&web, &document(&network, "192.0.2.50").json(&web))?.error()?;
         ensure!(told.contains(expected), "expected {expected:?} in {told:?}");

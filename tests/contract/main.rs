@@ -9,12 +9,14 @@ mod bridge;
 mod command_line;
 mod create;
 mod example;
+mod install;
 mod ipvlan;
 mod liberal;
 mod macvlan;
 mod options;
 mod own;
 mod owners;
+mod plugin;
 mod refused;
 mod repeated;
 

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::host::{SOON, wait_for};
 use support::need;
 use support::netavark::{Answer, Document, Netavark, Network, Shape, write_program};
 use support::residue::Residue;
@@ -86,7 +88,10 @@ fn a_plugin_gets_its_document_and_its_answer_is_handed_on() -> Result<()> {
     case.verb("teardown", &document("warp"))?.done()?;
     let calls = case.calls()?;
     let netns = case.web.path().display().to_string();
-    assert_eq!(vec![format!("setup {netns}"), format!("teardown {netns}")], calls.iter().map(|c| c.0.clone()).collect::<Vec<_>>());
+    assert_eq!(
+        vec![format!("setup {netns}"), format!("teardown {netns}")],
+        calls.iter().map(|c| c.0.clone()).collect::<Vec<_>>()
+    );
     assert_eq!(calls[0].1, calls[1].1, "both get the same document");
     let expected = json!({
         "container_id": case.web.id, "container_name": case.web.name,
@@ -109,7 +114,9 @@ fn a_failing_plugin_fails_the_setup_and_what_was_made_is_undone() -> Result<()> 
         ("kill -9 $$", "plugin \"warp\" killed by signal"),
     ] {
         case.does("setup", script)?;
-        let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).attach(&lab("warp"), json!({"interface_name": "x0"}));
+        let beside = Document::new()
+            .on_dual(&Network::dual(7), "eth0", 7, 5)
+            .attach(&lab("warp"), json!({"interface_name": "x0"}));
         let told = case.verb("setup", &beside)?.error()?;
         ensure!(told.contains(text) && told.contains("none left behind"), "{told}");
         residue.nothing_left(&case.topology, &[&case.web])?;
@@ -117,13 +124,58 @@ fn a_failing_plugin_fails_the_setup_and_what_was_made_is_undone() -> Result<()> 
     // The first plugin is undone when the second one fails.
     case.does("setup", "case $(tail -n 1 \"$dir/calls\") in *'\"x1\"'*) exit 1 ;; esac")?;
     std::fs::remove_file(case.dir.join("calls"))?;
-    let two = document("warp").attach(&Network::new("two", "v1").set("driver", "warp"), json!({"interface_name": "x1"}));
+    let two =
+        document("warp").attach(&Network::new("two", "v1").set("driver", "warp"), json!({"interface_name": "x1"}));
     case.verb("setup", &two)?.error()?;
-    let verbs: Vec<String> = case.calls()?.iter().map(|(words, input)| {
-        format!("{} {}", words.split(' ').next().unwrap_or(""), input["network"]["name"].as_str().unwrap_or(""))
-    }).collect();
+    let verbs: Vec<String> = case
+        .calls()?
+        .iter()
+        .map(|(words, input)| {
+            format!("{} {}", words.split(' ').next().unwrap_or(""), input["network"]["name"].as_str().unwrap_or(""))
+        })
+        .collect();
     assert_eq!(vec!["setup lab", "setup two", "teardown two", "teardown lab"], verbs);
     residue.nothing_left(&case.topology, &[&case.web])
+}
+
+#[test]
+fn a_plugin_that_does_not_end_is_killed_with_its_children_and_the_setup_is_undone() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let case = Case::new("warp", RECORDER)?;
+    let residue = Residue::watch(&case.topology)?;
+    // Also where teardown, which undoes the setup, does not end.
+    for hangs in ["", "sleep 100"] {
+        case.does("setup", "sleep 100 & echo $! > \"$dir/child\"; wait")?;
+        case.does("teardown", hangs)?;
+        let beside = Document::new()
+            .on_dual(&Network::dual(7), "eth0", 7, 5)
+            .attach(&lab("warp"), json!({"interface_name": "x0"}));
+        let answer = case.verb("setup", &beside)?;
+        let (took, told) = (answer.took, answer.error()?);
+        ensure!(told.contains("plugin \"warp\" did not end within") && told.contains("undone"), "{told}");
+        ensure!(took < Duration::from_secs(10), "an engine waited {took:?}");
+        let child = std::fs::read_to_string(case.dir.join("child"))?;
+        wait_for("the end of the plugin's child", SOON, || (!is_alive(child.trim())).then_some(()))?;
+        residue.nothing_left(&case.topology, &[&case.web])?;
+    }
+    // A process that it leaves behind is its own affair, also one that keeps its output open.
+    // (Not its standard error, which is the engine's.)
+    case.does("setup", "sleep 100 2>/dev/null & echo $! > \"$dir/child\"")?;
+    case.does("teardown", "")?;
+    let answer = case.verb("setup", &document("warp"))?;
+    ensure!(answer.took < SOON, "netpath waited for a daemon: {answer}");
+    answer.json()?;
+    let child = std::fs::read_to_string(case.dir.join("child"))?;
+    ensure!(is_alive(child.trim()), "the daemon was killed");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.trim().parse()?), nix::sys::signal::Signal::SIGKILL)?;
+    case.verb("teardown", &document("warp"))?.done()?;
+    residue.nothing_left(&case.topology, &[&case.web])
+}
+
+/// Not a zombie either, which its parent has not waited for.
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 #[test]
@@ -164,6 +216,8 @@ fn only_an_executable_file_in_a_plugin_directory_is_a_driver() -> Result<()> {
     std::fs::write(case.dir.join("text"), RECORDER)?;
     std::fs::create_dir(case.dir.join("dir"))?;
     write_program(&case.topology.dir().join("outside"), RECORDER.as_bytes())?;
+    // Of the trial run.
+    std::fs::remove_file(case.topology.dir().join("calls"))?;
     for driver in ["absent", "text", "dir", "../outside", ""] {
         let told = case.verb("setup", &document(driver))?.error()?;
         ensure!(told.contains(&format!("unknown network driver {driver:?}")), "{driver}: {told}");
@@ -176,12 +230,14 @@ fn only_an_executable_file_in_a_plugin_directory_is_a_driver() -> Result<()> {
 fn create_asks_the_plugin() -> Result<()> {
     need!(need::root(), need::netpath());
     let case = Case::new("warp", "#!/bin/sh\nsed 's/\"speed\": *\"9\"/\"speed\": \"10\"/'\n")?;
-    let input = |name: &str| json!({
-        "network": {"name": name, "id": "a".repeat(64), "driver": "warp", "dns_enabled": false, "internal": false,
-            "ipv6_enabled": false, "options": {"speed": "9"}},
-        "used": {"interfaces": [], "names": {}, "subnets": []},
-        "options": {"subnet_pools": [], "default_interface_name": "podman", "check_used_subnets": true},
-    });
+    let input = |name: &str| {
+        json!({
+            "network": {"name": name, "id": "a".repeat(64), "driver": "warp", "dns_enabled": false, "internal": false,
+                "ipv6_enabled": false, "options": {"speed": "9"}},
+            "used": {"interfaces": [], "names": {}, "subnets": []},
+            "options": {"subnet_pools": [], "default_interface_name": "podman", "check_used_subnets": true},
+        })
+    };
     let made = case.call(&["create"], &input("lab"))?.json()?;
     assert_eq!((json!("10"), json!("warp")), (made["options"]["speed"].clone(), made["driver"].clone()));
     let other = Path::new("/dev/null").display().to_string();
@@ -213,11 +269,15 @@ fn the_example_moves_a_link_into_the_container_and_back() -> Result<()> {
     assert_eq!(mac, answer["lab"]["interfaces"]["eth0"]["mac_address"]);
     let link = case.web.ip_json(&["link", "show", "dev", "eth0"])?;
     ensure!(link[0]["flags"].to_string().contains("\"UP\""), "{link}");
-    ensure!(case.topology.host.ip_json(&["link", "show"])?.to_string().matches("\"v0\"").count() == 0, "still on the host");
+    ensure!(
+        case.topology.host.ip_json(&["link", "show"])?.to_string().matches("\"v0\"").count() == 0,
+        "still on the host"
+    );
     case.verb("teardown", &document)?.done()?;
     case.verb("teardown", &document)?.done()?;
     residue.nothing_left(&case.topology, &[&case.web])?;
-    let absent = Document::new().attach(&lab("host-device").set("network_interface", "absent0"), json!({"interface_name": "eth0"}));
+    let absent = Document::new()
+        .attach(&lab("host-device").set("network_interface", "absent0"), json!({"interface_name": "eth0"}));
     let told = case.verb("setup", &absent)?.error()?;
     ensure!(told.contains("plugin \"host-device\" failed: exit code 1, message: cannot move absent0: "), "{told}");
     residue.nothing_left(&case.topology, &[&case.web])

@@ -38,12 +38,14 @@ macro_rules! on_every_way {
 mod absent_address;
 mod big_tcp;
 mod chosen;
+mod dhcp;
 mod differential;
 mod direct;
 mod errors;
 mod families;
 mod following;
 mod fragments;
+mod hot_switch;
 mod ipvlan;
 mod ladder;
 mod lifecycle;

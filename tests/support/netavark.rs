@@ -203,6 +203,18 @@ impl<'t> Netavark<'t> {
         Ok(Self { topology, link, environment, denied: Vec::new(), hidden: &[], dropped: None })
     }
 
+    /// Another program in its place: a real Netavark.
+    ///
+    /// # Errors
+    /// There is a file in the way.
+    pub fn of(topology: &'t Topology, program: &Path) -> Result<Self> {
+        let dir = topology.dir().join("other");
+        std::fs::create_dir_all(&dir)?;
+        let link = dir.join("netavark");
+        std::os::unix::fs::symlink(program, &link)?;
+        Ok(Self { topology, link, environment: Vec::new(), denied: Vec::new(), hidden: &[], dropped: None })
+    }
+
     /// On `rung`.
     ///
     /// # Errors
@@ -256,6 +268,8 @@ impl<'t> Netavark<'t> {
         }
         // Podman's own default level.
         command.env("RUST_LOG", std::env::var_os("NETPATH_TEST_LOG").unwrap_or("netavark=warn".into()));
+        // Never the machine's own.
+        command.env("NETAVARK_PROXY_RUN_DIR_ENV", crate::dhcp::proxy_dir(self.topology));
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         // A filter may deny what hiding programs needs.
         if !self.hidden.is_empty() {

@@ -53,6 +53,7 @@ pub(crate) const TEST: &[Need] = &[
     program_of("busybox", "busybox", "busybox-static"),
     program_of("iperf3", "iperf3", "iperf3"),
     program_of("conntrack", "conntrack", "conntrack"),
+    program_of("DHCP server", "dnsmasq", "dnsmasq-base"),
     // Modules of guest kernels are compressed with it.
     program_of("xz", "xz", "xz-utils"),
 ];
@@ -75,9 +76,6 @@ pub(crate) const ENGINE: &[Need] = &[
         apt: "aardvark-dns",
     },
 ];
-
-/// Required by virtual machines on a wire: a DHCP server.
-pub(crate) const WIRE: &[Need] = &[program_of("dnsmasq", "dnsmasq", "dnsmasq-base")];
 
 /// Required to build the Netavark that the bench compares with.
 pub(crate) const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];

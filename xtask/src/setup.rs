@@ -3,7 +3,7 @@
 //! Installs Debian packages and, below `target/tools`, a bpf-linker, and unpacks neighbours below `target/neighbours`; nothing
 //! else. On other distributions it lists the missing parts and stops.
 
-use crate::need::{BUILD, ENGINE, Need, TEST, WIRE};
+use crate::need::{BUILD, ENGINE, Need, TEST};
 use crate::steps::{Steps, seconds};
 use crate::toolchain::{self, Compiler, OLDEST_RUST, Toolchain};
 use crate::{apt, neighbours, workspace};
@@ -27,8 +27,6 @@ pub(crate) enum Part {
     Engine,
     /// Other users of a host's netfilter: firewalld, Docker, ufw.
     Neighbours,
-    /// Requirements of virtual machines on a wire.
-    Wire,
 }
 
 pub(crate) fn run() -> Result<ExitCode> {
@@ -62,9 +60,6 @@ fn ensure_with(parts: &[Part], toolchain: Option<&Toolchain>) -> Result<bool> {
     }
     if parts.contains(&Part::Engine) {
         needs.extend(ENGINE);
-    }
-    if parts.contains(&Part::Wire) {
-        needs.extend(WIRE);
     }
     let missing: Vec<&Need> = needs.into_iter().filter(|n| !n.is_met()).collect();
     let no_toolchain = parts.contains(&Part::Toolchain) && toolchain.is_none();

@@ -4,6 +4,7 @@
 //! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never
 //! waits for the lock, so that a command which ends it under the lock does not wait for long.
 
+pub mod dhcp_proxy;
 mod drop_log;
 mod events;
 mod rate_limiter;

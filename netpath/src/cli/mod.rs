@@ -3,13 +3,16 @@
 mod print;
 mod table;
 
+use crate::agent::dhcp_proxy;
 use crate::datapath::inspect::Level;
 use crate::model::error::Error;
 use crate::observe::{Host, doctor, monitor, ports, status};
-use crate::ops::{self, gc, preload};
+use crate::ops::{self, gc, install, preload};
+use crate::state::installed::Root;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const ENVIRONMENT: &str = "\
@@ -62,6 +65,8 @@ enum Verb {
         #[arg(long)]
         foreground: bool,
     },
+    /// Get addresses for containers by DHCP, and extend their leases; setup starts it when needed
+    DhcpProxy(dhcp_proxy::Options),
     /// Load the programs now and keep them, so that the first container starts sooner
     Preload,
     /// Remove expired flows, and records and pins of containers and hosts that are gone
@@ -71,6 +76,18 @@ enum Verb {
         all: bool,
         #[command(flatten)]
         output: Output,
+    },
+    /// Put netpath in the place of an engine's network programs, with systemd units
+    Install {
+        engine: Engine,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove what install has put there
+    Uninstall {
+        engine: Engine,
+        #[command(flatten)]
+        place: Place,
     },
     /// Show the features of this host, the datapath that it gets, and problems
     Doctor {
@@ -86,6 +103,21 @@ struct Output {
     json: bool,
 }
 
+#[derive(clap::Args)]
+struct Place {
+    /// Work on the file system in this directory, such as that of an image
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    root: PathBuf,
+    /// Print what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Engine {
+    Podman,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Show {
     /// Dropped packets
@@ -94,6 +126,15 @@ enum Show {
     Flows,
     /// All events
     All,
+}
+
+impl Place {
+    fn carry_out(&self, changes: Vec<install::Change>) -> Result<Vec<install::Change>, Error> {
+        if !self.dry_run {
+            install::carry_out(&changes)?;
+        }
+        Ok(changes)
+    }
 }
 
 /// Runs one verb. `args` begins with the program's name.
@@ -157,6 +198,10 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             crate::agent::run(foreground)?;
             String::new()
         }
+        Verb::DhcpProxy(options) => {
+            dhcp_proxy::run(&options)?;
+            String::new()
+        }
         Verb::Preload => {
             let word = std::env::var("NETPATH_DATAPATH").unwrap_or_default();
             print::preload(&preload::preload(ops::wish(&word)?.unwrap_or_default())?)
@@ -164,6 +209,15 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
         Verb::Gc { all, output } => {
             let removed = gc::gc(all)?;
             if output.json { print::gc_json(&removed)? } else { print::gc(&removed) }
+        }
+        Verb::Install { engine: Engine::Podman, place } => {
+            let own = std::env::current_exe().map_err(|e| Error::new("cannot find netpath's own path").because(e))?;
+            let changes = install::install(&Root::new(&place.root), &own)?;
+            print::installed(&place.carry_out(changes)?, place.dry_run)
+        }
+        Verb::Uninstall { engine: Engine::Podman, place } => {
+            let changes = install::uninstall(&Root::new(&place.root))?;
+            print::uninstalled(&place.carry_out(changes)?, place.dry_run)
         }
         Verb::Doctor { output } => {
             let report = doctor::examine(host)?;

@@ -8,6 +8,7 @@ use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
 use crate::observe::traffic::NetworkLine;
 use crate::ops::gc::Removed;
+use crate::ops::install::Change;
 use crate::ops::preload::Preload;
 use serde::Serialize;
 use std::fmt::Write;
@@ -44,6 +45,26 @@ pub(super) fn preload(result: &Preload) -> String {
         Preload::Loaded => "the programs are loaded; netpath gc --all removes them\n".into(),
         Preload::Kept => "the programs are loaded already; they stay until netpath gc --all\n".into(),
         Preload::Nothing(why) => format!("nothing to load: {why}\n"),
+    }
+}
+
+pub(super) fn installed(changes: &[Change], dry_run: bool) -> String {
+    let next = "next: systemctl daemon-reload && systemctl enable --now netavark-dhcp-proxy.socket netpath-preload.service\n\
+                (for DHCP and a quick first container; podman network reload --all brings running containers over)\n";
+    changed(changes, dry_run, "netpath is installed for Podman already\n", next)
+}
+
+pub(super) fn uninstalled(changes: &[Change], dry_run: bool) -> String {
+    changed(changes, dry_run, "nothing of netpath is installed for Podman\n", "next: systemctl daemon-reload\n")
+}
+
+fn changed(changes: &[Change], dry_run: bool, none: &str, next: &str) -> String {
+    let would = if dry_run { "would " } else { "" };
+    let lines: String = changes.iter().map(|c| format!("{would}{c}\n")).collect();
+    match (changes, dry_run) {
+        ([], _) => none.to_owned(),
+        (_, true) => lines,
+        (_, false) => lines + next,
     }
 }
 

@@ -6,6 +6,7 @@ pub mod connection;
 pub mod ebpf;
 pub mod filter;
 pub mod firewalld;
+pub mod incumbent;
 pub mod inspect;
 pub mod keep_loaded;
 pub mod ladder;

@@ -5,13 +5,14 @@
 
 pub mod bridge;
 pub mod ipvlan;
+mod limited;
 pub mod macvlan;
 mod parent;
 pub mod plugin;
 
 use crate::link::{Inside, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, HostView, IfName, Links, Record};
+use crate::model::{Attachment, HostView, IfName, Leased, Links, Record};
 use crate::plan::{Done, Steps};
 use crate::state::{Key, Store, StoredEndpoint};
 use ipnet::IpNet;
@@ -55,6 +56,8 @@ pub struct Made {
     pub links: Option<Links>,
     /// Those that the interface has been given.
     pub addresses: Vec<IpNet>,
+    /// What came with an address by DHCP.
+    pub lease: Option<Leased>,
     /// The answer of a plugin, which replaces all of the above.
     pub status: Option<String>,
 }

@@ -3,7 +3,7 @@
 //! `PROGRAM setup NETNS` and `PROGRAM teardown NETNS` read a document from standard input. `setup` prints a status block, which is
 //! handed on as it is. A failure is `{"error": …}` on standard output and an exit code other than 0. Standard error is the engine's.
 
-use super::{Driver, Found, Made, Site};
+use super::{Driver, Found, Made, Site, limited};
 use crate::model::attachment::Plugin as Attachment;
 use crate::model::error::{Context, Error, Result};
 use crate::model::{HostView, IfName, Links, Record};
@@ -11,14 +11,19 @@ use crate::plan::{Step, Steps};
 use crate::state::StoredEndpoint;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
-/// A status block has some hundred bytes.
-const LONGEST: u64 = 1 << 20;
+/// When the first program of this command was run. An engine waits for a command with its locks held, so none may take longer than 10 s.
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Until when a program has to end, and the least time that it gets.
+const DONE: (Duration, Duration) = (Duration::from_secs(6), Duration::ZERO);
+const UNDONE: (Duration, Duration) = (Duration::from_secs(9), Duration::from_millis(500));
 
 /// The program of driver `name` in the first of `dirs` that has one. A name with a slash is none: it would lead out of them.
 pub fn find(dirs: &[OsString], name: &str) -> Option<PathBuf> {
@@ -33,14 +38,17 @@ pub fn find(dirs: &[OsString], name: &str) -> Option<PathBuf> {
 /// Runs the program and returns what it prints.
 ///
 /// # Errors
-/// It cannot be run, or fails; with its own error text.
+/// It cannot be run, fails, with its own error text, or does not end in time.
 pub fn run(program: &Path, words: &[&OsStr], input: &str) -> Result<String> {
+    // What undoes a setup needs some of the time that a command has.
+    let (until, least) = if words.first().is_some_and(|w| *w == "teardown") { UNDONE } else { DONE };
+    let limit = until.saturating_sub(BEGUN.elapsed()).max(least);
     let name = program.file_name().unwrap_or(program.as_os_str());
     // The words are netavark's.
     let what = || format!("plugin {name:?} failed");
     let next = || format!("see what {} prints on standard error", program.display());
     let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.args(words).stderr(Stdio::inherit());
     // SAFETY: between fork and exec only bare system calls are made.
     unsafe {
         command.pre_exec(|| {
@@ -51,17 +59,10 @@ pub fn run(program: &Path, words: &[&OsStr], input: &str) -> Result<String> {
             Ok(())
         });
     }
-    let mut child = command.spawn().context(what)?;
-    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    let mut printed = Vec::new();
-    let read = std::thread::scope(|scope| {
-        // Beside reading: a program that prints before it has read everything would wait for ever.
-        scope.spawn(|| stdin.map(|mut to| to.write_all(input.as_bytes())));
-        stdout.map_or(Ok(0), |from| from.take(LONGEST).read_to_end(&mut printed))
-    });
-    let status = child.wait().context(what)?;
-    read.context(what)?;
-    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let Some((status, printed)) = limited::run(&mut command, input, limit).context(what)? else {
+        let cause = format!("plugin {name:?} did not end within {:.1} s and was killed", limit.as_secs_f32());
+        return Err(Error::new(what()).because(cause).next(next()));
+    };
     match status.code() {
         Some(0) => Ok(printed),
         None => Err(Error::new(what()).because(format!("plugin {name:?} killed by signal ({status})")).next(next())),

@@ -52,6 +52,14 @@ impl Netns {
         Ok(here.ino() == there.ino() && here.dev() == there.dev())
     }
 
+    /// By which a namespace is told from another one at the same path.
+    ///
+    /// # Errors
+    /// It cannot be examined.
+    pub fn inode(&self) -> Result<u64> {
+        self.file.metadata().map(|m| m.ino()).context(|| format!("cannot examine {}", self.path.display()))
+    }
+
     /// Opens a netlink socket inside the namespace.
     ///
     /// # Errors

@@ -55,6 +55,22 @@ impl Rtnl {
         }
     }
 
+    /// Deletes an address from an interface. A missing one is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_address(&self, index: u32, address: IpNet) -> Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.index = index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.family = if address.addr().is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        match self.change(RouteNetlinkMessage::DelAddress(message), 0) {
+            Err(e) if !e.is_missing() => Err(Error::new(format!("cannot delete address {address}")).because(e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a static route; `false`: an identical route exists. Two networks of a container may both add a default route
     /// with the same metric, and both stay.
     ///

@@ -149,6 +149,17 @@ pub struct Endpoint {
     pub aliases: Vec<String>,
     /// Upstream DNS servers of this container.
     pub dns_servers: Vec<std::net::IpAddr>,
+    /// The container's own name, for DHCP servers; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host_name: String,
+}
+
+/// What a DHCP server has granted beside an address.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Leased {
+    pub gateway: Option<std::net::IpAddr>,
+    pub dns_servers: Vec<std::net::IpAddr>,
+    pub domain: Option<String>,
 }
 
 impl Endpoint {

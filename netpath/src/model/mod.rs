@@ -15,7 +15,7 @@ pub mod record;
 
 pub use attachment::Attachment;
 pub use departed::{Departed, Departures, NetnsId};
-pub use endpoint::{Container, Endpoint, IfName, Mac};
+pub use endpoint::{Container, Endpoint, IfName, Leased, Mac};
 pub use error::Error;
 pub use host::{HostLink, HostView, LinkKind, RouteMtus, RouteSource};
 pub use network::{Isolation, Mtu, Network, Route, Subnet, TranslationPath, Xdp};

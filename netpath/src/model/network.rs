@@ -157,6 +157,9 @@ pub struct Network {
     /// The VRF of the bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vrf: Option<IfName>,
+    /// The containers get their addresses and default routes by DHCP (IPv4).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dhcp: bool,
     pub dns: bool,
     /// The addresses of the network's DNS server, if they are not the gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,6 @@
 //! The ladder with the reason for each step, every probe with its answer, and faults.
 
-use super::{Host, status};
+use super::{Host, installed, status};
 use crate::datapath::filter::{self, Foreign};
 use crate::datapath::inspect::Finding;
 use crate::datapath::ladder::{self, LADDER};
@@ -9,7 +9,9 @@ use crate::datapath::{IdleState, firewalld};
 use crate::link::sysctl;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
+use crate::state::installed::Root;
 use serde::Serialize;
+use std::path::Path;
 use std::time::SystemTime;
 
 #[derive(Serialize)]
@@ -307,5 +309,6 @@ fn findings(host: &Host, used: Option<Rung>) -> Result<Vec<Finding>> {
     }
     let served = if used.is_some() { desired } else { Desired::default() };
     findings.extend(host.inspect()?.findings(&served, &host.view()?)?);
+    findings.extend(installed::findings(&Root::new(Path::new("/")))?);
     Ok(findings)
 }

@@ -2,6 +2,7 @@
 //! answer a question; `monitor` alone replaces programs while it runs.
 
 pub mod doctor;
+mod installed;
 pub mod monitor;
 pub mod ports;
 pub mod status;

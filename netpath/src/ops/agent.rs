@@ -65,17 +65,22 @@ fn start(store: &Store) -> Result<()> {
 /// Detached: in a session of its own, without the caller's descriptors, since an engine waits until every process has closed the
 /// command's output. The lock is its standard input.
 fn command(lock: &AgentLock) -> Result<Command> {
+    let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
+    let mut command = detached(&level.to_string().to_lowercase());
+    command.arg("agent").stdin(Stdio::from(lock.hand_over()?));
+    Ok(command)
+}
+
+/// This binary, as a process that outlives the command.
+pub(super) fn detached(level: &str) -> Command {
     let own = std::env::current_exe().ok().filter(|p| p.is_file());
     let mut command = program(own.as_deref(), scope_runner().as_deref());
-    let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
     command
-        .arg("agent")
         .current_dir("/")
-        .env("RUST_LOG", format!("netpath={}", level.to_string().to_lowercase()))
+        .env("RUST_LOG", format!("netpath={level}"))
         .env_remove("NOTIFY_SOCKET")
         // The last setup that had a value decides.
         .env_remove(keep_loaded::SWITCH)
-        .stdin(Stdio::from(lock.hand_over()?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
@@ -91,7 +96,7 @@ fn command(lock: &AgentLock) -> Result<Command> {
             Ok(())
         });
     }
-    Ok(command)
+    command
 }
 
 /// `own`: the path of this binary, if it still exists; `runner`: systemd-run.
@@ -151,8 +156,12 @@ pub fn stop(store: &Store) -> Result<()> {
     }
 }
 
-fn end(process: ProcessId) -> Result<()> {
-    let what = || format!("cannot end the agent (pid {})", process.pid);
+/// Ends a process of netpath's, and waits until it is gone.
+///
+/// # Errors
+/// It cannot be ended.
+pub fn end(process: ProcessId) -> Result<()> {
+    let what = || format!("cannot end netpath's process {}", process.pid);
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
     if fd < 0 {

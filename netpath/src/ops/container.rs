@@ -36,6 +36,7 @@ impl Session {
                 .next("tear it down first"));
         }
         tracing::info!(endpoint = %what(), phase = ?old.phase, "removing the leftovers of an interrupted command");
+        self.give_back(&old.record, old.record.links.as_ref());
         driver.disconnect(&old.record.netns)?;
         self.remove_routes(&old.record)?;
         driver::remove(&self.site, [recorded, there].into_iter().flatten().collect::<BTreeSet<_>>())
@@ -63,6 +64,7 @@ impl Session {
 
     pub(super) fn disconnect(&self, at: usize) -> Result<()> {
         let (driver, interface) = (self.drivers[at].as_ref(), &self.records[at].endpoint.interface);
+        self.give_back(&self.records[at], self.made[at].links.as_ref());
         driver.disconnect(&self.records[at].netns)?;
         let made = match &self.made[at].links {
             Some(links) => driver.recorded(&self.site, interface, links)?,

@@ -2,8 +2,10 @@
 
 pub mod agent;
 mod container;
+mod dhcp;
 pub mod gc;
 pub mod host_watch;
+pub mod install;
 mod port_conflicts;
 pub mod preload;
 mod reconcile;
@@ -17,7 +19,7 @@ use crate::datapath::ladder::Choice;
 use crate::dns::aardvark::Aardvark;
 use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, Container, Endpoint, IfName, Mac, Network, Publish, Record, TrafficIds};
+use crate::model::{Attachment, Container, Endpoint, IfName, Leased, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
 use crate::state::{Key, StoredEndpoint};
 use ipnet::IpNet;
@@ -62,6 +64,8 @@ pub struct Attached {
     /// With its addresses.
     pub endpoint: Endpoint,
     pub result: Made,
+    /// What came with its address, if that came by DHCP.
+    pub lease: Option<Leased>,
 }
 
 /// What setup has made of an endpoint.
@@ -109,6 +113,8 @@ pub struct Detach {
     /// The endpoints in full, as far as the engine's description is valid.
     pub endpoints: Vec<EndpointRequest>,
     pub names: Aardvark,
+    /// The engine's run-time directory.
+    pub config: PathBuf,
 }
 
 /// Attaches a container, completely or not at all. The answer is in the order of `attach.endpoints`.
@@ -145,7 +151,7 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
 /// What could not be removed. The rest is gone, and the next call tries again.
 pub fn teardown(detach: Detach) -> Result<()> {
     signal::ignore();
-    let Detach { container, netns: path, leaving, endpoints, names } = detach;
+    let Detach { container, netns: path, leaving, endpoints, names, config } = detach;
     let records = endpoints.into_iter().map(|e| e.record(&container, &path)).collect();
     let what = format!("teardown of {}", container.label());
     let netns = Netns::open(&path).and_then(|n| match n {
@@ -160,11 +166,14 @@ pub fn teardown(detach: Detach) -> Result<()> {
     let mut session =
         Session::for_teardown(cookie, netns, &container.id, leaving, records, names).map_err(|e| e.within(&what))?;
     session.netns = path;
+    let unrecorded = session.unrecorded()?;
+    unrecorded.iter().for_each(|record| session.pin_bridge(record));
     let mut failures = plan::run_on(&[Step::Unname, Step::Disconnect, Step::Lock, Step::Withdraw], &mut session);
     if session.lock.is_some() {
         let alone = session.is_alone();
         failures.extend(plan::run_on(&plan::detach(alone), &mut session));
     }
+    failures.extend(unrecorded.iter().filter_map(|record| session.forget_incumbents(record, &config).err()));
     agent::ensure(&session.site.store);
     plan::all_of(&what, failures)
 }

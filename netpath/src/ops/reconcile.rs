@@ -329,6 +329,7 @@ impl Session {
     /// Of those with a record, and of those that only the engine knows.
     pub(super) fn disconnect_all(&mut self) -> Result<()> {
         self.read_records()?;
+        self.records.iter().for_each(|record| self.give_back(record, record.links.as_ref()));
         let mut result = Ok(());
         for Detached { driver, netns, .. } in self.detached() {
             if let Err(e) = driver.disconnect(&netns) {

@@ -4,7 +4,7 @@ use super::{Attached, Leaving, agent, gc, signal, sysctls};
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::{self, Choice};
-use crate::datapath::{Datapath, IdleState, keep_loaded};
+use crate::datapath::{Datapath, IdleState, incumbent, keep_loaded};
 use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
@@ -14,7 +14,7 @@ use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::{self, ProcessId};
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) struct Session {
     pub cookie: u64,
@@ -124,6 +124,52 @@ impl Session {
         Ok(())
     }
 
+    /// The endpoints that netpath has not set up, as the engine describes them.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub(super) fn unrecorded(&self) -> Result<Vec<Record>> {
+        let is_recorded = |r: &&Record| self.site.store.get(&Key::of(r)).map(|kept| kept.is_some());
+        let mut found = Vec::new();
+        for record in &self.records {
+            if !is_recorded(&record)? {
+                found.push(record.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// A bridge that an early Netavark made has the hardware address of a port, and another one when that port goes. The other containers
+    /// would keep the old one in their neighbour caches. Once it is set it stays.
+    pub(super) fn pin_bridge(&self, record: &Record) {
+        let Some(name) = record.network.bridge() else { return };
+        if let Ok(Some(bridge)) = self.site.rtnl.link_named(name)
+            && let Some(Err(e)) = bridge.mac.map(|mac| self.site.rtnl.announce(bridge.index, mac))
+        {
+            tracing::warn!("bridge {name} may change its hardware address: {e}");
+        }
+    }
+
+    /// Removes what Netavark has made of an endpoint besides links: its firewall's state first, from which its services make rules again.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub(super) fn forget_incumbents(&self, record: &Record, config: &Path) -> Result<()> {
+        let Some(bridge) = record.network.bridge() else { return Ok(()) };
+        let left = state::incumbent::forget(config, &record.network.id, &record.container.id)?;
+        let links = self.site.rtnl.links()?;
+        let index = links.iter().find(|l| l.name == bridge.as_str()).map(|l| l.index);
+        let stored = self.site.store.all()?;
+        let is_own = |port: u32| stored.iter().any(|k| k.record.bridged().is_some_and(|own| own.veth_index == port));
+        let is_last_of_network = !links.iter().any(|l| index.is_some() && l.master == index && !is_own(l.index));
+        let is_last = left.is_some_and(|left| !left.others);
+        if incumbent::forget(record, is_last_of_network, is_last)? {
+            let (name, network) = (record.container.label(), &record.network.name);
+            tracing::info!("Netavark's rules of {name} on network {network} are removed");
+        }
+        Ok(())
+    }
+
     /// The plan that attaches the records.
     pub(super) fn plan(&self) -> Vec<Step> {
         let endpoints = self.drivers.iter().zip(&self.records).enumerate();
@@ -139,7 +185,7 @@ impl Session {
                 (None, None) => return Err(Error::new("an endpoint has no links")),
             };
             let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
-            Ok(Attached { network: record.network, endpoint, result })
+            Ok(Attached { network: record.network, endpoint, result, lease: made.lease })
         });
         attached.collect()
     }
@@ -282,6 +328,7 @@ impl Host for Session {
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
             Step::Up { at, .. } => self.up(*at),
+            Step::Lease { at, .. } => self.lease(*at),
             Step::Route { at, route, .. } => self.route(*at, route),
             Step::Link { at } => self.write_links(*at),
             Step::Datapath => self.reconcile_or_withdraw(),

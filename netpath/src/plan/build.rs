@@ -23,6 +23,9 @@ pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
         steps.push(Step::Address { at, interface: interface(), address });
     }
     steps.push(Step::Up { at, interface: interface() });
+    if record.network.dhcp {
+        steps.push(Step::Lease { at, interface: interface() });
+    }
     // A container that is itself the gateway has no route through it.
     let is_own = |r: &Route| record.endpoint.addresses.iter().any(|a| Some(a.addr()) == r.gateway);
     let default = default_routes(&record.network).into_iter().filter(|r| !is_own(r));

@@ -42,6 +42,11 @@ pub enum Step {
         at: usize,
         interface: IfName,
     },
+    /// By DHCP, with the default route. Yields the address.
+    Lease {
+        at: usize,
+        interface: IfName,
+    },
     Route {
         at: usize,
         interface: IfName,
@@ -84,6 +89,7 @@ impl fmt::Display for Step {
             Step::Settings { interface, .. } => write!(f, "set the sysctls of {interface}"),
             Step::Address { interface, address, .. } => write!(f, "give {interface} address {address}"),
             Step::Up { interface, .. } => write!(f, "bring up {interface}"),
+            Step::Lease { interface, .. } => write!(f, "get an address for {interface} by DHCP"),
             Step::Route { interface, route, .. } => write!(f, "add route {route} of {interface}"),
             Step::Link { .. } => f.write_str("record the links"),
             Step::Datapath => f.write_str("publish and masquerade"),

@@ -104,8 +104,13 @@ impl LogFile {
     /// # Errors
     /// It cannot be opened.
     pub fn open(_lock: &AgentLock, dir: &Path) -> Result<Self> {
-        let path = StateFile::AgentLog.path(dir);
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        Self::at(&StateFile::AgentLog.path(dir))
+    }
+
+    /// # Errors
+    /// It cannot be opened.
+    pub fn at(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         file.map(Self).context(|| format!("cannot open {}", path.display()))
     }
 }

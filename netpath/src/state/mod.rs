@@ -6,9 +6,12 @@
 pub mod agent;
 pub mod agent_socket;
 mod files;
+pub mod incumbent;
+pub mod installed;
 pub mod lock;
 pub mod names;
 pub mod process;
+pub mod proxy_dir;
 mod record_file;
 pub mod store;
 

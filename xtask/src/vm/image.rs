@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Programs that the tests call. iptables under all its names: the tests use both variants where both exist.
-const CALLED: [&str; 6] = ["ip", "tc", "bridge", "nft", "conntrack", "busybox"];
+const CALLED: [&str; 7] = ["ip", "tc", "bridge", "nft", "conntrack", "busybox", "dnsmasq"];
 const APPLETS: [&str; 11] =
     ["sh", "cat", "ls", "mkdir", "sleep", "kill", "nsenter", "unshare", "env", "true", "udhcpc"];
 /// Podman's DNS server, which netpath starts by this path.

@@ -12,7 +12,7 @@ use super::three_vms::{CLIENT, HOST, ThreeVms, VmSetup, ip};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::test::run_cargo;
-use crate::{build_ebpf, need, workspace};
+use crate::{build_ebpf, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use cases::{CASES, Moment};
 use report::variants::{Place, Program, Variant, chosen};
@@ -60,13 +60,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         bail!("--only {unknown}: there is {}", names.join(", "));
     }
     let begun = Instant::now();
-    setup::ensure(&[Part::Toolchain, Part::Tests, Part::Wire])?;
+    setup::ensure(&[Part::Toolchain, Part::Tests])?;
     build_ebpf::build()?;
     let binary = workspace::released()?;
     run_cargo(workspace::cargo().args(["build", "--quiet", "-p", "netpath-tests", "--bins"]))?;
     let variants = chosen(Place::Guests, &args.variants, |v| v.program() == Some(Program::Netpath))?;
-    let more = vec![("dnsmasq", need::program("dnsmasq").context("dnsmasq is missing")?)];
-    let programs = Programs { init: workspace::built("guest"), netpath: binary, more };
+    let programs = Programs { init: workspace::built("guest"), netpath: binary, more: Vec::new() };
     let (mut passed, mut failed) = (0, Vec::new());
     let mut times = Times::default();
     for name in &kernel::expanded(&args.kernel) {

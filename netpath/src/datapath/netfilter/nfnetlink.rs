@@ -42,9 +42,14 @@ pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(Netfil
 
 /// Whether nf_tables has a chain of netpath's iptables rules in this family. `false` on kernels without nf_tables.
 pub(crate) fn has_our_chains(family: Family) -> bool {
+    has_chains(family, PREFIX)
+}
+
+/// Whether nf_tables has a chain in this family whose name begins so.
+pub(crate) fn has_chains(family: Family, prefix: &str) -> bool {
     open()
         .and_then(|mut n| chains(&mut n, family))
-        .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(PREFIX)))
+        .is_ok_and(|all| all.iter().any(|(_, name)| name.starts_with(prefix)))
 }
 
 /// Whether a built-in chain of iptables in nf_tables drops forwarded packets, or packets to the host, by policy.

@@ -1,5 +1,6 @@
 //! Netavark's command line. Podman puts the options before the verb.
 
+use crate::agent::dhcp_proxy;
 use crate::datapath::ladder::Choice;
 use crate::model::Rung;
 use crate::model::error::{Context, Error, Result};
@@ -60,8 +61,8 @@ pub(super) enum Verb {
     },
     /// Print the version
     Version,
-    /// Request addresses for containers by DHCP
-    DhcpProxy,
+    /// Get addresses for containers by DHCP, and extend their leases
+    DhcpProxy(dhcp_proxy::Options),
     /// Restore the rules for containers each time firewalld reloads
     FirewalldReload,
     /// Restore the rules for containers after a flush of the host's rules

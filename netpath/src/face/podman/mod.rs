@@ -15,6 +15,7 @@ mod request;
 mod status;
 mod wire;
 
+use crate::agent::dhcp_proxy;
 use crate::dns::aardvark::Aardvark;
 use crate::driver::plugin::{find, run as run_plugin};
 use crate::model::error::{Error, Result};
@@ -83,6 +84,7 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
                 netns: netns.clone(),
                 leaving: detach.leaving,
                 endpoints: detach.endpoints,
+                config: args.config.clone().unwrap_or_default(),
                 names,
             })?;
             Ok(String::new())
@@ -112,13 +114,9 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
             })
             .map_err(Error::new)
         }
-        Verb::DhcpProxy => Err(unsupported("dhcp-proxy", "use networks with host-local IPAM")),
+        Verb::DhcpProxy(options) => dhcp_proxy::run(options).map(|()| String::new()),
         Verb::FirewalldReload => ops::follow_firewalld().map(|()| String::new()),
     }
-}
-
-fn unsupported(verb: &str, next: &str) -> Error {
-    Error::new(format!("netavark {verb}")).because("this version of netpath does not support it").next(next)
 }
 
 fn names(args: &Args, verb: &str) -> Result<Aardvark> {

@@ -40,7 +40,7 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
     let internal = node.internal();
     let _ = node.ipv6_enabled();
     check_ipam(node);
-    let has_addresses = !has_ipam_none(node);
+    let has_addresses = has_addresses(node);
     let subnets: Vec<Subnet> = if has_addresses { subnets(node) } else { Vec::new() };
     let v6 = subnets.iter().any(|s| s.net.addr().is_ipv6());
     let driver_options = DriverOptions::read(node, isolation, v6, on_parent);
@@ -79,6 +79,7 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
         xdp: options.xdp,
         vlan: driver_options.vlan,
         vrf: driver_options.vrf,
+        dhcp: ipam(node) == "dhcp",
         // The gateway of such a network is another machine, so no DNS server of netpath can listen on it.
         dns: *dns?.value && !on_parent,
         dns_addresses: None,
@@ -112,21 +113,35 @@ fn bridge(node: &Node<'_, wire::Network>) -> Option<IfName> {
     }
 }
 
-/// Whether the container gets no addresses from Podman. It then has no gateways and routes of the network either, as in netavark.
-pub(super) fn has_ipam_none(node: &Node<'_, wire::Network>) -> bool {
-    let ipam = &node.value.ipam_options;
-    matches!(ipam, Field::Is(map) if matches!(map.get("driver"), Some(Field::Is(driver)) if driver == "none"))
+/// Whether the container gets its addresses from Podman. Otherwise it has no gateways and routes of the network either, as in netavark.
+pub(super) fn has_addresses(node: &Node<'_, wire::Network>) -> bool {
+    !matches!(ipam(node), "none" | "dhcp")
+}
+
+fn ipam<'a>(node: &Node<'a, wire::Network>) -> &'a str {
+    match &node.value.ipam_options {
+        Field::Is(map) => match map.get("driver") {
+            Some(Field::Is(driver)) => driver,
+            _ => "",
+        },
+        _ => "",
+    }
 }
 
 fn check_ipam(node: &Node<'_, wire::Network>) {
     let Some(driver) = node.ipam_options().and_then(|o| o.find("driver")?.get()) else { return };
-    let managed = node.driver().is_some_and(|d| d.text() == "bridge")
-        && node.options().and_then(|o| o.find("mode")?.get()).is_none_or(|m| m.text() != "unmanaged");
-    match driver.text() {
-        "" | "host-local" | "none" => {}
-        "dhcp" if managed => driver.wrong("cannot use dhcp ipam driver without using the option mode=unmanaged"),
-        "dhcp" => driver.wrong("\"dhcp\" is not supported; this version has host-local and none"),
-        other => driver.wrong(format!("unsupported ipam driver {other}; expected host-local or none")),
+    let mode = node.options().and_then(|o| o.find("mode")?.get()).map_or("", |m| m.text());
+    let kind = node.driver();
+    match (driver.text(), kind.as_ref().map_or("", Node::text)) {
+        ("dhcp", "bridge") if mode != "unmanaged" => {
+            driver.wrong("cannot use dhcp ipam driver without using the option mode=unmanaged");
+        }
+        // Servers answer by broadcast, which such a link does not pass on.
+        ("dhcp", "ipvlan") if !matches!(mode, "" | "l2") => {
+            driver.wrong(format!("ipam driver dhcp is not supported with ipvlan in mode {mode}; expected mode l2"));
+        }
+        ("" | "host-local" | "none" | "dhcp", _) => {}
+        (other, _) => driver.wrong(format!("unsupported ipam driver {other}; expected host-local, dhcp or none")),
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) fn network(info: &Node<'_, wire::Network>, name: &str, attachment: At
         xdp: Xdp::Auto,
         vlan: None,
         vrf: None,
+        dhcp: false,
         dns: false,
         dns_addresses: None,
         dns_servers: Vec::new(),

@@ -88,6 +88,7 @@ fn read(request: &Node<'_, Request>, plugin_dirs: &[OsString]) -> Option<Attach>
     let isolation = if list { Isolation::Strict } else { Isolation::Open };
     let dns_servers: Vec<IpAddr> = items(request.dns_servers()).filter_map(|n| n.parsed("an IP address")).collect();
     let publishes: Vec<Publish> = items(request.port_mappings()).filter_map(|n| publish(&n)).collect();
+    let host_name = request.container_hostname().map_or("", |n| n.text());
     let infos = request.network_info();
     let mut requests: Vec<EndpointRequest> = Vec::new();
     for (key, node) in networks.map(|n| named(&n)).unwrap_or_default() {
@@ -99,7 +100,7 @@ fn read(request: &Node<'_, Request>, plugin_dirs: &[OsString]) -> Option<Attach>
         let info = info.and_then(Node::get);
         let name = network::name(info.as_ref(), &key);
         let plugin = info.as_ref().and_then(|i| plugins.attachment(i, node.value));
-        let has_addresses = plugin.is_none() && info.as_ref().is_none_or(|i| !network::has_ipam_none(i));
+        let has_addresses = plugin.is_none() && info.as_ref().is_none_or(network::has_addresses);
         let described = info.as_ref().and_then(|i| match plugin {
             Some(plugin) => {
                 let network = plugin::network(i, name, plugin)?;
@@ -109,6 +110,7 @@ fn read(request: &Node<'_, Request>, plugin_dirs: &[OsString]) -> Option<Attach>
         });
         let Some(node) = node.get() else { continue };
         let endpoint = endpoint(&node, described.as_ref().map(|d| &d.network), has_addresses, &dns_servers);
+        let endpoint = endpoint.map(|e| Endpoint { host_name: host_name.to_owned(), ..e });
         let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
@@ -178,7 +180,8 @@ fn endpoint(
     let host_interface = node.options().and_then(|o| o.find("host_interface_name")?.get());
     let host_interface = host_interface.filter(is_set).and_then(|n| n.checked::<IfName>());
     let addresses = if has_addresses { addresses(node, network) } else { Vec::new() };
-    Some(Endpoint { interface: interface?, host_interface, addresses, mac, aliases, dns_servers: dns_servers.to_vec() })
+    let (interface, dns_servers, host_name) = (interface?, dns_servers.to_vec(), String::new());
+    Some(Endpoint { interface, host_interface, addresses, mac, aliases, dns_servers, host_name })
 }
 
 /// In the order of their subnets, as netavark assigns them: the first one of a family receives published ports.

@@ -18,7 +18,7 @@ pub(super) fn of(attached: &[Attached], dns_servers: &[IpAddr]) -> Result<String
 }
 
 fn block(attached: &Attached, dns_servers: &[IpAddr]) -> Result<StatusBlock> {
-    let Attached { network, endpoint, result } = attached;
+    let Attached { network, endpoint, result, lease } = attached;
     let mac = match result {
         Made::Interface(mac) => mac,
         Made::Plugin(status) => {
@@ -28,17 +28,24 @@ fn block(attached: &Attached, dns_servers: &[IpAddr]) -> Result<StatusBlock> {
     };
     let subnets = endpoint.addresses.iter().map(|address| {
         let subnet = network.subnets.iter().find(|s| s.net.contains(&address.addr()));
-        NetAddress { ipnet: *address, gateway: subnet.and_then(|s| s.gateway), ..NetAddress::default() }
+        let gateway = lease.as_ref().map_or_else(|| subnet.and_then(|s| s.gateway), |l| l.gateway);
+        NetAddress { ipnet: *address, gateway, ..NetAddress::default() }
     });
     let mac_address = mac.to_string();
     let interface = NetInterface { mac_address, subnets: Some(subnets.collect()), ..NetInterface::default() };
     let servers = match &network.attachment {
         _ if network.dns => network.dns_addresses(),
+        // Those of `--dns` take precedence.
+        _ if dns_servers.is_empty() && lease.is_some() => {
+            lease.as_ref().map_or_else(Vec::new, |l| l.dns_servers.clone())
+        }
         Attachment::Bridge(_) | Attachment::Unmanaged(_) => dns_servers.to_vec(),
         // As in netavark.
         Attachment::Macvlan(_) | Attachment::Ipvlan(_) | Attachment::Plugin(_) => Vec::new(),
     };
-    let domains = if network.dns { vec!["dns.podman".to_owned()] } else { Vec::new() };
+    let domain = if network.dns { Some("dns.podman".to_owned()) } else { None };
+    // As in netavark, which replaces its own.
+    let domains: Vec<String> = lease.as_ref().and_then(|l| l.domain.clone()).or(domain).into_iter().collect();
     Ok(StatusBlock {
         dns_search_domains: Some(domains),
         dns_server_ips: Some(servers),

@@ -8,6 +8,7 @@
 //! [`Iptables::for_accepts`]).
 
 mod generation_cache;
+pub(crate) mod incumbent;
 mod print;
 mod snapshot;
 #[cfg(test)]

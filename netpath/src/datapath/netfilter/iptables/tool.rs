@@ -129,12 +129,20 @@ impl Tool {
     /// # Errors
     /// The kernel refuses the request, or the program cannot be run.
     pub(super) fn save(&self) -> Result<Snapshot> {
+        self.save_text().map(|text| Snapshot::parse(&text))
+    }
+
+    /// As the program prints them.
+    ///
+    /// # Errors
+    /// As [`Tool::save`].
+    pub(super) fn save_text(&self) -> Result<String> {
         let what = || format!("cannot read the rules with {}", self.save.display());
         let out = run(Command::new(&self.save), None).context(what)?;
         if !out.status.success() {
             return Err(failed(what(), &out));
         }
-        Ok(Snapshot::parse(&String::from_utf8_lossy(&out.stdout)))
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// Commits a script. Chains that it does not name stay unchanged.

@@ -5,6 +5,7 @@
 //! a drop in another: where iptables drops by policy, `accept` adds accepts with the iptables tools.
 
 mod encode;
+pub(crate) mod incumbent;
 mod print;
 mod program;
 mod raw;

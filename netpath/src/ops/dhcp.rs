@@ -1,0 +1,141 @@
+//! Addresses by DHCP: what setup and teardown ask of the proxy, which they start where there is none.
+
+use super::agent::detached;
+use super::session::Session;
+use super::signal;
+use crate::dhcp::rpc;
+use crate::dhcp::wire::{NetworkConfig, SETUP, TEARDOWN, WireLease};
+use crate::model::error::{Context, Error, Result};
+use crate::model::{Attachment, Leased, Links, Record};
+use crate::plan::Done;
+use crate::state::proxy_dir::ProxyDir;
+use ipnet::IpNet;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+/// When this command asked first. An engine waits for a command with its locks held, so none may take longer than 10 s.
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// For all leases of one command; the proxy gives up after 8 s.
+const LIMIT: Duration = Duration::from_millis(8_800);
+/// To give one back, and the least for anything.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+const LEAST: Duration = Duration::from_millis(500);
+/// Without a lease, a proxy that a command has started ends after so many seconds.
+const IDLE: &str = "5";
+
+impl Session {
+    pub(super) fn lease(&mut self, at: usize) -> Result<Done> {
+        // The first words are netavark's.
+        let what = |interface: &str| format!("unable to obtain lease for {interface}");
+        let config = self.proxy_request(&self.records[at], self.made[at].links.as_ref())?;
+        let limit = LIMIT.saturating_sub(BEGUN.elapsed()).max(LEAST);
+        let dir = ProxyDir::new(None);
+        let called = match rpc::call(&dir.socket(), SETUP, &config, limit, signal::seen) {
+            Err(e) if is_absent(&e) => {
+                start(&dir).map_err(|e| e.within(what(&config.container_iface)))?;
+                rpc::call(&dir.socket(), SETUP, &config, limit, signal::seen)
+            }
+            other => other,
+        };
+        let failed = |cause: String| {
+            let next = format!("see that a DHCP server answers on the network of {}", config.host_iface);
+            Error::new(what(&config.container_iface)).because(cause).next(next)
+        };
+        let answer: Result<WireLease> = called.map_err(|e| {
+            // The text is netavark's.
+            let text = format!("socket {:?}: {e}, is the netavark-dhcp-proxy.socket unit enabled?", dir.socket());
+            Error::new(what(&config.container_iface)).because(text)
+        })?;
+        let lease = answer.map_err(|e| failed(format!("get DHCP lease: {e}")))?;
+        let address = lease.address().ok_or_else(|| failed("the DHCP proxy's answer has no address".to_owned()))?;
+        let addresses = |texts: &[String]| texts.iter().filter_map(|t| t.parse::<IpAddr>().ok()).collect::<Vec<_>>();
+        let made = &mut self.made[at];
+        made.addresses.push(IpNet::V4(address));
+        made.lease = Some(Leased {
+            gateway: addresses(&lease.gateways).first().copied(),
+            dns_servers: addresses(&lease.dns_servers),
+            domain: Some(lease.domain_name).filter(|d| !d.is_empty()),
+        });
+        // The address goes with the interface, and the lease with `Session::disconnect`.
+        Ok(Done::ChangedCovered)
+    }
+
+    /// Gives an endpoint's lease back, if it has one. It ends by itself where that fails.
+    pub(super) fn give_back(&self, record: &Record, links: Option<&Links>) {
+        if !record.network.dhcp {
+            return;
+        }
+        let dir = ProxyDir::new(None);
+        let given = self.proxy_request(record, links).and_then(|config| {
+            let call = || rpc::call::<WireLease>(&dir.socket(), TEARDOWN, &config, GIVE_BACK, || false);
+            match call() {
+                // A proxy that was killed has left its leases; without any there is nothing to give back.
+                Err(e) if is_absent(&e) && !dir.has_leases() => Ok(()),
+                Err(e) if is_absent(&e) => {
+                    start(&dir).and_then(|()| call().context(|| "cannot reach the DHCP proxy".to_owned())?.map(drop))
+                }
+                Err(e) => Err(Error::new("cannot reach the DHCP proxy").because(e)),
+                Ok(answer) => answer.map(drop),
+            }
+        });
+        if let Err(e) = given {
+            tracing::warn!("the address of {} is not given back: {e}", record.endpoint.interface);
+        }
+    }
+
+    fn proxy_request(&self, record: &Record, links: Option<&Links>) -> Result<NetworkConfig> {
+        let host_iface = match (&record.network.attachment, links) {
+            (Attachment::Unmanaged(name) | Attachment::Bridge(name), _) => name.to_string(),
+            (_, Some(Links::Inside(links))) => {
+                self.site.rtnl.link_at(links.parent_index)?.map(|l| l.name).unwrap_or_default()
+            }
+            _ => String::new(),
+        };
+        let network = &record.network;
+        Ok(NetworkConfig {
+            host_iface,
+            container_iface: record.endpoint.interface.to_string(),
+            container_mac_addr: links.map(|l| l.container_mac().to_string()).unwrap_or_default(),
+            domain_name: String::new(),
+            host_name: record.endpoint.host_name.clone(),
+            version: 0,
+            ns_path: record.netns.to_string_lossy().into_owned(),
+            container_id: record.container.id.clone(),
+            metric: Some(network.metric),
+            no_default_route: network.internal || !network.default_route,
+        })
+    }
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+/// Starts a proxy, unless another command is quicker. The socket is made here, so that a request can be sent at once.
+fn start(dir: &ProxyDir) -> Result<()> {
+    let what = || format!("cannot start the DHCP proxy of {}", dir.path().display());
+    dir.create()?;
+    let _held = dir.hold()?;
+    let path = dir.socket();
+    match UnixStream::connect(&path) {
+        Ok(_) => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(&path).context(what)?,
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::new(what()).because(e)),
+    }
+    let listener = UnixListener::bind(&path).context(what)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).context(what)?;
+    let mut command = detached("warn");
+    command.args(["dhcp-proxy", "--on-stdin", "--activity-timeout", IDLE, "--dir"]).arg(dir.path());
+    let started = command.stdin(Stdio::from(OwnedFd::from(listener))).spawn();
+    if started.is_err() {
+        let _ = std::fs::remove_file(&path);
+    }
+    started.map(drop).context(what)
+}
