@@ -7,6 +7,7 @@ pub mod agent;
 pub mod backend;
 pub mod bpf;
 pub mod denied;
+pub mod dns;
 pub mod echo;
 pub mod example;
 pub mod expect;

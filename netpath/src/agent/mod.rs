@@ -1,11 +1,12 @@
-//! The one resident process: it follows links, addresses, filters and (netfilter rungs) routes of the host, expires flows, and logs
-//! drops.
+//! The one resident process: it answers DNS queries of containers, follows links, addresses, filters and (netfilter rungs) routes of
+//! the host, expires flows, and logs drops.
 //!
 //! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never
 //! waits for the lock, so that a command which ends it under the lock does not wait for long.
 
 mod drop_log;
 mod events;
+mod names;
 mod rate_limiter;
 mod requests;
 
@@ -18,6 +19,7 @@ use crate::state::ProcessId;
 use crate::state::agent::{AgentLock, Holder, LogFile, holder};
 use drop_log::DropLog;
 use events::Events;
+use names::Names;
 use rate_limiter::RateLimiter;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex};
@@ -69,9 +71,10 @@ pub fn run(foreground: bool) -> Result<()> {
     }
     // As `ps` and `top` show it; a name that is too long is cut.
     let _ = nix::sys::prctl::set_name(c"netpath-agent");
+    let lock = Arc::new(lock);
     lock.write(&Holder { process: ProcessId::this_process(), build: build() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, &lock));
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, lock));
     match &ended {
         Ok(why) => tracing::info!("{why}"),
         Err(e) => tracing::error!("{e}"),
@@ -94,16 +97,20 @@ fn close_inherited_output() {
 }
 
 /// Returns why it ended.
-async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static str> {
+async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>) -> Result<&'static str> {
+    let names = Arc::new(Names::new(Arc::clone(&lock), host_watch.store.dir().to_owned()));
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
+    let mut hang_up = signal(SignalKind::hangup()).context(what)?;
+    // First: containers may be waiting for it.
+    names.restore().await;
     let links = Events::all(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(|socket| Events::matching(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
     // Without it the agent notices changes of commands a little later.
-    let commands = requests::serve(lock, host_watch.store.dir()).unwrap_or_else(|e| {
+    let commands = requests::serve(&lock, host_watch.store.dir(), Arc::clone(&names)).unwrap_or_else(|e| {
         tracing::warn!(error = %e, "commands cannot reach the agent");
         Arc::default()
     });
@@ -116,12 +123,13 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
     let mut not_before = Instant::now();
     let mut next_look = None;
     tracing::info!(pid = std::process::id(), "watching this host");
-    loop {
+    let ended = loop {
         let when = due.map_or_else(Instant::now, |(when, _)| when);
         tokio::select! {
             biased;
-            _ = terminate.recv() => return Ok("ended by a signal"),
-            _ = interrupt.recv() => return Ok("ended by a signal"),
+            _ = terminate.recv() => break "ended by a signal",
+            _ = interrupt.recv() => break "ended by a signal",
+            _ = hang_up.recv() => names.reload().await,
             () = sleep_until(when), if due.is_some() => {
                 let look = due.take().map_or(Look::IfChanged, |(_, look)| look);
                 // This look sees what these events report.
@@ -142,7 +150,7 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 // After an error the next look is that of the next change or round.
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
-                    Ok(LookResult::NoContainer) => return Ok("the last container is gone"),
+                    Ok(LookResult::NoContainer) => break "the last container is gone",
                     Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
@@ -176,7 +184,9 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 }
             }
         }
-    }
+    };
+    names.close().await;
+    Ok(ended)
 }
 
 /// Waits for the next change. Returns the pause until the look.

@@ -37,6 +37,7 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             dns: false,
             dns_addresses: None,
             dns_servers: Vec::new(),
+            dns_ttl: 0,
         },
         endpoint: Endpoint {
             interface: name("eth0"),

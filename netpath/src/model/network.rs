@@ -163,6 +163,13 @@ pub struct Network {
     pub dns_addresses: Option<Vec<IpAddr>>,
     /// Upstream servers of this network's DNS.
     pub dns_servers: Vec<IpAddr>,
+    /// Seconds for which clients may keep answers about its containers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dns_ttl: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 fn yes() -> bool {

@@ -3,6 +3,7 @@
 
 pub mod doctor;
 pub mod monitor;
+pub mod names;
 pub mod ports;
 pub mod status;
 pub mod traffic;

@@ -3,7 +3,7 @@
 
 use crate::datapath::IdleState;
 use crate::datapath::{keep_loaded, ladder};
-use crate::dns::scope_runner;
+use crate::dns::process::own_program;
 use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
 use crate::state::Store;
@@ -12,7 +12,6 @@ use crate::state::agent_socket;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,6 +31,27 @@ pub fn build() -> String {
 /// Whether commands start none.
 pub fn is_off() -> bool {
     std::env::var(SWITCH).is_ok_and(|v| v == "off")
+}
+
+pub(super) fn is_running(store: &Store) -> bool {
+    agent::holder(store.dir()).is_some()
+}
+
+/// # Errors
+/// It cannot be started.
+pub(super) fn start_if_missing(store: &Store) -> Result<()> {
+    if is_running(store) { Ok(()) } else { start(store) }
+}
+
+/// Ends an agent that hangs.
+///
+/// # Errors
+/// It cannot be ended.
+pub(super) fn kill(store: &Store) -> Result<()> {
+    match agent::holder(store.dir()) {
+        Some(holder) => end_by(holder.process, &[libc::SIGKILL]),
+        None => Ok(()),
+    }
 }
 
 /// After a command has changed the host: tells the agent to look at it, or starts one if the host has containers. A host is served
@@ -65,8 +85,7 @@ fn start(store: &Store) -> Result<()> {
 /// Detached: in a session of its own, without the caller's descriptors, since an engine waits until every process has closed the
 /// command's output. The lock is its standard input.
 fn command(lock: &AgentLock) -> Result<Command> {
-    let own = std::env::current_exe().ok().filter(|p| p.is_file());
-    let mut command = program(own.as_deref(), scope_runner().as_deref());
+    let mut command = own_program(false);
     let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
     command
         .arg("agent")
@@ -92,21 +111,6 @@ fn command(lock: &AgentLock) -> Result<Command> {
         });
     }
     Ok(command)
-}
-
-/// `own`: the path of this binary, if it still exists; `runner`: systemd-run.
-fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
-    match (own, runner) {
-        // Otherwise the agent would be in the scope of the first container, and be killed with it.
-        (Some(own), Some(runner)) => {
-            let mut command = Command::new(runner);
-            command.args(["-q", "--scope", "--"]).arg(own);
-            command
-        }
-        (Some(own), None) => Command::new(own),
-        // The binary was replaced. The runner would take this path for its own binary.
-        (None, _) => Command::new("/proc/self/exe"),
-    }
 }
 
 /// Ends an agent of another build, which would change what this command writes.
@@ -152,6 +156,10 @@ pub fn stop(store: &Store) -> Result<()> {
 }
 
 fn end(process: ProcessId) -> Result<()> {
+    end_by(process, &[libc::SIGTERM, libc::SIGKILL])
+}
+
+fn end_by(process: ProcessId, signals: &[i32]) -> Result<()> {
     let what = || format!("cannot end the agent (pid {})", process.pid);
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
@@ -165,10 +173,10 @@ fn end(process: ProcessId) -> Result<()> {
     if !process.is_alive() {
         return Ok(());
     }
-    for signal in [libc::SIGTERM, libc::SIGKILL] {
+    for signal in signals {
         let nothing = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: takes numbers, and no information.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, nothing, 0) };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), *signal, nothing, 0) };
         let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, which the kernel may write to.
         if unsafe { libc::poll(&raw mut wait, 1, END_LIMIT_MS) } > 0 {
@@ -176,21 +184,4 @@ fn end(process: ProcessId) -> Result<()> {
         }
     }
     Err(Error::new(what()).because("it ignores SIGKILL"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replaced_binary_is_started_without_the_runner() {
-        let runner = Path::new("/usr/bin/systemd-run");
-        let all = |command: Command| {
-            std::iter::once(command.get_program().to_owned()).chain(command.get_args().map(ToOwned::to_owned)).collect()
-        };
-        let words: Vec<_> = all(program(Some(Path::new("/bin/netpath")), Some(runner)));
-        assert_eq!(vec!["/usr/bin/systemd-run", "-q", "--scope", "--", "/bin/netpath"], words);
-        let words: Vec<_> = all(program(None, Some(runner)));
-        assert_eq!(vec!["/proc/self/exe"], words);
-    }
 }

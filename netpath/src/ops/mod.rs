@@ -4,6 +4,7 @@ pub mod agent;
 mod container;
 pub mod gc;
 pub mod host_watch;
+mod names;
 mod port_conflicts;
 pub mod preload;
 mod reconcile;

@@ -1,6 +1,6 @@
 //! The state that the steps of one command share, and their implementation on the real host.
 
-use super::{Attached, Leaving, agent, gc, signal, sysctls};
+use super::{Attached, Leaving, agent, gc, names, signal, sysctls};
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::{self, Choice};
@@ -277,7 +277,13 @@ impl Host for Session {
             Step::Unlock => self.release_lock().map(|()| Done::Changed(Undo::Lock)),
             Step::Keep(record) => self.keep(record),
             Step::Share { at, .. } => self.drivers[*at].share(&self.site, *at, &self.records[*at]),
-            Step::Loopback => self.loopback(),
+            Step::Loopback => {
+                // Records are there by now, without which it would end. It gets ready while the links are made.
+                if self.records.iter().any(|r| r.network.dns) && !agent::is_off() {
+                    agent::start_if_missing(&self.site.store)?;
+                }
+                self.loopback()
+            }
             Step::Connect { at, .. } => self.connect(*at),
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
@@ -286,7 +292,8 @@ impl Host for Session {
             Step::Link { at } => self.write_links(*at),
             Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
-                self.names.add(&self.records.iter().collect::<Vec<_>>())?;
+                let records: Vec<_> = self.records.iter().collect();
+                self.names.add(&records, |process, listen| names::serve(&self.site.store, process, listen))?;
                 Ok(Done::Changed(Undo::Unname))
             }
             Step::Commit => self.commit(),

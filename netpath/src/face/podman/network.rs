@@ -83,6 +83,7 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
         dns: *dns?.value && !on_parent,
         dns_addresses: None,
         dns_servers,
+        dns_ttl: options.dns_ttl,
     };
     if has_addresses {
         network.routes = routes(node, &network);

@@ -72,5 +72,6 @@ pub(super) fn network(info: &Node<'_, wire::Network>, name: &str, attachment: At
         dns: false,
         dns_addresses: None,
         dns_servers: Vec::new(),
+        dns_ttl: 0,
     })
 }
