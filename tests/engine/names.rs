@@ -14,6 +14,8 @@ fn looked_up(m: &Machine, from: &str, name: &str) -> Result<Vec<String>> {
     let mut found: Vec<String> =
         answer.flat_map(str::lines).filter_map(|l| l.strip_prefix("Address:").map(|a| a.trim().to_owned())).collect();
     found.sort();
+    // It may ask each server of the container.
+    found.dedup();
     Ok(found)
 }
 
