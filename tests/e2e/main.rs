@@ -54,6 +54,7 @@ mod macvlan;
 mod masquerade;
 mod matrix;
 mod new_uplink;
+mod names;
 mod options;
 mod policy;
 mod priority;

@@ -39,6 +39,11 @@ impl Aardvark {
         }
     }
 
+    /// The port of the server.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Rejects upstream servers that would make aardvark-dns forward queries to itself. Changes nothing.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             vrf: None,
             dns: false,
             dns_addresses: None,
+            dns_port: network::DNS_PORT,
             dns_servers: Vec::new(),
             dns_ttl: 0,
         },

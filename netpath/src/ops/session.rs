@@ -9,7 +9,8 @@ use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
+use crate::model::network::DNS_PORT;
+use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds, TranslationPath};
 use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::{self, ProcessId};
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
@@ -173,6 +174,12 @@ impl Session {
         for (driver, record) in self.drivers.iter_mut().zip(&mut self.records) {
             driver.validate(&self.site, record, &there)?;
             record.network.dns_addresses = driver.dns_addresses(&self.site, record)?;
+            record.network.dns_port = self.names.port();
+            // Only netfilter leads queries to another port.
+            if record.network.dns && record.network.dns_port != DNS_PORT && record.network.path == TranslationPath::Auto
+            {
+                record.network.path = TranslationPath::Kernel;
+            }
         }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
         let is_served = |r: &Record| r.network.bridge().is_some();

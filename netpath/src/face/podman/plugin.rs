@@ -71,6 +71,7 @@ pub(super) fn network(info: &Node<'_, wire::Network>, name: &str, attachment: At
         vrf: None,
         dns: false,
         dns_addresses: None,
+        dns_port: crate::model::network::DNS_PORT,
         dns_servers: Vec::new(),
         dns_ttl: 0,
     })
