@@ -1,15 +1,17 @@
 //! The agent answers DNS at the gateways, at once after setup, also where its port is another one than 53, and a published port 53
 //! or the host's own server has that one.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use support::agent::{kill_all, the_agent};
 use support::dns::{Resolver, Type, query};
+use support::host::SOON;
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::Residue;
-use support::topology::{Container, Family, Topology};
+use support::topology::{Container, Family, Topology, state_dirs};
 
 fn network() -> Network {
     Network::dual(7).set("dns_enabled", true)
@@ -48,9 +50,7 @@ fn names_are_known_as_soon_as_setup_returns(rung: Rung) -> Result<()> {
     kill_all(&topology)?;
     netavark.teardown(&app, &document(6))?;
     ensure!(the_agent(&topology)? != pid, "the same agent");
-    support::host::wait_for("names after the agent was killed", support::host::SOON, || {
-        is_told(&web, 5, "web.", 5).ok()
-    })?;
+    support::host::wait_for("names after the agent was killed", SOON, || is_told(&web, 5, "web.", 5).ok())?;
     netavark.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web, &app])
 }
@@ -115,5 +115,44 @@ fn without_an_agent_a_process_of_its_own_answers() -> Result<()> {
     ensure!(!topology.host.processes().iter().any(|(_, name)| name == "aardvark-dns"), "both serve");
     other.teardown(&app, &second)?;
     other.teardown(&web, &document)?;
+    residue.nothing_left(&topology, &[&web, &app])
+}
+
+/// The sockets go from the old agent to the new one, and queries wait in them meanwhile.
+#[test]
+fn no_query_is_lost_when_netpath_is_upgraded() -> Result<()> {
+    need!(need::netpath(), need::rung(Rung::Nftables));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, Rung::Nftables)?;
+    let (web, app) = (topology.container("web")?, topology.container("app")?);
+    let document = |host| Document::new().on_dual(&network(), "eth0", 7, host);
+    netavark.setup(&web, &document(5))?;
+    let before = the_agent(&topology)?;
+    let state = state_dirs(&format!("{:x}", topology.host.cookie())).into_iter().next().context("no state")?;
+    let agent: serde_json::Value = serde_json::from_slice(&std::fs::read(state.join("agent"))?)?;
+    let digest = agent["build"].as_str().and_then(|b| b.split('-').nth(1)).context("no build")?;
+    let newer = Netavark::newer(&topology, Rung::Nftables, digest)?;
+    let ends = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| -> Result<u32> {
+        let asker = scope.spawn(|| -> Result<u32> {
+            let (mut asked, mut client) = (0, resolver(&web, Family::V4, 5));
+            client.limit = SOON;
+            while !ends.load(Ordering::Relaxed) {
+                client.ask("web.", Type::A)?;
+                asked += 1;
+            }
+            Ok(asked)
+        });
+        let upgraded = newer.setup(&app, &document(6));
+        ends.store(true, Ordering::Relaxed);
+        let asked = asker.join().map_err(|_| anyhow::anyhow!("the client has panicked"))??;
+        upgraded.map(|_| asked)
+    })?;
+    ensure!(asked > 10, "{asked} queries");
+    ensure!(the_agent(&topology)? != before, "the same agent");
+    is_told(&web, 5, "app.", 6)?;
+    newer.teardown(&app, &document(6))?;
+    newer.teardown(&web, &document(5))?;
     residue.nothing_left(&topology, &[&web, &app])
 }

@@ -11,6 +11,7 @@ mod rate_limiter;
 mod requests;
 
 use crate::datapath::filter;
+use crate::dns::inherited::Inherited;
 use crate::link;
 use crate::model::error::{Context, Error, Result};
 use crate::ops::agent::build;
@@ -44,6 +45,7 @@ const REPORT: u32 = 2;
 /// # Errors
 /// It cannot watch the host.
 pub fn run(foreground: bool) -> Result<()> {
+    let inherited = Inherited::of_this_process();
     let host_watch = HostWatch::here()?;
     let dir = host_watch.store.dir().to_owned();
     let handed_over = if foreground { None } else { AgentLock::handed_over(&dir)? };
@@ -74,7 +76,7 @@ pub fn run(foreground: bool) -> Result<()> {
     let lock = Arc::new(lock);
     lock.write(&Holder { process: ProcessId::this_process(), build: build() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, lock));
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, lock, inherited));
     match &ended {
         Ok(why) => tracing::info!("{why}"),
         Err(e) => tracing::error!("{e}"),
@@ -97,14 +99,14 @@ fn close_inherited_output() {
 }
 
 /// Returns why it ended.
-async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>) -> Result<&'static str> {
+async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inherited) -> Result<&'static str> {
     let names = Arc::new(Names::new(Arc::clone(&lock), host_watch.store.dir().to_owned()));
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
     let mut hang_up = signal(SignalKind::hangup()).context(what)?;
     // First: containers may be waiting for it.
-    names.restore().await;
+    names.restore(inherited).await;
     let links = Events::all(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(|socket| Events::matching(socket, filter::concerns_rules));

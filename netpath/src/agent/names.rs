@@ -1,5 +1,6 @@
 //! The names of containers: what commands tell the agent about them.
 
+use crate::dns::inherited::Inherited;
 use crate::dns::server::{Loaded, Place};
 use crate::dns::service::Service;
 use crate::dns::{Settings, pid_file};
@@ -29,10 +30,21 @@ impl Names {
         Self { lock, dir, served: Mutex::default() }
     }
 
-    /// Serves what an earlier agent has served.
-    pub(super) async fn restore(&self) {
-        for place in dns_places::read(&self.dir) {
+    /// Serves what an earlier agent has served, with its sockets where it was replaced.
+    pub(super) async fn restore(&self, inherited: Inherited) {
+        let places = dns_places::read(&self.dir);
+        if places.is_empty() {
+            return;
+        }
+        match Service::start(inherited) {
+            Ok(service) => self.served.lock().await.service = Some(service),
+            Err(e) => tracing::error!("{e}"),
+        }
+        for place in places {
             self.log(self.serve(place).await);
+        }
+        if let Some(service) = &self.served.lock().await.service {
+            service.restored();
         }
     }
 
@@ -60,7 +72,7 @@ impl Names {
         let Served { service, places } = &mut *served;
         let service = match service {
             Some(service) => service,
-            None => service.insert(Service::start()?),
+            None => service.insert(Service::start(Inherited::default())?),
         };
         let settings = Settings::new(crate::dns::SEARCH_DOMAIN, place.forwards);
         let loaded = service.serve(Place { dir: place.dir.clone(), port: place.port, settings }).await?;

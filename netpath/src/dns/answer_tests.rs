@@ -342,3 +342,36 @@ fn what_is_no_query_is_not_answered_as_one() {
     dotted.splice(12..17, *b"\x09web.front\0");
     assert!(!Query::parse(&dotted).ok().expect("a query").is_plain());
 }
+
+/// The seeds of the fuzz target, and a hundred thousand mutations of them.
+#[test]
+fn no_message_makes_it_panic() {
+    let place = three("fuzz");
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/message");
+    let seeds: Vec<Vec<u8>> = std::fs::read_dir(corpus)
+        .expect("a corpus")
+        .map(|f| std::fs::read(f.expect("a file").path()).expect("a seed"))
+        .collect();
+    assert!(seeds.len() >= 8, "{}", seeds.len());
+    let table = place.table();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |end: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 16) as usize % end.max(1)
+    };
+    for round in 0..100_000 {
+        let mut bytes = seeds[round % seeds.len()].clone();
+        for _ in 0..below(5) {
+            let at = below(bytes.len());
+            match below(4) {
+                0 => bytes.truncate(at),
+                1 => bytes.extend(std::iter::repeat_n(below(256) as u8, below(40))),
+                _ => bytes.get_mut(at).into_iter().for_each(|b| *b = below(256) as u8),
+            }
+        }
+        let exercised = crate::dns::inspect::exercise_on(&table, &bytes);
+        assert!(exercised.is_ok(), "{exercised:?}: {bytes:02x?}");
+    }
+}

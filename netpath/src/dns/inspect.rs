@@ -114,6 +114,48 @@ pub fn ask(dir: &Path, forwards: bool, client: IpAddr, name: &str, kind: &str) -
     }))
 }
 
+/// Takes a message as a server does: as a query of a client, and as an upstream server's answer to a good query. For the fuzz
+/// target and its test: whatever the message is, nothing panics, and an answer is well-formed and within its limit.
+///
+/// # Errors
+/// An answer that hickory-proto cannot read, or a directory that cannot be read.
+pub fn exercise(dir: &Path, message: &[u8]) -> io::Result<()> {
+    exercise_on(&Files::new(dir).read()?, message)
+}
+
+pub(super) fn exercise_on(table: &Table, message: &[u8]) -> io::Result<()> {
+    let Some((client, zone)) = table.zones.iter().find_map(|z| Some((*z.containers().next()?.2.first()?, z))) else {
+        return Ok(());
+    };
+    let Some(listener) = zone.listen.first() else { return Ok(()) };
+    if let Ok(query) = Query::parse(message) {
+        let client = Client { address: client, listener: *listener, limit: query.udp_limit() };
+        let mut out = Vec::new();
+        answer::answer(
+            table,
+            &Settings::new(super::SEARCH_DOMAIN, true),
+            &query,
+            client,
+            &mut Scratch::default(),
+            &mut out,
+        );
+        if !out.is_empty() {
+            Message::from_vec(&out).map_err(io::Error::other)?;
+        }
+        if out.len() > client.limit {
+            return Err(io::Error::other("the answer is too large"));
+        }
+    }
+    let good = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\0\0\x01\0\x01";
+    let now = std::time::Instant::now();
+    if let Ok(query) = Query::parse(good)
+        && let Some(reply) = super::cache::Reply::read(message, &query, now)
+    {
+        reply.write(&query, query.udp_limit(), now, &mut Vec::new());
+    }
+    Ok(())
+}
+
 /// With the servers that were asked.
 fn answer(
     table: &Table,

@@ -8,6 +8,7 @@ mod answer;
 mod cache;
 mod files;
 mod forward;
+pub mod inherited;
 pub mod inspect;
 pub mod pid_file;
 mod pointer;

@@ -1,10 +1,12 @@
 //! Servers on a thread of their own, so that nothing else in the process delays an answer.
 
+use super::inherited::Inherited;
 use super::server::{Loaded, Place, Server};
 use super::stats::Counts;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -18,17 +20,21 @@ pub struct Service(mpsc::UnboundedSender<Command>);
 enum Command {
     Serve(Place, oneshot::Sender<io::Result<Loaded>>),
     Count(oneshot::Sender<Vec<(PathBuf, Counts)>>),
+    /// No further server is restored.
+    Restored,
 }
 
 impl Service {
+    /// With the sockets of an earlier server.
+    ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(inherited: Inherited) -> io::Result<Self> {
         let (sender, commands) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("netpath-dns".into())
-            .spawn(move || LocalSet::new().block_on(&runtime, serve(commands)))?;
+            .spawn(move || LocalSet::new().block_on(&runtime, serve(commands, Rc::new(inherited))))?;
         Ok(Self(sender))
     }
 
@@ -38,6 +44,11 @@ impl Service {
     /// The directory cannot be read; what was known before still counts.
     pub async fn serve(&self, place: Place) -> io::Result<Loaded> {
         self.call(|done| Command::Serve(place, done)).await?
+    }
+
+    /// Closes the inherited sockets that no server has taken.
+    pub fn restored(&self) {
+        let _ = self.0.send(Command::Restored);
     }
 
     /// What each server has counted.
@@ -56,14 +67,14 @@ impl Service {
     }
 }
 
-async fn serve(mut commands: mpsc::UnboundedReceiver<Command>) {
+async fn serve(mut commands: mpsc::UnboundedReceiver<Command>, inherited: Rc<Inherited>) {
     let mut servers: HashMap<PathBuf, Server> = HashMap::new();
     let mut is_complete = true;
     loop {
         tokio::select! {
             command = commands.recv() => match command {
                 Some(Command::Serve(place, done)) => {
-                    let loaded = load(&mut servers, place).await;
+                    let loaded = load(&mut servers, place, &inherited).await;
                     is_complete &= loaded.as_ref().is_ok_and(|l| l.failed.is_empty());
                     // The command may not wait for it.
                     let _ = done.send(loaded);
@@ -72,6 +83,7 @@ async fn serve(mut commands: mpsc::UnboundedReceiver<Command>) {
                     let counts = servers.iter().map(|(dir, server)| (dir.clone(), server.counts()));
                     let _ = done.send(counts.collect());
                 }
+                Some(Command::Restored) => inherited.clear(),
                 None => return,
             },
             () = tokio::time::sleep(RETRY), if !is_complete => {
@@ -81,12 +93,12 @@ async fn serve(mut commands: mpsc::UnboundedReceiver<Command>) {
     }
 }
 
-async fn load(servers: &mut HashMap<PathBuf, Server>, place: Place) -> io::Result<Loaded> {
+async fn load(servers: &mut HashMap<PathBuf, Server>, place: Place, inherited: &Rc<Inherited>) -> io::Result<Loaded> {
     let dir = place.dir.clone();
     if servers.get(&dir).is_some_and(|server| server.port() != place.port) {
         servers.remove(&dir);
     }
-    let server = servers.entry(dir.clone()).or_insert_with(|| Server::new(place));
+    let server = servers.entry(dir.clone()).or_insert_with(|| Server::new(place, Rc::clone(inherited)));
     let loaded = server.reload().await?;
     if loaded.networks == 0 {
         servers.remove(&dir);

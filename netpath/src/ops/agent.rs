@@ -3,16 +3,19 @@
 
 use crate::datapath::IdleState;
 use crate::datapath::{keep_loaded, ladder};
+use crate::dns::inherited;
 use crate::dns::process::own_program;
 use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
 use crate::state::Store;
 use crate::state::agent::{self, AgentLock, Holder};
 use crate::state::agent_socket;
+use crate::state::dns_places;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// `off`: no command starts one.
@@ -21,6 +24,8 @@ const SWITCH: &str = "NETPATH_AGENT";
 const END_LIMIT_MS: i32 = 2_000;
 /// Between the lock and the name of its holder in it.
 const NAMING_LIMIT: Duration = Duration::from_millis(200);
+/// The DNS sockets of an agent that this command has ended, for the next one.
+static HANDED_OVER: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 /// Identifies this binary: commands of one build do not leave the host to an agent of another.
 pub fn build() -> String {
@@ -49,7 +54,7 @@ pub(super) fn start_if_missing(store: &Store) -> Result<()> {
 /// It cannot be ended.
 pub(super) fn kill(store: &Store) -> Result<()> {
     match agent::holder(store.dir()) {
-        Some(holder) => end_by(holder.process, &[libc::SIGKILL]),
+        Some(holder) => end_by(holder.process, &[libc::SIGKILL], &[]),
         None => Ok(()),
     }
 }
@@ -86,6 +91,8 @@ fn start(store: &Store) -> Result<()> {
 /// command's output. The lock is its standard input.
 fn command(lock: &AgentLock) -> Result<Command> {
     let mut command = own_program(false);
+    let sockets = std::mem::take(&mut *HANDED_OVER.lock().unwrap_or_else(PoisonError::into_inner));
+    let numbers: Vec<String> = sockets.iter().map(|s| s.as_raw_fd().to_string()).collect();
     let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
     command
         .arg("agent")
@@ -94,12 +101,13 @@ fn command(lock: &AgentLock) -> Result<Command> {
         .env_remove("NOTIFY_SOCKET")
         // The last setup that had a value decides.
         .env_remove(keep_loaded::SWITCH)
+        .env(inherited::VARIABLE, numbers.join(","))
         .stdin(Stdio::from(lock.hand_over()?))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             // A signal that is ignored here is ignored after exec too, and could not end the agent.
             for signal in [libc::SIGTERM, libc::SIGINT] {
                 libc::signal(signal, libc::SIG_DFL);
@@ -107,6 +115,9 @@ fn command(lock: &AgentLock) -> Result<Command> {
             libc::setsid();
             // Inherited descriptors are closed by exec. Kernels before 5.11 refuse; then the agent has them too.
             libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            for socket in &sockets {
+                libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0);
+            }
             Ok(())
         });
     }
@@ -121,7 +132,8 @@ pub fn stop_others(store: &Store) -> Result<()> {
     match agent::holder(store.dir()) {
         Some(holder) if holder.process != ProcessId::this_process() && holder.build != build() => {
             tracing::info!(pid = holder.process.pid, build = holder.build, "the agent of another build is replaced");
-            end(holder.process)
+            let ports: Vec<u16> = dns_places::read(store.dir()).iter().map(|p| p.port).collect();
+            end_by(holder.process, &[libc::SIGTERM, libc::SIGKILL], &ports)
         }
         _ => Ok(()),
     }
@@ -156,10 +168,11 @@ pub fn stop(store: &Store) -> Result<()> {
 }
 
 fn end(process: ProcessId) -> Result<()> {
-    end_by(process, &[libc::SIGTERM, libc::SIGKILL])
+    end_by(process, &[libc::SIGTERM, libc::SIGKILL], &[])
 }
 
-fn end_by(process: ProcessId, signals: &[i32]) -> Result<()> {
+/// `ports`: its sockets there go to the next agent.
+fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
     let what = || format!("cannot end the agent (pid {})", process.pid);
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
@@ -172,6 +185,10 @@ fn end_by(process: ProcessId, signals: &[i32]) -> Result<()> {
     // After the descriptor is open: another process may have the number by now.
     if !process.is_alive() {
         return Ok(());
+    }
+    if !ports.is_empty() {
+        let sockets = inherited::of_process(process.pid, pidfd.as_fd(), ports);
+        HANDED_OVER.lock().unwrap_or_else(PoisonError::into_inner).extend(sockets);
     }
     for signal in signals {
         let nothing = std::ptr::null::<libc::siginfo_t>();

@@ -7,6 +7,7 @@ mod tcp;
 use self::core::Core;
 use super::answer::Settings;
 use super::files::Files;
+use super::inherited::Inherited;
 use super::resolv;
 use super::stats::Counts;
 use super::table::Table;
@@ -56,6 +57,7 @@ pub struct Server {
     files: Option<Files>,
     listeners: HashMap<IpAddr, [Task; 2]>,
     connections: Rc<Connections>,
+    inherited: Rc<Inherited>,
     _resolv: Task,
 }
 
@@ -69,8 +71,8 @@ impl Drop for Task {
 }
 
 impl Server {
-    /// Listens on nothing until it is told to reload.
-    pub fn new(place: Place) -> Self {
+    /// Listens on nothing until it is told to reload. It takes the sockets of an earlier server where it was handed some.
+    pub fn new(place: Place, inherited: Rc<Inherited>) -> Self {
         let core = Rc::new(Core::new(place.settings, place.port));
         let watch = Task(spawn_local(follow(Rc::clone(&core), resolv::path())));
         Self {
@@ -79,6 +81,7 @@ impl Server {
             files: Some(Files::new(&place.dir)),
             listeners: HashMap::new(),
             connections: Rc::default(),
+            inherited,
             _resolv: watch,
         }
     }
@@ -139,13 +142,30 @@ impl Server {
     fn sockets(&self, address: IpAddr) -> Result<[Task; 2], String> {
         let at = SocketAddr::new(address, self.port);
         // The texts are aardvark-dns's.
-        let udp = udp(at).map_err(|e| format!("failed to bind udp listener on {at}: {e}"))?;
-        let tcp = tcp(at).map_err(|e| format!("failed to bind tcp listener on {at}: {e}"))?;
+        let udp = self.udp(at).map_err(|e| format!("failed to bind udp listener on {at}: {e}"))?;
+        let tcp = self.tcp(at).map_err(|e| format!("failed to bind tcp listener on {at}: {e}"))?;
         let (core, connections) = (Rc::clone(&self.core), Rc::clone(&self.connections));
         Ok([
             Task(spawn_local(serve_udp(Rc::clone(&core), Rc::new(udp), address))),
             Task(spawn_local(tcp::accept(core, connections, tcp, address))),
         ])
+    }
+
+    fn udp(&self, at: SocketAddr) -> io::Result<UdpSocket> {
+        let inherited = self.inherited.take(at, true);
+        let socket = inherited.map_or_else(|| bound(at, Type::DGRAM), Ok)?;
+        // Not permitted everywhere; a burst is lost sooner then.
+        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+            let _ = socket.set_recv_buffer_size(BUFFER);
+        }
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn tcp(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        let inherited = self.inherited.take(at, false);
+        let socket = inherited.map_or_else(|| bound(at, Type::STREAM), Ok)?;
+        socket.listen(1024)?;
+        TcpListener::from_std(socket.into())
     }
 }
 
@@ -161,21 +181,6 @@ fn bound(at: SocketAddr, kind: Type) -> io::Result<Socket> {
     }
     socket.bind(&at.into())?;
     Ok(socket)
-}
-
-fn udp(at: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = bound(at, Type::DGRAM)?;
-    // Not permitted everywhere; a burst is lost sooner then.
-    if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
-        let _ = socket.set_recv_buffer_size(BUFFER);
-    }
-    UdpSocket::from_std(socket.into())
-}
-
-fn tcp(at: SocketAddr) -> io::Result<TcpListener> {
-    let socket = bound(at, Type::STREAM)?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
 }
 
 async fn serve_udp(core: Rc<Core>, socket: Rc<UdpSocket>, address: IpAddr) {

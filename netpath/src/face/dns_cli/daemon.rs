@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -86,7 +87,7 @@ fn serve(place: Place, mut is_ready: File) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context(what)?;
         // After the signals, which would end it: from now on it may get one.
         pid_file::write(&place.dir).context(what)?;
-        let mut server = Server::new(place);
+        let mut server = Server::new(place, Rc::default());
         let loaded = server.reload().await.context(what)?;
         if let Some((_, cause)) = loaded.failed.first() {
             return Err(Error::new(format!("Error starting server {cause}")));
