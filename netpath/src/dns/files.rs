@@ -119,14 +119,14 @@ fn parse(network: &str, internal: bool, text: &str, path: &Path) -> Zone {
     };
     let mut lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.is_empty());
     let header = lines.next().map(|(number, line)| header(line, |cause| warn(number, cause))).unwrap_or_default();
-    let mut entries = Vec::with_capacity(text.len() / 96);
+    let (mut entries, mut addresses) = (Vec::with_capacity(text.len() / 96), Vec::with_capacity(text.len() / 96));
     for (number, line) in lines {
-        match entry(line) {
+        match entry(line, &mut addresses) {
             Ok(entry) => entries.push(entry),
             Err(cause) => warn(number, cause),
         }
     }
-    Zone::new(network.to_owned(), internal, header, text, &entries)
+    Zone::new(network.to_owned(), internal, header, text, entries, addresses)
 }
 
 /// Keeps what is right: without any address to listen on, the names of the network are known to its containers on other networks.
@@ -154,7 +154,8 @@ fn header(line: &str, warn: impl Fn(String)) -> Header {
     Header { listen, servers, ttl }
 }
 
-fn entry(line: &str) -> Result<Line<'_>, String> {
+/// Adds its addresses to those of the other lines.
+fn entry<'t>(line: &'t str, all: &mut Vec<IpAddr>) -> Result<Line<'t>, String> {
     let mut columns = line.split(' ');
     let (Some(id), Some(v4), Some(v6), Some(names)) = (columns.next(), columns.next(), columns.next(), columns.next())
     else {
@@ -163,13 +164,21 @@ fn entry(line: &str) -> Result<Line<'_>, String> {
     if id.is_empty() || names.is_empty() {
         return Err("it has no container or no name".to_owned());
     }
-    let list = |text: &str, fits: fn(&IpAddr) -> bool| -> Result<Vec<IpAddr>, String> {
-        let words = text.split(',').filter(|w| !w.is_empty());
-        words
-            .map(|w| w.parse().ok().filter(fits).ok_or_else(|| format!("{w:?} is no address for this column")))
-            .collect()
+    let first = all.len();
+    let mut servers = Vec::new();
+    let add = |text: &str, fits: fn(&IpAddr) -> bool, to: &mut Vec<IpAddr>| {
+        text.split(',').filter(|w| !w.is_empty()).try_for_each(|word| {
+            let address = word.parse().ok().filter(fits);
+            to.push(address.ok_or_else(|| format!("{word:?} is no address for this column"))?);
+            Ok(())
+        })
     };
-    let mut addresses = list(v4, IpAddr::is_ipv4)?;
-    addresses.append(&mut list(v6, IpAddr::is_ipv6)?);
-    Ok(Line { id, addresses, names, servers: list(columns.next().unwrap_or_default(), |_| true)? })
+    let added = add(v4, IpAddr::is_ipv4, all)
+        .and_then(|()| add(v6, IpAddr::is_ipv6, all))
+        .and_then(|()| add(columns.next().unwrap_or_default(), |_| true, &mut servers));
+    if let Err(cause) = added {
+        all.truncate(first);
+        return Err(cause);
+    }
+    Ok(Line { id, addresses: first as u32..all.len() as u32, names, servers })
 }

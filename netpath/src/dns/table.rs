@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A part of the text of a file.
-type Span = Range<u32>;
+/// A part of the text of a file, or of a list.
+pub(super) type Span = Range<u32>;
 
 /// The containers of one network: one file.
 pub(super) struct Zone {
@@ -53,13 +53,22 @@ pub(super) struct Header {
 /// A further line of a file, in its text.
 pub(super) struct Line<'t> {
     pub id: &'t str,
-    pub addresses: Vec<IpAddr>,
+    /// Of the addresses of all lines.
+    pub addresses: Span,
     pub names: &'t str,
     pub servers: Vec<IpAddr>,
 }
 
 impl Zone {
-    pub(super) fn new(name: String, internal: bool, header: Header, text: &str, lines: &[Line<'_>]) -> Self {
+    /// `addresses`: of all lines.
+    pub(super) fn new(
+        name: String,
+        internal: bool,
+        header: Header,
+        text: &str,
+        lines: Vec<Line<'_>>,
+        addresses: Vec<IpAddr>,
+    ) -> Self {
         let hasher = DefaultHashBuilder::default();
         let begin = text.as_ptr() as usize;
         // Files have far less than 4 GiB: `files.rs` reads no larger ones.
@@ -67,17 +76,14 @@ impl Zone {
             let at = (part.as_ptr() as usize - begin) as u32;
             at..at + part.len() as u32
         };
-        let mut addresses = Vec::with_capacity(lines.len());
         let mut entries = Vec::with_capacity(lines.len());
         let mut names = HashTable::with_capacity(lines.iter().map(|l| 1 + l.names.matches(',').count()).sum());
         for (at, line) in (0_u32..).zip(lines) {
-            let first = addresses.len() as u32;
-            addresses.extend_from_slice(&line.addresses);
             let entry = Entry {
                 id: span(line.id),
                 names: span(line.names),
-                addresses: first..addresses.len() as u32,
-                servers: line.servers.as_slice().into(),
+                addresses: line.addresses,
+                servers: line.servers.into(),
             };
             entries.push(entry);
             for name in line.names.split(',').filter(|n| !n.is_empty()) {
@@ -127,13 +133,23 @@ struct Group {
     upstreams: Option<Upstreams>,
 }
 
+/// A container, while a table is made.
+struct Member<'z> {
+    /// The first of its zones, and the others.
+    zone: u32,
+    more: Vec<u32>,
+    servers: &'z [IpAddr],
+}
+
 #[derive(Default)]
 pub(super) struct Table {
     pub zones: Vec<Arc<Zone>>,
     groups: Vec<Group>,
-    /// The group of each container's address.
+    /// The group of each container.
+    group_of: Vec<u32>,
+    /// The container of each address.
     clients: HashMap<IpAddr, u32>,
-    /// Of addresses that several containers have, on different networks: the groups of the others.
+    /// Of addresses that several containers have, on different networks: the others.
     ambiguous: HashMap<IpAddr, Vec<u32>>,
     /// For clients that are no containers: the group of each address that is listened on.
     listeners: HashMap<IpAddr, u32>,
@@ -153,44 +169,57 @@ impl Table {
         // Zones of a container, by its id: few are on several networks.
         let total = zones.iter().map(|z| z.entries.len()).sum();
         let mut by_id: HashMap<&str, u32> = HashMap::with_capacity(total);
-        let mut members: Vec<(Vec<u32>, &[IpAddr])> = Vec::with_capacity(total);
+        let mut members: Vec<Member<'_>> = Vec::with_capacity(total);
         table.clients.reserve(zones.iter().map(|z| z.addresses.len()).sum());
         for (at, zone) in (0_u32..).zip(&zones) {
             for entry in &zone.entries {
-                let group = *by_id.entry(part(&zone.text, &entry.id)).or_insert_with(|| {
-                    members.push((Vec::with_capacity(1), &[]));
+                let number = *by_id.entry(part(&zone.text, &entry.id)).or_insert_with(|| {
+                    members.push(Member { zone: at, more: Vec::new(), servers: &[] });
                     members.len() as u32 - 1
                 });
-                let (zones_of, servers) = &mut members[group as usize];
-                if zones_of.last() != Some(&at) {
-                    zones_of.push(at);
+                let member = &mut members[number as usize];
+                if member.more.last().unwrap_or(&member.zone) != &at {
+                    member.more.push(at);
                 }
                 // Internal networks have no servers.
-                if servers.is_empty() && !zone.internal {
-                    *servers = &entry.servers;
+                if member.servers.is_empty() && !zone.internal {
+                    member.servers = &entry.servers;
                 }
                 for address in zone.addresses(entry) {
                     match table.clients.entry(*address) {
-                        hashbrown::hash_map::Entry::Occupied(other) if *other.get() != group => {
-                            table.ambiguous.entry(*address).or_default().push(group);
+                        hashbrown::hash_map::Entry::Occupied(other) if *other.get() != number => {
+                            table.ambiguous.entry(*address).or_default().push(number);
                         }
                         hashbrown::hash_map::Entry::Occupied(_) => {}
-                        hashbrown::hash_map::Entry::Vacant(free) => drop(free.insert(group)),
+                        hashbrown::hash_map::Entry::Vacant(free) => drop(free.insert(number)),
                     }
                 }
             }
         }
         drop(by_id);
-        let mut shared: HashMap<Vec<IpAddr>, Option<Upstreams>> = HashMap::new();
-        let mut group = |of: &[u32], servers: &[IpAddr]| {
+        let group = |of: &[u32], servers: &[IpAddr]| {
             let of_networks =
                 || of.iter().map(|z| &zones[*z as usize]).filter(|z| !z.internal).flat_map(|z| &z.servers);
             let list: Vec<IpAddr> =
                 if servers.is_empty() { of_networks().copied().collect() } else { servers.to_vec() };
-            let upstreams = shared.entry(list).or_insert_with_key(|list| Upstreams::of(list)).clone();
-            Group { zones: of.into(), upstreams }
+            Group { zones: of.into(), upstreams: Upstreams::of(&list) }
         };
-        table.groups = members.iter().map(|(of, servers)| group(of, servers)).collect();
+        // Most containers are on one network, and have its servers: they share a group.
+        let mut common: Vec<Option<u32>> = vec![None; zones.len()];
+        table.group_of.reserve(members.len());
+        for Member { zone, more, servers } in &members {
+            let is_common = more.is_empty() && servers.is_empty();
+            let known = common[*zone as usize].filter(|_| is_common);
+            let number = known.unwrap_or_else(|| {
+                let of: Vec<u32> = std::iter::once(*zone).chain(more.iter().copied()).collect();
+                table.groups.push(group(&of, servers));
+                table.groups.len() as u32 - 1
+            });
+            if is_common {
+                common[*zone as usize] = Some(number);
+            }
+            table.group_of.push(number);
+        }
         let mut by_listener: HashMap<IpAddr, Vec<u32>> = HashMap::new();
         for (at, zone) in (0_u32..).zip(&zones) {
             for address in &zone.listen {
@@ -210,9 +239,10 @@ impl Table {
         let at_listener = self.listeners.get(&listener);
         let zones_here = || at_listener.map_or(&[][..], |g| &self.groups[*g as usize].zones);
         let of_client = self.clients.get(&client).map(|first| {
-            let is_here = |g: &&u32| self.groups[**g as usize].zones.iter().any(|z| zones_here().contains(z));
+            let group = |container: &u32| &self.group_of[*container as usize];
+            let is_here = |c: &&u32| self.groups[*group(c) as usize].zones.iter().any(|z| zones_here().contains(z));
             let others = if self.ambiguous.is_empty() { None } else { self.ambiguous.get(&client) };
-            others.and_then(|others| others.iter().chain([first]).find(is_here)).unwrap_or(first)
+            group(others.and_then(|others| others.iter().chain([first]).find(is_here)).unwrap_or(first))
         });
         let group = &self.groups[*of_client.or(at_listener)? as usize];
         Some(View { table: self, group })
