@@ -14,7 +14,7 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, neighbours, fault, engine, vm.
+    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, dns, e2e, neighbours, fault, engine, vm.
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,

@@ -58,7 +58,7 @@ enum Told {
 
 fn told(table: &Table, message: &Message, client: &str, listener: &str) -> Told {
     let bytes = message.to_vec().expect("a message");
-    let parsed = Query::parse(&bytes).ok().expect("a query");
+    let parsed = Query::parse(&bytes).expect("a query");
     let address = |a: &str| a.parse().expect("an address");
     let client = Client { address: address(client), listener: address(listener), limit: parsed.udp_limit() };
     let settings = Settings { knows_host: true, ..Settings::new(".dns.podman", true) };
@@ -210,7 +210,7 @@ fn several_addresses_take_turns_and_none_comes_twice() {
     let place = three("turns");
     let table = place.table();
     let bytes = query("pool.", RecordType::A).to_vec().expect("a message");
-    let parsed = Query::parse(&bytes).ok().expect("a query");
+    let parsed = Query::parse(&bytes).expect("a query");
     let (client, listener) = ("10.89.7.2".parse().expect("ip"), "10.89.7.1".parse().expect("ip"));
     let (settings, mut scratch) = (Settings::new("dns.podman", true), Scratch::default());
     let mut first = BTreeSet::new();
@@ -324,7 +324,8 @@ fn what_is_no_query_is_not_answered_as_one() {
     assert_eq!(Some(wire::Reject::Silence), reject(&|b| b[2] |= 0x80), "an answer");
     assert_eq!(Some(wire::Reject::Silence), reject(&|b| b.truncate(11)));
     assert_eq!(Some(wire::Reject::Code(code::NOT_IMPLEMENTED)), reject(&|b| b[2] |= 0x28), "an update");
-    let changes: [(&str, &dyn Fn(&mut Vec<u8>)); 8] = [
+    type Change = dyn Fn(&mut Vec<u8>);
+    let changes: [(&str, &Change); 8] = [
         ("two questions", &|b| b[5] = 2),
         ("no question", &|b| b[5] = 0),
         ("an answer section", &|b| b[7] = 1),
@@ -340,7 +341,7 @@ fn what_is_no_query_is_not_answered_as_one() {
     // A label with a dot is not two labels.
     let mut dotted = query("web.", RecordType::A).to_vec().expect("a message");
     dotted.splice(12..17, *b"\x09web.front\0");
-    assert!(!Query::parse(&dotted).ok().expect("a query").is_plain());
+    assert!(!Query::parse(&dotted).expect("a query").is_plain());
 }
 
 /// The seeds of the fuzz target, and a hundred thousand mutations of them.

@@ -87,7 +87,7 @@ async fn serve(mut commands: mpsc::UnboundedReceiver<Command>, inherited: Rc<Inh
                 None => return,
             },
             () = tokio::time::sleep(RETRY), if !is_complete => {
-                is_complete = servers.values_mut().fold(true, |all, server| server.retry() && all);
+                is_complete = servers.values_mut().map(Server::retry).filter(|has_all| !has_all).count() == 0;
             }
         }
     }

@@ -40,7 +40,7 @@ pub(super) mod code {
 }
 
 /// A name in lower case, its labels separated by dots, without a dot at the end.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Name {
     bytes: [u8; MAX_NAME],
     length: u8,
@@ -92,7 +92,7 @@ pub(super) struct Edns {
 }
 
 /// A query with one question.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Query<'a> {
     message: &'a [u8],
     pub name: Name,
