@@ -83,7 +83,7 @@ fn a_hundred_thousand_malformed_queries_change_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_thousand_idle_connections_and_slow_clients_keep_nobody_waiting() -> Result<()> {
+fn a_thousand_idle_connections_and_slow_clients_delay_no_other_client() -> Result<()> {
     need!(need::root(), need::netpath());
     let rig = Rig::serving(FRONT)?;
     let settled = rig.memory()?;

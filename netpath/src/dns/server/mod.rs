@@ -28,6 +28,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 /// Batches of one socket before others have their turn.
 const TURN: u32 = 8;
+/// Descriptors that it may need, with some for everything else.
+const DESCRIPTORS: libc::rlim_t = 8192;
 /// Bytes of queries that wait for the server.
 const BUFFER: usize = 1024 * 1024;
 /// Editors and services write in several steps.
@@ -73,6 +75,7 @@ impl Drop for Task {
 impl Server {
     /// Listens on nothing until it is told to reload. It takes the sockets of an earlier server where it was handed some.
     pub fn new(place: Place, inherited: Rc<Inherited>) -> Self {
+        raise_limit();
         let core = Rc::new(Core::new(place.settings, place.port));
         let watch = Task(spawn_local(follow(Rc::clone(&core), resolv::path())));
         Self {
@@ -166,6 +169,17 @@ impl Server {
         let socket = inherited.map_or_else(|| bound(at, Type::STREAM), Ok)?;
         socket.listen(1024)?;
         TcpListener::from_std(socket.into())
+    }
+}
+
+/// Of open descriptors, to what is permitted: the usual 1,024 are less than the connections and forwarded queries that are served.
+fn raise_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes to a limit that lives as long as the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max.min(DESCRIPTORS).max(limit.rlim_cur);
+        // SAFETY: the kernel reads a limit that lives as long as the call.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 
