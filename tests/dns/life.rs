@@ -38,13 +38,17 @@ fn it_starts_in_the_background_reloads_and_ends_with_the_last_network() -> Resul
     let rig = Rig::serving(FRONT)?;
     let pid = rig.pid()?;
     ensure!(rig.is_running(pid), "no process {pid}");
-    let open: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))?
-        .flatten()
-        .filter_map(|f| std::fs::read_link(f.path()).ok())
-        .map(|p| p.display().to_string())
-        .collect();
-    ensure!(open.iter().filter(|p| *p == "/dev/null").count() == 3, "{open:?}");
-    ensure!(!open.iter().any(|p| p.starts_with("pipe:")), "{open:?}");
+    // It tells its parent before it closes the pipe to it.
+    wait_for("no descriptor of the caller", SOON, || {
+        let open: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .ok()?
+            .flatten()
+            .filter_map(|f| std::fs::read_link(f.path()).ok())
+            .map(|p| p.display().to_string())
+            .collect();
+        let is_null = |p: &&String| *p == "/dev/null";
+        (open.iter().filter(is_null).count() == 3 && !open.iter().any(|p| p.starts_with("pipe:"))).then_some(())
+    })?;
     rig.write("front", &FRONT.replace("10.89.7.3", "10.89.7.33"))?;
     rig.reload_until("web.", "10.89.7.33")?;
     // The address goes, another one comes.
