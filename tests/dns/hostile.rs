@@ -10,13 +10,15 @@ use support::host::patience;
 use support::need;
 use support::rng::Rng;
 
-/// Of 20 queries of a well-behaved client.
+/// Of 20 queries of a well-behaved client. As any resolver it asks again: a flood fills the queue of the socket for a moment.
 fn slowest(rig: &Rig) -> Result<Duration> {
-    let client = rig.client();
+    let mut client = rig.client();
+    client.limit = Duration::from_millis(300) * patience();
     let mut slowest = Duration::ZERO;
     for _ in 0..20 {
         let begun = Instant::now();
-        client.addresses("web.", Type::A)?;
+        let mut tries = (0..3).map(|_| client.addresses("web.", Type::A));
+        tries.find(Result::is_ok).unwrap_or_else(|| client.addresses("web.", Type::A))?;
         slowest = slowest.max(begun.elapsed());
     }
     Ok(slowest)
