@@ -7,6 +7,7 @@
 
 mod backend;
 mod bars;
+mod dns;
 mod lifecycle;
 mod output;
 mod plan;
@@ -87,7 +88,13 @@ fn run(args: Args) -> Result<()> {
     let Args { only, rounds, quick, places, .. } = args;
     let plan = Plan { variants, only, rounds: rounds.max(1), quick, places };
     let begun = Instant::now();
-    let parts = [traffic::planned(&plan), lifecycle::planned(&plan), ports::planned(&plan), programs::planned(&plan)];
+    let parts = [
+        traffic::planned(&plan),
+        lifecycle::planned(&plan),
+        ports::planned(&plan),
+        dns::planned(&plan),
+        programs::planned(&plan),
+    ];
     let planned = parts.iter().sum();
     let mut progress = Progress::of(planned);
     progress.say(&format!("{} variants, {} rounds", plan.variants.len(), plan.rounds));
@@ -95,6 +102,7 @@ fn run(args: Args) -> Result<()> {
     traffic::run(&plan, &mut progress, &mut results);
     lifecycle::run(&plan, &mut progress, &mut results);
     ports::run(&plan, &mut progress, &mut results);
+    dns::run(&plan, &mut progress, &mut results);
 
     let machine = Machine::this();
     let run = Run {

@@ -86,7 +86,7 @@ fn an_unmanaged_bridge_must_exist_and_stays_as_it_is() -> Result<()> {
 
 #[test]
 fn an_unmanaged_bridge_serves_dns_on_its_own_addresses() -> Result<()> {
-    need!(need::root(), need::netpath(), need::program("/usr/lib/podman/aardvark-dns"));
+    need!(need::root(), need::netpath());
     let case = Case::new(UNMANAGED)?;
     let (host, netavark) = (&case.topology.host, case.netavark()?);
     let document = on(&four().option("mode", "unmanaged").set("dns_enabled", true), "10.89.7.5");

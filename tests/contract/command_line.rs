@@ -155,7 +155,7 @@ fn firewall_drivers_are_honoured_in_meaning() -> Result<()> {
 /// With `podman --syslog` stderr is a pipe, and Podman waits until every process has closed it.
 #[test]
 fn nothing_that_stays_keeps_the_output_open() -> Result<()> {
-    need!(need::root(), need::netpath(), need::program("/usr/lib/podman/aardvark-dns"));
+    need!(need::root(), need::netpath());
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::with(&topology, &[])?;

@@ -37,7 +37,7 @@ fn as_an_array_with_iptables() -> Result<()> {
 
 fn example(shape: Shape, rung: Rung) -> Result<()> {
     // Netavark 1.4.0 knows no routes, no host_interface_name and no array.
-    need!(need::netpath(), need::rung(rung), need::program("/usr/lib/podman/aardvark-dns"));
+    need!(need::netpath(), need::rung(rung));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;

@@ -55,6 +55,7 @@ mod local;
 mod macvlan;
 mod masquerade;
 mod matrix;
+mod names;
 mod new_uplink;
 mod options;
 mod policy;

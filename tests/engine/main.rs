@@ -10,6 +10,7 @@ extern crate support;
 
 mod faults;
 mod lifecycle;
+mod names;
 mod networks;
 mod publish;
 mod rootless;
@@ -64,6 +65,9 @@ cases! {
         reload_keeps_a_container_reachable
         many_containers_start_and_go_at_once
         commands_in_mount_namespaces_of_their_own_share_the_programs;
+    names:
+        names_of_several_networks_are_known_in_every_form
+        names_outlive_a_killed_agent_and_are_listed;
     networks:
         a_container_is_reached_on_both_of_its_networks
         a_network_is_connected_and_disconnected_while_running

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod bpf;
 pub mod denied;
 pub mod dhcp;
+pub mod dns;
 pub mod echo;
 pub mod example;
 pub mod expect;

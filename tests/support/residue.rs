@@ -37,7 +37,7 @@ impl Snapshot {
         put("sysctl", sysctls(host));
         let cookie = format!("{:x}", host.cookie());
         // The agent creates its log and its socket at any time, and rewrites its list of served containers at its first look.
-        const ITS_OWN: [&str; 3] = ["/agent.log", "/agent.sock", "/served"];
+        const ITS_OWN: [&str; 4] = ["/agent.log", "/agent.sock", "/served", "/dns"];
         let state = whole_files(&cookie).into_iter();
         put("state", state.filter(|f| !ITS_OWN.iter().any(|own| f.ends_with(own))).collect());
         // Netavark keeps this one for ever too: a locked file cannot be removed without a race.

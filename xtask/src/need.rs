@@ -78,7 +78,8 @@ pub(crate) const ENGINE: &[Need] = &[
 ];
 
 /// Required to build the Netavark that the bench compares with.
-pub(crate) const PEER: &[Need] = &[program_of("protobuf compiler", "protoc", "protobuf-compiler")];
+pub(crate) const PEER: &[Need] =
+    &[program_of("protobuf compiler", "protoc", "protobuf-compiler"), program_of("dnsperf", "dnsperf", "dnsperf")];
 
 /// Finds a program in PATH, then in the system's sbin directories.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, e2e, neighbours, fault, engine, vm.
+    /// Only these: checks (object, fmt, clippy, lint), unit, packet, contract, dns, e2e, neighbours, fault, engine, vm.
     /// `e2e::hairpin` runs the tests of e2e whose name contains "hairpin"
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
@@ -29,8 +29,8 @@ pub(crate) struct Args {
 }
 
 /// Suites of the `tests` package, and how many of their tests may run in parallel: they mostly wait.
-const SUITES: [(&str, usize); 6] =
-    [("packet", 2), ("contract", 4), ("e2e", 6), ("neighbours", 4), ("fault", 2), ("engine", 2)];
+const SUITES: [(&str, usize); 7] =
+    [("packet", 2), ("contract", 4), ("dns", 4), ("e2e", 6), ("neighbours", 4), ("fault", 2), ("engine", 2)];
 /// Packet tests and the core of e2e on other kernels, in virtual machines (`vm/`).
 const VM: &str = "vm";
 const SLOW: [&str; 3] = ["fault", "engine", VM];

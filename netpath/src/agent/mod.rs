@@ -1,5 +1,5 @@
-//! The one resident process: it follows links, addresses, filters and (netfilter rungs) routes of the host, expires flows, and logs
-//! drops.
+//! The one resident process: it answers DNS queries of containers, follows links, addresses, filters and (netfilter rungs) routes of
+//! the host, expires flows, and logs drops.
 //!
 //! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never
 //! waits for the lock, so that a command which ends it under the lock does not wait for long.
@@ -7,10 +7,12 @@
 pub mod dhcp_proxy;
 mod drop_log;
 mod events;
+mod names;
 mod rate_limiter;
 mod requests;
 
 use crate::datapath::filter;
+use crate::dns::inherited::Inherited;
 use crate::link;
 use crate::model::error::{Context, Error, Result};
 use crate::ops::agent::build;
@@ -19,6 +21,7 @@ use crate::state::ProcessId;
 use crate::state::agent::{AgentLock, Holder, LogFile, holder};
 use drop_log::DropLog;
 use events::Events;
+use names::Names;
 use rate_limiter::RateLimiter;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex};
@@ -43,6 +46,7 @@ const REPORT: u32 = 2;
 /// # Errors
 /// It cannot watch the host.
 pub fn run(foreground: bool) -> Result<()> {
+    let inherited = Inherited::of_this_process();
     let host_watch = HostWatch::here()?;
     let dir = host_watch.store.dir().to_owned();
     let handed_over = if foreground { None } else { AgentLock::handed_over(&dir)? };
@@ -70,9 +74,10 @@ pub fn run(foreground: bool) -> Result<()> {
     }
     // As `ps` and `top` show it; a name that is too long is cut.
     let _ = nix::sys::prctl::set_name(c"netpath-agent");
+    let lock = Arc::new(lock);
     lock.write(&Holder { process: ProcessId::this_process(), build: build() })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, &lock));
+    let ended = runtime.context(|| "cannot start the agent".to_owned())?.block_on(watch(host_watch, lock, inherited));
     match &ended {
         Ok(why) => tracing::info!("{why}"),
         Err(e) => tracing::error!("{e}"),
@@ -95,16 +100,20 @@ fn close_inherited_output() {
 }
 
 /// Returns why it ended.
-async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static str> {
+async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inherited) -> Result<&'static str> {
+    let names = Arc::new(Names::new(Arc::clone(&lock), host_watch.store.dir().to_owned()));
     let what = || "cannot watch this host".to_owned();
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
+    let mut hang_up = signal(SignalKind::hangup()).context(what)?;
+    // First: containers may be waiting for it.
+    names.restore(inherited).await;
     let links = Events::all(link::watch().context(what)?).context(what)?;
     // A kernel without nf_tables has no rules in it.
     let filters = filter::watch().and_then(|socket| Events::matching(socket, filter::concerns_rules));
     let mut routes: Option<Events> = None;
     // Without it the agent notices changes of commands a little later.
-    let commands = requests::serve(lock, host_watch.store.dir()).unwrap_or_else(|e| {
+    let commands = requests::serve(&lock, host_watch.store.dir(), Arc::clone(&names)).unwrap_or_else(|e| {
         tracing::warn!(error = %e, "commands cannot reach the agent");
         Arc::default()
     });
@@ -117,12 +126,13 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
     let mut not_before = Instant::now();
     let mut next_look = None;
     tracing::info!(pid = std::process::id(), "watching this host");
-    loop {
+    let ended = loop {
         let when = due.map_or_else(Instant::now, |(when, _)| when);
         tokio::select! {
             biased;
-            _ = terminate.recv() => return Ok("ended by a signal"),
-            _ = interrupt.recv() => return Ok("ended by a signal"),
+            _ = terminate.recv() => break "ended by a signal",
+            _ = interrupt.recv() => break "ended by a signal",
+            _ = hang_up.recv() => names.reload().await,
             () = sleep_until(when), if due.is_some() => {
                 let look = due.take().map_or(Look::IfChanged, |(_, look)| look);
                 // This look sees what these events report.
@@ -143,7 +153,7 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 // After an error the next look is that of the next change or round.
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
-                    Ok(LookResult::NoContainer) => return Ok("the last container is gone"),
+                    Ok(LookResult::NoContainer) => break "the last container is gone",
                     Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
@@ -177,7 +187,9 @@ async fn watch(mut host_watch: HostWatch, lock: &AgentLock) -> Result<&'static s
                 }
             }
         }
-    }
+    };
+    names.close().await;
+    Ok(ended)
 }
 
 /// Waits for the next change. Returns the pause until the look.

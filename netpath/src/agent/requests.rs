@@ -3,6 +3,7 @@
 //! Each connection is a task with a time limit, and their number has a limit too: a client that sends garbage, too much, or nothing
 //! at all only costs itself its connection.
 
+use super::names::Names;
 use crate::state::agent::AgentLock;
 use crate::state::agent_socket::{self, Answer, MAX_LINE, Request};
 use std::io;
@@ -16,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 /// Further ones wait in the queue of the socket.
 const CONNECTIONS: usize = 16;
-/// From the beginning of a connection to its end.
+/// For a request, and for a client to take an answer.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 /// After an error, which is mostly a lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -25,22 +26,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The socket cannot be created.
-pub(super) fn serve(lock: &AgentLock, dir: &Path) -> io::Result<Arc<Notify>> {
+pub(super) fn serve(lock: &AgentLock, dir: &Path, names: Arc<Names>) -> io::Result<Arc<Notify>> {
     let listener = UnixListener::from_std(agent_socket::listen(lock, dir)?)?;
     let look = Arc::new(Notify::new());
-    tokio::spawn(accept(listener, Arc::clone(&look)));
+    tokio::spawn(accept(listener, Arc::clone(&look), names));
     Ok(look)
 }
 
-async fn accept(listener: UnixListener, look: Arc<Notify>) {
+async fn accept(listener: UnixListener, look: Arc<Notify>, names: Arc<Names>) {
     let free = Arc::new(Semaphore::new(CONNECTIONS));
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let look = Arc::clone(&look);
+                let (look, names) = (Arc::clone(&look), Arc::clone(&names));
                 tokio::spawn(async move {
-                    if let Ok(Err(e)) = timeout(TIME_LIMIT, answer(stream, &look)).await {
+                    if let Err(e) = answer(stream, &look, &names).await {
                         tracing::debug!(error = %e, "a client of the agent's socket has disconnected");
                     }
                     drop(permit);
@@ -54,24 +55,30 @@ async fn accept(listener: UnixListener, look: Arc<Notify>) {
     }
 }
 
-async fn answer(stream: UnixStream, look: &Notify) -> io::Result<()> {
+async fn answer(stream: UnixStream, look: &Notify, names: &Names) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        if (&mut stream).take(MAX_LINE).read_until(b'\n', &mut line).await? == 0 {
+        if timeout(TIME_LIMIT, (&mut stream).take(MAX_LINE).read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
-        match serde_json::from_slice(&line) {
-            Ok(Request::Look) => look.notify_one(),
-            Ok(Request::Ping) => {
-                let pong = Answer::Pong { pid: std::process::id() };
-                stream.write_all(&agent_socket::line(&pong)?).await?;
+        let answer = match serde_json::from_slice(&line) {
+            Ok(Request::Look) => {
+                look.notify_one();
+                continue;
             }
+            Ok(Request::Ping) => Answer::Pong { pid: std::process::id() },
+            Ok(Request::Names(place)) => match names.serve(place).await {
+                Ok(loaded) => Answer::Names { failed: loaded.failed },
+                Err(e) => Answer::Error { text: e.to_string() },
+            },
+            Ok(Request::Counts) => Answer::Counts { servers: names.counts().await },
             Err(e) => {
                 let error = Answer::Error { text: e.to_string() };
                 return stream.write_all(&agent_socket::line(&error)?).await;
             }
-        }
+        };
+        timeout(TIME_LIMIT, stream.write_all(&agent_socket::line(&answer)?)).await??;
     }
 }
 
@@ -103,9 +110,10 @@ mod tests {
             let end = Arc::new(Notify::new());
             let (served, ended, place) = (std::sync::mpsc::channel(), Arc::clone(&end), dir.clone());
             let thread = std::thread::spawn(move || {
-                let lock = AgentLock::take(&place).expect("a lock").expect("a free lock");
+                let lock = Arc::new(AgentLock::take(&place).expect("a lock").expect("a free lock"));
+                let names = Arc::new(Names::new(Arc::clone(&lock), place.clone()));
                 runtime().block_on(async {
-                    served.0.send(serve(&lock, &place).expect("a socket")).expect("a test that waits");
+                    served.0.send(serve(&lock, &place, names).expect("a socket")).expect("a test that waits");
                     ended.notified().await;
                 });
             });

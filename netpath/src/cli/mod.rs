@@ -6,7 +6,7 @@ mod table;
 use crate::agent::dhcp_proxy;
 use crate::datapath::inspect::Level;
 use crate::model::error::Error;
-use crate::observe::{Host, doctor, monitor, ports, status};
+use crate::observe::{Host, doctor, monitor, names, ports, status};
 use crate::ops::{self, gc, install, preload};
 use crate::state::installed::Root;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -48,6 +48,23 @@ enum Verb {
     },
     /// List published ports and the containers that own them
     Ports {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the names of containers, or look one up as a container would see it
+    Dns {
+        /// The name to look up
+        #[arg(requires = "client")]
+        name: Option<String>,
+        /// The container that asks: a name, the beginning of its id, or its address
+        #[arg(long = "as", value_name = "CONTAINER", requires = "name")]
+        client: Option<String>,
+        /// The type of records to look up
+        #[arg(long = "type", value_name = "TYPE", default_value = "A")]
+        kind: String,
+        /// The engine's directory of network files, if the agent does not serve it
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },
@@ -185,6 +202,16 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             let ports = ports::ports(host)?;
             if output.json { print::json_list("ports", &ports)? } else { print::ports(&ports) }
         }
+        Verb::Dns { name, client, kind, dir, output } => match name.zip(client) {
+            Some((name, client)) => {
+                let told = names::ask(host, dir, &name, &kind, &client)?;
+                if output.json { print::json(&told)? } else { print::told(&told) }
+            }
+            None => {
+                let names = names::names(host, dir)?;
+                if output.json { print::json(&names)? } else { print::names(&names) }
+            }
+        },
         Verb::Monitor { show, output } => {
             let level = match show {
                 Show::Drops => Level::Drops,

@@ -2,8 +2,10 @@
 
 use super::table::Table;
 use crate::datapath::inspect::{Flow, Volume};
+use crate::dns::inspect::Told;
 use crate::model::error::{Context, Error};
 use crate::observe::doctor::Report;
+use crate::observe::names::Names;
 use crate::observe::ports::PortLine;
 use crate::observe::status::Status;
 use crate::observe::traffic::NetworkLine;
@@ -66,6 +68,53 @@ fn changed(changes: &[Change], dry_run: bool, none: &str, next: &str) -> String 
         (_, true) => lines,
         (_, false) => lines + next,
     }
+}
+
+pub(super) fn names(names: &Names) -> String {
+    if names.networks.is_empty() {
+        return "no network has names\n".into();
+    }
+    let list = |addresses: &[std::net::IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let mut table = Table::new(&["network", "container", "names", "addresses"]);
+    for network in &names.networks {
+        let internal = if network.internal { " (internal)" } else { "" };
+        table.row([format!("{}{internal}", network.name), "(server)".into(), String::new(), list(&network.listen)]);
+        for line in names.names.iter().filter(|l| l.network == network.name) {
+            let id: String = line.container.chars().take(12).collect();
+            table.row([String::new(), id, line.names.join(" "), list(&line.addresses)]);
+        }
+    }
+    let mut out = table.to_string();
+    for server in names.servers.iter().filter_map(|s| s.as_array()).flatten() {
+        let count = |name: &str| server["counts"][name].as_u64().unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "\nqueries   {} by UDP, {} by TCP\nanswers   {} addresses, {} pointers, {} without data, {} unknown, {} from the cache\n\
+             forwards  {}, {} failed",
+            count("udp_queries"),
+            count("tcp_queries"),
+            count("addresses"),
+            count("pointers"),
+            count("no_data"),
+            count("no_such_name"),
+            count("cached"),
+            count("forwarded"),
+            count("failed"),
+        );
+    }
+    out
+}
+
+pub(super) fn told(told: &Told) -> String {
+    let by = match told.forwarded_to.as_slice() {
+        [] => "netpath".to_owned(),
+        servers => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
+    };
+    let mut out = format!("{} {} for {}: {}, from {by}\n", told.name, told.kind, told.client, told.code);
+    for record in &told.records {
+        let _ = writeln!(out, "{} {} {} {}", record.name, record.ttl, record.kind, record.data);
+    }
+    out
 }
 
 pub(super) fn status(status: &Status) -> String {

@@ -1,13 +1,15 @@
-//! Drives aardvark-dns: one file per network below `<config>/aardvark-dns`, a lock beside it, SIGHUP after a change.
+//! The files of aardvark-dns: one per network below `<config>/aardvark-dns`, a lock beside it. Whatever serves them is told of changes.
 //!
 //! Callers keep this order: [`Aardvark::check`] before any change, [`Aardvark::add`] once the links exist (the server binds
 //! the gateways), [`Aardvark::remove`] before they are deleted, which also undoes `add`. All three can be repeated. Files,
 //! lock and process are compatible with a netavark that uses the same directory.
 
-use super::process::{PID_FILE, Process};
+use super::files::INTERNAL;
+use super::pid_file::NAME as PID_FILE;
+use super::process::Process;
 use super::zone::{Entry, Zone};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Endpoint, Network, Record};
+use crate::model::{Network, Record};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -16,12 +18,9 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Suffix of the file of an internal network, for which the server forwards no queries.
-const INTERNAL: &str = "%int";
-
 pub struct Aardvark {
-    /// `None`: the engine has no aardvark-dns; nothing is written or started.
-    binary: Option<PathBuf>,
+    /// Otherwise the engine wants no DNS; nothing is written or started.
+    is_wanted: bool,
     config: PathBuf,
     dir: PathBuf,
     port: u16,
@@ -29,10 +28,20 @@ pub struct Aardvark {
 }
 
 impl Aardvark {
-    /// `config`: the engine's run-time directory. `binary`: empty if the engine has no aardvark-dns.
+    /// `config`: the engine's run-time directory. `binary`: what the engine would start; empty if it wants no DNS.
     pub fn new(config: &Path, binary: &Path, port: u16, rootless: bool) -> Self {
-        let binary = (!binary.as_os_str().is_empty()).then(|| binary.to_owned());
-        Self { binary, config: config.to_owned(), dir: config.join("aardvark-dns"), port, rootless }
+        Self {
+            is_wanted: !binary.as_os_str().is_empty(),
+            config: config.to_owned(),
+            dir: config.join("aardvark-dns"),
+            port,
+            rootless,
+        }
+    }
+
+    /// The port of the server.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Rejects upstream servers that would make aardvark-dns forward queries to itself. Changes nothing.
@@ -57,12 +66,12 @@ impl Aardvark {
         Ok(())
     }
 
-    /// Adds entries for the containers of `records` and reloads the server, or starts it and waits until it is ready.
+    /// Adds entries for the containers of `records`, and has them served: `serve` is given the addresses that must be listened on.
     /// Networks without DNS are skipped.
     ///
     /// # Errors
     /// A file cannot be written, or the server does not start. The entries are removed again.
-    pub fn add(&self, records: &[&Record]) -> Result<()> {
+    pub fn add(&self, records: &[&Record], serve: impl Fn(&Process<'_>, &[IpAddr]) -> Result<()>) -> Result<()> {
         let records: Vec<&Record> =
             records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
         let Some(process) = self.process().filter(|_| !records.is_empty()) else { return Ok(()) };
@@ -70,7 +79,8 @@ impl Aardvark {
         let _lock = self.lock()?;
         // Under the lock: removing the last entry removes the directory.
         std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
-        let added = records.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| self.notify(&process, &records));
+        let listen: Vec<IpAddr> = records.iter().flat_map(|r| gateways(&r.network)).collect();
+        let added = records.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| serve(&process, &listen));
         if added.is_err() {
             for record in &records {
                 if let Err(e) = self.remove_entry(record) {
@@ -140,14 +150,13 @@ impl Aardvark {
         }
         self.remove_lock();
         if changed {
-            process.reload(false)?;
+            process.reload()?;
         }
         Ok(())
     }
 
     fn process(&self) -> Option<Process<'_>> {
-        let binary = self.binary.as_deref()?;
-        Some(Process { binary, dir: &self.dir, port: self.port, rootless: self.rootless })
+        self.is_wanted.then_some(Process { dir: &self.dir, port: self.port, rootless: self.rootless })
     }
 
     fn lock(&self) -> Result<Flock<File>> {
@@ -190,7 +199,7 @@ impl Aardvark {
         let path = self.file(&network.name, network.internal)?;
         let before = read(&path)?;
         let mut zone = before.clone().unwrap_or_default();
-        zone.set_header(&gateways(network).collect::<Vec<_>>(), &network.dns_servers);
+        zone.set_header(&gateways(network).collect::<Vec<_>>(), &network.dns_servers, network.dns_ttl);
         zone.put(&entry);
         if before.as_ref() == Some(&zone) { Ok(()) } else { self.write(&path, &zone) }
     }
@@ -217,24 +226,10 @@ impl Aardvark {
         Ok(changed)
     }
 
-    /// Reloads the server, or starts it if it does not run.
-    fn notify(&self, process: &Process<'_>, records: &[&Record]) -> Result<()> {
-        if process.reload(true)? {
-            return Ok(());
-        }
-        let test_query = records.first().and_then(|r| {
-            // Wrong aliases were warned of when the entry was added.
-            let endpoint = Endpoint { aliases: Vec::new(), ..r.endpoint.clone() };
-            let entry = Entry::of(&Record { endpoint, ..(*r).clone() }).ok()?;
-            Some((entry.name().to_owned(), gateways(&r.network).next()?))
-        });
-        process.start(test_query.as_ref().map(|(name, server)| (name.as_str(), *server)))
-    }
-
     /// After entries were removed: reloads the server, or stops it and removes its directory if no network is left.
     fn reload_or_stop(&self, process: &Process<'_>) {
         if !self.is_empty() {
-            if let Err(e) = process.reload(true) {
+            if let Err(e) = process.reload() {
                 tracing::warn!("{e}");
             }
             return;

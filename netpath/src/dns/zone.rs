@@ -1,9 +1,11 @@
 //! Format of the file that aardvark-dns reads for each network.
 //!
-//! First line: the addresses to listen on, separated by commas, then a space and the network's upstream servers, if any.
+//! First line: the addresses to listen on, separated by commas, then a space and the network's upstream servers, if any. A further
+//! column is netpath's own: `ttl=SECONDS`.
 //! Each further line: `id v4,v4 v6,v6 name,name[ server,server]`, one space between columns, empty columns kept.
 //! Source: aardvark-dns, src/config/mod.rs.
 
+use super::files::TTL;
 use crate::model::Record;
 use crate::model::error::{Error, Result};
 use ipnet::IpNet;
@@ -40,17 +42,25 @@ impl Zone {
         self.lines.is_empty()
     }
 
-    pub(super) fn set_header(&mut self, listen: &[IpAddr], servers: &[IpAddr]) {
+    pub(super) fn set_header(&mut self, listen: &[IpAddr], servers: &[IpAddr], ttl: u32) {
         self.header = join(listen);
+        if ttl != 0 {
+            let _ = write!(self.header, "  {TTL}{ttl}");
+        }
         self.set_servers(servers);
     }
 
     /// Replaces the second column of the header.
     pub(super) fn set_servers(&mut self, servers: &[IpAddr]) {
-        let listen = self.header.split(' ').next().unwrap_or_default().to_owned();
+        let mut columns = self.header.split(' ').map(str::to_owned);
+        let listen = columns.next().unwrap_or_default();
+        let others: Vec<String> = columns.skip(1).collect();
         self.header = listen;
-        if !servers.is_empty() {
+        if !servers.is_empty() || !others.is_empty() {
             let _ = write!(self.header, " {}", join(servers));
+        }
+        for other in others {
+            let _ = write!(self.header, " {other}");
         }
     }
 
@@ -112,11 +122,6 @@ impl Entry {
         Ok(Self { id: id.clone(), v4, v6, names, servers: record.endpoint.dns_servers.clone() })
     }
 
-    /// A name of the container, for a test query.
-    pub(super) fn name(&self) -> &str {
-        self.names.first().map_or(self.id.as_str(), String::as_str)
-    }
-
     fn line(&self) -> String {
         let mut line = format!("{} {} {} {}", self.id, join(&self.v4), join(&self.v6), self.names.join(","));
         if !self.servers.is_empty() {
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn a_zone_is_written_in_the_format_of_aardvark_dns() {
         let mut z = Zone::default();
-        z.set_header(&[ip("10.89.7.1"), ip("fd41:7::1")], &[ip("9.9.9.9"), ip("1.1.1.1")]);
+        z.set_header(&[ip("10.89.7.1"), ip("fd41:7::1")], &[ip("9.9.9.9"), ip("1.1.1.1")], 0);
         z.put(&entry("abc", &["10.89.7.5"], &["fd41:7::5"], &["shop", "www"], &["9.9.9.9"]));
         z.put(&entry("def", &["10.89.7.6"], &[], &["db"], &[]));
         z.put(&entry("eee", &[], &["fd41:7::7"], &["six"], &[]));
@@ -202,6 +207,10 @@ mod tests {
         assert_eq!("10.0.0.1,fd00::1 9.9.9.9\nabc 10.0.0.2  x 1.1.1.1\n", z.text());
         z.set_servers(&[]);
         assert_eq!("10.0.0.1,fd00::1\nabc 10.0.0.2  x 1.1.1.1\n", z.text());
+        z.set_header(&[ip("10.0.0.1")], &[], 60);
+        assert_eq!("10.0.0.1  ttl=60\nabc 10.0.0.2  x 1.1.1.1\n", z.text());
+        z.set_servers(&[ip("9.9.9.9")]);
+        assert_eq!("10.0.0.1 9.9.9.9 ttl=60\nabc 10.0.0.2  x 1.1.1.1\n", z.text());
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             dhcp: false,
             dns: false,
             dns_addresses: None,
+            dns_port: network::DNS_PORT,
             dns_servers: Vec::new(),
+            dns_ttl: 0,
         },
         endpoint: Endpoint {
             interface: name("eth0"),

@@ -122,6 +122,9 @@ impl std::fmt::Display for Route {
     }
 }
 
+/// Where resolvers ask.
+pub const DNS_PORT: u16 = 53;
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Network {
     pub name: String,
@@ -164,8 +167,26 @@ pub struct Network {
     /// The addresses of the network's DNS server, if they are not the gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_addresses: Option<Vec<IpAddr>>,
+    /// The port that it listens on; containers ask port 53.
+    #[serde(default = "dns_port", skip_serializing_if = "is_dns_port")]
+    pub dns_port: u16,
     /// Upstream servers of this network's DNS.
     pub dns_servers: Vec<IpAddr>,
+    /// Seconds for which clients may keep answers about its containers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dns_ttl: u32,
+}
+
+fn dns_port() -> u16 {
+    DNS_PORT
+}
+
+fn is_dns_port(port: &u16) -> bool {
+    *port == DNS_PORT
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 fn yes() -> bool {

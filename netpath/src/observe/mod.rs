@@ -4,6 +4,7 @@
 pub mod doctor;
 mod installed;
 pub mod monitor;
+pub mod names;
 pub mod ports;
 pub mod status;
 pub mod traffic;

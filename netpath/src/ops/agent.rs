@@ -3,17 +3,19 @@
 
 use crate::datapath::IdleState;
 use crate::datapath::{keep_loaded, ladder};
-use crate::dns::scope_runner;
+use crate::dns::inherited;
+use crate::dns::process::own_program;
 use crate::model::error::{Context, Error, Result};
 use crate::state::ProcessId;
 use crate::state::Store;
 use crate::state::agent::{self, AgentLock, Holder};
 use crate::state::agent_socket;
+use crate::state::dns_places;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// `off`: no command starts one.
@@ -22,6 +24,8 @@ const SWITCH: &str = "NETPATH_AGENT";
 const END_LIMIT_MS: i32 = 2_000;
 /// Between the lock and the name of its holder in it.
 const NAMING_LIMIT: Duration = Duration::from_millis(200);
+/// The DNS sockets of an agent that this command has ended, for the next one.
+static HANDED_OVER: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 /// Identifies this binary: commands of one build do not leave the host to an agent of another.
 pub fn build() -> String {
@@ -32,6 +36,27 @@ pub fn build() -> String {
 /// Whether commands start none.
 pub fn is_off() -> bool {
     std::env::var(SWITCH).is_ok_and(|v| v == "off")
+}
+
+pub(super) fn is_running(store: &Store) -> bool {
+    agent::holder(store.dir()).is_some()
+}
+
+/// # Errors
+/// It cannot be started.
+pub(super) fn start_if_missing(store: &Store) -> Result<()> {
+    if is_running(store) { Ok(()) } else { start(store) }
+}
+
+/// Ends an agent that hangs.
+///
+/// # Errors
+/// It cannot be ended.
+pub(super) fn kill(store: &Store) -> Result<()> {
+    match agent::holder(store.dir()) {
+        Some(holder) => end_by(holder.process, &[libc::SIGKILL], &[]),
+        None => Ok(()),
+    }
 }
 
 /// After a command has changed the host: tells the agent to look at it, or starts one if the host has containers. A host is served
@@ -62,19 +87,30 @@ fn start(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// Detached: in a session of its own, without the caller's descriptors, since an engine waits until every process has closed the
-/// command's output. The lock is its standard input.
+/// The lock is its standard input; it inherits the DNS sockets of an agent that this command has ended.
 fn command(lock: &AgentLock) -> Result<Command> {
     let level = tracing::level_filters::LevelFilter::current().max(tracing::level_filters::LevelFilter::INFO);
     let mut command = detached(&level.to_string().to_lowercase());
-    command.arg("agent").stdin(Stdio::from(lock.hand_over()?));
+    let sockets = std::mem::take(&mut *HANDED_OVER.lock().unwrap_or_else(PoisonError::into_inner));
+    let numbers: Vec<String> = sockets.iter().map(|s| s.as_raw_fd().to_string()).collect();
+    command.arg("agent").env(inherited::VARIABLE, numbers.join(",")).stdin(Stdio::from(lock.hand_over()?));
+    // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
+    unsafe {
+        // After that of `detached`, which closes everything.
+        command.pre_exec(move || {
+            for socket in &sockets {
+                libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, 0);
+            }
+            Ok(())
+        });
+    }
     Ok(command)
 }
 
-/// This binary, as a process that outlives the command.
+/// This binary, as a process that outlives the command: in a session of its own, without the caller's descriptors, since an
+/// engine waits until every process has closed the command's output.
 pub(super) fn detached(level: &str) -> Command {
-    let own = std::env::current_exe().ok().filter(|p| p.is_file());
-    let mut command = program(own.as_deref(), scope_runner().as_deref());
+    let mut command = own_program(false);
     command
         .current_dir("/")
         .env("RUST_LOG", format!("netpath={level}"))
@@ -86,32 +122,17 @@ pub(super) fn detached(level: &str) -> Command {
     // SAFETY: only bare system calls on numbers; nothing is allocated or locked between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            // A signal that is ignored here is ignored after exec too, and could not end the agent.
+            // A signal that is ignored here is ignored after exec too, and could not end the process.
             for signal in [libc::SIGTERM, libc::SIGINT] {
                 libc::signal(signal, libc::SIG_DFL);
             }
             libc::setsid();
-            // Inherited descriptors are closed by exec. Kernels before 5.11 refuse; then the agent has them too.
+            // Inherited descriptors are closed by exec. Kernels before 5.11 refuse; then the process has them too.
             libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             Ok(())
         });
     }
     command
-}
-
-/// `own`: the path of this binary, if it still exists; `runner`: systemd-run.
-fn program(own: Option<&Path>, runner: Option<&Path>) -> Command {
-    match (own, runner) {
-        // Otherwise the agent would be in the scope of the first container, and be killed with it.
-        (Some(own), Some(runner)) => {
-            let mut command = Command::new(runner);
-            command.args(["-q", "--scope", "--"]).arg(own);
-            command
-        }
-        (Some(own), None) => Command::new(own),
-        // The binary was replaced. The runner would take this path for its own binary.
-        (None, _) => Command::new("/proc/self/exe"),
-    }
 }
 
 /// Ends an agent of another build, which would change what this command writes.
@@ -122,7 +143,8 @@ pub fn stop_others(store: &Store) -> Result<()> {
     match agent::holder(store.dir()) {
         Some(holder) if holder.process != ProcessId::this_process() && holder.build != build() => {
             tracing::info!(pid = holder.process.pid, build = holder.build, "the agent of another build is replaced");
-            end(holder.process)
+            let ports: Vec<u16> = dns_places::read(store.dir()).iter().map(|p| p.port).collect();
+            end_by(holder.process, &[libc::SIGTERM, libc::SIGKILL], &ports)
         }
         _ => Ok(()),
     }
@@ -161,6 +183,11 @@ pub fn stop(store: &Store) -> Result<()> {
 /// # Errors
 /// It cannot be ended.
 pub fn end(process: ProcessId) -> Result<()> {
+    end_by(process, &[libc::SIGTERM, libc::SIGKILL], &[])
+}
+
+/// `ports`: its sockets there go to the next agent.
+fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
     let what = || format!("cannot end netpath's process {}", process.pid);
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
@@ -174,10 +201,14 @@ pub fn end(process: ProcessId) -> Result<()> {
     if !process.is_alive() {
         return Ok(());
     }
-    for signal in [libc::SIGTERM, libc::SIGKILL] {
+    if !ports.is_empty() {
+        let sockets = inherited::of_process(process.pid, pidfd.as_fd(), ports);
+        HANDED_OVER.lock().unwrap_or_else(PoisonError::into_inner).extend(sockets);
+    }
+    for signal in signals {
         let nothing = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: takes numbers, and no information.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, nothing, 0) };
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), *signal, nothing, 0) };
         let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry, which the kernel may write to.
         if unsafe { libc::poll(&raw mut wait, 1, END_LIMIT_MS) } > 0 {
@@ -185,21 +216,4 @@ pub fn end(process: ProcessId) -> Result<()> {
         }
     }
     Err(Error::new(what()).because("it ignores SIGKILL"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replaced_binary_is_started_without_the_runner() {
-        let runner = Path::new("/usr/bin/systemd-run");
-        let all = |command: Command| {
-            std::iter::once(command.get_program().to_owned()).chain(command.get_args().map(ToOwned::to_owned)).collect()
-        };
-        let words: Vec<_> = all(program(Some(Path::new("/bin/netpath")), Some(runner)));
-        assert_eq!(vec!["/usr/bin/systemd-run", "-q", "--scope", "--", "/bin/netpath"], words);
-        let words: Vec<_> = all(program(None, Some(runner)));
-        assert_eq!(vec!["/proc/self/exe"], words);
-    }
 }

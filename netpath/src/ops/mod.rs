@@ -6,6 +6,7 @@ mod dhcp;
 pub mod gc;
 pub mod host_watch;
 pub mod install;
+mod names;
 mod port_conflicts;
 pub mod preload;
 mod reconcile;

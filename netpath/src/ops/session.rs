@@ -1,6 +1,6 @@
 //! The state that the steps of one command share, and their implementation on the real host.
 
-use super::{Attached, Leaving, agent, gc, signal, sysctls};
+use super::{Attached, Leaving, agent, gc, names, signal, sysctls};
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::{self, Choice};
@@ -9,7 +9,8 @@ use crate::dns::aardvark::Aardvark;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
-use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds};
+use crate::model::network::DNS_PORT;
+use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds, TranslationPath};
 use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::{self, ProcessId};
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
@@ -219,6 +220,12 @@ impl Session {
         for (driver, record) in self.drivers.iter_mut().zip(&mut self.records) {
             driver.validate(&self.site, record, &there)?;
             record.network.dns_addresses = driver.dns_addresses(&self.site, record)?;
+            record.network.dns_port = self.names.port();
+            // Only netfilter leads queries to another port.
+            if record.network.dns && record.network.dns_port != DNS_PORT && record.network.path == TranslationPath::Auto
+            {
+                record.network.path = TranslationPath::Kernel;
+            }
         }
         let last = there.iter().map(|k| k.record.order).max().unwrap_or(0);
         let is_served = |r: &Record| r.network.bridge().is_some();
@@ -323,7 +330,13 @@ impl Host for Session {
             Step::Unlock => self.release_lock().map(|()| Done::Changed(Undo::Lock)),
             Step::Keep(record) => self.keep(record),
             Step::Share { at, .. } => self.drivers[*at].share(&self.site, *at, &self.records[*at]),
-            Step::Loopback => self.loopback(),
+            Step::Loopback => {
+                // Records are there by now, without which it would end. It gets ready while the links are made.
+                if self.records.iter().any(|r| r.network.dns) && !agent::is_off() {
+                    agent::start_if_missing(&self.site.store)?;
+                }
+                self.loopback()
+            }
             Step::Connect { at, .. } => self.connect(*at),
             Step::Settings { at, .. } => self.settings(*at),
             Step::Address { at, address, .. } => self.address(*at, *address),
@@ -333,7 +346,8 @@ impl Host for Session {
             Step::Link { at } => self.write_links(*at),
             Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
-                self.names.add(&self.records.iter().collect::<Vec<_>>())?;
+                let records: Vec<_> = self.records.iter().collect();
+                self.names.add(&records, |process, listen| names::serve(&self.site.store, process, listen))?;
                 Ok(Done::Changed(Undo::Unname))
             }
             Step::Commit => self.commit(),

@@ -57,6 +57,8 @@ files! {
     /// Locked by the agent while it lives.
     AgentLock = "agent",
     AgentLog = "agent.log",
+    /// The directories whose names the agent serves.
+    Dns = "dns",
     /// The agent listens on it.
     AgentSocket = "agent.sock",
 }
@@ -78,7 +80,7 @@ impl File {
     }
 
     pub(super) fn is_of_agent(name: &str) -> bool {
-        [Self::AgentLock, Self::AgentLog, Self::AgentSocket].iter().any(|file| file.name() == name)
+        [Self::AgentLock, Self::AgentLog, Self::AgentSocket, Self::Dns].iter().any(|file| file.name() == name)
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod agent_socket;
+pub mod dns_places;
 mod files;
 pub mod incumbent;
 pub mod installed;

@@ -38,6 +38,7 @@ for helper in netavark aardvark-dns; do
 done
 if [ -n "$OURS" ]; then
     ln -sf "$OURS" "$BASE/helpers/netavark"
+    ln -sf "$OURS" "$BASE/helpers/aardvark-dns"
 fi
 
 # Each engine talks to the name servers of its host; this one has none.

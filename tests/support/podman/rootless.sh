@@ -100,7 +100,14 @@ echo "ERRORS $(grep -v 'subuid\|single mapping\|shared mount' "$BASE/errors" || 
 echo "PUBLISHED $(page busybox wget -q -O - http://192.0.2.1:8080/)"
 echo "BY NAME $(page podman run --rm --network front bb wget -q -O - http://web/)"
 echo "OUTWARD $(page podman exec web wget -q -O - http://192.0.2.1:9000/)"
-echo "TABLES $(podman unshare --rootless-netns nft list tables | tr '\n' ' ')"
+echo "TABLES $(podman unshare --rootless-netns nft list tables | sort | tr '\n' ' ')"
 podman rm -f -t 0 web >/dev/null
-# Without zombies: this shell reaps none.
-echo "LEFT $(ps -o stat=,comm= -U 1000 | grep -v '^Z' | grep 'netpath\|netavark\|aardvark\|slirp' || true)"
+# Without zombies: this shell reaps none. The last ones may be ending.
+left() {
+    ps -o stat=,comm= -U 1000 | grep -v '^Z' | grep 'netpath\|netavark\|aardvark\|slirp'
+}
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    left >/dev/null || break
+    sleep 0.2
+done
+echo "LEFT $(left || true)"

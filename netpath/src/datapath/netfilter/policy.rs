@@ -17,7 +17,10 @@
 //!
 //! Semantics: docs/architecture.md.
 
-use super::rules::{Body, Chain, Family, Hook, Match, Place, Ports, Rule, Ruleset, State, Table, Target, Verdict};
+use super::rules::{
+    Body, Chain, Family, Hook, Match, Place, Ports, Rule, Ruleset, Shift, State, Table, Target, Translation, Verdict,
+};
+use crate::model::network::DNS_PORT;
 use crate::model::{Desired, HostBind, IfName, Isolation, Network, Proto, Publish, Record, RouteSource};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netpath_common::layout::{NET_ISOLATED, NET_STRICT};
@@ -350,7 +353,9 @@ fn input(filter: &mut Table, bridges: &[Bridge<'_>], family: Family) {
     let guards = bridges.iter().flat_map(|b| guard(b, family)).collect();
     filter.enter(Hook::Input, Place::First, [], "NETPATH_INPUT", guards);
     let accepts = bridges.iter().flat_map(|b| {
-        dns(b, family).map(|[gateway, port]| Rule::new([gateway, b.input(), port], Verdict::Accept)).collect::<Vec<_>>()
+        dns(b, family)
+            .map(|(_, [gateway, port])| Rule::new([gateway, b.input(), port], Verdict::Accept))
+            .collect::<Vec<_>>()
     });
     filter.enter(Hook::Input, Place::LastIfDropping, [], "NETPATH_INPUT_ACCEPT", accepts.collect());
 }
@@ -365,12 +370,11 @@ fn guard(b: &Bridge<'_>, family: Family) -> Vec<Rule> {
 }
 
 fn publish(nat: &mut Table, bridges: &[Bridge<'_>], targets: Vec<Target>, family: Family, loopback6: bool, asks: bool) {
-    if targets.is_empty() {
+    // A published port 53 must not intercept DNS queries to the gateway.
+    let mut dnat: Vec<Rule> = bridges.iter().flat_map(|b| dns(b, family)).map(|(query, _)| query).collect();
+    if targets.is_empty() && dnat.iter().all(|rule| rule.verdict == Verdict::Return) {
         return;
     }
-    // A published port 53 must not intercept DNS queries to the gateway.
-    let names = bridges.iter().flat_map(|b| dns(b, family));
-    let mut dnat: Vec<Rule> = names.map(|matches| Rule::new(matches, Verdict::Return)).collect();
     let mut ports = Vec::new();
     for (proto, name) in [(Proto::Tcp, "NETPATH_TCP"), (Proto::Udp, "NETPATH_UDP"), (Proto::Sctp, "NETPATH_SCTP")] {
         let targets: Vec<Target> = targets.iter().filter(|t| t.publish.proto == proto).cloned().collect();
@@ -489,12 +493,20 @@ fn hairpin(bridges: &[Bridge<'_>]) -> Vec<Rule> {
     bridges.iter().map(|b| Rule::new([b.output()], Verdict::Masquerade)).collect()
 }
 
-/// Matches DNS queries to the gateways of a network.
-fn dns<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Item = [Match; 2]> + 'a {
-    let gateways = bridge.network.gateways().filter(|_| bridge.network.dns).map(|(g, _)| g);
-    gateways.filter(move |g| Family::of(g) == family).flat_map(|gateway| {
+/// For DNS queries to the gateways of a network: the rule that leads them to the server, and what they match behind it.
+fn dns<'a>(bridge: &'a Bridge<'_>, family: Family) -> impl Iterator<Item = (Rule, [Match; 2])> + 'a {
+    let Network { dns: has_dns, dns_port: own, .. } = *bridge.network;
+    let gateways = bridge.network.gateways().filter(move |_| has_dns).map(|(g, _)| g);
+    gateways.filter(move |g| Family::of(g) == family).flat_map(move |gateway| {
         let to = Match::Destination(Family::host_net(gateway));
-        let port = Ports { first: 53, last: 53 };
-        [Proto::Udp, Proto::Tcp].map(|proto| [to.clone(), Match::DestinationPorts(proto, port)])
+        let shift = Shift { host: DNS_PORT, container: own, count: 1 };
+        let verdict = match own {
+            DNS_PORT => Verdict::Return,
+            _ => Verdict::Dnat(Translation { to: gateway, shift: Some(shift) }),
+        };
+        [Proto::Udp, Proto::Tcp].map(|proto| {
+            let at = |port| [to.clone(), Match::DestinationPorts(proto, Ports { first: port, last: port })];
+            (Rule::new(at(DNS_PORT), verdict.clone()), at(own))
+        })
     })
 }

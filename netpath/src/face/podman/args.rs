@@ -148,16 +148,7 @@ const CONTRACT: &str = "2.1.0";
 
 /// The output of `netavark version`. Tools compare `version` with numbers and know netavark's drivers.
 pub(super) fn version() -> String {
-    let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
-    let version = serde_json::json!({
-        "version": CONTRACT,
-        "commit": option_env!("NETPATH_COMMIT").unwrap_or("unknown"),
-        "build_time": env!("NETPATH_BUILD_TIME"),
-        "target": format!("{}-unknown-linux-{libc}", std::env::consts::ARCH),
-        "default_fw_driver": "nftables",
-        "netpath": env!("CARGO_PKG_VERSION"),
-    });
-    format!("{version:#}\n")
+    crate::face::version_json(CONTRACT, Some("nftables"))
 }
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
         // The gateway of such a network is another machine, so no DNS server of netpath can listen on it.
         dns: *dns?.value && !on_parent,
         dns_addresses: None,
+        dns_port: crate::model::network::DNS_PORT,
         dns_servers,
+        dns_ttl: options.dns_ttl,
     };
     if has_addresses {
         network.routes = routes(node, &network);

@@ -20,6 +20,8 @@ pub(super) struct Options {
     pub direct: bool,
     pub masquerade: bool,
     pub xdp: Xdp,
+    /// Seconds.
+    pub dns_ttl: u32,
     pub allow: Allow,
 }
 
@@ -41,7 +43,14 @@ struct Ports {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { path: TranslationPath::Auto, direct: false, masquerade: true, xdp: Xdp::Auto, allow: Allow::default() }
+        Self {
+            path: TranslationPath::Auto,
+            direct: false,
+            masquerade: true,
+            xdp: Xdp::Auto,
+            dns_ttl: 0,
+            allow: Allow::default(),
+        }
     }
 }
 
@@ -83,6 +92,11 @@ impl Options {
                 "off" => self.xdp = Xdp::Off,
                 _ => node.wrong(format!("{text:?}: expected auto, on or off")),
             },
+            // RFC 2181 §8: 31 bits.
+            "dns_ttl" => match text.parse().ok().filter(|ttl| *ttl <= i32::MAX as u32) {
+                Some(ttl) => self.dns_ttl = ttl,
+                None => node.wrong(format!("{text:?}: expected seconds, 0 to 2147483647")),
+            },
             _ if self.allow.take(name, node) => {}
             _ => unknown(node),
         }
@@ -95,7 +109,7 @@ impl Allow {
         let mut allow = Self::default();
         for (key, node) in entries(endpoint.options()) {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
-            if matches!(name, "path" | "direct" | "masquerade" | "xdp") {
+            if matches!(name, "path" | "direct" | "masquerade" | "xdp" | "dns_ttl") {
                 node.wrong("this is an option of the network, not of a container");
                 continue;
             }
@@ -199,7 +213,9 @@ fn ports_of(publish: &Publish) -> RangeInclusive<u16> {
 }
 
 fn unknown(node: &Node<'_, String>) {
-    node.wrong("netpath has no option of that name; it has path, direct, masquerade, xdp, allow and allow.PORT");
+    node.wrong(
+        "netpath has no option of that name; it has path, direct, masquerade, xdp, dns_ttl, allow and allow.PORT",
+    );
 }
 
 fn flag(node: &Node<'_, String>) -> Option<bool> {

@@ -72,6 +72,8 @@ pub(super) fn network(info: &Node<'_, wire::Network>, name: &str, attachment: At
         dhcp: false,
         dns: false,
         dns_addresses: None,
+        dns_port: crate::model::network::DNS_PORT,
         dns_servers: Vec::new(),
+        dns_ttl: 0,
     })
 }
