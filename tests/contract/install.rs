@@ -178,7 +178,11 @@ fn doctor_finds_what_is_missing_left_over_or_in_front() -> Result<()> {
             "netpath install podman; rm /usr/local/lib/systemd/system/netpath-preload.service",
             Some("netpath-preload.service is missing"),
         ),
-        ("netpath install podman; rm /usr/local/libexec/podman/netavark", Some("is left over")),
+        (
+            "netpath install podman; rm /usr/local/libexec/podman/netavark",
+            Some("netavark is missing where Podman looks"),
+        ),
+        ("netpath install podman; rm /usr/local/libexec/podman/*", Some("is left over")),
         (
             "netpath install podman; echo >> /usr/local/lib/systemd/system/netpath-preload.service",
             Some("is of another version"),

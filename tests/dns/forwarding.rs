@@ -86,6 +86,37 @@ fn a_dead_server_costs_a_moment_once_and_without_any_the_client_is_told() -> Res
 }
 
 #[test]
+fn a_failure_of_every_server_is_told_at_once_and_a_lost_question_is_asked_again() -> Result<()> {
+    need!(need::root(), need::netpath());
+    let rig = rig(&format!("nameserver {OUTSIDE4}\n"))?;
+    let questions = AtomicUsize::new(0);
+    // Names of `lost.` have no answer to the first question, those of `bad.` never a good one.
+    let server = upstream(
+        &rig,
+        OUTSIDE4,
+        Arc::new(move |question, _| {
+            let name = question.queries.first()?.name().to_ascii().to_ascii_lowercase();
+            let mut answer = answer_with(question, &["198.51.100.7".parse().ok()?], 60);
+            if name.ends_with("bad.") {
+                answer = answer_with(question, &[], 60);
+                answer.metadata.response_code = Code::ServFail;
+            } else if questions.fetch_add(1, Ordering::SeqCst) == 0 {
+                return None;
+            }
+            answer.to_vec().ok()
+        }),
+    )?;
+    rig.start(&[])?;
+    let client = rig.client();
+    let begun = Instant::now();
+    let failure = client.ask("name.bad.", Type::A)?;
+    ensure!(failure.metadata.response_code == Code::ServFail, "{failure:?}");
+    ensure!(begun.elapsed() < Duration::from_millis(500) * support::host::patience(), "{:?}", begun.elapsed());
+    ensure!(client.addresses("name.lost.", Type::A)? == one("198.51.100.7"), "asked {} times", server.asked());
+    Ok(())
+}
+
+#[test]
 fn servers_of_containers_and_networks_come_before_those_of_the_host() -> Result<()> {
     need!(need::root(), need::netpath());
     let rig = rig("nameserver 192.0.2.2\n")?;

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 use support::agent::watching;
+use support::host::patience;
 use support::need;
 use support::netavark::{Document, Network, Rung};
 use support::topology::{Family, Topology};
@@ -31,6 +32,8 @@ fn a_client_on_it_is_served_by_the_container_or_waits(rung: Rung) -> Result<()> 
         let conmon = host.run(|| free(|| TcpListener::bind(unspecified)))?;
         conmon.set_nonblocking(true)?;
         watching(rig.topology)?;
+        // The agent loads the program after its first look.
+        std::thread::sleep(Duration::from_secs(1) * patience());
         for n in 101..107 {
             let family = if n % 2 == 0 { Family::V4 } else { Family::V6 };
             let ([own, peer], link) = (ends(family, n), format!("up{n}"));

@@ -78,8 +78,15 @@ pub(crate) fn names_the_change(error: &str, input: &[u8], changes: &[Change]) ->
 
 /// The paths at the start of the mistakes of a text: `…input: networks[0].name: it is missing; dns_servers: …`.
 fn named_paths(error: &str) -> Vec<String> {
-    const TOP: [&str; 6] =
-        ["container_id", "container_name", "dns_servers", "port_mappings", "networks", "network_info"];
+    const TOP: [&str; 7] = [
+        "container_id",
+        "container_name",
+        "container_hostname",
+        "dns_servers",
+        "port_mappings",
+        "networks",
+        "network_info",
+    ];
     let Some((_, mistakes)) = error.split_once("network options: ") else { return Vec::new() };
     let mut named = Vec::new();
     for mistake in mistakes.split("; ") {

@@ -296,6 +296,9 @@ fn whole_files(cookie: &str) -> BTreeSet<String> {
     found
 }
 
+/// The agent loads it at a time of its own, and it ends with the agent.
+const OF_AGENT: &str = "np_new_uplink";
+
 /// Maps that hold the cookie, and programs that use them.
 fn bpf_objects(cookie: u64) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -310,7 +313,7 @@ fn bpf_objects(cookie: u64) -> BTreeSet<String> {
         return found;
     }
     for program in loaded_programs().flatten() {
-        let Some(name) = program.name_as_str().filter(|n| n.starts_with("np_")) else { continue };
+        let Some(name) = program.name_as_str().filter(|n| n.starts_with("np_") && *n != OF_AGENT) else { continue };
         let maps = program.map_ids().ok().flatten().unwrap_or_default();
         if maps.iter().any(|id| ours.contains(id)) {
             found.insert(format!("program {name}"));

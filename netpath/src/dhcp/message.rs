@@ -82,7 +82,9 @@ pub(super) fn encode(who: &Identity, xid: u32, seconds: u16, ask: &Ask<'_>) -> R
 
 /// `None`: it is no answer to `xid`, or nothing that can be used.
 pub(super) fn decode(bytes: &[u8], xid: u32, who: &Identity, from: [u8; 6]) -> Option<Reply> {
-    let message = Message::from_bytes(bytes).ok().filter(|m| m.xid() == xid && m.chaddr().starts_with(&who.mac))?;
+    // The length first: `chaddr()` panics where it is too large.
+    let is_answer = |m: &Message| m.xid() == xid && m.hlen() == 6 && m.chaddr() == who.mac;
+    let message = Message::from_bytes(bytes).ok().filter(is_answer)?;
     match message.opts().msg_type()? {
         MessageType::Offer => lease(&message, from).map(Reply::Offer),
         MessageType::Ack => lease(&message, from).map(Reply::Ack),

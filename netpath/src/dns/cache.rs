@@ -15,16 +15,17 @@ const LONGEST_NEGATIVE: u32 = 300;
 /// RFC 9520: a failure is remembered, so that clients that repeat a query do not make the failure worse.
 const FAILURE: u32 = 1;
 
-/// Which questions have the same answer: those of the same name, type and options, sent to the same servers.
+/// Which questions have the same answer: those of the same name, type and options, sent to the same servers. By labels: a label
+/// with a dot is not two labels. Their lengths are below the letters.
 pub(super) type Key = Box<[u8]>;
 
 pub(super) fn key(query: &Query<'_>, upstreams: u64) -> Key {
-    let name = query.name.text();
+    let name = query.labels().to_ascii_lowercase();
     let mut key = Vec::with_capacity(name.len() + 11);
     key.extend_from_slice(&upstreams.to_ne_bytes());
     key.extend_from_slice(&query.kind.to_ne_bytes());
     key.push(query.options());
-    key.extend_from_slice(name);
+    key.extend_from_slice(&name);
     key.into()
 }
 

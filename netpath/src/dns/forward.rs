@@ -34,7 +34,8 @@ pub(super) async fn ask(message: Rc<[u8]>, upstreams: Upstreams, health: Rc<Heal
         let mut silent: Vec<SocketAddr> = Vec::new();
         let mut next = servers.next();
         let mut next_at = tokio::time::Instant::now();
-        loop {
+        // Until all have failed.
+        while next.is_some() || !asked.is_empty() {
             let answer = tokio::select! {
                 biased;
                 () = sleep_until(end) => return last,
@@ -49,8 +50,6 @@ pub(super) async fn ask(message: Rc<[u8]>, upstreams: Upstreams, health: Rc<Heal
                     continue;
                 }
                 Some(answer) = asked.join_next() => answer,
-                // All have failed.
-                else => break,
             };
             let Ok((server, reply)) = answer else { continue };
             let others = silent.iter().position(|s| *s == server).unwrap_or(0);

@@ -42,7 +42,8 @@ impl Process<'_> {
         let pid: i32 = text.trim().parse().ok().filter(|&p| p > 1)?;
         // Empty for a zombie.
         let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let is_agent = cmdline.split(|&b| b == 0).nth(1) == Some(b"agent");
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        let is_agent = name.trim_end() == "netpath-agent" && cmdline.split(|&b| b == 0).nth(1) == Some(b"agent");
         let is_server = is_agent || cmdline.split(|&b| b == 0).any(|arg| same_path(arg, self.dir));
         let pid = Pid::from_raw(pid);
         is_server.then(|| Running { pid, is_agent, is_here: same_netns(pid) })

@@ -14,6 +14,7 @@ const AGAIN: &str = "netpath install podman";
 pub(super) fn findings(root: &Root) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut binary = None;
+    let mut missing = Vec::new();
     for name in NAMES {
         let places = root.helper_dirs()?.into_iter().map(|dir| dir.join(name));
         let there = places.map(|at| Ok((installed::link(&at)?, at))).collect::<Result<Vec<(Found, PathBuf)>>>()?;
@@ -22,7 +23,10 @@ pub(super) fn findings(root: &Root) -> Result<Vec<Finding>> {
             Found::Own(to) => Some((to, at)),
             _ => None,
         });
-        let Some((to, at)) = own else { continue };
+        let Some((to, at)) = own else {
+            missing.push(name);
+            continue;
+        };
         binary = binary.or(Some(to.clone()));
         if !root.at(to).exists() {
             findings.push(Finding {
@@ -44,6 +48,10 @@ pub(super) fn findings(root: &Root) -> Result<Vec<Finding>> {
     let units = units.map(|(at, text)| Ok((installed::unit(&at)?, at, text))).collect::<Result<Vec<_>>>()?;
     // Links made by hand need no units.
     let has_units = units.iter().any(|(found, ..)| matches!(found, Found::Own(_)));
+    for name in missing.into_iter().filter(|_| has_units && binary.is_some()) {
+        let what = format!("{name} is missing where Podman looks first: podman may run another program of that name");
+        findings.push(Finding { what, next: AGAIN.to_owned() });
+    }
     for (found, at, template) in units.iter().filter(|_| has_units) {
         let at = at.display();
         let (what, next) = match (found, &binary) {

@@ -163,7 +163,8 @@ impl Session {
         let stored = self.site.store.all()?;
         let is_own = |port: u32| stored.iter().any(|k| k.record.bridged().is_some_and(|own| own.veth_index == port));
         let is_last_of_network = !links.iter().any(|l| index.is_some() && l.master == index && !is_own(l.index));
-        let is_last = left.is_some_and(|left| !left.others);
+        // Until the rules are gone: other teardowns of the same engine read and write them at once.
+        let is_last = left.as_ref().is_some_and(|left| !left.others);
         if incumbent::forget(record, is_last_of_network, is_last)? {
             let (name, network) = (record.container.label(), &record.network.name);
             tracing::info!("Netavark's rules of {name} on network {network} are removed");

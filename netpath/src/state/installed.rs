@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// The programs of Podman in whose place netpath runs.
-pub const NAMES: &[&str] = &["netavark"];
+pub const NAMES: &[&str] = &["netavark", "aardvark-dns"];
 
 /// With netpath's own path as [`BINARY`]. Those of the DHCP proxy have the names of netavark's, which they take the place of. The agent has
 /// none: the first container starts it.

@@ -130,7 +130,8 @@ impl Keeper {
         match self.within(held, at, |client, until| client.renew(old, any, until)) {
             Ok(Answer::Granted(new)) => {
                 tracing::debug!("the lease of {} is extended", new.address);
-                (self.configured(held, at, Some(old), Some(new)), Duration::ZERO)
+                // A server may grant a second.
+                (self.configured(held, at, Some(old), Some(new)), LEAST)
             }
             Ok(Answer::Refused) => {
                 tracing::warn!("a DHCP server takes back {}: another address is asked for", old.address);

@@ -175,6 +175,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<()> {
     let once = || match program {
         Program::SchedClassifier(p) => p.load(),
         Program::CgroupSockAddr(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
         Program::Xdp(p) => p.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     };

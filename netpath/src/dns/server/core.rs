@@ -22,7 +22,7 @@ const FLIGHTS: usize = 512;
 /// Of these, for one client.
 const FLIGHTS_OF_CLIENT: usize = 128;
 /// Queries that wait for the answer of one.
-const WAITERS: usize = 128;
+const WAITERS: usize = 32;
 
 /// Used by one thread only.
 pub(super) struct Core {

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: usize = 2048;
 const MOST_OF_CLIENT: usize = 1024;
 /// Forwarded queries of a connection at a time; further ones wait in its socket.
-const LATER: usize = 32;
+const LATER: usize = 8;
 /// Bytes of a query.
 const LONGEST_QUERY: usize = 4096;
 /// Bytes of answers that are sent at once.

@@ -3,8 +3,8 @@
 use super::tool::{Backend, Tool, find};
 use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::rules::Family;
-use crate::model::Publish;
 use crate::model::error::Result;
+use crate::model::{HostBind, Publish};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -43,7 +43,9 @@ fn forget_by(tool: &Tool, leaving: &Leaving<'_>) -> Result<bool> {
     }
     // A backend that the kernel does not support has no rules.
     let Ok(saved) = tool.save_text() else { return Ok(false) };
-    let script = script(&saved, leaving);
+    let serves = |p: &&Publish| if tool.family == Family::V4 { p.bind.serves_v4() } else { p.bind.serves_v6() };
+    let publishes: Vec<Publish> = leaving.publishes.iter().filter(serves).cloned().collect();
+    let script = script(&saved, &Leaving { publishes: &publishes, ..*leaving });
     if script.is_empty() {
         return Ok(false);
     }
@@ -138,7 +140,12 @@ fn own_target<'a>(rule: &Rule<'a>) -> Option<&'a str> {
 fn is_of(rule: &Rule<'_>, publish: &Publish) -> bool {
     let (first, last) = (publish.host_port(), publish.host_port() + (publish.count() - 1));
     let ports = if first == last { first.to_string() } else { format!("{first}:{last}") };
-    rule.after("-p") == Some(&publish.proto.to_string()) && rule.after("--dport") == Some(&ports)
+    // Another container may have the same port on another address.
+    let has_address = match publish.bind {
+        HostBind::Address(a) if !a.is_unspecified() => rule.after("-d") == Some(&IpNet::from(a).to_string()),
+        _ => rule.after("-d").is_none(),
+    };
+    has_address && rule.after("-p") == Some(&publish.proto.to_string()) && rule.after("--dport") == Some(&ports)
 }
 
 /// The chains of a table.
@@ -153,7 +160,6 @@ fn chains<'a>(saved: &'a str, table: &str) -> impl Iterator<Item = &'a str> {
 mod tests {
     use super::*;
     use crate::model::Proto;
-    use crate::model::publish::HostBind;
 
     /// Of netavark 1.4, with two networks.
     const SAVED: &str = r#"*filter
@@ -199,6 +205,18 @@ COMMIT
              -D NETAVARK-HOSTPORT-DNAT -p tcp -m tcp --dport 8080 -m comment --comment \"dnat name: net7 id: 5d2f\" -j NETAVARK-DN-3E\n\
              COMMIT\n";
         assert_eq!(expected, of(SAVED, &[]));
+    }
+
+    #[test]
+    fn the_same_port_on_another_address_stays() {
+        let rule =
+            "-A NETAVARK-DN-3E -d 192.0.2.2/32 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.89.7.6:80\n";
+        let (head, tail) = SAVED.split_once("-A NETAVARK-DN-3E -p tcp").expect("a rule");
+        let saved = format!("{head}{rule}-A NETAVARK-DN-3E -p tcp{tail}");
+        assert!(!of(&saved, &[]).contains("192.0.2.2"), "of another container");
+        let at = [Publish::new(HostBind::Address([192, 0, 2, 2].into()), Proto::Tcp, 8080, 80, 1).expect("valid")];
+        let script = script(&saved, &Leaving { container: "none", publishes: &at, subnets: &[] });
+        assert!(script.contains("192.0.2.2/32") && !script.contains("10.89.7.5:80"), "{script}");
     }
 
     #[test]
