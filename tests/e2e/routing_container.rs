@@ -28,36 +28,39 @@ fn addresses_behind_a_container_are_reached_by_its_route(rung: Rung) -> Result<(
             // A UDP server on all addresses would answer from another one.
             servers.extend(serve_at(&vpn.0, behind(family), 5000, "vpn")?);
         }
+        let net = |family: Family| family.pick("10.8.0.0/24", "fd08::/64");
+        let outward = || {
+            let of = |family: Family| {
+                Proto::BOTH.map(|p| (family, Dial::new(p, family.client(), 9000).from(behind(family), 0)))
+            };
+            Family::BOTH.into_iter().flat_map(of)
+        };
+        let silent = |what: &'static str| {
+            rig.all_silent(&outward().map(|(_, dial)| (what, &*vpn.0, dial)).collect::<Vec<_>>());
+        };
+        // Without a route the source is forged.
+        silent("no route");
         for family in Family::BOTH {
-            let dials = || Proto::BOTH.map(|proto| Dial::new(proto, family.client(), 9000).from(behind(family), 0));
-            // Without a route the source is forged.
-            for dial in dials() {
-                rig.silent("no route", &vpn.0, &dial);
-            }
-            let net = family.pick("10.8.0.0/24", "fd08::/64");
-            host.ip(&format!("route add {net} via {} dev podman7\n", family.container(7, 5)))?;
-            for dial in dials() {
-                rig.sees("from behind", &vpn.0, &dial, "outside", behind(family));
-            }
+            host.ip(&format!("route add {} via {} dev podman7\n", net(family), family.container(7, 5)))?;
+        }
+        for (family, dial) in outward() {
+            rig.sees("from behind", &vpn.0, &dial, "outside", behind(family));
+        }
+        for family in Family::BOTH {
             for proto in Proto::BOTH {
                 let inward = Dial::new(proto, behind(family), 5000);
                 rig.sees("to behind", client, &inward, "vpn", family.client());
                 rig.sees("from a neighbour", &web.0, &inward, "vpn", family.container(7, 6));
                 // Its own addresses are translated as before.
-                rig.sees(
-                    "the router itself",
-                    &vpn.0,
-                    &Dial::new(proto, family.client(), 9000),
-                    "outside",
-                    family.host(),
-                );
+                let own = Dial::new(proto, family.client(), 9000);
+                rig.sees("the router itself", &vpn.0, &own, "outside", family.host());
                 let published = Dial::new(proto, family.host(), 8080).from(behind(family), 0);
                 rig.met("a published port from behind", published.ask(&vpn.0));
             }
-            host.ip(&format!("route del {net} via {} dev podman7\n", family.container(7, 5)))?;
-            for dial in dials() {
-                rig.silent("the route is gone", &vpn.0, &dial);
-            }
+            host.ip(&format!("route del {} via {} dev podman7\n", net(family), family.container(7, 5)))?;
+        }
+        silent("the route is gone");
+        for family in Family::BOTH {
             vpn.0.ip(&format!("address del {}{} dev lo\n", behind(family), family.pick("/32", "/128")))?;
         }
         Ok(vec![web, vpn])
