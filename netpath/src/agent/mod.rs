@@ -1,5 +1,5 @@
-//! The one resident process: it answers DNS queries of containers, follows links, addresses, filters and (netfilter rungs) routes of
-//! the host, expires flows, and logs drops.
+//! The one resident process: it answers DNS queries of containers, follows links, addresses, filters and routes of the host (on eBPF
+//! those with metrics), expires flows, and logs drops.
 //!
 //! A host is served without it: the agent only does sooner what the next command would do, and may be killed at any moment. It never
 //! waits for the lock, so that a command which ends it under the lock does not wait for long.

@@ -271,7 +271,11 @@ impl Session {
     /// # Errors
     /// A part of the state cannot be removed.
     pub(super) fn release_lock(&mut self) -> Result<()> {
-        if self.lock.is_some() && self.site.store.is_empty()? && !self.site.store.departed().is_empty() {
+        if self.lock.is_none() {
+            return Ok(());
+        }
+        let is_empty = self.site.store.is_empty()?;
+        if is_empty && !self.site.store.departed().is_empty() {
             if self.leaves_the_end_to_the_agent() {
                 self.lock = None;
                 return Ok(());
@@ -279,7 +283,7 @@ impl Session {
             self.empty()?;
         }
         let Some(lock) = self.lock.take() else { return Ok(()) };
-        if !self.site.store.is_empty()? {
+        if !is_empty {
             gc::expire_some(&self.site.store, &lock, self.cookie);
             return Ok(());
         }

@@ -111,8 +111,8 @@ impl Programs {
     }
 }
 
-/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `may_defer`: the first container waits, and
-/// [`deferred_until`] tells when a call should follow that is not. Returns the number of changes.
+/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `may_defer`: a container waits, and
+/// [`deferred_until`] tells when a call should follow that does not defer. Returns the number of changes.
 pub(super) fn reconcile(
     pins: &Pins,
     wanted: &BTreeSet<TcHook>,

@@ -23,13 +23,19 @@ pub(super) fn ending(gone: impl Iterator<Item = Address>, departed: &Departures)
     gone.filter(|a| !stays.contains(a)).chain(departed.ended.iter().map(|a| mapped(*a).0)).collect()
 }
 
-/// Marks the ports by which flows of the waiting endpoints come in: an uplink looks for a flow only at ports that are published or
-/// marked, and theirs are published no longer.
+/// Marks the ports by which flows of endpoints come in that begin to wait: an uplink looks for a flow only at ports that are
+/// published or marked, and theirs are published no longer. Marks stay as long as their flows.
 ///
 /// # Errors
 /// The maps cannot be read or written.
 pub(super) fn mark_ports(pins: &Pins, departed: &Departures) -> Result<()> {
-    let waiting: BTreeSet<Address> = departed.waiting.iter().map(|a| mapped(*a).0).collect();
+    if departed.waiting.is_empty() {
+        return Ok(());
+    }
+    let served: BTreeSet<Address> =
+        PinnedMap::open(pins, &maps::ENDPOINT)?.dump(CHUNK)?.iter().map(|(address, _)| address.0).collect();
+    let waiting: BTreeSet<Address> =
+        departed.waiting.iter().map(|a| mapped(*a).0).filter(|a| served.contains(a)).collect();
     if waiting.is_empty() {
         return Ok(());
     }

@@ -134,7 +134,8 @@ impl Ebpf {
         let known = map_sync::uplinks(pins)?;
         let is_first = known.is_empty() || from.is_some() || !others.is_empty();
         let is_new = |index: &u32| !is_first && !known.contains_key(index);
-        let (new, there) = std::mem::take(&mut tables.uplinks).into_iter().partition(|(index, _)| is_new(index));
+        let (new, there): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut tables.uplinks).into_iter().partition(|(index, _)| is_new(index));
         tables.uplinks = there;
         changed += map_sync::sync(pins, &tables, &context.departures)?;
         let mut adopted = adopt(pins, &tables, from);
@@ -144,8 +145,10 @@ impl Ebpf {
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
         changed += attach::reconcile(pins, &hooks, TcMode::forced()?, context.may_defer)?;
-        tables.uplinks.extend::<BTreeMap<_, _>>(new);
-        changed += map_sync::sync_uplinks(pins, &tables)?;
+        if !new.is_empty() {
+            tables.uplinks.extend(new);
+            changed += map_sync::sync_uplinks(pins, &tables)?;
+        }
         // An interface has one XDP program; until this one is attached, the classifiers handle everything.
         others.iter().try_for_each(|(_, other)| xdp::detach(other))?;
         changed += xdp::reconcile(pins, &tables.xdp)?;
