@@ -46,6 +46,7 @@ mod families;
 mod following;
 mod fragments;
 mod hot_switch;
+mod interim;
 mod ipvlan;
 mod ladder;
 mod lifecycle;

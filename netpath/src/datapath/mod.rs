@@ -36,6 +36,8 @@ pub struct Backend {
     pub rung: Rung,
     /// Packets of containers meet the rules that other software has in netfilter.
     pub through_netfilter: bool,
+    /// It starts in milliseconds, hands its connections on, and can serve a first container until programs are loaded.
+    pub is_interim: bool,
     /// It masquerades by [`HostView::sources`], which are read for it alone.
     pub needs_sources: bool,
     /// Its programs need [`HostView::route_mtus`].
@@ -64,6 +66,8 @@ pub struct Backend {
 pub struct Idle {
     /// Loads it for the host with this cookie; it stays until it is unloaded. False: it was loaded already.
     pub load: fn(host: u64, view: &HostView) -> Result<bool>,
+    /// Loads what these containers need, without the host's lock; it stays for so many seconds if it is not put to use.
+    pub load_for: fn(host: u64, desired: &Desired, view: &HostView, seconds: u64) -> Result<()>,
     pub state: fn(host: u64) -> Option<IdleState>,
     /// Removes it, and returns the number of kernel objects. Objects in use are removed with the last container then.
     pub unload: fn(host: u64) -> Result<usize>,

@@ -10,6 +10,7 @@ use crate::model::{Desired, Record, Rung};
 pub const BACKEND: Backend = Backend {
     rung: Rung::None,
     through_netfilter: true,
+    is_interim: false,
     needs_sources: false,
     needs_route_mtus: false,
     ages_flows: false,

@@ -9,6 +9,7 @@ use crate::datapath::{IdleState, firewalld};
 use crate::link::sysctl;
 use crate::model::error::Result;
 use crate::model::{Desired, Rung};
+use crate::state::Store;
 use crate::state::installed::Root;
 use serde::Serialize;
 use std::path::Path;
@@ -97,7 +98,7 @@ pub fn examine(host: &Host) -> Result<Report> {
     Ok(Report {
         version: 1,
         rung,
-        translation: rung.map(|rung| translation(rung, &foreign, used.is_some(), host.store.has_given_way())),
+        translation: rung.map(|rung| translation(rung, &foreign, used.is_some(), &host.store)),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
         notes: notes(host)?,
@@ -133,8 +134,8 @@ impl FirstThroughNetfilter {
     }
 }
 
-/// `given_way`: the rung is in use because of rules of others.
-fn translation(rung: Rung, foreign: &Foreign, in_use: bool, given_way: bool) -> Translation {
+fn translation(rung: Rung, foreign: &Foreign, in_use: bool, store: &Store) -> Translation {
+    let given_way = store.has_given_way();
     let rule = foreign.bypassed();
     let of_programs = "netpath's programs translate; netfilter is not in the path of containers";
     let of_netfilter =
@@ -172,7 +173,7 @@ fn translation(rung: Rung, foreign: &Foreign, in_use: bool, given_way: bool) -> 
         ),
         (_, false, None) if given_way => (
             "netfilter",
-            "the last rule of others has just gone".to_owned(),
+            if store.is_interim() { status::LOADING } else { "the last rule of others has just gone" }.to_owned(),
             of_netfilter,
             "the agent, or the next command, makes the programs the owner, with the connections that exist",
         ),

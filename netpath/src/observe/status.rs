@@ -68,6 +68,9 @@ pub struct XdpRefused {
     pub why: String,
 }
 
+/// Why the best rung does not serve yet.
+pub(super) const LOADING: &str = "the agent is loading its programs; then it serves";
+
 /// # Errors
 /// The state or the datapath cannot be read.
 pub fn status(host: &Host) -> Result<Status> {
@@ -75,7 +78,11 @@ pub fn status(host: &Host) -> Result<Status> {
     let rung = host.store.rung()?;
     let above = LADDER.into_iter().map(|b| b.rung).take_while(|r| rung.is_some_and(|used| *r != used));
     let tried = host.store.rejected_rungs()?;
-    let why_not = |rung| tried.iter().find(|(r, _)| *r == rung).map(|(_, why)| why.clone());
+    let is_interim = host.store.is_interim();
+    let why_not = |rung| match tried.iter().find(|(r, _)| *r == rung) {
+        Some((_, why)) => Some(why.clone()),
+        None => (is_interim && rung == LADDER[0].rung).then(|| LOADING.to_owned()),
+    };
     let rejected_rungs =
         above.filter_map(|r| why_not(r).or_else(|| ladder::usable(r).err()).map(|why| RejectedRung { rung: r, why }));
     let rejected_rungs = rejected_rungs.collect();

@@ -4,10 +4,10 @@ use super::reconcile::{Reconciled, read_route_mtus, see_sources};
 use super::rung::asks_for_kernel;
 use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
-use crate::datapath::{IdleState, firewalld, ladder};
+use crate::datapath::{IdleState, firewalld, keep_loaded, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
-use crate::model::{HostLink, RouteMtus, Rung};
+use crate::model::{Desired, HostLink, RouteMtus, Rung};
 use crate::state::{Store, StoredEndpoint};
 use std::any::Any;
 use std::net::IpAddr;
@@ -107,6 +107,9 @@ impl HostWatch {
         } else if self.connections_end().is_none() {
             self.held = None;
         }
+        if self.store.is_interim() {
+            self.load(&desired);
+        }
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
@@ -146,6 +149,18 @@ impl HostWatch {
         Ok(if changed == 0 { LookResult::Same } else { LookResult::Changed(changed) })
     }
 
+    /// Loads the programs of the best rung before the lock is taken: commands do not wait meanwhile.
+    fn load(&self, desired: &Desired) {
+        let Some(idle) = ladder::LADDER[0].idle else { return };
+        let view = Rtnl::here().and_then(|rtnl| rtnl.host_view(self.cookie));
+        let loaded =
+            view.and_then(|view| (idle.load_for)(self.cookie, desired, &view, keep_loaded::seconds(&self.store)));
+        if let Err(e) = loaded {
+            // The reconcile meets it again, and rejects the rung.
+            tracing::debug!("{e}");
+        }
+    }
+
     fn hold(&mut self) -> Result<()> {
         let rung = self.store.rung()?;
         if self.held.as_ref().map(|(rung, _)| *rung) != rung {
@@ -163,6 +178,9 @@ impl HostWatch {
             && !asks_for_kernel(&self.store.desired()?, &[]);
         let quiet = is_quiet.then(|| self.quiet.unwrap_or(Quiet { since: Instant::now(), tried: false }));
         self.quiet = quiet;
+        if is_quiet && self.store.is_interim() {
+            return Ok(true);
+        }
         Ok(quiet.is_some_and(|q| q.since.elapsed() >= HOLD_DOWN && (!q.tried || look == Look::Full)))
     }
 

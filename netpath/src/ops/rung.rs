@@ -1,8 +1,9 @@
 //! Which datapath serves this host: what was asked for, what is in use, and the change from one to another.
 
+use super::agent;
 use super::session::Session;
 use crate::datapath::ladder::{self, Choice, LADDER};
-use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter};
+use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter, keep_loaded};
 use crate::link::netns;
 use crate::model::error::{Error, Result};
 use crate::model::{Departures, Desired, Record, Rung, TranslationPath};
@@ -57,7 +58,7 @@ impl Session {
                 let best = LADDER[0].rung;
                 match self.translating_rung(best, there, coming)? {
                     rung if rung != best => rung,
-                    _ => ladder::choose(choice, kept)?.rung,
+                    _ => self.interim(ladder::choose(choice, kept)?.rung, coming)?,
                 }
             }
         };
@@ -144,6 +145,31 @@ impl Session {
         }
         let (next, reasons) = ("netpath doctor", reasons.join("; "));
         tracing::warn!(next, "{bypassed}: {why}; {reasons}");
+        Ok(rung)
+    }
+
+    /// The rung for the first container of a host whose best rung has no programs loaded yet: one that starts at once, from
+    /// which the agent takes the containers over when it has loaded them.
+    fn interim(&self, best: Rung, coming: &[Record]) -> Result<Rung> {
+        let backend = ladder::backend(best);
+        let is_loaded = || (backend.inspect)(self.cookie).exists() || ladder::idle(self.cookie).is_some();
+        if backend.idle.is_none()
+            || agent::is_off()
+            || keep_loaded::seconds(&self.site.store) == 0
+            || network_asking(TranslationPath::Offload, &Desired::default(), coming).is_some()
+            || is_loaded()
+        {
+            return Ok(best);
+        }
+        let serves = |rung: &Rung| {
+            let datapath = ladder::open(*rung, self.cookie);
+            datapath.is_ok_and(|d| coming.iter().all(|record| refuse(d.as_ref(), record).is_ok()))
+        };
+        let Some(rung) = LADDER.into_iter().filter(|b| b.is_interim).map(|b| b.rung).find(serves) else {
+            return Ok(best);
+        };
+        tracing::debug!("{rung} serves until the programs of the {best} datapath are loaded");
+        self.site.store.keep_interim(self.lock()?)?;
         Ok(rung)
     }
 

@@ -34,6 +34,8 @@ files! {
     Forced = "forced",
     /// Exists while the rung in use serves because of rules of others, or of a network that asks for netfilter.
     GaveWay = "gave-way",
+    /// Exists while the rung in use serves until the programs of the best one are loaded.
+    Interim = "interim",
     /// The two rungs of a change-over that has not ended.
     Change = "change",
     /// Rungs that were tried and failed, with the reasons.

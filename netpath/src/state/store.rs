@@ -247,8 +247,8 @@ impl Store {
         }
     }
 
-    /// Whether the rung in use serves because of rules of others or of a network that asks for netfilter, so that a better
-    /// one can serve without them.
+    /// Whether the rung in use serves because of rules of others or of a network that asks for netfilter, or as an
+    /// [interim](Self::is_interim), so that a better one can serve without these reasons.
     pub fn has_given_way(&self) -> bool {
         self.path(File::GaveWay).exists()
     }
@@ -256,7 +256,20 @@ impl Store {
     /// # Errors
     /// It cannot be written or removed.
     pub fn keep_given_way(&self, _lock: &Lock, given_way: bool) -> Result<()> {
+        self.mark(File::Interim, false)?;
         self.mark(File::GaveWay, given_way)
+    }
+
+    /// Whether the rung in use serves until the agent has loaded the programs of the best one.
+    pub fn is_interim(&self) -> bool {
+        self.path(File::Interim).exists()
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep_interim(&self, lock: &Lock) -> Result<()> {
+        self.keep_given_way(lock, true)?;
+        self.mark(File::Interim, true)
     }
 
     /// Rungs that were tried for these containers and failed, with the reason.

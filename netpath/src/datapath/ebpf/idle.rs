@@ -17,7 +17,7 @@ use netpath_common::layout::program;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub(super) const IDLE: Idle = Idle { load, state, unload, unload_expired };
+pub(super) const IDLE: Idle = Idle { load, load_for, state, unload, unload_expired };
 
 const UNTIL: &str = "until-";
 const PRELOADED: &str = "preloaded";
@@ -49,10 +49,14 @@ fn take_out_of_use(pins: &Pins, seconds: Option<u64>) -> Result<()> {
     let idle = pins.idle();
     idle.remove()?;
     if let Some(seconds) = seconds {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        pins.mark(&format!("{UNTIL}{}", (now + Duration::from_secs(seconds)).as_secs()))?;
+        limit(pins, seconds)?;
     }
     fs::rename(pins.root(), idle.root()).context(|| format!("cannot rename {}", pins.root().display()))
+}
+
+fn limit(pins: &Pins, seconds: u64) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pins.mark(&format!("{UNTIL}{}", (now + Duration::from_secs(seconds)).as_secs()))
 }
 
 /// Puts an idle set of this object to use as `pins`, which must not exist. Removes one of another object or layout.
@@ -92,6 +96,16 @@ fn load(host: u64, view: &HostView) -> Result<bool> {
         place.unmark(&format!("{UNTIL}{until}"))?;
     }
     Ok(is_new)
+}
+
+fn load_for(host: u64, desired: &Desired, view: &HostView, seconds: u64) -> Result<()> {
+    let (pins, idle) = (Pins::of(host), Pins::of(host).idle());
+    if pins.exist() || loader::is_complete(&idle) {
+        return Ok(());
+    }
+    // An unfinished set is removed at once, because it has no time.
+    loader::ensure(&idle, &attach::programs(&compile::compile(desired, view)), Families::of_networks(desired))?;
+    limit(&idle, seconds)
 }
 
 fn state(host: u64) -> Option<IdleState> {

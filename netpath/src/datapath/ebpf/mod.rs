@@ -57,6 +57,7 @@ use tc_mode::TcMode;
 pub const BACKEND: Backend = Backend {
     rung: Rung::Ebpf,
     through_netfilter: false,
+    is_interim: false,
     needs_sources: false,
     needs_route_mtus: true,
     ages_flows: true,

@@ -33,6 +33,7 @@ use tool::Tool;
 pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Iptables,
     through_netfilter: true,
+    is_interim: false,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,

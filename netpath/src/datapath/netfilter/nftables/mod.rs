@@ -32,6 +32,7 @@ use table::KernelTable;
 pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Nftables,
     through_netfilter: true,
+    is_interim: true,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,
