@@ -235,8 +235,6 @@ pub(crate) struct Host {
     pub backend: Backend,
     pub topology: Topology,
     keeper: (Container, Document),
-    /// Duration of the setup of the host's first container.
-    pub first: std::time::Duration,
 }
 
 /// Host part of the container that [`Host`] keeps; others follow it.
@@ -251,8 +249,8 @@ impl Host {
         let backend = Backend::new(variant, places, &topology)?;
         let container = topology.container("keeper")?;
         let document = backend.document(KEEPER).publish("", 999, 80, "tcp");
-        let first = backend.setup(&topology, &container, &document)?;
-        Ok(Self { backend, topology, keeper: (container, document), first })
+        backend.setup(&topology, &container, &document)?;
+        Ok(Self { backend, topology, keeper: (container, document) })
     }
 
     /// Short connections through the published port `port` of `container`.

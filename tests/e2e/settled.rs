@@ -1,4 +1,4 @@
-//! The first container does not wait for TCX hooks at `lo` and its bridge: filters of clsact serve until the agent has attached
+//! The first container does not wait for hooks of TCX: filters of clsact serve until the agent has attached
 //! them.
 
 use crate::rig::serve;
@@ -38,7 +38,7 @@ fn connections_pass_while_hooks_of_tcx_take_the_place_of_filters() -> Result<()>
         Ok(hooks(&topology)?.into_iter().filter(|(name, _)| name == program).map(|(_, by)| by).collect())
     };
     ensure!(by("np_bridge_in")? == ["clsact"] && by("np_lo_in")? == ["clsact"], "{:?}", hooks(&topology)?);
-    ensure!(by("np_uplink_in")? == ["tcx"] && by("np_uplink_out")? == ["tcx"], "{:?}", hooks(&topology)?);
+    ensure!(by("np_uplink_in")? == ["clsact"] && by("np_uplink_out")? == ["clsact"], "{:?}", hooks(&topology)?);
     let _inside = serve(&web, 80, "web")?;
     let _outside = serve(&topology.client, 9000, "outside")?;
     watching(&topology)?;
@@ -61,7 +61,8 @@ fn connections_pass_while_hooks_of_tcx_take_the_place_of_filters() -> Result<()>
     let settled = std::thread::scope(|scope| {
         let dialled = scope.spawn(dial_all);
         let settled = wait_for("hooks of TCX", Duration::from_secs(8) * patience(), || {
-            (by("np_bridge_in").ok()? == ["tcx"] && by("np_lo_in").ok()? == ["tcx"]).then_some(())
+            let settled = ["np_bridge_in", "np_lo_in", "np_uplink_in", "np_uplink_out"];
+            settled.into_iter().all(|hook| by(hook).is_ok_and(|by| by == ["tcx"])).then_some(())
         });
         std::thread::sleep(Duration::from_millis(300));
         stop.store(true, Ordering::Relaxed);

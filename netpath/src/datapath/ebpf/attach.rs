@@ -41,9 +41,9 @@ impl TcHook {
     }
 
     /// Whether a clsact filter may serve until a hook of TCX takes its place. For a moment both see a packet that the first one
-    /// passes on, which changes nothing at bridges and `lo`; at an uplink's egress a mark is taken from it.
+    /// passes on, which changes nothing: it is not netpath's, or it is translated already, and no flow has its tuple.
     fn may_wait(&self) -> bool {
-        self.program == program::BRIDGE_IN || self.program == program::LO_IN
+        !self.is_shortcut()
     }
 
     fn pin(&self) -> String {
