@@ -71,6 +71,13 @@ pub const fn seconds(ticks: u32) -> u32 {
     ((ticks as u64) * TICK_NS / 1_000_000_000) as u32
 }
 
+/// Of a promoted flow: whether a direction has sent a segment that ends it, or begins another connection. Conntrack sees the
+/// rest of it.
+#[inline(always)]
+pub const fn has_ended(next: &Next) -> bool {
+    next.state & RESET != 0
+}
+
 /// Ticks since the last packet; 0 when another processor's clock was read a moment later.
 #[inline(always)]
 pub const fn idle(next: &Next, now: u32) -> u32 {

@@ -65,6 +65,39 @@ pub type RouteMtu = u32;
 pub const SINK4: u32 = 0;
 pub const SINK6: u32 = 1;
 
+/// `np_promotion`, ARRAY of one, written by the agent: which flows of a host whose netfilter translates are carried by programs.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Promotion {
+    /// Flows with another [`Next::serial`] are not carried: rules or routes have changed since.
+    pub epoch: u32,
+    /// In ticks ([`crate::flow::TICK_NS`]). Later nothing is carried: the agent, which follows the rules, does not answer.
+    pub until: u32,
+    /// Packets within [`METER_WINDOW`] after which a flow is reported.
+    pub threshold: u32,
+}
+
+/// Record of `np_lasting`, RINGBUF: a flow that has passed the threshold, as the packet was seen.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Lasting {
+    pub src: Addr,
+    pub dst: Addr,
+    pub ifindex: u32,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub proto: u8,
+    pub side: u8,
+    pub pad: [u8; 2],
+}
+
+/// `np_meter`, PERCPU_ARRAY of [`METERS`] by a hash of the tuple: the window in the upper half, packets in the lower one. Two
+/// flows of one slot are reported too early, which costs the agent a question.
+pub type Meter = u64;
+pub const METERS: u32 = 16_384;
+/// In ticks, as a power of two: 1.07 s.
+pub const METER_WINDOW: u32 = 3;
+
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has
 /// used, so that an uplink can exclude a reply without a look-up in the flow table. Set by programs, one byte per
 /// protocol because bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs
@@ -464,6 +497,9 @@ pub mod name {
     pub const SOCK: &str = "np_sock";
     pub const COUNT: &str = "np_count";
     pub const SINK: &str = "np_sink";
+    pub const PROMOTION: &str = "np_promotion";
+    pub const METER: &str = "np_meter";
+    pub const LASTING: &str = "np_lasting";
     pub const SCRATCH4: &str = "np_scratch4";
     pub const SCRATCH6: &str = "np_scratch6";
 }
@@ -495,6 +531,9 @@ pub mod program {
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
+    /// Ingress of an uplink, and of a container's veth, on a host whose netfilter translates: promoted flows.
+    pub const CARRY_IN: &str = "np_carry_in";
+    pub const CARRY_OUT: &str = "np_carry_out";
     /// Look-up of listening sockets (5.9).
     pub const NEW_UPLINK: &str = "np_new_uplink";
     pub const CONNECT4: &str = "np_connect4";
@@ -536,6 +575,7 @@ mod pod {
         super::Count,
         super::AllowKey,
         super::Traffic,
+        super::Promotion,
         super::FragmentKey4,
         super::FragmentKey6,
         crate::addr::Addr

@@ -121,7 +121,7 @@ pub fn note<F: Wire, const OUTWARD: bool>(plain: &FastHeaders<F>, next: &Next) -
 
 /// The checksum is replaced first, since its helper invalidates packet pointers for the verifier.
 #[inline(always)]
-fn translate<F: Wire>(
+pub fn translate<F: Wire>(
     ctx: &TcContext,
     plain: &FastHeaders<F>,
     to: &Tuple<F>,

@@ -10,6 +10,7 @@
 #![feature(asm_experimental_arch)]
 
 mod bridge;
+mod carry;
 mod conclude;
 mod entry;
 mod fast_path;
@@ -100,6 +101,18 @@ pub fn np_veth_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn np_bridge_in(ctx: TcContext) -> i32 {
     ours::<bridge::Ingress>(&ctx)
+}
+
+/// Ingress of an uplink on a host whose netfilter translates: packets of promoted flows.
+#[classifier]
+pub fn np_carry_in(ctx: TcContext) -> i32 {
+    if packet::is_for_us(&ctx) { carry::into_container(&ctx) } else { verdict::NOT_OURS.action }
+}
+
+/// The same for the ingress of a container's veth.
+#[classifier]
+pub fn np_carry_out(ctx: TcContext) -> i32 {
+    carry::out_of_container(&ctx)
 }
 
 /// Ingress of `lo`: clients of the host that the programs below ignore.

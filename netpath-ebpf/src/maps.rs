@@ -3,7 +3,7 @@
 use core::borrow::Borrow;
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
@@ -73,6 +73,14 @@ pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLO
 /// Not pinned: it has sockets of the agent.
 #[map(name = "np_sink")]
 pub static SINK: SockMap = SockMap::with_max_entries(2, 0);
+
+/// Not pinned either: what follows ends with the agent, which makes the last two larger.
+#[map(name = "np_promotion")]
+pub static PROMOTION: Array<Promotion> = Array::with_max_entries(1, READ_ONLY);
+#[map(name = "np_meter")]
+pub static METER: PerCpuArray<Meter> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "np_lasting")]
+pub static LASTING: RingBuf = RingBuf::with_byte_size(4096, 0);
 
 #[map(name = "np_scratch4")]
 pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>> = PerCpuArray::with_max_entries(1, 0);

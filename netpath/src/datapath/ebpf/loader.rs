@@ -25,8 +25,8 @@ static BYTES_V4: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// Digest of the object, in hexadecimal.
 pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
 
-/// Maps of one process: that of `aya_log_ebpf`, a ring buffer with one reader, and sockets of the agent.
-const OWN_MAPS: [&str; 2] = ["AYA_LOGS", name::SINK];
+/// Maps of one process: that of `aya_log_ebpf`, a ring buffer with one reader, sockets of the agent, and its promotion of flows.
+const OWN_MAPS: [&str; 5] = ["AYA_LOGS", name::SINK, name::PROMOTION, name::METER, name::LASTING];
 
 /// No logging; the verifier removes the log code.
 pub const QUIET: u8 = 0;

@@ -1,0 +1,150 @@
+//! Promoted flows: netfilter has decided about a flow and translated it, and the agent has written both directions into the flow
+//! table of these programs. They carry its packets past the host's stack, except those that conntrack and the rules have to see.
+//!
+//! One packet per direction and second takes the stack, which keeps the conntrack entry and the neighbour alive. A flow without an
+//! entry is counted, and reported once it has lasted.
+
+use aya_ebpf::programs::TcContext;
+use netpath_common::family::{Family, Ipv4, Ipv6};
+use netpath_common::flow;
+use netpath_common::layout::{
+    Lasting, METER_WINDOW, METERS, Promotion, SIDE_BRIDGE, SIDE_UPLINK, is_inward, is_outward,
+};
+use netpath_common::policy::fits;
+use netpath_common::reason::Reason;
+use netpath_common::tcp::{TCP_FIN, TCP_RST, TCP_SYN};
+
+use crate::entry::{ETH_P_IP, ETH_P_IPV6};
+use crate::fast_path::translate;
+use crate::flows::now;
+use crate::half::Half;
+use crate::headers::Wire;
+use crate::packet::{self, ETHERNET, View};
+use crate::parsed::FastHeaders;
+use crate::verdict::{self, NOT_OURS};
+use crate::maps;
+
+pub fn into_container(ctx: &TcContext) -> i32 {
+    match ctx.skb.protocol() {
+        _ if packet::is_tagged(ctx) => NOT_OURS.action,
+        ETH_P_IP => pass::<Ipv4, false>(ctx),
+        ETH_P_IPV6 => into_container6(ctx),
+        _ => NOT_OURS.action,
+    }
+}
+
+pub fn out_of_container(ctx: &TcContext) -> i32 {
+    match ctx.skb.protocol() {
+        _ if packet::is_tagged(ctx) => NOT_OURS.action,
+        ETH_P_IP => pass::<Ipv4, true>(ctx),
+        ETH_P_IPV6 => out_of_container6(ctx),
+        _ => NOT_OURS.action,
+    }
+}
+
+// Functions of their own, so that families do not share a stack frame of 512 bytes.
+#[inline(never)]
+fn into_container6(ctx: &TcContext) -> i32 {
+    pass::<Ipv6, false>(ctx)
+}
+
+#[inline(never)]
+fn out_of_container6(ctx: &TcContext) -> i32 {
+    pass::<Ipv6, true>(ctx)
+}
+
+#[inline(always)]
+fn pass<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> i32 {
+    carry::<F, OUTWARD>(ctx).unwrap_or(NOT_OURS.action)
+}
+
+/// `None`: the packet takes the stack.
+#[inline(always)]
+fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
+    let plain = &mut FastHeaders::<F>::new();
+    let side = if OUTWARD { SIDE_BRIDGE } else { SIDE_UPLINK };
+    if !plain.read(ctx, side) {
+        return None;
+    }
+    let promotion = maps::PROMOTION.get(0)?;
+    let now = now();
+    let found = Half::<F>::find(&plain.key);
+    let Some(half) = found.filter(|half| half.serial().load() == promotion.epoch) else {
+        measure::<F>(ctx, plain, promotion, now, side);
+        return None;
+    };
+    let next = &half.next();
+    if promotion.until.wrapping_sub(now) as i32 <= 0 || flow::has_ended(next) {
+        return None;
+    }
+    if plain.segment.flags & (TCP_FIN | TCP_SYN | TCP_RST) != 0 {
+        // So do the packets that follow in this direction.
+        half.state().store(next.state | flow::RESET);
+        return None;
+    }
+    if flow::starts_window(next, now) {
+        half.last_seen().store(now);
+        return None;
+    }
+    let is_fit = if OUTWARD {
+        let &[a, b, _] = packet::at::<[u32; 3]>(ctx, 0)?;
+        let [c, d, _] = verdict::addresses(&[next.match_dmac, next.next_hop_mac]);
+        is_outward(next.forward) && a == c && (b ^ d) as u16 == 0
+    } else {
+        is_inward(next.forward)
+    };
+    let len = ctx.size() - ETHERNET as u32;
+    let fits = fits(len, packet::gso_size(ctx), plain.headers, u32::from(next.mtu));
+    if !is_fit || plain.ttl <= 1 || (verdict::is_limited::<F>(next.forward) && !fits) {
+        return None;
+    }
+    let (forward, addresses) = if OUTWARD {
+        verdict::framed(next)
+    } else {
+        (next.forward, verdict::addresses(&[next.match_dmac, next.next_hop_mac]))
+    };
+    if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
+        return Some(verdict::drop(Reason::DropRewrite).action);
+    }
+    Some(verdict::redirect(ctx, next.ifindex, forward))
+}
+
+/// Counts a packet without an entry, by the segments that it stands for.
+#[inline(always)]
+fn measure<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>, promotion: &Promotion, now: u32, side: u8) {
+    /// As a power of two: about a segment.
+    const SEGMENT: u32 = 11;
+    let tuple = plain.tuple();
+    let ports = u32::from(tuple.sport.value()) << 16 | u32::from(tuple.dport.value());
+    let mixed = (F::difference(&tuple.src, &tuple.dst) ^ ports).wrapping_mul(0x9e37_79b1);
+    let Some(slot) = maps::METER.get_ptr_mut(mixed >> (32 - METERS.ilog2())) else { return };
+    let window = u64::from(now >> METER_WINDOW) << 32;
+    // SAFETY: this processor's own slot, aligned.
+    let before = unsafe { *slot };
+    let before = if before & !u64::from(u32::MAX) == window { before as u32 } else { 0 };
+    let after = before + 1 + (ctx.size() >> SEGMENT);
+    // SAFETY: as above.
+    unsafe { *slot = window | u64::from(after) };
+    if before < promotion.threshold && after >= promotion.threshold {
+        report(ctx, plain, side);
+    }
+}
+
+#[inline(always)]
+fn report<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>, side: u8) {
+    let tuple = plain.tuple();
+    // A full buffer loses it; the next window reports the flow again.
+    if let Some(mut record) = maps::LASTING.reserve::<Lasting>(0) {
+        record.write(Lasting {
+            src: F::mapped(tuple.src),
+            dst: F::mapped(tuple.dst),
+            ifindex: packet::ifindex(ctx),
+            sport: tuple.sport,
+            dport: tuple.dport,
+            proto: plain.proto,
+            side,
+            pad: [0; 2],
+        });
+        record.submit(0);
+    }
+}
