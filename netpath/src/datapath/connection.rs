@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 /// One direction of a connection; ports in host byte order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Direction {
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -22,7 +22,7 @@ impl Direction {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Transport {
     Tcp,
     Udp,

@@ -31,7 +31,8 @@ pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
 pub use rtnl::{RequestError, Rtnl};
 pub use veth::VethSpec;
-pub use watch::{concerns_mtu, watch, watch_routes};
+pub use source::Way;
+pub use watch::{concerns_mtu, neighbour, watch, watch_neighbours, watch_routes, watch_ways};
 
 /// # Errors
 /// The kernel gives none.

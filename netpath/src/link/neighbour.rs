@@ -26,6 +26,13 @@ impl Rtnl {
         }
     }
 
+    /// The hardware address of a neighbour that can be sent to (5.0).
+    pub fn neighbour(&self, index: u32, address: IpAddr) -> Option<[u8; 6]> {
+        let answers = self.read(RouteNetlinkMessage::GetNeighbour(message(index, address))).ok()?;
+        let [RouteNetlinkMessage::NewNeighbour(n)] = answers.as_slice() else { return None };
+        hardware_address(n)
+    }
+
     /// Makes the kernel repeat its pending ARP requests and neighbour solicitations on a link now, instead of after
     /// `retrans_time_ms` (1 s). Queued packets stay queued. Returns the neighbours, [`MAX_NEIGHBOURS`] at most.
     ///
@@ -56,6 +63,18 @@ impl Rtnl {
             _ => Ok(incomplete),
         }
     }
+}
+
+/// `None`: it cannot be sent to.
+pub(super) fn hardware_address(neighbour: &NeighbourMessage) -> Option<[u8; 6]> {
+    use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
+    if !matches!(neighbour.header.state, Reachable | Stale | Delay | Probe | Permanent) {
+        return None;
+    }
+    neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(address) => address.as_slice().try_into().ok(),
+        _ => None,
+    })
 }
 
 /// A neighbour in the state NUD_NONE.

@@ -10,8 +10,9 @@ use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView, IfName, RouteMtus, RouteSource};
 use crate::netlink::Netlink;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -134,13 +135,44 @@ impl Rtnl {
 
     /// The interface by which the kernel sends a packet that came from `interface`; 0 = the host's own packet.
     pub fn route_interface(&self, interface: u32, from: IpAddr, to: IpAddr) -> Option<u32> {
+        Some(self.way(interface, from, to, None)?.ifindex)
+    }
+
+    /// The way of such a packet. `ports`: the number of its protocol, with its source and destination port.
+    pub fn way(&self, interface: u32, from: IpAddr, to: IpAddr, ports: Option<(u8, u16, u16)>) -> Option<Way> {
+        // include/uapi/linux/rtnetlink.h, enum rtattr_type_t
+        const IP_PROTO: u16 = 27;
+        const SPORT: u16 = 28;
+        const DPORT: u16 = 29;
         let mut message = request(from, to);
         if interface != 0 {
             message.attributes.push(RouteAttribute::Iif(interface));
         }
+        if let Some((protocol, source, destination)) = ports {
+            let number = |kind, value: Vec<u8>| RouteAttribute::Other(DefaultNla::new(kind, value));
+            message.attributes.push(number(IP_PROTO, vec![protocol]));
+            message.attributes.push(number(SPORT, source.to_be_bytes().to_vec()));
+            message.attributes.push(number(DPORT, destination.to_be_bytes().to_vec()));
+        }
         let answers = self.read(RouteNetlinkMessage::GetRoute(message)).ok()?;
         let [RouteNetlinkMessage::NewRoute(route)] = answers.as_slice() else { return None };
-        route.attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
+        let mut way = Way { ifindex: 0, next_hop: to, mtu: None };
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => way.ifindex = *index,
+                RouteAttribute::Gateway(RouteAddress::Inet(a)) | RouteAttribute::Via(RouteVia::Inet(a)) => {
+                    way.next_hop = (*a).into();
+                }
+                RouteAttribute::Gateway(RouteAddress::Inet6(a)) | RouteAttribute::Via(RouteVia::Inet6(a)) => {
+                    way.next_hop = (*a).into();
+                }
+                RouteAttribute::Metrics(metrics) => {
+                    way.mtu = metrics.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+                }
+                _ => {}
+            }
+        }
+        (way.ifindex != 0).then_some(way)
     }
 
     /// The route of a packet from a container.
@@ -194,6 +226,16 @@ fn request(from: IpAddr, to: IpAddr) -> RouteMessage {
 struct Rules {
     from: BTreeSet<IpNet>,
     to: BTreeSet<IpNet>,
+}
+
+/// Where the kernel sends a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    pub ifindex: u32,
+    /// The destination itself on the link.
+    pub next_hop: IpAddr,
+    /// Of the route, bytes.
+    pub mtu: Option<u32>,
 }
 
 struct Route {

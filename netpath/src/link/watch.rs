@@ -1,11 +1,14 @@
 //! Sockets that receive the kernel's notifications of changes.
 
+use super::neighbour::hardware_address;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 /// Links and addresses (`include/uapi/linux/rtnetlink.h, enum rtnetlink_groups`).
@@ -39,6 +42,43 @@ pub fn concerns_mtu(message: &[u8]) -> bool {
 /// The kernel's.
 pub fn watch_routes() -> io::Result<OwnedFd> {
     watch_groups(&ROUTES)
+}
+
+/// The same for everything that decides the way of forwarded packets: links, addresses, routes, routing rules, and traffic
+/// control.
+///
+/// # Errors
+/// The kernel's.
+pub fn watch_ways() -> io::Result<OwnedFd> {
+    /// RTNLGRP_TC
+    const TRAFFIC_CONTROL: [u32; 1] = [4];
+    watch_groups(&[&LINKS[..], &ROUTES, &TRAFFIC_CONTROL].concat())
+}
+
+/// The same for neighbours.
+///
+/// # Errors
+/// The kernel's.
+pub fn watch_neighbours() -> io::Result<OwnedFd> {
+    /// RTNLGRP_NEIGH
+    const NEIGHBOURS: u32 = 3;
+    watch_groups(&[NEIGHBOURS])
+}
+
+/// The interface, the address and the hardware address of a neighbour by one message of [`watch_neighbours`]; `None` in place of
+/// the last: it cannot be sent to.
+pub fn neighbour(message: &[u8]) -> Option<(u32, IpAddr, Option<[u8; 6]>)> {
+    let (neighbour, is_there) = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(n)) => (n, true),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(n)) => (n, false),
+        _ => return None,
+    };
+    let address = neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    Some((neighbour.header.ifindex, address, is_there.then(|| hardware_address(&neighbour)).flatten()))
 }
 
 fn watch_groups(groups: &[u32]) -> io::Result<OwnedFd> {

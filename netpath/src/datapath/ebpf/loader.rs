@@ -116,6 +116,24 @@ fn make_room(pins: &Pins) -> Result<()> {
     Ok(())
 }
 
+/// The object on maps of this process alone, its programs not loaded yet. `entries`: the sizes of those that are used.
+pub(super) fn load_unpinned(families: Families, entries: &[(&str, u32)]) -> Result<Ebpf> {
+    let object = Object::parse(BYTES).context(|| "cannot read the embedded eBPF object".to_owned())?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).verifier_log_level(VerifierLogLevel::DEBUG);
+    for (name, _) in pinned_maps(&object) {
+        loader.map_max_entries(name, 1);
+    }
+    for (name, size) in entries {
+        loader.map_max_entries(name, *size);
+    }
+    let csum_ipv6 = u8::from(super::probe::csum_ipv6_works());
+    loader.override_global(global::CSUM_IPV6, &csum_ipv6, true);
+    loader.override_global(aya_log::LEVEL, &QUIET, false);
+    let bytes = if families == Families::V4 { BYTES_V4 } else { BYTES };
+    loader.load(bytes).context(|| "cannot create the eBPF maps".to_owned())
+}
+
 /// The object on the pinned maps, its programs not loaded yet.
 pub fn load(pins: &Pins, log_level: u8, families: Families) -> Result<Ebpf> {
     load_with(pins, log_level, families, None)

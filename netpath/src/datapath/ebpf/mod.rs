@@ -8,6 +8,7 @@ mod addr;
 mod allow;
 mod attach;
 mod attached;
+pub(crate) mod carry;
 mod cgroup;
 mod clsact;
 mod compile;

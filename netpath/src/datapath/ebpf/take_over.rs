@@ -81,7 +81,7 @@ fn add<F: Flows>(
 }
 
 /// The host as connections find it.
-struct Host<'a> {
+pub(super) struct Host<'a> {
     tables: &'a Tables,
     route: &'a dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
     slots: BTreeMap<(u8, u16), &'a Slots>,
@@ -97,13 +97,13 @@ struct Inside {
 }
 
 impl<'a> Host<'a> {
-    fn new(tables: &'a Tables, route: &'a dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>) -> Self {
+    pub(super) fn new(tables: &'a Tables, route: &'a dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>) -> Self {
         let slots = tables.slots.iter().map(|s| ((s.proto, s.first), s)).collect();
         Self { tables, route, slots }
     }
 
     /// The flow of a connection as the programs would have begun it; `None`: they need none for it, or cannot carry it.
-    fn plan<F: Flows>(
+    pub(super) fn plan<F: Flows>(
         &self,
         connection: &Connection,
         address: &impl Fn(IpAddr) -> Option<F::Addr>,

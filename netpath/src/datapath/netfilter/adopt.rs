@@ -6,7 +6,8 @@
 use super::nfnetlink::{message, nested, open};
 use super::rules::Family;
 use crate::datapath::connection::{Connection, Direction, Transport};
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
+use crate::netlink::Netlink;
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol, Status, Tuple,
 };
@@ -20,6 +21,12 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+const CTA_HELP: u16 = 5;
+const CTA_ID: u16 = 12;
+const CTA_SEQ_ADJ_ORIG: u16 = 15;
+const CTA_SEQ_ADJ_REPLY: u16 = 16;
+const CTA_ZONE: u16 = 18;
+const CTA_SYNPROXY: u16 = 24;
 const CTA_NAT_SRC: u16 = 6;
 const CTA_NAT_DST: u16 = 13;
 const CTA_NAT_V4_MINIP: u16 = 1;
@@ -86,6 +93,81 @@ pub(super) fn connections() -> io::Result<Vec<Connection>> {
         connections.push(connection);
     }
     Ok(connections)
+}
+
+/// An entry as far as it concerns the promotion of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Entry {
+    pub connection: Connection,
+    /// Another entry of the same tuples has another one.
+    pub id: u32,
+    pub mark: u32,
+    /// Both ends have sent, and no part of the kernel has to see each packet: it has no helper, no sequence numbers to adjust,
+    /// no zone; of TCP, it is established.
+    pub is_plain: bool,
+    is_liberal: bool,
+}
+
+/// The entry with this tuple in one of its directions.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn entry(
+    netlink: &mut Netlink<NetfilterMessage>,
+    transport: Transport,
+    tuple_of: Direction,
+) -> io::Result<Option<Entry>> {
+    let get = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple(transport, tuple_of))]);
+    let answers = match netlink.read(message(Family::of(&tuple_of.source), get)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        other => other?,
+    };
+    let Some(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes))) =
+        answers.into_iter().next().map(|answer| answer.inner)
+    else {
+        return Ok(None);
+    };
+    let (mut id, mut mark, mut is_plain) = (0, 0, transport == Transport::Udp);
+    let mut status = Status::empty();
+    for attribute in &attributes {
+        match attribute {
+            ConntrackAttribute::CtaStatus(of_entry) => status = *of_entry,
+            ConntrackAttribute::CtaMark(of_entry) => mark = *of_entry,
+            ConntrackAttribute::CtaProtoInfo(info) => {
+                let of_tcp = |i: &ProtoInfo| if let ProtoInfo::TCP(tcp) = i { tcp.clone() } else { Vec::new() };
+                is_plain |= info.iter().flat_map(of_tcp).any(|field| field == ProtoInfoTCP::State(ESTABLISHED));
+            }
+            ConntrackAttribute::Other(other) => match Nla::kind(other) {
+                CTA_ID => {
+                    let mut value = [0; 4];
+                    if other.value_len() == value.len() {
+                        other.emit_value(&mut value);
+                    }
+                    id = u32::from_be_bytes(value);
+                }
+                CTA_HELP | CTA_SEQ_ADJ_ORIG | CTA_SEQ_ADJ_REPLY | CTA_ZONE | CTA_SYNPROXY => return Ok(None),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    is_plain &= status.contains(Status::SeenReply | Status::Assured)
+        && !status.intersects(Status::Dying | Status::Offload | Status::SeqAdjust);
+    let found = connection(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)));
+    Ok(found.map(|(connection, is_liberal)| Entry { connection, id, mark, is_plain, is_liberal }))
+}
+
+/// Conntrack accepts what it has not seen of the windows of this connection.
+///
+/// # Errors
+/// The kernel's: the entry is gone.
+pub(crate) fn make_liberal(netlink: &mut Netlink<NetfilterMessage>, entry: &Entry) -> io::Result<()> {
+    let Connection { transport, original, .. } = entry.connection;
+    if transport != Transport::Tcp || entry.is_liberal {
+        return Ok(());
+    }
+    let attributes = vec![ConntrackAttribute::CtaTupleOrig(tuple(transport, original)), tcp(None)];
+    netlink.change(message(Family::of(&original.source), ConntrackMessage::New(attributes)), 0)
 }
 
 /// And whether it is liberal.

@@ -77,3 +77,9 @@ impl Ruleset {
         0
     }
 }
+
+pub mod changes {
+    pub fn digest() -> std::io::Result<u64> {
+        Ok(0)
+    }
+}

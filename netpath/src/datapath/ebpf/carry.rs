@@ -1,0 +1,340 @@
+//! Programs and maps that carry promoted flows, on a host whose netfilter translates. They belong to the agent and end with it:
+//! without it nothing is carried, since the rules of the host might change unseen.
+//!
+//! At an uplink the program is a TCX link of this process where the kernel has TCX (6.6), else a filter; at a container's veth
+//! it is a filter. A filter that outlives the process carries nothing (`Promotion::until`).
+
+use super::clsact::Tc;
+use super::compile::{Tables, compile};
+use super::expire::now;
+use super::loader::{self, Families};
+use super::maps::Flows;
+use super::sys;
+use super::take_over::Host;
+use crate::datapath::connection::{Connection, Direction};
+use crate::link::Rtnl;
+use crate::model::error::{Context, Error, Result};
+use crate::model::{Desired, HostView};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya::programs::{ProgramFd, SchedClassifier};
+use netpath_common::addr::Addr;
+use netpath_common::family::{Ipv4, Ipv6};
+use netpath_common::layout::{
+    ETHERNET, FORWARD_LINK, Flow4, Flow6, FlowKey4, FlowKey6, Lasting, METERS, NET_INTERNAL, Promotion, SIDE_BRIDGE, SIDE_UPLINK, Uplink, is_outward, name,
+    program,
+};
+use netpath_common::nat_plan::NewFlow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// Promoted flows at once; each has two entries, and the kernel evicts from tables that are full.
+pub(crate) const MOST: usize = 1_024;
+const ENTRIES: u32 = 4 * MOST as u32;
+/// Bytes of reports that wait for the agent.
+const REPORTS: u32 = 64 * 1_024;
+/// How long programs carry without news of the agent, in ticks: 0.94 s.
+const TRUST: u32 = 7;
+
+pub(crate) struct Carrier {
+    promotion: Array<MapData, Promotion>,
+    reports: RingBuf<MapData>,
+    uplinks: HashMap<MapData, u32, Uplink>,
+    flows4: HashMap<MapData, FlowKey4, Flow4>,
+    flows6: HashMap<MapData, FlowKey6, Flow6>,
+    /// For uplinks and for veths, with their numbers in the kernel.
+    programs: [(ProgramFd, u32); 2],
+    links: BTreeMap<u32, OwnedFd>,
+    /// Interfaces with a filter of this process, and whether it made their qdisc.
+    filters: BTreeMap<u32, bool>,
+    tc: Tc,
+}
+
+/// Both keys of a promoted flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keys {
+    V4([FlowKey4; 2]),
+    V6([FlowKey6; 2]),
+}
+
+/// The tables of the host's containers, by which flows are planned.
+pub(crate) struct Scene(Tables);
+
+impl Scene {
+    pub(crate) fn of(desired: &Desired, host: &HostView) -> Self {
+        Self(compile(desired, host))
+    }
+
+    /// The interfaces of a flow from its originator on, with the port of a bridge: ingress, egress. `None`: it is not between a
+    /// container and an uplink with Ethernet.
+    pub(crate) fn ends(&self, connection: &Connection, rtnl: &Rtnl) -> Option<Ends> {
+        let route = |interface, from, to| rtnl.route_interface(interface, from, to);
+        match connection.original.source {
+            IpAddr::V4(_) => self.ends_of(&self.plan::<Ipv4>(connection, &route, v4)?),
+            IpAddr::V6(_) => self.ends_of(&self.plan::<Ipv6>(connection, &route, v6)?),
+        }
+    }
+
+    fn ends_of<F: Flows>(&self, plan: &NewFlow<F>) -> Option<Ends> {
+        let (inside, outside, is_begun_inside) = match (plan.side, plan.reverse_side) {
+            (SIDE_UPLINK, SIDE_BRIDGE) => (&plan.there, &plan.back, false),
+            (SIDE_BRIDGE, SIDE_UPLINK) => (&plan.back, &plan.there, true),
+            _ => return None,
+        };
+        let bridge = self.0.endpoints.values().find(|e| e.veth == inside.ifindex)?.bridge;
+        let is_ethernet = self.0.uplinks.get(&outside.ifindex).is_some_and(|u| u.ethernet == ETHERNET);
+        is_ethernet.then_some(Ends { uplink: outside.ifindex, veth: inside.ifindex, bridge, is_begun_inside })
+    }
+
+    fn plan<F: Flows>(
+        &self,
+        connection: &Connection,
+        route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
+        address: impl Fn(IpAddr) -> Option<F::Addr>,
+    ) -> Option<NewFlow<F>> {
+        Host::new(&self.0, route).plan::<F>(connection, &address)
+    }
+
+    fn hooks(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        let is_internal = |bridge| self.0.networks.get(bridge).is_some_and(|n| n.flags & NET_INTERNAL != 0);
+        let uplinks = self.0.uplinks.iter().filter(|(_, u)| u.ethernet == ETHERNET).map(|(index, _)| *index);
+        let veths = self.0.endpoints.values().filter(|e| !is_internal(&e.bridge)).map(|e| e.veth);
+        (uplinks.collect(), veths.collect())
+    }
+}
+
+/// Where a flow enters and leaves the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ends {
+    pub uplink: u32,
+    pub veth: u32,
+    pub bridge: u32,
+    pub is_begun_inside: bool,
+}
+
+/// The neighbour by which packets of a flow leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NextHop {
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub mtu: Option<u16>,
+}
+
+impl Carrier {
+    /// Loads the programs, attached to nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn load(desired: &Desired) -> Result<Self> {
+        let what = || "cannot prepare the promotion of flows".to_owned();
+        let entries = [
+            (name::CONFIG, 1),
+            (name::UPLINK, netpath_common::layout::UPLINKS),
+            (name::FLOW4, ENTRIES),
+            (name::FLOW6, ENTRIES),
+            (name::METER, METERS),
+            (name::LASTING, REPORTS),
+        ];
+        let mut ebpf = loader::load_unpinned(Families::of_networks(desired), &entries)?;
+        let mut programs = Vec::new();
+        for name in [program::CARRY_IN, program::CARRY_OUT] {
+            let missing = || Error::new(what()).because(format!("the object lacks {name}"));
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
+            program.load().context(what)?;
+            let info = program.info().context(what)?;
+            programs.push((program.fd().context(what)?.try_clone().context(what)?, info.id()));
+        }
+        let programs = programs.try_into().map_err(|_| Error::new(what()))?;
+        let mut map = |name: &str| {
+            ebpf.take_map(name).ok_or_else(|| Error::new(what()).because(format!("the object lacks {name}")))
+        };
+        Ok(Self {
+            promotion: map(name::PROMOTION)?.try_into().context(what)?,
+            reports: map(name::LASTING)?.try_into().context(what)?,
+            uplinks: map(name::UPLINK)?.try_into().context(what)?,
+            flows4: map(name::FLOW4)?.try_into().context(what)?,
+            flows6: map(name::FLOW6)?.try_into().context(what)?,
+            programs,
+            links: BTreeMap::new(),
+            filters: BTreeMap::new(),
+            tc: Tc::open()?,
+        })
+    }
+
+    /// Becomes readable with a report.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the buffer is open as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.reports.as_raw_fd()) }
+    }
+
+    /// The next reported flow: its protocol, and the tuple of the direction that was seen.
+    pub(crate) fn report(&mut self) -> Option<(u8, Direction)> {
+        use zerocopy::FromBytes;
+        let item = self.reports.next()?;
+        let (lasting, _) = Lasting::read_from_prefix(&item).ok()?;
+        let direction = Direction {
+            source: address(lasting.src),
+            destination: address(lasting.dst),
+            source_port: lasting.sport.value(),
+            destination_port: lasting.dport.value(),
+        };
+        Some((lasting.proto, direction))
+    }
+
+    /// Programs carry flows of this epoch for the next second.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn trust(&mut self, epoch: u32, threshold: u32) -> Result<()> {
+        let until = now()?.wrapping_add(TRUST);
+        let value = Promotion { epoch, until, threshold };
+        self.promotion.set(0, value, 0).context(|| "cannot extend the promotion of flows".to_owned())
+    }
+
+    /// Attaches the programs where containers of the scene and their peers are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn attach(&mut self, scene: &Scene) -> Result<()> {
+        let what = || "cannot attach the programs that carry flows".to_owned();
+        let (uplinks, veths) = scene.hooks();
+        let known: Vec<u32> = self.uplinks.keys().filter_map(|k| k.ok()).collect();
+        for gone in known.iter().filter(|index| !uplinks.contains(index)) {
+            let _ = self.uplinks.remove(gone);
+        }
+        for index in &uplinks {
+            if let Some(uplink) = scene.0.uplinks.get(index) {
+                self.uplinks.insert(index, uplink, 0).context(what)?;
+            }
+        }
+        self.links.retain(|index, _| uplinks.contains(index));
+        for &index in &uplinks {
+            if self.links.contains_key(&index) || self.filters.contains_key(&index) {
+                continue;
+            }
+            match sys::link_create(&self.programs[0].0, index, sys::TCX_INGRESS) {
+                Ok(link) => drop(self.links.insert(index, link)),
+                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                    self.filter(index, 0).context(what)?;
+                }
+                Err(e) => return Err(Error::new(what()).because(e)),
+            }
+        }
+        for &index in &veths {
+            if !self.filters.contains_key(&index) {
+                self.filter(index, 1).context(what)?;
+            }
+        }
+        let gone = self.filters.keys().copied().filter(|index| !uplinks.contains(index) && !veths.contains(index));
+        for index in gone.collect::<Vec<_>>() {
+            self.remove_filter(index);
+        }
+        Ok(())
+    }
+
+    fn filter(&mut self, index: u32, program: usize) -> io::Result<()> {
+        let names = [program::CARRY_IN, program::CARRY_OUT];
+        let is_gone = |e: &io::Error| e.raw_os_error() == Some(libc::ENODEV);
+        let made = match self.tc.add_qdisc(index) {
+            Err(e) if is_gone(&e) => return Ok(()),
+            other => other?,
+        };
+        match self.tc.set_filter(index, false, &self.programs[program].0, names[program]) {
+            Err(e) if is_gone(&e) => return Ok(()),
+            other => other?,
+        }
+        self.filters.insert(index, made);
+        Ok(())
+    }
+
+    /// Another datapath may have put its own program there.
+    fn remove_filter(&mut self, index: u32) {
+        let Some(made) = self.filters.remove(&index) else { return };
+        let ids = [self.programs[0].1, self.programs[1].1];
+        let is_own = |id: Option<u32>| id.is_some_and(|id| ids.contains(&id));
+        if self.tc.our_filter(index, false).is_ok_and(|f| f.is_some_and(|f| is_own(f.prog_id))) {
+            let removed = self.tc.remove_filter(index, false);
+            if let Err(e) = removed.and_then(|()| if made { self.tc.remove_qdisc_if_empty(index).map(drop) } else { Ok(()) }) {
+                tracing::debug!("a filter of interface {index} stays: {e}");
+            }
+        }
+    }
+
+    /// Writes both entries of a flow; `None`: the programs cannot carry it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn promote(
+        &mut self,
+        scene: &Scene,
+        connection: &Connection,
+        hop: NextHop,
+        epoch: u32,
+    ) -> Result<Option<Keys>> {
+        let route = |_, _, _| Some(hop.ifindex);
+        Ok(match connection.original.source {
+            IpAddr::V4(_) => match scene.plan::<Ipv4>(connection, &route, v4) {
+                Some(plan) => Some(Keys::V4(add::<Ipv4>(&mut self.flows4, plan, hop, epoch)?)),
+                None => None,
+            },
+            IpAddr::V6(_) => match scene.plan::<Ipv6>(connection, &route, v6) {
+                Some(plan) => Some(Keys::V6(add::<Ipv6>(&mut self.flows6, plan, hop, epoch)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// Removes both entries. Those that are evicted are no error.
+    pub(crate) fn demote(&mut self, keys: &Keys) {
+        match keys {
+            Keys::V4(keys) => keys.iter().for_each(|key| drop(self.flows4.remove(key))),
+            Keys::V6(keys) => keys.iter().for_each(|key| drop(self.flows6.remove(key))),
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        for index in self.filters.keys().copied().collect::<Vec<_>>() {
+            self.remove_filter(index);
+        }
+    }
+}
+
+fn add<F: Flows>(
+    map: &mut HashMap<MapData, F::Key, F::Flow>,
+    mut plan: NewFlow<F>,
+    via: NextHop,
+    epoch: u32,
+) -> Result<[F::Key; 2]>
+where
+    F::Key: aya::Pod,
+    F::Flow: aya::Pod,
+{
+    let what = || "cannot write a promoted flow".to_owned();
+    plan.serial = epoch;
+    let now = now()?;
+    for hop in [&mut plan.there, &mut plan.back].into_iter().filter(|hop| is_outward(hop.forward)) {
+        (hop.forward, hop.next_hop_mac) = (FORWARD_LINK, via.mac);
+        hop.mtu = hop.mtu.min(via.mtu.unwrap_or(u16::MAX));
+    }
+    let keys = [plan.key(), plan.reverse_key()];
+    map.insert(keys[1], plan.reverse(now), 0).context(what)?;
+    map.insert(keys[0], plan.flow(now), 0).context(what)?;
+    Ok(keys)
+}
+
+fn v4(address: IpAddr) -> Option<[u8; 4]> {
+    if let IpAddr::V4(a) = address { Some(a.octets()) } else { None }
+}
+
+fn v6(address: IpAddr) -> Option<[u8; 16]> {
+    if let IpAddr::V6(a) = address { Some(a.octets()) } else { None }
+}
+
+fn address(mapped: Addr) -> IpAddr {
+    IpAddr::from(mapped.0).to_canonical()
+}

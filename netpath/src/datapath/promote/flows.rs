@@ -1,0 +1,172 @@
+//! The promoted flows, and which flow may become one.
+
+use super::Known;
+use super::rules::{Flow, Judgement, Tuple};
+use crate::datapath::connection::{Connection, Direction, Transport};
+use crate::datapath::ebpf::carry::{Carrier, Ends, Keys, MOST, NextHop};
+use crate::datapath::netfilter::adopt::{self, Entry};
+use crate::link::{Rtnl, Way};
+use crate::netlink::Netlink;
+use netlink_packet_netfilter::NetfilterMessage;
+use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// How long a flow that cannot be promoted is not asked about again, unless the host changes.
+const REFUSED: Duration = Duration::from_secs(10);
+/// Refused flows that are remembered.
+const MOST_REFUSED: usize = 4_096;
+
+type FlowId = (Transport, Direction);
+
+struct One {
+    keys: Keys,
+    /// Of its entry in conntrack.
+    id: u32,
+    way: (u32, IpAddr, [u8; 6]),
+}
+
+pub(super) struct Promoted {
+    flows: HashMap<FlowId, One>,
+    /// By the direction that was reported.
+    refused: HashMap<FlowId, Instant>,
+    conntrack: Netlink<NetfilterMessage>,
+}
+
+impl Promoted {
+    pub(super) fn new(conntrack: Netlink<NetfilterMessage>) -> Self {
+        Self { flows: HashMap::new(), refused: HashMap::new(), conntrack }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Whether a flow leaves by this neighbour with another hardware address.
+    pub(super) fn is_moved(&self, ifindex: u32, address: IpAddr, mac: Option<[u8; 6]>) -> bool {
+        self.flows.values().any(|one| one.way.0 == ifindex && one.way.1 == address && Some(one.way.2) != mac)
+    }
+
+    pub(super) fn end_all(&mut self, carrier: &mut Carrier) {
+        self.flows.drain().for_each(|(_, one)| carrier.demote(&one.keys));
+        self.refused.clear();
+    }
+
+    /// Ends the promotion of flows whose entry is gone from conntrack, or is about to end.
+    pub(super) fn check(&mut self, carrier: &mut Carrier) {
+        let conntrack = &mut self.conntrack;
+        self.flows.retain(|(transport, original), one| {
+            let found = adopt::entry(conntrack, *transport, *original);
+            let stays = found.is_ok_and(|entry| entry.is_some_and(|e| e.id == one.id && e.is_plain));
+            if !stays {
+                tracing::debug!(?transport, ?original, "conntrack has ended a promoted flow");
+                carrier.demote(&one.keys);
+            }
+            stays
+        });
+    }
+
+    /// Promotes the flow of a report, if it may be.
+    pub(super) fn consider(
+        &mut self,
+        protocol: u8,
+        seen: Direction,
+        known: &Known,
+        rtnl: &Rtnl,
+        carrier: &mut Carrier,
+        epoch: u32,
+    ) {
+        let transport = match protocol {
+            PROTO_TCP => Transport::Tcp,
+            PROTO_UDP => Transport::Udp,
+            _ => return,
+        };
+        let is_refused = self.refused.get(&(transport, seen)).is_some_and(|when| when.elapsed() < REFUSED);
+        if is_refused || self.flows.len() >= MOST {
+            return;
+        }
+        if let Err(why) = self.try_promote(transport, seen, known, rtnl, carrier, epoch) {
+            tracing::debug!(?transport, ?seen, "not promoted: {why}");
+            if self.refused.len() >= MOST_REFUSED {
+                self.refused.clear();
+            }
+            self.refused.insert((transport, seen), Instant::now());
+        }
+    }
+
+    fn try_promote(
+        &mut self,
+        transport: Transport,
+        seen: Direction,
+        known: &Known,
+        rtnl: &Rtnl,
+        carrier: &mut Carrier,
+        epoch: u32,
+    ) -> Result<(), String> {
+        let entry = adopt::entry(&mut self.conntrack, transport, seen).map_err(|e| e.to_string())?;
+        let entry = entry.ok_or("conntrack has no plain entry for it")?;
+        let id = (transport, entry.connection.original);
+        if self.flows.contains_key(&id) {
+            return Ok(());
+        }
+        if !entry.is_plain {
+            return Err("it is not established".to_owned());
+        }
+        let ends = known.scene.ends(&entry.connection, rtnl).ok_or("it is not between a container and an uplink")?;
+        let way = way_out(rtnl, &entry.connection, &ends).ok_or("its route cannot be read")?;
+        if way.ifindex != ends.uplink {
+            return Err("its packets come by another uplink than they leave".to_owned());
+        }
+        let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or("its next hop is not resolved")?;
+        match known.ruleset.judge(&known.flow(&entry, &ends).ok_or("an interface has gone")?) {
+            Judgement::Carried => {}
+            Judgement::Forbidden { rule, why } => return Err(format!("{rule}: {why}")),
+            Judgement::Dropped { rule } => return Err(format!("{rule} drops it")),
+        }
+        adopt::make_liberal(&mut self.conntrack, &entry).map_err(|e| e.to_string())?;
+        let hop = NextHop { ifindex: way.ifindex, mac, mtu: way.mtu.and_then(|mtu| mtu.try_into().ok()) };
+        let keys = carrier.promote(&known.scene, &entry.connection, hop, epoch).map_err(|e| e.to_string())?;
+        let keys = keys.ok_or("the programs cannot carry it")?;
+        tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
+        self.flows.insert(id, One { keys, id: entry.id, way: (way.ifindex, way.next_hop, mac) });
+        Ok(())
+    }
+}
+
+/// The way of packets from the container to the other end.
+fn way_out(rtnl: &Rtnl, connection: &Connection, ends: &Ends) -> Option<Way> {
+    let Connection { transport, original, translated, .. } = connection;
+    let out = if ends.is_begun_inside { *original } else { translated.reversed() };
+    let protocol = if *transport == Transport::Tcp { PROTO_TCP } else { PROTO_UDP };
+    rtnl.way(ends.bridge, out.source, out.destination, Some((protocol, out.source_port, out.destination_port)))
+}
+
+impl Known {
+    fn flow(&self, entry: &Entry, ends: &Ends) -> Option<Flow<'_>> {
+        let name = |index: u32| self.names.get(&index).map(String::as_str);
+        let (uplink, bridge, veth) = (name(ends.uplink)?, name(ends.bridge)?, name(ends.veth)?);
+        let Connection { transport, original, translated, .. } = entry.connection;
+        let of_container = (bridge, Some(veth));
+        let of_uplink = (uplink, None);
+        let ((ingress, ingress_port), (egress, egress_port)) =
+            if ends.is_begun_inside { (of_container, of_uplink) } else { (of_uplink, of_container) };
+        Some(Flow {
+            protocol: if transport == Transport::Tcp { PROTO_TCP } else { PROTO_UDP },
+            original: tuple(original),
+            reply: tuple(translated.reversed()),
+            ingress,
+            ingress_port,
+            egress,
+            egress_port,
+            mark: entry.mark,
+        })
+    }
+}
+
+fn tuple(direction: Direction) -> Tuple {
+    Tuple {
+        source: SocketAddr::new(direction.source, direction.source_port),
+        destination: SocketAddr::new(direction.destination, direction.destination_port),
+    }
+}

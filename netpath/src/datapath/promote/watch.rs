@@ -1,0 +1,79 @@
+//! Notices of whatever may change the way of packets or the rules that they meet.
+
+use super::flows::Promoted;
+use crate::link;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
+use netlink_sys::{Socket, SocketAddr};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+/// `include/uapi/linux/netfilter/nfnetlink.h, enum nfnetlink_groups`
+const NFTABLES: u32 = 7;
+/// `include/uapi/linux/xfrm.h, enum xfrm_nlgroups`: security associations, policies.
+const IPSEC: [u32; 2] = [3, 4];
+/// Bytes of one message.
+const MESSAGE: usize = 32 * 1_024;
+
+pub(super) struct Watch {
+    /// Every message is a change.
+    any: Vec<OwnedFd>,
+    neighbours: OwnedFd,
+    /// Of what sends no notification.
+    silent: Option<u64>,
+}
+
+impl Watch {
+    /// # Errors
+    /// The kernel's. One without IPsec has no policies.
+    pub(super) fn start() -> io::Result<Self> {
+        let mut any = vec![link::watch_ways()?, listen(NETLINK_NETFILTER, &[NFTABLES])?];
+        any.extend(listen(NETLINK_XFRM, &IPSEC).ok());
+        Ok(Self { any, neighbours: link::watch_neighbours()?, silent: None })
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.any.iter().chain([&self.neighbours]).map(AsFd::as_fd)
+    }
+
+    /// Takes all messages. Lost ones count as a change.
+    pub(super) fn has_changed(&self, promoted: &Promoted) -> bool {
+        let mut changed = false;
+        for socket in &self.any {
+            changed |= take(socket, |_| true);
+        }
+        changed | take(&self.neighbours, |message| {
+            link::neighbour(message).is_some_and(|(index, address, mac)| promoted.is_moved(index, address, mac))
+        })
+    }
+
+    /// Whether rules that send no notification are others than at the last call.
+    pub(super) fn has_changed_silently(&mut self) -> bool {
+        let now = super::rules::changes::digest().ok();
+        let changed = now.is_none() || (self.silent.is_some() && now != self.silent);
+        self.silent = now;
+        changed
+    }
+}
+
+fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
+    let mut socket = Socket::new(protocol)?;
+    socket.set_non_blocking(true)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    // SAFETY: the descriptor is open, and `into_raw_fd` has given up its ownership.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
+}
+
+/// Reads all messages; whether one of them matters, or some were lost.
+fn take(socket: &OwnedFd, matters: impl Fn(&[u8]) -> bool) -> bool {
+    let mut found = false;
+    let mut buffer = vec![0; MESSAGE];
+    loop {
+        match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, nix::sys::socket::MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => found |= matters(&buffer[..length]),
+            Err(nix::errno::Errno::EAGAIN) => return found,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return true,
+        }
+    }
+}
