@@ -19,10 +19,10 @@ use crate::fast_path::translate;
 use crate::flows::now;
 use crate::half::Half;
 use crate::headers::Wire;
+use crate::maps;
 use crate::packet::{self, ETHERNET, View};
 use crate::parsed::FastHeaders;
 use crate::verdict::{self, NOT_OURS};
-use crate::maps;
 
 pub fn into_container(ctx: &TcContext) -> i32 {
     match ctx.skb.protocol() {

@@ -61,6 +61,7 @@ mod new_uplink;
 mod options;
 mod policy;
 mod priority;
+mod promote;
 mod protocols;
 mod publish;
 mod reload;

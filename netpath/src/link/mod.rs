@@ -30,8 +30,8 @@ pub use macvlan::MacvlanSpec;
 pub use ndisc::solicit;
 pub use netns::{Inside, Netns};
 pub use rtnl::{RequestError, Rtnl};
-pub use veth::VethSpec;
 pub use source::Way;
+pub use veth::VethSpec;
 pub use watch::{concerns_mtu, neighbour, watch, watch_neighbours, watch_routes, watch_ways};
 
 /// # Errors

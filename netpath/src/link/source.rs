@@ -167,7 +167,8 @@ impl Rtnl {
                     way.next_hop = (*a).into();
                 }
                 RouteAttribute::Metrics(metrics) => {
-                    way.mtu = metrics.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
+                    way.mtu =
+                        metrics.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None });
                 }
                 _ => {}
             }

@@ -20,8 +20,8 @@ use aya::programs::{ProgramFd, SchedClassifier};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{
-    ETHERNET, FORWARD_LINK, Flow4, Flow6, FlowKey4, FlowKey6, Lasting, METERS, NET_INTERNAL, Promotion, SIDE_BRIDGE, SIDE_UPLINK, Uplink, is_outward, name,
-    program,
+    ETHERNET, FORWARD_LINK, Flow4, Flow6, FlowKey4, FlowKey6, Lasting, METERS, NET_INTERNAL, Promotion, SIDE_BRIDGE,
+    SIDE_UPLINK, Uplink, is_outward, name, program,
 };
 use netpath_common::nat_plan::NewFlow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,8 +140,7 @@ impl Carrier {
         let mut programs = Vec::new();
         for name in [program::CARRY_IN, program::CARRY_OUT] {
             let missing = || Error::new(what()).because(format!("the object lacks {name}"));
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
+            let program: &mut SchedClassifier = ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
             program.load().context(what)?;
             let info = program.info().context(what)?;
             programs.push((program.fd().context(what)?.try_clone().context(what)?, info.id()));
@@ -257,7 +256,9 @@ impl Carrier {
         let is_own = |id: Option<u32>| id.is_some_and(|id| ids.contains(&id));
         if self.tc.our_filter(index, false).is_ok_and(|f| f.is_some_and(|f| is_own(f.prog_id))) {
             let removed = self.tc.remove_filter(index, false);
-            if let Err(e) = removed.and_then(|()| if made { self.tc.remove_qdisc_if_empty(index).map(drop) } else { Ok(()) }) {
+            if let Err(e) =
+                removed.and_then(|()| if made { self.tc.remove_qdisc_if_empty(index).map(drop) } else { Ok(()) })
+            {
                 tracing::debug!("a filter of interface {index} stays: {e}");
             }
         }

@@ -151,8 +151,9 @@ pub(crate) fn entry(
             _ => {}
         }
     }
-    is_plain &= status.contains(Status::SeenReply | Status::Assured)
-        && !status.intersects(Status::Dying | Status::Offload | Status::SeqAdjust);
+    // UDP is assured only after two seconds.
+    let answered = if transport == Transport::Tcp { Status::SeenReply | Status::Assured } else { Status::SeenReply };
+    is_plain &= status.contains(answered) && !status.intersects(Status::Dying | Status::Offload | Status::SeqAdjust);
     let found = connection(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)));
     Ok(found.map(|(connection, is_liberal)| Entry { connection, id, mark, is_plain, is_liberal }))
 }

@@ -86,8 +86,9 @@ impl Promoted {
         if is_refused || self.flows.len() >= MOST {
             return;
         }
-        if let Err(why) = self.try_promote(transport, seen, known, rtnl, carrier, epoch) {
-            tracing::debug!(?transport, ?seen, "not promoted: {why}");
+        let Err(refusal) = self.try_promote(transport, seen, known, rtnl, carrier, epoch) else { return };
+        tracing::debug!(?transport, ?seen, "not promoted: {}", refusal.why);
+        if refusal.lasts {
             if self.refused.len() >= MOST_REFUSED {
                 self.refused.clear();
             }
@@ -103,35 +104,53 @@ impl Promoted {
         rtnl: &Rtnl,
         carrier: &mut Carrier,
         epoch: u32,
-    ) -> Result<(), String> {
-        let entry = adopt::entry(&mut self.conntrack, transport, seen).map_err(|e| e.to_string())?;
-        let entry = entry.ok_or("conntrack has no plain entry for it")?;
+    ) -> Result<(), Refusal> {
+        let entry = adopt::entry(&mut self.conntrack, transport, seen).map_err(now)?;
+        let entry = entry.ok_or_else(|| now("conntrack has no plain entry for it"))?;
         let id = (transport, entry.connection.original);
         if self.flows.contains_key(&id) {
             return Ok(());
         }
         if !entry.is_plain {
-            return Err("it is not established".to_owned());
+            return Err(now("it is not established"));
         }
-        let ends = known.scene.ends(&entry.connection, rtnl).ok_or("it is not between a container and an uplink")?;
-        let way = way_out(rtnl, &entry.connection, &ends).ok_or("its route cannot be read")?;
+        let ends = known
+            .scene
+            .ends(&entry.connection, rtnl)
+            .ok_or_else(|| always("it is not between a container and an uplink"))?;
+        let way = way_out(rtnl, &entry.connection, &ends).ok_or_else(|| now("its route cannot be read"))?;
         if way.ifindex != ends.uplink {
-            return Err("its packets come by another uplink than they leave".to_owned());
+            return Err(always("its packets come by another uplink than they leave"));
         }
-        let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or("its next hop is not resolved")?;
-        match known.ruleset.judge(&known.flow(&entry, &ends).ok_or("an interface has gone")?) {
+        let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or_else(|| now("its next hop is not resolved"))?;
+        match known.ruleset.judge(&known.flow(&entry, &ends).ok_or_else(|| now("an interface has gone"))?) {
             Judgement::Carried => {}
-            Judgement::Forbidden { rule, why } => return Err(format!("{rule}: {why}")),
-            Judgement::Dropped { rule } => return Err(format!("{rule} drops it")),
+            Judgement::Forbidden { rule, why } => return Err(always(format!("{rule}: {why}"))),
+            Judgement::Dropped { rule } => return Err(always(format!("{rule} drops it"))),
         }
-        adopt::make_liberal(&mut self.conntrack, &entry).map_err(|e| e.to_string())?;
+        adopt::make_liberal(&mut self.conntrack, &entry).map_err(now)?;
         let hop = NextHop { ifindex: way.ifindex, mac, mtu: way.mtu.and_then(|mtu| mtu.try_into().ok()) };
-        let keys = carrier.promote(&known.scene, &entry.connection, hop, epoch).map_err(|e| e.to_string())?;
-        let keys = keys.ok_or("the programs cannot carry it")?;
+        let keys = carrier.promote(&known.scene, &entry.connection, hop, epoch).map_err(now)?;
+        let keys = keys.ok_or_else(|| always("the programs cannot carry it"))?;
         tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
         self.flows.insert(id, One { keys, id: entry.id, way: (way.ifindex, way.next_hop, mac) });
         Ok(())
     }
+}
+
+/// Why a flow is not promoted.
+struct Refusal {
+    why: String,
+    /// Until the host changes.
+    lasts: bool,
+}
+
+fn now(why: impl ToString) -> Refusal {
+    Refusal { why: why.to_string(), lasts: false }
+}
+
+fn always(why: impl ToString) -> Refusal {
+    Refusal { why: why.to_string(), lasts: true }
 }
 
 /// The way of packets from the container to the other end.

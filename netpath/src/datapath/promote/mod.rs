@@ -158,7 +158,8 @@ impl Promoter {
 
     /// Returns whether to stop.
     fn wait(&self, stop: &EventFd) -> nix::Result<bool> {
-        let mut sources = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.carrier.as_fd(), PollFlags::POLLIN)];
+        let mut sources =
+            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.carrier.as_fd(), PollFlags::POLLIN)];
         sources.extend(self.watch.sockets().map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
         let idle = if self.promoted.is_empty() { Duration::from_secs(1) } else { BEAT };
         let pause = self.changed.map(|when| (when + self.pause).saturating_duration_since(Instant::now()));

@@ -41,9 +41,10 @@ impl Watch {
         for socket in &self.any {
             changed |= take(socket, |_| true);
         }
-        changed | take(&self.neighbours, |message| {
-            link::neighbour(message).is_some_and(|(index, address, mac)| promoted.is_moved(index, address, mac))
-        })
+        changed
+            | take(&self.neighbours, |message| {
+                link::neighbour(message).is_some_and(|(index, address, mac)| promoted.is_moved(index, address, mac))
+            })
     }
 
     /// Whether rules that send no notification are others than at the last call.
