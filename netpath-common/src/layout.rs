@@ -91,6 +91,13 @@ pub struct Lasting {
     pub pad: [u8; 2],
 }
 
+impl Lasting {
+    /// `None`: the record is too short.
+    pub fn read(record: &[u8]) -> Option<Self> {
+        Self::read_from_prefix(record).ok().map(|(lasting, _)| lasting)
+    }
+}
+
 /// `np_meter`, PERCPU_ARRAY of [`METERS`] by a hash of the tuple: the window in the upper half, packets in the lower one. Two
 /// flows of one slot are reported too early, which costs the agent a question.
 pub type Meter = u64;

@@ -5,7 +5,7 @@
 //! entry is counted, and reported once it has lasted.
 
 use aya_ebpf::programs::TcContext;
-use netpath_common::family::{Family, Ipv4, Ipv6};
+use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{
     Lasting, METER_WINDOW, METERS, Promotion, SIDE_BRIDGE, SIDE_UPLINK, is_inward, is_outward,
@@ -14,7 +14,7 @@ use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
 use netpath_common::tcp::{TCP_FIN, TCP_RST, TCP_SYN};
 
-use crate::entry::{ETH_P_IP, ETH_P_IPV6};
+use crate::entry::{ETH_P_IP, ETH_P_IPV6, is_v4_only};
 use crate::fast_path::translate;
 use crate::flows::now;
 use crate::half::Half;
@@ -28,7 +28,7 @@ pub fn into_container(ctx: &TcContext) -> i32 {
     match ctx.skb.protocol() {
         _ if packet::is_tagged(ctx) => NOT_OURS.action,
         ETH_P_IP => pass::<Ipv4, false>(ctx),
-        ETH_P_IPV6 => into_container6(ctx),
+        ETH_P_IPV6 if !is_v4_only() => into_container6(ctx),
         _ => NOT_OURS.action,
     }
 }
@@ -37,7 +37,7 @@ pub fn out_of_container(ctx: &TcContext) -> i32 {
     match ctx.skb.protocol() {
         _ if packet::is_tagged(ctx) => NOT_OURS.action,
         ETH_P_IP => pass::<Ipv4, true>(ctx),
-        ETH_P_IPV6 => out_of_container6(ctx),
+        ETH_P_IPV6 if !is_v4_only() => out_of_container6(ctx),
         _ => NOT_OURS.action,
     }
 }

@@ -8,6 +8,7 @@ extern crate support;
 
 mod big_tcp;
 mod bridge;
+mod carry;
 mod cost;
 mod errors;
 mod fragments;

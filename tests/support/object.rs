@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use netpath_common::layout::global;
+use netpath_common::layout::{METERS, global, name};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -54,6 +54,7 @@ fn loaded(level: VerifierLogLevel, object: &[u8], v4_only: u8) -> Result<Ebpf> {
         .override_global(global::FIB_SRC, fib_source, true)
         .override_global(global::CSUM_IPV6, csum_ipv6, true)
         .override_global(global::V4_ONLY, &v4_only, true)
+        .map_max_entries(name::METER, METERS)
         .load(object)
         .context("cannot load the object's maps")
 }

@@ -683,6 +683,45 @@ impl Lab {
         })
     }
 
+    /// Makes the flows of this family promoted ones of `epoch`, which the programs carry for `ticks`.
+    ///
+    /// # Errors
+    /// The maps cannot be written.
+    pub fn promote(&mut self, v4: bool, epoch: u32, until: i32) -> Result<()> {
+        let now = crate::maps::now();
+        self.each_flow(v4, |_, _, next| {
+            // Not the first packet of its window.
+            (next.serial, next.last_seen) = (epoch, now + 64);
+            true
+        })?;
+        self.trust(epoch, until)
+    }
+
+    /// The programs carry flows of `epoch` for so many ticks.
+    ///
+    /// # Errors
+    /// The map is missing.
+    pub fn trust(&mut self, epoch: u32, ticks: i32) -> Result<()> {
+        let until = crate::maps::now().wrapping_add_signed(ticks);
+        let map = self.ebpf.map_mut(layout::name::PROMOTION).context("no map")?;
+        let mut map = Array::<_, layout::Promotion>::try_from(map)?;
+        Ok(map.set(0, layout::Promotion { epoch, until, threshold: 64 }, 0)?)
+    }
+
+    /// The reported flows.
+    ///
+    /// # Errors
+    /// The map is missing.
+    pub fn reports(&mut self) -> Result<Vec<layout::Lasting>> {
+        let map = self.ebpf.map_mut(layout::name::LASTING).context("no map")?;
+        let mut ring = aya::maps::RingBuf::try_from(map)?;
+        let mut all = Vec::new();
+        while let Some(item) = ring.next() {
+            all.push(layout::Lasting::read(&item).context("a record of another size")?);
+        }
+        Ok(all)
+    }
+
     /// Adds a flow of the UDP packet `frame` that changes only its hop count, for measurements.
     ///
     /// # Errors

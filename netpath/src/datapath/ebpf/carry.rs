@@ -170,9 +170,7 @@ impl Carrier {
 
     /// The next reported flow: its protocol, and the tuple of the direction that was seen.
     pub(crate) fn report(&mut self) -> Option<(u8, Direction)> {
-        use zerocopy::FromBytes;
-        let item = self.reports.next()?;
-        let (lasting, _) = Lasting::read_from_prefix(&item).ok()?;
+        let lasting = Lasting::read(&self.reports.next()?)?;
         let direction = Direction {
             source: address(lasting.src),
             destination: address(lasting.dst),
