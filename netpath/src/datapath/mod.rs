@@ -13,6 +13,7 @@ pub mod ladder;
 pub(crate) mod netfilter;
 pub mod none;
 pub mod probe;
+pub mod promote;
 
 pub use ebpf::sockets::reconcile as serve_sockets;
 pub use inspect::Inspect;

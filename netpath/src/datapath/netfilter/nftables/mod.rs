@@ -8,7 +8,7 @@ mod encode;
 pub(crate) mod incumbent;
 mod print;
 mod program;
-mod raw;
+pub(crate) mod raw;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ const HEADER: usize = 4;
 
 /// A message without its netlink header.
 #[derive(Clone)]
-pub(super) struct Raw {
+pub(crate) struct Raw {
     kind: u16,
     bytes: Vec<u8>,
 }
@@ -59,17 +59,17 @@ impl From<Raw> for NetlinkPayload<Raw> {
 }
 
 impl Raw {
-    pub(super) fn attributes(&self) -> Attributes<'_> {
+    pub(crate) fn attributes(&self) -> Attributes<'_> {
         Attributes(self.bytes.get(HEADER..).unwrap_or_default())
     }
 }
 
 /// A list of attributes.
 #[derive(Clone, Copy)]
-pub(super) struct Attributes<'a>(pub &'a [u8]);
+pub(crate) struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(super) fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+    pub(crate) fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let items = NlasIterator::new(self.0).map_while(Result::ok);
         items.map(|item: NlaBuffer<&'a [u8]>| {
             let (kind, length) = (item.kind(), item.length().into());
@@ -77,24 +77,24 @@ impl<'a> Attributes<'a> {
         })
     }
 
-    pub(super) fn get(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
         self.all().find(|(k, _)| *k == kind).map(|(_, value)| value)
     }
 
     /// A string attribute without its trailing NUL.
-    pub(super) fn text(self, kind: u16) -> Option<&'a str> {
+    pub(crate) fn text(self, kind: u16) -> Option<&'a str> {
         std::str::from_utf8(self.get(kind)?.strip_suffix(&[0])?).ok()
     }
 
-    pub(super) fn nested(self, kind: u16) -> Option<Self> {
+    pub(crate) fn nested(self, kind: u16) -> Option<Self> {
         self.get(kind).map(Self)
     }
 
-    pub(super) fn long_number(self, kind: u16) -> Option<u64> {
+    pub(crate) fn long_number(self, kind: u16) -> Option<u64> {
         self.get(kind)?.try_into().ok().map(u64::from_be_bytes)
     }
 
-    pub(super) fn number(self, kind: u16) -> Option<u32> {
+    pub(crate) fn number(self, kind: u16) -> Option<u32> {
         self.get(kind)?.try_into().ok().map(u32::from_be_bytes)
     }
 }
@@ -103,6 +103,6 @@ impl<'a> Attributes<'a> {
 ///
 /// # Errors
 /// A kernel without nfnetlink.
-pub(super) fn open() -> io::Result<Netlink<Raw>> {
+pub(crate) fn open() -> io::Result<Netlink<Raw>> {
     Netlink::open(NETLINK_NETFILTER)
 }

@@ -1,0 +1,3 @@
+//! Promotion: flows that netfilter has decided about are carried by the programs, past bridge and netfilter.
+
+pub mod rules;
