@@ -9,7 +9,7 @@ mod allow;
 mod attach;
 mod attached;
 mod cgroup;
-mod clsact;
+pub(in crate::datapath) mod clsact;
 mod compile;
 mod departures;
 mod expire;
