@@ -19,7 +19,7 @@ const NFTABLES: u16 = 10;
 const HEADER: usize = 4;
 
 /// A message without its netlink header.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Raw {
     kind: u16,
     bytes: Vec<u8>,
@@ -83,6 +83,11 @@ impl Raw {
     /// A message of another protocol than that of netfilter.
     pub(crate) fn plain(kind: u16, bytes: Vec<u8>) -> Self {
         Self { kind, bytes }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// NFPROTO_…

@@ -40,13 +40,8 @@ struct Run<'a> {
 }
 
 pub(super) fn run(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Outcome {
-    let mut run = Run {
-        packet,
-        table,
-        registers: Bits::unknown(REGISTERS),
-        answer: Answer::Yes,
-        outcome: Outcome::default(),
-    };
+    let mut run =
+        Run { packet, table, registers: Bits::unknown(REGISTERS), answer: Answer::Yes, outcome: Outcome::default() };
     for expression in &rule.expressions {
         if run.one(expression).is_err() {
             // What was done before the test that failed was done.
@@ -56,7 +51,9 @@ pub(super) fn run(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Outcome {
     if let Answer::Varies(why) = run.answer {
         run.outcome.forbids.get_or_insert(why);
     }
-    run.outcome.certain = run.answer == Answer::Yes && run.outcome.forbids.is_none() && !run.outcome.verdicts.contains(&Verdict::Continue);
+    run.outcome.certain = run.answer == Answer::Yes
+        && run.outcome.forbids.is_none()
+        && !run.outcome.verdicts.contains(&Verdict::Continue);
     run.outcome
 }
 
@@ -193,6 +190,11 @@ fn has_header(header: &Header, packet: &Packet<'_>) -> Answer {
     let equal = |bits: Bits, value: &[u8], mask: &[u8], invert: u8| {
         bits.masked(mask, &[]).equal(value).inverted_if(header.invert & invert != 0)
     };
+    // The name of a pattern has its `+`, outside the mask.
+    let named = |name: Option<&str>, value: &[u8], mask: &[u8], invert: u8| {
+        let value: Vec<u8> = value.iter().zip(mask).map(|(value, mask)| value & mask).collect();
+        equal(interface(name), &value, mask, invert)
+    };
     let protocol = header.protocol.map_or(Answer::Yes, |p| {
         Bits::maybe(packet.protocol.map(|p| [p])).equal(&[p]).inverted_if(header.invert & INV_PROTOCOL != 0)
     });
@@ -200,8 +202,8 @@ fn has_header(header: &Header, packet: &Packet<'_>) -> Answer {
     [
         equal(packet.address(packet.source), &header.source, &header.source_mask, INV_SOURCE),
         equal(packet.address(packet.destination), &header.destination, &header.destination_mask, INV_DESTINATION),
-        equal(interface(packet.iif), &header.iif, &header.iif_mask, INV_IIF),
-        equal(interface(packet.oif), &header.oif, &header.oif_mask, INV_OIF),
+        named(packet.iif, &header.iif, &header.iif_mask, INV_IIF),
+        named(packet.oif, &header.oif, &header.oif_mask, INV_OIF),
         protocol,
         other,
     ]

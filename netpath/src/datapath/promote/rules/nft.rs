@@ -144,9 +144,7 @@ pub(super) fn set(attributes: Attributes<'_>) -> Set {
     let flags = attributes.number(3).unwrap_or(0);
     let fields = attributes.nested(9).and_then(|d| d.nested(2)).into_iter().flat_map(Attributes::all);
     let field = |(_, item): (u16, &[u8])| Attributes(item).number(1).map(|n| n.min(64) as usize);
-    let named = |list: Attributes<'_>| {
-        list.all().all(|(_, item)| Attributes(item).text(1) == Some("counter"))
-    };
+    let named = |list: Attributes<'_>| list.all().all(|(_, item)| Attributes(item).text(1) == Some("counter"));
     let one = attributes.nested(17).is_none_or(|e| e.text(1) == Some("counter"));
     let counts = one && attributes.nested(18).is_none_or(named);
     let changes = match () {
@@ -209,8 +207,7 @@ pub(super) fn joined(mut list: Vec<(Element, bool)>) -> Vec<Element> {
             continue;
         }
         if element.last.is_empty() {
-            element.last =
-                if has_ends { vec![0xff; element.first.len()] } else { element.first.clone() };
+            element.last = if has_ends { vec![0xff; element.first.len()] } else { element.first.clone() };
         }
         elements.push(element);
     }

@@ -49,11 +49,17 @@ pub(super) struct Packet<'a> {
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(super) enum Source {
     /// `base` is NFT_PAYLOAD_…
-    Payload { base: u32, offset: u32 },
+    Payload {
+        base: u32,
+        offset: u32,
+    },
     /// NFT_META_…
     Meta(u32),
     /// NFT_CT_…; `direction`: 0 original, 1 reply.
-    Ct { key: u32, direction: Option<u8> },
+    Ct {
+        key: u32,
+        direction: Option<u8>,
+    },
     /// Of the routes to or from its addresses.
     Routes,
     Varying(&'static str),

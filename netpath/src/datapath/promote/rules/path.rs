@@ -5,7 +5,7 @@ use super::table::{BRIDGE, Base, Hook, INET, IP, IP6, NETDEV};
 use super::{Flow, Tuple};
 use crate::netlink::Netlink;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -75,7 +75,10 @@ pub(super) fn packets<'a>(
         };
         for place in places(&way, family, base, lower) {
             packets.push(Packet {
-                source: place.source.then_some(way.tuple.source).or(place.source_after.then_some(way.translated.source)),
+                source: place
+                    .source
+                    .then_some(way.tuple.source)
+                    .or(place.source_after.then_some(way.translated.source)),
                 destination: place
                     .destination
                     .then_some(way.tuple.destination)
@@ -219,10 +222,12 @@ pub(super) fn lower_links() -> io::Result<BTreeMap<String, Vec<String>>> {
     for link in &links {
         let Some(own) = names.get(&link.header.index) else { continue };
         let is_elsewhere = link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
-        let is_port = link.attributes.iter().any(is_bridge_port);
+        let is_veth = link.attributes.iter().any(|a| is_info(a, &LinkInfo::Kind(InfoKind::Veth)));
+        let is_port = link.attributes.iter().any(|a| is_info(a, &LinkInfo::PortKind(InfoPortKind::Bridge)));
         for attribute in &link.attributes {
             match attribute {
-                LinkAttribute::Link(of) if !is_elsewhere => {
+                // Of a veth it is the other end.
+                LinkAttribute::Link(of) if !is_elsewhere && !is_veth => {
                     lower.entry(own.clone()).or_default().extend(names.get(of).cloned());
                 }
                 LinkAttribute::Controller(of) if !is_port => {
@@ -237,8 +242,6 @@ pub(super) fn lower_links() -> io::Result<BTreeMap<String, Vec<String>>> {
     Ok(lower)
 }
 
-fn is_bridge_port(attribute: &LinkAttribute) -> bool {
-    use rtnetlink::packet_route::link::{InfoPortKind, LinkInfo};
-    let of = |info: &LinkInfo| matches!(info, LinkInfo::PortKind(InfoPortKind::Bridge));
-    matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.iter().any(of))
+fn is_info(attribute: &LinkAttribute, info: &LinkInfo) -> bool {
+    matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.contains(info))
 }

@@ -78,15 +78,52 @@ pub(super) enum Verdict {
 /// Registers are offsets in bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(super) enum Expression {
-    Load { source: Source, to: usize, length: usize },
-    Compare { from: usize, how: Comparison, data: Vec<u8> },
-    Range { from: usize, not: bool, first: Vec<u8>, last: Vec<u8> },
-    Bitwise { from: usize, to: usize, length: usize, mask: Vec<u8>, xor: Vec<u8> },
-    Swap { from: usize, to: usize, length: usize, size: usize },
+    Load {
+        source: Source,
+        to: usize,
+        length: usize,
+    },
+    Compare {
+        from: usize,
+        how: Comparison,
+        data: Vec<u8>,
+    },
+    Range {
+        from: usize,
+        not: bool,
+        first: Vec<u8>,
+        last: Vec<u8>,
+    },
+    Bitwise {
+        from: usize,
+        to: usize,
+        length: usize,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
+    Swap {
+        from: usize,
+        to: usize,
+        length: usize,
+        size: usize,
+    },
     /// A function of registers that is not computed.
-    Function { from: usize, used: usize, to: usize, length: usize },
-    Immediate { to: usize, data: Vec<u8> },
-    Lookup { set: String, from: usize, to: Option<usize>, not: bool },
+    Function {
+        from: usize,
+        used: usize,
+        to: usize,
+        length: usize,
+    },
+    Immediate {
+        to: usize,
+        data: Vec<u8>,
+    },
+    Lookup {
+        set: String,
+        from: usize,
+        to: Option<usize>,
+        not: bool,
+    },
     Verdict(Verdict),
     /// It neither tests nor changes a packet.
     Harmless,
@@ -95,8 +132,16 @@ pub(super) enum Expression {
     /// It may do something different with each packet: the reason.
     Forbids(&'static str),
     /// An extension of iptables.
-    Match { name: String, revision: u8, info: Vec<u8> },
-    Target { name: String, revision: u8, info: Vec<u8> },
+    Match {
+        name: String,
+        revision: u8,
+        info: Vec<u8>,
+    },
+    Target {
+        name: String,
+        revision: u8,
+        info: Vec<u8>,
+    },
     /// What a rule of legacy iptables tests itself.
     Header(Header),
 }
