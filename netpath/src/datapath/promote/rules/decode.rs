@@ -8,18 +8,22 @@ use crate::datapath::netfilter::{hold, nftables};
 /// More than any expression reads (`NFT_REG32_NUM` registers of 4 bytes).
 const MOST: usize = 80;
 
+/// What an expression does with each packet.
+const ACTING: [(&str, &str); 4] = [
+    ("log", "it logs each packet"),
+    ("dup", "it copies each packet"),
+    ("notrack", "it keeps packets from being tracked"),
+    ("last", "it keeps the time of the last packet"),
+];
+
 /// Why an expression forbids that a flow is carried.
-const FORBIDDING: [(&str, &str); 16] = [
+const FORBIDDING: [(&str, &str); 12] = [
     ("limit", "it limits a rate"),
     ("quota", "it has a quota"),
     ("connlimit", "it counts connections"),
     ("queue", "a program decides about each packet"),
-    ("log", "it logs each packet"),
-    ("dup", "it copies each packet"),
     ("fwd", "it sends packets by another interface"),
     ("dynset", "it changes a set with each packet"),
-    ("notrack", "it keeps packets from being tracked"),
-    ("last", "it keeps the time of the last packet"),
     ("synproxy", "it answers in the place of a server"),
     ("tproxy", "it gives packets to a socket of the host"),
     ("flow_offload", "it hands flows to a flowtable of the kernel"),
@@ -53,9 +57,9 @@ fn decode(name: &str, data: Attributes<'_>) -> Option<Expression> {
     let value = |kind| data.nested(kind).and_then(|d| d.get(1)).map(<[u8]>::to_vec);
     let load = |source, to: u16, length| Some(Expression::Load { source, to: register(data, to)?, length });
     match name {
-        "payload" if data.get(5).is_some() => Some(Expression::Forbids("it changes the payload of each packet")),
+        "payload" if data.get(5).is_some() => Some(Expression::Acts("it changes the payload of each packet")),
         "payload" => load(Source::Payload { base: data.number(2)?, offset: data.number(3)? }, 1, length(4)?),
-        "meta" if data.get(3).is_some() => Some(Expression::Forbids(match data.number(2)? {
+        "meta" if data.get(3).is_some() => Some(Expression::Acts(match data.number(2)? {
             2 => "it sets the priority of each packet",
             3 => "it sets the mark of each packet",
             12 => "it traces each packet",
@@ -66,7 +70,7 @@ fn decode(name: &str, data: Attributes<'_>) -> Option<Expression> {
             3 => Expression::MarksConnection,
             // Labels and the mask of events.
             13 | 18 => Expression::Harmless,
-            _ => Expression::Forbids("it sets how a packet is tracked"),
+            _ => Expression::Acts("it sets how a packet is tracked"),
         }),
         "ct" => {
             let direction = data.get(3).and_then(|d| d.first().copied());
@@ -75,7 +79,7 @@ fn decode(name: &str, data: Attributes<'_>) -> Option<Expression> {
         "fib" => load(Source::Routes, 1, 16),
         "rt" => load(Source::Routes, 1, 16),
         "exthdr" if data.get(7).is_some() || data.get(1).is_none() => {
-            Some(Expression::Forbids("it changes options of each packet"))
+            Some(Expression::Acts("it changes options of each packet"))
         }
         "exthdr" => load(Source::Varying("it reads options or extension headers"), 1, length(4)?),
         "numgen" => load(Source::Varying("it depends on chance or on the number of packets"), 1, 4),
@@ -150,7 +154,10 @@ fn decode(name: &str, data: Attributes<'_>) -> Option<Expression> {
             let (name, revision) = (data.text(1)?.to_owned(), data.number(2)? as u8);
             Some(Expression::Target { name, revision, info: data.get(3)?.to_vec() })
         }
-        _ => FORBIDDING.iter().find(|(n, _)| *n == name).map(|(_, why)| Expression::Forbids(why)),
+        _ => {
+            let of = |list: &[(&str, &'static str)]| list.iter().find(|(n, _)| *n == name).map(|(_, why)| *why);
+            of(&ACTING).map(Expression::Acts).or_else(|| of(&FORBIDDING).map(Expression::Forbids))
+        }
     }
 }
 

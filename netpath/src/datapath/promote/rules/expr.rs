@@ -36,21 +36,32 @@ struct Run<'a> {
     registers: Bits,
     /// Of all tests until now.
     answer: Answer,
+    /// What has been done with the packet since the last test that may fail: the reason to forbid.
+    acted: Option<&'static str>,
     outcome: Outcome,
 }
 
 pub(super) fn run(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Outcome {
-    let mut run =
-        Run { packet, table, registers: Bits::unknown(REGISTERS), answer: Answer::Yes, outcome: Outcome::default() };
+    let mut run = Run {
+        packet,
+        table,
+        registers: Bits::unknown(REGISTERS),
+        answer: Answer::Yes,
+        acted: None,
+        outcome: Outcome::default(),
+    };
     for expression in &rule.expressions {
         if run.one(expression).is_err() {
             // What was done before the test that failed was done.
-            return Outcome { forbids: run.outcome.forbids, ..Outcome::default() };
+            return Outcome { forbids: run.outcome.forbids.or(run.acted), ..Outcome::default() };
         }
     }
     if let Answer::Varies(why) = run.answer {
         run.outcome.forbids.get_or_insert(why);
     }
+    // A flow that is still alive does not come to what is done with packets that are dropped.
+    let is_over = run.outcome.verdicts == [Verdict::Drop];
+    run.outcome.forbids = run.outcome.forbids.or(run.acted.filter(|_| !is_over));
     run.outcome.certain = run.answer == Answer::Yes
         && run.outcome.forbids.is_none()
         && !run.outcome.verdicts.contains(&Verdict::Continue);
@@ -100,6 +111,9 @@ impl Run<'_> {
             Expression::Forbids(why) => {
                 self.outcome.forbids.get_or_insert(why);
             }
+            Expression::Acts(why) => {
+                self.acted.get_or_insert(why);
+            }
             Expression::Match { name, revision, info } => {
                 return self.test(xt::matches(name, *revision, info, self.packet));
             }
@@ -117,6 +131,9 @@ impl Run<'_> {
 
     fn test(&mut self, answer: Answer) -> Result<(), Ends> {
         self.answer = self.answer.and(answer);
+        if !matches!(answer, Answer::Yes | Answer::No) {
+            self.outcome.forbids = self.outcome.forbids.or(self.acted.take());
+        }
         if answer == Answer::No { Err(Ends) } else { Ok(()) }
     }
 

@@ -237,6 +237,13 @@ pub(super) fn parse(family: u8, name: &str, info: &[u8], bytes: &[u8]) -> Option
         }
         chain.rules.push(rule);
     }
+    // The last entry of a built-in chain is its policy.
+    for chain in table.chains.values_mut() {
+        if let Some(base) = &mut chain.base {
+            let policy = chain.rules.pop()?;
+            base.drops = policy.expressions.contains(&Expression::Verdict(Verdict::Drop));
+        }
+    }
     Some(table)
 }
 

@@ -131,6 +131,8 @@ pub(super) enum Expression {
     MarksConnection,
     /// It may do something different with each packet: the reason.
     Forbids(&'static str),
+    /// It does something with each packet, and tests nothing: the reason.
+    Acts(&'static str),
     /// An extension of iptables.
     Match {
         name: String,

@@ -21,10 +21,14 @@ pub(super) struct Exits {
 pub(super) struct Walk<'a> {
     table: &'a Table,
     packet: &'a Packet<'a>,
-    chains: BTreeMap<&'a str, Exits>,
-    /// Rules that forbid that the flow is carried: label and reason, in the order of the packet's way.
-    pub forbidding: Vec<(String, &'static str)>,
+    /// Chains that were followed already.
+    chains: BTreeMap<&'a str, (Exits, Vec<Forbidding>)>,
+    /// In the order of the packet's way.
+    pub forbidding: Vec<Forbidding>,
 }
+
+/// The label of a rule that forbids that the flow is carried, and the reason.
+pub(super) type Forbidding = (String, &'static str);
 
 impl<'a> Walk<'a> {
     pub(super) fn new(table: &'a Table, packet: &'a Packet<'a>) -> Self {
@@ -70,7 +74,11 @@ impl<'a> Walk<'a> {
                 }
                 Verdict::Continue => goes_on = true,
                 Verdict::Return => exits.returned = true,
-                Verdict::Queue => self.forbidding.push((label(), "a program decides about each packet")),
+                Verdict::Queue => {
+                    // The program may accept.
+                    exits.accepted = true;
+                    self.forbidding.push((label(), "a program decides about each packet"));
+                }
                 Verdict::Jump(to) => {
                     let there = self.called(&to, chain, rule, depth);
                     exits.accepted |= there.accepted;
@@ -89,16 +97,22 @@ impl<'a> Walk<'a> {
     }
 
     fn called(&mut self, to: &str, from: &str, rule: &'a Rule, depth: usize) -> Exits {
-        if let Some(known) = self.chains.get(to) {
-            return known.clone();
+        if let Some((exits, forbidding)) = self.chains.get(to) {
+            self.forbidding.extend(forbidding.iter().cloned());
+            return exits.clone();
         }
         let table = self.table;
         let Some((name, chain)) = table.chains.get_key_value(to).filter(|_| depth < DEPTH) else {
             self.forbid(from, rule, "its chain cannot be followed");
             return Exits { returned: true, ..Exits::default() };
         };
+        let before = self.forbidding.len();
         let exits = self.chain(name, chain, depth + 1);
-        self.chains.insert(name, exits.clone());
+        if !exits.accepted && !exits.returned {
+            // All packets that come here are dropped, so a flow that is still alive does not come here.
+            self.forbidding.truncate(before);
+        }
+        self.chains.insert(name, (exits.clone(), self.forbidding[before..].to_vec()));
         exits
     }
 

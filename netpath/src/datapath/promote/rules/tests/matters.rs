@@ -103,6 +103,9 @@ fn around(rule: &str) -> String {
             set banned {{ type ipv4_addr; flags interval; elements = {{ 203.0.113.0/24, 203.0.114.1-203.0.114.7 }} }}
             set seen {{ type ipv4_addr; flags dynamic,timeout; timeout 1m; }}
             set temporary {{ type ipv4_addr; flags timeout; elements = {{ 198.51.100.7 timeout 1h }} }}
+            chain refused {{ jump inner; }}
+            chain inner {{ log; limit rate 1/second log; drop; }}
+            chain half {{ log; meta mark 8 return; jump inner; }}
             chain limited {{ limit rate 1/second accept; }}
             chain forward {{ type filter hook forward priority 0; {rule}; }}
         }}"
@@ -198,6 +201,16 @@ fn only_the_flows_that_a_rule_can_match_are_forbidden() {
         ("ip protocol tcp accept; log", [false, false, true]),
         ("ct state established goto limited", [true, true, true]),
         ("limit rate 1/second udp dport 9 drop", [true, true, true]),
+        // What can only be dropped was not, and is not.
+        ("meta mark 7 log drop", [false, false, false]),
+        ("meta mark 7 counter log prefix \"x\" reject", [false, false, false]),
+        ("meta mark 7 jump refused", [false, false, false]),
+        ("meta mark 7 jump half", [true, true, true]),
+        ("log meta mark 7 drop", [true, true, true]),
+        ("log udp dport 9 drop", [true, true, true]),
+        ("meta mark 7 limit rate 1/second log drop", [true, true, true]),
+        ("meta length 7 jump refused", [true, true, true]),
+        ("meta mark 7 log accept", [true, true, true]),
     ];
     for (rule, expected) in cases {
         nft(&around(rule)).unwrap_or_else(|e| panic!("{rule}: {e}"));
