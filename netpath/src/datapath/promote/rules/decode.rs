@@ -17,7 +17,7 @@ const ACTING: [(&str, &str); 4] = [
 ];
 
 /// Why an expression forbids that a flow is carried.
-const FORBIDDING: [(&str, &str); 12] = [
+const FORBIDDING: [(&str, &str); 9] = [
     ("limit", "it limits a rate"),
     ("quota", "it has a quota"),
     ("connlimit", "it counts connections"),
@@ -27,9 +27,6 @@ const FORBIDDING: [(&str, &str); 12] = [
     ("synproxy", "it answers in the place of a server"),
     ("tproxy", "it gives packets to a socket of the host"),
     ("flow_offload", "it hands flows to a flowtable of the kernel"),
-    ("osf", "it reads the fingerprint of a packet"),
-    ("socket", "it reads the socket of a packet"),
-    ("numgen", "it depends on chance or on the number of packets"),
 ];
 
 const UNKNOWN_EXPRESSION: &str = "it has an expression that netpath does not know";

@@ -144,23 +144,8 @@ impl Run<'_> {
         if let Some(why) = set.changes {
             return self.test(Answer::Varies(why));
         }
-        let key = |e: &Element| self.registers.slice(from, e.first.len());
-        let mut found: Vec<(Answer, &Element)> = Vec::new();
-        let mut rest = None;
-        for element in &set.elements {
-            if element.first.is_empty() {
-                rest = Some(element);
-                continue;
-            }
-            match contains(set, element, &key(element)) {
-                Answer::No => {}
-                Answer::Yes => {
-                    found = vec![(Answer::Yes, element)];
-                    break;
-                }
-                other => found.push((other, element)),
-            }
-        }
+        let mut found = matching(set, &self.registers.slice(from, REGISTERS));
+        let rest = set.elements.first().filter(|e| e.first.is_empty());
         let mut answer = found.iter().fold(Answer::No, |all, (answer, _)| all.or(*answer));
         if let Some(rest) = rest.filter(|_| answer != Answer::Yes) {
             found.push((Answer::Maybe, rest));
@@ -189,8 +174,29 @@ impl Run<'_> {
     }
 }
 
+/// The elements that may be the one for `key`, or the one that is.
+fn matching<'s>(set: &'s Set, key: &Bits) -> Vec<(Answer, &'s Element)> {
+    let keyed = || set.elements.iter().filter(|e| !e.first.is_empty());
+    let length = keyed().next().map_or(0, |e| e.first.len());
+    if let (true, Some(key)) = (set.fields.is_empty(), key.slice(0, length).all_known()) {
+        let next = set.elements.partition_point(|e| e.first <= key);
+        let element = next.checked_sub(1).and_then(|at| set.elements.get(at));
+        let is_it = |e: &&Element| !e.first.is_empty() && key <= e.last;
+        return element.filter(is_it).map(|e| (Answer::Yes, e)).into_iter().collect();
+    }
+    let mut found = Vec::new();
+    for element in keyed() {
+        match contains(set, element, key) {
+            Answer::No => {}
+            Answer::Yes => return vec![(Answer::Yes, element)],
+            other => found.push((other, element)),
+        }
+    }
+    found
+}
+
 fn contains(set: &Set, element: &Element, key: &Bits) -> Answer {
-    if set.fields.len() < 2 {
+    if set.fields.is_empty() {
         return key.between(&element.first, &element.last);
     }
     let (mut answer, mut at) = (Answer::Yes, 0);

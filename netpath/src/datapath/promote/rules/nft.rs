@@ -3,6 +3,7 @@
 
 use super::decode::{self, is_own};
 use super::table::{Base, Chain, Element, Hook, NETDEV, Rule, Set, Table};
+use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::nftables::raw::{self, Attributes, Raw};
 use crate::netlink::Netlink;
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ pub(super) type Key = (u8, String);
 /// # Errors
 /// The kernel's.
 pub(super) fn read() -> io::Result<Vec<Table>> {
-    match ask() {
+    match consistent() {
         // As in `filter/nf.rs`: no nfnetlink, or no nf_tables behind it.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
             Ok(Vec::new())
@@ -30,25 +31,39 @@ pub(super) fn read() -> io::Result<Vec<Table>> {
     }
 }
 
+/// The tables of one generation.
+fn consistent() -> io::Result<Vec<Table>> {
+    for _ in 0..100 {
+        let before = nfnetlink::generation()?;
+        // A set may be gone since the list of sets.
+        let tables = match ask() {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
+            other => other?,
+        };
+        if before == nfnetlink::generation()? {
+            return Ok(tables);
+        }
+    }
+    Err(io::Error::other("the rules in nf_tables kept changing while they were read"))
+}
+
 fn ask() -> io::Result<Vec<Table>> {
     let mut netlink = raw::open()?;
     let mut tables = BTreeMap::new();
     for message in netlink.dump(Raw::nf_tables(GET_TABLE, 0, &[]))? {
-        if let Some((key, table)) = table(&message)
-            && !is_own(&key)
-        {
+        let (key, table) = table(&message).ok_or_else(unreadable)?;
+        if !is_own(&key) {
             tables.insert(key, table);
         }
     }
     for message in netlink.dump(Raw::nf_tables(GET_CHAIN, 0, &[]))? {
-        if let Some((key, name, chain)) = chain(&message)
-            && let Some(table) = tables.get_mut(&key)
-        {
+        let (key, name, chain) = chain(&message).ok_or_else(unreadable)?;
+        if let Some(table) = tables.get_mut(&key) {
             table.chains.insert(name, chain);
         }
     }
     for message in netlink.dump(Raw::nf_tables(GET_RULE, 0, &[]))? {
-        let Some((key, chain, rule)) = rule(&message) else { continue };
+        let (key, chain, rule) = rule(&message).ok_or_else(unreadable)?;
         if let Some(chain) = tables.get_mut(&key).and_then(|t| t.chains.get_mut(&chain)) {
             chain.rules.push(rule);
         }
@@ -70,6 +85,10 @@ fn ask() -> io::Result<Vec<Table>> {
         }
     }
     Ok(tables.into_values().collect())
+}
+
+fn unreadable() -> io::Error {
+    io::Error::other("a table, chain or rule in nf_tables has no name that can be read")
 }
 
 pub(super) fn table(message: &Raw) -> Option<(Key, Table)> {
@@ -136,6 +155,7 @@ pub(super) fn rule(message: &Raw) -> Option<(Key, String, Rule)> {
 
 pub(super) fn set(attributes: Attributes<'_>) -> Set {
     const MAP: u32 = 8;
+    const INTERVAL: u32 = 4;
     const TIMEOUT: u32 = 0x10;
     const EVAL: u32 = 0x20;
     const OBJECT: u32 = 0x40;
@@ -155,7 +175,8 @@ pub(super) fn set(attributes: Attributes<'_>) -> Set {
     };
     Set {
         is_verdicts: flags & MAP != 0 && attributes.number(6) == Some(VERDICTS),
-        fields: fields.filter_map(field).collect(),
+        is_intervals: flags & INTERVAL != 0,
+        fields: if flags & INTERVAL == 0 { Vec::new() } else { fields.filter_map(field).collect() },
         changes,
         expires: flags & TIMEOUT != 0,
         elements: Vec::new(),
@@ -167,7 +188,7 @@ fn elements(netlink: &mut Netlink<Raw>, family: u8, of: &str, name: &str, set: &
     for message in netlink.dump(Raw::nf_tables(GET_ELEMENTS, family, &[(1, of), (2, name)]))? {
         add_elements(&message, &mut list);
     }
-    set.elements = joined(list);
+    set.elements = joined(list, set.is_intervals && set.fields.is_empty());
     Ok(())
 }
 
@@ -191,23 +212,21 @@ pub(super) fn add_elements(message: &Raw, list: &mut Vec<(Element, bool)>) {
     }
 }
 
-/// Joins begin and end of ranges.
-pub(super) fn joined(mut list: Vec<(Element, bool)>) -> Vec<Element> {
+/// Joins begin and end of ranges. `open`: a begin without an end goes on to the last of all keys.
+pub(super) fn joined(mut list: Vec<(Element, bool)>, open: bool) -> Vec<Element> {
     // An end before a begin with the same key.
     list.sort_by(|(a, a_ends), (b, b_ends)| a.first.cmp(&b.first).then(b_ends.cmp(a_ends)));
-    // Elements that do not end are open to the end of all keys, in a set that has ends.
-    let has_ends = list.iter().any(|(_, ends)| *ends);
     let mut elements: Vec<Element> = Vec::new();
     for (mut element, ends) in list {
         if ends {
             let before = before(&element.first);
-            if let Some(open) = elements.last_mut().filter(|e| !e.first.is_empty()) {
-                open.last = before;
+            if let Some(begin) = elements.last_mut().filter(|e| !e.first.is_empty()) {
+                begin.last = before;
             }
             continue;
         }
         if element.last.is_empty() {
-            element.last = if has_ends { vec![0xff; element.first.len()] } else { element.first.clone() };
+            element.last = if open { vec![0xff; element.first.len()] } else { element.first.clone() };
         }
         elements.push(element);
     }

@@ -178,12 +178,15 @@ pub(super) struct Header {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub(super) struct Set {
     pub is_verdicts: bool,
-    /// Lengths of the fields of a concatenation, without padding.
+    /// Elements are ranges.
+    pub is_intervals: bool,
+    /// Elements are ranges in each field of a concatenation: the lengths of the fields, without padding.
     pub fields: Vec<usize>,
     /// Why a look-up may answer differently for each packet.
     pub changes: Option<&'static str>,
     /// Elements leave it by themselves.
     pub expires: bool,
+    /// In the order of their first keys; without `fields` they do not overlap.
     pub elements: Vec<Element>,
 }
 

@@ -6,7 +6,7 @@ use super::table::Verdict;
 use super::value::{Answer, Bits};
 
 /// Why packets of one flow differ for a match, or what a target does with each packet.
-const VARYING: [(&str, &str); 41] = [
+const VARYING: [(&str, &str); 46] = [
     ("bpf", "a BPF program reads the packet"),
     ("cgroup", "it reads the socket of a packet"),
     ("cluster", "it depends on chance"),
@@ -34,20 +34,25 @@ const VARYING: [(&str, &str); 41] = [
     ("ttl", "it reads the time to live"),
     ("u32", "it reads the payload of a packet"),
     ("AUDIT", "it logs each packet"),
+    ("CHECKSUM", "it changes each packet"),
     ("CLASSIFY", "it sets the priority of each packet"),
     ("CT", "it sets how a packet is tracked"),
     ("DSCP", "it changes DSCP"),
+    ("HL", "it changes the hop limit"),
     ("LOG", "it logs each packet"),
     ("MARK", "it sets the mark of each packet"),
     ("NFLOG", "it logs each packet"),
     ("NFQUEUE", "a program decides about each packet"),
     ("NOTRACK", "it keeps packets from being tracked"),
+    ("SECMARK", "it sets the security mark of each packet"),
     ("SET", "it changes a set with each packet"),
     ("SYNPROXY", "it answers in the place of a server"),
     ("TCPMSS", "it changes options of TCP"),
     ("TEE", "it copies each packet"),
+    ("TOS", "it changes the type of service"),
     ("TPROXY", "it gives packets to a socket of the host"),
     ("TRACE", "it traces each packet"),
+    ("TTL", "it changes the time to live"),
 ];
 
 /// Functions of the flow, of routes or of interfaces, that are not computed.

@@ -254,7 +254,7 @@ fn judge_all(messages: &[Raw]) {
         nft::add_elements(message, &mut list);
     }
     for set in table.sets.values_mut() {
-        set.elements = nft::joined(list.clone());
+        set.elements = nft::joined(list.clone(), set.is_intervals && set.fields.is_empty());
     }
     for message in messages {
         if let Some((_, chain, rule)) = nft::rule(message) {
