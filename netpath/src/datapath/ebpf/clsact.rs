@@ -84,9 +84,7 @@ impl Tc {
 
     /// netpath's program there, if any.
     pub(super) fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
-        let is_ours =
-            |m: &&TcMessage| m.header.info >> 16 == u32::from(PRIORITY) && u32::from(m.header.handle) == HANDLE;
-        Ok(self.filters(ifindex, egress)?.0.iter().find(is_ours).map(program))
+        Ok(self.filters(ifindex, egress)?.0.iter().find(|m| is_own_filter(m)).map(program))
     }
 
     pub(super) fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
@@ -106,6 +104,11 @@ impl Tc {
         let filter = |m| if let RouteNetlinkMessage::NewTrafficFilter(m) = m { Some(m) } else { None };
         Ok((all.into_iter().filter_map(filter).collect(), unread))
     }
+}
+
+/// Whether a filter is netpath's.
+pub(crate) fn is_own_filter(message: &TcMessage) -> bool {
+    message.header.info >> 16 == u32::from(PRIORITY) && u32::from(message.header.handle) == HANDLE
 }
 
 /// Whether this interface supports classifiers by clsact; for an interface in a namespace made for the probe.

@@ -10,7 +10,7 @@ mod attach;
 mod attached;
 pub(crate) mod carry;
 mod cgroup;
-mod clsact;
+pub(in crate::datapath) mod clsact;
 mod compile;
 mod departures;
 mod expire;

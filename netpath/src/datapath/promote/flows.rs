@@ -1,7 +1,7 @@
 //! The promoted flows, and which flow may become one.
 
 use super::Known;
-use super::rules::{Flow, Judgement, Tuple};
+use super::rules::{Flow, Judgement, Tuple, shapers};
 use crate::datapath::connection::{Connection, Direction, Transport};
 use crate::datapath::ebpf::carry::{Carrier, Ends, Keys, MOST, NextHop};
 use crate::datapath::netfilter::adopt::{self, Entry};
@@ -31,12 +31,14 @@ pub(super) struct Promoted {
     flows: HashMap<FlowId, One>,
     /// By the direction that was reported.
     refused: HashMap<FlowId, Instant>,
+    /// Traffic control of others on the way between these, that programs would pass by.
+    shapers: HashMap<(u32, u32), Option<String>>,
     conntrack: Netlink<NetfilterMessage>,
 }
 
 impl Promoted {
     pub(super) fn new(conntrack: Netlink<NetfilterMessage>) -> Self {
-        Self { flows: HashMap::new(), refused: HashMap::new(), conntrack }
+        Self { flows: HashMap::new(), refused: HashMap::new(), shapers: HashMap::new(), conntrack }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -51,6 +53,7 @@ impl Promoted {
     pub(super) fn end_all(&mut self, carrier: &mut Carrier) {
         self.flows.drain().for_each(|(_, one)| carrier.demote(&one.keys));
         self.refused.clear();
+        self.shapers.clear();
     }
 
     /// Ends the promotion of flows whose entry is gone from conntrack, or is about to end.
@@ -123,7 +126,11 @@ impl Promoted {
             return Err(always("its packets come by another uplink than they leave"));
         }
         let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or_else(|| now("its next hop is not resolved"))?;
-        match known.ruleset.judge(&known.flow(&entry, &ends).ok_or_else(|| now("an interface has gone"))?) {
+        let flow = known.flow(&entry, &ends).ok_or_else(|| now("an interface has gone"))?;
+        if let Some(shaper) = self.shaper(&ends, known).map_err(now)? {
+            return Err(always(shaper));
+        }
+        match known.ruleset.judge(&flow) {
             Judgement::Carried => {}
             Judgement::Forbidden { rule, why } => return Err(always(format!("{rule}: {why}"))),
             Judgement::Dropped { rule } => return Err(always(format!("{rule} drops it"))),
@@ -135,6 +142,18 @@ impl Promoted {
         tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
         self.flows.insert(id, One { keys, id: entry.id, way: (way.ifindex, way.next_hop, mac) });
         Ok(())
+    }
+}
+
+impl Promoted {
+    fn shaper(&mut self, ends: &Ends, known: &Known) -> std::io::Result<Option<String>> {
+        if let Some(found) = self.shapers.get(&(ends.uplink, ends.veth)) {
+            return Ok(found.clone());
+        }
+        let name = |index: u32| known.names.get(&index).map_or("", String::as_str);
+        let found = shapers(name(ends.uplink), name(ends.bridge), Some(name(ends.veth)))?;
+        self.shapers.insert((ends.uplink, ends.veth), found.clone());
+        Ok(found)
     }
 }
 

@@ -12,11 +12,14 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use std::io;
 
+/// NFNL_SUBSYS_NFTABLES
+const NFTABLES: u16 = 10;
+
 /// `struct nfgenmsg`
 const HEADER: usize = 4;
 
 /// A message without its netlink header.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Raw {
     kind: u16,
     bytes: Vec<u8>,
@@ -59,6 +62,39 @@ impl From<Raw> for NetlinkPayload<Raw> {
 }
 
 impl Raw {
+    /// A request to nf_tables. `kind`: NFT_MSG_…; `family`: NFPROTO_…, 0 = all.
+    pub(crate) fn nf_tables(kind: u16, family: u8, texts: &[(u16, &str)]) -> Self {
+        let attributes: Vec<_> = texts.iter().map(|(kind, text)| (*kind, [text.as_bytes(), &[0]].concat())).collect();
+        Self::request(NFTABLES, kind, family, &attributes)
+    }
+
+    /// `subsystem`: NFNL_SUBSYS_…
+    pub(crate) fn request(subsystem: u16, kind: u16, family: u8, attributes: &[(u16, Vec<u8>)]) -> Self {
+        let mut bytes = vec![family, 0, 0, 0];
+        for (attribute, value) in attributes {
+            bytes.extend(((NLA_HEADER_SIZE + value.len()) as u16).to_ne_bytes());
+            bytes.extend(attribute.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        Self { kind: subsystem << 8 | kind, bytes }
+    }
+
+    /// A message of another protocol than that of netfilter.
+    pub(crate) fn plain(kind: u16, bytes: Vec<u8>) -> Self {
+        Self { kind, bytes }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// NFPROTO_…
+    pub(crate) fn family(&self) -> u8 {
+        self.bytes.first().copied().unwrap_or(0)
+    }
+
     pub(crate) fn attributes(&self) -> Attributes<'_> {
         Attributes(self.bytes.get(HEADER..).unwrap_or_default())
     }

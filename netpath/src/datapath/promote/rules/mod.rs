@@ -8,10 +8,32 @@
 //! has to be installed. `walk.rs` follows a packet through the chains, with `expr.rs` and `xt.rs` for expressions of nf_tables and
 //! for matches and targets of iptables; what they read is in `packet.rs`, with values whose bits may be unknown (`value.rs`).
 
+pub mod changes;
+mod decode;
+mod expr;
+mod ipset;
+mod legacy;
+mod nft;
+mod packet;
+mod path;
+mod shapers;
+mod table;
+#[cfg(test)]
+mod tests;
 mod value;
+mod walk;
+mod xfrm;
+mod xt;
 
+pub use shapers::shapers;
+
+use indexmap::IndexSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use table::{Expression, Table};
+use walk::Walk;
 
 /// Addresses and ports (of ICMP: the identifier) as packets of one direction have them when they arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,35 +73,107 @@ pub enum Judgement {
 }
 
 /// The rules of a network namespace.
-#[derive(Debug, Default)]
-pub struct Ruleset {}
+#[derive(Debug, Default, Hash)]
+pub struct Ruleset {
+    tables: Vec<Table>,
+    /// Interfaces below others, by name: links of VLANs, ports of bonds.
+    lower: BTreeMap<String, Vec<String>>,
+    /// Reasons that concern every flow: what it is, and why.
+    for_all: Vec<(String, String)>,
+    /// A rule sets marks of conntrack, so the mark may be another in the middle of the rules.
+    marks: bool,
+}
 
 impl Ruleset {
-    /// Of the calling thread's network namespace.
+    /// Of the calling thread's network namespace. Loads no module and runs no program.
     ///
     /// # Errors
     /// The kernel's.
     pub fn read() -> io::Result<Self> {
-        Ok(Self::default())
+        let mut tables = nft::read()?;
+        tables.extend(legacy::read()?);
+        let mut ruleset = Self::of(tables);
+        if !ruleset.tables.is_empty() {
+            ruleset.lower = path::lower_links()?;
+        }
+        ruleset.for_all.extend(ipset::unusable(&ruleset.ipsets())?);
+        ruleset.for_all.extend(legacy::bridge_rules());
+        if let Some(policies) = xfrm::policies()? {
+            ruleset.for_all.push((policies, "IPsec decides about each packet".to_owned()));
+        }
+        Ok(ruleset)
     }
 
-    pub fn judge(&self, _flow: &Flow<'_>) -> Judgement {
+    fn of(tables: Vec<Table>) -> Self {
+        let marks = |e: &Expression| match e {
+            Expression::MarksConnection => true,
+            Expression::Target { name, .. } => name == "CONNMARK",
+            _ => false,
+        };
+        let mut ruleset = Self { tables, ..Self::default() };
+        let is_marked = ruleset.expressions().any(marks);
+        ruleset.marks = is_marked;
+        ruleset
+    }
+
+    fn expressions(&self) -> impl Iterator<Item = &Expression> {
+        let rules = self.tables.iter().flat_map(|t| t.chains.values()).flat_map(|c| &c.rules);
+        rules.flat_map(|r| &r.expressions)
+    }
+
+    /// The indexes of the ipsets that rules read.
+    fn ipsets(&self) -> BTreeSet<u16> {
+        let index = |e: &Expression| match e {
+            Expression::Match { name, info, .. } => xt::set_index(name, info),
+            _ => None,
+        };
+        self.expressions().filter_map(index).collect()
+    }
+
+    /// Whether all packets of an established flow may be carried past the rules.
+    pub fn judge(&self, flow: &Flow<'_>) -> Judgement {
+        if let Some((rule, why)) = self.for_all.first().cloned() {
+            return Judgement::Forbidden { rule, why };
+        }
+        for table in self.tables.iter().filter(|t| !t.dormant) {
+            for (name, chain, base) in table.bases() {
+                for mut packet in path::packets(flow, table.family, base, &self.lower) {
+                    if self.marks {
+                        packet.mark = None;
+                    }
+                    let mut walk = Walk::new(table, &packet);
+                    let exits = walk.base(name, chain);
+                    if let Some((rule, why)) = walk.forbidding.into_iter().next() {
+                        return Judgement::Forbidden { rule, why: why.to_owned() };
+                    }
+                    if let (false, Some(rule)) = (exits.accepted, exits.dropped) {
+                        return Judgement::Dropped { rule };
+                    }
+                }
+            }
+        }
         Judgement::Carried
     }
 
-    /// All rules that can forbid something, with the reasons.
+    /// All rules that can forbid that some flow is carried, each with its reason: for people.
     pub fn forbidding(&self) -> impl Iterator<Item = (String, String)> {
-        std::iter::empty()
+        let mut found: IndexSet<(String, String)> = self.for_all.iter().cloned().collect();
+        for table in self.tables.iter().filter(|t| !t.dormant) {
+            for (name, chain, base) in table.bases() {
+                for packet in path::any(table.family, base) {
+                    let mut walk = Walk::new(table, &packet);
+                    walk.base(name, chain);
+                    found.extend(walk.forbidding.into_iter().map(|(rule, why)| (rule, why.to_owned())));
+                }
+            }
+        }
+        found.into_iter()
     }
 
-    /// Changes with the rules.
+    /// Changes with rules, sets, policies and stacked interfaces, but not with counters.
     pub fn digest(&self) -> u64 {
-        0
-    }
-}
-
-pub mod changes {
-    pub fn digest() -> std::io::Result<u64> {
-        Ok(0)
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 }
