@@ -10,7 +10,7 @@ use support::host::{Netns, SOON, patience, wait_for};
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::Residue;
-use support::topology::{Container, Family, Topology};
+use support::topology::{Container, Family, Topology, state_dirs};
 use support::traffic::{Dial, Proto, exchange};
 
 /// Packets of netfilter's sight are counted; everything is accepted.
@@ -32,7 +32,7 @@ impl<'a> World<'a> {
     fn new(topology: &'a Topology, network: &Network) -> Result<Self> {
         let residue = Residue::watch(topology)?;
         topology.host.feed("nft", &["-f", "-"], RULES)?;
-        let netavark = Netavark::with(topology, &[("NETPATH_KEEP_LOADED", "0")])?;
+        let netavark = Netavark::with(topology, &[("NETPATH_KEEP_LOADED", "0"), ("RUST_LOG", "netpath=debug")])?;
         let web = topology.container("web")?;
         let document = Document::new().on_dual(network, "eth0", 7, 5);
         let document = document.publish("", 8080, 80, "tcp").publish("", 8080, 80, "udp");
@@ -44,7 +44,7 @@ impl<'a> World<'a> {
     /// Packets of established connections that netfilter has seen.
     fn seen(&self) -> Result<u64> {
         let listed = self.topology.host.command("nft", &["list", "chain", "inet", "other", "forward"])?;
-        let (_, after) = listed.split_once("packets ").context("no counter")?;
+        let (_, after) = listed.split_once("counter packets ").context("no counter")?;
         let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
         Ok(digits.parse()?)
     }
@@ -61,9 +61,21 @@ impl<'a> World<'a> {
                 return Ok(());
             }
             if begun.elapsed() > SOON * patience() {
-                bail!("netfilter has seen {seen} packets of {ROUNDS} questions and their answers");
+                let why = self.refusals();
+                bail!("netfilter has seen {seen} packets of {ROUNDS} questions and their answers\n{why}");
             }
         }
+    }
+
+    /// What the agent says of flows that are not promoted.
+    fn refusals(&self) -> String {
+        let logs = state_dirs(&format!("{:x}", self.topology.host.cookie())).into_iter();
+        let logs: Vec<String> = logs.filter_map(|dir| std::fs::read_to_string(dir.join("agent.log")).ok()).collect();
+        logs.concat()
+            .lines()
+            .filter(|line| line.contains("promot") || line.contains("carried"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn is_seen(&self, talk: &mut Talk) -> Result<()> {
@@ -72,7 +84,11 @@ impl<'a> World<'a> {
         let before = self.seen()?;
         talk.rounds(ROUNDS)?;
         let seen = self.seen()? - before;
-        ensure!(seen >= 2 * ROUNDS as u64, "netfilter has seen {seen} packets of {ROUNDS} questions and their answers");
+        ensure!(
+            seen >= 2 * ROUNDS as u64,
+            "netfilter has seen {seen} packets of {ROUNDS} questions and their answers: {}",
+            self.topology.host.command("nft", &["list", "ruleset"])?
+        );
         Ok(())
     }
 
@@ -128,7 +144,13 @@ impl Talk {
     }
 
     fn rounds(&mut self, count: usize) -> Result<()> {
-        (0..count).try_for_each(|n| self.round().with_context(|| format!("question {n}")))
+        (0..count).try_for_each(|n| {
+            self.round().map_err(|e| {
+                let again: Vec<String> =
+                    (0..3).map(|_| format!("{:?}", self.round().map_err(|e| e.to_string()))).collect();
+                e.context(format!("question {n}; again: {again:?}"))
+            })
+        })
     }
 }
 
@@ -230,7 +252,7 @@ fn rules_that_count_packets_and_a_network_that_asks_for_netfilter_are_not_passed
         ("a limit", "add rule inet other forward limit rate over 1000000/second drop", Network::dual(7)),
         (
             "netpath.path=kernel",
-            "add rule inet other forward accept",
+            "add rule inet other forward ct state invalid drop",
             Network::dual(7).option("netpath.path", "kernel"),
         ),
     ] {

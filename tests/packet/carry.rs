@@ -130,7 +130,9 @@ fn a_flow_is_reported_once_it_has_lasted() -> Result<()> {
     let uplink = lab.uplink;
     for v4 in [true, false] {
         lab.promote(v4, EPOCH, FOREVER)?;
-        let sent = at_host(Frame::tcp((client(v4), 40_000), (host(v4), 8080), ACK)).bytes();
+        // Another port for each family: their slots are the same otherwise.
+        let port = if v4 { 40_000 } else { 40_001 };
+        let sent = at_host(Frame::tcp((client(v4), port), (host(v4), 8080), ACK)).bytes();
         // A window may end in between.
         let mut reported = Vec::new();
         for _ in 0..3 {
@@ -141,7 +143,7 @@ fn a_flow_is_reported_once_it_has_lasted() -> Result<()> {
             }
         }
         let [one] = reported.as_slice() else { panic!("{} reports", reported.len()) };
-        let expected = (support::packet::mapped(client(v4)), support::packet::mapped(host(v4)), 40_000, 8080);
+        let expected = (support::packet::mapped(client(v4)), support::packet::mapped(host(v4)), port, 8080);
         assert_eq!(expected, (one.src, one.dst, one.sport.value(), one.dport.value()));
         assert_eq!((PROTO_TCP, SIDE_UPLINK, uplink), (one.proto, one.side, one.ifindex));
         lab.run_repeated(CARRY_IN, [uplink, uplink], &at_host(Frame::udp((client(v4), 1), (host(v4), 2))).bytes(), 20)?;

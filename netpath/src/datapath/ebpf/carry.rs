@@ -1,8 +1,9 @@
 //! Programs and maps that carry promoted flows, on a host whose netfilter translates. They belong to the agent and end with it:
 //! without it nothing is carried, since the rules of the host might change unseen.
 //!
-//! At an uplink the program is a TCX link of this process where the kernel has TCX (6.6), else a filter; at a container's veth
-//! it is a filter. A filter that outlives the process carries nothing (`Promotion::until`).
+//! The programs are TCX links of this process where the kernel has TCX (6.6), else filters. A filter that outlives the process
+//! carries nothing (`Promotion::until`). A container's veth gets its program with its first promoted flow: attaching waits for all
+//! processors, and a new clsact qdisc may cost a running container a packet (`net/sched/sch_api.c, qdisc_graft()`).
 
 use super::clsact::Tc;
 use super::compile::{Tables, compile};
@@ -20,11 +21,11 @@ use aya::programs::{ProgramFd, SchedClassifier};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{
-    ETHERNET, FORWARD_LINK, Flow4, Flow6, FlowKey4, FlowKey6, Lasting, METERS, NET_INTERNAL, Promotion, SIDE_BRIDGE,
-    SIDE_UPLINK, Uplink, is_outward, name, program,
+    ETHERNET, FORWARD_LINK, Flow4, Flow6, FlowKey4, FlowKey6, Lasting, METERS, Promotion, SIDE_BRIDGE, SIDE_UPLINK,
+    Uplink, is_outward, name, program,
 };
 use netpath_common::nat_plan::NewFlow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -34,6 +35,9 @@ pub(crate) const MOST: usize = 1_024;
 const ENTRIES: u32 = 4 * MOST as u32;
 /// Bytes of reports that wait for the agent.
 const REPORTS: u32 = 64 * 1_024;
+/// The programs for uplinks and for veths.
+const IN: usize = 0;
+const OUT: usize = 1;
 /// How long programs carry without news of the agent, in ticks: 0.94 s.
 const TRUST: u32 = 7;
 
@@ -43,7 +47,7 @@ pub(crate) struct Carrier {
     uplinks: HashMap<MapData, u32, Uplink>,
     flows4: HashMap<MapData, FlowKey4, Flow4>,
     flows6: HashMap<MapData, FlowKey6, Flow6>,
-    /// For uplinks and for veths, with their numbers in the kernel.
+    /// With their numbers in the kernel.
     programs: [(ProgramFd, u32); 2],
     links: BTreeMap<u32, OwnedFd>,
     /// Interfaces with a filter of this process, and whether it made their qdisc.
@@ -96,11 +100,12 @@ impl Scene {
         Host::new(&self.0, route).plan::<F>(connection, &address)
     }
 
-    fn hooks(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
-        let is_internal = |bridge| self.0.networks.get(bridge).is_some_and(|n| n.flags & NET_INTERNAL != 0);
-        let uplinks = self.0.uplinks.iter().filter(|(_, u)| u.ethernet == ETHERNET).map(|(index, _)| *index);
-        let veths = self.0.endpoints.values().filter(|e| !is_internal(&e.bridge)).map(|e| e.veth);
-        (uplinks.collect(), veths.collect())
+    fn uplinks(&self) -> impl Iterator<Item = (u32, &Uplink)> {
+        self.0.uplinks.iter().filter(|(_, u)| u.ethernet == ETHERNET).map(|(index, uplink)| (*index, uplink))
+    }
+
+    fn has(&self, index: u32) -> bool {
+        self.0.uplinks.contains_key(&index) || self.0.endpoints.values().any(|e| e.veth == index)
     }
 }
 
@@ -190,46 +195,40 @@ impl Carrier {
         self.promotion.set(0, value, 0).context(|| "cannot extend the promotion of flows".to_owned())
     }
 
-    /// Attaches the programs where containers of the scene and their peers are.
+    /// Attaches the programs of uplinks, and detaches them where nothing of the scene is.
     ///
     /// # Errors
     /// The kernel's.
     pub(crate) fn attach(&mut self, scene: &Scene) -> Result<()> {
         let what = || "cannot attach the programs that carry flows".to_owned();
-        let (uplinks, veths) = scene.hooks();
         let known: Vec<u32> = self.uplinks.keys().filter_map(|k| k.ok()).collect();
-        for gone in known.iter().filter(|index| !uplinks.contains(index)) {
+        for gone in known.iter().filter(|index| !scene.has(**index)) {
             let _ = self.uplinks.remove(gone);
         }
-        for index in &uplinks {
-            if let Some(uplink) = scene.0.uplinks.get(index) {
-                self.uplinks.insert(index, uplink, 0).context(what)?;
-            }
+        self.links.retain(|index, _| scene.has(*index));
+        for gone in self.filters.keys().copied().filter(|index| !scene.has(*index)).collect::<Vec<_>>() {
+            self.remove_filter(gone);
         }
-        self.links.retain(|index, _| uplinks.contains(index));
-        for &index in &uplinks {
-            if self.links.contains_key(&index) || self.filters.contains_key(&index) {
-                continue;
-            }
-            match sys::link_create(&self.programs[0].0, index, sys::TCX_INGRESS) {
-                Ok(link) => drop(self.links.insert(index, link)),
-                Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                    self.filter(index, 0).context(what)?;
-                }
-                Err(e) => return Err(Error::new(what()).because(e)),
-            }
-        }
-        for &index in &veths {
-            if !self.filters.contains_key(&index) {
-                self.filter(index, 1).context(what)?;
-            }
-        }
-        let gone = self.filters.keys().copied().filter(|index| !uplinks.contains(index) && !veths.contains(index));
-        for index in gone.collect::<Vec<_>>() {
-            self.remove_filter(index);
+        for (index, uplink) in scene.uplinks() {
+            self.uplinks.insert(index, uplink, 0).context(what)?;
+            self.hook(index, IN).context(what)?;
         }
         Ok(())
+    }
+
+    fn hook(&mut self, index: u32, program: usize) -> io::Result<()> {
+        if self.links.contains_key(&index) || self.filters.contains_key(&index) {
+            return Ok(());
+        }
+        match sys::link_create(&self.programs[program].0, index, sys::TCX_INGRESS) {
+            Ok(link) => {
+                self.links.insert(index, link);
+                Ok(())
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => self.filter(index, program),
+            Err(e) => Err(e),
+        }
     }
 
     fn filter(&mut self, index: u32, program: usize) -> io::Result<()> {
@@ -271,8 +270,11 @@ impl Carrier {
         scene: &Scene,
         connection: &Connection,
         hop: NextHop,
+        ends: &Ends,
         epoch: u32,
     ) -> Result<Option<Keys>> {
+        let what = || "cannot attach the program that carries flows of a container".to_owned();
+        self.hook(ends.veth, OUT).context(what)?;
         let route = |_, _, _| Some(hop.ifindex);
         Ok(match connection.original.source {
             IpAddr::V4(_) => match scene.plan::<Ipv4>(connection, &route, v4) {

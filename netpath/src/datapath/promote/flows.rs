@@ -137,7 +137,7 @@ impl Promoted {
         }
         adopt::make_liberal(&mut self.conntrack, &entry).map_err(now)?;
         let hop = NextHop { ifindex: way.ifindex, mac, mtu: way.mtu.and_then(|mtu| mtu.try_into().ok()) };
-        let keys = carrier.promote(&known.scene, &entry.connection, hop, epoch).map_err(now)?;
+        let keys = carrier.promote(&known.scene, &entry.connection, hop, &ends, epoch).map_err(now)?;
         let keys = keys.ok_or_else(|| always("the programs cannot carry it"))?;
         tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
         self.flows.insert(id, One { keys, id: entry.id, way: (way.ifindex, way.next_hop, mac) });

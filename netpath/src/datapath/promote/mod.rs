@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rules::Ruleset;
 use std::any::Any;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -36,8 +37,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const CHECK: Duration = Duration::from_millis(500);
 /// Between two looks for changes that send no notification.
 const POLL: Duration = Duration::from_millis(250);
-/// From a change to the next promotion; it doubles with each change that follows in this time, so that rules that change all
-/// the time do not make flows go to and fro.
+/// From the last change to the next promotion; it doubles if another change follows soon, so that rules that change all the time
+/// do not make flows go to and fro.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Flows that are considered in one turn: the rest is reported again.
@@ -103,7 +104,8 @@ struct Promoter {
 struct Known {
     scene: Scene,
     ruleset: Ruleset,
-    names: std::collections::HashMap<u32, String>,
+    names: HashMap<u32, String>,
+    since: Instant,
 }
 
 impl Promoter {
@@ -175,9 +177,12 @@ impl Promoter {
     fn end_all(&mut self) -> Result<()> {
         self.epoch = self.epoch.wrapping_add(1).max(1);
         self.carrier.trust(self.epoch, THRESHOLD)?;
-        let is_repeated = self.changed.is_some_and(|when| when.elapsed() < self.pause * 2);
-        self.pause = if is_repeated { (self.pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
-        (self.changed, self.known) = (Some(Instant::now()), None);
+        // Changes come in groups, and only one that follows a look is another one.
+        if let Some(known) = self.known.take() {
+            let is_soon = known.since.elapsed() < self.pause * 4;
+            self.pause = if is_soon { (self.pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
+        }
+        self.changed = Some(Instant::now());
         self.promoted.end_all(&mut self.carrier);
         Ok(())
     }
@@ -200,11 +205,11 @@ impl Promoter {
         self.carrier.trust(self.epoch, THRESHOLD)?;
         let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
         let names = view.links.iter().map(|l| (l.index, l.name.to_string()));
-        let mut names: std::collections::HashMap<u32, String> = names.collect();
+        let mut names: HashMap<u32, String> = names.collect();
         for link in self.rtnl.links()? {
             names.insert(link.index, link.name);
         }
-        Ok(Known { scene, ruleset, names })
+        Ok(Known { scene, ruleset, names, since: Instant::now() })
     }
 
     fn promote_reported(&mut self) -> Result<()> {

@@ -53,7 +53,10 @@ fn filter(netlink: &mut Netlink<RouteNetlinkMessage>, index: u32, minor: u16) ->
     question.header.parent = TcHandle { major: u16::MAX, minor };
     let (all, unread) = netlink.dump_counted(RouteNetlinkMessage::GetTrafficFilter(question))?;
     let foreign = |m: &RouteNetlinkMessage| match m {
-        RouteNetlinkMessage::NewTrafficFilter(m) if !is_own_filter(m) => Some(kind(m)),
+        // The kernel lists the kind and priority of filters too, without a handle.
+        RouteNetlinkMessage::NewTrafficFilter(m) if u32::from(m.header.handle) != 0 && !is_own_filter(m) => {
+            Some(kind(m))
+        }
         _ => None,
     };
     Ok(all.iter().find_map(foreign).or_else(|| (unread > 0).then(|| "that cannot be read".to_owned())))
