@@ -71,11 +71,7 @@ impl<'a> World<'a> {
     fn refusals(&self) -> String {
         let logs = state_dirs(&format!("{:x}", self.topology.host.cookie())).into_iter();
         let logs: Vec<String> = logs.filter_map(|dir| std::fs::read_to_string(dir.join("agent.log")).ok()).collect();
-        logs.concat()
-            .lines()
-            .filter(|line| line.contains("promot") || line.contains("carried"))
-            .collect::<Vec<_>>()
-            .join("\n")
+        logs.concat().lines().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
     }
 
     fn is_seen(&self, talk: &mut Talk) -> Result<()> {
