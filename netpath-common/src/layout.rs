@@ -354,7 +354,7 @@ pub struct Next {
     /// per tick at most.
     pub last_seen: u32,
     /// TCP: the last acknowledgement number of this entry's direction, in packet order; 0 = unknown. Before the originator's
-    /// first one, the number that the other end's SYN asks for.
+    /// first one, the number that the other end's SYN asks for. Of a promoted flow: the interface by which its packets come.
     pub ack: u32,
     /// A random number, by which the flow differs from an earlier one with the same key; in its first entry only.
     pub serial: u32,

@@ -74,7 +74,9 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
         return None;
     };
     let next = &half.next();
-    if promotion.until.wrapping_sub(now) as i32 <= 0 || flow::has_ended(next) {
+    // By another interface the packet meets other rules, and the checks of the source's way back.
+    let is_elsewhere = half.ack().load() != packet::ifindex(ctx);
+    if promotion.until.wrapping_sub(now) as i32 <= 0 || flow::has_ended(next) || is_elsewhere {
         return None;
     }
     if plain.segment.flags & (TCP_FIN | TCP_SYN | TCP_RST) != 0 {

@@ -85,6 +85,10 @@ fn what_the_rules_or_conntrack_have_to_see_passes() -> Result<()> {
                 passes(&mut lab, "too large", *at, &Frame { payload: vec![0; 1473], ..sent.clone() })?;
                 passes(&mut lab, "to another container", *at, &sent.clone().macs([2, 0, 0, 0, 7, 6], WEB_MAC))?;
             }
+            let elsewhere = (at.0, if at.0 == CARRY_IN { lab.app } else { lab.uplink });
+            if at.0 == CARRY_OUT {
+                passes(&mut lab, "by another interface", elsewhere, sent)?;
+            }
             carries(&mut lab, "plain", *at, sent, got)?;
             lab.promote(v4, EPOCH + 1, FOREVER)?;
             carries(&mut lab, "of this epoch", *at, sent, got)?;

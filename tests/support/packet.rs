@@ -688,10 +688,11 @@ impl Lab {
     /// # Errors
     /// The maps cannot be written.
     pub fn promote(&mut self, v4: bool, epoch: u32, until: i32) -> Result<()> {
-        let now = crate::maps::now();
-        self.each_flow(v4, |_, _, next| {
+        let (now, uplink, web) = (crate::maps::now(), self.uplink, self.web);
+        self.each_flow(v4, |side, _, next| {
             // Not the first packet of its window.
             (next.serial, next.last_seen) = (epoch, now + 64);
+            next.ack = if side == layout::SIDE_UPLINK { uplink } else { web };
             true
         })?;
         self.trust(epoch, until)

@@ -44,15 +44,15 @@ pub fn watch_routes() -> io::Result<OwnedFd> {
     watch_groups(&ROUTES)
 }
 
-/// The same for everything that decides the way of forwarded packets: links, addresses, routes, routing rules, and traffic
-/// control.
+/// The same for everything that decides the way of forwarded packets: links, addresses, routes, routing rules, settings such as
+/// forwarding, and traffic control.
 ///
 /// # Errors
 /// The kernel's.
 pub fn watch_ways() -> io::Result<OwnedFd> {
-    /// RTNLGRP_TC
-    const TRAFFIC_CONTROL: [u32; 1] = [4];
-    watch_groups(&[&LINKS[..], &ROUTES, &TRAFFIC_CONTROL].concat())
+    /// RTNLGRP_TC, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF
+    const OTHERS: [u32; 3] = [4, 24, 25];
+    watch_groups(&[&LINKS[..], &ROUTES, &OTHERS].concat())
 }
 
 /// The same for neighbours.

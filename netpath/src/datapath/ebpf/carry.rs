@@ -42,6 +42,7 @@ const OUT: usize = 1;
 const TRUST: u32 = 7;
 
 pub(crate) struct Carrier {
+    families: Families,
     promotion: Array<MapData, Promotion>,
     reports: RingBuf<MapData>,
     uplinks: HashMap<MapData, u32, Uplink>,
@@ -141,7 +142,8 @@ impl Carrier {
             (name::METER, METERS),
             (name::LASTING, REPORTS),
         ];
-        let mut ebpf = loader::load_unpinned(Families::of_networks(desired), &entries)?;
+        let families = Families::of_networks(desired);
+        let mut ebpf = loader::load_unpinned(families, &entries)?;
         let mut programs = Vec::new();
         for name in [program::CARRY_IN, program::CARRY_OUT] {
             let missing = || Error::new(what()).because(format!("the object lacks {name}"));
@@ -155,6 +157,7 @@ impl Carrier {
             ebpf.take_map(name).ok_or_else(|| Error::new(what()).because(format!("the object lacks {name}")))
         };
         Ok(Self {
+            families,
             promotion: map(name::PROMOTION)?.try_into().context(what)?,
             reports: map(name::LASTING)?.try_into().context(what)?,
             uplinks: map(name::UPLINK)?.try_into().context(what)?,
@@ -167,14 +170,19 @@ impl Carrier {
         })
     }
 
+    /// Whether it handles the families of these networks.
+    pub(crate) fn is_for(&self, desired: &Desired) -> bool {
+        self.families == Families::Both || Families::of_networks(desired) == self.families
+    }
+
     /// Becomes readable with a report.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the buffer is open as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.reports.as_raw_fd()) }
     }
 
-    /// The next reported flow: its protocol, and the tuple of the direction that was seen.
-    pub(crate) fn report(&mut self) -> Option<(u8, Direction)> {
+    /// The next reported flow: its protocol, the tuple of the direction that was seen, and the interface.
+    pub(crate) fn report(&mut self) -> Option<(u8, Direction, u32)> {
         let lasting = Lasting::read(&self.reports.next()?)?;
         let direction = Direction {
             source: address(lasting.src),
@@ -182,7 +190,7 @@ impl Carrier {
             source_port: lasting.sport.value(),
             destination_port: lasting.dport.value(),
         };
-        Some((lasting.proto, direction))
+        Some((lasting.proto, direction, lasting.ifindex))
     }
 
     /// Programs carry flows of this epoch for the next second.
@@ -278,11 +286,11 @@ impl Carrier {
         let route = |_, _, _| Some(hop.ifindex);
         Ok(match connection.original.source {
             IpAddr::V4(_) => match scene.plan::<Ipv4>(connection, &route, v4) {
-                Some(plan) => Some(Keys::V4(add::<Ipv4>(&mut self.flows4, plan, hop, epoch)?)),
+                Some(plan) => Some(Keys::V4(add::<Ipv4>(&mut self.flows4, plan, hop, ends, epoch)?)),
                 None => None,
             },
             IpAddr::V6(_) => match scene.plan::<Ipv6>(connection, &route, v6) {
-                Some(plan) => Some(Keys::V6(add::<Ipv6>(&mut self.flows6, plan, hop, epoch)?)),
+                Some(plan) => Some(Keys::V6(add::<Ipv6>(&mut self.flows6, plan, hop, ends, epoch)?)),
                 None => None,
             },
         })
@@ -309,6 +317,7 @@ fn add<F: Flows>(
     map: &mut HashMap<MapData, F::Key, F::Flow>,
     mut plan: NewFlow<F>,
     via: NextHop,
+    ends: &Ends,
     epoch: u32,
 ) -> Result<[F::Key; 2]>
 where
@@ -323,8 +332,11 @@ where
         hop.mtu = hop.mtu.min(via.mtu.unwrap_or(u16::MAX));
     }
     let keys = [plan.key(), plan.reverse_key()];
-    map.insert(keys[1], plan.reverse(now), 0).context(what)?;
-    map.insert(keys[0], plan.flow(now), 0).context(what)?;
+    let (mut there, mut back) = (plan.flow(now), plan.reverse(now));
+    let (from, to) = if ends.is_begun_inside { (ends.veth, ends.uplink) } else { (ends.uplink, ends.veth) };
+    (F::next_mut(&mut there).ack, F::next_mut(&mut back).ack) = (from, to);
+    map.insert(keys[1], back, 0).context(what)?;
+    map.insert(keys[0], there, 0).context(what)?;
     Ok(keys)
 }
 

@@ -74,7 +74,7 @@ impl Promoted {
     pub(super) fn consider(
         &mut self,
         protocol: u8,
-        seen: Direction,
+        (seen, interface): (Direction, u32),
         known: &Known,
         rtnl: &Rtnl,
         carrier: &mut Carrier,
@@ -89,7 +89,7 @@ impl Promoted {
         if is_refused || self.flows.len() >= MOST {
             return;
         }
-        let Err(refusal) = self.try_promote(transport, seen, known, rtnl, carrier, epoch) else { return };
+        let Err(refusal) = self.try_promote(transport, (seen, interface), known, rtnl, carrier, epoch) else { return };
         tracing::debug!(?transport, ?seen, "not promoted: {}", refusal.why);
         if refusal.lasts {
             if self.refused.len() >= MOST_REFUSED {
@@ -102,7 +102,7 @@ impl Promoted {
     fn try_promote(
         &mut self,
         transport: Transport,
-        seen: Direction,
+        (seen, interface): (Direction, u32),
         known: &Known,
         rtnl: &Rtnl,
         carrier: &mut Carrier,
@@ -122,7 +122,7 @@ impl Promoted {
             .ends(&entry.connection, rtnl)
             .ok_or_else(|| always("it is not between a container and an uplink"))?;
         let way = way_out(rtnl, &entry.connection, &ends).ok_or_else(|| now("its route cannot be read"))?;
-        if way.ifindex != ends.uplink {
+        if way.ifindex != ends.uplink || ![ends.uplink, ends.veth].contains(&interface) {
             return Err(always("its packets come by another uplink than they leave"));
         }
         let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or_else(|| now("its next hop is not resolved"))?;

@@ -200,6 +200,9 @@ impl Promoter {
         let desired = wanted(&self.store)?;
         let view = self.rtnl.host_view(self.host)?;
         let scene = Scene::of(&desired, &view);
+        if !self.carrier.is_for(&desired) {
+            self.carrier = Carrier::load(&desired)?;
+        }
         self.carrier.attach(&scene)?;
         // Of an epoch in which nothing is promoted yet.
         self.carrier.trust(self.epoch, THRESHOLD)?;
@@ -214,11 +217,12 @@ impl Promoter {
 
     fn promote_reported(&mut self) -> Result<()> {
         let mut considered = 0;
-        while let Some((protocol, direction)) = self.carrier.report() {
+        while let Some((protocol, direction, interface)) = self.carrier.report() {
             considered += 1;
             let Some(known) = self.known.as_ref().filter(|_| considered <= AT_ONCE) else { continue };
             let was_empty = self.promoted.is_empty();
-            self.promoted.consider(protocol, direction, known, &self.rtnl, &mut self.carrier, self.epoch);
+            let seen = (direction, interface);
+            self.promoted.consider(protocol, seen, known, &self.rtnl, &mut self.carrier, self.epoch);
             if was_empty && !self.promoted.is_empty() {
                 self.carrier.trust(self.epoch, THRESHOLD)?;
             }
