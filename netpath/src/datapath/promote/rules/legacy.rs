@@ -228,8 +228,8 @@ pub(super) fn parse(family: u8, name: &str, info: &[u8], bytes: &[u8]) -> Option
             (Some(chain), _) => table.chains.get_mut(chain)?,
             (None, _) => return None,
         };
-        let mut rule =
-            Rule { handle: chain.rules.len() as u64 + 1, words: entry.words, expressions: entry.expressions };
+        let (number, handle) = (chain.rules.len() + 1, None);
+        let mut rule = Rule { number, handle, words: entry.words, expressions: entry.expressions };
         if let Target::Jump { to, goto } = entry.target {
             let to = begins.get(&to)?.0.clone();
             rule.words.push(format!("{} {to}", if goto { "goto" } else { "jump" }));

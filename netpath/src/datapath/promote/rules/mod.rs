@@ -130,7 +130,8 @@ impl Ruleset {
         self.expressions().filter_map(index).collect()
     }
 
-    /// Whether all packets of an established flow may be carried past the rules.
+    /// Whether all packets of an established flow may be carried past the rules. Packets of both directions must have passed these
+    /// very rules: a rule of which it is not known whether it drops the flow is taken not to.
     pub fn judge(&self, flow: &Flow<'_>) -> Judgement {
         if let Some((rule, why)) = self.for_all.first().cloned() {
             return Judgement::Forbidden { rule, why };

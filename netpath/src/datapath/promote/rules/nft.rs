@@ -63,8 +63,9 @@ fn ask() -> io::Result<Vec<Table>> {
         }
     }
     for message in netlink.dump(Raw::nf_tables(GET_RULE, 0, &[]))? {
-        let (key, chain, rule) = rule(&message).ok_or_else(unreadable)?;
+        let (key, chain, mut rule) = rule(&message).ok_or_else(unreadable)?;
         if let Some(chain) = tables.get_mut(&key).and_then(|t| t.chains.get_mut(&chain)) {
+            rule.number = chain.rules.len() + 1;
             chain.rules.push(rule);
         }
     }
@@ -141,7 +142,7 @@ fn devices(hook: Attributes<'_>) -> Vec<String> {
 
 pub(super) fn rule(message: &Raw) -> Option<(Key, String, Rule)> {
     let attributes = message.attributes();
-    let mut rule = Rule { handle: attributes.long_number(3).unwrap_or(0), ..Rule::default() };
+    let mut rule = Rule { handle: attributes.long_number(3), ..Rule::default() };
     for (_, item) in attributes.nested(4).into_iter().flat_map(Attributes::all) {
         let item = Attributes(item);
         let name = item.text(1).unwrap_or("unknown");

@@ -35,6 +35,8 @@ pub(super) struct Packet<'a> {
     pub destination: Option<SocketAddr>,
     pub iif: Option<&'a str>,
     pub oif: Option<&'a str>,
+    /// At an interface below that of the flow, where frames may have tags of VLANs.
+    pub below: bool,
     /// NFPROTO_…
     pub nfproto: u8,
     /// Connection tracking has seen it already.
@@ -94,12 +96,12 @@ impl Packet<'_> {
 
     fn link_header(&self) -> Bits {
         let mut header = Bits::varying(12, MAC);
-        header.append(&Bits::known(&self.ether_type()));
+        header.append(&self.ether_type());
         header
     }
 
-    fn ether_type(&self) -> [u8; 2] {
-        if self.v6 { [0x86, 0xdd] } else { [8, 0] }
+    fn ether_type(&self) -> Bits {
+        Bits::maybe((!self.below).then_some(if self.v6 { [0x86, 0xdd] } else { [8, 0] }))
     }
 
     fn network_header(&self) -> Bits {
@@ -145,10 +147,10 @@ impl Packet<'_> {
     fn meta(&self, key: u32) -> Option<Bits> {
         Some(match key {
             0 => Bits::varying(4, SIZE),
-            1 => Bits::known(&self.ether_type()),
+            1 => self.ether_type(),
             2 => Bits::varying(4, PRIORITY),
-            6 | 17 => interface(self.iif.filter(|_| key == 6 || self.nfproto == super::table::BRIDGE)),
-            7 | 18 => interface(self.oif.filter(|_| key == 7 || self.nfproto == super::table::BRIDGE)),
+            6 => interface(self.iif),
+            7 => interface(self.oif),
             8 | 9 => Bits::unknown(2),
             // No socket sent or receives a packet that is forwarded.
             10 | 11 => return None,
@@ -158,7 +160,8 @@ impl Packet<'_> {
             20 => Bits::varying(4, CPU),
             23 => Bits::varying(4, SOCKET),
             24 => Bits::varying(4, CHANCE),
-            26 | 27 | 34 => Bits::unknown(16),
+            // Names of bridges, kinds of interfaces.
+            17 | 18 | 26 | 27 | 34 => Bits::unknown(16),
             30 => Bits::varying(8, TIME),
             31 | 32 => Bits::varying(4, TIME),
             // Marks, indexes, groups, and VLANs of bridge ports.

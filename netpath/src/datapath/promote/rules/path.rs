@@ -86,6 +86,7 @@ pub(super) fn packets<'a>(
                 iif: place.iif,
                 oif: place.oif,
                 tracked: place.tracked,
+                below: place.below,
                 ..common.clone()
             });
         }
@@ -112,6 +113,7 @@ struct Place<'a> {
     iif: Option<&'a str>,
     oif: Option<&'a str>,
     tracked: bool,
+    below: bool,
 }
 
 fn places<'a>(way: &Way<'a>, family: u8, base: &Base, lower: &'a BTreeMap<String, Vec<String>>) -> Vec<Place<'a>> {
@@ -142,13 +144,25 @@ fn places<'a>(way: &Way<'a>, family: u8, base: &Base, lower: &'a BTreeMap<String
         let stack = below([port.unwrap_or(interface), interface], lower);
         stack.into_iter().filter(|name| base.devices.iter().any(|device| is_at(device, name))).collect::<Vec<_>>()
     };
+    let is_below = |device: &str, port: Option<&str>, interface: &str| device != interface && Some(device) != port;
     match base.hook {
         Hook::Ingress => {
-            let place = |device| Place { iif: Some(device), oif: NO_INTERFACE, tracked: false, ..before };
+            let place = |device| Place {
+                iif: Some(device),
+                oif: NO_INTERFACE,
+                tracked: false,
+                below: is_below(device, way.iif_port, way.iif),
+                ..before
+            };
             devices(way.iif_port, way.iif).into_iter().map(place).collect()
         }
         Hook::Egress => {
-            let place = |device| Place { iif: None, oif: Some(device), ..after };
+            let place = |device| Place {
+                iif: None,
+                oif: Some(device),
+                below: is_below(device, way.oif_port, way.oif),
+                ..after
+            };
             devices(way.oif_port, way.oif).into_iter().map(place).collect()
         }
         Hook::Prerouting => {
@@ -199,7 +213,8 @@ pub(super) fn any(family: u8, base: &Base) -> Vec<Packet<'static>> {
     let tracked = !(family == BRIDGE
         || base.hook == Hook::Ingress
         || (base.hook == Hook::Prerouting && base.priority <= CONNTRACK));
-    let packet = |v6| Packet { v6, nfproto: nfproto(family, v6), tracked, ..Packet::default() };
+    let below = matches!(base.hook, Hook::Ingress | Hook::Egress);
+    let packet = |v6| Packet { v6, nfproto: nfproto(family, v6), tracked, below, ..Packet::default() };
     match family {
         _ if !is_met => Vec::new(),
         IP => vec![packet(false)],

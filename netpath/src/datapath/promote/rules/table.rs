@@ -56,8 +56,10 @@ pub(super) struct Base {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub(super) struct Rule {
-    /// Of nf_tables the handle, of legacy iptables the number in its chain.
-    pub handle: u64,
+    /// In its chain, from 1 on.
+    pub number: usize,
+    /// Of nf_tables.
+    pub handle: Option<u64>,
     /// The expressions, matches and targets by name.
     pub words: Vec<String>,
     pub expressions: Vec<Expression>,
@@ -225,9 +227,9 @@ impl Table {
         }
     }
 
-    /// `table ip filter chain FORWARD rule with handle 7 (limit, log)`
+    /// `table ip filter chain FORWARD rule 2, handle 7 (limit, log)`
     pub(super) fn rule_label(&self, chain: &str, rule: &Rule) -> String {
-        let number = if self.legacy { "number" } else { "with handle" };
-        format!("{} chain {chain} rule {number} {} ({})", self.label(), rule.handle, rule.words.join(", "))
+        let handle = rule.handle.map(|handle| format!(", handle {handle}")).unwrap_or_default();
+        format!("{} chain {chain} rule {}{handle} ({})", self.label(), rule.number, rule.words.join(", "))
     }
 }

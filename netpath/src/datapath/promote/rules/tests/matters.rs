@@ -231,8 +231,8 @@ fn a_rule_that_drops_is_named() {
         return;
     }
     for (rule, expected) in [
-        ("tcp dport 80 drop", "table inet t chain forward rule with handle"),
-        ("ct state established reject", "table inet t chain forward rule with handle"),
+        ("tcp dport 80 drop", "table inet t chain forward rule 1, handle "),
+        ("ct state established reject", "table inet t chain forward rule 1, handle "),
         ("ip saddr 203.0.113.9 accept", ""),
         ("jump other", ""),
     ] {

@@ -57,6 +57,8 @@ fn established_flows_are_carried_beside_software_whose_rules_decide_about_the_fi
         for flow in flows() {
             assert_eq!(Judgement::Carried, judged(&flow), "{name}: {flow:?}");
         }
+        let listed: Vec<_> = Ruleset::read().expect("the rules").forbidding().collect();
+        assert_eq!(usize::from(name == "administrator"), listed.len(), "{name}: {listed:?}");
     }
     nft("").expect("an empty ruleset");
     for restore in ["iptables-nft-restore", "iptables-legacy-restore"] {

@@ -105,7 +105,7 @@ fn legacy_rules_of_both_families_are_followed_and_seen_to_change() {
         .expect("rules");
         assert!(before != Ruleset::read().expect("rules").digest() && polled != changes::digest().expect("tables"));
         let Judgement::Dropped { rule } = judged(&flow) else { panic!("{restore}: {:?}", judged(&flow)) };
-        assert!(rule.contains("tables table mangle chain B rule number 1 (tcp, drop)"), "{rule}");
+        assert!(rule.contains("tables table mangle chain B rule 1 (tcp, drop)"), "{rule}");
         feed(restore, "*mangle\nCOMMIT\n*nat\nCOMMIT\n").expect("empty tables");
     }
 }
@@ -141,6 +141,72 @@ fn elements_of_an_ipset_are_seen_to_change_and_large_sets_forbid() {
     feed("iptables-nft-restore", &rule("large")).expect("a rule");
     let Judgement::Forbidden { rule, why } = judged(&published()) else { panic!("carried") };
     assert!(rule == "ipset large" && why.contains("1001 elements"), "{rule}: {why}");
+}
+
+#[test]
+fn the_digest_changes_with_rules_and_elements_and_not_with_counters() {
+    if !alone("the_digest_changes_with_rules_and_elements_and_not_with_counters") {
+        return;
+    }
+    let text = |counter: u32, elements: &str, rule: &str| {
+        format!(
+            "table ip t {{ set s {{ type ipv4_addr; elements = {{ {elements} }} }}
+            chain c {{ type filter hook forward priority 0; ip saddr @s counter packets {counter} bytes 9 {rule}; }} }}"
+        )
+    };
+    let digest = |text: String| {
+        nft(&text).expect("rules");
+        Ruleset::read().expect("the rules").digest()
+    };
+    let first = digest(text(0, "10.0.0.1", "drop"));
+    assert_eq!(first, digest(text(7, "10.0.0.1", "drop")));
+    assert_ne!(first, digest(text(0, "10.0.0.1, 10.0.0.2", "drop")));
+    assert_ne!(first, digest(text(0, "10.0.0.1", "accept")));
+    assert_ne!(first, digest(String::new()));
+}
+
+#[test]
+fn policies_of_ipsec_and_rules_of_legacy_ebtables_forbid_all() {
+    let test = "policies_of_ipsec_and_rules_of_legacy_ebtables_forbid_all";
+    if !alone(test) {
+        return;
+    }
+    assert_eq!(Judgement::Carried, judged(&published()));
+    for (add, remove, words) in [
+        ("ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir fwd", "ip xfrm policy flush", "IPsec"),
+        ("ebtables-legacy -A FORWARD -i wlan0 -j DROP", "ebtables-legacy -F", "ebtables"),
+    ] {
+        if let Err(e) = feed(add, "") {
+            println!("skip {add}: {e}");
+            continue;
+        }
+        let Judgement::Forbidden { rule, .. } = judged(&published()) else { panic!("carried: {add}") };
+        assert!(rule.contains(words), "{rule}");
+        feed(remove, "").expect("removed");
+        assert_eq!(Judgement::Carried, judged(&published()), "{remove}");
+    }
+}
+
+/// Packets of a stacked interface also meet the chains at the one below.
+#[test]
+fn a_chain_at_the_parent_of_an_interface_is_met() {
+    let test = "a_chain_at_the_parent_of_an_interface_is_met";
+    if !alone(test) {
+        return;
+    }
+    feed("ip link add eth0 type veth peer name out", "").expect("a veth");
+    if let Err(e) = feed("ip link add link eth0 name eth0.7 type macvlan", "") {
+        println!("skip {test}: {e}");
+        return;
+    }
+    nft("table netdev t { chain c { type filter hook ingress device eth0 priority 0; limit rate 1/second; } }")
+        .expect("a chain");
+    assert!(is_forbidden(&judged(&Flow { ingress: "eth0.7", ..published() })));
+    assert_eq!(Judgement::Carried, judged(&Flow { ingress: "eth1", ..published() }));
+    nft("table netdev t { chain c { type filter hook ingress device eth0 priority 0; vlan id 7 drop; } }")
+        .expect("a chain");
+    assert!(is_forbidden(&judged(&Flow { ingress: "eth0.7", ..published() })), "its frames may have tags");
+    assert_eq!(Judgement::Carried, judged(&published()), "these have none");
 }
 
 #[test]
