@@ -194,7 +194,7 @@ fn only_the_flows_that_a_rule_can_match_are_forbidden() {
         ("oifname eth0 tcp dport vmap { 443 : jump limited, 22 : accept }", [false, true, false]),
         ("ip saddr { 0.0.0.0/0 } log", [true, true, false]),
         ("ip saddr { 198.51.100.7, 198.51.100.9 } log", [true, true, false]),
-        ("ip saddr { 128.0.0.0/1 } ct direction original log", [true, false, false]),
+        ("ip saddr { 11.0.0.0/8, 128.0.0.0/1 } ct direction original log", [true, false, false]),
         ("ip saddr . tcp sport { 10.89.7.5 . 80, 10.89.7.5 . 81 } log", [true, false, false]),
         ("ip saddr . tcp sport vmap { 10.89.7.5 . 80 : jump limited, 10.89.7.5 . 81 : accept }", [true, false, false]),
         ("meta mark set tcp dport map { 80 : 1, 9-10 : 2 }", [true, false, true]),
