@@ -692,7 +692,7 @@ impl Lab {
         self.each_flow(v4, |side, _, next| {
             // Not the first packet of its window.
             (next.serial, next.last_seen) = (epoch, now + 64);
-            next.ack = if side == layout::SIDE_UPLINK { uplink } else { web };
+            next.ack = if side == SIDE_UPLINK { uplink } else { web };
             true
         })?;
         self.trust(epoch, until)

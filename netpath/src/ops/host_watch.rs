@@ -1,5 +1,6 @@
 //! Watch of the host: compares what the datapath was made for with the host now, and reconciles when they differ.
 
+use super::promotion::Promotion;
 use super::reconcile::{Reconciled, read_route_mtus, see_sources};
 use super::rung::asks_for_kernel;
 use super::{gc, without_container};
@@ -71,6 +72,8 @@ pub struct HostWatch {
     quiet: Option<Quiet>,
     /// Of the rung that served at the last look.
     held: Option<(Rung, Box<dyn Any + Send>)>,
+    /// While netfilter serves; an error is not tried again.
+    promotion: Option<Result<Promotion>>,
 }
 
 impl HostWatch {
@@ -85,6 +88,7 @@ impl HostWatch {
             carriers: Carriers::default(),
             quiet: None,
             held: None,
+            promotion: None,
         })
     }
 
@@ -97,7 +101,7 @@ impl HostWatch {
             (self.seen, self.quiet) = (None, None);
             let left = self.remove_state();
             if self.connections_end().is_none() {
-                self.held = None;
+                self.let_go();
             }
             return left;
         }
@@ -105,7 +109,7 @@ impl HostWatch {
         if desired.bridged().next().is_some() {
             self.hold()?;
         } else if self.connections_end().is_none() {
-            self.held = None;
+            self.let_go();
         }
         if self.store.is_interim() {
             self.load(&desired);
@@ -161,10 +165,21 @@ impl HostWatch {
         }
     }
 
+    fn let_go(&mut self) {
+        (self.held, self.promotion) = (None, None);
+    }
+
     fn hold(&mut self) -> Result<()> {
         let rung = self.store.rung()?;
         if self.held.as_ref().map(|(rung, _)| *rung) != rung {
             self.held = rung.and_then(|rung| Some((rung, (ladder::backend(rung).hold)(self.cookie)?)));
+        }
+        if !rung.is_some_and(|rung| rung != Rung::None && ladder::backend(rung).through_netfilter) {
+            self.promotion = None;
+        } else if self.promotion.is_none() {
+            self.promotion = Some(Promotion::start(self.cookie).inspect_err(|e| {
+                tracing::debug!("flows are not carried by programs: {e}");
+            }));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod install;
 mod names;
 mod port_conflicts;
 pub mod preload;
+mod promotion;
 mod reconcile;
 mod rung;
 mod session;

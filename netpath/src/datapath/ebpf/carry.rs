@@ -13,7 +13,6 @@ use super::maps::Flows;
 use super::sys;
 use super::take_over::Host;
 use crate::datapath::connection::{Connection, Direction};
-use crate::link::Rtnl;
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Desired, HostView};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
@@ -73,11 +72,15 @@ impl Scene {
 
     /// The interfaces of a flow from its originator on, with the port of a bridge: ingress, egress. `None`: it is not between a
     /// container and an uplink with Ethernet.
-    pub(crate) fn ends(&self, connection: &Connection, rtnl: &Rtnl) -> Option<Ends> {
-        let route = |interface, from, to| rtnl.route_interface(interface, from, to);
+    /// `route`: as [`Predecessor::route`](crate::datapath::Predecessor::route).
+    pub(crate) fn ends(
+        &self,
+        connection: &Connection,
+        route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
+    ) -> Option<Ends> {
         match connection.original.source {
-            IpAddr::V4(_) => self.ends_of(&self.plan::<Ipv4>(connection, &route, v4)?),
-            IpAddr::V6(_) => self.ends_of(&self.plan::<Ipv6>(connection, &route, v6)?),
+            IpAddr::V4(_) => self.ends_of(&self.plan::<Ipv4>(connection, route, v4)?),
+            IpAddr::V6(_) => self.ends_of(&self.plan::<Ipv6>(connection, route, v6)?),
         }
     }
 

@@ -20,7 +20,6 @@ use super::rules::{Family, Ruleset};
 use super::{adopt, policy};
 use super::{nfnetlink, settings};
 use crate::datapath::connection::Connection;
-use crate::datapath::promote;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Result};
 use crate::model::{Departures, Desired, HostView, IfName, Record, RouteSource, Rung};
@@ -43,7 +42,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Iptables::new()?)),
     inspect: |_| Box::new(Tables),
     gone_hosts: Vec::new,
-    hold: |host| Some(Box::new((super::hold::take(), promote::start(host)))),
+    hold: |_| super::hold::take(),
     idle: None,
     deferred_until: |_| None,
 };

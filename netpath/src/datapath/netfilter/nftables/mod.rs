@@ -20,7 +20,6 @@ use super::rules::{Family, Ruleset};
 use super::{adopt, policy, settings};
 use crate::datapath::connection::Connection;
 use crate::datapath::inspect::Counter;
-use crate::datapath::promote;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
@@ -42,7 +41,7 @@ pub(crate) const BACKEND: Backend = Backend {
     open: |_| Ok(Box::new(Nftables)),
     inspect: |_| Box::new(Nftables),
     gone_hosts: Vec::new,
-    hold: |host| Some(Box::new((super::hold::take(), promote::start(host)))),
+    hold: |_| super::hold::take(),
     idle: None,
     deferred_until: |_| None,
 };

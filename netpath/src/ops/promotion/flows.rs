@@ -1,10 +1,9 @@
 //! The promoted flows, and which flow may become one.
 
 use super::Known;
-use super::rules::{Flow, Judgement, Tuple, shapers};
 use crate::datapath::connection::{Connection, Direction, Transport};
-use crate::datapath::ebpf::carry::{Carrier, Ends, Keys, MOST, NextHop};
-use crate::datapath::netfilter::adopt::{self, Entry};
+use crate::datapath::promote::rules::{Flow, Judgement, Tuple, shapers};
+use crate::datapath::promote::{self, Carrier, Ends, Entry, Keys, MOST, NextHop};
 use crate::link::{Rtnl, Way};
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::NetfilterMessage;
@@ -60,7 +59,7 @@ impl Promoted {
     pub(super) fn check(&mut self, carrier: &mut Carrier) {
         let conntrack = &mut self.conntrack;
         self.flows.retain(|(transport, original), one| {
-            let found = adopt::entry(conntrack, *transport, *original);
+            let found = promote::entry(conntrack, *transport, *original);
             let stays = found.is_ok_and(|entry| entry.is_some_and(|e| e.id == one.id && e.is_plain));
             if !stays {
                 tracing::debug!(?transport, ?original, "conntrack has ended a promoted flow");
@@ -108,7 +107,7 @@ impl Promoted {
         carrier: &mut Carrier,
         epoch: u32,
     ) -> Result<(), Refusal> {
-        let entry = adopt::entry(&mut self.conntrack, transport, seen).map_err(now)?;
+        let entry = promote::entry(&mut self.conntrack, transport, seen).map_err(now)?;
         let entry = entry.ok_or_else(|| now("conntrack has no plain entry for it"))?;
         let id = (transport, entry.connection.original);
         if self.flows.contains_key(&id) {
@@ -119,7 +118,7 @@ impl Promoted {
         }
         let ends = known
             .scene
-            .ends(&entry.connection, rtnl)
+            .ends(&entry.connection, &|by, from, to| rtnl.route_interface(by, from, to))
             .ok_or_else(|| always("it is not between a container and an uplink"))?;
         let way = way_out(rtnl, &entry.connection, &ends).ok_or_else(|| now("its route cannot be read"))?;
         if way.ifindex != ends.uplink || ![ends.uplink, ends.veth].contains(&interface) {
@@ -135,7 +134,7 @@ impl Promoted {
             Judgement::Forbidden { rule, why } => return Err(always(format!("{rule}: {why}"))),
             Judgement::Dropped { rule } => return Err(always(format!("{rule} drops it"))),
         }
-        adopt::make_liberal(&mut self.conntrack, &entry).map_err(now)?;
+        promote::make_liberal(&mut self.conntrack, &entry).map_err(now)?;
         let hop = NextHop { ifindex: way.ifindex, mac, mtu: way.mtu.and_then(|mtu| mtu.try_into().ok()) };
         let keys = carrier.promote(&known.scene, &entry.connection, hop, &ends, epoch).map_err(now)?;
         let keys = keys.ok_or_else(|| always("the programs cannot carry it"))?;

@@ -1,16 +1,11 @@
 //! Notices of whatever may change the way of packets or the rules that they meet.
 
 use super::flows::Promoted;
+use crate::datapath::promote::rules::changes;
 use crate::link;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
-use netlink_sys::{Socket, SocketAddr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// `include/uapi/linux/netfilter/nfnetlink.h, enum nfnetlink_groups`
-const NFTABLES: u32 = 7;
-/// `include/uapi/linux/xfrm.h, enum xfrm_nlgroups`: security associations, policies.
-const IPSEC: [u32; 2] = [3, 4];
 /// Bytes of one message.
 const MESSAGE: usize = 32 * 1_024;
 
@@ -24,10 +19,10 @@ pub(super) struct Watch {
 
 impl Watch {
     /// # Errors
-    /// The kernel's. One without IPsec has no policies.
+    /// The kernel's.
     pub(super) fn start() -> io::Result<Self> {
-        let mut any = vec![link::watch_ways()?, listen(NETLINK_NETFILTER, &[NFTABLES])?];
-        any.extend(listen(NETLINK_XFRM, &IPSEC).ok());
+        let mut any = changes::watch()?;
+        any.push(link::watch_ways()?);
         Ok(Self { any, neighbours: link::watch_neighbours()?, silent: None })
     }
 
@@ -49,20 +44,11 @@ impl Watch {
 
     /// Whether rules that send no notification are others than at the last call.
     pub(super) fn has_changed_silently(&mut self) -> bool {
-        let now = super::rules::changes::digest().ok();
+        let now = changes::digest().ok();
         let changed = now.is_none() || (self.silent.is_some() && now != self.silent);
         self.silent = now;
         changed
     }
-}
-
-fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
-    let mut socket = Socket::new(protocol)?;
-    socket.set_non_blocking(true)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
-    // SAFETY: the descriptor is open, and `into_raw_fd` has given up its ownership.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
 }
 
 /// Reads all messages; whether one of them matters, or some were lost.

@@ -1,0 +1,227 @@
+//! Promotion: on a host whose netfilter translates, flows that last are carried by programs, past the host's stack.
+//!
+//! netfilter decides about a flow: the first packets pass every rule, and conntrack translates. A flow that has lasted is reported
+//! by the programs. A thread of the agent asks conntrack for its translation, and the rules whether their answer depends on the flow
+//! alone (`datapath/promote/rules/`); then the programs carry it (`datapath/ebpf/carry.rs`). Any change of rules, routes, addresses or links ends all
+//! promotions by one write, the epoch, and the next packet of each flow meets the rules again.
+//!
+//! Without the thread nothing is carried: programs trust it for a second at a time.
+
+mod flows;
+mod watch;
+
+use crate::datapath::promote::rules::Ruleset;
+use crate::datapath::promote::{Carrier, Scene, conntrack};
+use crate::link::Rtnl;
+use crate::model::error::{Context, Result};
+use crate::model::{Desired, TranslationPath};
+use crate::state::Store;
+use flows::Promoted;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use watch::Watch;
+
+/// Packets of a flow within a second, after which it is promoted: fewer gain nothing.
+const THRESHOLD: u32 = 64;
+/// Between two messages to the programs.
+const BEAT: Duration = Duration::from_millis(200);
+/// Between two looks for entries that are gone from conntrack.
+const CHECK: Duration = Duration::from_millis(500);
+/// Between two looks for changes that send no notification.
+const POLL: Duration = Duration::from_millis(250);
+/// From the last change to the next promotion; it doubles if another change follows soon, so that rules that change all the time
+/// do not make flows go to and fro.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Flows that are considered in one turn: the rest is reported again.
+const AT_ONCE: usize = 256;
+
+/// The thread, for as long as netfilter serves the host.
+pub(super) struct Promotion {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Promotion {
+    /// # Errors
+    /// The kernel's. Hosts are served without it.
+    pub(super) fn start(host: u64) -> Result<Self> {
+        let what = || "cannot start the promotion of flows".to_owned();
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).context(what)?);
+        let mut promoter = Promoter::new(host)?;
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            if let Err(e) = promoter.run(&stopped) {
+                tracing::warn!("flows are not carried by programs any more: {e}");
+            }
+        };
+        let thread = std::thread::Builder::new().name("netpath-promote".into()).spawn(work).context(what)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Promotion {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Promoter {
+    host: u64,
+    store: Store,
+    rtnl: Rtnl,
+    carrier: Carrier,
+    watch: Watch,
+    promoted: Promoted,
+    epoch: u32,
+    /// The host as of the last change; `None`: it is not known, and nothing is promoted.
+    known: Option<Known>,
+    changed: Option<Instant>,
+    pause: Duration,
+}
+
+/// What decides whether a flow is promoted.
+struct Known {
+    scene: Scene,
+    ruleset: Ruleset,
+    names: HashMap<u32, String>,
+    since: Instant,
+}
+
+impl Promoter {
+    fn new(host: u64) -> Result<Self> {
+        let store = Store::of(host);
+        let what = || "cannot ask connection tracking".to_owned();
+        let desired = wanted(&store)?;
+        Ok(Self {
+            host,
+            rtnl: Rtnl::here()?,
+            carrier: Carrier::load(&desired)?,
+            watch: Watch::start().context(|| "cannot watch the rules of this host".to_owned())?,
+            promoted: Promoted::new(conntrack().context(what)?),
+            epoch: 1,
+            known: None,
+            changed: Some(Instant::now()),
+            pause: PAUSE,
+            store,
+        })
+    }
+
+    /// Until it is told to stop.
+    ///
+    /// # Errors
+    /// The kernel's, without which nothing can be carried.
+    fn run(&mut self, stop: &EventFd) -> Result<()> {
+        let (mut checked, mut polled) = (Instant::now(), Instant::now());
+        loop {
+            if !self.promoted.is_empty() {
+                self.carrier.trust(self.epoch, THRESHOLD)?;
+            }
+            if self.wait(stop).context(|| "cannot wait for changes of this host".to_owned())? {
+                return Ok(());
+            }
+            let is_polled = !self.promoted.is_empty() && polled.elapsed() >= POLL;
+            if self.watch.has_changed(&self.promoted) || (is_polled && self.watch.has_changed_silently()) {
+                self.end_all()?;
+            }
+            if is_polled {
+                polled = Instant::now();
+            }
+            if self.changed.is_some_and(|when| when.elapsed() >= self.pause) {
+                self.look_again();
+            }
+            self.promote_reported()?;
+            if checked.elapsed() >= CHECK {
+                checked = Instant::now();
+                self.promoted.check(&mut self.carrier);
+            }
+        }
+    }
+
+    /// Returns whether to stop.
+    fn wait(&self, stop: &EventFd) -> nix::Result<bool> {
+        let mut sources =
+            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.carrier.as_fd(), PollFlags::POLLIN)];
+        sources.extend(self.watch.sockets().map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
+        let idle = if self.promoted.is_empty() { Duration::from_secs(1) } else { BEAT };
+        let pause = self.changed.map(|when| (when + self.pause).saturating_duration_since(Instant::now()));
+        let limit = pause.map_or(idle, |pause| pause.min(idle)).as_millis() as u16;
+        match poll(&mut sources, PollTimeout::from(limit)) {
+            Err(nix::errno::Errno::EINTR) | Ok(0) => Ok(false),
+            Ok(_) => Ok(sources[0].any().unwrap_or(false)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The next packet of each flow meets the rules again.
+    fn end_all(&mut self) -> Result<()> {
+        self.epoch = self.epoch.wrapping_add(1).max(1);
+        self.carrier.trust(self.epoch, THRESHOLD)?;
+        // Changes come in groups, and only one that follows a look is another one.
+        if let Some(known) = self.known.take() {
+            let is_soon = known.since.elapsed() < self.pause * 4;
+            self.pause = if is_soon { (self.pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
+        }
+        self.changed = Some(Instant::now());
+        self.promoted.end_all(&mut self.carrier);
+        Ok(())
+    }
+
+    /// Reads the host again, and attaches the programs where its containers are now.
+    fn look_again(&mut self) {
+        self.changed = None;
+        match self.read() {
+            Ok(known) => self.known = Some(known),
+            Err(e) => tracing::warn!("no flow is carried by programs until the next change: {e}"),
+        }
+    }
+
+    fn read(&mut self) -> Result<Known> {
+        let desired = wanted(&self.store)?;
+        let view = self.rtnl.host_view(self.host)?;
+        let scene = Scene::of(&desired, &view);
+        if !self.carrier.is_for(&desired) {
+            self.carrier = Carrier::load(&desired)?;
+        }
+        self.carrier.attach(&scene)?;
+        // Of an epoch in which nothing is promoted yet.
+        self.carrier.trust(self.epoch, THRESHOLD)?;
+        let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
+        let names = view.links.iter().map(|l| (l.index, l.name.to_string()));
+        let mut names: HashMap<u32, String> = names.collect();
+        for link in self.rtnl.links()? {
+            names.insert(link.index, link.name);
+        }
+        Ok(Known { scene, ruleset, names, since: Instant::now() })
+    }
+
+    fn promote_reported(&mut self) -> Result<()> {
+        let mut considered = 0;
+        while let Some((protocol, direction, interface)) = self.carrier.report() {
+            considered += 1;
+            let Some(known) = self.known.as_ref().filter(|_| considered <= AT_ONCE) else { continue };
+            let was_empty = self.promoted.is_empty();
+            let seen = (direction, interface);
+            self.promoted.consider(protocol, seen, known, &self.rtnl, &mut self.carrier, self.epoch);
+            if was_empty && !self.promoted.is_empty() {
+                self.carrier.trust(self.epoch, THRESHOLD)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The records of networks whose flows may be carried.
+fn wanted(store: &Store) -> Result<Desired> {
+    let mut desired = store.desired()?;
+    desired.records.retain(|r| r.network.bridge().is_some() && r.network.path != TranslationPath::Kernel);
+    Ok(desired)
+}
