@@ -20,7 +20,7 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 pub type Counter = Arc<AtomicU64>;
 
 impl Servers {
-    /// Receives and counts.
+    /// Receives and counts. Answers now and then, as servers do: conntrack does not take a flow without an answer for one.
     ///
     /// # Errors
     /// The port is taken.
@@ -30,8 +30,14 @@ impl Servers {
         let counter = Counter::default();
         let counted = Arc::clone(&counter);
         self.add(netns, move |stop| {
-            let mut batch = Batch::new();
+            let (mut batch, mut answered, mut message) = (Batch::new(), Instant::now(), [0; MESSAGE]);
             while !stop.load(Ordering::Relaxed) {
+                if answered.elapsed() > GLANCE
+                    && let Ok((_, from)) = socket.peek_from(&mut message)
+                {
+                    let _ = socket.send_to(&message, from);
+                    answered = Instant::now();
+                }
                 if let Ok(received) = batch.receive(&socket) {
                     counted.fetch_add(received as u64, Ordering::Relaxed);
                 }
