@@ -4,15 +4,17 @@
 //! One packet per direction and second takes the stack, which keeps the conntrack entry and the neighbour alive. A flow without an
 //! entry is counted, and reported once it has lasted.
 
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{
-    Lasting, METER_WINDOW, METERS, Promotion, SIDE_BRIDGE, SIDE_UPLINK, is_inward, is_outward,
+    FORWARD_LINK, FORWARD_NEIGH, Lasting, METER_WINDOW, METERS, PROTO_TCP, Promotion, SIDE_BRIDGE, SIDE_UPLINK,
+    is_inward, is_outward,
 };
 use netpath_common::policy::fits;
 use netpath_common::reason::Reason;
-use netpath_common::tcp::{TCP_FIN, TCP_RST, TCP_SYN};
+use netpath_common::tcp::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 use crate::entry::{ETH_P_IP, ETH_P_IPV6, is_v4_only};
 use crate::fast_path::translate;
@@ -79,10 +81,16 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
     if promotion.until.wrapping_sub(now) as i32 <= 0 || flow::has_ended(next) || is_elsewhere {
         return None;
     }
-    if plain.segment.flags & (TCP_FIN | TCP_SYN | TCP_RST) != 0 {
-        // So do the packets that follow in this direction.
-        half.state().store(next.state | flow::RESET);
-        return None;
+    if plain.proto == PROTO_TCP {
+        let flags = plain.segment.flags;
+        if flags & (TCP_FIN | TCP_SYN | TCP_RST) != 0 {
+            // So do the packets that follow in this direction.
+            half.state().store(next.state | flow::RESET);
+        }
+        // A segment without any of them is invalid for conntrack.
+        if flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK {
+            return None;
+        }
     }
     if flow::starts_window(next, now) {
         half.last_seen().store(now);
@@ -108,7 +116,16 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
     if half.read(|flow| translate(ctx, plain, F::target_of(flow), forward, addresses)).is_none() {
         return Some(verdict::drop(Reason::DropRewrite).action);
     }
-    Some(verdict::redirect(ctx, next.ifindex, forward))
+    // Without a mark for a program at the uplink's egress: there is none.
+    // SAFETY: the helpers take numbers; the neighbour parameters may be absent.
+    let action = unsafe {
+        match forward {
+            FORWARD_LINK => bpf_redirect(next.ifindex, 0),
+            FORWARD_NEIGH => bpf_redirect_neigh(next.ifindex, core::ptr::null_mut(), 0, 0),
+            _ => bpf_redirect_peer(next.ifindex, 0),
+        }
+    };
+    Some(action as i32)
 }
 
 /// Counts a packet without an entry, by the segments that it stands for.

@@ -91,7 +91,7 @@ fn connections_pass_while_the_programs_take_the_first_container_over() -> Result
     netavark.teardown(&db, &beside)?;
     netavark.teardown(&web, &document)?;
     netavark.setup(&web, &document)?;
-    ensure!(rung(&topology)? == "ebpf", "loaded programs were not used");
+    ensure!(rung(&topology)? == "ebpf", "they stay attached for five seconds");
     netavark.teardown(&web, &document)?;
     unload(&topology)?;
     residue.nothing_left(&topology, &[&web, &db])
@@ -120,7 +120,7 @@ fn a_container_that_ends_before_the_programs_are_loaded_leaves_them_to_the_next(
     };
     wait_for("programs that stay loaded", SOON, is_loaded)?;
     netavark.setup(&web, &document)?;
-    ensure!(rung(&topology)? == "ebpf", "{}", status(&topology)?);
+    has_loaded(&topology)?;
     let _inside = serve(&web, 80, "web")?;
     Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
     netavark.teardown(&web, &document)?;

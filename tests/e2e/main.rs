@@ -72,7 +72,6 @@ mod route_source;
 mod routes;
 mod routing_container;
 mod segments;
-mod settled;
 mod states;
 mod sysctl_conf;
 mod tables;

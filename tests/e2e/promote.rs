@@ -199,6 +199,40 @@ fn flows_that_last_pass_netfilter_by_and_a_ban_ends_them() -> Result<()> {
     world.end()
 }
 
+/// A banned client that goes on sending is reported like any other, and must not be promoted by rules that are not evaluated.
+#[test]
+fn a_banned_client_that_goes_on_sending_stays_banned() -> Result<()> {
+    need!(ready());
+    let topology = Topology::new()?;
+    let world = World::new(&topology, &Network::dual(7))?;
+    let _inside = serve(&world.web, 80, "web")?;
+    let to = (Family::V4.host(), 8080);
+    for rule in ["ip saddr 192.0.2.2 drop", "meta mark 0 ip saddr 192.0.2.2 drop", "iif eth0 udp dport 80 drop"] {
+        let mut talk = Talk::start(&topology.client, &Dial::new(Proto::Udp, to.0, to.1), Proto::Udp, Family::V4, to)?;
+        world.is_promoted(&mut talk).with_context(|| format!("before {rule}"))?;
+        let Talk::Udp(socket) = &talk else { bail!("not UDP") };
+        let words: Vec<&str> =
+            ["insert", "rule", "inet", "other", "forward"].into_iter().chain(rule.split(' ')).collect();
+        topology.host.command("nft", &words)?;
+        socket.set_nonblocking(true)?;
+        let begun = Instant::now();
+        let mut late = 0;
+        while begun.elapsed() < Duration::from_secs(4) {
+            socket.send(b"question")?;
+            let mut answer = [0; 2048];
+            while socket.recv(&mut answer).is_ok() {
+                late += usize::from(begun.elapsed() > Duration::from_secs(1));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        ensure!(late == 0, "{rule}: {late} answers in spite of it");
+        topology.host.command("nft", &["flush", "chain", "inet", "other", "forward"])?;
+        let counted = ["add", "rule", "inet", "other", "forward", "ct", "state", "established", "counter", "accept"];
+        topology.host.command("nft", &counted)?;
+    }
+    world.end()
+}
+
 #[test]
 fn an_entry_that_is_deleted_ends_the_promotion() -> Result<()> {
     need!(ready(), need::program("conntrack"));

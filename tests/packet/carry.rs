@@ -26,8 +26,11 @@ fn passes(lab: &mut Lab, what: &str, at: (&str, u32), sent: &Frame) -> Result<()
     Ok(())
 }
 
-/// A published connection, promoted: the packet of each direction at its hook, and what becomes of it.
-fn published(lab: &mut Lab, v4: bool) -> Result<[((&'static str, u32), Frame, Frame); 2]> {
+/// A packet at its hook, and what becomes of it.
+type Way = ((&'static str, u32), Frame, Frame);
+
+/// A published connection, promoted: both directions.
+fn published(lab: &mut Lab, v4: bool) -> Result<[Way; 2]> {
     lab.forget()?;
     let (from, to, web) = ((client(v4), 40_000), (host(v4), 8080), (container(7, v4), 80));
     let uplink = lab.uplink;
@@ -90,6 +93,12 @@ fn what_the_rules_or_conntrack_have_to_see_passes() -> Result<()> {
                 passes(&mut lab, "by another interface", elsewhere, sent)?;
             }
             carries(&mut lab, "plain", *at, sent, got)?;
+            let mut null = sent.clone();
+            if let support::packet::L4::Tcp { flags, .. } = &mut null.l4 {
+                *flags = 0;
+            }
+            passes(&mut lab, "without any flag", *at, &null)?;
+            carries(&mut lab, "after it", *at, sent, got)?;
             lab.promote(v4, EPOCH + 1, FOREVER)?;
             carries(&mut lab, "of this epoch", *at, sent, got)?;
             lab.trust(EPOCH, FOREVER)?;

@@ -59,8 +59,6 @@ pub struct Backend {
     pub hold: fn(host: u64) -> Option<Box<dyn Any + Send>>,
     /// Kernel objects that are kept without containers, if it has such.
     pub idle: Option<&'static Idle>,
-    /// When a reconcile should follow that is not [deferring](Context::may_defer), if one was.
-    pub deferred_until: fn(host: u64) -> Option<SystemTime>,
 }
 
 /// What a rung keeps loaded without containers, so that the next first one starts sooner. It touches no packet.
@@ -92,8 +90,6 @@ pub struct Context<'a> {
     pub store: &'a Store,
     /// Of the store.
     pub lock: &'a Lock,
-    /// A first container waits, and the agent reconciles again: what takes long may be left to it.
-    pub may_defer: bool,
     /// Connections of the endpoints that wait are kept, those of the ended ones are removed.
     pub departures: Departures,
 }

@@ -21,7 +21,6 @@ pub const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| None,
     idle: None,
-    deferred_until: |_| None,
 };
 
 #[derive(Clone, Copy, Debug, Default)]

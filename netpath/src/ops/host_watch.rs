@@ -111,18 +111,21 @@ impl HostWatch {
         } else if self.connections_end().is_none() {
             self.let_go();
         }
-        if self.store.is_interim() {
-            self.load(&desired);
-        }
         let links = self.links()?;
         let (state, foreign) = self.state()?;
         let is_same = self.seen.as_ref() == Some(&state) && self.store.served() == Some(links);
         let may_return = self.may_return(look, &foreign)?;
+        if may_return && self.store.is_interim() {
+            self.load(&desired);
+        }
         let is_over = |when: SystemTime| when <= SystemTime::now();
         let is_due = self.connections_end().is_some_and(is_over);
-        let is_deferred_over = self.deferred_until().is_some_and(is_over);
-        if look == Look::IfChanged && is_same && !may_return && !is_due && !is_deferred_over {
+        if look == Look::IfChanged && is_same && !may_return && !is_due {
             return Ok(LookResult::Same);
+        }
+        if may_return {
+            // The programs that take over use the same hooks.
+            self.promotion = None;
         }
         let mut session = without_container(self.cookie)?;
         session.may_return = may_return;
@@ -174,7 +177,8 @@ impl HostWatch {
         if self.held.as_ref().map(|(rung, _)| *rung) != rung {
             self.held = rung.and_then(|rung| Some((rung, (ladder::backend(rung).hold)(self.cookie)?)));
         }
-        if !rung.is_some_and(|rung| rung != Rung::None && ladder::backend(rung).through_netfilter) {
+        let is_wanted = |rung| rung != Rung::None && ladder::backend(rung).through_netfilter;
+        if !rung.is_some_and(is_wanted) || self.store.is_interim() {
             self.promotion = None;
         } else if self.promotion.is_none() {
             self.promotion = Some(Promotion::start(self.cookie).inspect_err(|e| {
@@ -189,6 +193,7 @@ impl HostWatch {
         let through_netfilter = self.store.rung()?.is_some_and(|rung| ladder::backend(rung).through_netfilter);
         let is_quiet = through_netfilter
             && self.store.has_given_way()
+            && !self.store.is_forced()
             && foreign.bypassed().is_none()
             && !asks_for_kernel(&self.store.desired()?, &[]);
         let quiet = is_quiet.then(|| self.quiet.unwrap_or(Quiet { since: Instant::now(), tried: false }));
@@ -214,14 +219,8 @@ impl HostWatch {
     pub fn next_look(&self) -> Option<Instant> {
         let quiet = self.quiet.filter(|q| !q.tried).map(|q| q.since + HOLD_DOWN);
         // A first container in setup may keep them waiting.
-        let times = self.connections_end().into_iter().chain(self.deferred_until());
-        let departed = times.map(|when| instant(when).max(Instant::now() + RETRY));
+        let departed = self.connections_end().map(|when| instant(when).max(Instant::now() + RETRY));
         self.carriers.due().into_iter().chain(quiet).chain(departed).min()
-    }
-
-    /// When a look should complete what a command has left to it.
-    fn deferred_until(&self) -> Option<SystemTime> {
-        (ladder::backend(self.store.rung().ok().flatten()?).deferred_until)(self.cookie)
     }
 
     /// When the first connections end that wait for their container.

@@ -137,8 +137,7 @@ impl Session {
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
         let lock = self.lock.as_ref().ok_or_else(unlocked)?;
         let departures = Departures::default();
-        let context =
-            Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures, may_defer: false };
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
         failed
             .reconcile(&Desired::default(), &context)
             .map_err(|e| e.within(format!("cannot empty the {from} datapath")))?;
@@ -166,14 +165,8 @@ impl Session {
         }
         let mut departed = self.site.store.departed();
         let departures = Departures::sort(&mut departed, desired, SystemTime::now(), &netns::id);
-        let deferred_until = ladder::backend(datapath.rung()).deferred_until;
-        let may_defer = match self.completes {
-            true => deferred_until(self.cookie).is_some_and(|when| when > SystemTime::now()),
-            false => keep_loaded::seconds(&self.site.store) != 0,
-        };
         let is_same = departures.ended.is_empty() && departures.back.is_empty();
-        let context =
-            Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures, may_defer };
+        let context = Context { host: view, foreign: &self.foreign, store: &self.site.store, lock, departures };
         let report = datapath.reconcile(desired, &context)?;
         if !is_same {
             self.site.store.keep_departed(lock, &departed)?;

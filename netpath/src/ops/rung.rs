@@ -6,7 +6,7 @@ use crate::datapath::ladder::{self, Choice, LADDER};
 use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter, keep_loaded};
 use crate::link::netns;
 use crate::model::error::{Error, Result};
-use crate::model::{Departures, Desired, Record, Rung, TranslationPath};
+use crate::model::{Departures, Desired, Record, Rung, TranslationPath, Xdp};
 use std::time::SystemTime;
 
 /// What `NETPATH_DATAPATH` asks for; `None` = nothing.
@@ -113,6 +113,9 @@ impl Session {
             _ => {}
         }
         if through_netfilter {
+            if self.site.store.is_interim() {
+                self.end_interim(kernel)?;
+            }
             return Ok(rung);
         }
         let (why, rejection, bypassed) = match (kernel, offload) {
@@ -148,16 +151,30 @@ impl Session {
         Ok(rung)
     }
 
-    /// The rung for the first container of a host whose best rung has no programs loaded yet: one that starts at once, from
-    /// which the agent takes the containers over when it has loaded them.
+    /// Netfilter serves for another reason by now than that the programs are not loaded: rules of others, or network `kernel`.
+    fn end_interim(&self, kernel: Option<&str>) -> Result<()> {
+        let best = LADDER[0].rung;
+        let rejection = match (kernel, self.foreign.bypassed()) {
+            (Some(network), _) => format!("network {network} has netpath.path=kernel"),
+            (None, Some(rule)) => filter::rejection(best, &rule),
+            (None, None) => return Ok(()),
+        };
+        self.site.store.reject_rung(self.lock()?, best, rejection)?;
+        self.site.store.keep_given_way(self.lock()?, true)
+    }
+
+    /// The rung for the first container of a host whose best rung has no programs attached yet: one that starts at once, from
+    /// which the agent takes the containers over when it has loaded them. Attaching waits for all processors, loading for the
+    /// verifier.
     fn interim(&self, best: Rung, coming: &[Record]) -> Result<Rung> {
         let backend = ladder::backend(best);
-        let is_loaded = || (backend.inspect)(self.cookie).exists() || ladder::idle(self.cookie).is_some();
+        let is_attached = || (backend.inspect)(self.cookie).exists();
         if backend.idle.is_none()
             || agent::is_off()
             || keep_loaded::seconds(&self.site.store) == 0
             || network_asking(TranslationPath::Offload, &Desired::default(), coming).is_some()
-            || is_loaded()
+            || coming.iter().any(|r| r.network.xdp == Xdp::On)
+            || is_attached()
         {
             return Ok(best);
         }
@@ -259,7 +276,7 @@ impl Session {
         let mut view = rtnl.host_view(self.cookie)?;
         super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
         let departures = Departures::default();
-        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, may_defer: false };
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures };
         let mut old_datapath = ladder::open(old, self.cookie)?;
         let predecessor = Predecessor {
             connections: &|| old_datapath.connections(),
@@ -302,7 +319,7 @@ impl Session {
         let mut departed = store.departed();
         departed.iter_mut().for_each(|d| d.until = SystemTime::UNIX_EPOCH);
         let departures = Departures::sort(&mut departed, &nothing, SystemTime::now(), &netns::id);
-        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures, may_defer: false };
+        let context = Context { host: &view, foreign: &self.foreign, store, lock, departures };
         let mut datapath = ladder::open(rung, self.cookie)?;
         let changed = datapath.reconcile(&nothing, &context)?.changed;
         store.keep_departed(lock, &[])?;

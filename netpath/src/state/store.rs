@@ -328,6 +328,9 @@ impl Store {
     /// # Errors
     /// It cannot be written or removed.
     pub fn keep_forced(&self, _lock: &Lock, forced: bool) -> Result<()> {
+        if forced {
+            self.mark(File::Interim, false)?;
+        }
         self.mark(File::Forced, forced)
     }
 

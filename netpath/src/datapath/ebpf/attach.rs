@@ -13,16 +13,12 @@ use netpath_common::layout::{self, program};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Mark: the interface that follows may have filters of netpath.
 pub(super) const FILTERS: &str = "clsact-";
 /// Mark: netpath made the clsact qdisc of the interface that follows.
-const QDISC: &str = "qdisc-";
-/// Mark: filters of clsact serve for a moment, at hooks that are to have TCX.
-const DEFERRED: &str = "deferred";
-/// How long they serve: a container that ends sooner does not wait for TCX.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const QDISC: &str = "qdisc-";
 
 /// A classifier in one direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,21 +36,9 @@ impl TcHook {
         self.program == program::VETH_IN
     }
 
-    /// Whether a clsact filter may serve until a hook of TCX takes its place. For a moment both see a packet that the first one
-    /// passes on, which changes nothing: it is not netpath's, or it is translated already, and no flow has its tuple.
-    fn may_wait(&self) -> bool {
-        !self.is_shortcut()
-    }
-
     fn pin(&self) -> String {
         format!("{}-{}", self.program, self.ifindex)
     }
-}
-
-/// When filters that serve for a moment should give way to TCX; `None`: there are none.
-pub(super) fn deferred_until(pins: &Pins) -> Option<SystemTime> {
-    let mark = std::fs::metadata(pins.root().join(DEFERRED)).ok()?;
-    Some(mark.modified().ok()? + SETTLE)
 }
 
 /// The sock_addr programs and their cgroup attach types.
@@ -111,44 +95,18 @@ impl Programs {
     }
 }
 
-/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. `may_defer`: a container waits, and
-/// [`deferred_until`] tells when a call should follow that does not defer. Returns the number of changes.
-pub(super) fn reconcile(
-    pins: &Pins,
-    wanted: &BTreeSet<TcHook>,
-    forced: Option<TcMode>,
-    may_defer: bool,
-) -> Result<usize> {
+/// Makes the hooks of interfaces exactly `wanted`, and adds missing ones of sockets. Returns the number of changes.
+pub(super) fn reconcile(pins: &Pins, wanted: &BTreeSet<TcHook>, forced: Option<TcMode>) -> Result<usize> {
     let mut programs = Programs::default();
     let mut changed = 0;
     let marked = numbers(pins, FILTERS);
-    let was_deferred = pins.has_mark(DEFERRED);
-    let stays = wanted
-        .iter()
-        .any(|hook| !(hook.is_shortcut() || was_deferred && hook.may_wait()) && marked.contains(&hook.ifindex));
+    let stays = wanted.iter().any(|hook| !hook.is_shortcut() && marked.contains(&hook.ifindex));
     let mut mode = forced.unwrap_or(if stays { TcMode::Clsact } else { TcMode::Tcx });
     let is_filter = |hook: &TcHook| forced.is_none() && hook.is_shortcut();
     let mut by_clsact: BTreeSet<TcHook> = wanted.iter().copied().filter(is_filter).collect();
     if mode == TcMode::Tcx {
-        let links: BTreeSet<String> = pins.names("link").into_iter().collect();
-        let is_for_a_moment = |hook: &&TcHook| hook.may_wait() && !links.contains(&hook.pin());
-        let deferred: BTreeSet<TcHook> = match forced {
-            None if may_defer => wanted.iter().filter(is_for_a_moment).copied().collect(),
-            _ => BTreeSet::new(),
-        };
-        if !deferred.is_empty() && !was_deferred {
-            pins.mark(DEFERRED)?;
-        }
-        // Filters that served for a moment are removed below, after the links that take their place.
-        let kept: BTreeSet<TcHook> = match was_deferred {
-            true => wanted.iter().filter(|h| h.may_wait() && marked.contains(&h.ifindex)).copied().collect(),
-            false => BTreeSet::new(),
-        };
-        match filters(pins, &by_clsact.iter().chain(&deferred).chain(&kept).copied().collect(), &mut programs) {
-            Ok(more) => {
-                changed += more;
-                by_clsact.extend(deferred);
-            }
+        match filters(pins, &by_clsact, &mut programs) {
+            Ok(more) => changed += more,
             Err(Attach::Unsupported(_)) => by_clsact.clear(),
             Err(Attach::Failed(e)) => return Err(e),
         }
@@ -168,12 +126,6 @@ pub(super) fn reconcile(
     if mode == TcMode::Clsact {
         by_clsact.clone_from(wanted);
         changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
-    }
-    if was_deferred && !may_defer {
-        if mode == TcMode::Tcx {
-            changed += filters(pins, &by_clsact, &mut programs).map_err(Attach::into_error)?;
-        }
-        pins.unmark(DEFERRED)?;
     }
     changed += sockets(pins, &mut programs)?;
     let by_tcx: BTreeSet<String> = wanted.difference(&by_clsact).map(TcHook::pin).collect();

@@ -5,18 +5,20 @@
 //! carries nothing (`Promotion::until`). A container's veth gets its program with its first promoted flow: attaching waits for all
 //! processors, and a new clsact qdisc may cost a running container a packet (`net/sched/sch_api.c, qdisc_graft()`).
 
+use super::attach::{FILTERS, QDISC};
 use super::clsact::Tc;
 use super::compile::{Tables, compile};
 use super::expire::now;
 use super::loader::{self, Families};
 use super::maps::Flows;
+use super::pins::Pins;
 use super::sys;
 use super::take_over::Host;
 use crate::datapath::connection::{Connection, Direction};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Desired, HostView};
+use crate::model::{Desired, HostView, TranslationPath};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
-use aya::programs::{ProgramFd, SchedClassifier};
+use aya::programs::{ProgramFd, SchedClassifier, TcAttachType};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::{
@@ -24,7 +26,7 @@ use netpath_common::layout::{
     Uplink, is_outward, name, program,
 };
 use netpath_common::nat_plan::NewFlow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -42,6 +44,8 @@ const TRUST: u32 = 7;
 
 pub(crate) struct Carrier {
     families: Families,
+    /// Of the programs at sockets: marks there let a command remove filters of an agent that was killed.
+    pins: Pins,
     promotion: Array<MapData, Promotion>,
     reports: RingBuf<MapData>,
     uplinks: HashMap<MapData, u32, Uplink>,
@@ -63,11 +67,16 @@ pub(crate) enum Keys {
 }
 
 /// The tables of the host's containers, by which flows are planned.
-pub(crate) struct Scene(Tables);
+pub(crate) struct Scene {
+    tables: Tables,
+    /// Interfaces of containers with a network whose packets netfilter has to see all.
+    excluded: BTreeSet<u32>,
+}
 
 impl Scene {
     pub(crate) fn of(desired: &Desired, host: &HostView) -> Self {
-        Self(compile(desired, host))
+        let excluded = desired.bridged().filter(|(r, _)| r.network.path == TranslationPath::Kernel);
+        Self { tables: compile(desired, host), excluded: excluded.map(|(_, links)| links.veth_index).collect() }
     }
 
     /// The interfaces of a flow from its originator on, with the port of a bridge: ingress, egress. `None`: it is not between a
@@ -90,8 +99,11 @@ impl Scene {
             (SIDE_BRIDGE, SIDE_UPLINK) => (&plan.back, &plan.there, true),
             _ => return None,
         };
-        let bridge = self.0.endpoints.values().find(|e| e.veth == inside.ifindex)?.bridge;
-        let is_ethernet = self.0.uplinks.get(&outside.ifindex).is_some_and(|u| u.ethernet == ETHERNET);
+        let bridge = self.tables.endpoints.values().find(|e| e.veth == inside.ifindex)?.bridge;
+        if self.excluded.contains(&inside.ifindex) {
+            return None;
+        }
+        let is_ethernet = self.tables.uplinks.get(&outside.ifindex).is_some_and(|u| u.ethernet == ETHERNET);
         is_ethernet.then_some(Ends { uplink: outside.ifindex, veth: inside.ifindex, bridge, is_begun_inside })
     }
 
@@ -101,15 +113,15 @@ impl Scene {
         route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
         address: impl Fn(IpAddr) -> Option<F::Addr>,
     ) -> Option<NewFlow<F>> {
-        Host::new(&self.0, route).plan::<F>(connection, &address)
+        Host::new(&self.tables, route).plan::<F>(connection, &address)
     }
 
     fn uplinks(&self) -> impl Iterator<Item = (u32, &Uplink)> {
-        self.0.uplinks.iter().filter(|(_, u)| u.ethernet == ETHERNET).map(|(index, uplink)| (*index, uplink))
+        self.tables.uplinks.iter().filter(|(_, u)| u.ethernet == ETHERNET).map(|(index, uplink)| (*index, uplink))
     }
 
     fn has(&self, index: u32) -> bool {
-        self.0.uplinks.contains_key(&index) || self.0.endpoints.values().any(|e| e.veth == index)
+        self.tables.uplinks.contains_key(&index) || self.tables.endpoints.values().any(|e| e.veth == index)
     }
 }
 
@@ -135,7 +147,7 @@ impl Carrier {
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn load(desired: &Desired) -> Result<Self> {
+    pub(crate) fn load(host: u64, desired: &Desired) -> Result<Self> {
         let what = || "cannot prepare the promotion of flows".to_owned();
         let entries = [
             (name::CONFIG, 1),
@@ -161,6 +173,7 @@ impl Carrier {
         };
         Ok(Self {
             families,
+            pins: Pins::of(host),
             promotion: map(name::PROMOTION)?.try_into().context(what)?,
             reports: map(name::LASTING)?.try_into().context(what)?,
             uplinks: map(name::UPLINK)?.try_into().context(what)?,
@@ -254,7 +267,15 @@ impl Carrier {
             other => other?,
         }
         self.filters.insert(index, made);
+        for mark in self.marks(index, made).into_iter().filter(|_| self.pins.exist()) {
+            self.pins.mark(&mark).map_err(io::Error::other)?;
+        }
         Ok(())
+    }
+
+    fn marks(&self, index: u32, made: bool) -> Vec<String> {
+        let qdisc = made.then(|| format!("{QDISC}{index}"));
+        [format!("{FILTERS}{index}")].into_iter().chain(qdisc).collect()
     }
 
     /// Another datapath may have put its own program there.
@@ -268,8 +289,26 @@ impl Carrier {
                 removed.and_then(|()| if made { self.tc.remove_qdisc_if_empty(index).map(drop) } else { Ok(()) })
             {
                 tracing::debug!("a filter of interface {index} stays: {e}");
+                return;
+            }
+            for mark in self.marks(index, made).into_iter().filter(|mark| self.pins.has_mark(mark)) {
+                let _ = self.pins.unmark(&mark);
             }
         }
+    }
+
+    /// The first interface of these with a TCX program of others, which redirected packets might pass by: whether it runs before
+    /// this one may change without notice.
+    pub(crate) fn beside_others<'a>(&self, names: [&'a str; 3]) -> Option<&'a str> {
+        let own = [self.programs[0].1, self.programs[1].1];
+        let has_others = |name: &&str| {
+            [TcAttachType::Ingress, TcAttachType::Egress].into_iter().any(|place| {
+                // A kernel without TCX has none.
+                SchedClassifier::query_tcx(name, place)
+                    .is_ok_and(|(_, programs)| programs.iter().any(|program| !own.contains(&program.id())))
+            })
+        };
+        names.into_iter().find(has_others)
     }
 
     /// Writes both entries of a flow; `None`: the programs cannot carry it.
@@ -297,6 +336,20 @@ impl Carrier {
                 None => None,
             },
         })
+    }
+
+    /// Ticks since the last packet of a flow that took the stack, about one a second; `None`: an entry was evicted.
+    pub(crate) fn idle(&self, keys: &Keys) -> Option<u32> {
+        let now = now().ok()?;
+        let seen = match keys {
+            Keys::V4([one, other]) => {
+                [self.flows4.get(one, 0).ok()?.next.last_seen, self.flows4.get(other, 0).ok()?.next.last_seen]
+            }
+            Keys::V6([one, other]) => {
+                [self.flows6.get(one, 0).ok()?.next.last_seen, self.flows6.get(other, 0).ok()?.next.last_seen]
+            }
+        };
+        seen.into_iter().map(|seen| now.saturating_sub(seen)).min()
     }
 
     /// Removes both entries. Those that are evicted are no error.

@@ -83,7 +83,6 @@ impl Host {
             store: &self.store,
             lock: &lock,
             departures: Departures::default(),
-            may_defer: false,
         };
         self.datapath().reconcile(desired, &context).map(|report| report.changed)
     }
@@ -350,9 +349,9 @@ fn clsact_serves_where_tcx_does_not_and_leaves_foreign_filters_alone() {
     assert!(tc.add_qdisc(up).expect("a qdisc"));
 
     let wanted = attach::wanted(&compile::compile(&desired, &host.view()));
-    assert!(attach::reconcile(&pins, &wanted, Some(TcMode::Clsact), false).expect("clsact") > 0);
-    assert_eq!(0, attach::reconcile(&pins, &wanted, Some(TcMode::Clsact), false).expect("clsact again"));
-    assert_eq!(0, attach::reconcile(&pins, &wanted, None, false).expect("kept without force"));
+    assert!(attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact") > 0);
+    assert_eq!(0, attach::reconcile(&pins, &wanted, Some(TcMode::Clsact)).expect("clsact again"));
+    assert_eq!(0, attach::reconcile(&pins, &wanted, None).expect("kept without force"));
     assert_eq!(attach::SOCKETS.len(), host.links().len(), "TCX links are gone: {:?}", host.links());
     let (_, id) = loader::program(&pins, "np_uplink_out").expect("the program");
     assert_eq!(Some(id), tc.our_filter(up, true).expect("a dump").expect("a filter").prog_id);

@@ -69,7 +69,6 @@ pub const BACKEND: Backend = Backend {
     gone_hosts: expire::gone_hosts,
     hold: new_uplink::take,
     idle: Some(&idle::IDLE),
-    deferred_until: |host| attach::deferred_until(&Pins::of(host)),
 };
 
 #[derive(Debug)]
@@ -146,7 +145,7 @@ impl Ebpf {
             // state.
             changed += ports.publish(&tables)? + migrate(&others, pins)?;
         }
-        changed += attach::reconcile(pins, &hooks, TcMode::forced()?, context.may_defer)?;
+        changed += attach::reconcile(pins, &hooks, TcMode::forced()?)?;
         if !new.is_empty() {
             tables.uplinks.extend(new);
             changed += map_sync::sync_uplinks(pins, &tables)?;

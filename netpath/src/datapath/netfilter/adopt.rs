@@ -108,6 +108,14 @@ pub(crate) struct Entry {
     is_liberal: bool,
 }
 
+impl Entry {
+    /// Whether it is the same entry, with the same translation and mark: the kernel may reuse the number of an entry.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let what = |e: &Self| (e.id, e.mark, e.connection.original, e.connection.translated);
+        what(self) == what(other)
+    }
+}
+
 /// The entry with this tuple in one of its directions.
 ///
 /// # Errors

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long a flow that cannot be promoted is not asked about again, unless the host changes.
 const REFUSED: Duration = Duration::from_secs(10);
+/// Ticks without a packet after which a flow makes room: 10 s.
+const IDLE: u32 = 75;
 /// Refused flows that are remembered.
 const MOST_REFUSED: usize = 4_096;
 
@@ -21,8 +23,8 @@ type FlowId = (Transport, Direction);
 
 struct One {
     keys: Keys,
-    /// Of its entry in conntrack.
-    id: u32,
+    /// As it was judged.
+    entry: Entry,
     way: (u32, IpAddr, [u8; 6]),
 }
 
@@ -55,14 +57,15 @@ impl Promoted {
         self.shapers.clear();
     }
 
-    /// Ends the promotion of flows whose entry is gone from conntrack, or is about to end.
+    /// Ends the promotion of flows whose entry is gone from conntrack, is another one or about to end, and of idle flows.
     pub(super) fn check(&mut self, carrier: &mut Carrier) {
         let conntrack = &mut self.conntrack;
         self.flows.retain(|(transport, original), one| {
             let found = promote::entry(conntrack, *transport, *original);
-            let stays = found.is_ok_and(|entry| entry.is_some_and(|e| e.id == one.id && e.is_plain));
+            let stays = found.is_ok_and(|entry| entry.is_some_and(|e| e.is_same(&one.entry) && e.is_plain))
+                && carrier.idle(&one.keys).is_some_and(|idle| idle < IDLE);
             if !stays {
-                tracing::debug!(?transport, ?original, "conntrack has ended a promoted flow");
+                tracing::debug!(?transport, ?original, "the promotion of a flow has ended");
                 carrier.demote(&one.keys);
             }
             stays
@@ -126,7 +129,7 @@ impl Promoted {
         }
         let mac = rtnl.neighbour(way.ifindex, way.next_hop).ok_or_else(|| now("its next hop is not resolved"))?;
         let flow = known.flow(&entry, &ends).ok_or_else(|| now("an interface has gone"))?;
-        if let Some(shaper) = self.shaper(&ends, known).map_err(now)? {
+        if let Some(shaper) = self.shaper(&ends, known, carrier).map_err(now)? {
             return Err(always(shaper));
         }
         match known.ruleset.judge(&flow) {
@@ -139,18 +142,20 @@ impl Promoted {
         let keys = carrier.promote(&known.scene, &entry.connection, hop, &ends, epoch).map_err(now)?;
         let keys = keys.ok_or_else(|| always("the programs cannot carry it"))?;
         tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
-        self.flows.insert(id, One { keys, id: entry.id, way: (way.ifindex, way.next_hop, mac) });
+        self.flows.insert(id, One { keys, entry, way: (way.ifindex, way.next_hop, mac) });
         Ok(())
     }
 }
 
 impl Promoted {
-    fn shaper(&mut self, ends: &Ends, known: &Known) -> std::io::Result<Option<String>> {
+    fn shaper(&mut self, ends: &Ends, known: &Known, carrier: &Carrier) -> std::io::Result<Option<String>> {
         if let Some(found) = self.shapers.get(&(ends.uplink, ends.veth)) {
             return Ok(found.clone());
         }
         let name = |index: u32| known.names.get(&index).map_or("", String::as_str);
-        let found = shapers(name(ends.uplink), name(ends.bridge), Some(name(ends.veth)))?;
+        let names = [ends.uplink, ends.bridge, ends.veth].map(name);
+        let others = carrier.beside_others(names).map(|name| format!("a program of others at {name} (bpftool net)"));
+        let found = others.map_or_else(|| shapers(names[0], names[1], Some(names[2])), |others| Ok(Some(others)))?;
         self.shapers.insert((ends.uplink, ends.veth), found.clone());
         Ok(found)
     }

@@ -13,8 +13,8 @@ mod watch;
 use crate::datapath::promote::rules::Ruleset;
 use crate::datapath::promote::{Carrier, Scene, conntrack};
 use crate::link::Rtnl;
+use crate::model::Desired;
 use crate::model::error::{Context, Result};
-use crate::model::{Desired, TranslationPath};
 use crate::state::Store;
 use flows::Promoted;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -104,7 +104,7 @@ impl Promoter {
         Ok(Self {
             host,
             rtnl: Rtnl::here()?,
-            carrier: Carrier::load(&desired)?,
+            carrier: Carrier::load(host, &desired)?,
             watch: Watch::start().context(|| "cannot watch the rules of this host".to_owned())?,
             promoted: Promoted::new(conntrack().context(what)?),
             epoch: 1,
@@ -129,7 +129,9 @@ impl Promoter {
                 return Ok(());
             }
             let is_polled = !self.promoted.is_empty() && polled.elapsed() >= POLL;
-            if self.watch.has_changed(&self.promoted) || (is_polled && self.watch.has_changed_silently()) {
+            if self.watch.has_changed(&self.promoted)
+                || (is_polled && self.watch.has_changed_silently().unwrap_or(true))
+            {
                 self.end_all()?;
             }
             if is_polled {
@@ -177,10 +179,12 @@ impl Promoter {
 
     /// Reads the host again, and attaches the programs where its containers are now.
     fn look_again(&mut self) {
-        self.changed = None;
         match self.read() {
-            Ok(known) => self.known = Some(known),
-            Err(e) => tracing::warn!("no flow is carried by programs until the next change: {e}"),
+            Ok(known) => (self.known, self.changed) = (Some(known), None),
+            Err(e) => {
+                tracing::debug!("no flow is carried by programs for now: {e}");
+                (self.changed, self.pause) = (Some(Instant::now()), LONGEST_PAUSE);
+            }
         }
     }
 
@@ -189,11 +193,13 @@ impl Promoter {
         let view = self.rtnl.host_view(self.host)?;
         let scene = Scene::of(&desired, &view);
         if !self.carrier.is_for(&desired) {
-            self.carrier = Carrier::load(&desired)?;
+            self.carrier = Carrier::load(self.host, &desired)?;
         }
         self.carrier.attach(&scene)?;
         // Of an epoch in which nothing is promoted yet.
         self.carrier.trust(self.epoch, THRESHOLD)?;
+        // Before the rules: a change in between is seen by the next poll.
+        self.watch.has_changed_silently().context(|| "cannot read the rules of this host".to_owned())?;
         let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
         let names = view.links.iter().map(|l| (l.index, l.name.to_string()));
         let mut names: HashMap<u32, String> = names.collect();
@@ -207,9 +213,16 @@ impl Promoter {
         let mut considered = 0;
         while let Some((protocol, direction, interface)) = self.carrier.report() {
             considered += 1;
-            let Some(known) = self.known.as_ref().filter(|_| considered <= AT_ONCE) else { continue };
+            if self.known.is_none() || considered > AT_ONCE {
+                continue;
+            }
             let was_empty = self.promoted.is_empty();
-            let seen = (direction, interface);
+            // They are polled only while flows are carried.
+            if was_empty && self.watch.has_changed_silently().unwrap_or(true) {
+                self.end_all()?;
+                continue;
+            }
+            let (Some(known), seen) = (&self.known, (direction, interface)) else { continue };
             self.promoted.consider(protocol, seen, known, &self.rtnl, &mut self.carrier, self.epoch);
             if was_empty && !self.promoted.is_empty() {
                 self.carrier.trust(self.epoch, THRESHOLD)?;
@@ -219,9 +232,9 @@ impl Promoter {
     }
 }
 
-/// The records of networks whose flows may be carried.
+/// The records of networks with a bridge.
 fn wanted(store: &Store) -> Result<Desired> {
     let mut desired = store.desired()?;
-    desired.records.retain(|r| r.network.bridge().is_some() && r.network.path != TranslationPath::Kernel);
+    desired.records.retain(|r| r.network.bridge().is_some());
     Ok(desired)
 }

@@ -43,11 +43,14 @@ impl Watch {
     }
 
     /// Whether rules that send no notification are others than at the last call.
-    pub(super) fn has_changed_silently(&mut self) -> bool {
-        let now = changes::digest().ok();
-        let changed = now.is_none() || (self.silent.is_some() && now != self.silent);
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(super) fn has_changed_silently(&mut self) -> io::Result<bool> {
+        let now = Some(changes::digest()?);
+        let changed = now != self.silent;
         self.silent = now;
-        changed
+        Ok(changed)
     }
 }
 

@@ -44,7 +44,6 @@ pub(crate) const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| super::hold::take(),
     idle: None,
-    deferred_until: |_| None,
 };
 
 pub(crate) struct Iptables {

@@ -43,7 +43,6 @@ pub(crate) const BACKEND: Backend = Backend {
     gone_hosts: Vec::new,
     hold: |_| super::hold::take(),
     idle: None,
-    deferred_until: |_| None,
 };
 
 #[derive(Debug, Default)]

@@ -41,5 +41,6 @@ pub fn digest() -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
     legacy::bytes()?.hash(&mut hasher);
     ipset::hash(&mut hasher)?;
+    legacy::bridge_rules().hash(&mut hasher);
     Ok(hasher.finish())
 }

@@ -1,6 +1,6 @@
 //! The expressions of one rule, for one packet.
 
-use super::packet::{Packet, interface};
+use super::packet::{Packet, Source, interface};
 use super::table::{Comparison, Element, Expression, Header, Rule, Set, Table, Verdict};
 use super::value::{Answer, Bits};
 use super::xt::{self, Action};
@@ -25,6 +25,8 @@ pub(super) struct Outcome {
     /// Verdicts that it may give, and whether it certainly gives one of them.
     pub verdicts: Vec<Verdict>,
     pub certain: bool,
+    /// Whether only routes make it uncertain, which the flow is bound to: reverse path filters.
+    pub is_by_route: bool,
 }
 
 /// What stops the expressions of a rule.
@@ -36,6 +38,10 @@ struct Run<'a> {
     registers: Bits,
     /// Of all tests until now.
     answer: Answer,
+    /// Of those that do not read routes.
+    others: Answer,
+    /// The last field was one of routes.
+    reads_routes: bool,
     /// What has been done with the packet since the last test that may fail: the reason to forbid.
     acted: Option<&'static str>,
     outcome: Outcome,
@@ -47,6 +53,8 @@ pub(super) fn run(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Outcome {
         table,
         registers: Bits::unknown(REGISTERS),
         answer: Answer::Yes,
+        others: Answer::Yes,
+        reads_routes: false,
         acted: None,
         outcome: Outcome::default(),
     };
@@ -65,6 +73,7 @@ pub(super) fn run(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Outcome {
     run.outcome.certain = run.answer == Answer::Yes
         && run.outcome.forbids.is_none()
         && !run.outcome.verdicts.contains(&Verdict::Continue);
+    run.outcome.is_by_route = run.others == Answer::Yes;
     run.outcome
 }
 
@@ -73,6 +82,7 @@ impl Run<'_> {
         match expression {
             Expression::Load { source, to, length } => {
                 let Some(mut bits) = self.packet.load(source, *length) else { return Err(Ends) };
+                self.reads_routes = *source == Source::Routes;
                 bits.append(&Bits::known(&[0; 4][..bits.len().next_multiple_of(4) - bits.len()]));
                 self.registers.store(*to, &bits);
             }
@@ -115,6 +125,7 @@ impl Run<'_> {
                 self.acted.get_or_insert(why);
             }
             Expression::Match { name, revision, info } => {
+                self.reads_routes = name == "rpfilter";
                 return self.test(xt::matches(name, *revision, info, self.packet));
             }
             Expression::Target { name, revision, info } => match xt::target(name, *revision, info) {
@@ -124,13 +135,19 @@ impl Run<'_> {
                     self.outcome.forbids.get_or_insert(why);
                 }
             },
-            Expression::Header(header) => return self.test(has_header(header, self.packet)),
+            Expression::Header(header) => {
+                self.reads_routes = false;
+                return self.test(has_header(header, self.packet));
+            }
         }
         Ok(())
     }
 
     fn test(&mut self, answer: Answer) -> Result<(), Ends> {
         self.answer = self.answer.and(answer);
+        if !self.reads_routes {
+            self.others = self.others.and(answer);
+        }
         if !matches!(answer, Answer::Yes | Answer::No) {
             self.outcome.forbids = self.outcome.forbids.or(self.acted.take());
         }

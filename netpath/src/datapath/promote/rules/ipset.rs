@@ -31,6 +31,9 @@ pub(super) fn unusable(indexes: &BTreeSet<u16>) -> io::Result<Vec<(String, Strin
             let why = format!("it has {} elements, too many to see when they change", set.elements);
             Some((format!("ipset {}", set.name), why))
         }
+        Some(set) if set.kind.starts_with("list") => {
+            Some((format!("ipset {}", set.name), "it has other sets, whose changes are not seen".to_owned()))
+        }
         Some(set) if set.kind.contains("mac") => {
             Some((format!("ipset {}", set.name), "it has addresses of the link layer".to_owned()))
         }

@@ -130,8 +130,8 @@ impl Ruleset {
         self.expressions().filter_map(index).collect()
     }
 
-    /// Whether all packets of an established flow may be carried past the rules. Packets of both directions must have passed these
-    /// very rules: a rule of which it is not known whether it drops the flow is taken not to.
+    /// Whether all packets of an established flow may be carried past the rules. Its packets are seen before the rules, which may drop
+    /// them: a flow that may come to a drop is not carried.
     pub fn judge(&self, flow: &Flow<'_>) -> Judgement {
         if let Some((rule, why)) = self.for_all.first().cloned() {
             return Judgement::Forbidden { rule, why };
@@ -147,8 +147,12 @@ impl Ruleset {
                     if let Some((rule, why)) = walk.forbidding.into_iter().next() {
                         return Judgement::Forbidden { rule, why: why.to_owned() };
                     }
-                    if let (false, Some(rule)) = (exits.accepted, exits.dropped) {
-                        return Judgement::Dropped { rule };
+                    match (exits.accepted, exits.dropped) {
+                        (_, None) => {}
+                        (false, Some(rule)) => return Judgement::Dropped { rule },
+                        (true, Some(rule)) => {
+                            return Judgement::Forbidden { rule, why: "it may drop the flow".to_owned() };
+                        }
                     }
                 }
             }

@@ -22,12 +22,13 @@ pub(super) type Key = (u8, String);
 /// # Errors
 /// The kernel's.
 pub(super) fn read() -> io::Result<Vec<Table>> {
-    match consistent() {
+    match nfnetlink::generation() {
         // As in `filter/nf.rs`: no nfnetlink, or no nf_tables behind it.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP)) => {
             Ok(Vec::new())
         }
-        other => other,
+        Err(e) => Err(e),
+        Ok(_) => consistent(),
     }
 }
 

@@ -164,8 +164,10 @@ impl Packet<'_> {
             17 | 18 | 26 | 27 | 34 => Bits::unknown(16),
             30 => Bits::varying(8, TIME),
             31 | 32 => Bits::varying(4, TIME),
-            // Marks, indexes, groups, and VLANs of bridge ports.
-            3 | 4 | 5 | 13 | 14 | 21 | 22 | 28 | 29 | 33 => Bits::unknown(4),
+            4 => index(self.iif),
+            5 => index(self.oif),
+            // Marks, groups, and VLANs of bridge ports.
+            3 | 13 | 14 | 21 | 22 | 28 | 29 | 33 => Bits::unknown(4),
             _ => Bits::varying(16, OTHER),
         })
     }
@@ -233,6 +235,10 @@ pub(super) const STATE_ESTABLISHED: u32 = 1 << 1;
 
 pub(super) fn port(address: Option<SocketAddr>) -> Bits {
     Bits::maybe(address.map(|a| a.port().to_be_bytes()))
+}
+
+fn index(name: Option<&str>) -> Bits {
+    Bits::maybe(name.and_then(|name| nix::net::if_::if_nametoindex(name).ok()).map(u32::to_ne_bytes))
 }
 
 /// IFNAMSIZ bytes.

@@ -69,6 +69,8 @@ impl<'a> Walk<'a> {
         for verdict in outcome.verdicts {
             match verdict {
                 Verdict::Accept => exits.accepted = true,
+                // By a reverse path filter that only routes decide about: the flow is bound to its way.
+                Verdict::Drop if !outcome.certain && outcome.is_by_route => {}
                 Verdict::Drop => {
                     exits.dropped.get_or_insert_with(label);
                 }

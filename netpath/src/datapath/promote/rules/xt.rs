@@ -176,6 +176,10 @@ fn multiport(info: &[u8], packet: &Packet<'_>) -> Option<Answer> {
 /// `struct xt_conntrack_mtinfo1` to `3`: eight addresses, then numbers.
 fn conntrack(info: &[u8], revision: u8, packet: &Packet<'_>) -> Option<Answer> {
     const STATE: u16 = 1;
+    const PROTOCOL: u16 = 1 << 1;
+    /// Of the original and the reply tuple: source, destination.
+    const ADDRESSES: u16 = 1 << 2;
+    const PORTS: u16 = 1 << 8;
     const STATUS: u16 = 1 << 6;
     const EXPIRES: u16 = 1 << 7;
     const DIRECTION: u16 = 1 << 12;
@@ -206,10 +210,20 @@ fn conntrack(info: &[u8], revision: u8, packet: &Packet<'_>) -> Option<Answer> {
     and(STATUS, has_status(status.into()));
     and(EXPIRES, Answer::Varies("it depends on the time"));
     and(DIRECTION, packet.reply_direction.map_or(Answer::Maybe, |reply| Answer::of(!reply)));
-    // Addresses, ports and the protocol of both tuples are not computed.
-    let others = !(STATE | STATUS | EXPIRES | DIRECTION | 1 << 13);
-    if flags & others != 0 {
-        answer = answer.and(Answer::Maybe);
+    and(PROTOCOL, Bits::maybe(packet.protocol.map(|p| [p])).equal(&[short(info, 136)? as u8]));
+    let ends = [packet.original.map(|t| t.source), packet.original.map(|t| t.destination)].into_iter();
+    let ends = ends.chain([packet.reply.map(|t| t.source), packet.reply.map(|t| t.destination)]);
+    for (n, end) in ends.enumerate() {
+        let length = if packet.v6 { 16 } else { 4 };
+        let value = info.get(32 * n..32 * n + length)?;
+        let mask = info.get(32 * n + 16..32 * n + 16 + length)?;
+        and(ADDRESSES << n, packet.address(end).masked(mask, &[]).equal(value));
+        let of_port = match revision {
+            // In the order of the host.
+            3 => in_range(&port(end), short(info, 138 + 2 * n)?, short(info, 154 + 2 * n)?),
+            _ => Answer::Maybe,
+        };
+        and(PORTS << n, of_port);
     }
     Some(answer)
 }

@@ -134,10 +134,14 @@ fn elements_of_an_ipset_are_seen_to_change_and_large_sets_forbid() {
         println!("skip {test}: {e}");
         return;
     }
-    assert_eq!(Judgement::Carried, judged(&published()));
+    let may_drop = |judgement: Judgement| {
+        let Judgement::Forbidden { rule, why } = judgement else { panic!("{judgement:?}") };
+        assert!(rule.contains("FORWARD") && why == "it may drop the flow", "{rule}: {why}");
+    };
+    may_drop(judged(&published()));
     let many: String = (0..1001).map(|n| format!("add large 10.1.{}.{}\n", n / 250, n % 250)).collect();
     feed("ipset restore", &many).expect("elements");
-    assert_eq!(Judgement::Carried, judged(&published()), "no rule reads it");
+    may_drop(judged(&published()));
     feed("iptables-nft-restore", &rule("large")).expect("a rule");
     let Judgement::Forbidden { rule, why } = judged(&published()) else { panic!("carried") };
     assert!(rule == "ipset large" && why.contains("1001 elements"), "{rule}: {why}");
