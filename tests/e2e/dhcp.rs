@@ -202,7 +202,12 @@ fn metric_and_default_route_are_the_networks() -> Result<()> {
         let json = document(&web, &network);
         netavark.try_setup(&web, &json)?.json()?;
         assert_eq!(defaults, seen(&web)?.defaults);
+        // Nothing has time to find the server's hardware address before the interface goes.
+        web.ip("neigh flush dev eth0\n")?;
+        lab.topology.client.set_sysctl("net/ipv4/conf/eth0/arp_ignore", "8")?;
         netavark.try_teardown(&web, &json)?.done()?;
+        wait_for("the release", SOON, || lab.server().is_ok_and(|s| s.leases().is_empty()).then_some(()))?;
+        lab.topology.client.set_sysctl("net/ipv4/conf/eth0/arp_ignore", "0")?;
     }
     // `--dns` takes precedence.
     let web = lab.topology.container("web")?;
@@ -305,6 +310,30 @@ fn leases_survive_a_proxy_that_is_killed() -> Result<()> {
     wait_until("the release by the host", || Ok(lab.server()?.leases().is_empty()))?;
     ensure!(lab.server()?.count("DHCPRELEASE", &remaining[0].address) == 1, "{}", lab.server()?.log());
     Ok(())
+}
+
+/// It was idle, or killed, just when the call came.
+#[test]
+fn a_proxy_that_ends_before_it_answers_is_replaced() -> Result<()> {
+    need!(ready(MACVLAN));
+    let lab = Lab::serving()?;
+    let netavark = Netavark::with(&lab.topology, &[])?;
+    let web = lab.topology.container("web")?;
+    let json = document(&web, &lan("macvlan"));
+    std::fs::create_dir_all(lab.proxy_dir())?;
+    let socket = lab.proxy_dir().join("nv-proxy.sock");
+    let ending = |call: &dyn Fn() -> Result<()>| -> Result<()> {
+        let listener = UnixListener::bind(&socket)?;
+        let last = std::thread::spawn(move || listener.accept().map(drop));
+        call()?;
+        last.join().map_err(|_| anyhow!("the listener panicked"))?.context("no call came")
+    };
+    ending(&|| netavark.try_setup(&web, &json)?.json().map(drop))?;
+    ensure!(lab.server()?.leases().len() == 1, "{}", lab.server()?.log());
+    end_proxy(&lab.proxy_dir(), Signal::SIGKILL)?;
+    std::fs::remove_file(&socket)?;
+    ending(&|| netavark.try_teardown(&web, &json)?.done())?;
+    wait_for("the release", SOON, || lab.server().is_ok_and(|s| s.leases().is_empty()).then_some(()))
 }
 
 /// As systemd does: the socket is there before the proxy, which ends without a lease and leaves the socket.

@@ -108,21 +108,12 @@ impl Client<'_> {
         Ok(Answer::Nothing)
     }
 
-    /// Gives the address back, while the interface has it.
+    /// Gives the address back: from its own interface, or from another one of the same network if it is gone. To the hardware address
+    /// that the lease came from, since nothing waits until a neighbour would have been found.
     ///
     /// # Errors
-    /// The server cannot be reached.
+    /// The interface cannot be used.
     pub fn release(&self, lease: &Lease) -> Result<()> {
-        let message = encode(self.who, xid(), 0, &Ask::Release(lease))?;
-        let own = self.own_socket(lease)?;
-        send(&own, lease, &message).context(|| format!("cannot release {}", lease.address))
-    }
-
-    /// The same from another interface of the same network, for an interface that is gone.
-    ///
-    /// # Errors
-    /// That interface cannot be used.
-    pub fn release_on_behalf(&self, lease: &Lease) -> Result<()> {
         let message = encode(self.who, xid(), 0, &Ask::Release(lease))?;
         let socket = PacketSocket::open(self.index)?;
         socket.send((self.who.mac, lease.server_mac), (lease.address.addr(), lease.server), &message)

@@ -204,7 +204,7 @@ fn released_inside(interface: &Interface, who: &Identity, lease: &Lease, at: &En
 fn released_outside(interface: &Interface, who: &Identity, lease: &Lease) -> Result<()> {
     let gone = || Error::new(format!("the host's interface {} is gone", interface.host));
     let index = interface.host_index()?.ok_or_else(gone)?;
-    Client { index, interface: &interface.host, who, stop: &|| false }.release_on_behalf(lease)
+    Client { index, interface: &interface.host, who, stop: &|| false }.release(lease)
 }
 
 /// [`Service`] for a proxy that its keepers share.
