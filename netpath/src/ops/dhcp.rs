@@ -6,10 +6,9 @@ use super::signal;
 use crate::dhcp::rpc;
 use crate::dhcp::wire::{NetworkConfig, SETUP, TEARDOWN, WireLease};
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Attachment, Leased, Links, Record};
+use crate::model::{Attachment, Links, Network, Record};
 use crate::plan::Done;
 use crate::state::proxy_dir::ProxyDir;
-use ipnet::IpNet;
 use prost::Message;
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -34,12 +33,19 @@ const IDLE: &str = "5";
 
 impl Session {
     pub(super) fn lease(&mut self, at: usize) -> Result<Done> {
+        for version in versions(&self.records[at].network) {
+            self.lease_of(at, version)?;
+        }
+        // The addresses go with the interface, and the leases with `Session::disconnect`.
+        Ok(Done::ChangedCovered)
+    }
+
+    fn lease_of(&mut self, at: usize, version: i32) -> Result<()> {
         // The first words are netavark's.
         let what = |interface: &str| format!("unable to obtain lease for {interface}");
-        let config = self.proxy_request(&self.records[at], self.made[at].links.as_ref())?;
+        let config = self.proxy_request(&self.records[at], self.made[at].links.as_ref(), version)?;
         let limit = LIMIT.saturating_sub(BEGUN.elapsed()).max(LEAST);
-        let dir = ProxyDir::new(None);
-        let called = call(&dir, SETUP, &config, limit, signal::seen, || true);
+        let called = call(&ProxyDir::new(None), SETUP, &config, limit, signal::seen, || true);
         let failed = |cause: String| {
             let next = format!("see that a DHCP server answers on the network of {}", config.host_iface);
             Error::new(what(&config.container_iface)).because(cause).next(next)
@@ -49,32 +55,29 @@ impl Session {
         let address = lease.address().ok_or_else(|| failed("the DHCP proxy's answer has no address".to_owned()))?;
         let addresses = |texts: &[String]| texts.iter().filter_map(|t| t.parse::<IpAddr>().ok()).collect::<Vec<_>>();
         let made = &mut self.made[at];
-        made.addresses.push(IpNet::V4(address));
-        made.lease = Some(Leased {
-            gateway: addresses(&lease.gateways).first().copied(),
-            dns_servers: addresses(&lease.dns_servers),
-            domain: Some(lease.domain_name).filter(|d| !d.is_empty()),
-        });
-        // The address goes with the interface, and the lease with `Session::disconnect`.
-        Ok(Done::ChangedCovered)
+        made.addresses.push(address);
+        let leased = made.lease.get_or_insert_default();
+        leased.gateway = leased.gateway.or(addresses(&lease.gateways).first().copied());
+        leased.dns_servers.extend(addresses(&lease.dns_servers));
+        leased.domain = leased.domain.take().or(Some(lease.domain_name).filter(|d| !d.is_empty()));
+        Ok(())
     }
 
-    /// Gives an endpoint's lease back, if it has one. It ends by itself where that fails.
+    /// Gives an endpoint's leases back, if it has any. They end by themselves where that fails.
     pub(super) fn give_back(&self, record: &Record, links: Option<&Links>) {
-        if !record.network.dhcp {
-            return;
-        }
         let dir = ProxyDir::new(None);
-        let given = self.proxy_request(record, links).and_then(|config| {
-            // A proxy that was killed has left its leases; without any there is nothing to give back.
-            call::<WireLease>(&dir, TEARDOWN, &config, GIVE_BACK, || false, || dir.has_leases())?.map(drop)
-        });
-        if let Err(e) = given {
-            tracing::warn!("the address of {} is not given back: {e}", record.endpoint.interface);
+        for version in versions(&record.network) {
+            let given = self.proxy_request(record, links, version).and_then(|config| {
+                // A proxy that was killed has left its leases; without any there is nothing to give back.
+                call::<WireLease>(&dir, TEARDOWN, &config, GIVE_BACK, || false, || dir.has_leases())?.map(drop)
+            });
+            if let Err(e) = given {
+                tracing::warn!("an address of {} is not given back: {e}", record.endpoint.interface);
+            }
         }
     }
 
-    fn proxy_request(&self, record: &Record, links: Option<&Links>) -> Result<NetworkConfig> {
+    fn proxy_request(&self, record: &Record, links: Option<&Links>, version: i32) -> Result<NetworkConfig> {
         let host_iface = match (&record.network.attachment, links) {
             (Attachment::Unmanaged(name) | Attachment::Bridge(name), _) => name.to_string(),
             (_, Some(Links::Inside(links))) => {
@@ -89,13 +92,18 @@ impl Session {
             container_mac_addr: links.map(|l| l.container_mac().to_string()).unwrap_or_default(),
             domain_name: String::new(),
             host_name: record.endpoint.host_name.clone(),
-            version: 0,
+            version,
             ns_path: record.netns.to_string_lossy().into_owned(),
             container_id: record.container.id.clone(),
             metric: Some(network.metric),
             no_default_route: network.internal || !network.default_route,
         })
     }
+}
+
+/// [`NetworkConfig::version`] of each lease that an endpoint has.
+fn versions(network: &Network) -> impl Iterator<Item = i32> + use<> {
+    [(network.dhcp, 0), (network.dhcp6, 1)].into_iter().filter_map(|(has, version)| has.then_some(version))
 }
 
 /// Calls the proxy. Where there is none it starts one, if `may_start` says so: otherwise there is nothing to do. It calls again where one
