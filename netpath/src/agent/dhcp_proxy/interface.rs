@@ -43,8 +43,15 @@ impl Interface {
     pub(super) fn of(config: &NetworkConfig) -> Result<(Self, Identity)> {
         let what = || format!("cannot use interface {} of {}", config.container_iface, config.ns_path);
         let wrong = |e: String| Error::new(what()).because(e);
-        let name: IfName = config.container_iface.parse().map_err(wrong)?;
-        let mac: Mac = config.container_mac_addr.parse().map_err(wrong)?;
+        // The texts are netavark's.
+        const ABSENT: &str = "No such device (os error 19)";
+        let name: IfName = config.container_iface.parse().map_err(|e| wrong(format!("{ABSENT}: {e}")))?;
+        let mac = &config.container_mac_addr;
+        let no_mac = |e: String| {
+            let why = if mac.is_empty() { "cannot parse integer from empty string" } else { e.as_str() };
+            wrong(format!("unable to parse mac address {mac}: {why}"))
+        };
+        let mac: Mac = mac.parse().map_err(no_mac)?;
         let netns = PathBuf::from(&config.ns_path);
         let gone = || Error::new(what()).because("there is no such network namespace");
         let open = Netns::open(&netns)?.ok_or_else(gone)?;
@@ -52,7 +59,7 @@ impl Interface {
         // Routers advertise themselves by IPv6.
         let metric = (!v6 && !config.no_default_route).then(|| config.metric.unwrap_or(METRIC));
         let own = Self { netns, inode: open.inode()?, name, host: config.host_iface.clone(), metric };
-        let gone = || Error::new(what()).because("it does not exist");
+        let gone = || Error::new(what()).because(ABSENT);
         let link = open.enter()?.rtnl().link_named(&own.name)?.ok_or_else(gone)?;
         let client_id = match config.container_id.as_str() {
             id if v6 => duid(if id.is_empty() { &config.container_mac_addr } else { id }),

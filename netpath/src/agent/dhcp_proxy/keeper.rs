@@ -128,7 +128,9 @@ impl Keeper {
             return (self.configured(held, at, Some(old), None), Duration::ZERO);
         }
         let any = old.until(old.times()[1]).is_zero();
-        match self.within(held, at, |client, until| client.renew(old, any, until)) {
+        // An exchange does not outlast the lease.
+        let end = Instant::now() + old.until(old.times()[2]);
+        match self.within(held, at, |client, until| client.renew(old, any, until.min(end))) {
             Ok(Answer::Granted(new)) => {
                 tracing::debug!("the lease of {} is extended", new.address());
                 // A server may grant a second.
