@@ -2,6 +2,7 @@
 
 use super::interface::{Entered, Interface};
 use crate::dhcp::{Answer, Client, Identity, Lease};
+use crate::model::Mac;
 use crate::model::error::Result;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,7 +118,9 @@ impl Keeper {
             });
             return match granted {
                 Some(new) => {
-                    tracing::info!("{name} of {} has {} now", held.interface.netns.display(), new.address());
+                    // The first words are netavark's.
+                    let (mac, netns) = (Mac::from_kernel(held.who.mac), held.interface.netns.display());
+                    tracing::info!("ip or gateway for mac {mac} changed: {name} of {netns} has {} now", new.address());
                     (self.configured(held, at, None, Some(new)), Duration::ZERO)
                 }
                 None => (None, AGAIN),
