@@ -16,6 +16,7 @@ mod macvlan;
 mod options;
 mod own;
 mod owners;
+mod parity;
 mod plugin;
 mod refused;
 mod repeated;

@@ -3,9 +3,9 @@
 use crate::rig::serve;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use support::incumbent::{built, version};
 use support::need;
-use support::need::Need;
 use support::netavark::{Document, Netavark, Network};
 use support::residue::Residue;
 use support::topology::{CLIENT4, Container, Family, Topology};
@@ -13,25 +13,6 @@ use support::traffic::{Dial, Proto, wait_until_answered};
 
 /// The distribution's, whose firewall is iptables before 2.0.
 const PACKAGED: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
-
-/// The one that `cargo xtask bench` builds: 2.1, whose firewall is nftables.
-fn built() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    // In a guest there is no such directory.
-    let target = own.ancestors().nth(3).unwrap_or(Path::new("/"));
-    Ok(target.join("tools/peer/bin/netavark"))
-}
-
-fn version(program: &Path, major: u8) -> Need {
-    let out = std::process::Command::new(program).arg("--version").output();
-    let said = out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    let is_it = said.starts_with(&format!("netavark {major}."));
-    if is_it {
-        Ok(())
-    } else {
-        Err(format!("netavark {major}.x at {} (cargo xtask bench builds 2.1)", program.display()))
-    }
-}
 
 struct Host<'t> {
     netavark: Netavark<'t>,

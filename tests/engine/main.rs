@@ -75,7 +75,8 @@ cases! {
         a_fixed_address_and_mac_are_what_the_container_has
         an_internal_network_has_no_way_out
         isolated_networks_do_not_reach_each_other
-        a_container_is_on_two_macvlans_and_a_bridge;
+        a_container_is_on_two_macvlans_and_a_bridge
+        a_container_on_a_macvlan_gets_its_address_by_dhcp;
     faults:
         a_killed_container_is_removed_and_replaced
         a_taken_host_port_is_refused_without_harm_to_others

@@ -155,3 +155,63 @@ pub(crate) fn a_container_is_on_two_macvlans_and_a_bridge(m: &Machine) -> Result
     assert_eq!(PAGE, page_outside(m, fixed, 80)?);
     Ok(())
 }
+
+/// `podman network create -d macvlan --ipam-driver dhcp`, with a real server on the wire: the backend's own proxy, which nothing has started.
+pub(crate) fn a_container_on_a_macvlan_gets_its_address_by_dhcp(m: &Machine) -> Result<()> {
+    if m.backend() == Backend::Netavark {
+        return Err(
+            support::harness::Skipped("netpath: Netavark's proxy is a service that is to be enabled".into()).into()
+        );
+    }
+    let dir = tempdir()?;
+    let options = ["--dhcp-option=option:router,192.0.2.2", "--dhcp-option=option:dns-server,192.0.2.2"];
+    let server = m.dhcp(&dir.0, "192.0.2.100,192.0.2.119", &options)?;
+    let created =
+        m.try_podman(&["network", "create", "-d", "macvlan", "-o", "parent=eth0", "--ipam-driver", "dhcp", "lan"])?;
+    if created.err.contains("not yet supported with netavark") {
+        // Podman before 4.5 creates no such network, but runs containers on it.
+        let network = serde_json::json!({
+            "name": "lan", "id": "ab".repeat(32), "driver": "macvlan", "network_interface": "eth0",
+            "created": "2026-01-01T00:00:00Z", "ipv6_enabled": false, "internal": false, "dns_enabled": false,
+            "ipam_options": {"driver": "dhcp"},
+        });
+        let write = format!("mkdir -p /etc/containers/networks && echo '{network}' >/etc/containers/networks/lan.json");
+        m.run_on_host("sh", &["-c", &write])?;
+    } else {
+        ensure!(created.code == Some(0), "{}", created.err);
+    }
+    run_httpd(m, "web", &["--network", "lan"])?;
+    let granted = server.leases();
+    ensure!(granted.len() == 1, "{granted:?}\n{}", server.log());
+    assert_eq!(granted[0].address.parse::<IpAddr>()?, m.address("web", "lan")?, "podman inspect");
+    let routes = m.podman(&["exec", "web", "ip", "route"])?;
+    ensure!(routes.contains("default via 192.0.2.2 "), "{routes}");
+    assert_eq!(PAGE, page_outside(m, granted[0].address.parse::<IpAddr>()?, 80)?);
+    // It is the same container for the server.
+    m.podman(&["restart", "-t", "0", "web"])?;
+    let again = server.leases();
+    ensure!(again.len() == 1 && again[0].client_id == granted[0].client_id, "{again:?}");
+    assert_eq!(PAGE, page_outside(m, again[0].address.parse::<IpAddr>()?, 80)?);
+    m.podman(&["rm", "-f", "-t", "0", "web"])?;
+    reach::eventually(Duration::from_secs(5), || {
+        ensure!(server.leases().is_empty(), "not given back: {}", server.log());
+        Ok(())
+    })
+}
+
+/// Removed with what is in it.
+struct Dir(std::path::PathBuf);
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempdir() -> Result<Dir> {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let serial = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("netpath-engine-dhcp-{}-{serial}", std::process::id()));
+    std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(Dir(dir))
+}

@@ -19,6 +19,7 @@ pub mod harness;
 pub mod holder;
 pub mod hop;
 pub mod host;
+pub mod incumbent;
 pub mod load;
 pub mod long_lived;
 pub mod maps;

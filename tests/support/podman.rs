@@ -15,8 +15,10 @@ pub mod image;
 pub mod reach;
 pub mod traces;
 
+use crate::dhcp::DhcpServer;
 use crate::harness::KEEP_LOADED;
 use crate::holder::Holder;
+use crate::host::Netns;
 use crate::need::{self, Need};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
@@ -218,6 +220,15 @@ impl Machine {
     /// `path` of the host, as seen by this process.
     pub fn root(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.host.pid()))
+    }
+
+    /// A DHCP server for the addresses `range` beside the client. Its files end with it.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn dhcp(&self, dir: &Path, range: &str, options: &[&str]) -> Result<DhcpServer> {
+        let client = Netns::at(Path::new(&format!("/proc/{}/ns/net", self.client.pid())))?;
+        DhcpServer::start(&client, dir, "eth0", range, options)
     }
 
     pub fn backend(&self) -> Backend {

@@ -1,6 +1,6 @@
 //! The exchanges of a client with servers, each in the network namespace of the calling thread. What is kept between them is a [`Lease`].
 
-use super::lease::Lease;
+use super::lease::{Lease, Lease4};
 use super::message::{Ask, Identity, Reply, decode, encode};
 use super::socket::{BROADCAST, PacketSocket};
 use crate::model::error::{Context, Error, Result};
@@ -10,12 +10,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Between two messages of one exchange, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 /// Requests for one offer.
-const TRIES: u32 = 3;
+pub(super) const TRIES: u32 = 3;
 /// Between two looks whether the exchange is to end.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// A client on one interface.
 pub struct Client<'a> {
@@ -40,9 +40,39 @@ impl Client<'_> {
     /// # Errors
     /// The interface cannot be used, or the exchange was stopped.
     pub fn acquire(&self, until: Instant) -> Result<Option<Lease>> {
+        match self.who.iaid {
+            None => Ok(self.acquire4(until)?.map(Lease::V4)),
+            Some(iaid) => Ok(self.acquire6(iaid, until)?.map(Lease::V6)),
+        }
+    }
+
+    /// Asks for the extension of a lease: its server, or with `any` all servers.
+    ///
+    /// # Errors
+    /// The interface cannot be used, or the exchange was stopped.
+    pub fn renew(&self, lease: &Lease, any: bool, until: Instant) -> Result<Answer> {
+        match lease {
+            Lease::V4(lease) => self.renew4(lease, any, until),
+            Lease::V6(lease) => self.renew6(lease, any, until),
+        }
+    }
+
+    /// Gives the address back: from its own interface, or from another one of the same network if it is gone. Nothing waits for a
+    /// neighbour to be found.
+    ///
+    /// # Errors
+    /// The interface cannot be used.
+    pub fn release(&self, lease: &Lease) -> Result<()> {
+        match lease {
+            Lease::V4(lease) => self.release4(lease),
+            Lease::V6(lease) => self.release6(lease),
+        }
+    }
+
+    fn acquire4(&self, until: Instant) -> Result<Option<Lease4>> {
         let socket = PacketSocket::open(self.index)?;
         let (xid, begun) = (xid(), Instant::now());
-        let mut offer: Option<Lease> = None;
+        let mut offer: Option<Lease4> = None;
         let (mut pause, mut tries) = (FIRST_PAUSE, 0);
         while Instant::now() < until {
             let ask = offer.as_ref().map_or(Ask::Discover, Ask::Request);
@@ -73,11 +103,7 @@ impl Client<'_> {
         Ok(None)
     }
 
-    /// Asks for the extension of a lease: its server, or with `any` all servers.
-    ///
-    /// # Errors
-    /// The interface cannot be used, or the exchange was stopped.
-    pub fn renew(&self, lease: &Lease, any: bool, until: Instant) -> Result<Answer> {
+    fn renew4(&self, lease: &Lease4, any: bool, until: Instant) -> Result<Answer> {
         // Servers broadcast refusals, which a socket with the lease's address does not get.
         let socket = PacketSocket::open(self.index)?;
         // Also where nothing is sent by it: without it the kernel tells the server that the port is closed.
@@ -100,7 +126,7 @@ impl Client<'_> {
             }
             let next = (Instant::now() + pause).min(until);
             match self.await_reply(&socket, xid, next, |reply| !matches!(reply, Reply::Offer(_)))? {
-                Some(Reply::Ack(lease)) => return Ok(Answer::Granted(lease)),
+                Some(Reply::Ack(lease)) => return Ok(Answer::Granted(Lease::V4(lease))),
                 Some(_) => return Ok(Answer::Refused),
                 None => pause = (pause * 2).min(LONGEST_PAUSE),
             }
@@ -108,28 +134,15 @@ impl Client<'_> {
         Ok(Answer::Nothing)
     }
 
-    /// Gives the address back, while the interface has it.
-    ///
-    /// # Errors
-    /// The server cannot be reached.
-    pub fn release(&self, lease: &Lease) -> Result<()> {
-        let message = encode(self.who, xid(), 0, &Ask::Release(lease))?;
-        let own = self.own_socket(lease)?;
-        send(&own, lease, &message).context(|| format!("cannot release {}", lease.address))
-    }
-
-    /// The same from another interface of the same network, for an interface that is gone.
-    ///
-    /// # Errors
-    /// That interface cannot be used.
-    pub fn release_on_behalf(&self, lease: &Lease) -> Result<()> {
+    /// To the hardware address that the lease came from.
+    fn release4(&self, lease: &Lease4) -> Result<()> {
         let message = encode(self.who, xid(), 0, &Ask::Release(lease))?;
         let socket = PacketSocket::open(self.index)?;
         socket.send((self.who.mac, lease.server_mac), (lease.address.addr(), lease.server), &message)
     }
 
     /// With the lease's address and the client's port.
-    fn own_socket(&self, lease: &Lease) -> Result<Socket> {
+    fn own_socket(&self, lease: &Lease4) -> Result<Socket> {
         let what = || format!("cannot use port 68 of {} on {}", lease.address.addr(), self.interface);
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).context(what)?;
         socket.set_reuse_address(true).context(what)?;
@@ -161,14 +174,14 @@ impl Client<'_> {
 }
 
 /// By the host's own routing. The answer is read from the packet socket, and this one is emptied.
-fn send(own: &Socket, lease: &Lease, message: &[u8]) -> std::io::Result<()> {
+fn send(own: &Socket, lease: &Lease4, message: &[u8]) -> std::io::Result<()> {
     let mut buffer = [0; 2048];
     let mut own_end = own;
     while own_end.read(&mut buffer).is_ok() {}
     own.send_to(message, &SocketAddr::from((lease.server, 67)).into()).map(drop)
 }
 
-fn xid() -> u32 {
+pub(super) fn xid() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     // Differs between clients and exchanges; nothing relies on more.
     RandomState::new().hash_one(Instant::now()) as u32

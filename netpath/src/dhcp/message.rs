@@ -1,6 +1,6 @@
 //! Messages of a client and the answers of servers.
 
-use super::lease::{Lease, now};
+use super::lease::{Lease4 as Lease, now};
 use crate::model::error::{Context, Result};
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Encodable};
@@ -12,8 +12,11 @@ use std::net::Ipv4Addr;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Identity {
     pub mac: [u8; 6],
-    /// With its type in front. Empty: the hardware address.
+    /// With its type in front. Empty: the hardware address. Of DHCPv6: a DUID.
     pub client_id: Vec<u8>,
+    /// Of DHCPv6: the identity association; `None`: it is DHCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iaid: Option<u32>,
     pub host_name: String,
     /// Answers have to be broadcast: the interface shares its hardware address with others.
     pub by_broadcast: bool,
@@ -144,7 +147,7 @@ mod tests {
 
     fn who() -> Identity {
         let client_id = [&[0], b"5d2f".as_slice()].concat();
-        Identity { mac: [2, 0, 0, 0, 0, 9], client_id, host_name: "web".into(), by_broadcast: false }
+        Identity { mac: [2, 0, 0, 0, 0, 9], client_id, iaid: None, host_name: "web".into(), by_broadcast: false }
     }
 
     /// A server's answer with these options beside the necessary ones.

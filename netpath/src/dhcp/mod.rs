@@ -1,9 +1,10 @@
-//! DHCP for containers (RFC 2131), and the requests by which commands ask the proxy for it.
+//! DHCP (RFC 2131) and DHCPv6 (RFC 8415) for containers, and the requests by which commands ask the proxy for it.
 //!
 //! A library without a process of its own: the proxy (`agent/dhcp_proxy`) keeps the leases, and commands reach it by [`rpc`], in the words
 //! of netavark's proxy ([`wire`]).
 
 mod client;
+mod client6;
 mod lease;
 mod message;
 pub mod rpc;

@@ -7,6 +7,7 @@ use h2::{RecvStream, client, server};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use prost::Message;
 use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -110,7 +111,7 @@ async fn answer(
 /// Calls `method` of the server at `socket`, and gives up after `limit` or when `stop` says so; the server notices.
 ///
 /// # Errors
-/// The outer: there is no server. The inner: it fails, or does not answer in time.
+/// The outer: there is no server ([`is_absent`]), or it ended before it answered. The inner: it fails, or does not answer in time.
 pub fn call<T: Message + Default>(
     socket: &Path,
     method: &str,
@@ -130,37 +131,52 @@ pub fn call<T: Message + Default>(
         let bytes = tokio::select! {
             called = exchange(stream, method, framed(&message.encode_to_vec())) => called,
             () = tokio::time::sleep(limit) => {
-                Err(Error::new("the DHCP proxy").because(format!("it did not answer within {:.1} s", limit.as_secs_f32())))
+                Ok(Err(Error::new("the DHCP proxy").because(format!("it did not answer within {:.1} s", limit.as_secs_f32()))))
             }
-            () = stopped => Err(Error::new("interrupted by a signal")),
+            () = stopped => Ok(Err(Error::new("interrupted by a signal"))),
         };
-        Ok(bytes.and_then(|bytes| T::decode(bytes).context(what)))
+        match bytes {
+            Ok(bytes) => Ok(bytes.and_then(|bytes| T::decode(bytes).context(what))),
+            // The connection has ended: so has the server.
+            Err(e) if e.is_io() || e.is_go_away() => Err(std::io::Error::new(ErrorKind::ConnectionAborted, e)),
+            Err(e) => Ok(Err(Error::new("cannot talk to the DHCP proxy").because(e))),
+        }
     })
 }
 
-async fn exchange(stream: UnixStream, method: &str, message: Bytes) -> Result<Bytes> {
+/// Whether a call has met no server: there is no socket, or none listens.
+pub fn is_absent(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+/// The outer error is the connection's.
+async fn exchange(stream: UnixStream, method: &str, message: Bytes) -> std::result::Result<Result<Bytes>, h2::Error> {
     let what = || "cannot talk to the DHCP proxy".to_owned();
-    let (mut sender, connection) = client::handshake(stream).await.context(what)?;
+    let (mut sender, connection) = client::handshake(stream).await?;
     // It ends with the runtime.
     tokio::spawn(connection);
     let request = Request::post(format!("http://localhost{method}"))
         .header(http::header::CONTENT_TYPE, CONTENT)
         .header(http::header::TE, "trailers")
         .body(())
-        .context(what)?;
-    let (response, mut stream) = sender.send_request(request, false).context(what)?;
-    stream.send_data(message, true).context(what)?;
-    let (head, mut body) = response.await.context(what)?.into_parts();
-    let answer = receive(&mut body).await.context(what)?;
-    let trailers = body.trailers().await.context(what)?.unwrap_or_default();
+        .context(what);
+    let request = match request {
+        Ok(request) => request,
+        Err(e) => return Ok(Err(e)),
+    };
+    let (response, mut stream) = sender.send_request(request, false)?;
+    stream.send_data(message, true)?;
+    let (head, mut body) = response.await?.into_parts();
+    let answer = receive(&mut body).await?;
+    let trailers = body.trailers().await?.unwrap_or_default();
     let status = [&trailers, &head.headers].into_iter().find_map(status_of);
-    match status {
+    Ok(match status {
         None => Err(Error::new(what()).because("its answer has no status")),
         Some(Status { code: 0, .. }) => {
             unframed(answer).ok_or_else(|| Error::new(what()).because("its answer is no message"))
         }
         Some(Status { text, .. }) => Err(Error::new(text)),
-    }
+    })
 }
 
 async fn receive(body: &mut RecvStream) -> std::result::Result<Bytes, h2::Error> {

@@ -2,9 +2,9 @@
 //! Fields above 1000 are netpath's own; netavark ignores them, and sends none.
 
 use super::Lease;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use prost::Message;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 pub const SETUP: &str = "/netavark_proxy.NetavarkProxy/Setup";
 pub const TEARDOWN: &str = "/netavark_proxy.NetavarkProxy/Teardown";
@@ -25,7 +25,7 @@ pub struct NetworkConfig {
     pub domain_name: String,
     #[prost(string, tag = "5")]
     pub host_name: String,
-    /// 0: IPv4, 1: IPv6.
+    /// 0: IPv4, 1: IPv6 (DHCPv6; not served by netavark's proxy).
     #[prost(int32, tag = "6")]
     pub version: i32,
     #[prost(string, tag = "7")]
@@ -86,29 +86,42 @@ pub struct OperationResponse {
 
 impl WireLease {
     pub fn of(lease: &Lease, mac: &str) -> Self {
-        let texts = |list: &[Ipv4Addr]| list.iter().map(ToString::to_string).collect();
-        Self {
-            t1: lease.t1,
-            t2: lease.t2,
-            lease_time: lease.lifetime,
-            mtu: lease.mtu.unwrap_or(0).into(),
-            domain_name: lease.domain.clone().unwrap_or_default(),
-            mac_address: mac.to_owned(),
-            is_v6: false,
-            siaddr: lease.next_server.to_string(),
-            yiaddr: lease.address.addr().to_string(),
-            srv_id: lease.server.to_string(),
-            subnet_mask: lease.address.netmask().to_string(),
-            broadcast_addr: lease.address.broadcast().to_string(),
-            dns_servers: texts(&lease.dns_servers),
-            gateways: texts(&lease.gateways),
-            ntp_servers: texts(&lease.ntp_servers),
-            host_name: lease.host_name.clone().unwrap_or_default(),
+        let [t1, t2, lease_time] = lease.times();
+        let common = Self { t1, t2, lease_time, mac_address: mac.to_owned(), ..Self::default() };
+        match lease {
+            Lease::V4(lease) => Self {
+                mtu: lease.mtu.unwrap_or(0).into(),
+                domain_name: lease.domain.clone().unwrap_or_default(),
+                siaddr: lease.next_server.to_string(),
+                yiaddr: lease.address.addr().to_string(),
+                srv_id: lease.server.to_string(),
+                subnet_mask: lease.address.netmask().to_string(),
+                broadcast_addr: lease.address.broadcast().to_string(),
+                dns_servers: texts(&lease.dns_servers),
+                gateways: texts(&lease.gateways),
+                ntp_servers: texts(&lease.ntp_servers),
+                host_name: lease.host_name.clone().unwrap_or_default(),
+                ..common
+            },
+            Lease::V6(lease) => Self {
+                is_v6: true,
+                domain_name: lease.domain.clone().unwrap_or_default(),
+                yiaddr: lease.address.to_string(),
+                dns_servers: texts(&lease.dns_servers),
+                ..common
+            },
         }
     }
 
     /// The address with its prefix length; `None`: it has none that is valid.
-    pub fn address(&self) -> Option<Ipv4Net> {
-        Ipv4Net::with_netmask(self.yiaddr.parse().ok()?, self.subnet_mask.parse().ok()?).ok()
+    pub fn address(&self) -> Option<IpNet> {
+        if self.is_v6 {
+            return self.yiaddr.parse::<Ipv6Addr>().ok().map(|a| IpNet::from(IpAddr::V6(a)));
+        }
+        Ipv4Net::with_netmask(self.yiaddr.parse().ok()?, self.subnet_mask.parse().ok()?).ok().map(IpNet::V4)
     }
+}
+
+fn texts(list: &[impl ToString]) -> Vec<String> {
+    list.iter().map(ToString::to_string).collect()
 }

@@ -269,7 +269,12 @@ impl Driver for Bridge {
     fn configure(&self, site: &Site, record: &Record) -> Result<()> {
         // On an unmanaged bridge the container may configure itself, by router advertisements for example.
         if !self.managed {
-            return Ok(());
+            return match record.network.dhcp6 || record.network.slaac {
+                true => {
+                    site.inside()?.run(|| super::advertisements(record.endpoint.interface.as_str(), &record.network))
+                }
+                false => Ok(()),
+            };
         }
         let (interface, v6) = (&record.endpoint.interface, record.network.has_v6());
         site.inside()?.run(|| {

@@ -5,7 +5,7 @@
 
 use super::parent::OnParent;
 use super::{Driver, Found, Made, Site};
-use crate::link::{IpvlanSpec, sysctl};
+use crate::link::IpvlanSpec;
 use crate::model::attachment::Ipvlan as Attachment;
 use crate::model::error::Result;
 use crate::model::network::Mtu;
@@ -43,7 +43,7 @@ impl Driver for Ipvlan {
 
     fn configure(&self, site: &Site, record: &Record) -> Result<()> {
         let interface = record.endpoint.interface.as_str();
-        site.inside()?.run(|| sysctl::ensure_if_possible(&sysctl::of_interface("ipv6", interface, "autoconf"), "0"))
+        site.inside()?.run(|| super::advertisements(interface, &record.network))
     }
 
     fn up(&self, site: &Site, _record: &Record, made: &Made) -> Result<()> {

@@ -51,7 +51,7 @@ impl Driver for Macvlan {
         let (interface, v6) = (&record.endpoint.interface, record.network.has_v6());
         site.inside()?.run(|| {
             let of = |family, key| sysctl::of_interface(family, interface.as_str(), key);
-            sysctl::ensure_if_possible(&of("ipv6", "autoconf"), "0")?;
+            super::advertisements(interface.as_str(), &record.network)?;
             // Neighbours may have cached another container's hardware address for these addresses.
             sysctl::ensure(&of("ipv4", "arp_notify"), "1")?;
             if v6 { sysctl::ensure(&of("ipv6", "ndisc_notify"), "1").map(drop) } else { Ok(()) }

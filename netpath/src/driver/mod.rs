@@ -10,9 +10,9 @@ pub mod macvlan;
 mod parent;
 pub mod plugin;
 
-use crate::link::{Inside, Rtnl};
+use crate::link::{Inside, Rtnl, sysctl};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, HostView, IfName, Leased, Links, Record};
+use crate::model::{Attachment, HostView, IfName, Leased, Links, Network, Record};
 use crate::plan::{Done, Steps};
 use crate::state::{Key, Store, StoredEndpoint};
 use ipnet::IpNet;
@@ -193,6 +193,21 @@ pub fn apart(found: impl IntoIterator<Item = Found>) -> (Vec<u32>, Vec<u32>) {
         }
     }
     (host, inside)
+}
+
+/// What the interface takes from routers' advertisements, in the calling thread's namespace and before it is up: with DHCPv6 prefixes and
+/// default routes, with SLAAC addresses as well.
+fn advertisements(interface: &str, network: &Network) -> Result<()> {
+    let of = |key| sysctl::of_interface("ipv6", interface, key);
+    let bit = |is: bool| if is { "1" } else { "0" };
+    sysctl::ensure_if_possible(&of("autoconf"), bit(network.slaac))?;
+    if !network.slaac && !network.dhcp6 {
+        return Ok(());
+    }
+    sysctl::ensure(&of("accept_ra"), "1")?;
+    sysctl::ensure(&of("accept_ra_defrtr"), bit(network.default_route && !network.internal))?;
+    // From Linux 5.12 on. The kernel takes no metric of 0.
+    sysctl::ensure_if_possible(&of("ra_defrtr_metric"), &network.metric.max(1).to_string())
 }
 
 /// The driver of a network's endpoints. The only list of drivers.

@@ -35,6 +35,8 @@ pub fn plain(order: u64, network: &str, bridge: &str, addresses: &[&str]) -> Rec
             vlan: None,
             vrf: None,
             dhcp: false,
+            dhcp6: false,
+            slaac: false,
             dns: false,
             dns_addresses: None,
             dns_port: network::DNS_PORT,

@@ -163,6 +163,12 @@ pub struct Network {
     /// The containers get their addresses and default routes by DHCP (IPv4).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dhcp: bool,
+    /// An address by DHCPv6.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dhcp6: bool,
+    /// Addresses by the advertisements of routers (RFC 4862).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slaac: bool,
     pub dns: bool,
     /// The addresses of the network's DNS server, if they are not the gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]

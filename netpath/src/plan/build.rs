@@ -23,7 +23,7 @@ pub fn connect(at: usize, record: &Record, to: String) -> Vec<Step> {
         steps.push(Step::Address { at, interface: interface(), address });
     }
     steps.push(Step::Up { at, interface: interface() });
-    if record.network.dhcp {
+    if record.network.dhcp || record.network.dhcp6 {
         steps.push(Step::Lease { at, interface: interface() });
     }
     // A container that is itself the gateway has no route through it.

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+/// [`NetworkConfig::version`] of DHCPv6.
+pub(super) const V6: i32 = 1;
 /// Netavark's.
 const METRIC: u32 = 100;
 
@@ -41,22 +43,34 @@ impl Interface {
     pub(super) fn of(config: &NetworkConfig) -> Result<(Self, Identity)> {
         let what = || format!("cannot use interface {} of {}", config.container_iface, config.ns_path);
         let wrong = |e: String| Error::new(what()).because(e);
-        let name: IfName = config.container_iface.parse().map_err(wrong)?;
-        let mac: Mac = config.container_mac_addr.parse().map_err(wrong)?;
+        // The texts are netavark's.
+        const ABSENT: &str = "No such device (os error 19)";
+        let name: IfName = config.container_iface.parse().map_err(|e| wrong(format!("{ABSENT}: {e}")))?;
+        let mac = &config.container_mac_addr;
+        let no_mac = |e: String| {
+            let why = if mac.is_empty() { "cannot parse integer from empty string" } else { e.as_str() };
+            wrong(format!("unable to parse mac address {mac}: {why}"))
+        };
+        let mac: Mac = mac.parse().map_err(no_mac)?;
         let netns = PathBuf::from(&config.ns_path);
         let gone = || Error::new(what()).because("there is no such network namespace");
         let open = Netns::open(&netns)?.ok_or_else(gone)?;
-        let metric = (!config.no_default_route).then(|| config.metric.unwrap_or(METRIC));
+        let v6 = config.version == V6;
+        // Routers advertise themselves by IPv6.
+        let metric = (!v6 && !config.no_default_route).then(|| config.metric.unwrap_or(METRIC));
         let own = Self { netns, inode: open.inode()?, name, host: config.host_iface.clone(), metric };
-        let gone = || Error::new(what()).because("it does not exist");
+        let gone = || Error::new(what()).because(ABSENT);
         let link = open.enter()?.rtnl().link_named(&own.name)?.ok_or_else(gone)?;
         let client_id = match config.container_id.as_str() {
+            id if v6 => duid(if id.is_empty() { &config.container_mac_addr } else { id }),
             "" => Vec::new(),
             // Type 0: no hardware address.
             id => [&[0], id.as_bytes()].concat(),
         };
         let by_broadcast = link.driver.as_deref() == Some("ipvlan");
-        Ok((own, Identity { mac: mac.bytes(), client_id, host_name: config.host_name.clone(), by_broadcast }))
+        // One DUID for the container, and another association for each interface (RFC 8415 §4.2).
+        let iaid = v6.then(|| fnv(own.name.as_str()) as u32);
+        Ok((own, Identity { mac: mac.bytes(), client_id, iaid, host_name: config.host_name.clone(), by_broadcast }))
     }
 
     /// `None`: the namespace or the interface is gone.
@@ -85,7 +99,7 @@ impl Interface {
     /// The kernel's; what was done stays.
     pub(super) fn configure(&self, at: &Entered, old: Option<&Lease>, new: Option<&Lease>) -> Result<()> {
         let rtnl = at.inside.rtnl();
-        let address = |lease: Option<&Lease>| lease.map(|l| IpNet::V4(l.address));
+        let address = |lease: Option<&Lease>| lease.map(Lease::address);
         let route = |lease: Option<&Lease>| Some(self.default_route(lease?.gateway()?, self.metric?));
         if let Some(address) = address(new).filter(|_| address(old) != address(new)) {
             rtnl.add_address(at.index, address)?;
@@ -112,4 +126,15 @@ impl Interface {
         let destination = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
         Route { destination, gateway: Some(gateway.into()), metric, kind: RouteKind::Unicast }
     }
+}
+
+/// DUID-UUID (RFC 6355): the same whenever the container starts.
+fn duid(id: &str) -> Vec<u8> {
+    [&[0, 4], fnv(id).to_be_bytes().as_slice()].concat()
+}
+
+/// FNV-1a with 128 bits.
+fn fnv(text: &str) -> u128 {
+    let step = |h: u128, b: u8| (h ^ u128::from(b)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
+    text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, step)
 }

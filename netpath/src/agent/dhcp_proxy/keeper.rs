@@ -2,6 +2,7 @@
 
 use super::interface::{Entered, Interface};
 use crate::dhcp::{Answer, Client, Identity, Lease};
+use crate::model::Mac;
 use crate::model::error::Result;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,17 +79,18 @@ impl Keeper {
         let mut due = Instant::now();
         loop {
             let held = self.held();
-            let quiet = held.lease.as_ref().map_or(Duration::ZERO, |l| l.until(l.t1));
+            let quiet = held.lease.as_ref().map_or(Duration::ZERO, |l| l.until(l.times()[0]));
             self.sleep(quiet.max(due.saturating_duration_since(Instant::now())).min(LOOK));
             if self.is_stopped() {
                 return Ended::Stopped;
             }
             match held.interface.enter() {
                 Ok(None) => return Ended::Gone,
-                Ok(Some(_)) if !held.lease.as_ref().is_none_or(|l| l.until(l.t1).is_zero()) => {}
+                Ok(Some(_)) if !held.lease.as_ref().is_none_or(|l| l.until(l.times()[0]).is_zero()) => {}
                 // The end of a lease does not wait.
                 Ok(Some(_))
-                    if due > Instant::now() && held.lease.as_ref().is_none_or(|l| !l.until(l.lifetime).is_zero()) => {}
+                    if due > Instant::now() && held.lease.as_ref().is_none_or(|l| !l.until(l.times()[2]).is_zero()) => {
+                }
                 Ok(Some(at)) => {
                     let (lease, pause) = self.step(&held, &at);
                     due = Instant::now() + pause;
@@ -116,30 +118,34 @@ impl Keeper {
             });
             return match granted {
                 Some(new) => {
-                    tracing::info!("{name} of {} has {} now", held.interface.netns.display(), new.address);
+                    // The first words are netavark's.
+                    let (mac, netns) = (Mac::from_kernel(held.who.mac), held.interface.netns.display());
+                    tracing::info!("ip or gateway for mac {mac} changed: {name} of {netns} has {} now", new.address());
                     (self.configured(held, at, None, Some(new)), Duration::ZERO)
                 }
                 None => (None, AGAIN),
             };
         };
-        if old.until(old.lifetime).is_zero() {
-            tracing::warn!("the lease of {} has ended: no DHCP server has extended it", old.address);
+        if old.until(old.times()[2]).is_zero() {
+            tracing::warn!("the lease of {} has ended: no DHCP server has extended it", old.address());
             return (self.configured(held, at, Some(old), None), Duration::ZERO);
         }
-        let any = old.until(old.t2).is_zero();
-        match self.within(held, at, |client, until| client.renew(old, any, until)) {
+        let any = old.until(old.times()[1]).is_zero();
+        // An exchange does not outlast the lease.
+        let end = Instant::now() + old.until(old.times()[2]);
+        match self.within(held, at, |client, until| client.renew(old, any, until.min(end))) {
             Ok(Answer::Granted(new)) => {
-                tracing::debug!("the lease of {} is extended", new.address);
+                tracing::debug!("the lease of {} is extended", new.address());
                 // A server may grant a second.
                 (self.configured(held, at, Some(old), Some(new)), LEAST)
             }
             Ok(Answer::Refused) => {
-                tracing::warn!("a DHCP server takes back {}: another address is asked for", old.address);
+                tracing::warn!("a DHCP server takes back {}: another address is asked for", old.address());
                 (self.configured(held, at, Some(old), None), Duration::ZERO)
             }
             Ok(Answer::Nothing) => (Some(old.clone()), pause(old, any)),
             Err(e) => {
-                tracing::warn!("the lease of {} is not extended: {e}", old.address);
+                tracing::warn!("the lease of {} is not extended: {e}", old.address());
                 (Some(old.clone()), pause(old, any))
             }
         }
@@ -173,8 +179,9 @@ impl Keeper {
 }
 
 fn pause(lease: &Lease, any: bool) -> Duration {
-    let left = lease.until(if any { lease.lifetime } else { lease.t2 });
-    let shortest = Duration::from_secs((lease.lifetime / 20).into()).clamp(LEAST, SHORTEST);
+    let [_, t2, lifetime] = lease.times();
+    let left = lease.until(if any { lifetime } else { t2 });
+    let shortest = Duration::from_secs((lifetime / 20).into()).clamp(LEAST, SHORTEST);
     (left / 2).max(shortest).min(left)
 }
 

@@ -1,6 +1,6 @@
 //! The calls of the proxy, and the leases that it keeps.
 
-use super::interface::{Entered, Interface};
+use super::interface::{Entered, Interface, V6};
 use super::keeper::{Ended, Held, Keeper};
 use crate::dhcp::rpc::{IsGone, Service, Status, read};
 use crate::dhcp::wire::{CLEAN, NetworkConfig, OperationResponse, SETUP, TEARDOWN, WireLease};
@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A namespace and an interface in it.
-type Key = (PathBuf, String);
+/// A namespace, an interface in it, and whether its lease is by DHCPv6.
+type Key = (PathBuf, String, bool);
 
 struct Kept {
     keeper: Arc<Keeper>,
@@ -72,7 +72,7 @@ impl Proxy {
     }
 
     fn keep(self: &Arc<Self>, held: Held) -> Result<()> {
-        let key = (held.interface.netns.clone(), held.interface.name.to_string());
+        let key = key(&held.interface, &held.who);
         let keeper = Arc::new(Keeper::new(held));
         let (proxy, own, of) = (self.clone(), keeper.clone(), key.clone());
         let run = move || {
@@ -120,19 +120,22 @@ impl Proxy {
     }
 
     fn setup(self: &Arc<Self>, config: &NetworkConfig, is_gone: &IsGone) -> std::result::Result<WireLease, Status> {
-        // The texts are netavark's.
-        match config.version {
-            0 => {}
-            1 => return Err(Status::new(Status::INVALID_ARGUMENT, "ipv6 not yet supported")),
-            _ => return Err(Status::new(Status::INVALID_ARGUMENT, "invalid protocol version")),
+        if !matches!(config.version, 0 | V6) {
+            // The text is netavark's.
+            return Err(Status::new(Status::INVALID_ARGUMENT, "invalid protocol version"));
         }
         let wrong = |e: Error| Status::new(Status::INVALID_ARGUMENT, e.to_string());
-        let (interface, who) = Interface::of(config).map_err(wrong)?;
+        let (interface, mut who) = Interface::of(config).map_err(wrong)?;
         let gone = || Status::new(Status::INVALID_ARGUMENT, "the interface has disappeared");
         let at = interface.enter().map_err(wrong)?.ok_or_else(gone)?;
         // Of an earlier setup that nothing has torn down.
-        if self.take(&(interface.netns.clone(), interface.name.to_string())).is_some() {
+        if self.take(&key(&interface, &who)).is_some() {
             self.save();
+        }
+        // A container's first interface is known by the container's id, as with netavark. Another one on the same server's networks
+        // would get the same address.
+        if who.iaid.is_none() && self.kept().values().any(|k| k.keeper.held().who.client_id == who.client_id) {
+            who.client_id.extend(format!(" {}", interface.name).bytes());
         }
         let until = Instant::now() + self.timeout;
         let acquired = at.inside.run(|| {
@@ -144,7 +147,8 @@ impl Proxy {
             let on = if interface.host.is_empty() { String::new() } else { format!(" on {}", interface.host) };
             // The first words are netavark's.
             let text = format!(
-                "Timeout on acquiring DHCPv4 lease{on}: no server granted an address within {} s",
+                "Timeout on acquiring DHCPv{} lease{on}: no server granted an address within {} s",
+                if who.iaid.is_some() { 6 } else { 4 },
                 self.timeout.as_secs()
             );
             Status::new(Status::ABORTED, text)
@@ -160,12 +164,12 @@ impl Proxy {
             return Err(e);
         }
         self.save();
-        tracing::info!("{} of {} has {}", held.interface.name, held.interface.netns.display(), lease.address);
+        tracing::info!("{} of {} has {}", held.interface.name, held.interface.netns.display(), lease.address());
         Ok(WireLease::of(&lease, &config.container_mac_addr))
     }
 
     fn teardown(&self, config: &NetworkConfig) -> WireLease {
-        let key = (PathBuf::from(&config.ns_path), config.container_iface.clone());
+        let key = (PathBuf::from(&config.ns_path), config.container_iface.clone(), config.version == V6);
         let Some(held) = self.take(&key) else { return WireLease::default() };
         self.save();
         release(&held);
@@ -181,6 +185,10 @@ impl Proxy {
     }
 }
 
+fn key(interface: &Interface, who: &Identity) -> Key {
+    (interface.netns.clone(), interface.name.to_string(), who.iaid.is_some())
+}
+
 /// Gives the address back, from its interface or, where that is gone, from the host. The lease ends by itself if no server hears of it.
 fn release(held: &Held) {
     let Some(lease) = &held.lease else { return };
@@ -189,8 +197,8 @@ fn release(held: &Held) {
         Ok(None) | Err(_) => released_outside(&held.interface, &held.who, lease),
     };
     match released {
-        Ok(()) => tracing::info!("{} is released", lease.address),
-        Err(e) => tracing::warn!("{} is not released: {e}", lease.address),
+        Ok(()) => tracing::info!("{} is released", lease.address()),
+        Err(e) => tracing::warn!("{} is not released: {e}", lease.address()),
     }
 }
 
@@ -204,7 +212,7 @@ fn released_inside(interface: &Interface, who: &Identity, lease: &Lease, at: &En
 fn released_outside(interface: &Interface, who: &Identity, lease: &Lease) -> Result<()> {
     let gone = || Error::new(format!("the host's interface {} is gone", interface.host));
     let index = interface.host_index()?.ok_or_else(gone)?;
-    Client { index, interface: &interface.host, who, stop: &|| false }.release_on_behalf(lease)
+    Client { index, interface: &interface.host, who, stop: &|| false }.release(lease)
 }
 
 /// [`Service`] for a proxy that its keepers share.

@@ -1,10 +1,10 @@
 //! One entry of `network_info` → a network.
 
 use super::json_reader::{Field, Node, entries, items};
-use super::options::{Allow, Options, is_netpaths};
+use super::options::{Allow, Automatic, Options, is_netpaths};
 use super::plugin::BUILT_IN;
 use super::wire;
-use crate::model::attachment::{Ipvlan, Macvlan};
+use crate::model::attachment::{Ipvlan, IpvlanMode, Macvlan};
 use crate::model::network::{Route, RouteKind, Subnet};
 use crate::model::{Attachment, IfName, Isolation, Mtu, Network, TranslationPath};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -46,10 +46,18 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
     let driver_options = DriverOptions::read(node, isolation, v6, on_parent);
     let mut options = Options::of_network(node);
     let attachment = attachment(node);
-    if !matches!(attachment, Some(Attachment::Bridge(_)) | None) && options != Options::default() {
+    let on_managed = matches!(attachment, Some(Attachment::Bridge(_)));
+    let is_routed = matches!(&attachment, Some(Attachment::Ipvlan(i)) if i.mode != IpvlanMode::L2);
+    if options.auto != Automatic::default() && (on_managed || is_routed) {
+        let which =
+            if on_managed { "a managed bridge, whose containers get theirs from the engine" } else { "ipvlan l3" };
+        node.wrong(format!("options netpath.dhcp4, dhcp6 and slaac are not for the addresses of {which}"));
+    }
+    let others = Options { auto: Automatic::default(), ..options.clone() };
+    if !on_managed && attachment.is_some() && others != Options::default() {
         let kind = driver.map_or("", |d| if on_parent { d.text() } else { "unmanaged bridge" });
         node.wrong(format!(
-            "options netpath.… have no effect on a network of kind {kind}, which the datapath does not serve"
+            "options netpath.… but for dhcp4, dhcp6 and slaac have no effect on a network of kind {kind}, which the datapath does not serve"
         ));
     }
     // Netfilter looks routes up in the VRF.
@@ -79,7 +87,9 @@ pub(super) fn read(node: &Node<'_, wire::Network>, name: &str, isolation: Isolat
         xdp: options.xdp,
         vlan: driver_options.vlan,
         vrf: driver_options.vrf,
-        dhcp: ipam(node) == "dhcp",
+        dhcp: ipam(node) == "dhcp" && options.auto.dhcp4,
+        dhcp6: options.auto.dhcp6,
+        slaac: options.auto.slaac,
         // The gateway of such a network is another machine, so no DNS server of netpath can listen on it.
         dns: *dns?.value && !on_parent,
         dns_addresses: None,

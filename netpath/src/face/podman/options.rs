@@ -23,6 +23,21 @@ pub(super) struct Options {
     /// Seconds.
     pub dns_ttl: u32,
     pub allow: Allow,
+    pub auto: Automatic,
+}
+
+/// How containers get addresses on a network whose addresses are not netpath's. `dhcp` as IPAM driver means the first, unless it is off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Automatic {
+    pub dhcp4: bool,
+    pub dhcp6: bool,
+    pub slaac: bool,
+}
+
+impl Default for Automatic {
+    fn default() -> Self {
+        Self { dhcp4: true, dhcp6: false, slaac: false }
+    }
 }
 
 /// The allow lists of published ports.
@@ -50,6 +65,7 @@ impl Default for Options {
             xdp: Xdp::Auto,
             dns_ttl: 0,
             allow: Allow::default(),
+            auto: Automatic::default(),
         }
     }
 }
@@ -84,6 +100,9 @@ impl Options {
                 }
                 _ => node.wrong(format!("{text:?}: expected auto, kernel or offload")),
             },
+            "dhcp4" => self.auto.dhcp4 = switch(node).unwrap_or(true),
+            "dhcp6" => self.auto.dhcp6 = switch(node).unwrap_or(false),
+            "slaac" => self.auto.slaac = switch(node).unwrap_or(false),
             "direct" => self.direct = flag(node).unwrap_or(self.direct),
             "masquerade" => self.masquerade = flag(node).unwrap_or(self.masquerade),
             "xdp" => match text {
@@ -109,7 +128,7 @@ impl Allow {
         let mut allow = Self::default();
         for (key, node) in entries(endpoint.options()) {
             let Some(name) = key.strip_prefix(PREFIX) else { continue };
-            if matches!(name, "path" | "direct" | "masquerade" | "xdp" | "dns_ttl") {
+            if matches!(name, "path" | "direct" | "masquerade" | "xdp" | "dns_ttl" | "dhcp4" | "dhcp6" | "slaac") {
                 node.wrong("this is an option of the network, not of a container");
                 continue;
             }
@@ -214,8 +233,20 @@ fn ports_of(publish: &Publish) -> RangeInclusive<u16> {
 
 fn unknown(node: &Node<'_, String>) {
     node.wrong(
-        "netpath has no option of that name; it has path, direct, masquerade, xdp, dns_ttl, allow and allow.PORT",
+        "netpath has no option of that name; it has path, direct, masquerade, xdp, dns_ttl, dhcp4, dhcp6, slaac, allow \
+         and allow.PORT",
     );
+}
+
+fn switch(node: &Node<'_, String>) -> Option<bool> {
+    match node.text() {
+        "on" => Some(true),
+        "off" => Some(false),
+        text => {
+            node.wrong(format!("{text:?}: expected on or off"));
+            None
+        }
+    }
 }
 
 fn flag(node: &Node<'_, String>) -> Option<bool> {

@@ -70,6 +70,8 @@ pub(super) fn network(info: &Node<'_, wire::Network>, name: &str, attachment: At
         vlan: None,
         vrf: None,
         dhcp: false,
+        dhcp6: false,
+        slaac: false,
         dns: false,
         dns_addresses: None,
         dns_port: crate::model::network::DNS_PORT,

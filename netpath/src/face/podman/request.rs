@@ -114,7 +114,7 @@ fn read(request: &Node<'_, Request>, plugin_dirs: &[OsString]) -> Option<Attach>
         let own = Allow::of_endpoint(&node, &publishes);
         let (Some(described), Some(endpoint)) = (described, endpoint) else { continue };
         let (network, allow) = (described.network, described.allow.overridden_by(own));
-        check_default_gateways(&node, &network, &endpoint);
+        check_default_gateways(&node, &network, &endpoint, &requests);
         for other in &requests {
             if other.network.name == network.name {
                 node.wrong(format!("network {name:?} is named twice"));
@@ -220,10 +220,16 @@ fn addresses(node: &Node<'_, PerNetworkOptions>, network: Option<&Network>) -> V
     addresses.into_iter().map(|(_, address)| address).collect()
 }
 
-/// The kernel rejects a route whose gateway is in no subnet of the container's addresses.
-fn check_default_gateways(node: &Node<'_, PerNetworkOptions>, network: &Network, endpoint: &Endpoint) {
+/// The kernel rejects a route whose gateway is in no subnet of the container's addresses: those before, and those of this network.
+fn check_default_gateways(
+    node: &Node<'_, PerNetworkOptions>,
+    network: &Network,
+    endpoint: &Endpoint,
+    before: &[EndpointRequest],
+) {
+    let addresses = || before.iter().map(|r| &r.endpoint).chain([endpoint]).flat_map(|e| &e.addresses);
     for route in default_routes(network) {
-        if route.gateway.is_some_and(|g| !endpoint.addresses.iter().any(|a| a.contains(&g))) {
+        if route.gateway.is_some_and(|g| !addresses().any(|a| a.contains(&g))) {
             node.wrong(format!("static_ips has no address in the subnet of the gateway of route {route}"));
         }
     }

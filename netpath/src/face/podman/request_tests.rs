@@ -531,14 +531,19 @@ fn macvlan_options_are_parsed() {
     assert_eq!((99, true, false), (plain.metric, plain.default_route, plain.dns), "no DNS on a macvlan");
     let all = network(json!({"mode": "vepa", "bclim": "-1", "mtu": "1400", "metric": "7", "no_default_route": "1"}));
     assert_eq!(Attachment::Macvlan(Macvlan { mode: MacvlanMode::Vepa, bclim: Some(-1), ..attachment }), all.attachment);
+    let automatic = network(json!({"netpath.dhcp6": "on", "netpath.slaac": "on"}));
+    assert_eq!((false, true, true), (automatic.dhcp, automatic.dhcp6, automatic.slaac), "beside static addresses");
+    let managed = with("/network_info/front/options", json!({"netpath.dhcp6": "on"}));
+    assert!(mistake(&managed).contains("are not for the addresses of a managed bridge"), "{}", mistake(&managed));
     assert_eq!((7, false, Some(1400)), (all.metric, all.default_route, all.mtu.map(crate::model::network::Mtu::bytes)));
     for (options, found) in [
         (json!({"mode": "managed"}), "network_info.front.options.mode: invalid macvlan mode \"managed\""),
         (json!({"bclim": "much"}), "network_info.front.options.bclim"),
         (
             json!({"netpath.direct": "true"}),
-            "network_info.front: options netpath.… have no effect on a network of kind macvlan",
+            "network_info.front: options netpath.… but for dhcp4, dhcp6 and slaac have no effect on a network of kind macvlan",
         ),
+        (json!({"netpath.slaac": "yes"}), "netpath.slaac\": \"yes\": expected on or off"),
     ] {
         let reported = mistake(&macvlan(options));
         assert!(reported.contains(found), "{reported}");

@@ -28,7 +28,9 @@ fn block(attached: &Attached, dns_servers: &[IpAddr]) -> Result<StatusBlock> {
     };
     let subnets = endpoint.addresses.iter().map(|address| {
         let subnet = network.subnets.iter().find(|s| s.net.contains(&address.addr()));
-        let gateway = lease.as_ref().map_or_else(|| subnet.and_then(|s| s.gateway), |l| l.gateway);
+        let is_same_family = |g: &IpAddr| g.is_ipv4() == address.addr().is_ipv4();
+        let leased = || lease.as_ref().and_then(|l| l.gateway).filter(is_same_family);
+        let gateway = subnet.map_or_else(leased, |s| s.gateway);
         NetAddress { ipnet: *address, gateway, ..NetAddress::default() }
     });
     let mac_address = mac.to_string();
