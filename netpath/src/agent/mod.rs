@@ -132,7 +132,11 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
             biased;
             _ = terminate.recv() => break "ended by a signal",
             _ = interrupt.recv() => break "ended by a signal",
-            _ = hang_up.recv() => names.reload().await,
+            _ = hang_up.recv() => {
+                names.reload().await;
+                // It may have been the last name.
+                due = due.or(Some((Instant::now(), Look::IfChanged)));
+            }
             () = sleep_until(when), if due.is_some() => {
                 let look = due.take().map_or(Look::IfChanged, |(_, look)| look);
                 // This look sees what these events report.
@@ -153,6 +157,7 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
                 // After an error the next look is that of the next change or round.
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
+                    Ok(LookResult::NoContainer) if names.are_there().await => {}
                     Ok(LookResult::NoContainer) => break "the last container is gone",
                     Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),

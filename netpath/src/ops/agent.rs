@@ -3,6 +3,7 @@
 
 use crate::datapath::IdleState;
 use crate::datapath::{keep_loaded, ladder};
+use crate::dns::files::has_networks;
 use crate::dns::inherited;
 use crate::dns::process::own_program;
 use crate::model::error::{Context, Error, Result};
@@ -159,6 +160,11 @@ pub fn is_own(store: &Store) -> bool {
 pub fn keeps_idle(store: &Store, cookie: u64) -> bool {
     let is_kept = matches!(ladder::idle(cookie), Some(IdleState::Until(when)) if when > SystemTime::now());
     is_kept && is_own(store)
+}
+
+/// Whether an agent of this build has names left to answer, of containers that a real Netavark has started.
+pub fn serves_names(store: &Store) -> bool {
+    is_own(store) && dns_places::read(store.dir()).iter().any(|place| has_networks(&place.dir))
 }
 
 /// Ends the agent and waits until it is gone. The caller holds the host's lock, for which an agent never waits.
