@@ -5,10 +5,12 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use support::agent::{agents, kill_all, the_agent};
 use support::dns::{Resolver, Type, query};
-use support::host::SOON;
+use support::host::{SOON, patience};
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung};
 use support::residue::Residue;
@@ -223,6 +225,44 @@ fn names_of_others_outlive_the_last_container(rung: Rung) -> Result<()> {
     support::host::wait_for("the end of the agent", SOON, || agents(&topology).is_empty().then_some(()))?;
     let _ = std::fs::remove_dir(&dir);
     let _ = std::fs::remove_file(topology.dir().join("config/aardvark.lock"));
+    residue.nothing_left(&topology, &[&web])
+}
+
+/// The command of netpath-agent.service, which systemd starts again after a kill.
+#[test]
+fn names_are_back_within_a_second_of_a_kill() -> Result<()> {
+    let rung = Rung::best_hooks();
+    need!(need::netpath(), need::rung(rung));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let web = topology.container("web")?;
+    let document = Document::new().on_dual(&network(), "eth0", 7, 5);
+    netavark.setup(&web, &document)?;
+    let standby = || -> Result<Child> {
+        let mut command = Command::new(support::netavark::binary()?);
+        command.args(["agent", "--standby"]);
+        Ok(topology.host.run(|| command.spawn())?)
+    };
+    let mut agent = standby()?;
+    let first = the_agent(&topology)?;
+    let is_back = || {
+        support::host::wait_for("names after a kill", Duration::from_secs(1) * patience(), || {
+            let mut client = resolver(&web, Family::V4, 5);
+            client.limit = Duration::from_millis(100);
+            client.addresses("web.", Type::A).ok()
+        })
+    };
+    kill_all(&topology)?;
+    is_back()?;
+    ensure!(the_agent(&topology)? != first && the_agent(&topology)? == agent.id() as i32, "another process");
+    agent.kill()?;
+    agent.wait()?;
+    agent = standby()?;
+    is_back()?;
+    // The agent ends with the last container, and the standby with it.
+    netavark.teardown(&web, &document)?;
+    ensure!(agent.wait()?.success(), "it fails at its end");
     residue.nothing_left(&topology, &[&web])
 }
 

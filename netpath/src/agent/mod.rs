@@ -10,6 +10,7 @@ mod events;
 mod names;
 mod rate_limiter;
 mod requests;
+pub mod standby;
 
 use crate::datapath::filter;
 use crate::dns::inherited::Inherited;
