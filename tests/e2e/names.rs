@@ -266,6 +266,28 @@ fn names_are_back_within_a_second_of_a_kill() -> Result<()> {
     residue.nothing_left(&topology, &[&web])
 }
 
+/// Although it has loaded the programs' object, of which memory of ten times that size is free afterwards.
+#[test]
+fn the_agent_is_small() -> Result<()> {
+    let rung = Rung::best_hooks();
+    need!(need::netpath(), need::rung(rung));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::on(&topology, rung)?;
+    let web = topology.container("web")?;
+    let document = Document::new().on_dual(&network(), "eth0", 7, 5);
+    netavark.setup(&web, &document)?;
+    let status = format!("/proc/{}/status", support::agent::watching(&topology)?);
+    let own_kb = || -> Option<u64> {
+        let status = std::fs::read_to_string(&status).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?;
+        line.trim().trim_end_matches(" kB").parse().ok()
+    };
+    support::host::wait_for("less than 8 MB of its own", SOON, || own_kb().filter(|kb| *kb < 8 * 1024))?;
+    netavark.teardown(&web, &document)?;
+    residue.nothing_left(&topology, &[&web])
+}
+
 /// Larger than the network's MTU: the answer is marked as truncated, and whole over TCP.
 #[test]
 fn an_answer_that_is_larger_than_the_mtu_comes_over_tcp() -> Result<()> {
