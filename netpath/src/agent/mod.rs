@@ -154,19 +154,16 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
                 let started = Instant::now();
                 let (back, followed) = look_once(host_watch, look).await?;
                 host_watch = back;
-                if matches!(followed, Ok(LookResult::Changed(_))) {
-                    return_memory();
-                }
+                return_memory();
                 let was_busy = matches!(followed, Ok(LookResult::Busy));
                 // After an error the next look is that of the next change or round.
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
                 match followed {
-                    Ok(LookResult::NoContainer) if names.are_there().await => {}
                     Ok(LookResult::NoContainer) => break "the last container is gone",
                     Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
-                    Ok(LookResult::Same) => {}
+                    Ok(LookResult::Same | LookResult::Names) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
                 if !was_busy {

@@ -4,7 +4,7 @@ use crate::datapath::DnsSockets;
 use crate::dns::inherited::Inherited;
 use crate::dns::server::{Lead, Led, Loaded, Place};
 use crate::dns::service::Service;
-use crate::dns::{Settings, files, pid_file};
+use crate::dns::{Settings, pid_file};
 use crate::state::agent::AgentLock;
 use crate::state::dns_places::{self, DnsPlace};
 use std::io;
@@ -103,11 +103,6 @@ impl Names {
             dns_places::write(&self.lock, &self.dir, places).map_err(|e| io::Error::other(e.to_string()))?;
         }
         Ok(loaded)
-    }
-
-    /// Whether there are names without a container of netpath: of those that a real Netavark has started.
-    pub(super) async fn are_there(&self) -> bool {
-        self.served.lock().await.places.iter().any(|place| files::has_networks(&place.dir))
     }
 
     /// What each server has counted, as JSON.
