@@ -12,8 +12,8 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/model/clock.rs");
-    // One is made from the other.
-    let [digest, _] = ["netpath-ebpf.o", "netpath-ebpf-v4.o"].map(|name| {
+    // The second one is made from the first.
+    let [all, _, dns] = ["netpath-ebpf.o", "netpath-ebpf-v4.o", "netpath-ebpf-dns.o"].map(|name| {
         let object = root.join("target/ebpf").join(name);
         println!("cargo::rerun-if-changed={}", object.display());
         let bytes = match fs::read(&object) {
@@ -25,8 +25,9 @@ fn main() {
         if let Err(e) = fs::write(&out, &bytes) {
             stop(&format!("cannot write {}: {e}", out.display()));
         }
-        digest(&bytes)
+        bytes
     });
+    let digest = digest(&[all, dns].concat());
     println!("cargo::rustc-env=NETPATH_OBJECT_DIGEST={digest:016x}");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());

@@ -105,6 +105,19 @@ pub const METERS: u32 = 16_384;
 /// In ticks, as a power of two: 1.07 s.
 pub const METER_WINDOW: u32 = 3;
 
+/// Key of `np_dns`, SOCKHASH of [`DNS_SOCKETS`]: a query to this address at port [`DNS_PORT`] reaches the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DnsKey {
+    /// v4-mapped.
+    pub server: Addr,
+    /// [`PROTO_UDP`] or [`PROTO_TCP`].
+    pub proto: u32,
+}
+
+pub const DNS_SOCKETS: u32 = 4 * NETWORKS;
+pub const DNS_PORT: u16 = 53;
+
 /// `np_nat_port`, ARRAY of 65,536 by port (or echo identifier) in host byte order: the ports that masquerade has
 /// used, so that an uplink can exclude a reply without a look-up in the flow table. Set by programs, one byte per
 /// protocol because bytes need no atomics; cleared by the control plane when no flow has the port. A stale mark costs
@@ -202,6 +215,8 @@ pub const NET_ISOLATED: u32 = 4;
 pub const NET_STRICT: u32 = 8;
 /// Containers are reachable from uplinks by their own addresses, and may send from any (`netpath.direct=true`).
 pub const NET_DIRECT: u32 = 16;
+/// Port 53 of the bridge's addresses is the network's DNS server, whatever is published there.
+pub const NET_DNS: u32 = 32;
 
 /// `np_net`, HASH by ifindex of the bridge.
 #[repr(C)]
@@ -507,6 +522,7 @@ pub mod name {
     pub const PROMOTION: &str = "np_promotion";
     pub const METER: &str = "np_meter";
     pub const LASTING: &str = "np_lasting";
+    pub const DNS: &str = "np_dns";
     pub const SCRATCH4: &str = "np_scratch4";
     pub const SCRATCH6: &str = "np_scratch6";
 }
@@ -543,6 +559,7 @@ pub mod program {
     pub const CARRY_OUT: &str = "np_carry_out";
     /// Look-up of listening sockets (5.9).
     pub const NEW_UPLINK: &str = "np_new_uplink";
+    pub const DNS: &str = "np_dns_query";
     pub const CONNECT4: &str = "np_connect4";
     pub const CONNECT6: &str = "np_connect6";
     pub const SENDMSG4: &str = "np_sendmsg4";
@@ -581,6 +598,7 @@ mod pod {
         super::SockOrigin,
         super::Count,
         super::AllowKey,
+        super::DnsKey,
         super::Traffic,
         super::Promotion,
         super::FragmentKey4,

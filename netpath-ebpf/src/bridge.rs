@@ -2,9 +2,9 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use netpath_common::addr::V6;
+use netpath_common::addr::{Addr, V6};
 use netpath_common::family::{Family, Ipv6, Kind as AddressKind};
-use netpath_common::layout::{NET_DIRECT, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE};
+use netpath_common::layout::{DNS_PORT, NET_DIRECT, NET_DNS, NET_INTERNAL, NET_MASQUERADE, SIDE_BRIDGE};
 use netpath_common::policy::may_pass;
 use netpath_common::reason::Reason;
 
@@ -104,7 +104,8 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
     }
     let packet = &scratch.packet;
     let slot = port_lookup::slot(packet.ip.proto, packet.tuple.dport.value());
-    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) {
+    let is_dns = || is_dns_server(&F::mapped(packet.tuple.dst), packet.tuple.dport.value());
+    if slot != 0 && matches!(packet.kind, Kind::Tcp | Kind::Udp | Kind::Sctp) && !is_dns() {
         match port_lookup::select_target(ctx, scratch, slot, 0) {
             0 => {}
             port_lookup::REFUSED => return verdict::drop(Reason::DropNotAllowed).pack(),
@@ -141,6 +142,13 @@ fn handle_no_flow<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>) -> u64 
         Kind::Fragment => verdict::stack(Reason::Fragment).pack(),
         _ => NOT_OURS.pack(),
     }
+}
+
+/// Whether `to`:`port` is the DNS server of a network.
+#[inline(always)]
+fn is_dns_server(to: &Addr, port: u16) -> bool {
+    let has_dns = |bridge: &u32| maps::find(&maps::NETWORK, *bridge).is_some_and(|n| n.flags & NET_DNS != 0);
+    port == DNS_PORT && maps::find(&maps::LOCAL, to).is_some_and(has_dns)
 }
 
 /// A container connects to a published port on an address of its own host (RFC 4787 §6); `target` is the bridge of

@@ -30,6 +30,7 @@ mod parsed;
 mod port_lookup;
 mod rewrite;
 mod scratch;
+mod sk_lookup;
 mod socket;
 mod subprog;
 mod uplink_egress;

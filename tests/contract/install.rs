@@ -202,3 +202,30 @@ fn doctor_finds_what_is_missing_left_over_or_in_front() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn systemd_accepts_the_units() -> Result<()> {
+    need!(need::netpath(), need::program("systemd-analyze"));
+    let host = Host::new()?;
+    host.done("install", &[])?;
+    // Beside systemd's own units, without being installed: its paths lead to netpath in the test's directory.
+    let dir = host.root.join("units");
+    std::fs::create_dir(&dir)?;
+    let names = ["netpath-agent.path", "netpath-agent.service", "netpath-preload.service"];
+    for name in names {
+        let text = std::fs::read_to_string(host.root.join("usr/local/lib/systemd/system").join(name))?;
+        std::fs::write(dir.join(name), text.replace("/usr/local/bin/netpath", &host.netpath.to_string_lossy()))?;
+    }
+    let verify = || -> Result<(bool, String)> {
+        let mut command = Command::new("systemd-analyze");
+        let out = command.args(["verify", "--man=no"]).args(names.map(|name| dir.join(name))).output()?;
+        Ok((out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned()))
+    };
+    let (is_accepted, said) = verify()?;
+    ensure!(is_accepted && !said.contains("netpath-"), "{said}");
+    // Control.
+    let agent = dir.join(names[1]);
+    std::fs::write(&agent, std::fs::read_to_string(&agent)?.replace("Restart=on-failure", "Restart=perhaps"))?;
+    ensure!(verify()?.1.contains("perhaps"), "a mistake is accepted");
+    Ok(())
+}

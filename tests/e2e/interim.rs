@@ -82,8 +82,10 @@ fn connections_pass_while_the_programs_take_the_first_container_over() -> Result
     ensure!(passed.load(Ordering::Relaxed) > 1, "too few connections");
     exchange(&mut lasting, b"still there")?;
     drop(lasting);
-    let table = topology.host.output(nft(), b"")?;
-    ensure!(!String::from_utf8_lossy(&table.stdout).contains("netpath"), "its table is left");
+    wait_for("the end of its tables", SOON, || {
+        let tables = topology.host.output(nft(), b"").ok()?;
+        (!String::from_utf8_lossy(&tables.stdout).contains("netpath")).then_some(())
+    })?;
     // A second one, and one that is alone while the programs are loaded, find them.
     let beside = Document::new().on_dual(&Network::dual(7), "eth0", 7, 6);
     netavark.setup(&db, &beside)?;

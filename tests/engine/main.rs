@@ -67,7 +67,8 @@ cases! {
         commands_in_mount_namespaces_of_their_own_share_the_programs;
     names:
         names_of_several_networks_are_known_in_every_form
-        names_outlive_a_killed_agent_and_are_listed;
+        names_outlive_a_killed_agent_and_are_listed
+        a_published_port_53_leaves_names_alone;
     networks:
         a_container_is_reached_on_both_of_its_networks
         a_network_is_connected_and_disconnected_while_running

@@ -103,3 +103,27 @@ pub(crate) fn names_outlive_a_killed_agent_and_are_listed(m: &Machine) -> Result
     ensure!(looked_up(m, "web", "late")?.is_empty(), "a removed container keeps its name");
     Ok(())
 }
+
+/// Podman's conmon holds the published port on all addresses of the host.
+pub(crate) fn a_published_port_53_leaves_names_alone(m: &Machine) -> Result<()> {
+    if m.backend() != Backend::Netpath(None) {
+        // There the DNS server is at port 53 of the gateway, and Podman gets no port.
+        return Ok(());
+    }
+    m.podman(&["network", "create", "--subnet", "10.89.1.0/24", "one"])?;
+    run_httpd(m, "web", &["--network", "one"])?;
+    run_peer(m, "pihole", &["53"], &["--network", "one", "-p", "53:53/udp", "-p", "53:53/tcp"])?;
+    let (web, pihole) = (m.address("web", "one")?.to_string(), m.address("pihole", "one")?.to_string());
+    for from in ["web", "pihole"] {
+        ensure!(
+            looked_up(m, from, "pihole")? == [pihole.clone()] && looked_up(m, from, "web")? == [web.clone()],
+            "{from}"
+        );
+    }
+    for ask in [reach::udp, reach::udp_connected, reach::tcp] {
+        assert_eq!(format!("pihole:53 sees {CLIENT}"), m.client(|| ask(SocketAddr::new(HOST, 53)))??);
+    }
+    let bound = m.run_on_host("cat", &["/proc/net/udp", "/proc/net/udp6"])?;
+    ensure!(bound.contains(":0035 "), "the control: the engine does not hold the port: {bound}");
+    check_rung(m)
+}

@@ -26,7 +26,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Brings the object and the one for networks without IPv6 up to date; `true` if one changed.
+/// Brings the object, the one for networks without IPv6 and that of DNS up to date; `true` if one changed.
 ///
 /// # Errors
 /// No toolchain (the error names both ways to get one), or compiler errors on stderr.
@@ -36,7 +36,10 @@ pub(crate) fn build() -> Result<bool> {
     let built = build_in(&toolchain, &workspace::root(), &directory.join("cargo"), Stdio::inherit())?;
     let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     let of_v4 = put(&workspace::object_v4(), &v4_object::of(&new)?)?;
-    Ok(put(&workspace::object(), &new)? || of_v4)
+    let dns = built.with_file_name("netpath-ebpf-dns");
+    let dns = fs::read(&dns).with_context(|| format!("cannot read {}", dns.display()))?;
+    let of_dns = put(&workspace::object_dns(), &dns)?;
+    Ok(put(&workspace::object(), &new)? || of_v4 || of_dns)
 }
 
 /// Replaces the file, if it has other bytes.

@@ -31,6 +31,11 @@ pub(crate) fn object_v4() -> PathBuf {
     target().join("ebpf/netpath-ebpf-v4.o")
 }
 
+/// The object with the program that leads DNS queries.
+pub(crate) fn object_dns() -> PathBuf {
+    target().join("ebpf/netpath-ebpf-dns.o")
+}
+
 /// Output of the programs that xtask starts.
 pub(crate) fn logs() -> PathBuf {
     target().join("xtask")

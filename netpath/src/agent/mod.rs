@@ -10,6 +10,7 @@ mod events;
 mod names;
 mod rate_limiter;
 mod requests;
+pub mod standby;
 
 use crate::datapath::filter;
 use crate::dns::inherited::Inherited;
@@ -132,7 +133,11 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
             biased;
             _ = terminate.recv() => break "ended by a signal",
             _ = interrupt.recv() => break "ended by a signal",
-            _ = hang_up.recv() => names.reload().await,
+            _ = hang_up.recv() => {
+                names.reload().await;
+                // It may have been the last name.
+                due = due.or(Some((Instant::now(), Look::IfChanged)));
+            }
             () = sleep_until(when), if due.is_some() => {
                 let look = due.take().map_or(Look::IfChanged, |(_, look)| look);
                 // This look sees what these events report.
@@ -149,6 +154,7 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
                 let started = Instant::now();
                 let (back, followed) = look_once(host_watch, look).await?;
                 host_watch = back;
+                return_memory();
                 let was_busy = matches!(followed, Ok(LookResult::Busy));
                 // After an error the next look is that of the next change or round.
                 next_look = followed.is_ok().then(|| host_watch.next_look()).flatten().map(Instant::from_std);
@@ -157,7 +163,7 @@ async fn watch(mut host_watch: HostWatch, lock: Arc<AgentLock>, inherited: Inher
                     Ok(LookResult::Idle(until)) => next_look = Some(until.into()),
                     Ok(LookResult::Busy) => due = Some((Instant::now() + RETRY, look)),
                     Ok(LookResult::Changed(objects)) => tracing::info!(objects, "the host has changed, the datapath follows"),
-                    Ok(LookResult::Same) => {}
+                    Ok(LookResult::Same | LookResult::Names) => {}
                     Err(e) => tracing::warn!("{e}"),
                 }
                 if !was_busy {
@@ -215,6 +221,15 @@ async fn look_once(mut host_watch: HostWatch, look: Look) -> Result<(HostWatch, 
         (host_watch, followed)
     })
     .await
+}
+
+/// Gives free memory back to the kernel: that of the programs' object, which a look may have loaded, is ten times what stays.
+fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number only, and has no conditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 async fn expire(host_watch: HostWatch) -> Result<HostWatch> {

@@ -1,14 +1,15 @@
 //! The names of containers: what commands tell the agent about them.
 
+use crate::datapath::DnsSockets;
 use crate::dns::inherited::Inherited;
-use crate::dns::server::{Loaded, Place};
+use crate::dns::server::{Lead, Led, Loaded, Place};
 use crate::dns::service::Service;
 use crate::dns::{Settings, pid_file};
 use crate::state::agent::AgentLock;
 use crate::state::dns_places::{self, DnsPlace};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::Mutex;
 
 pub(super) struct Names {
@@ -23,6 +24,8 @@ struct Served {
     /// From the first place on.
     service: Option<Service>,
     places: Vec<DnsPlace>,
+    /// From the first place on that wants it; `None` inside: the kernel refuses it.
+    lead: Option<Option<Arc<Lead>>>,
 }
 
 impl Names {
@@ -67,15 +70,27 @@ impl Names {
     ///
     /// # Errors
     /// The directory cannot be read, or the state not written.
-    pub(super) async fn serve(&self, place: DnsPlace) -> io::Result<Loaded> {
+    pub(super) async fn serve(&self, mut place: DnsPlace) -> io::Result<Loaded> {
         let mut served = self.served.lock().await;
-        let Served { service, places } = &mut *served;
+        let Served { service, places, lead } = &mut *served;
+        // A command knows those of its container.
+        let known = places.iter().filter(|other| other.dir == place.dir).flat_map(|other| &other.led);
+        place.led.extend(known);
+        place.led.sort_unstable();
+        place.led.dedup();
+        let by = match lead {
+            _ if place.led.is_empty() => None,
+            Some(lead) => lead.clone(),
+            None => lead.insert(open_lead()).clone(),
+        };
         let service = match service {
             Some(service) => service,
             None => service.insert(Service::start(Inherited::default())?),
         };
         let settings = Settings::new(crate::dns::SEARCH_DOMAIN, place.forwards);
-        let loaded = service.serve(Place { dir: place.dir.clone(), port: place.port, settings }).await?;
+        let led = Led { addresses: place.led.clone(), by };
+        let loaded = service.serve(Place { dir: place.dir.clone(), port: place.port, settings, led }).await?;
+        place.led.retain(|address| loaded.listen.contains(address));
         let before = places.clone();
         places.retain(|other| other.dir != place.dir);
         if loaded.networks > 0 {
@@ -105,4 +120,14 @@ impl Names {
     pub(super) async fn close(&self) {
         self.served.lock().await.places.iter().for_each(|place| pid_file::remove_own(&place.dir));
     }
+}
+
+fn open_lead() -> Option<Arc<Lead>> {
+    let opened = DnsSockets::open();
+    let sockets = opened.inspect_err(|e| tracing::info!("the DNS server needs port 53 of the gateways: {e}")).ok()?;
+    let sockets = std::sync::Mutex::new(sockets);
+    Some(Arc::new(move |server, is_udp, socket| {
+        let led = sockets.lock().unwrap_or_else(PoisonError::into_inner).lead(server, is_udp, socket);
+        led.map_err(|e| io::Error::other(e.to_string()))
+    }))
 }

@@ -81,6 +81,9 @@ enum Verb {
         /// Log on standard error instead of the file beside the state
         #[arg(long)]
         foreground: bool,
+        /// Wait until the agent is killed, and take its place; ends when there are no names to answer
+        #[arg(long, conflicts_with = "foreground")]
+        standby: bool,
     },
     /// Get addresses for containers by DHCP, and extend their leases; setup starts it when needed
     DhcpProxy(dhcp_proxy::Options),
@@ -221,7 +224,11 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             monitor::run(host, level, output.json)?;
             String::new()
         }
-        Verb::Agent { foreground } => {
+        Verb::Agent { standby: true, .. } => {
+            crate::agent::standby::run()?;
+            String::new()
+        }
+        Verb::Agent { foreground, .. } => {
             crate::agent::run(foreground)?;
             String::new()
         }

@@ -51,8 +51,8 @@ pub(super) fn preload(result: &Preload) -> String {
 }
 
 pub(super) fn installed(changes: &[Change], dry_run: bool) -> String {
-    let next = "next: systemctl daemon-reload && systemctl enable --now netavark-dhcp-proxy.socket netpath-preload.service\n\
-                (for DHCP and a quick first container; podman network reload --all brings running containers over)\n";
+    let next = "next: systemctl daemon-reload && systemctl enable --now netavark-dhcp-proxy.socket netpath-agent.path netpath-preload.service\n\
+                (for DHCP, names after a crash and a quick first container; podman network reload --all brings running containers over)\n";
     changed(changes, dry_run, "netpath is installed for Podman already\n", next)
 }
 

@@ -15,6 +15,7 @@ pub mod none;
 pub mod probe;
 pub mod promote;
 
+pub use ebpf::dns::DnsSockets;
 pub use ebpf::sockets::reconcile as serve_sockets;
 pub use inspect::Inspect;
 pub use ladder::{inspect, open};
@@ -39,6 +40,8 @@ pub struct Backend {
     pub through_netfilter: bool,
     /// It starts in milliseconds, hands its connections on, and can serve a first container until programs are loaded.
     pub is_interim: bool,
+    /// Queries to a gateway's DNS server reach it by [`DnsSockets`]; otherwise at port 53, or by a rule.
+    pub leads_dns: bool,
     /// It masquerades by [`HostView::sources`], which are read for it alone.
     pub needs_sources: bool,
     /// Its programs need [`HostView::route_mtus`].

@@ -11,6 +11,7 @@ pub const BACKEND: Backend = Backend {
     rung: Rung::None,
     through_netfilter: true,
     is_interim: false,
+    leads_dns: false,
     needs_sources: false,
     needs_route_mtus: false,
     ages_flows: false,

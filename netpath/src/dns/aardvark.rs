@@ -4,7 +4,7 @@
 //! the gateways), [`Aardvark::remove`] before they are deleted, which also undoes `add`. All three can be repeated. Files,
 //! lock and process are compatible with a netavark that uses the same directory.
 
-use super::files::INTERNAL;
+use super::files::{INTERNAL, has_networks};
 use super::pid_file::NAME as PID_FILE;
 use super::process::Process;
 use super::zone::{Entry, Zone};
@@ -228,7 +228,7 @@ impl Aardvark {
 
     /// After entries were removed: reloads the server, or stops it and removes its directory if no network is left.
     fn reload_or_stop(&self, process: &Process<'_>) {
-        if !self.is_empty() {
+        if has_networks(&self.dir) {
             if let Err(e) = process.reload() {
                 tracing::warn!("{e}");
             }
@@ -238,11 +238,6 @@ impl Aardvark {
         let _ = std::fs::remove_file(self.temporary());
         // Fails if the directory is not empty.
         let _ = std::fs::remove_dir(&self.dir);
-    }
-
-    fn is_empty(&self) -> bool {
-        let Ok(mut files) = std::fs::read_dir(&self.dir) else { return true };
-        !files.any(|f| f.is_ok_and(|f| f.file_name() != PID_FILE))
     }
 
     fn file(&self, network: &str, internal: bool) -> Result<PathBuf> {

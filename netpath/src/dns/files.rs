@@ -22,6 +22,11 @@ const LARGEST: u64 = 64 * 1024 * 1024;
 /// Two changes within one tick of the file system's clock look the same.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Whether a directory has the file of a network.
+pub fn has_networks(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut files| files.any(|f| f.is_ok_and(|f| f.file_name() != pid_file::NAME)))
+}
+
 /// The files as they were read last: a reload parses only those that have changed.
 pub(super) struct Files {
     dir: PathBuf,

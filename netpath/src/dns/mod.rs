@@ -6,7 +6,7 @@
 pub mod aardvark;
 mod answer;
 mod cache;
-mod files;
+pub mod files;
 mod forward;
 pub mod inherited;
 pub mod inspect;

@@ -98,7 +98,9 @@ async fn load(servers: &mut HashMap<PathBuf, Server>, place: Place, inherited: &
     if servers.get(&dir).is_some_and(|server| server.port() != place.port) {
         servers.remove(&dir);
     }
+    let led = place.led.clone();
     let server = servers.entry(dir.clone()).or_insert_with(|| Server::new(place, Rc::clone(inherited)));
+    server.lead(led);
     let loaded = server.reload().await?;
     if loaded.networks == 0 {
         servers.remove(&dir);

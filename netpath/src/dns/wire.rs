@@ -395,6 +395,14 @@ pub(super) fn put_error(message: &[u8], code: u8, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; 8]);
 }
 
+/// An answer without its records, marked as truncated: the client asks again over TCP.
+pub(super) fn cut(answer: &[u8]) -> Option<Vec<u8>> {
+    let mut cut = answer.get(..skip_name(answer, HEADER)? + 4)?.to_vec();
+    cut[2] |= (TRUNCATED >> 8) as u8;
+    cut[6..HEADER].fill(0);
+    Some(cut)
+}
+
 pub(super) fn response_code(message: &[u8]) -> u8 {
     message.get(3).map_or(code::SERVER_FAILURE, |b| b & 0x0f)
 }

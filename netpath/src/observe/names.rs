@@ -26,7 +26,7 @@ pub struct Names {
 /// The directories that the agent serves, or the one that is named, or the usual one.
 fn places(host: &Host, dir: Option<PathBuf>) -> Vec<DnsPlace> {
     let forwards = std::env::var_os("AARDVARK_NO_PROXY").is_none();
-    let at = |dir| vec![DnsPlace { dir, port: 53, forwards }];
+    let at = |dir| vec![DnsPlace { dir, port: 53, forwards, led: Vec::new() }];
     match dir {
         Some(dir) => at(dir),
         None => Some(dns_places::read(host.store.dir())).filter(|p| !p.is_empty()).unwrap_or_else(|| at(USUAL.into())),

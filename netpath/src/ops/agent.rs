@@ -3,6 +3,7 @@
 
 use crate::datapath::IdleState;
 use crate::datapath::{keep_loaded, ladder};
+use crate::dns::files::has_networks;
 use crate::dns::inherited;
 use crate::dns::process::own_program;
 use crate::model::error::{Context, Error, Result};
@@ -161,6 +162,11 @@ pub fn keeps_idle(store: &Store, cookie: u64) -> bool {
     is_kept && is_own(store)
 }
 
+/// Whether an agent of this build has names left to answer, of containers that a real Netavark has started.
+pub fn serves_names(store: &Store) -> bool {
+    is_own(store) && dns_places::read(store.dir()).iter().any(|place| has_networks(&place.dir))
+}
+
 /// Ends the agent and waits until it is gone. The caller holds the host's lock, for which an agent never waits.
 ///
 /// # Errors
@@ -186,17 +192,44 @@ pub fn end(process: ProcessId) -> Result<()> {
     end_by(process, &[libc::SIGTERM, libc::SIGKILL], &[])
 }
 
-/// `ports`: its sockets there go to the next agent.
-fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
-    let what = || format!("cannot end netpath's process {}", process.pid);
+/// Waits until a process of netpath's is gone.
+///
+/// # Errors
+/// It cannot be waited for.
+pub fn wait_end(process: ProcessId) -> Result<()> {
+    let what = || format!("cannot wait for netpath's process {}", process.pid);
+    match open(process).context(what)? {
+        Some(pidfd) if process.is_alive() => ended(&pidfd, -1).map(drop).context(what),
+        _ => Ok(()),
+    }
+}
+
+/// `None`: there is no such process.
+fn open(process: ProcessId) -> io::Result<Option<OwnedFd>> {
     // SAFETY: takes numbers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
     if fd < 0 {
         let e = io::Error::last_os_error();
-        return if e.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(Error::new(what()).because(e)) };
+        return if e.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(e) };
     }
     // SAFETY: a new descriptor, owned here alone.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+}
+
+/// Whether the process ends within this time; -1 = without a limit.
+fn ended(pidfd: &OwnedFd, limit_ms: i32) -> io::Result<bool> {
+    let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which the kernel may write to.
+    match unsafe { libc::poll(&raw mut wait, 1, limit_ms) } {
+        -1 => Err(io::Error::last_os_error()),
+        number => Ok(number > 0),
+    }
+}
+
+/// `ports`: its sockets there go to the next agent.
+fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
+    let what = || format!("cannot end netpath's process {}", process.pid);
+    let Some(pidfd) = open(process).context(what)? else { return Ok(()) };
     // After the descriptor is open: another process may have the number by now.
     if !process.is_alive() {
         return Ok(());
@@ -209,9 +242,7 @@ fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
         let nothing = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: takes numbers, and no information.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), *signal, nothing, 0) };
-        let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, which the kernel may write to.
-        if unsafe { libc::poll(&raw mut wait, 1, END_LIMIT_MS) } > 0 {
+        if ended(&pidfd, END_LIMIT_MS).unwrap_or(false) {
             return Ok(());
         }
     }

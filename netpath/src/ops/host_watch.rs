@@ -9,6 +9,7 @@ use crate::datapath::{IdleState, firewalld, keep_loaded, ladder};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
 use crate::model::{Desired, HostLink, RouteMtus, Rung};
+use crate::state::agent::holder;
 use crate::state::{Store, StoredEndpoint};
 use std::any::Any;
 use std::net::IpAddr;
@@ -52,6 +53,8 @@ pub enum LookResult {
     Busy,
     /// No container is left, and what stays loaded has to be removed then.
     Idle(Instant),
+    /// No container is left, but names of others are.
+    Names,
     /// No container is left.
     NoContainer,
 }
@@ -262,6 +265,8 @@ impl HostWatch {
                 // What stays loaded has begun to wait now.
                 Ok(match ladder::idle(self.cookie) {
                     Some(IdleState::Until(when)) if when > SystemTime::now() => LookResult::Idle(instant(when)),
+                    // The session has decided: it removes the agent's lock, unless it leaves the agent.
+                    _ if holder(self.store.dir()).is_some() => LookResult::Names,
                     _ => LookResult::NoContainer,
                 })
             }

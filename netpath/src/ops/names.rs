@@ -12,11 +12,12 @@ use std::time::Duration;
 /// For the agent, which takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Makes the present content of the network files visible to clients of the addresses `listen`.
+/// Makes the present content of the network files visible to clients of the addresses `listen`. At those of `led` port 53 stays
+/// free, if the agent serves them.
 ///
 /// # Errors
 /// An address cannot be listened on, or nothing can be started.
-pub(super) fn serve(store: &Store, process: &Process<'_>, listen: &[IpAddr]) -> Result<()> {
+pub(super) fn serve(store: &Store, process: &Process<'_>, listen: &[IpAddr], led: Vec<IpAddr>) -> Result<()> {
     let what = || "error while applying dns entries".to_owned();
     let running = process.running();
     if agent::is_off() && !agent::is_running(store) {
@@ -32,7 +33,7 @@ pub(super) fn serve(store: &Store, process: &Process<'_>, listen: &[IpAddr]) -> 
         process.stop();
     }
     let forwards = std::env::var_os("AARDVARK_NO_PROXY").is_none();
-    let place = DnsPlace { dir: process.dir.to_owned(), port: process.port, forwards };
+    let place = DnsPlace { dir: process.dir.to_owned(), port: process.port, forwards, led };
     agent::start_if_missing(store)?;
     let answer = agent_socket::names(store.dir(), &place, LIMIT).or_else(|e| {
         tracing::warn!(error = %e, "the agent does not answer, and is replaced");

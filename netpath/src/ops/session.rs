@@ -10,11 +10,12 @@ use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
 use crate::model::network::DNS_PORT;
-use crate::model::{Desired, Endpoint, Record, Rung, TrafficIds, TranslationPath};
+use crate::model::{Desired, Endpoint, Network, Record, Rung, TrafficIds, TranslationPath};
 use crate::plan::{self, Done, Host, Step, Undo};
 use crate::state::{self, ProcessId};
 use crate::state::{Key, Lock, Phase, Store, StoredEndpoint};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub(super) struct Session {
@@ -222,8 +223,11 @@ impl Session {
             driver.validate(&self.site, record, &there)?;
             record.network.dns_addresses = driver.dns_addresses(&self.site, record)?;
             record.network.dns_port = self.names.port();
-            // Only netfilter leads queries to another port.
-            if record.network.dns && record.network.dns_port != DNS_PORT && record.network.path == TranslationPath::Auto
+            // Without an agent only netfilter leads queries to another port.
+            if agent::is_off()
+                && record.network.dns
+                && record.network.dns_port != DNS_PORT
+                && record.network.path == TranslationPath::Auto
             {
                 record.network.path = TranslationPath::Kernel;
             }
@@ -295,6 +299,9 @@ impl Session {
         if !matches!(ladder::idle(self.cookie), None | Some(IdleState::Preloaded)) {
             ladder::unload(self.cookie)?;
         }
+        if agent::serves_names(&self.site.store) {
+            return self.site.store.clear(&lock);
+        }
         // It would end by itself, but only later, and must not create its files again after they were removed.
         if let Err(e) = agent::stop(&self.site.store) {
             tracing::warn!("{e}");
@@ -305,6 +312,16 @@ impl Session {
     /// Whether connections of the last containers wait, and an agent lives that ends them and then does the rest.
     pub(super) fn leaves_the_end_to_the_agent(&self) -> bool {
         !self.ends_connections && !self.site.store.departed().is_empty() && agent::is_own(&self.site.store)
+    }
+
+    /// The gateways whose port 53 stays free: where netpath's programs serve the bridge, or will.
+    fn led_addresses(&self) -> Result<Vec<IpAddr>> {
+        let store = &self.site.store;
+        if !store.rung()?.is_some_and(|rung| ladder::backend(rung).leads_dns) && !store.has_given_way() {
+            return Ok(Vec::new());
+        }
+        let networks = self.records.iter().map(|r| &r.network).filter(|n| n.dns && n.bridge().is_some());
+        Ok(networks.flat_map(Network::dns_addresses).collect())
     }
 
     pub(super) fn put(&self, record: &Record, phase: Phase) -> Result<()> {
@@ -352,7 +369,9 @@ impl Host for Session {
             Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
                 let records: Vec<_> = self.records.iter().collect();
-                self.names.add(&records, |process, listen| names::serve(&self.site.store, process, listen))?;
+                self.names.add(&records, |process, listen| {
+                    names::serve(&self.site.store, process, listen, self.led_addresses()?)
+                })?;
                 Ok(Done::Changed(Undo::Unname))
             }
             Step::Commit => self.commit(),

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `{"request":"look"}`: a command has changed the host | none; the agent looks without waiting for further changes |
 //! | `{"request":"ping"}` | `{"answer":"pong","pid":42}` |
-//! | `{"request":"names","dir":"…","port":53,"forwards":true}`: the network files in this directory have changed | `{"answer":"names","failed":[["10.88.0.1","…"]]}`, when clients see the change; addresses that are not listened on |
+//! | `{"request":"names","dir":"…","port":53,"forwards":true,"led":["10.88.0.1"]}`: the network files in this directory have changed | `{"answer":"names","failed":[["10.88.0.1","…"]]}`, when clients see the change; addresses that are not listened on |
 //! | `{"request":"counts"}` | `{"answer":"counts","servers":[…]}`: what the DNS servers have counted |
 //! | another line | `{"answer":"error","text":"…"}` |
 //!
@@ -170,7 +170,7 @@ mod tests {
             |message: &dyn Fn() -> io::Result<Vec<u8>>| String::from_utf8(message().expect("JSON")).expect("UTF-8");
         assert_eq!("{\"request\":\"look\"}\n", text(&|| line(&Request::Look)));
         assert_eq!("{\"request\":\"ping\"}\n", text(&|| line(&Request::Ping)));
-        let place = DnsPlace { dir: "/x".into(), port: 53, forwards: true };
+        let place = DnsPlace { dir: "/x".into(), port: 53, forwards: true, led: Vec::new() };
         assert_eq!(
             "{\"request\":\"names\",\"dir\":\"/x\",\"port\":53,\"forwards\":true}\n",
             text(&|| line(&Request::Names(place.clone())))

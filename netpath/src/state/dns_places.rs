@@ -4,6 +4,7 @@ use super::agent::AgentLock;
 use super::files::{self, File};
 use crate::model::error::Result;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -13,6 +14,9 @@ pub struct DnsPlace {
     pub port: u16,
     /// Whether names that are not known are looked up elsewhere.
     pub forwards: bool,
+    /// Gateways of bridges that netpath manages: port 53 stays free there for a published port and the host's own server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub led: Vec<IpAddr>,
 }
 
 /// None if there is no such file, or it is damaged: the next setup writes it.

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 /// The programs of Podman in whose place netpath runs.
 pub const NAMES: &[&str] = &["netavark", "aardvark-dns"];
 
-/// With netpath's own path as [`BINARY`]. Those of the DHCP proxy have the names of netavark's, which they take the place of. The agent has
-/// none: the first container starts it.
+/// With netpath's own path as [`BINARY`]. Those of the DHCP proxy have the names of netavark's, which they take the place of. The first
+/// container starts the agent; its unit waits for the end of a killed one.
 pub const UNITS: &[(&str, &str)] = &[
     ("netavark-dhcp-proxy.socket", include_str!("../../systemd/netavark-dhcp-proxy.socket")),
     ("netavark-dhcp-proxy.service", include_str!("../../systemd/netavark-dhcp-proxy.service")),
+    ("netpath-agent.path", include_str!("../../systemd/netpath-agent.path")),
+    ("netpath-agent.service", include_str!("../../systemd/netpath-agent.service")),
     ("netpath-preload.service", include_str!("../../systemd/netpath-preload.service")),
 ];
 const BINARY: &str = "/usr/local/bin/netpath";

@@ -230,6 +230,7 @@ fn network(record: &Record, host: &HostView) -> Network {
         (net.internal, layout::NET_INTERNAL),
         (net.masquerade && !net.internal, layout::NET_MASQUERADE),
         (net.direct && !net.internal, layout::NET_DIRECT),
+        (net.dns, layout::NET_DNS),
     ] {
         flags |= if is_so { flag } else { 0 };
     }

@@ -13,6 +13,7 @@ mod cgroup;
 pub(in crate::datapath) mod clsact;
 mod compile;
 mod departures;
+pub(crate) mod dns;
 mod expire;
 mod flow_list;
 mod flow_mtu;
@@ -59,6 +60,7 @@ pub const BACKEND: Backend = Backend {
     rung: Rung::Ebpf,
     through_netfilter: false,
     is_interim: false,
+    leads_dns: true,
     needs_sources: false,
     needs_route_mtus: true,
     ages_flows: true,

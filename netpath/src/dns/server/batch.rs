@@ -1,5 +1,6 @@
 //! Receives and sends UDP messages many at a time: one system call for up to [`SIZE`] of them.
 
+use super::udp::{HEADERS, Udp};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -89,37 +90,56 @@ impl Batch {
     }
 
     /// Sends the answers. Those that the kernel does not take are lost, as on any way.
-    pub(super) fn send(&mut self, socket: BorrowedFd<'_>) {
+    pub(super) fn send(&mut self, udp: &Udp) {
         let (mut begin, count) = (0, self.answers.len().min(SIZE));
-        let mut parts: [libc::iovec; SIZE] =
-            std::array::from_fn(|_| libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
+        let mut fronts = [[0; HEADERS]; SIZE];
+        let mut parts = [[libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2]; SIZE];
+        let mut clients = [const { None }; SIZE];
         // SAFETY: zeros are a valid header: no address, no part, no control data.
         let mut headers: [libc::mmsghdr; SIZE] = unsafe { zeroed() };
-        for ((header, part), (end, at)) in headers.iter_mut().zip(&mut parts).zip(&self.answers) {
-            let answer = &mut self.output[begin..*end];
-            *part = libc::iovec { iov_base: answer.as_mut_ptr().cast(), iov_len: answer.len() };
-            header.msg_hdr.msg_name = std::ptr::from_mut(&mut self.addresses[*at]).cast();
-            header.msg_hdr.msg_namelen = self.address_lengths[*at];
-            header.msg_hdr.msg_iov = part;
-            header.msg_hdr.msg_iovlen = 1;
+        for (n, (end, at)) in self.answers.iter().take(count).enumerate() {
+            let answer = &self.output[begin..*end];
+            clients[n] = self.sender(*at).map(|client| (client, begin..*end));
+            let length = clients[n].as_ref().map_or(0, |(client, _)| udp.headers(answer, *client, &mut fronts[n]));
+            parts[n] = [
+                libc::iovec { iov_base: fronts[n].as_mut_ptr().cast(), iov_len: length },
+                libc::iovec { iov_base: answer.as_ptr().cast_mut().cast(), iov_len: answer.len() },
+            ];
+            let address = &raw mut self.addresses[*at];
+            if udp.needs_headers() {
+                // SAFETY: there is memory for any address, and both families have the port at the same place.
+                unsafe { (*address.cast::<libc::sockaddr_in>()).sin_port = 0 };
+            }
+            let header = &mut headers[n].msg_hdr;
+            header.msg_name = address.cast();
+            header.msg_namelen = self.address_lengths[*at];
+            header.msg_iov = parts[n].as_mut_ptr();
+            header.msg_iovlen = 2;
             begin = *end;
         }
         let mut rest = &mut headers[..count];
         while !rest.is_empty() {
-            // SAFETY: every header points to a part and an address of the sizes given, which live until the call has ended.
+            // SAFETY: every header points to parts and an address of the sizes given, which live until the call has ended.
             let sent = unsafe {
                 libc::sendmmsg(
-                    socket.as_raw_fd(),
+                    udp.way_out().as_raw_fd(),
                     rest.as_mut_ptr(),
                     rest.len() as u32,
                     libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
                 )
             };
-            let skipped = match usize::try_from(sent) {
+            let skipped = match usize::try_from(sent).map_err(|_| io::Error::last_os_error()) {
                 Ok(sent) => sent.max(1),
-                Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => 0,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
                 // The first one cannot be sent.
-                Err(_) => 1,
+                Err(e) => {
+                    if let Some((client, answer)) = clients[count - rest.len()].clone()
+                        && e.raw_os_error() == Some(libc::EMSGSIZE)
+                    {
+                        udp.send_cut(&self.output[answer], client);
+                    }
+                    1
+                }
             };
             rest = &mut rest[skipped..];
         }

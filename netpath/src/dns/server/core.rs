@@ -1,6 +1,7 @@
 //! What all sockets of a server share: the table, the cache, and the queries that are being forwarded.
 
 use super::batch::Batch;
+use super::udp::Udp;
 use crate::dns::answer::{self, Client, Decision, Scratch, Settings};
 use crate::dns::cache::{self, Cache, Key, Reply};
 use crate::dns::forward;
@@ -8,13 +9,13 @@ use crate::dns::stats::Stats;
 use crate::dns::table::Table;
 use crate::dns::upstream::{Health, Upstreams};
 use crate::dns::wire::{self, Query, Reject, Writer, code};
+use crate::model::network::DNS_PORT;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Queries that are forwarded at a time.
@@ -41,7 +42,7 @@ pub(super) struct Core {
 
 /// Where a later answer goes.
 pub(super) enum Destination {
-    Udp(Rc<UdpSocket>, SocketAddr),
+    Udp(Rc<Udp>, SocketAddr),
     Tcp(UnboundedSender<Vec<u8>>),
 }
 
@@ -150,7 +151,8 @@ impl Core {
             return false;
         }
         // The host's resolv.conf may name a gateway: the query would come back.
-        let is_other = |s: &&SocketAddr| s.port() != self.port || !table.listens_on(&s.ip());
+        let is_own = |port| port == self.port || port == DNS_PORT;
+        let is_other = |s: &&SocketAddr| !is_own(s.port()) || !table.listens_on(&s.ip());
         let others: Vec<SocketAddr> = upstreams.list().iter().filter(is_other).copied().collect();
         let upstreams = if others.len() == upstreams.list().len() { upstreams } else { Upstreams::new(others) };
         let message = Rc::clone(&waiter.message);
@@ -178,7 +180,7 @@ impl Core {
             reply.write(&query, waiter.client.limit, now, &mut out);
             self.stats.took(now.saturating_duration_since(waiter.since), 1);
             match waiter.destination {
-                Destination::Udp(socket, client) => drop(socket.try_send_to(&out, client)),
+                Destination::Udp(socket, client) => socket.send(&out, client),
                 // The connection may have ended.
                 Destination::Tcp(connection) => drop(connection.send(out)),
             }
@@ -187,8 +189,7 @@ impl Core {
     }
 
     /// Answers the messages of the batch that have been received on this socket.
-    pub(super) fn answer_batch(self: &Rc<Self>, received: usize, socket: &Rc<UdpSocket>, listener: IpAddr) {
-        use std::os::fd::AsFd;
+    pub(super) fn answer_batch(self: &Rc<Self>, received: usize, socket: &Rc<Udp>, listener: IpAddr) {
         let begun = Instant::now();
         let mut batch = self.batch.borrow_mut();
         let mut answers = 0;
@@ -201,7 +202,7 @@ impl Core {
                 answers += 1;
             }
         }
-        batch.send(socket.as_fd());
+        batch.send(socket);
         Stats::add(&self.stats.udp_queries, received as u64);
         self.stats.took(begun.elapsed(), answers);
     }

@@ -3,6 +3,7 @@
 mod batch;
 mod core;
 mod tcp;
+mod udp;
 
 use self::core::Core;
 use super::answer::Settings;
@@ -11,12 +12,13 @@ use super::inherited::Inherited;
 use super::resolv;
 use super::stats::Counts;
 use super::table::Table;
+use crate::model::network::DNS_PORT;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use tcp::Connections;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::{JoinHandle, spawn_local};
+use udp::Udp;
 
 /// Batches of one socket before others have their turn.
 const TURN: u32 = 8;
@@ -41,6 +44,17 @@ pub struct Place {
     pub dir: PathBuf,
     pub port: u16,
     pub settings: Settings,
+    pub led: Led,
+}
+
+/// Has queries to port 53 of an address reach a socket at another port, of UDP if that is so.
+pub type Lead = dyn Fn(IpAddr, bool, BorrowedFd<'_>) -> io::Result<()> + Send + Sync;
+
+/// Where port 53 stays free. Without `by`, nowhere.
+#[derive(Clone, Default)]
+pub struct Led {
+    pub addresses: Vec<IpAddr>,
+    pub by: Option<Arc<Lead>>,
 }
 
 /// Result of a start or reload.
@@ -48,6 +62,8 @@ pub struct Place {
 pub struct Loaded {
     pub networks: usize,
     pub containers: usize,
+    /// Addresses that should be listened on.
+    pub listen: Vec<IpAddr>,
     /// Addresses that are not listened on, with the cause.
     pub failed: Vec<(IpAddr, String)>,
 }
@@ -57,10 +73,16 @@ pub struct Server {
     core: Rc<Core>,
     port: u16,
     files: Option<Files>,
-    listeners: HashMap<IpAddr, [Task; 2]>,
+    led: Led,
+    listeners: HashMap<IpAddr, Listener>,
     connections: Rc<Connections>,
     inherited: Rc<Inherited>,
     _resolv: Task,
+}
+
+struct Listener {
+    is_led: bool,
+    _tasks: Vec<Task>,
 }
 
 /// Ends with its owner.
@@ -82,6 +104,7 @@ impl Server {
             core,
             port: place.port,
             files: Some(Files::new(&place.dir)),
+            led: place.led,
             listeners: HashMap::new(),
             connections: Rc::default(),
             inherited,
@@ -107,7 +130,7 @@ impl Server {
         let failed = self.listen(&table);
         self.listeners.retain(|address, _| table.listens_on(address));
         let containers = table.zones.iter().map(|z| z.containers().count()).sum();
-        Ok(Loaded { networks: table.zones.len(), containers, failed })
+        Ok(Loaded { networks: table.zones.len(), containers, listen: table.listen().collect(), failed })
     }
 
     /// Listens on addresses that could not be used at the last reload. Returns whether all are now.
@@ -129,12 +152,18 @@ impl Server {
         self.core.stats.counts()
     }
 
+    /// From the next reload on.
+    pub(super) fn lead(&mut self, led: Led) {
+        self.led = led;
+    }
+
     fn listen(&mut self, table: &Table) -> Vec<(IpAddr, String)> {
         let mut failed = Vec::new();
         for address in table.listen() {
-            if !self.listeners.contains_key(&address) {
-                match self.sockets(address) {
-                    Ok(tasks) => drop(self.listeners.insert(address, tasks)),
+            let is_led = self.led.by.is_some() && self.led.addresses.contains(&address);
+            if self.listeners.get(&address).is_none_or(|listener| listener.is_led != is_led) {
+                match self.tasks(address, is_led) {
+                    Ok(tasks) => drop(self.listeners.insert(address, Listener { is_led, _tasks: tasks })),
                     Err(cause) => failed.push((address, cause)),
                 }
             }
@@ -142,34 +171,67 @@ impl Server {
         failed
     }
 
-    fn sockets(&self, address: IpAddr) -> Result<[Task; 2], String> {
+    fn tasks(&self, address: IpAddr, is_led: bool) -> Result<Vec<Task>, String> {
+        let led = is_led.then(|| self.at_another_port(address).map(Vec::from));
+        match led {
+            // Netfilter leads queries to a port that was asked for.
+            Some(Ok(mut tasks)) if self.port != DNS_PORT => {
+                tasks.extend(self.at_own_port(address)?);
+                Ok(tasks)
+            }
+            Some(Ok(tasks)) => Ok(tasks),
+            Some(Err(e)) => {
+                tracing::info!("port {} of {address} is not left free: {e}", self.port);
+                self.at_own_port(address).map(Vec::from)
+            }
+            None => self.at_own_port(address).map(Vec::from),
+        }
+    }
+
+    fn at_own_port(&self, address: IpAddr) -> Result<[Task; 2], String> {
         let at = SocketAddr::new(address, self.port);
+        let socket = |is_udp| self.inherited.take(at, is_udp).map_or_else(|| bound(at, is_udp), Ok);
         // The texts are aardvark-dns's.
-        let udp = self.udp(at).map_err(|e| format!("failed to bind udp listener on {at}: {e}"))?;
-        let tcp = self.tcp(at).map_err(|e| format!("failed to bind tcp listener on {at}: {e}"))?;
+        let udp = socket(true).and_then(ready_udp).map_err(|e| format!("failed to bind udp listener on {at}: {e}"))?;
+        let tcp = socket(false).and_then(ready_tcp).map_err(|e| format!("failed to bind tcp listener on {at}: {e}"))?;
+        Ok(self.serve(address, Udp::new(udp), tcp))
+    }
+
+    /// At a port that the kernel chooses, with queries to port 53 led to it.
+    fn at_another_port(&self, address: IpAddr) -> io::Result<[Task; 2]> {
+        let lead = self.led.by.as_ref().ok_or_else(|| io::Error::other("there is no way to lead queries"))?;
+        let any = SocketAddr::new(address, 0);
+        let socket = |is_udp| {
+            let taken = self.inherited.take_led(address, &[DNS_PORT, self.port], is_udp);
+            taken.map_or_else(|| bound(any, is_udp), Ok)
+        };
+        let (udp, tcp) = (ready_udp(socket(true)?)?, ready_tcp(socket(false)?)?);
+        let udp = Udp::answering_from(address, DNS_PORT, udp)?;
+        lead(address, true, udp.as_fd())?;
+        lead(address, false, tcp.as_fd())?;
+        Ok(self.serve(address, udp, tcp))
+    }
+
+    fn serve(&self, address: IpAddr, udp: Udp, tcp: TcpListener) -> [Task; 2] {
         let (core, connections) = (Rc::clone(&self.core), Rc::clone(&self.connections));
-        Ok([
+        [
             Task(spawn_local(serve_udp(Rc::clone(&core), Rc::new(udp), address))),
             Task(spawn_local(tcp::accept(core, connections, tcp, address))),
-        ])
+        ]
     }
+}
 
-    fn udp(&self, at: SocketAddr) -> io::Result<UdpSocket> {
-        let inherited = self.inherited.take(at, true);
-        let socket = inherited.map_or_else(|| bound(at, Type::DGRAM), Ok)?;
-        // Not permitted everywhere; a burst is lost sooner then.
-        if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
-            let _ = socket.set_recv_buffer_size(BUFFER);
-        }
-        UdpSocket::from_std(socket.into())
+fn ready_udp(socket: Socket) -> io::Result<UdpSocket> {
+    // Not permitted everywhere; a burst is lost sooner then.
+    if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER);
     }
+    UdpSocket::from_std(socket.into())
+}
 
-    fn tcp(&self, at: SocketAddr) -> io::Result<TcpListener> {
-        let inherited = self.inherited.take(at, false);
-        let socket = inherited.map_or_else(|| bound(at, Type::STREAM), Ok)?;
-        socket.listen(1024)?;
-        TcpListener::from_std(socket.into())
-    }
+fn ready_tcp(socket: Socket) -> io::Result<TcpListener> {
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Of open descriptors, to what is permitted: the usual 1,024 are less than the connections and forwarded queries that are served.
@@ -183,13 +245,14 @@ fn raise_limit() {
     }
 }
 
-fn bound(at: SocketAddr, kind: Type) -> io::Result<Socket> {
+fn bound(at: SocketAddr, is_udp: bool) -> io::Result<Socket> {
+    let kind = if is_udp { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::for_address(at), kind, None)?;
     socket.set_nonblocking(true)?;
     if at.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if kind == Type::STREAM {
+    if !is_udp {
         // Connections of an earlier server may be in TIME_WAIT.
         socket.set_reuse_address(true)?;
     }
@@ -197,7 +260,7 @@ fn bound(at: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn serve_udp(core: Rc<Core>, socket: Rc<UdpSocket>, address: IpAddr) {
+async fn serve_udp(core: Rc<Core>, socket: Rc<Udp>, address: IpAddr) {
     let mut turn = 0_u32;
     while socket.readable().await.is_ok() {
         loop {

@@ -4,7 +4,7 @@ mod daemon;
 mod syslog;
 
 use crate::dns::Settings;
-use crate::dns::server::Place;
+use crate::dns::server::{Led, Place};
 use crate::model::error::Error;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -58,7 +58,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
             let forwards = std::env::var_os("AARDVARK_NO_PROXY").is_none();
             let settings = Settings::new(&args.filter_search_domain, forwards);
-            daemon::run(Place { dir, port: args.port, settings })
+            daemon::run(Place { dir, port: args.port, settings, led: Led::default() })
         }
     }
 }

@@ -34,6 +34,7 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Iptables,
     through_netfilter: true,
     is_interim: false,
+    leads_dns: false,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,

@@ -33,6 +33,7 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Nftables,
     through_netfilter: true,
     is_interim: true,
+    leads_dns: false,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,
