@@ -1,9 +1,11 @@
 //! What the promotion of flows asks of the kernel (`ops/promotion/`): the programs that carry them, entries of conntrack, and the
 //! judge over the rules of the host.
 
+mod passed_by;
 pub mod rules;
 mod shown;
 
+pub use passed_by::passed_by;
 pub(crate) use shown::{CHANGED, MOST_SHOWN, Publisher, STARTED, failed};
 pub use shown::{FlowId, MOST_CARRIED, Promotions, shown};
 
