@@ -62,6 +62,7 @@ mod options;
 mod policy;
 mod priority;
 mod promote;
+mod promote_shown;
 mod protocols;
 mod publish;
 mod reload;

@@ -20,16 +20,16 @@ const RULES: &str = "table inet other {
   }
 }";
 
-struct World<'a> {
-    topology: &'a Topology,
+pub(crate) struct World<'a> {
+    pub topology: &'a Topology,
     residue: Residue,
     netavark: Netavark<'a>,
-    web: Container,
+    pub web: Container,
     document: Document,
 }
 
 impl<'a> World<'a> {
-    fn new(topology: &'a Topology, network: &Network) -> Result<Self> {
+    pub(crate) fn new(topology: &'a Topology, network: &Network) -> Result<Self> {
         let residue = Residue::watch(topology)?;
         topology.host.feed("nft", &["-f", "-"], RULES)?;
         let netavark = Netavark::with(topology, &[("NETPATH_KEEP_LOADED", "0"), ("RUST_LOG", "netpath=debug")])?;
@@ -50,7 +50,7 @@ impl<'a> World<'a> {
     }
 
     /// Waits until most packets of a conversation pass netfilter by.
-    fn is_promoted(&self, talk: &mut Talk) -> Result<()> {
+    pub(crate) fn is_promoted(&self, talk: &mut Talk) -> Result<()> {
         let begun = Instant::now();
         loop {
             talk.rounds(ROUNDS)?;
@@ -88,7 +88,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         let Self { topology, residue, netavark, web, document } = self;
         netavark.teardown(&web, &document)?;
         topology.host.command("nft", &["delete", "table", "inet", "other"])?;
@@ -96,17 +96,23 @@ impl<'a> World<'a> {
     }
 }
 
-const ROUNDS: usize = 200;
+pub(crate) const ROUNDS: usize = 200;
 const CHANGES: usize = 24;
 
 /// One connection on which questions and answers go back and forth.
-enum Talk {
+pub(crate) enum Talk {
     Tcp(TcpStream),
     Udp(UdpSocket),
 }
 
 impl Talk {
-    fn start(netns: &Netns, dial: &Dial, proto: Proto, family: Family, to: (std::net::IpAddr, u16)) -> Result<Self> {
+    pub(crate) fn start(
+        netns: &Netns,
+        dial: &Dial,
+        proto: Proto,
+        family: Family,
+        to: (std::net::IpAddr, u16),
+    ) -> Result<Self> {
         let limit = Some(Duration::from_secs(2));
         Ok(match proto {
             Proto::Tcp => {
@@ -139,7 +145,7 @@ impl Talk {
         Ok(())
     }
 
-    fn rounds(&mut self, count: usize) -> Result<()> {
+    pub(crate) fn rounds(&mut self, count: usize) -> Result<()> {
         (0..count).try_for_each(|n| {
             self.round().map_err(|e| {
                 let again: Vec<String> =
@@ -150,7 +156,7 @@ impl Talk {
     }
 }
 
-fn ready() -> need::Need {
+pub(crate) fn ready() -> need::Need {
     need::root()?;
     need::netpath()?;
     need::bpf()?;

@@ -87,6 +87,24 @@ impl Lengths {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a packet socket")?) }))
     }
 
+    /// As [`Lengths::of`], but at one interface.
+    ///
+    /// # Errors
+    /// As [`Lengths::of`], or there is no such interface.
+    pub fn at(netns: &Netns, interface: &str) -> Result<Self> {
+        let lengths = Self::of(netns)?;
+        // SAFETY: all bits zero are an address.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        to.sll_ifindex = netns.run(|| nix::net::if_::if_nametoindex(interface))? as i32;
+        let size = size_of_val(&to) as libc::socklen_t;
+        // SAFETY: the kernel reads the address, which outlives the call.
+        let bound = unsafe { libc::bind(lengths.0.as_raw_fd(), (&raw const to).cast(), size) };
+        ensure!(bound == 0, "cannot bind a packet socket: {}", io::Error::last_os_error());
+        Ok(lengths)
+    }
+
     /// As [`Lengths::of`], but only for packets that come into the namespace and are longer than `bytes`: shorter ones cannot
     /// fill the buffer.
     ///

@@ -4,6 +4,7 @@
 //! at all only costs itself its connection.
 
 use super::names::Names;
+use crate::datapath::promote;
 use crate::state::agent::AgentLock;
 use crate::state::agent_socket::{self, Answer, MAX_LINE, Request};
 use std::io;
@@ -72,6 +73,7 @@ async fn answer(stream: UnixStream, look: &Notify, names: &Names) -> io::Result<
                 Ok(loaded) => Answer::Names { failed: loaded.failed },
                 Err(e) => Answer::Error { text: e.to_string() },
             },
+            Ok(Request::Promotions) => Answer::Promotions { flows: serde_json::to_value(promote::shown())? },
             Ok(Request::Counts) => Answer::Counts { servers: names.counts().await },
             Err(e) => {
                 let error = Answer::Error { text: e.to_string() };

@@ -6,7 +6,7 @@ mod table;
 use crate::agent::dhcp_proxy;
 use crate::datapath::inspect::Level;
 use crate::model::error::Error;
-use crate::observe::{Host, doctor, monitor, names, ports, status};
+use crate::observe::{Host, doctor, monitor, names, ports, promotion, status};
 use crate::ops::{self, gc, install, preload};
 use crate::state::installed::Root;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -41,7 +41,7 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
-    /// List the flows of the eBPF datapath
+    /// List the connections of containers, and what carries their packets
     Flows {
         #[command(flatten)]
         output: Output,
@@ -194,10 +194,10 @@ fn verb(verb: Verb, host: &Host) -> Result<(String, ExitCode), Error> {
             if output.json { print::json(&status)? } else { print::status(&status) }
         }
         Verb::Flows { output } => {
-            let flows = host.inspect()?.flows()?;
+            let flows = promotion::flows(host)?;
             match (output.json, flows) {
                 (true, flows) => print::json_list("flows", &flows.unwrap_or_default())?,
-                (false, None) => "no flows: this datapath uses the kernel's connection tracking\n".into(),
+                (false, None) => "no flows: no datapath serves containers of this host\n".into(),
                 (false, Some(flows)) => print::flows(&flows),
             }
         }

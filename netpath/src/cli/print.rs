@@ -7,6 +7,7 @@ use crate::model::error::{Context, Error};
 use crate::observe::doctor::Report;
 use crate::observe::names::Names;
 use crate::observe::ports::PortLine;
+use crate::observe::promotion::{Forbidding, Promotion};
 use crate::observe::status::Status;
 use crate::observe::traffic::NetworkLine;
 use crate::ops::gc::Removed;
@@ -14,6 +15,9 @@ use crate::ops::install::Change;
 use crate::ops::preload::Preload;
 use serde::Serialize;
 use std::fmt::Write;
+
+/// Rules that forbid promotion, in text.
+const FORBIDDING: usize = 5;
 
 pub(super) fn json<T: Serialize>(value: &T) -> Result<String, Error> {
     serde_json::to_string_pretty(value).map(|s| s + "\n").context(|| "cannot print JSON".to_owned())
@@ -176,6 +180,9 @@ pub(super) fn status(status: &Status) -> String {
         let memory = flows.memory_bytes.div_ceil(1024);
         let _ = writeln!(out, "\nFLOWS     {} of {} at most, in {memory} KiB", flows.used, flows.limit);
     }
+    if let Some(carried) = status.carried_flows {
+        let _ = writeln!(out, "\nCARRIED   {carried} flows by programs, past netfilter");
+    }
     if !status.maps.is_empty() {
         let mut table = Table::new(&["map", "entries", "of", "memory"]);
         for map in &status.maps {
@@ -221,7 +228,8 @@ pub(super) fn flows(flows: &[Flow]) -> String {
     if flows.is_empty() {
         return "no flows\n".into();
     }
-    let mut table = Table::new(&["proto", "from", "to", "goes on as", "to", "by", "state", "idle", "expires"]);
+    let mut table =
+        Table::new(&["proto", "from", "to", "goes on as", "to", "by", "state", "idle", "expires", "carried by"]);
     for flow in flows {
         table.row([
             flow.protocol.to_owned(),
@@ -231,8 +239,9 @@ pub(super) fn flows(flows: &[Flow]) -> String {
             flow.translated_destination.to_string(),
             flow.origin.to_owned(),
             flow.state.to_owned(),
-            format!("{} s", flow.idle_s),
+            flow.idle_s.map_or_else(|| "-".into(), |idle| format!("{idle} s")),
             format!("{} s", flow.expires_s),
+            flow.why.as_ref().map_or_else(|| flow.carrier.to_owned(), |why| format!("{}: {why}", flow.carrier)),
         ]);
     }
     table.to_string()
@@ -258,6 +267,32 @@ pub(super) fn ports(ports: &[PortLine]) -> String {
     table.to_string()
 }
 
+fn promotion(promotion: &Promotion) -> String {
+    let mut out = String::new();
+    let forbidding = &promotion.forbidding;
+    let rules = match (&promotion.forbidding_error, forbidding.len()) {
+        (Some(e), _) => format!("the rules of this host cannot be read: {e}"),
+        (None, 0) => "no rule forbids it".to_owned(),
+        (None, 1) => "1 rule forbids it for flows that can meet it".to_owned(),
+        (None, n) => format!("{n} rules forbid it for flows that can meet them"),
+    };
+    let _ = match &promotion.why_not {
+        Some(why) => writeln!(out, "PROMOTION no flow is carried by programs: {why}; {rules}"),
+        None => writeln!(out, "PROMOTION programs carry flows that last, {} now; {rules}", promotion.carried),
+    };
+    for Forbidding { rule, why } in forbidding.iter().take(FORBIDDING) {
+        let _ = writeln!(out, "  {rule}: {why}");
+    }
+    if forbidding.len() > FORBIDDING {
+        let _ = writeln!(out, "  and {} more: netpath doctor --json", forbidding.len() - FORBIDDING);
+    }
+    if promotion.why_not.is_none() && !promotion.passed_by.is_empty() {
+        let _ = writeln!(out, "  passed by   {}", promotion.passed_by.join("; "));
+    }
+    let _ = writeln!(out, "  change      {}", promotion.change);
+    out
+}
+
 pub(super) fn doctor(report: &Report) -> String {
     let mut out = String::new();
     match report.rung {
@@ -276,6 +311,9 @@ pub(super) fn doctor(report: &Report) -> String {
     if let Some(t) = &report.translation {
         let _ = writeln!(out, "OWNER     of translation: {}: {}", t.owner, t.why);
         let _ = writeln!(out, "  follows     {}\n  change      {}", t.follows, t.change);
+    }
+    if let Some(p) = &report.promotion {
+        out.push_str(&promotion(p));
     }
     match (&report.foreign_error, report.foreign.len()) {
         (Some(e), _) => drop(writeln!(out, "RULES     foreign rules cannot be listed: {e}")),

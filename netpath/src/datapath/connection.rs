@@ -1,9 +1,10 @@
 //! A translated connection, as one datapath hands it to another.
 
-use std::net::IpAddr;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
 
 /// One direction of a connection; ports in host byte order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Direction {
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -12,6 +13,19 @@ pub struct Direction {
 }
 
 impl Direction {
+    pub fn of(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            source: source.ip(),
+            destination: destination.ip(),
+            source_port: source.port(),
+            destination_port: destination.port(),
+        }
+    }
+
+    pub fn ends(self) -> [SocketAddr; 2] {
+        [(self.source, self.source_port).into(), (self.destination, self.destination_port).into()]
+    }
+
     pub fn reversed(self) -> Self {
         Self {
             source: self.destination,
@@ -22,7 +36,8 @@ impl Direction {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     Tcp,
     Udp,

@@ -35,11 +35,11 @@ pub trait Inspect {
         Ok(Vec::new())
     }
 
-    /// Flows that are alive, the most recently used first; `None`: this rung has no list of them.
+    /// Flows of the containers in `desired` that are alive, the most recently used first; `None`: this rung has no list of them.
     ///
     /// # Errors
     /// They cannot be read.
-    fn flows(&self) -> Result<Option<Vec<Flow>>> {
+    fn flows(&self, _desired: &Desired) -> Result<Option<Vec<Flow>>> {
         Ok(None)
     }
 
@@ -146,7 +146,7 @@ pub struct Counter {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Flow {
     pub protocol: &'static str,
-    /// The kind of its first packet: `published`, `masqueraded`, `hairpin`, `loopback`.
+    /// The kind of its first packet: `published`, `masqueraded`, `hairpin`, `loopback`, `direct`.
     pub origin: &'static str,
     /// Of its first packet, before translation.
     pub source: SocketAddr,
@@ -155,12 +155,16 @@ pub struct Flow {
     pub translated_source: SocketAddr,
     pub translated_destination: SocketAddr,
     pub state: &'static str,
-    /// Seconds since its last packet.
-    pub idle_s: u32,
+    /// Seconds since its last packet; `None`: conntrack does not tell.
+    pub idle_s: Option<u32>,
     /// Seconds until it expires if no packet comes.
     pub expires_s: u32,
     /// False: one of its halves was evicted; the next packet makes it again.
     pub whole: bool,
+    /// What carries its packets: `programs`, or `kernel`, where they pass netfilter.
+    pub carrier: &'static str,
+    /// Why not programs.
+    pub why: Option<String>,
 }
 
 /// To the container and from it.

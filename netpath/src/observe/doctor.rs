@@ -1,5 +1,6 @@
 //! The ladder with the reason for each step, every probe with its answer, and faults.
 
+use super::promotion::{self, Promotion};
 use super::{Host, installed, status};
 use crate::datapath::filter::{self, Foreign};
 use crate::datapath::inspect::Finding;
@@ -25,6 +26,8 @@ pub struct Report {
     pub probes: Vec<Probed>,
     /// `None`: no rung can be used.
     pub translation: Option<Translation>,
+    /// Of flows to programs; `None`: netfilter does not translate.
+    pub promotion: Option<Promotion>,
     /// Chains of others that forwarded packets meet, one sentence each.
     pub foreign: Vec<String>,
     /// Why they cannot be listed.
@@ -94,11 +97,14 @@ pub fn examine(host: &Host) -> Result<Report> {
     };
     let mut findings = findings(host, used)?;
     findings.extend(rules_of_others(used, &foreign, instead));
-    let firewalld = firewalld_report(&host.store.desired()?, used, &mut findings);
+    let desired = host.store.desired()?;
+    let firewalld = firewalld_report(&desired, used, &mut findings);
+    let through_netfilter = rung.filter(|rung| *rung != Rung::None && !bypasses(*rung));
     Ok(Report {
         version: 1,
         rung,
         translation: rung.map(|rung| translation(rung, &foreign, used.is_some(), &host.store)),
+        promotion: through_netfilter.map(|_| promotion::examine(host, &desired, used.is_some())),
         foreign: chains.iter().map(ToString::to_string).collect(),
         foreign_error,
         notes: notes(host)?,

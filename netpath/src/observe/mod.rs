@@ -6,6 +6,7 @@ mod installed;
 pub mod monitor;
 pub mod names;
 pub mod ports;
+pub mod promotion;
 pub mod status;
 pub mod traffic;
 

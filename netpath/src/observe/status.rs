@@ -1,7 +1,7 @@
 //! The rung in use and why, attached programs, and counters.
 
-use super::Host;
 use super::traffic::{self, NetworkLine};
+use super::{Host, promotion};
 use crate::datapath::filter::Foreign;
 use crate::datapath::inspect::{self, Counter, FlowUse, MapUse};
 use crate::datapath::ladder::{self, LADDER};
@@ -33,6 +33,8 @@ pub struct Status {
     pub bypassed: Vec<String>,
     /// `None`: the datapath in use has no flow tables of its own.
     pub flows: Option<FlowUse>,
+    /// Flows that programs carry where netfilter translates; `None`: it does not, or no agent answers.
+    pub carried_flows: Option<usize>,
     pub maps: Vec<MapUse>,
     /// Of all maps, including those that `maps` leaves out.
     pub memory_bytes: u64,
@@ -99,6 +101,7 @@ pub fn status(host: &Host) -> Result<Status> {
         networks: Vec::new(),
         bypassed: Vec::new(),
         flows: None,
+        carried_flows: promotion::carried(host)?,
         maps: Vec::new(),
         memory_bytes: 0,
     };

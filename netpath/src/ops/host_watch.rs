@@ -5,7 +5,7 @@ use super::reconcile::{Reconciled, read_route_mtus, see_sources};
 use super::rung::asks_for_kernel;
 use super::{gc, without_container};
 use crate::datapath::filter::Foreign;
-use crate::datapath::{IdleState, firewalld, keep_loaded, ladder};
+use crate::datapath::{IdleState, firewalld, keep_loaded, ladder, promote};
 use crate::link::{self, Carriers, Rtnl, netns};
 use crate::model::error::Result;
 use crate::model::{Desired, HostLink, RouteMtus, Rung};
@@ -186,6 +186,7 @@ impl HostWatch {
         } else if self.promotion.is_none() {
             self.promotion = Some(Promotion::start(self.cookie).inspect_err(|e| {
                 tracing::debug!("flows are not carried by programs: {e}");
+                promote::failed(e.to_string());
             }));
         }
         Ok(())

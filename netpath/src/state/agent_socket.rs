@@ -11,6 +11,7 @@
 //! | `{"request":"ping"}` | `{"answer":"pong","pid":42}` |
 //! | `{"request":"names","dir":"…","port":53,"forwards":true,"led":["10.88.0.1"]}`: the network files in this directory have changed | `{"answer":"names","failed":[["10.88.0.1","…"]]}`, when clients see the change; addresses that are not listened on |
 //! | `{"request":"counts"}` | `{"answer":"counts","servers":[…]}`: what the DNS servers have counted |
+//! | `{"request":"promotions"}` | `{"answer":"promotions","flows":{…}}`: flows that programs carry, and those that they do not (`datapath/promote/shown.rs`) |
 //! | another line | `{"answer":"error","text":"…"}` |
 //!
 //! Unknown fields are ignored on both sides: the other one may be of another build. The agent is the only process that creates the
@@ -43,6 +44,7 @@ pub enum Request {
     Ping,
     Names(DnsPlace),
     Counts,
+    Promotions,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -51,6 +53,7 @@ pub enum Answer {
     Pong { pid: u32 },
     Names { failed: Vec<(IpAddr, String)> },
     Counts { servers: serde_json::Value },
+    Promotions { flows: serde_json::Value },
     Error { text: String },
 }
 
@@ -95,6 +98,14 @@ pub fn names(dir: &Path, place: &DnsPlace, limit: Duration) -> io::Result<Answer
 pub fn counts(dir: &Path, limit: Duration) -> Option<serde_json::Value> {
     match ask(dir, &Request::Counts, limit) {
         Ok(Answer::Counts { servers }) => Some(servers),
+        _ => None,
+    }
+}
+
+/// What the agent tells of promoted flows; `None`: it does not answer.
+pub fn promotions(dir: &Path, limit: Duration) -> Option<serde_json::Value> {
+    match ask(dir, &Request::Promotions, limit) {
+        Ok(Answer::Promotions { flows }) => Some(flows),
         _ => None,
     }
 }

@@ -68,9 +68,11 @@ fn fold(halves: Vec<Half>, now: u32) -> Vec<Flow> {
             translated_source: to.0,
             translated_destination: to.1,
             state: state(half.proto, half.next.state),
-            idle_s,
+            idle_s: Some(idle_s),
             expires_s: flow::timeout_s(half.proto, half.next.state).saturating_sub(idle_s),
             whole,
+            carrier: "programs",
+            why: None,
         });
     }
     lines.sort_by_key(|l| (l.idle_s, l.source, l.destination));
@@ -128,7 +130,7 @@ mod tests {
         assert_eq!(1, lines.len(), "{lines:?}");
         let line = &lines[0];
         assert_eq!((CLIENT.parse(), WEB.parse()), (Ok(line.source), Ok(line.translated_destination)));
-        assert_eq!(("established", "published", 10, true), (line.state, line.origin, line.idle_s, line.whole));
+        assert_eq!(("established", "published", Some(10), true), (line.state, line.origin, line.idle_s, line.whole));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Inspect for Pinned {
         Ok(counters)
     }
 
-    fn flows(&self) -> Result<Option<Vec<Flow>>> {
+    fn flows(&self, _desired: &Desired) -> Result<Option<Vec<Flow>>> {
         if self.exists() { flow_list::flows(&self.0).map(Some) } else { Ok(Some(Vec::new())) }
     }
 

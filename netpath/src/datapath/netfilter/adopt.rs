@@ -12,6 +12,7 @@ use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol, Status, Tuple,
 };
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netpath_common::tcp::TcpState;
 use std::io;
 use std::net::IpAddr;
 
@@ -39,9 +40,11 @@ const CTA_PROTONAT_PORT_MAX: u16 = 2;
 
 /// `enum tcp_conntrack`, and IP_CT_TCP_FLAG_BE_LIBERAL.
 const SYN_SENT: u8 = 1;
+const SYN_RECV: u8 = 2;
 const ESTABLISHED: u8 = 3;
 const TIME_WAIT: u8 = 7;
 const CLOSE: u8 = 8;
+const SYN_SENT2: u8 = 9;
 const LIBERAL: u8 = 0x08;
 
 /// Adds an entry for each connection that has none. Returns how many were added.
@@ -77,11 +80,9 @@ pub(super) fn adopt(connections: &[Connection]) -> io::Result<usize> {
 /// # Errors
 /// A kernel without ctnetlink.
 pub(super) fn connections() -> io::Result<Vec<Connection>> {
-    let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
     let mut netlink = open()?;
-    let answers = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
     let mut connections = Vec::new();
-    for (connection, is_liberal) in answers.into_iter().filter_map(|answer| connection(answer.inner)) {
+    for Tracked { connection, is_liberal, .. } in all(&mut netlink)? {
         let Connection { transport, original, translated, .. } = connection;
         if transport == Transport::Tcp && original != translated && !is_liberal {
             let attributes = vec![ConntrackAttribute::CtaTupleOrig(tuple(transport, original)), tcp(None)];
@@ -93,6 +94,20 @@ pub(super) fn connections() -> io::Result<Vec<Connection>> {
         connections.push(connection);
     }
     Ok(connections)
+}
+
+/// The same to be shown, each with the state of a TCP connection: reads only.
+///
+/// # Errors
+/// A kernel without ctnetlink.
+pub(super) fn tracked() -> io::Result<Vec<Tracked>> {
+    all(&mut open()?)
+}
+
+fn all(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Tracked>> {
+    let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let answers = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
+    Ok(answers.into_iter().filter_map(|answer| connection(answer.inner)).collect())
 }
 
 /// An entry as far as it concerns the promotion of its flow.
@@ -163,7 +178,7 @@ pub(crate) fn entry(
     let answered = if transport == Transport::Tcp { Status::SeenReply | Status::Assured } else { Status::SeenReply };
     is_plain &= status.contains(answered) && !status.intersects(Status::Dying | Status::Offload | Status::SeqAdjust);
     let found = connection(NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)));
-    Ok(found.map(|(connection, is_liberal)| Entry { connection, id, mark, is_plain, is_liberal }))
+    Ok(found.map(|Tracked { connection, is_liberal, .. }| Entry { connection, id, mark, is_plain, is_liberal }))
 }
 
 /// Conntrack accepts what it has not seen of the windows of this connection.
@@ -179,10 +194,32 @@ pub(crate) fn make_liberal(netlink: &mut Netlink<NetfilterMessage>, entry: &Entr
     netlink.change(message(Family::of(&original.source), ConntrackMessage::New(attributes)), 0)
 }
 
-/// And whether it is liberal.
-fn connection(answer: NetfilterMessageInner) -> Option<(Connection, bool)> {
+/// An entry of TCP or UDP.
+pub(super) struct Tracked {
+    pub connection: Connection,
+    /// Of TCP: `enum tcp_conntrack`.
+    tcp_state: Option<u8>,
+    is_liberal: bool,
+}
+
+impl Tracked {
+    /// As the flow tables of the programs call it.
+    pub(super) fn state(&self) -> &'static str {
+        match (self.tcp_state, self.connection.replied) {
+            (Some(SYN_SENT | SYN_RECV | SYN_SENT2), _) => TcpState::Opening.word(),
+            (Some(ESTABLISHED), _) => TcpState::Established.word(),
+            (Some(_), _) => TcpState::Closing.word(),
+            (None, true) => "replied",
+            (None, false) => "unreplied",
+        }
+    }
+}
+
+/// `None`: it is closed, or of another protocol.
+fn connection(answer: NetfilterMessageInner) -> Option<Tracked> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer else { return None };
-    let (mut original, mut reply, mut replied, mut timeout_s, mut is_liberal) = (None, None, false, 0, false);
+    let (mut original, mut reply, mut replied, mut timeout_s) = (None, None, false, 0);
+    let (mut tcp_state, mut is_liberal) = (None, false);
     for attribute in &attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(direction(tuple)?),
@@ -194,6 +231,7 @@ fn connection(answer: NetfilterMessageInner) -> Option<(Connection, bool)> {
                 for field in info.iter().flat_map(of_tcp) {
                     match field {
                         ProtoInfoTCP::State(TIME_WAIT | CLOSE) => return None,
+                        ProtoInfoTCP::State(state) => tcp_state = Some(state),
                         ProtoInfoTCP::OriginalFlags(flags) => is_liberal = flags.flags & LIBERAL != 0,
                         _ => {}
                     }
@@ -203,7 +241,8 @@ fn connection(answer: NetfilterMessageInner) -> Option<(Connection, bool)> {
         }
     }
     let (transport, original) = original?;
-    Some((Connection { transport, original, translated: reply?.reversed(), replied, timeout_s }, is_liberal))
+    let connection = Connection { transport, original, translated: reply?.reversed(), replied, timeout_s };
+    Some(Tracked { connection, tcp_state, is_liberal })
 }
 
 /// `None`: another protocol.
@@ -301,6 +340,37 @@ mod tests {
     fn direction(text: [&str; 2]) -> Direction {
         let [from, to] = text.map(|t| t.parse::<std::net::SocketAddr>().expect("an address"));
         Direction { source: from.ip(), destination: to.ip(), source_port: from.port(), destination_port: to.port() }
+    }
+
+    #[test]
+    fn reading_to_show_leaves_an_entry_as_strict_as_it_is() {
+        if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            println!("skip reading_to_show_leaves_an_entry_as_strict_as_it_is: needs root");
+            return;
+        }
+        let original = direction(["192.0.2.9:4000", "192.0.2.2:8080"]);
+        let translated = direction(["192.0.2.9:4000", "10.89.7.5:80"]);
+        let new = Connection { transport: Transport::Tcp, original, translated, replied: true, timeout_s: 100 };
+        let mut attributes = attributes(&new);
+        let state = DefaultNla::new(CTA_PROTOINFO_TCP_STATE, vec![ESTABLISHED]);
+        let strict = nested(CTA_PROTOINFO, &[nested(CTA_PROTOINFO_TCP, &[state])]);
+        assert!(attributes.pop().is_some(), "the last one is of TCP");
+        attributes.push(ConntrackAttribute::Other(strict));
+        let mut netlink = open().expect("nfnetlink");
+        let message = message(Family::V4, ConntrackMessage::New(attributes));
+        netlink.change(message, NLM_F_CREATE | NLM_F_EXCL).expect("ctnetlink");
+        let is_liberal = || {
+            entry(&mut open().expect("nfnetlink"), Transport::Tcp, original).expect("an entry").expect("one").is_liberal
+        };
+        let shown = tracked().expect("ctnetlink");
+        assert_eq!(
+            vec![("established", original)],
+            shown.iter().map(|t| (t.state(), t.connection.original)).collect::<Vec<_>>()
+        );
+        assert!(!is_liberal());
+        // A change-over makes it liberal.
+        assert_eq!(1, connections().expect("ctnetlink").len());
+        assert!(is_liberal());
     }
 
     #[test]

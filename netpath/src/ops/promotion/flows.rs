@@ -3,11 +3,12 @@
 use super::Known;
 use crate::datapath::connection::{Connection, Direction, Transport};
 use crate::datapath::promote::rules::{Flow, Judgement, Tuple, shapers};
-use crate::datapath::promote::{self, Carrier, Ends, Entry, Keys, MOST, NextHop};
+use crate::datapath::promote::{self, Carrier, Ends, Entry, FlowId, Keys, MOST, MOST_SHOWN, NextHop, Promotions};
 use crate::link::{Rtnl, Way};
 use crate::netlink::Netlink;
 use netlink_packet_netfilter::NetfilterMessage;
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -19,8 +20,6 @@ const IDLE: u32 = 75;
 /// Refused flows that are remembered.
 const MOST_REFUSED: usize = 4_096;
 
-type FlowId = (Transport, Direction);
-
 struct One {
     keys: Keys,
     /// As it was judged.
@@ -31,15 +30,17 @@ struct One {
 pub(super) struct Promoted {
     flows: HashMap<FlowId, One>,
     /// By the direction that was reported.
-    refused: HashMap<FlowId, Instant>,
+    refused: HashMap<FlowId, (Instant, Refusal)>,
     /// Traffic control of others on the way between these, that programs would pass by.
     shapers: HashMap<(u32, u32), Option<String>>,
     conntrack: Netlink<NetfilterMessage>,
+    /// Since the last change.
+    pub is_shown: bool,
 }
 
 impl Promoted {
     pub(super) fn new(conntrack: Netlink<NetfilterMessage>) -> Self {
-        Self { flows: HashMap::new(), refused: HashMap::new(), shapers: HashMap::new(), conntrack }
+        Self { flows: HashMap::new(), refused: HashMap::new(), shapers: HashMap::new(), conntrack, is_shown: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,6 +56,17 @@ impl Promoted {
         self.flows.drain().for_each(|(_, one)| carrier.demote(&one.keys));
         self.refused.clear();
         self.shapers.clear();
+        self.is_shown = false;
+    }
+
+    /// A refusal that may be over counts for as long as one is not asked about again.
+    pub(super) fn show(&mut self, why_not: Option<String>) -> Promotions {
+        self.is_shown = true;
+        let counts = |(when, refusal): &(Instant, Refusal)| refusal.lasts || when.elapsed() < REFUSED;
+        let mut refused: Vec<_> = self.refused.iter().filter(|(_, refused)| counts(refused)).collect();
+        refused.sort_by_key(|(_, (when, _))| Reverse(*when));
+        let refused = refused.into_iter().take(MOST_SHOWN).map(|(id, (_, refusal))| (*id, refusal.why.clone()));
+        Promotions { why_not, carried: self.flows.keys().copied().collect(), refused: refused.collect() }
     }
 
     /// Ends the promotion of flows whose entry is gone from conntrack, is another one or about to end, and of idle flows.
@@ -67,6 +79,7 @@ impl Promoted {
             if !stays {
                 tracing::debug!(?transport, ?original, "the promotion of a flow has ended");
                 carrier.demote(&one.keys);
+                self.is_shown = false;
             }
             stays
         });
@@ -87,18 +100,19 @@ impl Promoted {
             PROTO_UDP => Transport::Udp,
             _ => return,
         };
-        let is_refused = self.refused.get(&(transport, seen)).is_some_and(|when| when.elapsed() < REFUSED);
+        let is_refused = |(when, refusal): &(Instant, Refusal)| refusal.lasts && when.elapsed() < REFUSED;
+        let is_refused = self.refused.get(&(transport, seen)).is_some_and(is_refused);
         if is_refused || self.flows.len() >= MOST {
             return;
         }
-        let Err(refusal) = self.try_promote(transport, (seen, interface), known, rtnl, carrier, epoch) else { return };
+        let tried = self.try_promote(transport, (seen, interface), known, rtnl, carrier, epoch);
+        self.is_shown = false;
+        let Err(refusal) = tried else { return };
         tracing::debug!(?transport, ?seen, "not promoted: {}", refusal.why);
-        if refusal.lasts {
-            if self.refused.len() >= MOST_REFUSED {
-                self.refused.clear();
-            }
-            self.refused.insert((transport, seen), Instant::now());
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
         }
+        self.refused.insert((transport, seen), (Instant::now(), refusal));
     }
 
     fn try_promote(

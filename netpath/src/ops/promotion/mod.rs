@@ -11,7 +11,7 @@ mod flows;
 mod watch;
 
 use crate::datapath::promote::rules::Ruleset;
-use crate::datapath::promote::{Carrier, Scene, conntrack};
+use crate::datapath::promote::{self, Carrier, Publisher, Scene, THRESHOLD, conntrack};
 use crate::link::Rtnl;
 use crate::model::Desired;
 use crate::model::error::{Context, Result};
@@ -26,8 +26,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use watch::Watch;
 
-/// Packets of a flow within a second, after which it is promoted: fewer gain nothing.
-const THRESHOLD: u32 = 64;
 /// Between two messages to the programs.
 const BEAT: Duration = Duration::from_millis(200);
 /// Between two looks for entries that are gone from conntrack.
@@ -38,6 +36,8 @@ const POLL: Duration = Duration::from_millis(250);
 /// do not make flows go to and fro.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Between two publications of the promoted flows.
+const PUBLISH: Duration = Duration::from_millis(100);
 /// Flows that are considered in one turn: the rest is reported again.
 const AT_ONCE: usize = 256;
 
@@ -86,6 +86,10 @@ struct Promoter {
     known: Option<Known>,
     changed: Option<Instant>,
     pause: Duration,
+    publisher: Publisher,
+    published: Instant,
+    /// Why nothing is promoted while nothing is known.
+    why_not: String,
 }
 
 /// What decides whether a flow is promoted.
@@ -111,6 +115,9 @@ impl Promoter {
             known: None,
             changed: Some(Instant::now()),
             pause: PAUSE,
+            publisher: Publisher::new(),
+            published: Instant::now(),
+            why_not: promote::STARTED.to_owned(),
             store,
         })
     }
@@ -145,6 +152,7 @@ impl Promoter {
                 checked = Instant::now();
                 self.promoted.check(&mut self.carrier);
             }
+            self.publish();
         }
     }
 
@@ -173,6 +181,7 @@ impl Promoter {
             self.pause = if is_soon { (self.pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
         }
         self.changed = Some(Instant::now());
+        self.why_not = promote::CHANGED.to_owned();
         self.promoted.end_all(&mut self.carrier);
         Ok(())
     }
@@ -183,9 +192,21 @@ impl Promoter {
             Ok(known) => (self.known, self.changed) = (Some(known), None),
             Err(e) => {
                 tracing::debug!("no flow is carried by programs for now: {e}");
+                self.why_not = e.to_string();
                 (self.changed, self.pause) = (Some(Instant::now()), LONGEST_PAUSE);
             }
         }
+        self.promoted.is_shown = false;
+    }
+
+    /// For commands, if something has changed.
+    fn publish(&mut self) {
+        if self.promoted.is_shown || self.published.elapsed() < PUBLISH {
+            return;
+        }
+        let why_not = self.known.is_none().then(|| self.why_not.clone());
+        self.publisher.publish(self.promoted.show(why_not));
+        self.published = Instant::now();
     }
 
     fn read(&mut self) -> Result<Known> {

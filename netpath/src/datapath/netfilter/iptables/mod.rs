@@ -17,9 +17,10 @@ mod tool;
 
 use super::conntrack::{self, Stale};
 use super::rules::{Family, Ruleset};
-use super::{adopt, policy};
+use super::{adopt, flow_list, policy};
 use super::{nfnetlink, settings};
 use crate::datapath::connection::Connection;
+use crate::datapath::inspect::Flow;
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Result};
 use crate::model::{Departures, Desired, HostView, IfName, Record, RouteSource, Rung};
@@ -262,12 +263,16 @@ impl Datapath for Iptables {
     }
 }
 
-/// Inspects the tables of this network namespace. Flows are in conntrack, so the rung lists none.
+/// Inspects the tables of this network namespace.
 struct Tables;
 
 impl Inspect for Tables {
     fn exists(&self) -> bool {
         [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+    }
+
+    fn flows(&self, desired: &Desired) -> Result<Option<Vec<Flow>>> {
+        flow_list::flows(desired)
     }
 
     fn generation(&self, _store: &Store) -> Option<u32> {

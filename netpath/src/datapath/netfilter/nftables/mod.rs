@@ -17,9 +17,9 @@ use super::conntrack::{self, Stale};
 use super::iptables::{self, Iptables};
 use super::nfnetlink;
 use super::rules::{Family, Ruleset};
-use super::{adopt, policy, settings};
+use super::{adopt, flow_list, policy, settings};
 use crate::datapath::connection::Connection;
-use crate::datapath::inspect::Counter;
+use crate::datapath::inspect::{Counter, Flow};
 use crate::datapath::{Backend, Context, Datapath, Inspect, Refusal, Report, Sysctl};
 use crate::model::error::{Context as _, Error, Result};
 use crate::model::{Desired, HostView, Record, Rung};
@@ -145,7 +145,6 @@ impl Datapath for Nftables {
     }
 }
 
-/// Flows are in conntrack, so the rung lists none.
 impl Inspect for Nftables {
     fn exists(&self) -> bool {
         nfnetlink::table_handle(TABLE).is_ok_and(|handle| handle.is_some())
@@ -165,6 +164,10 @@ impl Inspect for Nftables {
             }
         }
         Ok(counters)
+    }
+
+    fn flows(&self, desired: &Desired) -> Result<Option<Vec<Flow>>> {
+        flow_list::flows(desired)
     }
 
     fn generation(&self, _store: &Store) -> Option<u32> {

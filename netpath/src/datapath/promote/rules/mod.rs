@@ -175,6 +175,13 @@ impl Ruleset {
         found.into_iter()
     }
 
+    /// How many rules count packets.
+    pub fn counters(&self) -> usize {
+        let tables = self.tables.iter().filter(|t| !t.dormant);
+        let rules = tables.flat_map(|t| t.chains.values().flat_map(|c| &c.rules).map(|rule| (t.legacy, rule)));
+        rules.filter(|(legacy, rule)| *legacy || rule.words.iter().any(|word| word == "counter")).count()
+    }
+
     /// Changes with rules, sets, policies and stacked interfaces, but not with counters.
     pub fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
