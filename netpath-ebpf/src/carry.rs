@@ -20,7 +20,7 @@ use crate::entry::{ETH_P_IP, ETH_P_IPV6, is_v4_only};
 use crate::fast_path::translate;
 use crate::flows::now;
 use crate::half::Half;
-use crate::headers::Wire;
+use crate::headers::{HeaderPeek, Wire};
 use crate::maps;
 use crate::packet::{self, ETHERNET, View};
 use crate::parsed::FastHeaders;
@@ -63,22 +63,34 @@ fn pass<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> i32 {
 /// `None`: the packet takes the stack.
 #[inline(always)]
 fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
-    let plain = &mut FastHeaders::<F>::new();
     let side = if OUTWARD { SIDE_BRIDGE } else { SIDE_UPLINK };
+    let promotion = maps::PROMOTION.get(0)?;
+    let now = now();
+    // While nothing is carried, the agent lets the time pass: most hosts, and all short flows on them.
+    if promotion.until.wrapping_sub(now) as i32 <= 0 {
+        if lasts::<F>(ctx, promotion, now) {
+            let plain = &mut FastHeaders::<F>::new();
+            if plain.read(ctx, side) {
+                report(ctx, plain, side);
+            }
+        }
+        return None;
+    }
+    let plain = &mut FastHeaders::<F>::new();
     if !plain.read(ctx, side) {
         return None;
     }
-    let promotion = maps::PROMOTION.get(0)?;
-    let now = now();
     let found = Half::<F>::find(&plain.key);
     let Some(half) = found.filter(|half| half.serial().load() == promotion.epoch) else {
-        measure::<F>(ctx, plain, promotion, now, side);
+        if lasts::<F>(ctx, promotion, now) {
+            report(ctx, plain, side);
+        }
         return None;
     };
     let next = &half.next();
     // By another interface the packet meets other rules, and the checks of the source's way back.
     let is_elsewhere = half.ack().load() != packet::ifindex(ctx);
-    if promotion.until.wrapping_sub(now) as i32 <= 0 || flow::has_ended(next) || is_elsewhere {
+    if flow::has_ended(next) || is_elsewhere {
         return None;
     }
     if plain.proto == PROTO_TCP {
@@ -128,15 +140,16 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
     Some(action as i32)
 }
 
-/// Counts a packet without an entry, by the segments that it stands for.
+/// Counts a packet without an entry, by the segments that it stands for; whether its flow has passed the threshold now.
 #[inline(always)]
-fn measure<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>, promotion: &Promotion, now: u32, side: u8) {
+fn lasts<F: Wire>(ctx: &TcContext, promotion: &Promotion, now: u32) -> bool {
     /// As a power of two: about a segment.
     const SEGMENT: u32 = 11;
-    let tuple = plain.tuple();
-    let ports = u32::from(tuple.sport.value()) << 16 | u32::from(tuple.dport.value());
-    let mixed = (F::difference(&tuple.src, &tuple.dst) ^ ports).wrapping_mul(0x9e37_79b1);
-    let Some(slot) = maps::METER.get_ptr_mut(mixed >> (32 - METERS.ilog2())) else { return };
+    let Some(HeaderPeek { sport, dport, dst, .. }) = F::peek(ctx, ETHERNET) else { return false };
+    let ports = u32::from(sport.value()) << 16 | u32::from(dport.value());
+    let [.., a, b, c, d] = F::mapped(dst).0;
+    let mixed = (u32::from_ne_bytes([a, b, c, d]) ^ ports).wrapping_mul(0x9e37_79b1);
+    let Some(slot) = maps::METER.get_ptr_mut(mixed >> (32 - METERS.ilog2())) else { return false };
     let window = u64::from(now >> METER_WINDOW) << 32;
     // SAFETY: this processor's own slot, aligned.
     let before = unsafe { *slot };
@@ -144,9 +157,7 @@ fn measure<F: Wire>(ctx: &TcContext, plain: &FastHeaders<F>, promotion: &Promoti
     let after = before + 1 + (ctx.size() >> SEGMENT);
     // SAFETY: as above.
     unsafe { *slot = window | u64::from(after) };
-    if before < promotion.threshold && after >= promotion.threshold {
-        report(ctx, plain, side);
-    }
+    before < promotion.threshold && after >= promotion.threshold
 }
 
 #[inline(always)]

@@ -214,7 +214,18 @@ impl Carrier {
     /// # Errors
     /// The kernel's.
     pub(crate) fn trust(&mut self, epoch: u32, threshold: u32) -> Result<()> {
-        let until = now()?.wrapping_add(TRUST);
+        self.promote_until(now()?.wrapping_add(TRUST), epoch, threshold)
+    }
+
+    /// Programs carry nothing, and only report.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn doubt(&mut self, epoch: u32, threshold: u32) -> Result<()> {
+        self.promote_until(now()?, epoch, threshold)
+    }
+
+    fn promote_until(&mut self, until: u32, epoch: u32, threshold: u32) -> Result<()> {
         let value = Promotion { epoch, until, threshold };
         self.promotion.set(0, value, 0).context(|| "cannot extend the promotion of flows".to_owned())
     }

@@ -174,7 +174,7 @@ impl Promoter {
     /// The next packet of each flow meets the rules again.
     fn end_all(&mut self) -> Result<()> {
         self.epoch = self.epoch.wrapping_add(1).max(1);
-        self.carrier.trust(self.epoch, THRESHOLD)?;
+        self.carrier.doubt(self.epoch, THRESHOLD)?;
         // Changes come in groups, and only one that follows a look is another one.
         if let Some(known) = self.known.take() {
             let is_soon = known.since.elapsed() < self.pause * 4;
@@ -217,8 +217,8 @@ impl Promoter {
             self.carrier = Carrier::load(self.host, &desired)?;
         }
         self.carrier.attach(&scene)?;
-        // Of an epoch in which nothing is promoted yet.
-        self.carrier.trust(self.epoch, THRESHOLD)?;
+        // The threshold. Nothing of this epoch is promoted yet.
+        self.carrier.doubt(self.epoch, THRESHOLD)?;
         // Before the rules: a change in between is seen by the next poll.
         self.watch.has_changed_silently().context(|| "cannot read the rules of this host".to_owned())?;
         let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
