@@ -67,22 +67,17 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
     let promotion = maps::PROMOTION.get(0)?;
     let now = now();
     // While nothing is carried, the agent lets the time pass: most hosts, and all short flows on them.
-    if promotion.until.wrapping_sub(now) as i32 <= 0 {
-        if lasts::<F>(ctx, promotion, now) {
-            let plain = &mut FastHeaders::<F>::new();
-            if plain.read(ctx, side) {
-                report(ctx, plain, side);
-            }
-        }
-        return None;
-    }
+    let carries = promotion.until.wrapping_sub(now) as i32 > 0;
     let plain = &mut FastHeaders::<F>::new();
-    if !plain.read(ctx, side) {
-        return None;
+    let mut found = None;
+    if carries {
+        if !plain.read(ctx, side) {
+            return None;
+        }
+        found = Half::<F>::find(&plain.key).filter(|half| half.serial().load() == promotion.epoch);
     }
-    let found = Half::<F>::find(&plain.key);
-    let Some(half) = found.filter(|half| half.serial().load() == promotion.epoch) else {
-        if lasts::<F>(ctx, promotion, now) {
+    let Some(half) = found else {
+        if lasts::<F>(ctx, promotion, now) && (carries || plain.read(ctx, side)) {
             report(ctx, plain, side);
         }
         return None;
