@@ -60,7 +60,7 @@ impl<'a> World<'a> {
             if seen < ROUNDS as u64 / 4 {
                 return Ok(());
             }
-            if begun.elapsed() > SOON * patience() {
+            if begun.elapsed() > SOON * 4 * patience() {
                 let why = self.refusals();
                 bail!("netfilter has seen {seen} packets of {ROUNDS} questions and their answers\n{why}");
             }
@@ -258,7 +258,7 @@ fn an_entry_that_is_deleted_ends_the_promotion() -> Result<()> {
     world.topology.host.command("nft", &["add", "rule", "inet", "other", "forward", "ct", "state", "new", "drop"])?;
     world.is_promoted(&mut talk)?;
     world.topology.host.command("conntrack", &["-D", "-p", "tcp", "--orig-port-dst", "8080"])?;
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_secs(1) * patience());
     ensure!(talk.round().is_err(), "it goes on without an entry");
     world.end()
 }

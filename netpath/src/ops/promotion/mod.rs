@@ -29,7 +29,7 @@ use watch::Watch;
 /// Between two messages to the programs.
 const BEAT: Duration = Duration::from_millis(200);
 /// Between two looks for entries that are gone from conntrack.
-const CHECK: Duration = Duration::from_millis(500);
+const CHECK: Duration = Duration::from_millis(400);
 /// Between two looks for changes that send no notification.
 const POLL: Duration = Duration::from_millis(250);
 /// From the last change to the next promotion; it doubles if another change follows soon, so that rules that change all the time
@@ -129,6 +129,11 @@ impl Promoter {
     fn run(&mut self, stop: &EventFd) -> Result<()> {
         let (mut checked, mut polled) = (Instant::now(), Instant::now());
         loop {
+            // Before the programs are trusted for another second.
+            if checked.elapsed() >= CHECK {
+                checked = Instant::now();
+                self.promoted.check(&mut self.carrier);
+            }
             if !self.promoted.is_empty() {
                 self.carrier.trust(self.epoch, THRESHOLD)?;
             }
@@ -148,10 +153,6 @@ impl Promoter {
                 self.look_again();
             }
             self.promote_reported()?;
-            if checked.elapsed() >= CHECK {
-                checked = Instant::now();
-                self.promoted.check(&mut self.carrier);
-            }
             self.publish();
         }
     }
