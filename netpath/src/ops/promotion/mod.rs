@@ -192,7 +192,7 @@ impl Promoter {
         match self.read() {
             Ok(known) => (self.known, self.changed) = (Some(known), None),
             Err(e) => {
-                tracing::debug!("no flow is carried by programs for now: {e}");
+                tracing::debug!("this host cannot be read, so no flow is carried by programs until the next try: {e}");
                 self.why_not = e.to_string();
                 (self.changed, self.pause) = (Some(Instant::now()), LONGEST_PAUSE);
             }
@@ -223,11 +223,7 @@ impl Promoter {
         // Before the rules: a change in between is seen by the next poll.
         self.watch.has_changed_silently().context(|| "cannot read the rules of this host".to_owned())?;
         let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
-        let names = view.links.iter().map(|l| (l.index, l.name.to_string()));
-        let mut names: HashMap<u32, String> = names.collect();
-        for link in self.rtnl.links()? {
-            names.insert(link.index, link.name);
-        }
+        let names = self.rtnl.links()?.into_iter().map(|link| (link.index, link.name)).collect();
         Ok(Known { scene, ruleset, names, since: Instant::now() })
     }
 
