@@ -182,14 +182,14 @@ fn another_container_with_its_address_gets_nothing_of_it(rung: Rung) -> Result<(
             socket.set_read_timeout(Some(Duration::from_millis(300) * patience()))?;
             socket.send_to(b"hello", outside)?;
             let mut buffer = [0; 16];
-            Ok((socket, server.recv_from(&mut buffer)?.1))
+            Ok((socket, again(|| server.recv_from(&mut buffer))?.1))
         };
         let (socket, seen_as) = begin(&first)?;
         netavark.teardown(&first, &quiet)?;
         netavark.setup(&first, &quiet)?;
         server.send_to(b"reloaded", seen_as)?;
         let mut buffer = [0; 16];
-        let (length, _) = socket.recv_from(&mut buffer).context("positive control: the same container")?;
+        let (length, _) = again(|| socket.recv_from(&mut buffer)).context("positive control: the same container")?;
         ensure!(&buffer[..length] == b"reloaded", "other bytes");
 
         netavark.teardown(&first, &quiet)?;
@@ -197,7 +197,10 @@ fn another_container_with_its_address_gets_nothing_of_it(rung: Rung) -> Result<(
         let other = second.run(|| free(|| UdpSocket::bind(own)))?;
         other.set_read_timeout(Some(Duration::from_millis(300) * patience()))?;
         server.send_to(b"stale", seen_as)?;
-        ensure!(other.recv_from(&mut buffer).is_err(), "{family:?}: another container got a packet of the first one");
+        ensure!(
+            again(|| other.recv_from(&mut buffer)).is_err(),
+            "{family:?}: another container got a packet of the first one"
+        );
         netavark.teardown(&second, &quiet)?;
         netavark.setup(&first, &quiet)?;
     }

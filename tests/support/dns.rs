@@ -66,7 +66,8 @@ impl<'n> Resolver<'n> {
             socket.connect(self.server)?;
             socket.send(&bytes)?;
             let mut answer = vec![0; 65_535];
-            let length = socket.recv(&mut answer).with_context(|| format!("no answer about {}", message.queries[0]))?;
+            let length = crate::traffic::again(|| socket.recv(&mut answer))
+                .with_context(|| format!("no answer about {}", message.queries[0]))?;
             answer.truncate(length);
             Ok(answer)
         })?;

@@ -153,7 +153,7 @@ pub fn round_trips(netns: &Netns, to: SocketAddr, time: Duration) -> Result<Late
         let mut message = [7; MESSAGE];
         latency(to, time, || {
             socket.send(&message)?;
-            socket.recv(&mut message).map(drop)
+            crate::traffic::again(|| socket.recv(&mut message)).map(drop)
         })
     })?)?
 }

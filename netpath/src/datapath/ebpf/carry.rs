@@ -209,12 +209,20 @@ impl Carrier {
         Some((lasting.proto, direction, lasting.ifindex))
     }
 
-    /// Programs carry flows of this epoch for the next second.
+    /// The programs' clock, in ticks.
     ///
     /// # Errors
     /// The kernel's.
-    pub(crate) fn trust(&mut self, epoch: u32, threshold: u32) -> Result<()> {
-        self.promote_until(now()?.wrapping_add(TRUST), epoch, threshold)
+    pub(crate) fn now() -> Result<u32> {
+        now()
+    }
+
+    /// Programs carry flows of this epoch until a second after `since`, in ticks.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn trust(&mut self, since: u32, epoch: u32, threshold: u32) -> Result<()> {
+        self.promote_until(since.wrapping_add(TRUST), epoch, threshold)
     }
 
     /// Programs carry nothing, and only report.

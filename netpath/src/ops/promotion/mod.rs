@@ -38,8 +38,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Between two publications of the promoted flows.
 const PUBLISH: Duration = Duration::from_millis(100);
-/// Flows that are considered in one turn: the rest is reported again.
-const AT_ONCE: usize = 256;
+/// Between two looks for changes while reports are considered.
+const TURN: Duration = Duration::from_millis(50);
 
 /// The thread, for as long as netfilter serves the host.
 pub(super) struct Promotion {
@@ -129,17 +129,9 @@ impl Promoter {
     fn run(&mut self, stop: &EventFd) -> Result<()> {
         let (mut checked, mut polled) = (Instant::now(), Instant::now());
         loop {
-            // Before the programs are trusted for another second.
-            if checked.elapsed() >= CHECK {
-                checked = Instant::now();
-                self.promoted.check(&mut self.carrier);
-            }
-            if !self.promoted.is_empty() {
-                self.carrier.trust(self.epoch, THRESHOLD)?;
-            }
-            if self.wait(stop).context(|| "cannot wait for changes of this host".to_owned())? {
-                return Ok(());
-            }
+            // Programs are trusted from before the look for changes, so that one that follows it ends what they carry in time,
+            // however long this thread waits for a processor.
+            let looked = Carrier::now()?;
             let is_polled = !self.promoted.is_empty() && polled.elapsed() >= POLL;
             if self.watch.has_changed(&self.promoted)
                 || (is_polled && self.watch.has_changed_silently().unwrap_or(true))
@@ -149,11 +141,21 @@ impl Promoter {
             if is_polled {
                 polled = Instant::now();
             }
+            if checked.elapsed() >= CHECK {
+                checked = Instant::now();
+                self.promoted.check(&mut self.carrier);
+            }
             if self.changed.is_some_and(|when| when.elapsed() >= self.pause) {
                 self.look_again();
             }
             self.promote_reported()?;
+            if !self.promoted.is_empty() {
+                self.carrier.trust(looked, self.epoch, THRESHOLD)?;
+            }
             self.publish();
+            if self.wait(stop).context(|| "cannot wait for changes of this host".to_owned())? {
+                return Ok(());
+            }
         }
     }
 
@@ -194,7 +196,7 @@ impl Promoter {
             Err(e) => {
                 tracing::debug!("this host cannot be read, so no flow is carried by programs until the next try: {e}");
                 self.why_not = e.to_string();
-                (self.changed, self.pause) = (Some(Instant::now()), LONGEST_PAUSE);
+                (self.changed, self.pause) = (Some(Instant::now()), (self.pause * 2).min(LONGEST_PAUSE));
             }
         }
         self.promoted.is_shown = false;
@@ -228,23 +230,18 @@ impl Promoter {
     }
 
     fn promote_reported(&mut self) -> Result<()> {
-        let mut considered = 0;
-        while let Some((protocol, direction, interface)) = self.carrier.report() {
-            considered += 1;
-            if self.known.is_none() || considered > AT_ONCE {
-                continue;
-            }
-            let was_empty = self.promoted.is_empty();
-            // They are polled only while flows are carried.
-            if was_empty && self.watch.has_changed_silently().unwrap_or(true) {
+        let begun = Instant::now();
+        // Without promoted flows, changes that send no notification are looked for here.
+        let mut is_current = !self.promoted.is_empty();
+        while begun.elapsed() < TURN
+            && let Some((protocol, direction, interface)) = self.carrier.report()
+        {
+            if !is_current && self.watch.has_changed_silently().unwrap_or(true) {
                 self.end_all()?;
-                continue;
             }
+            is_current = true;
             let (Some(known), seen) = (&self.known, (direction, interface)) else { continue };
             self.promoted.consider(protocol, seen, known, &self.rtnl, &mut self.carrier, self.epoch);
-            if was_empty && !self.promoted.is_empty() {
-                self.carrier.trust(self.epoch, THRESHOLD)?;
-            }
         }
         Ok(())
     }
