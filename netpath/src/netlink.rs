@@ -1,7 +1,12 @@
 //! A netlink socket for one request at a time, with time-out, EINTR retry and detection of inconsistent dumps.
 
+mod later;
+
+pub use later::{Closing, close_later};
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
@@ -24,7 +29,16 @@ pub struct Netlink<M> {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    is_netfilter: bool,
     protocol: PhantomData<M>,
+}
+
+impl<M> Drop for Netlink<M> {
+    fn drop(&mut self) {
+        if self.is_netfilter {
+            later::keep(&self.socket);
+        }
+    }
 }
 
 /// The answers to one request.
@@ -48,7 +62,13 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         let timeout = libc::timeval { tv_sec: TIMEOUT_S, tv_usec: 0 };
         setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &timeout.into())?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BYTES], protocol: PhantomData })
+        Ok(Self {
+            socket,
+            sequence: 0,
+            buffer: vec![0; RECEIVE_BYTES],
+            is_netfilter: protocol == NETLINK_NETFILTER,
+            protocol: PhantomData,
+        })
     }
 
     /// A consistent dump. Messages that cannot be parsed are skipped.
@@ -125,6 +145,9 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     pub fn batch(&mut self, messages: Vec<(M, u16)>) -> io::Result<()> {
         let mut answers = messages.iter().filter(|(_, flags)| flags & NLM_F_ACK != 0).count();
         self.send(messages)?;
+        if self.is_netfilter {
+            later::has_committed();
+        }
         let acknowledged = |_, payload| {
             answers -= usize::from(matches!(payload, NetlinkPayload::Error(_)));
             answers == 0

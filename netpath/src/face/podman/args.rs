@@ -69,6 +69,13 @@ pub(super) enum Verb {
     FirewallReload,
 }
 
+impl Verb {
+    /// Whether the command ends with its work on the host.
+    pub(super) fn is_brief(&self) -> bool {
+        matches!(self, Verb::Setup { .. } | Verb::Teardown { .. } | Verb::Update { .. } | Verb::FirewallReload)
+    }
+}
+
 /// Accepts an empty path too: netpath's own error is clearer to an engine than clap's usage text.
 fn any_path(path: &str) -> std::result::Result<PathBuf, String> {
     Ok(PathBuf::from(path))

@@ -36,6 +36,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(e) => e.exit(),
     };
     logs::init();
+    let closing = parsed.verb.is_brief().then(crate::netlink::close_later);
     let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| answer(parsed, stdin)));
     let answer = answer.unwrap_or_else(|_| Err(Error::new("netpath has a bug").because("it panicked; see stderr")));
     let (line, code) = match answer {
@@ -44,6 +45,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     // The caller may have closed stdout.
     let _ = std::io::stdout().write_all(line.as_bytes());
+    drop(closing);
     code
 }
 
