@@ -138,6 +138,10 @@ fn check(name: &str) -> Result<Outcome> {
         "object" => reproducible::difference()?.map(|d| format!("two builds of the object differ: {d}")),
         "lint" => Some(lint::findings()?.join("\n")).filter(|f| !f.is_empty()),
         _ => match rust_check(name)? {
+            Ok(None) if name == "clippy" => build_ebpf::clippy()?.unwrap_or_else(|why| {
+                outcome.skipped.push(("clippy of netpath-ebpf".to_owned(), why));
+                None
+            }),
             Ok(failed) => failed,
             Err(why) => {
                 outcome.skipped.push((name.to_owned(), why));
