@@ -1,7 +1,8 @@
 //! Runs a test executable and parses its output: passed, failed, skipped with a reason.
 //!
-//! The suites of `tests/` run on libtest-mimic, and report a test that cannot run as ignored. Unit tests run on libtest: one that
-//! cannot run prints `skip <test>: needs …` and returns; libtest reports it as passed, and xtask counts it as skipped.
+//! The suites of `tests/` run on libtest-mimic, and report a test that cannot run as ignored. Unit tests run on libtest: those
+//! that need root are marked as ignored and included here. One that cannot run prints `skip <test>: needs …` and returns; libtest
+//! reports it as passed, and xtask counts it as skipped.
 
 use crate::steps::{seconds, tail};
 use crate::workspace;

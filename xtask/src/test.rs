@@ -234,7 +234,10 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
         for unit in executables.iter().filter(|e| !is_suite(e)) {
             let is_named_so = unit.target.replace('_', "-") == unit.package;
             let name = if is_named_so { unit.package.clone() } else { format!("{}-{}", unit.package, unit.target) };
-            all.push((name, harness(&unit.path, None, &args.filters("unit"))));
+            let mut command = harness(&unit.path, None, &args.filters("unit"));
+            // Those that need root are marked as ignored, for plain `cargo test`.
+            command.arg("--include-ignored");
+            all.push((name, command));
         }
     }
     for (name, threads) in SUITES.into_iter().filter(|(n, _)| args.wants(n)) {
