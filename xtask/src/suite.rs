@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -165,7 +165,7 @@ pub(crate) fn what_failed(text: &str) -> String {
 }
 
 /// The arguments with which a suite prints the format that [`read`] parses.
-pub(crate) fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
+pub(crate) fn harness(executable: &Path, threads: Option<usize>, filters: &[String]) -> Command {
     let mut command = Command::new(executable);
     command.args(["--show-output", "--color", "never"]).args(filters);
     if let Some(threads) = threads {
