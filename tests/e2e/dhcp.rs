@@ -390,8 +390,8 @@ fn the_proxy_takes_a_socket_over_and_ends_when_idle() -> Result<()> {
     assert_eq!(Some(child.id() as i32), proxy(&dir), "another proxy was started");
     std::thread::sleep(Duration::from_secs(2));
     ensure!(child.try_wait()?.is_none(), "it ended with a lease");
-    netavark.try_teardown(&web, &json)?.done()?;
     let begun = Instant::now();
+    netavark.try_teardown(&web, &json)?.done()?;
     let status = wait_for("the end of the idle proxy", SOON, || child.try_wait().ok().flatten())?;
     ensure!(status.success() && begun.elapsed() > Duration::from_millis(500), "{status} after {:?}", begun.elapsed());
     ensure!(socket.exists(), "the socket is systemd's");
