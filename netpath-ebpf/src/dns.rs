@@ -4,6 +4,7 @@
 //! and for an engine that listens on a published one. An object of its own, which loads in a millisecond. Needs Linux 5.9.
 #![no_std]
 #![no_main]
+#![allow(unused_crate_dependencies, reason = "the other program of the package uses them")]
 
 mod sk_lookup;
 

@@ -610,7 +610,7 @@ fn claim_slot<F: Wire>(pending: &mut PendingFlow<F>, there: Half<F>) -> bool {
     let seen = there.next();
     let is_over =
         has_expired(proto, &seen, pending.now) || (pending.may_evict && flow::is_closed(proto, &seen, pending.now));
-    if !is_over && !(pending.may_evict && flow::may_be_orphaned(proto, &seen, pending.now)) {
+    if !(is_over || pending.may_evict && flow::may_be_orphaned(proto, &seen, pending.now)) {
         return false;
     }
     pending.key = there.read(|there| nat_plan::other_key::<F>(there, proto));

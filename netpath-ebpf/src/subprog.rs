@@ -61,6 +61,7 @@ pub fn enter<F: Wire, R: ReturnValue>(
 
 /// An unused argument would be passed uninitialised, and the verifier checks arguments.
 #[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "the value stays in its register")]
 fn keep(skb: *mut __sk_buff) {
     // SAFETY: the register keeps its value. (Without an instruction the line table would have two lines at one place,
     // which the kernel rejects.)

@@ -43,19 +43,20 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Every run takes all tests over each rung. The ways of a host that tracks connections, and of legacy iptables, use the same
-    /// programs and rules: they are distributed among the tests of a group, so that each group meets each way.
+    /// Every run takes all tests over TCX, nftables and iptables. The other ways use the same programs and rules: clsact if the
+    /// kernel has TCX, a host that tracks connections, and legacy iptables. They are distributed among the tests of a group, so
+    /// that each group meets each way.
     pub(crate) fn turn(self, test: &str, group: &[&str]) -> need::Need {
-        let number = match self.rung {
-            Rung::Tcx | Rung::Clsact => 0,
-            Rung::Nftables => 1,
-            Rung::Iptables => 2,
-            Rung::IptablesLegacy => 3,
+        let number = match (self.rung, self.tracked) {
+            (Rung::Tcx, true) => 0,
+            (Rung::Nftables, true) => 1,
+            (Rung::Iptables, true) => 2,
+            (Rung::IptablesLegacy, _) => 3,
+            (Rung::Clsact, _) if need::tcx().is_ok() => 4,
+            _ => return Ok(()),
         };
         let test = group.iter().position(|name| *name == test).unwrap_or_default();
-        let is_assigned = is_assigned(number, test, group.len());
-        let is_distributed = self.tracked || self.rung == Rung::IptablesLegacy;
-        if !is_distributed || is_assigned || need::is_full() {
+        if is_assigned(number, test, group.len()) || need::is_full() {
             return Ok(());
         }
         Err("NETPATH_SOAK=full: other tests of this group take this way".to_owned())
@@ -91,7 +92,7 @@ impl Way {
 }
 
 /// Number of ways that are distributed.
-const DISTRIBUTED: usize = 4;
+const DISTRIBUTED: usize = 5;
 
 /// Whether this one of [`DISTRIBUTED`] ways is assigned to this one of `tests` tests.
 fn is_assigned(way: usize, test: usize, tests: usize) -> bool {

@@ -14,6 +14,7 @@ use support::traffic::ANY;
 on_every_rung!(nothing_is_lost);
 
 fn nothing_is_lost(rung: Rung) -> Result<()> {
+    need!(need::best_hooks(rung));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;

@@ -25,6 +25,7 @@ fn connections() -> u64 {
 const OPEN: u16 = 150;
 
 fn host_and_containers_against_one_port(rung: Rung) -> Result<()> {
+    need!(need::best_hooks(rung));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let netavark = Netavark::on(&topology, rung)?;

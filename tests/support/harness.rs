@@ -44,10 +44,11 @@ macro_rules! on_every_rung {
     };
     (@ $module:ident $rung:ident $($name:ident)*) => {
         mod $module {
+            const GROUP: &[&str] = &[$(stringify!($name)),*];
             $(#[test]
             fn $name() -> anyhow::Result<()> {
                 let rung = support::netavark::Rung::$rung;
-                support::need!(support::need::rung(rung));
+                support::need!(support::need::rung(rung), support::need::turn(rung, stringify!($name), GROUP));
                 super::$name(rung)
             })*
         }

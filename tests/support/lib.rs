@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod denied;
 pub mod dhcp;
 pub mod dns;
+pub mod document;
 pub mod echo;
 pub mod example;
 pub mod expect;

@@ -118,6 +118,29 @@ pub fn tcx() -> Need {
     }
 }
 
+/// clsact runs the same programs as TCX, at another hook: where a kernel has both, every fourth test of a group takes clsact.
+///
+/// # Errors
+/// Another test of the group takes it.
+pub fn turn(rung: Rung, test: &str, group: &[&str]) -> Need {
+    let place = group.iter().position(|name| *name == test).unwrap_or_default();
+    if rung != Rung::Clsact || place.is_multiple_of(4) || is_full() || tcx().is_err() {
+        return Ok(());
+    }
+    Err("NETPATH_SOAK=full: other tests of this group take this way".to_owned())
+}
+
+/// As [`turn`], for load: of two hooks of the same programs one is enough.
+///
+/// # Errors
+/// The rung is clsact and the kernel has TCX.
+pub fn best_hooks(rung: Rung) -> Need {
+    if rung != Rung::Clsact || is_full() || tcx().is_err() {
+        return Ok(());
+    }
+    Err("NETPATH_SOAK=full: on TCX the same programs bear the load".to_owned())
+}
+
 /// # Errors
 /// The kernel has no tun devices, or denies them to this process.
 pub fn tun() -> Need {

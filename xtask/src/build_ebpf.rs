@@ -74,8 +74,40 @@ pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, ou
     }
     forget_other_linker(toolchain, target_dir)?;
     let mut cargo = Command::new(&toolchain.compiler.cargo);
-    workspace::clean_environment(&mut cargo).current_dir(&crate_dir);
-    cargo.args(["build", "--release", "-Z", "build-std=core", "--target", TARGET, "--quiet"]);
+    for_bpf(cargo.arg("build"), toolchain, root, target_dir)?;
+    let status = cargo.stdin(Stdio::null()).stdout(output).status();
+    let status = status.with_context(|| format!("cannot start {}", toolchain.compiler.cargo.display()))?;
+    if !status.success() {
+        bail!("the eBPF programs were not built ({status}): {}", steps::line(&cargo));
+    }
+    Ok(target_dir.join(TARGET).join("release/netpath-ebpf"))
+}
+
+/// The findings of clippy in the programs, by the compiler that builds them. The inner `Err` says why it cannot run here.
+///
+/// # Errors
+/// No toolchain, or clippy cannot be started.
+pub(crate) fn clippy() -> Result<Result<Option<String>, String>> {
+    let toolchain = toolchain()?;
+    // Cargo prefers a subcommand of its home directory to the one beside the compiler, which is of the same version.
+    let program = toolchain.compiler.rustc.with_file_name("cargo-clippy");
+    if !program.exists() {
+        let name = toolchain.compiler.name();
+        return Ok(Err(format!("needs clippy of {name}: rustup component add clippy, or Debian's rust-web-clippy")));
+    }
+    let mut clippy = Command::new(program);
+    let target_dir = workspace::target().join("ebpf/clippy");
+    for_bpf(clippy.arg("clippy"), &toolchain, &workspace::root(), &target_dir)?;
+    clippy.env("CARGO", &toolchain.compiler.cargo).args(["--", "-D", "warnings"]);
+    let out = clippy.stdin(Stdio::null()).output().context("cannot start clippy of the eBPF compiler")?;
+    let text = || format!("{}:\n{}", steps::line(&clippy), steps::tail(&String::from_utf8_lossy(&out.stderr), 80));
+    Ok(Ok((!out.status.success()).then(text)))
+}
+
+/// Adds the arguments and the environment by which the compiler's cargo sees the programs of the checkout at `root`.
+fn for_bpf(cargo: &mut Command, toolchain: &Toolchain, root: &Path, target_dir: &Path) -> Result<()> {
+    workspace::clean_environment(cargo).current_dir(root.join("netpath-ebpf"));
+    cargo.args(["--release", "-Z", "build-std=core", "--target", TARGET, "--quiet"]);
     cargo.arg("--target-dir").arg(target_dir);
     cargo.env("RUSTC", &toolchain.compiler.rustc).env("RUSTC_BOOTSTRAP", "1");
     let xtask = std::env::current_exe().context("cannot tell where xtask lies")?;
@@ -84,12 +116,7 @@ pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target_dir: &Path, ou
     // Set explicitly: `.cargo/cc` has a different path in every checkout, which would rebuild the build scripts.
     cargo.env(format!("CARGO_TARGET_{}_LINKER", toolchain.compiler.host_as_variable()), "cc");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags().join("\u{1f}"));
-    let status = cargo.stdin(Stdio::null()).stdout(output).status();
-    let status = status.with_context(|| format!("cannot start {}", toolchain.compiler.cargo.display()))?;
-    if !status.success() {
-        bail!("the eBPF programs were not built ({status}): {}", steps::line(&cargo));
-    }
-    Ok(target_dir.join(TARGET).join("release/netpath-ebpf"))
+    Ok(())
 }
 
 /// `--disable-expand-memcpy-in-order`: otherwise the linker expands copies of sixteen bytes into a byte loop. Debug information

@@ -144,11 +144,12 @@ fn has_llvm_package(major: u32) -> bool {
     apt::is_here() && apt::candidate(&format!("llvm-{major}-dev")).is_some()
 }
 
-/// Installs the distribution's rustc with its library source. `false`: none is new enough.
+/// Installs the distribution's rustc with its library source and clippy. `false`: none is new enough.
 fn install_compiler(steps: &mut Steps) -> Result<bool> {
-    const SETS: [[&str; 3]; 2] = [["rustc-web", "cargo-web", "rust-web-src"], ["rustc", "cargo", "rust-src"]];
+    const SETS: [[&str; 4]; 2] =
+        [["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"], ["rustc", "cargo", "rust-src", "rust-clippy"]];
     let usable =
-        |set: &&[&str; 3]| set.iter().all(|p| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST));
+        |set: &&[&str; 4]| set.iter().all(|p| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST));
     if !SETS.iter().any(|s| usable(&s)) {
         apt::update(steps)?;
     }

@@ -1,7 +1,8 @@
 //! Runs a test executable and parses its output: passed, failed, skipped with a reason.
 //!
-//! The suites of `tests/` run on libtest-mimic, and report a test that cannot run as ignored. Unit tests run on libtest: one that
-//! cannot run prints `skip <test>: needs …` and returns; libtest reports it as passed, and xtask counts it as skipped.
+//! The suites of `tests/` run on libtest-mimic, and report a test that cannot run as ignored. Unit tests run on libtest: those
+//! that need root are marked as ignored and included here. One that cannot run prints `skip <test>: needs …` and returns; libtest
+//! reports it as passed, and xtask counts it as skipped.
 
 use crate::steps::{seconds, tail};
 use crate::workspace;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -164,7 +165,7 @@ pub(crate) fn what_failed(text: &str) -> String {
 }
 
 /// The arguments with which a suite prints the format that [`read`] parses.
-pub(crate) fn harness(executable: &PathBuf, threads: Option<usize>, filters: &[String]) -> Command {
+pub(crate) fn harness(executable: &Path, threads: Option<usize>, filters: &[String]) -> Command {
     let mut command = Command::new(executable);
     command.args(["--show-output", "--color", "never"]).args(filters);
     if let Some(threads) = threads {

@@ -43,7 +43,7 @@ impl Args {
     }
 
     fn runs_executables(&self) -> bool {
-        self.wants("unit") || SUITES.iter().any(|(name, _)| self.wants(name))
+        self.wants("unit") || self.wants(VM) || SUITES.iter().any(|(name, _)| self.wants(name))
     }
 
     fn filters(&self, suite: &str) -> Vec<String> {
@@ -108,23 +108,30 @@ fn all(args: &Args, outcomes: &mut BTreeMap<String, Outcome>, total: &mut Outcom
         executables = build()?;
         println!("{:<14} {}", "netpath, tests", seconds(begun.elapsed()));
     }
-    for name in CHECKS.iter().filter(|n| args.wants(n)) {
-        let begun = Instant::now();
-        let outcome = check(name)?;
-        println!("{}", summary(name, &outcome, begun.elapsed()));
-        total.add(outcome);
-    }
-    for (name, command) in suites(args, &executables) {
-        let outcome = Suite { name: name.clone(), command }.run()?;
-        outcomes.insert(name, outcome.clone());
-        total.add(outcome);
-    }
-    if args.wants(VM)
-        && let Err(why) = vm::run_core(total)?
-    {
-        println!("{VM:<14} skipped: {why}");
-        total.skipped.push((VM.to_owned(), why));
-    }
+    let is_alone = !args.only.is_empty() && args.only.iter().all(|only| only == VM);
+    std::thread::scope(|scope| -> Result<()> {
+        let guests = args.wants(VM).then(|| scope.spawn(|| vm::run_core(&executables, is_alone)));
+        for name in CHECKS.iter().filter(|n| args.wants(n)) {
+            let begun = Instant::now();
+            let outcome = check(name)?;
+            println!("{}", summary(name, &outcome, begun.elapsed()));
+            total.add(outcome);
+        }
+        for (name, command) in suites(args, &executables) {
+            let outcome = Suite { name: name.clone(), command }.run()?;
+            outcomes.insert(name, outcome.clone());
+            total.add(outcome);
+        }
+        let Some(guests) = guests else { return Ok(()) };
+        match guests.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))? {
+            Ok(outcome) => total.add(outcome),
+            Err(why) => {
+                println!("{VM:<14} skipped: {why}");
+                total.skipped.push((VM.to_owned(), why));
+            }
+        }
+        Ok(())
+    })?;
     if !apt::is_root() {
         println!("not root: what needs namespaces or bpf() was skipped");
     }
@@ -138,6 +145,10 @@ fn check(name: &str) -> Result<Outcome> {
         "object" => reproducible::difference()?.map(|d| format!("two builds of the object differ: {d}")),
         "lint" => Some(lint::findings()?.join("\n")).filter(|f| !f.is_empty()),
         _ => match rust_check(name)? {
+            Ok(None) if name == "clippy" => build_ebpf::clippy()?.unwrap_or_else(|why| {
+                outcome.skipped.push(("clippy of netpath-ebpf".to_owned(), why));
+                None
+            }),
             Ok(failed) => failed,
             Err(why) => {
                 outcome.skipped.push((name.to_owned(), why));
@@ -183,12 +194,17 @@ fn rust_check(name: &str) -> Result<Result<Option<String>, String>> {
 
 pub(crate) struct Executable {
     package: String,
-    pub target: String,
-    pub path: PathBuf,
+    target: String,
+    path: PathBuf,
+}
+
+/// The executable of a suite of the `tests` package.
+pub(crate) fn suite<'b>(built: &'b [Executable], name: &str) -> Option<&'b Path> {
+    built.iter().find(|e| e.package == "tests" && e.target == name).map(|e| e.path.as_path())
 }
 
 /// Builds the netpath binary and every test executable of the workspace.
-fn build() -> Result<Vec<Executable>> {
+pub(crate) fn build() -> Result<Vec<Executable>> {
     let mut build = workspace::cargo();
     run_cargo(build.args(["build", "--quiet", "--package", "netpath", "--package", "netpath-tests", "--bins"]))?;
     let mut tests = workspace::cargo();
@@ -198,7 +214,7 @@ fn build() -> Result<Vec<Executable>> {
 }
 
 /// The test executable that a line of cargo's messages reports, if any.
-pub(crate) fn executable(message: &str) -> Option<Executable> {
+fn executable(message: &str) -> Option<Executable> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
     let path = message.get("executable")?.as_str()?.into();
     if !message["profile"]["test"].as_bool()? {
@@ -230,12 +246,15 @@ fn suites(args: &Args, executables: &[Executable]) -> Vec<(String, Command)> {
         for unit in executables.iter().filter(|e| !is_suite(e)) {
             let is_named_so = unit.target.replace('_', "-") == unit.package;
             let name = if is_named_so { unit.package.clone() } else { format!("{}-{}", unit.package, unit.target) };
-            all.push((name, harness(&unit.path, None, &args.filters("unit"))));
+            let mut command = harness(&unit.path, None, &args.filters("unit"));
+            // Those that need root are marked as ignored, for plain `cargo test`.
+            command.arg("--include-ignored");
+            all.push((name, command));
         }
     }
     for (name, threads) in SUITES.into_iter().filter(|(n, _)| args.wants(n)) {
-        match executables.iter().find(|e| is_suite(e) && e.target == name) {
-            Some(found) => all.push((name.to_owned(), harness(&found.path, Some(threads), &args.filters(name)))),
+        match suite(executables, name) {
+            Some(found) => all.push((name.to_owned(), harness(found, Some(threads), &args.filters(name)))),
             None => println!("{name:<14} is not in this checkout"),
         }
     }

@@ -165,6 +165,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root"]
     fn a_child_that_cannot_close_descriptors_ends_at_once() {
         if !nix::unistd::geteuid().is_root() {
             println!("skip a_child_that_cannot_close_descriptors_ends_at_once: needs root");

@@ -410,6 +410,7 @@ mod tests {
 
     /// The engine tears a container down while its setup is still adding names to DNS.
     #[test]
+    #[ignore = "needs root"]
     fn a_setup_that_is_torn_down_meanwhile_leaves_no_record() {
         if !nix::unistd::geteuid().is_root() {
             println!("skip a_setup_that_is_torn_down_meanwhile_leaves_no_record: needs root");

@@ -8,11 +8,11 @@ use super::{apt_sources, page, verified};
 use crate::setup::{self, Part};
 use crate::steps::{Steps, seconds};
 use crate::suite::{Outcome, reasons, summary, what_failed};
-use crate::test::{executable, run_cargo};
+use crate::test::{self, Executable};
 use crate::toolchain::numbers;
 use crate::{build_ebpf, workspace};
 use anyhow::{Context, Result, bail};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, mpsc};
@@ -21,20 +21,24 @@ use std::time::{Duration, Instant};
 /// Suites that a guest can run, and how many of their tests run in parallel.
 const SUITES: [(&str, usize); 3] = [("packet", 2), ("contract", 2), ("e2e", 2)];
 
-/// Run by `cargo xtask test`: the verifier's judgement and traffic on each rung on the first and the last kernel, and each packet
-/// test on one of them.
+/// Run by `cargo xtask test`, each with its own part of the suites: what can differ from the kernel of the machine. All tests are in
+/// `cargo xtask vm test`.
 const CORE_KERNELS: [&str; 2] = ["6.1", "7.2"];
-const CORE_E2E: [&str; 7] = [
-    "ladder::",
-    "matrix::tcx::external_on_the_second",
-    "matrix::tcx::masquerade",
-    "matrix::clsact::external_on_the_second",
-    "matrix::clsact::masquerade",
-    "matrix::iptables::external_on_the_second",
-    "matrix::iptables::masquerade",
+/// The choice of the rung, and traffic in and out at the hooks that netpath takes there; rules of netfilter on the last kernel.
+const CORE_E2E: [&[&str]; 2] = [
+    &["ladder::netpath_takes", "matrix::clsact::external_on_the_second", "matrix::clsact::masquerade"],
+    &[
+        "ladder::netpath_takes",
+        "matrix::tcx::external_on_the_second",
+        "matrix::tcx::masquerade",
+        "matrix::iptables::masquerade",
+    ],
 ];
-/// On each kernel of the core.
-const CORE_PACKET: &str = "cost::";
+/// On each kernel of the core. Of every other module of the packet tests each kernel takes tests of its own, every fourth.
+const CORE_PACKET: &str = "cost";
+/// Decisions over maps, with random packets or whole tables: slow, and independent of the kernel, whose helpers the other modules
+/// reach.
+const WITHOUT_KERNEL: [&str; 4] = ["fuzz", "repair", "roundtrip", "states"];
 /// Without these modules, a kernel without TCX cannot use the eBPF rung.
 const CLSACT: [&str; 3] = ["sch_ingress", "cls_bpf", "act_bpf"];
 /// The last kernel of the series without TCX.
@@ -74,11 +78,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     args.check()?;
     setup::ensure(&[Part::Toolchain, Part::Tests])?;
     build_ebpf::build()?;
+    let built = test::build()?;
     let plan = Plan {
-        parts: if args.core { core()? } else { parts(&args.only)? },
+        parts: if args.core { core(&built)? } else { parts(&args.only, &built)? },
         accept: args.accept,
         acceleration: args.acceleration,
         longest: if args.core { LONGEST_OF_CORE } else { LONGEST },
+        is_alone: true,
     };
     let mut total = Outcome::default();
     let rows = plan.run(&kernels, &mut total)?;
@@ -118,13 +124,14 @@ impl Args {
 /// Runs the core on the first and the last kernel, for `cargo xtask test`. The inner `Err` says why this machine cannot.
 ///
 /// # Errors
-/// A kernel or QEMU is unavailable, or a build fails.
-pub(crate) fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
+/// A kernel or QEMU is unavailable.
+pub(crate) fn run_core(built: &[Executable], is_alone: bool) -> Result<Result<Outcome, String>> {
     if let Some(missing) = apt_sources::missing() {
         return Ok(Err(format!("needs {missing}")));
     }
-    let plan = Plan { parts: core()?, accept: false, acceleration: None, longest: LONGEST_OF_CORE };
-    for row in plan.run(&CORE_KERNELS.map(str::to_owned), total)? {
+    let mut total = Outcome::default();
+    let plan = Plan { parts: core(built)?, accept: false, acceleration: None, longest: LONGEST_OF_CORE, is_alone };
+    for row in plan.run(&CORE_KERNELS.map(str::to_owned), &mut total)? {
         let (guests, how) = (row.guests, row.acceleration);
         println!(
             "{:<14} {guests} guests of Linux {} under {how}, the longest {}",
@@ -133,7 +140,7 @@ pub(crate) fn run_core(total: &mut Outcome) -> Result<Result<(), String>> {
             seconds(row.took)
         );
     }
-    Ok(Ok(()))
+    Ok(Ok(total))
 }
 
 /// The part of a kernel's tests that one guest runs.
@@ -151,6 +158,8 @@ struct Plan {
     acceleration: Option<Acceleration>,
     /// Time limit of one guest.
     longest: Duration,
+    /// Otherwise the suites of this machine run at the same time, and guests one by one.
+    is_alone: bool,
 }
 
 /// One guest.
@@ -167,7 +176,8 @@ impl Plan {
     fn run(&self, kernels: &[String], total: &mut Outcome) -> Result<Vec<Row>> {
         let mut steps = Steps::of(0);
         let qemu = Qemu::get(&mut steps)?;
-        let programs = programs()?;
+        let [init, netpath] = ["guest", "netpath"].map(workspace::built);
+        let programs = Programs { init, netpath, more: Vec::new() };
         let suites: Vec<&Suite> = self.parts.iter().flat_map(|p| &p.suites).collect();
         let base = Base::gather(&programs, suites.iter().copied())?;
         let kernels = kernels.iter().map(|k| Kernel::get(k, &mut steps)).collect::<Result<Vec<_>>>()?;
@@ -205,7 +215,8 @@ impl Plan {
         {
             finish(&job, self.boot(&job, &qemu, &base))?;
         }
-        let width = qemu::room(self.acceleration.or(remembered())).min(jobs.len());
+        let room = qemu::room(self.acceleration.or(remembered())).min(jobs.len());
+        let width = if self.is_alone { room } else { 1 };
         let jobs = Mutex::new(jobs);
         let (done, ran) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -330,6 +341,14 @@ fn lacks_a_driver(test: &str, why: &str) -> bool {
         && ["needs what ip ", "needs what tc ", "needs two network cards"].iter().any(|w| why.starts_with(w))
 }
 
+impl Suite {
+    /// These tests of it.
+    fn of_these(&self, tests: Vec<String>) -> Self {
+        let arguments = self.arguments.iter().cloned().chain(["--exact".to_owned()]).chain(tests).collect();
+        Self { arguments, ..self.clone() }
+    }
+}
+
 impl Portion {
     fn of(name: &str, suites: Vec<Suite>) -> Self {
         Self { name: name.to_owned(), suites, kernel: None }
@@ -341,24 +360,11 @@ impl Portion {
     }
 }
 
-fn programs() -> Result<Programs> {
-    run_cargo(workspace::cargo().args([
-        "build",
-        "--quiet",
-        "--package",
-        "netpath",
-        "--package",
-        "netpath-tests",
-        "--bins",
-    ]))?;
-    Ok(Programs { init: workspace::built("guest"), netpath: workspace::built("netpath"), more: Vec::new() })
-}
-
 /// Number of libtest arguments that every suite gets, before its filters.
 const FIXED: usize = 3;
 
 /// The whole of all suites, one guest for each, two for e2e; or only the named ones, in one guest.
-fn parts(only: &[String]) -> Result<Vec<Portion>> {
+fn parts(only: &[String], built: &[Executable]) -> Result<Vec<Portion>> {
     let names = || SUITES.iter().map(|(name, _)| *name);
     let of = |o: &String| o.split("::").next().unwrap_or_default().to_owned();
     if let Some(other) = only.iter().find(|o| !names().any(|n| n == of(o))) {
@@ -366,8 +372,8 @@ fn parts(only: &[String]) -> Result<Vec<Portion>> {
     }
     if only.is_empty() {
         // A guest under emulation has one processor.
-        let [first, second] = halves(&suite("e2e", Vec::new())?, "")?;
-        let whole = |name: &str| -> Result<Portion> { Ok(Portion::of(name, vec![suite(name, Vec::new())?])) };
+        let [first, second] = halves(&suite("e2e", Vec::new(), built)?)?;
+        let whole = |name: &str| -> Result<Portion> { Ok(Portion::of(name, vec![suite(name, Vec::new(), built)?])) };
         return Ok(vec![
             whole("packet")?,
             whole("contract")?,
@@ -378,54 +384,53 @@ fn parts(only: &[String]) -> Result<Vec<Portion>> {
     let mut suites = Vec::new();
     for name in names().filter(|n| only.iter().any(|o| of(o) == *n)) {
         let filters = only.iter().filter_map(|o| o.strip_prefix(&format!("{name}::"))).map(str::to_owned);
-        suites.push(suite(name, filters.collect())?);
+        suites.push(suite(name, filters.collect(), built)?);
     }
     Ok(vec![Portion::of("", suites)])
 }
 
-fn core() -> Result<Vec<Portion>> {
-    let e2e = suite("e2e", CORE_E2E.map(str::to_owned).to_vec())?;
-    let halves = halves(&suite("packet", Vec::new())?, CORE_PACKET)?.into_iter().enumerate();
-    Ok(halves.map(|(n, half)| Portion { kernel: Some(n), ..Portion::of("", vec![half, e2e.clone()]) }).collect())
+fn core(built: &[Executable]) -> Result<Vec<Portion>> {
+    let packet = suite("packet", Vec::new(), built)?;
+    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for test in tests(&packet)? {
+        let module = test.split("::").next().unwrap_or_default().to_owned();
+        modules.entry(module).or_default().push(test);
+    }
+    modules.retain(|module, _| !WITHOUT_KERNEL.contains(&module.as_str()));
+    let of = |(n, e2e): (usize, &&[&str])| -> Result<Portion> {
+        let is_taken = |module: &str, place: usize| module == CORE_PACKET || place % 4 == n;
+        let mine = modules.iter().flat_map(|(module, tests)| {
+            tests.iter().enumerate().filter(|(place, _)| is_taken(module, *place)).map(|(_, test)| test.clone())
+        });
+        let packet = packet.of_these(mine.collect());
+        let e2e = suite("e2e", e2e.iter().map(|&test| test.to_owned()).collect(), built)?;
+        Ok(Portion { kernel: Some(n), ..Portion::of("", vec![packet, e2e]) })
+    };
+    CORE_E2E.iter().enumerate().map(of).collect()
 }
 
-fn suite(name: &str, filters: Vec<String>) -> Result<Suite> {
+fn suite(name: &str, filters: Vec<String>, built: &[Executable]) -> Result<Suite> {
+    let executable = test::suite(built, name).with_context(|| format!("the suite {name} is not in this checkout"))?;
     let (_, threads) = SUITES.into_iter().find(|(n, _)| *n == name).context("a suite without a name")?;
     let fixed = ["--color", "never"].map(str::to_owned);
     let is_whole = filters.is_empty();
     let arguments = fixed.into_iter().chain([format!("--test-threads={threads}")]).chain(filters).collect();
-    Ok(Suite { name: name.to_owned(), executable: test_executable(name)?, arguments, is_whole, conducted: false })
+    Ok(Suite { name: name.to_owned(), executable: executable.to_owned(), arguments, is_whole, conducted: false })
 }
 
-/// Splits a suite by tests; those that start with `both` are in both halves, unless it is empty.
-fn halves(suite: &Suite, both: &str) -> Result<[Suite; 2]> {
-    let mut list = Command::new(&suite.executable);
-    list.args(["--list", "--format=terse"]).stdin(Stdio::null());
-    let out = list.output().with_context(|| format!("cannot list the tests of {}", suite.name))?;
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let tests: Vec<&str> = text.lines().filter_map(|l| l.strip_suffix(": test")).collect();
-    let half = |half: usize| {
-        let is_in = |(n, test): &(usize, &&str)| n % 2 == half || !both.is_empty() && test.starts_with(both);
-        let mine = tests.iter().enumerate().filter(is_in).map(|(_, test)| (*test).to_owned());
-        let arguments = suite.arguments.iter().cloned().chain(["--exact".to_owned()]).chain(mine).collect();
-        Suite { arguments, ..suite.clone() }
-    };
+/// Splits a suite by tests.
+fn halves(suite: &Suite) -> Result<[Suite; 2]> {
+    let tests = tests(suite)?;
+    let half = |half| suite.of_these(tests.iter().skip(half).step_by(2).cloned().collect());
     Ok([half(0), half(1)])
 }
 
-fn test_executable(name: &str) -> Result<PathBuf> {
-    let mut build = workspace::cargo();
-    build.args([
-        "test",
-        "--quiet",
-        "--package",
-        "netpath-tests",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-    ]);
-    let out = run_cargo(build.args(["--test", name]))?;
-    let found = out.lines().filter_map(executable).find(|e| e.target == name);
-    found.map(|e| e.path).with_context(|| format!("cargo names no executable of the suite {name}"))
+fn tests(suite: &Suite) -> Result<Vec<String>> {
+    let mut list = Command::new(&suite.executable);
+    list.args(["--list", "--format=terse"]).stdin(Stdio::null());
+    let out = list.output().with_context(|| format!("cannot list the tests of {}", suite.name))?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
 #[cfg(test)]

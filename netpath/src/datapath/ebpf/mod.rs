@@ -268,6 +268,10 @@ fn replace_other_versions(others: &[(u32, Pins)], pins: &Pins) -> Result<usize> 
 }
 
 #[cfg(test)]
+#[path = "flow_tests.rs"]
+mod flow_tests;
+
+#[cfg(test)]
 #[path = "live_tests.rs"]
 mod live_tests;
 

@@ -30,6 +30,7 @@ fn lists(host: &Host) -> usize {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
     let Some(host) = Host::new("an_allow_list_is_there_as_long_as_a_rule_names_it") else { return };
     let mut desired = host.desired(vec![vec![tcp(HostBind::Any, 80, 80, 1)], vec![tcp(HostBind::Any, 81, 80, 1)]]);
@@ -57,6 +58,7 @@ fn an_allow_list_is_there_as_long_as_a_rule_names_it() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn bits_of_np_near_follow_the_subnets() {
     let Some(host) = Host::new("bits_of_np_near_follow_the_subnets") else { return };
     let may_hold = |address: &str| {
@@ -76,6 +78,7 @@ fn bits_of_np_near_follow_the_subnets() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn sctp_is_published_on_its_own_port_alone() {
     let Some(host) = Host::new("sctp_is_published_on_its_own_port_alone") else { return };
     let sctp = |to| Publish::new(HostBind::Any, Proto::Sctp, 5000, to, 1).expect("a publish");
@@ -104,6 +107,7 @@ fn sctp_is_published_on_its_own_port_alone() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_counter_starts_at_zero_and_counts_while_its_endpoint_stays() {
     let Some(host) = Host::new("a_counter_starts_at_zero_and_counts_while_its_endpoint_stays") else { return };
     let port = |p| vec![tcp(HostBind::Any, p, 80, 1)];
@@ -139,6 +143,7 @@ fn a_counter_starts_at_zero_and_counts_while_its_endpoint_stays() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn xdp_that_has_gone_is_not_in_the_way_of_what_comes() {
     let Some(host) = Host::new("xdp_that_has_gone_is_not_in_the_way_of_what_comes") else { return };
     host.reconcile(&host.desired(vec![vec![]]));

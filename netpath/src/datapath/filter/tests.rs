@@ -31,6 +31,7 @@ fn found() -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn nftables_chains_at_forward_are_found_when_they_do_something() {
     let name = "nftables_chains_at_forward_are_found_when_they_do_something";
     if !alone(name) {
@@ -65,6 +66,7 @@ fn nftables_chains_at_forward_are_found_when_they_do_something() {
 
 /// Redirects bypass all of these, including those that translate.
 #[test]
+#[ignore = "needs root"]
 fn nftables_chains_at_every_hook_of_forwarding_are_found() {
     let name = "nftables_chains_at_every_hook_of_forwarding_are_found";
     if !alone(name) {
@@ -157,21 +159,25 @@ fn tool(test: &str, tool: &str, called: &str) {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn iptables_in_nf_tables_is_found() {
     tool("iptables_in_nf_tables_is_found", "iptables-nft", "table ip filter");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn ip6tables_in_nf_tables_is_found() {
     tool("ip6tables_in_nf_tables_is_found", "ip6tables-nft", "table ip6 filter");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn legacy_iptables_is_found() {
     tool("legacy_iptables_is_found", "iptables-legacy", "legacy iptables table filter");
 }
 
 #[test]
+#[ignore = "needs root"]
 fn legacy_ip6tables_is_found() {
     tool("legacy_ip6tables_is_found", "ip6tables-legacy", "legacy ip6tables table filter");
 }

@@ -343,6 +343,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root"]
     fn reading_to_show_leaves_an_entry_as_strict_as_it_is() {
         if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
             println!("skip reading_to_show_leaves_an_entry_as_strict_as_it_is: needs root");
@@ -374,6 +375,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root"]
     fn adopted_connections_are_tracked_with_their_translation() {
         if !nix::unistd::geteuid().is_root() || unshare(CloneFlags::CLONE_NEWNET).is_err() {
             println!("skip adopted_connections_are_tracked_with_their_translation: needs root");

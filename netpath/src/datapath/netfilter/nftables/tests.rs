@@ -47,6 +47,7 @@ fn many() -> Vec<Publish> {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_kernel_accepts_every_kind_of_rule_and_a_probe_leaves_nothing() {
     if !is_alone("the_kernel_accepts_every_kind_of_rule_and_a_probe_leaves_nothing") {
         return;
@@ -56,6 +57,7 @@ fn the_kernel_accepts_every_kind_of_rule_and_a_probe_leaves_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn an_up_to_date_table_is_not_written_again() {
     if !is_alone("an_up_to_date_table_is_not_written_again") {
         return;
@@ -77,6 +79,7 @@ fn an_up_to_date_table_is_not_written_again() {
 
 /// Changes as by an administrator or another program.
 #[test]
+#[ignore = "needs root"]
 fn foreign_changes_to_the_table_are_repaired() {
     if !is_alone("foreign_changes_to_the_table_are_repaired") {
         return;
@@ -121,6 +124,7 @@ fn the_older_container_owns_a_port_that_two_publish() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn sixty_thousand_ports_are_one_transaction() {
     if !is_alone("sixty_thousand_ports_are_one_transaction") {
         return;

@@ -131,6 +131,7 @@ fn has(rule: &str, skipped: &mut Vec<String>) -> bool {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn rules_that_depend_on_the_flow_alone_forbid_nothing() {
     if !alone("rules_that_depend_on_the_flow_alone_forbid_nothing") {
         return;
@@ -148,6 +149,7 @@ fn rules_that_depend_on_the_flow_alone_forbid_nothing() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn rules_that_depend_on_more_forbid_with_their_reason() {
     if !alone("rules_that_depend_on_more_forbid_with_their_reason") {
         return;
@@ -169,6 +171,7 @@ fn rules_that_depend_on_more_forbid_with_their_reason() {
 
 /// The addresses, ports and interfaces of a rule decide which flows it concerns.
 #[test]
+#[ignore = "needs root"]
 fn only_the_flows_that_a_rule_can_match_are_forbidden() {
     if !alone("only_the_flows_that_a_rule_can_match_are_forbidden") {
         return;
@@ -229,6 +232,7 @@ fn only_the_flows_that_a_rule_can_match_are_forbidden() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_rule_that_drops_is_named() {
     if !alone("a_rule_that_drops_is_named") {
         return;
@@ -254,6 +258,7 @@ fn a_rule_that_drops_is_named() {
 
 /// Which addresses packets have at each hook, and which hooks they meet.
 #[test]
+#[ignore = "needs root"]
 fn each_hook_sees_the_addresses_that_packets_have_there() {
     if !alone("each_hook_sees_the_addresses_that_packets_have_there") {
         return;

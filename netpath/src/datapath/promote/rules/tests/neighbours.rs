@@ -42,6 +42,7 @@ const ADMINISTRATOR: &str = "table inet filter {
 }";
 
 #[test]
+#[ignore = "needs root"]
 fn established_flows_are_carried_beside_software_whose_rules_decide_about_the_first_packet() {
     let test = "established_flows_are_carried_beside_software_whose_rules_decide_about_the_first_packet";
     if !alone(test) {
@@ -76,6 +77,7 @@ fn established_flows_are_carried_beside_software_whose_rules_decide_about_the_fi
 
 /// Docker's FORWARD drops what is not Docker's, unless netpath accepts it at the end of the chain.
 #[test]
+#[ignore = "needs root"]
 fn beside_docker_flows_are_carried_once_netpath_accepts_them() {
     let test = "beside_docker_flows_are_carried_once_netpath_accepts_them";
     if !alone(test) {
@@ -97,6 +99,7 @@ fn beside_docker_flows_are_carried_once_netpath_accepts_them() {
 
 /// The same rulesets with a line that each packet meets.
 #[test]
+#[ignore = "needs root"]
 fn a_limit_ahead_of_the_accept_for_established_packets_forbids() {
     let test = "a_limit_ahead_of_the_accept_for_established_packets_forbids";
     if !alone(test) {

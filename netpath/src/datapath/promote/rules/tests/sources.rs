@@ -43,6 +43,7 @@ const RULES: [(&str, &str); 32] = [
 ];
 
 #[test]
+#[ignore = "needs root"]
 fn rules_of_iptables_are_judged_alike_in_legacy_tables_and_in_nf_tables() {
     let test = "rules_of_iptables_are_judged_alike_in_legacy_tables_and_in_nf_tables";
     if !alone(test) {
@@ -80,6 +81,7 @@ fn rules_of_iptables_are_judged_alike_in_legacy_tables_and_in_nf_tables() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn legacy_rules_of_both_families_are_followed_and_seen_to_change() {
     let test = "legacy_rules_of_both_families_are_followed_and_seen_to_change";
     if !alone(test) {
@@ -111,6 +113,7 @@ fn legacy_rules_of_both_families_are_followed_and_seen_to_change() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn elements_of_an_ipset_are_seen_to_change_and_large_sets_forbid() {
     let test = "elements_of_an_ipset_are_seen_to_change_and_large_sets_forbid";
     if !alone(test) {
@@ -148,6 +151,7 @@ fn elements_of_an_ipset_are_seen_to_change_and_large_sets_forbid() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn the_digest_changes_with_rules_and_elements_and_not_with_counters() {
     if !alone("the_digest_changes_with_rules_and_elements_and_not_with_counters") {
         return;
@@ -170,6 +174,7 @@ fn the_digest_changes_with_rules_and_elements_and_not_with_counters() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn policies_of_ipsec_and_rules_of_legacy_ebtables_forbid_all() {
     let test = "policies_of_ipsec_and_rules_of_legacy_ebtables_forbid_all";
     if !alone(test) {
@@ -193,6 +198,7 @@ fn policies_of_ipsec_and_rules_of_legacy_ebtables_forbid_all() {
 
 /// Packets of a stacked interface also meet the chains at the one below.
 #[test]
+#[ignore = "needs root"]
 fn a_chain_at_the_parent_of_an_interface_is_met() {
     let test = "a_chain_at_the_parent_of_an_interface_is_met";
     if !alone(test) {
@@ -214,6 +220,7 @@ fn a_chain_at_the_parent_of_an_interface_is_met() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn traffic_control_that_would_be_bypassed_is_found() {
     let test = "traffic_control_that_would_be_bypassed_is_found";
     if !alone(test) {
@@ -268,6 +275,7 @@ fn traffic_control_that_would_be_bypassed_is_found() {
 }
 
 #[test]
+#[ignore = "needs root"]
 fn a_thousand_rules_are_read_quickly() {
     if !alone("a_thousand_rules_are_read_quickly") {
         return;
