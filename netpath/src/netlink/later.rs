@@ -88,3 +88,42 @@ unsafe fn hold(sockets: &[RawFd]) -> ! {
         libc::_exit(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Netlink;
+    use netlink_packet_netfilter::NetfilterMessage;
+    use netlink_sys::protocols::NETLINK_NETFILTER;
+    use nix::errno::Errno;
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    use std::collections::HashSet;
+    use std::path::PathBuf;
+
+    /// The sockets of this process, by the numbers that the kernel gives them.
+    fn sockets() -> HashSet<PathBuf> {
+        let all = std::fs::read_dir("/proc/self/fd").expect("descriptors");
+        let targets = all.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        targets.filter(|t| t.to_string_lossy().starts_with("socket:")).collect()
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_command_keeps_its_sockets_and_a_child_closes_them() {
+        let before = sockets();
+        let open = || {
+            drop(Netlink::<NetfilterMessage>::open(NETLINK_NETFILTER).expect("a socket"));
+            super::has_committed();
+        };
+        open();
+        assert!(sockets().is_subset(&before), "a socket of a process that is no command");
+        let closing = super::close_later();
+        open();
+        let kept: Vec<PathBuf> = sockets().difference(&before).cloned().collect();
+        assert_eq!(1, kept.len(), "{kept:?}");
+        drop(closing);
+        let child = waitpid(None, Some(WaitPidFlag::__WNOTHREAD | WaitPidFlag::WNOHANG));
+        assert_ne!(Err(Errno::ECHILD), child, "no child has it");
+        assert!(sockets().is_subset(&before), "it is still open here");
+        waitpid(None, Some(WaitPidFlag::__WNOTHREAD)).expect("the child ends");
+    }
+}
