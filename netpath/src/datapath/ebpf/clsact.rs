@@ -171,3 +171,18 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::tests::{INCONSISTENT, Peer, ends};
+
+    /// A qdisc that is missed would be added a second time, and a filter with it.
+    #[test]
+    fn a_qdisc_that_a_change_has_hidden_from_a_dump_is_found() {
+        let (netlink, mut peer) = Peer::new(nix::sys::time::TimeVal::new(5, 0));
+        let answers = std::thread::spawn(move || peer.answer(INCONSISTENT, &[7]) && peer.answer(0, &[7, 8]));
+        assert!(ends(move || Tc(netlink).has_qdisc(8)).expect("a dump"), "the first list was taken for the whole");
+        assert!(answers.join().expect("no panic"));
+    }
+}
