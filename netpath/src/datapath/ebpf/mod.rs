@@ -66,7 +66,7 @@ pub const BACKEND: Backend = Backend {
     ages_flows: true,
     probes: &probe::ALL,
     usable: probe::usable,
-    open: |host| Ok(Box::new(Ebpf::of(host))),
+    open: |host| pins::reachable().map(|()| Box::new(Ebpf::of(host)) as Box<dyn Datapath>),
     inspect: |host| Box::new(inspect::Pinned::of(host)),
     gone_hosts: expire::gone_hosts,
     hold: new_uplink::take,
@@ -100,13 +100,6 @@ impl Ebpf {
             let rules = sctp_netfilter::reconcile(desired, context)?;
             let aside = put_aside(pins, context.store)?;
             return Ok(Report { changed: rules + aside + attach::remove_other_versions(self.cookie)? });
-        }
-        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
-            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
-            tracing::warn!(
-                next,
-                "no bpffs is mounted here: programs that serve other containers may be attached twice"
-            );
         }
         let others = Pins::of_other_versions(self.cookie);
         let mut tables = compile::compile(desired, host);
