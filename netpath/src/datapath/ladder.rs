@@ -1,9 +1,10 @@
 //! Which rung serves this host, and why not the rungs above it. Decided by probes, never by version numbers.
 
 use super::netfilter::{iptables, nftables};
-use super::{Backend, Datapath, IdleState, Inspect, ebpf, none};
-use crate::model::Rung;
+use super::promote::Carry;
+use super::{Backend, Datapath, IdleState, Inspect, LeadDns, ebpf, none};
 use crate::model::error::{Error, Result};
+use crate::model::{Desired, HostView, Rung};
 
 /// The rungs, best first. A new one is its directory, and a line here.
 pub const LADDER: [&Backend; 4] = [&ebpf::BACKEND, &nftables::BACKEND, &iptables::BACKEND, &none::BACKEND];
@@ -65,6 +66,42 @@ pub fn open(rung: Rung, host: u64) -> Result<Box<dyn Datapath>> {
 /// What `rung` has in the kernel for the host with this cookie.
 pub fn inspect(rung: Rung, host: u64) -> Box<dyn Inspect> {
     (backend(rung).inspect)(host)
+}
+
+/// The names of all rungs, for a sentence.
+pub fn names() -> String {
+    let names = LADDER.map(|b| b.rung.to_string());
+    let (last, others) = names.split_last().expect("a rung");
+    format!("{} or {last}", others.join(", "))
+}
+
+/// As [`ServeSockets`](super::ServeSockets), by the best rung that has such programs. Without one there is nothing to do.
+///
+/// # Errors
+/// They cannot be loaded or attached, or the maps cannot be written.
+pub fn serve_sockets(host: u64, desired: &Desired, view: &HostView, may_load: bool) -> Result<Option<usize>> {
+    let serve = LADDER.into_iter().find_map(|b| b.sockets);
+    serve.map_or(Ok(Some(0)), |serve| serve(host, desired, view, may_load))
+}
+
+/// For the network namespace of this thread.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn open_dns() -> Result<Box<dyn LeadDns>> {
+    let what = "cannot lead DNS queries to another port";
+    let open = LADDER.into_iter().find_map(|b| b.lead_dns).ok_or_else(|| Error::new(what))?;
+    open()
+}
+
+/// The programs that carry promoted flows, attached to nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn load_carrier(host: u64, desired: &Desired) -> Result<Box<dyn Carry>> {
+    let what = "cannot prepare the promotion of flows";
+    let load = LADDER.into_iter().find_map(|b| b.carry).ok_or_else(|| Error::new(what))?;
+    load(host, desired)
 }
 
 /// The idle kernel objects of this host ([`Idle`]), of the best rung that has some.

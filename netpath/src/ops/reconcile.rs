@@ -2,7 +2,7 @@
 
 use super::session::{Session, unlocked};
 use super::{Leaving, agent, sysctls};
-use crate::datapath::{self, Context, Datapath, firewalld, keep_loaded, ladder};
+use crate::datapath::{Context, Datapath, firewalld, keep_loaded, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
@@ -60,7 +60,7 @@ pub(super) fn serve_sockets(
     if !beside.has_sockets_beside() {
         return Some(0);
     }
-    datapath::serve_sockets(cookie, desired, view, may_load).unwrap_or_else(|e| {
+    ladder::serve_sockets(cookie, desired, view, may_load).unwrap_or_else(|e| {
         tracing::warn!(error = %e, "no programs serve clients on this host at connect(); rules do");
         Some(0)
     })

@@ -17,7 +17,7 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
     let refuse = |why: &str| {
         Err(Error::new(format!("cannot use datapath {word:?}"))
             .because(why.to_owned())
-            .next("set NETPATH_DATAPATH to ebpf, nftables, iptables or none, or unset it"))
+            .next(format!("set NETPATH_DATAPATH to {}, or unset it", ladder::names())))
     };
     let word = word.to_ascii_lowercase();
     if let Some(named) = LADDER.into_iter().find(|b| b.rung.to_string() == word) {

@@ -317,7 +317,7 @@ impl Session {
     /// The gateways whose port 53 stays free: where netpath's programs serve the bridge, or will.
     fn led_addresses(&self) -> Result<Vec<IpAddr>> {
         let store = &self.site.store;
-        if !store.rung()?.is_some_and(|rung| ladder::backend(rung).leads_dns) && !store.has_given_way() {
+        if !store.rung()?.is_some_and(|rung| ladder::backend(rung).lead_dns.is_some()) && !store.has_given_way() {
             return Ok(Vec::new());
         }
         let networks = self.records.iter().map(|r| &r.network).filter(|n| n.dns && n.bridge().is_some());

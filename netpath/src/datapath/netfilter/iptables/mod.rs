@@ -35,7 +35,9 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Iptables,
     through_netfilter: true,
     is_interim: false,
-    leads_dns: false,
+    lead_dns: None,
+    sockets: None,
+    carry: None,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,
@@ -90,7 +92,7 @@ impl Iptables {
         Self::with(Scope::All)
     }
 
-    /// For the ports that the eBPF rung cannot serve: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
+    /// [`moved_sctp`](super::moved_sctp).
     ///
     /// # Errors
     /// As [`Iptables::new`].
@@ -301,11 +303,6 @@ pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
 /// Whether the kernel has tables of legacy iptables in this namespace.
 pub(crate) fn has_legacy_tables() -> bool {
     [Family::V4, Family::V6].into_iter().any(tool::has_legacy_tables)
-}
-
-/// The sysctls that [`Iptables::for_moved_sctp`] needs, also on a host without the tools.
-pub(crate) fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
-    settings::sysctls(&Scope::MovedSctp.served(desired))
 }
 
 /// The present and the wanted tables of one family.
