@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Longer than any answer takes. Turns a lost answer into an error.
 const TIMEOUT: TimeVal = TimeVal::new(10, 0);
@@ -239,6 +239,19 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
             }
         }
     }
+}
+
+/// A socket that can be read when the kernel has sent a notification of one of these groups, in the network namespace of the calling
+/// thread. It does not block.
+///
+/// # Errors
+/// The kernel does not have the protocol or a group.
+pub fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
+    let mut socket = Socket::new(protocol)?;
+    socket.set_non_blocking(true)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    socket.as_fd().try_clone_to_owned()
 }
 
 /// Length of the first message (`struct nlmsghdr`), if it is complete.
