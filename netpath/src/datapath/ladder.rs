@@ -5,6 +5,7 @@ use super::promote::Carry;
 use super::{Backend, Datapath, IdleState, Inspect, LeadDns, ebpf, none};
 use crate::model::error::{Error, Result};
 use crate::model::{Desired, HostView, Rung};
+use crate::state::Lock;
 
 /// The rungs, best first. A new one is its directory, and a line here.
 pub const LADDER: [&Backend; 4] = [&ebpf::BACKEND, &nftables::BACKEND, &iptables::BACKEND, &none::BACKEND];
@@ -113,8 +114,8 @@ pub fn idle(host: u64) -> Option<IdleState> {
 ///
 /// # Errors
 /// What could not be removed.
-pub fn unload(host: u64) -> Result<usize> {
-    LADDER.into_iter().filter_map(|b| b.idle).try_fold(0, |sum, idle| Ok(sum + (idle.unload)(host)?))
+pub fn unload(lock: &Lock, host: u64) -> Result<usize> {
+    LADDER.into_iter().filter_map(|b| b.idle).try_fold(0, |sum, idle| Ok(sum + (idle.unload)(lock, host)?))
 }
 
 /// Whether a rung can be used here, asked of the kernel.

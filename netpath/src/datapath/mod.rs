@@ -41,11 +41,11 @@ pub struct Backend {
     /// It starts in milliseconds, hands its connections on, and can serve a first container until programs are loaded.
     pub is_interim: bool,
     /// By which queries to a gateway's DNS server reach it; otherwise they come at port 53, or by a rule.
-    pub lead_dns: Option<fn() -> Result<Box<dyn LeadDns>>>,
+    pub lead_dns: Option<OpenDns>,
     /// Programs at sockets that can serve beside a rung of netfilter.
     pub sockets: Option<ServeSockets>,
     /// Programs that carry promoted flows on a host whose netfilter translates.
-    pub carry: Option<fn(host: u64, desired: &Desired) -> Result<Box<dyn Carry>>>,
+    pub carry: Option<LoadCarrier>,
     /// It masquerades by [`HostView::sources`], which are read for it alone.
     pub needs_sources: bool,
     /// Its programs need [`HostView::route_mtus`].
@@ -72,6 +72,11 @@ pub struct Backend {
 /// where the host or kernel does not permit them; `None`: they would have to be loaded, and the last argument forbids it.
 pub type ServeSockets = fn(u64, &Desired, &HostView, bool) -> Result<Option<usize>>;
 
+/// For the network namespace of the calling thread.
+pub type OpenDns = fn() -> Result<Box<dyn LeadDns>>;
+/// For the host with this cookie and these containers, attached to nothing.
+pub type LoadCarrier = fn(u64, &Desired) -> Result<Box<dyn Carry>>;
+
 /// Sockets of the DNS server that get the queries to port 53 of a network's gateways, although they are at another port. Ends when it
 /// is dropped. Beside any rung: netfilter sees a query before the sockets of the host are looked up.
 pub trait LeadDns: Send {
@@ -85,12 +90,12 @@ pub trait LeadDns: Send {
 /// What a rung keeps loaded without containers, so that the next first one starts sooner. It touches no packet.
 pub struct Idle {
     /// Loads it for the host with this cookie; it stays until it is unloaded. False: it was loaded already.
-    pub load: fn(host: u64, view: &HostView) -> Result<bool>,
+    pub load: fn(lock: &Lock, host: u64, view: &HostView) -> Result<bool>,
     /// Loads what these containers need, without the host's lock; it stays for so many seconds if it is not put to use.
     pub load_for: fn(host: u64, desired: &Desired, view: &HostView, seconds: u64) -> Result<()>,
     pub state: fn(host: u64) -> Option<IdleState>,
     /// Removes it, and returns the number of kernel objects. Objects in use are removed with the last container then.
-    pub unload: fn(host: u64) -> Result<usize>,
+    pub unload: fn(lock: &Lock, host: u64) -> Result<usize>,
     /// The same for what has outlived its time, of all hosts.
     pub unload_expired: fn() -> Result<usize>,
 }

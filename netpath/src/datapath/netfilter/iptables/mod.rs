@@ -173,7 +173,7 @@ impl Iptables {
     fn may_have_rules(&self, family: Family) -> bool {
         self.tools(family).iter().any(|t| match t.backend {
             tool::Backend::Legacy => t.may_be_used(),
-            tool::Backend::Nft => nfnetlink::has_our_chains(family),
+            tool::Backend::Nft => nfnetlink::has_chains(family, PREFIX),
         })
     }
 }
@@ -196,7 +196,7 @@ impl Datapath for Iptables {
         if network.has_v6() {
             // The kernel supports the rules if netpath has some already.
             let of_nft = self.v6.iter().any(|t| t.backend == tool::Backend::Nft);
-            let v6 = if of_nft && nfnetlink::has_our_chains(Family::V6) {
+            let v6 = if of_nft && nfnetlink::has_chains(Family::V6, PREFIX) {
                 Ok(())
             } else {
                 tool::choose(&self.v6, Family::V6)
@@ -270,7 +270,7 @@ struct Tables;
 
 impl Inspect for Tables {
     fn exists(&self) -> bool {
-        [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+        [Family::V4, Family::V6].into_iter().any(|family| nfnetlink::has_chains(family, PREFIX))
     }
 
     fn flows(&self, desired: &Desired) -> Result<Option<Vec<Flow>>> {
@@ -384,11 +384,11 @@ fn is_removable(tool: &Tool, table: &snapshot::SnapshotTable) -> bool {
 /// started to use only loses netpath's chains.
 fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
-    if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied)).is_ok() {
+    if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied), STATE).is_ok() {
         return Ok(());
     }
     for one in emptied {
-        if let Err(e) = nfnetlink::remove_tables(&named(std::slice::from_ref(one))) {
+        if let Err(e) = nfnetlink::remove_tables(&named(std::slice::from_ref(one)), STATE) {
             tracing::debug!("table {} stays: {e}", one.1);
             let (tool, present) = (&one.0, one.0.save()?);
             let nothing = policy::compile(&Desired::default(), tool.family, false, &[]);

@@ -14,7 +14,7 @@ mod table;
 mod tests;
 
 use super::conntrack::{self, Stale};
-use super::iptables::{self, Iptables};
+use super::iptables::{self, Iptables, PREFIX};
 use super::nfnetlink;
 use super::rules::{Family, Ruleset};
 use super::{adopt, flow_list, policy, settings};
@@ -181,7 +181,7 @@ impl Inspect for Nftables {
 /// longer needed.
 fn accept(desired: &Desired, context: &Context<'_>) -> Result<usize> {
     let is_wanted = nfnetlink::iptables_drops().context(|| "cannot list chains of iptables".to_owned())?
-        || [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+        || [Family::V4, Family::V6].into_iter().any(|family| nfnetlink::has_chains(family, PREFIX))
         || iptables::has_legacy_tables();
     if !is_wanted {
         return Ok(0);
