@@ -150,7 +150,7 @@ fn lasts<F: Wire>(ctx: &TcContext, promotion: &Promotion, now: u32) -> bool {
     let before = unsafe { *slot };
     let before = if before & !u64::from(u32::MAX) == window { before as u32 } else { 0 };
     let after = before + 1 + (ctx.size() >> SEGMENT);
-    // SAFETY: as above.
+    // SAFETY: this processor's own slot, aligned; no reference to it exists.
     unsafe { *slot = window | u64::from(after) };
     before < promotion.threshold && after >= promotion.threshold
 }

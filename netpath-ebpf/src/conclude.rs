@@ -87,7 +87,7 @@ fn send_packet<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, reason: u3
     let action = if forward == FORWARD_NEIGH && scratch.via.is_needed {
         packet::mark_sent(ctx);
         let via = &mut scratch.via.next_hop;
-        // SAFETY: the helper reads as much as it is told.
+        // SAFETY: `via` is a whole `bpf_redir_neigh`, whose size is given, and outlives the call.
         unsafe { bpf_redirect_neigh(ifindex, via, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
     } else {
         redirect(ctx, ifindex, forward)

@@ -22,7 +22,7 @@ impl<T: Copy> Word<T> {
 
     #[inline(always)]
     pub fn store(self, value: T) {
-        // SAFETY: as above, and there is no reference to the field (`Half::read`).
+        // SAFETY: only `Half` constructs a `Word`, from an aligned field of a map value, and there is no reference to the field (`Half::read`).
         unsafe { self.0.write_volatile(value) }
     }
 }

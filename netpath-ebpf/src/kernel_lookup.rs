@@ -129,7 +129,7 @@ fn compare_next_hops<F: Wire>(ctx: &TcContext, scratch: &mut ScratchMut<F>, ifin
     let ret = look_up(ctx, fib, &tuple, packet, config.lo_ifindex, 0);
     let is_route = ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH;
     let other = gateway(fib);
-    // SAFETY: as above.
+    // SAFETY: both are next hops whose union the helper or zeroing has written in full, and any bits are valid words.
     let (a, b) = unsafe { (via.next_hop.__bindgen_anon_1.ipv6_nh, other.__bindgen_anon_1.ipv6_nh) };
     let differs = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
     via.is_needed = !is_route || fib.ifindex != ifindex || differs | (via.next_hop.nh_family ^ other.nh_family) != 0;
@@ -285,7 +285,8 @@ fn tcp_state<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tu
 #[inline(always)]
 fn udp_socket<F: Wire>(ctx: &TcContext, tuple: &mut bpf_sock_tuple, arriving: &Tuple<F>) -> u32 {
     let size = F::fill_sock(tuple, arriving);
-    // SAFETY: as above.
+    // SAFETY: the helper reads `size` bytes of the tuple, which is larger. A socket that it returns is counted until it is released, and read
+    // only before.
     unsafe {
         let socket = bpf_sk_lookup_udp(ctx.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0);
         if socket.is_null() {

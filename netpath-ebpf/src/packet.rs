@@ -115,7 +115,8 @@ const OFFSETS: usize = 511;
 #[inline(always)]
 #[expect(clippy::mut_from_ref, reason = "the packet is not part of the context")]
 pub fn at_mut<T: FromBytes + IntoBytes>(ctx: &impl View, offset: usize) -> Option<&mut T> {
-    // SAFETY: as above, and there is no other reference into the packet.
+    // SAFETY: `place` has checked that the packet has that many bytes there, of which any are a value of T, whose alignment the target does
+    // not require. No other reference into the packet is in use.
     place(ctx, offset, size_of::<T>()).map(|at| unsafe { &mut *(at as *mut T) })
 }
 
@@ -182,7 +183,7 @@ pub fn mark_sent(ctx: &TcContext) {
 /// Whether the packet was marked; clears the mark.
 #[inline(always)]
 pub fn take_sent(ctx: &TcContext) -> bool {
-    // SAFETY: as above.
+    // SAFETY: a context field that classifiers may read and write.
     unsafe {
         let sent = (*ctx.skb.skb).tc_index == SENT;
         if sent {

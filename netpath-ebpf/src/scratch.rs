@@ -124,7 +124,7 @@ impl<F: HasScratch> Deref for ScratchMut<F> {
 impl<F: HasScratch> DerefMut for ScratchMut<F> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Scratch<F> {
-        // SAFETY: as above.
+        // SAFETY: a map value, zeroed by the kernel, which is a value of each field; `self` is borrowed for as long, and is the one owner (`take`).
         unsafe { &mut *self.0 }
     }
 }

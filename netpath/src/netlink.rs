@@ -10,12 +10,13 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Longer than any answer takes. Turns a lost answer into an error.
-const TIMEOUT_S: i64 = 10;
+const TIMEOUT: TimeVal = TimeVal::new(10, 0);
 /// A dump arrives in datagrams of at most 32 KiB (`net/netlink/af_netlink.c, netlink_dump()`); a single object is smaller.
 const RECEIVE_BYTES: usize = 32 * 1024;
 /// Set in the messages of a dump that a change has made inconsistent (`include/uapi/linux/netlink.h`).
@@ -58,10 +59,11 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        let timeout = libc::timeval { tv_sec: TIMEOUT_S, tv_usec: 0 };
-        setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &timeout.into())?;
+        Self::with(socket, protocol, TIMEOUT)
+    }
+
+    fn with(socket: Socket, protocol: isize, timeout: TimeVal) -> io::Result<Self> {
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -194,10 +196,9 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     /// A datagram must fit into the send buffer. A size above `net.core.wmem_max` needs CAP_NET_ADMIN in the initial user
     /// namespace.
     fn enlarge_send_buffer(&self, bytes: usize) -> io::Result<()> {
-        // SAFETY: the descriptor is open for as long as the socket, which outlives the borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         let size = bytes + DEFAULT_SEND_BYTES;
-        setsockopt(&fd, sockopt::SndBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &size))?;
+        let socket = &self.socket;
+        setsockopt(socket, sockopt::SndBufForce, &size).or_else(|_| setsockopt(socket, sockopt::SndBuf, &size))?;
         Ok(())
     }
 
@@ -240,6 +241,19 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
     }
 }
 
+/// A socket that can be read when the kernel has sent a notification of one of these groups, in the network namespace of the calling
+/// thread. It does not block.
+///
+/// # Errors
+/// The kernel does not have the protocol or a group.
+pub fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
+    let mut socket = Socket::new(protocol)?;
+    socket.set_non_blocking(true)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    socket.as_fd().try_clone_to_owned()
+}
+
 /// Length of the first message (`struct nlmsghdr`), if it is complete.
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?);
@@ -255,3 +269,7 @@ fn sequence_number(bytes: &[u8]) -> Option<u32> {
 fn align(length: usize) -> usize {
     length.next_multiple_of(4)
 }
+
+#[cfg(test)]
+#[path = "netlink_tests.rs"]
+pub(crate) mod tests;

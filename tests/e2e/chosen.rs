@@ -2,7 +2,9 @@
 
 use crate::rig::serve;
 use anyhow::{Result, ensure};
+use support::agent::{the_agent, watching};
 use support::filter::Filter;
+use support::host::{SOON, wait_for};
 use support::long_lived::LongLived;
 use support::need;
 use support::netavark::{Document, Netavark, Network, Rung, write_program};
@@ -270,6 +272,48 @@ fn a_network_that_asks_for_kernel_gets_netfilter_for_the_host() -> Result<()> {
         netavark.teardown(container, &document)?;
     }
     residue.nothing_left(&topology, &[&web, &other, &third])
+}
+
+/// The programs serve no more than 256 uplinks. The agent goes on looking at a host that has more.
+#[test]
+fn a_filter_holds_on_a_host_with_more_uplinks_than_the_programs_serve() -> Result<()> {
+    need!(need::netpath());
+    need!(need::rung(Rung::best_hooks()));
+    need!(need::program("nft"));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let netavark = Netavark::with(&topology, &[])?;
+    let container = topology.container("web")?;
+    netavark.setup(&container, &document())?;
+    ensure!(says(&topology, "status")?["rung"] == "ebpf", "{}", says(&topology, "status")?);
+    let agent = watching(&topology)?;
+    let link = |n: u32| {
+        let (high, low) = (n / 256, n % 256);
+        format!(
+            "link add more{n} up type veth peer name peer{n}\nlink set peer{n} up\n\
+             addr add 172.20.{high}.{low}/32 dev more{n}\naddr add 172.21.{high}.{low}/32 dev peer{n}\n"
+        )
+    };
+    topology.host.ip(&(0..150).map(link).collect::<String>())?;
+    let said = || std::fs::read_to_string(format!("/run/netpath/{:x}/agent.log", topology.host.cookie())).ok();
+    let looked = || said()?.contains("the host has more than 256 uplinks").then_some(());
+    wait_for("a look at the new interfaces", SOON * 2, looked)?;
+    served(&topology, &container, "with 300 more interfaces")?;
+    let filter = Filter::forward(&topology.host, &["tcp dport 80 drop", "udp dport 80 drop"])?;
+    let servers = serve(&container, 80, "web")?;
+    let passes = |family: Family, proto| Dial::new(proto, family.host(), 8080).ask(&topology.client).is_ok();
+    // The programs leave 300 interfaces one by one.
+    wait_for("a filter that holds", SOON * 6, || {
+        let nothing_passes = Family::BOTH.into_iter().all(|f| Proto::BOTH.into_iter().all(|p| !passes(f, p)));
+        nothing_passes.then_some(())
+    })?;
+    ensure!(says(&topology, "status")?["rung"] == "nftables", "{}", says(&topology, "status")?);
+    drop(servers);
+    ensure!(the_agent(&topology)? == agent, "it is not the agent that has looked");
+    drop(filter);
+    topology.host.ip(&(0..150).map(|n| format!("link del more{n}\n")).collect::<String>())?;
+    netavark.teardown(&container, &document())?;
+    residue.nothing_left(&topology, &[&container])
 }
 
 /// A forced datapath is more explicit than an option of one network.

@@ -269,3 +269,48 @@ fn without_bpffs_nftables_serves_and_one_line_says_why() -> Result<()> {
     netavark.teardown(&container, &document)?;
     residue.nothing_left(&topology, &[&container])
 }
+
+/// A bpffs of its own would hide the programs that serve other containers from it, and its own from other commands.
+#[test]
+fn a_command_that_must_not_look_for_the_hosts_bpffs_steps_down_and_says_why() -> Result<()> {
+    const CAP_SYS_PTRACE: libc::c_ulong = 19;
+    need!(need::netpath(), need::rung(Rung::best_hooks()));
+    let topology = Topology::new()?;
+    let residue = Residue::watch(&topology)?;
+    let container = topology.container("web")?;
+    let document = Document::new().on_dual(&Network::dual(7), "eth0", 7, 5).publish("", 8080, 80, "tcp");
+    let environment = [("RUST_LOG", "netpath=info"), ("NETPATH_AGENT", "off")];
+    let near = Netavark::with(&topology, &environment)?;
+    let apart = Netavark::with(&topology, &environment)?.apart();
+    let blind = Netavark::with(&topology, &environment)?.apart().without_capability(CAP_SYS_PTRACE);
+    let served_by = |rung: &str| -> Result<()> {
+        let status = crate::chosen::says(&topology, "status")?;
+        ensure!(status["rung"] == rung, "not {rung}: {status}");
+        let _servers = serve(&container, 80, "web")?;
+        let seen = Dial::new(Proto::Tcp, Family::V4.host(), 8080).ask(&topology.client)?;
+        ensure!(seen.server == "web", "{seen:?}");
+        Ok(())
+    };
+
+    let answer = blind.try_setup(&container, &document.json(&container))?;
+    answer.json()?;
+    let why = "ebpf: no bpffs: cannot reach the host's /sys/fs/bpf";
+    is_said_once(&answer.stderr, &["the datapath of this host is nftables", why, "give it CAP_SYS_PTRACE"])?;
+    served_by("nftables")?;
+    blind.teardown(&container, &document)?;
+
+    near.setup(&container, &document)?;
+    served_by("ebpf")?;
+    let error = blind.try_teardown(&container, &document.json(&container))?.error()?;
+    ensure!(error.contains("cannot reach the host's /sys/fs/bpf"), "{error}");
+    near.teardown(&container, &document)?;
+
+    if std::fs::metadata("/proc/1/ns/mnt").is_ok() {
+        apart.setup(&container, &document)?;
+        served_by("ebpf")?;
+        near.teardown(&container, &document)?;
+    } else {
+        need::say("the same with the capability: PID 1 of this machine is closed even so");
+    }
+    residue.nothing_left(&topology, &[&container])
+}

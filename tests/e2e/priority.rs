@@ -2,13 +2,13 @@
 
 use crate::rig::{Rig, rig, serve};
 use anyhow::{Context, Result, ensure};
-use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use support::host::{Netns, SOON};
 use support::netavark::{Document, Network, Rung};
 use support::packet::{ACK, Frame, Mac, SYN};
+use support::packet_socket;
 use support::raw::Raw;
 use support::topology::{Family, Topology};
 use support::traffic::{Dial, Proto, again};
@@ -45,7 +45,6 @@ fn a_published_port_answers_priority_tagged_frames(rung: Rung) -> Result<()> {
 struct Wire<'t> {
     client: &'t Netns,
     socket: OwnedFd,
-    index: i32,
     macs: [Mac; 2],
 }
 
@@ -59,15 +58,7 @@ impl<'t> Wire<'t> {
             bytes?.try_into().ok().context("not six bytes")
         };
         let macs = [mac(&rig.topology.host)?, mac(client)?];
-        let opened = client.run(|| {
-            // SAFETY: three numbers.
-            let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-            let index = nix::net::if_::if_nametoindex("eth0").map_err(io::Error::from)?;
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok((fd, index)) }
-        });
-        let (fd, index) = opened.context("cannot open a packet socket")?;
-        // SAFETY: the descriptor was just opened and has no other owner.
-        Ok(Self { client, socket: unsafe { OwnedFd::from_raw_fd(fd) }, index: index as i32, macs })
+        Ok(Self { client, socket: packet_socket::open(client, None)?, macs })
     }
 
     /// Sends a frame to the host with this tag.
@@ -75,16 +66,7 @@ impl<'t> Wire<'t> {
         let mut bytes = frame.macs(self.macs[0], self.macs[1]).bytes();
         let [high, low] = tag.to_be_bytes();
         bytes.splice(12..12, [0x81, 0x00, high, low]);
-        // SAFETY: plain numbers, for which zero is valid.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        (to.sll_family, to.sll_ifindex) = (libc::AF_PACKET as u16, self.index);
-        let len = size_of_val(&to) as libc::socklen_t;
-        // SAFETY: the socket is open; frame and address have the given lengths.
-        let sent = unsafe {
-            libc::sendto(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, (&raw const to).cast(), len)
-        };
-        ensure!(sent == bytes.len() as isize, "sendto: {}", io::Error::last_os_error());
-        Ok(())
+        packet_socket::send(self.client, &self.socket, "eth0", &bytes)
     }
 
     /// A datagram with this tag is answered.

@@ -30,6 +30,7 @@ pub mod netavark;
 pub mod object;
 pub mod offload;
 pub mod packet;
+pub mod packet_socket;
 pub mod podman;
 pub mod raw;
 pub mod residue;

@@ -251,6 +251,13 @@ impl<'t> Netavark<'t> {
         self
     }
 
+    /// From now on it is in a mount namespace of its own, which does not show the host's bpffs.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.hidden = &["/sys/fs/bpf"];
+        self
+    }
+
     /// From now on it lacks this capability.
     #[must_use]
     pub fn without_capability(mut self, capability: libc::c_ulong) -> Self {

@@ -1,9 +1,11 @@
 //! Offloads of an interface, as set by `ethtool -K`, and their effect on packets.
 
 use crate::host::Netns;
+use crate::packet_socket;
 use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{MsgFlags, recv};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -77,14 +79,7 @@ impl Lengths {
     /// # Errors
     /// Not root.
     pub fn of(netns: &Netns) -> Result<Self> {
-        let all = (libc::ETH_P_ALL as u16).to_be();
-        // SAFETY: three numbers.
-        let fd = netns.run(|| match unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(all)) } {
-            -1 => Err(io::Error::last_os_error()),
-            fd => Ok(fd),
-        });
-        // SAFETY: the descriptor was just opened and has no other owner.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd.context("cannot open a packet socket")?) }))
+        packet_socket::open(netns, None).map(Self)
     }
 
     /// As [`Lengths::of`], but at one interface.
@@ -92,17 +87,7 @@ impl Lengths {
     /// # Errors
     /// As [`Lengths::of`], or there is no such interface.
     pub fn at(netns: &Netns, interface: &str) -> Result<Self> {
-        let lengths = Self::of(netns)?;
-        // SAFETY: all bits zero are an address.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        to.sll_ifindex = netns.run(|| nix::net::if_::if_nametoindex(interface))? as i32;
-        let size = size_of_val(&to) as libc::socklen_t;
-        // SAFETY: the kernel reads the address, which outlives the call.
-        let bound = unsafe { libc::bind(lengths.0.as_raw_fd(), (&raw const to).cast(), size) };
-        ensure!(bound == 0, "cannot bind a packet socket: {}", io::Error::last_os_error());
-        Ok(lengths)
+        packet_socket::open(netns, Some(interface)).map(Self)
     }
 
     /// As [`Lengths::of`], but only for packets that come into the namespace and are longer than `bytes`: shorter ones cannot
@@ -139,11 +124,7 @@ impl Lengths {
         let mut longest = 0;
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
-            // SAFETY: no byte is written; only the packet's length is requested.
-            let len = unsafe {
-                libc::recv(self.0.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT | libc::MSG_TRUNC)
-            };
-            match usize::try_from(len) {
+            match recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
                 Ok(len) => longest = longest.max(len),
                 Err(_) => break,
             }

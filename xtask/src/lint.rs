@@ -86,8 +86,14 @@ fn in_netpath(inside: &Path, text: &str) -> Vec<(usize, String)> {
         let rungs = below.filter(|(_, name)| RUNGS.contains(&name.as_str()));
         found.extend(rungs.map(|(line, rung)| (line, format!("{from} may not use the {rung} rung itself"))));
     }
+    let is_of_rung = RUNGS.iter().any(|rung| module.get(1).is_some_and(|m| m == rung || m == "ladder"));
+    if from == "datapath" && !is_of_rung {
+        let handed_on = exports(text).into_iter().filter(|(_, what)| words(what).any(|(w, _)| RUNGS.contains(&w)));
+        found
+            .extend(handed_on.map(|(line, what)| (line, format!("datapath may not hand on a part of a rung: {what}"))));
+    }
     for (word, places) in WORDS {
-        if places.iter().any(|p| inside.starts_with(p)) {
+        if is_test || places.iter().any(|p| inside.starts_with(p)) {
             continue;
         }
         for (number, line) in code_lines(text) {
@@ -146,6 +152,21 @@ fn named_below(text: &str, root: &str) -> Vec<(usize, String)> {
             Some(group) => heads_of_group(group),
         };
         found.extend(names.into_iter().map(|name| (line, name)));
+    }
+    found
+}
+
+/// What a source makes public by `use`, each with its line.
+fn exports(text: &str) -> Vec<(usize, String)> {
+    let code: Vec<&str> = code_lines(text).map(|(_, line)| line).collect();
+    let code = code.join("\n");
+    let mut found = Vec::new();
+    for (position, _) in code.match_indices("pub") {
+        let rest = &code[position + "pub".len()..];
+        let rest = rest.strip_prefix('(').and_then(|r| r.split_once(')')).map_or(rest, |(_, after)| after);
+        if let Some((path, _)) = rest.strip_prefix(" use ").and_then(|r| r.split_once(';')) {
+            found.push((code[..position].matches('\n').count() + 1, path.to_owned()));
+        }
     }
     found
 }
@@ -268,6 +289,17 @@ mod tests {
         assert!(breaches("datapath/filter/nf.rs", "use crate::datapath::netfilter::nfnetlink;").is_empty());
         assert_eq!(1, breaches("ops/gc.rs", "use crate::datapath::{\n    filter, netfilter::nfnetlink,\n};").len());
         assert!(breaches("ops/gc.rs", "use crate::datapath::nonexistent::x;").is_empty());
+    }
+
+    #[test]
+    fn the_datapath_hands_on_no_part_of_a_rung() {
+        let of = |path: &str| vec![format!("datapath may not hand on a part of a rung: {path}")];
+        assert_eq!(of("ebpf::dns::Sockets"), breaches("datapath/mod.rs", "pub use ebpf::dns::Sockets;"));
+        let text = "pub(in crate::datapath) use super::netfilter::{\n    adopt,\n};";
+        assert_eq!(of("super::netfilter::{\n    adopt,\n}"), breaches("datapath/promote/mod.rs", text));
+        assert!(breaches("datapath/mod.rs", "use ebpf::x;\npub use inspect::Inspect;\npub mod ebpf;").is_empty());
+        assert!(breaches("datapath/ladder.rs", "pub use super::ebpf::BACKEND;").is_empty());
+        assert!(breaches("datapath/netfilter/x.rs", "pub(crate) use super::netfilter::y;").is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The names of containers: what commands tell the agent about them.
 
-use crate::datapath::DnsSockets;
+use crate::datapath::ladder;
 use crate::dns::inherited::Inherited;
 use crate::dns::server::{Lead, Led, Loaded, Place};
 use crate::dns::service::Service;
@@ -123,7 +123,7 @@ impl Names {
 }
 
 fn open_lead() -> Option<Arc<Lead>> {
-    let opened = DnsSockets::open();
+    let opened = ladder::open_dns();
     let sockets = opened.inspect_err(|e| tracing::info!("the DNS server needs port 53 of the gateways: {e}")).ok()?;
     let sockets = std::sync::Mutex::new(sockets);
     Some(Arc::new(move |server, is_udp, socket| {

@@ -5,6 +5,7 @@ mod table;
 
 use crate::agent::dhcp_proxy;
 use crate::datapath::inspect::Level;
+use crate::datapath::ladder;
 use crate::model::error::Error;
 use crate::observe::{Host, doctor, monitor, names, ports, promotion, status};
 use crate::ops::{self, gc, install, preload};
@@ -15,17 +16,22 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const ENVIRONMENT: &str = "\
+fn environment() -> String {
+    format!(
+        "\
 Environment:
-  NETPATH_DATAPATH  ebpf, nftables, iptables or none; by default the best that works
+  NETPATH_DATAPATH  {}; by default the best that works
   NETPATH_TC        tcx or clsact: how the eBPF datapath attaches to interfaces; by default tcx where possible
   NETPATH_AGENT     off: no command starts the agent
   NETPATH_KEEP_LOADED  seconds that programs stay loaded after the last container, 600 by default
-  RUST_LOG          filter for the log on standard error, for example netpath=debug";
+  RUST_LOG          filter for the log on standard error, for example netpath=debug",
+        ladder::names()
+    )
+}
 
 /// The container network of this host
 #[derive(Parser)]
-#[command(name = "netpath", version, disable_help_subcommand = true, after_help = ENVIRONMENT)]
+#[command(name = "netpath", version, disable_help_subcommand = true, after_help = environment())]
 struct Args {
     #[command(subcommand)]
     verb: Verb,

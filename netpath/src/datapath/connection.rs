@@ -54,3 +54,25 @@ pub struct Connection {
     /// Without a packet it ends after so many seconds.
     pub timeout_s: u32,
 }
+
+/// An entry of connection tracking as far as it concerns the promotion of its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub connection: Connection,
+    /// Another entry of the same tuples has another one.
+    pub id: u32,
+    pub mark: u32,
+    /// Both ends have sent, and no part of the kernel has to see each packet: it has no helper, no sequence numbers to adjust,
+    /// no zone; of TCP, it is established.
+    pub is_plain: bool,
+    /// Its windows are not checked.
+    pub is_liberal: bool,
+}
+
+impl Entry {
+    /// Whether it is the same entry, with the same translation and mark: the kernel may reuse the number of an entry.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let what = |e: &Self| (e.id, e.mark, e.connection.original, e.connection.translated);
+        what(self) == what(other)
+    }
+}

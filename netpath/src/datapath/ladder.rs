@@ -1,9 +1,11 @@
 //! Which rung serves this host, and why not the rungs above it. Decided by probes, never by version numbers.
 
 use super::netfilter::{iptables, nftables};
-use super::{Backend, Datapath, IdleState, Inspect, ebpf, none};
-use crate::model::Rung;
+use super::promote::Carry;
+use super::{Backend, Datapath, IdleState, Inspect, LeadDns, ebpf, none};
 use crate::model::error::{Error, Result};
+use crate::model::{Desired, HostView, Rung};
+use crate::state::Lock;
 
 /// The rungs, best first. A new one is its directory, and a line here.
 pub const LADDER: [&Backend; 4] = [&ebpf::BACKEND, &nftables::BACKEND, &iptables::BACKEND, &none::BACKEND];
@@ -67,6 +69,42 @@ pub fn inspect(rung: Rung, host: u64) -> Box<dyn Inspect> {
     (backend(rung).inspect)(host)
 }
 
+/// The names of all rungs, for a sentence.
+pub fn names() -> String {
+    let names = LADDER.map(|b| b.rung.to_string());
+    let (last, others) = names.split_last().expect("a rung");
+    format!("{} or {last}", others.join(", "))
+}
+
+/// As [`ServeSockets`](super::ServeSockets), by the best rung that has such programs. Without one there is nothing to do.
+///
+/// # Errors
+/// They cannot be loaded or attached, or the maps cannot be written.
+pub fn serve_sockets(host: u64, desired: &Desired, view: &HostView, may_load: bool) -> Result<Option<usize>> {
+    let serve = LADDER.into_iter().find_map(|b| b.sockets);
+    serve.map_or(Ok(Some(0)), |serve| serve(host, desired, view, may_load))
+}
+
+/// For the network namespace of this thread.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn open_dns() -> Result<Box<dyn LeadDns>> {
+    let what = "cannot lead DNS queries to another port";
+    let open = LADDER.into_iter().find_map(|b| b.lead_dns).ok_or_else(|| Error::new(what))?;
+    open()
+}
+
+/// The programs that carry promoted flows, attached to nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn load_carrier(host: u64, desired: &Desired) -> Result<Box<dyn Carry>> {
+    let what = "cannot prepare the promotion of flows";
+    let load = LADDER.into_iter().find_map(|b| b.carry).ok_or_else(|| Error::new(what))?;
+    load(host, desired)
+}
+
 /// The idle kernel objects of this host ([`Idle`]), of the best rung that has some.
 pub fn idle(host: u64) -> Option<IdleState> {
     LADDER.into_iter().filter_map(|b| b.idle).find_map(|idle| (idle.state)(host))
@@ -76,8 +114,8 @@ pub fn idle(host: u64) -> Option<IdleState> {
 ///
 /// # Errors
 /// What could not be removed.
-pub fn unload(host: u64) -> Result<usize> {
-    LADDER.into_iter().filter_map(|b| b.idle).try_fold(0, |sum, idle| Ok(sum + (idle.unload)(host)?))
+pub fn unload(lock: &Lock, host: u64) -> Result<usize> {
+    LADDER.into_iter().filter_map(|b| b.idle).try_fold(0, |sum, idle| Ok(sum + (idle.unload)(lock, host)?))
 }
 
 /// Whether a rung can be used here, asked of the kernel.

@@ -15,8 +15,6 @@ pub mod none;
 pub mod probe;
 pub mod promote;
 
-pub use ebpf::dns::DnsSockets;
-pub use ebpf::sockets::reconcile as serve_sockets;
 pub use inspect::Inspect;
 pub use ladder::{inspect, open};
 
@@ -25,9 +23,11 @@ use crate::model::{Departures, Desired, HostView, Network, Record, Rung};
 use crate::state::{Lock, Store};
 use connection::Connection;
 use filter::Foreign;
+use promote::Carry;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::time::{Instant, SystemTime};
 
 /// Tells builds of the programs apart.
@@ -40,8 +40,12 @@ pub struct Backend {
     pub through_netfilter: bool,
     /// It starts in milliseconds, hands its connections on, and can serve a first container until programs are loaded.
     pub is_interim: bool,
-    /// Queries to a gateway's DNS server reach it by [`DnsSockets`]; otherwise at port 53, or by a rule.
-    pub leads_dns: bool,
+    /// By which queries to a gateway's DNS server reach it; otherwise they come at port 53, or by a rule.
+    pub lead_dns: Option<OpenDns>,
+    /// Programs at sockets that can serve beside a rung of netfilter.
+    pub sockets: Option<ServeSockets>,
+    /// Programs that carry promoted flows on a host whose netfilter translates.
+    pub carry: Option<LoadCarrier>,
     /// It masquerades by [`HostView::sources`], which are read for it alone.
     pub needs_sources: bool,
     /// Its programs need [`HostView::route_mtus`].
@@ -64,15 +68,34 @@ pub struct Backend {
     pub idle: Option<&'static Idle>,
 }
 
+/// Makes programs at sockets serve the published ports of these records, for the host with this cookie. Returns the number of changes, 0
+/// where the host or kernel does not permit them; `None`: they would have to be loaded, and the last argument forbids it.
+pub type ServeSockets = fn(u64, &Desired, &HostView, bool) -> Result<Option<usize>>;
+
+/// For the network namespace of the calling thread.
+pub type OpenDns = fn() -> Result<Box<dyn LeadDns>>;
+/// For the host with this cookie and these containers, attached to nothing.
+pub type LoadCarrier = fn(u64, &Desired) -> Result<Box<dyn Carry>>;
+
+/// Sockets of the DNS server that get the queries to port 53 of a network's gateways, although they are at another port. Ends when it
+/// is dropped. Beside any rung: netfilter sees a query before the sockets of the host are looked up.
+pub trait LeadDns: Send {
+    /// Queries to port 53 of `server` reach this socket, which is bound, and listens if it is of TCP. Until it is closed.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    fn lead(&mut self, server: IpAddr, is_udp: bool, socket: BorrowedFd<'_>) -> Result<()>;
+}
+
 /// What a rung keeps loaded without containers, so that the next first one starts sooner. It touches no packet.
 pub struct Idle {
     /// Loads it for the host with this cookie; it stays until it is unloaded. False: it was loaded already.
-    pub load: fn(host: u64, view: &HostView) -> Result<bool>,
+    pub load: fn(lock: &Lock, host: u64, view: &HostView) -> Result<bool>,
     /// Loads what these containers need, without the host's lock; it stays for so many seconds if it is not put to use.
     pub load_for: fn(host: u64, desired: &Desired, view: &HostView, seconds: u64) -> Result<()>,
     pub state: fn(host: u64) -> Option<IdleState>,
     /// Removes it, and returns the number of kernel objects. Objects in use are removed with the last container then.
-    pub unload: fn(host: u64) -> Result<usize>,
+    pub unload: fn(lock: &Lock, host: u64) -> Result<usize>,
     /// The same for what has outlived its time, of all hosts.
     pub unload_expired: fn() -> Result<usize>,
 }
@@ -169,7 +192,7 @@ pub trait Datapath {
         None
     }
 
-    /// Whether programs at sockets serve clients on the host beside it, where they can be used ([`serve_sockets`]).
+    /// Whether programs at sockets serve clients on the host beside it, where they can be used ([`ladder::serve_sockets`]).
     fn has_sockets_beside(&self) -> bool {
         false
     }
@@ -193,7 +216,7 @@ pub trait Datapath {
     fn reconcile(&mut self, desired: &Desired, context: &Context<'_>) -> Result<Report>;
 
     /// Removes what this rung has in the kernel after `to` has taken over, except what serves beside that one
-    /// ([`serve_sockets`]).
+    /// ([`ladder::serve_sockets`]).
     ///
     /// # Errors
     /// As [`reconcile`](Self::reconcile).

@@ -1,7 +1,7 @@
 //! The files of aardvark-dns: one per network below `<config>/aardvark-dns`, a lock beside it. Whatever serves them is told of changes.
 //!
-//! Callers keep this order: [`Aardvark::check`] before any change, [`Aardvark::add`] once the links exist (the server binds
-//! the gateways), [`Aardvark::remove`] before they are deleted, which also undoes `add`. All three can be repeated. Files,
+//! Callers keep this order: [`Names::check`] before any change, [`Names::add`] once the links exist (the server binds
+//! the gateways), [`Names::remove`] before they are deleted, which also undoes `add`. All three can be repeated. Files,
 //! lock and process are compatible with a netavark that uses the same directory.
 
 use super::files::{INTERNAL, has_networks};
@@ -17,6 +17,34 @@ use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// Has the names in a directory served, at these addresses.
+pub type Serve<'a> = dyn Fn(&Process<'_>, &[IpAddr]) -> Result<()> + 'a;
+
+/// Where the names of containers are written for whatever answers queries.
+pub trait Names {
+    /// The port of the server.
+    fn port(&self) -> u16;
+
+    /// Rejects upstream servers that would make aardvark-dns forward queries to itself. Changes nothing.
+    ///
+    /// # Errors
+    /// An upstream server of a container or network is a gateway of a network of the same call.
+    fn check(&self, records: &[&Record]) -> Result<()>;
+
+    /// Adds entries for the containers of `records`, and has them served: `serve` is given the addresses that must be listened on.
+    /// Networks without DNS are skipped.
+    ///
+    /// # Errors
+    /// A file cannot be written, or the server does not start. The entries are removed again.
+    fn add(&self, records: &[&Record], serve: &Serve<'_>) -> Result<()>;
+
+    /// Removes the entries of the containers of `records` and reloads the server; stops it after the last entry.
+    ///
+    /// # Errors
+    /// That of the first file that cannot be changed; the others are changed nevertheless.
+    fn remove(&self, records: &[&Record]) -> Result<()>;
+}
 
 pub struct Aardvark {
     /// Otherwise the engine wants no DNS; nothing is written or started.
@@ -37,88 +65,6 @@ impl Aardvark {
             port,
             rootless,
         }
-    }
-
-    /// The port of the server.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Rejects upstream servers that would make aardvark-dns forward queries to itself. Changes nothing.
-    ///
-    /// # Errors
-    /// An upstream server of a container or network is a gateway of a network of the same call.
-    pub fn check(&self, records: &[&Record]) -> Result<()> {
-        let gateways: Vec<IpAddr> =
-            records.iter().filter(|r| r.network.dns).flat_map(|r| gateways(&r.network)).collect();
-        for record in records.iter().filter(|r| r.network.dns) {
-            for server in record.endpoint.dns_servers.iter().chain(&record.network.dns_servers) {
-                if gateways.contains(server) {
-                    return Err(Error::new(format!(
-                        "cannot use DNS server {server} for {} on network {}: it is the gateway, which would cause aardvark-dns to forward queries to itself",
-                        record.container.label(),
-                        record.network.name
-                    ))
-                    .next("give another DNS server, or none"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds entries for the containers of `records`, and has them served: `serve` is given the addresses that must be listened on.
-    /// Networks without DNS are skipped.
-    ///
-    /// # Errors
-    /// A file cannot be written, or the server does not start. The entries are removed again.
-    pub fn add(&self, records: &[&Record], serve: impl Fn(&Process<'_>, &[IpAddr]) -> Result<()>) -> Result<()> {
-        let records: Vec<&Record> =
-            records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
-        let Some(process) = self.process().filter(|_| !records.is_empty()) else { return Ok(()) };
-        std::fs::create_dir_all(&self.config).context(|| format!("cannot create {}", self.config.display()))?;
-        let _lock = self.lock()?;
-        // Under the lock: removing the last entry removes the directory.
-        std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
-        let listen: Vec<IpAddr> = records.iter().flat_map(|r| gateways(&r.network)).collect();
-        let added = records.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| serve(&process, &listen));
-        if added.is_err() {
-            for record in &records {
-                if let Err(e) = self.remove_entry(record) {
-                    tracing::warn!("{e}");
-                }
-            }
-            self.reload_or_stop(&process);
-            self.remove_lock();
-        }
-        added
-    }
-
-    /// Removes the entries of the containers of `records` and reloads the server; stops it after the last entry.
-    ///
-    /// # Errors
-    /// That of the first file that cannot be changed; the others are changed nevertheless.
-    pub fn remove(&self, records: &[&Record]) -> Result<()> {
-        let Some(process) = self.process() else { return Ok(()) };
-        // A command that was killed while it removed the last entry leaves the lock without the directory.
-        if !self.dir.is_dir() && !self.lock_file().exists() {
-            return Ok(());
-        }
-        let _lock = self.lock()?;
-        let mut result = Ok(());
-        let mut changed = false;
-        for record in records {
-            match self.remove_entry(record) {
-                Ok(c) => changed |= c,
-                Err(e) if result.is_ok() => result = Err(e),
-                Err(e) => tracing::warn!("{e}"),
-            }
-        }
-        // Also without a change: a killed command may have removed the entry without reloading the server.
-        if changed || records.iter().any(|r| r.network.dns) {
-            self.reload_or_stop(&process);
-        }
-        self.remove_lock();
-        result
     }
 
     /// Replaces the upstream servers of a network; an empty list clears them. A network without containers is not changed.
@@ -260,6 +206,76 @@ impl Aardvark {
         let mut file = File::create(&temporary).context(what)?;
         file.write_all(zone.text().as_bytes()).and_then(|()| file.sync_all()).context(what)?;
         std::fs::rename(&temporary, path).context(what)
+    }
+}
+
+impl Names for Aardvark {
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn check(&self, records: &[&Record]) -> Result<()> {
+        let gateways: Vec<IpAddr> =
+            records.iter().filter(|r| r.network.dns).flat_map(|r| gateways(&r.network)).collect();
+        for record in records.iter().filter(|r| r.network.dns) {
+            for server in record.endpoint.dns_servers.iter().chain(&record.network.dns_servers) {
+                if gateways.contains(server) {
+                    return Err(Error::new(format!(
+                        "cannot use DNS server {server} for {} on network {}: it is the gateway, which would cause aardvark-dns to forward queries to itself",
+                        record.container.label(),
+                        record.network.name
+                    ))
+                    .next("give another DNS server, or none"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&self, records: &[&Record], serve: &Serve<'_>) -> Result<()> {
+        let records: Vec<&Record> =
+            records.iter().copied().filter(|r| r.network.dns && has_gateway(&r.network)).collect();
+        let Some(process) = self.process().filter(|_| !records.is_empty()) else { return Ok(()) };
+        std::fs::create_dir_all(&self.config).context(|| format!("cannot create {}", self.config.display()))?;
+        let _lock = self.lock()?;
+        // Under the lock: removing the last entry removes the directory.
+        std::fs::create_dir_all(&self.dir).context(|| format!("cannot create {}", self.dir.display()))?;
+        let listen: Vec<IpAddr> = records.iter().flat_map(|r| gateways(&r.network)).collect();
+        let added = records.iter().try_for_each(|r| self.add_entry(r)).and_then(|()| serve(&process, &listen));
+        if added.is_err() {
+            for record in &records {
+                if let Err(e) = self.remove_entry(record) {
+                    tracing::warn!("{e}");
+                }
+            }
+            self.reload_or_stop(&process);
+            self.remove_lock();
+        }
+        added
+    }
+
+    fn remove(&self, records: &[&Record]) -> Result<()> {
+        let Some(process) = self.process() else { return Ok(()) };
+        // A command that was killed while it removed the last entry leaves the lock without the directory.
+        if !self.dir.is_dir() && !self.lock_file().exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let mut result = Ok(());
+        let mut changed = false;
+        for record in records {
+            match self.remove_entry(record) {
+                Ok(c) => changed |= c,
+                Err(e) if result.is_ok() => result = Err(e),
+                Err(e) => tracing::warn!("{e}"),
+            }
+        }
+        // Also without a change: a killed command may have removed the entry without reloading the server.
+        if changed || records.iter().any(|r| r.network.dns) {
+            self.reload_or_stop(&process);
+        }
+        self.remove_lock();
+        result
     }
 }
 

@@ -3,6 +3,7 @@
 //! The process that replaces a server takes copies of its listening sockets ([`of_process`]) and hands them to the new one as
 //! descriptors, whose numbers are in [`VARIABLE`].
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use socket2::{Socket, Type};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -69,8 +70,7 @@ impl Inherited {
             let Some(is_link) = is_link(Path::new(&format!("/proc/self/fd/{number}"))) else { continue };
             // SAFETY: the starting process has opened it for this one, in which nothing else owns it.
             let fd = unsafe { OwnedFd::from_raw_fd(number) };
-            // SAFETY: takes numbers only.
-            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+            let _ = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
             if is_link {
                 inherited.links.borrow_mut().push(fd);
                 continue;

@@ -307,6 +307,10 @@ impl Driver for Bridge {
         }
     }
 
+    fn wire(&self, _site: &Site, _links: Option<&Links>) -> Result<String> {
+        Ok(self.name.to_string())
+    }
+
     fn is_alive(&self, site: &Site, record: &Record, links: &Links, view: &HostView) -> Result<bool> {
         let Some(veth) = links.bridge() else { return Ok(false) };
         let seen = view.link(veth.veth_index);

@@ -1,11 +1,12 @@
 //! Runs another program that must end in time.
 
+use crate::state::pidfd;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(super) fn run(command: &mut Command, input: &str, limit: Duration) -> io::Result<Option<(ExitStatus, String)>> {
     let deadline = Instant::now() + limit;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn()?;
-    let end = pidfd(child.id());
+    // Not before Linux 5.3.
+    let end = pidfd(child.id()).ok().flatten();
     let (mut stdin, mut stdout) = (child.stdin.take(), child.stdout.take());
     stdin.iter().try_for_each(nonblocking)?;
     stdout.iter().try_for_each(nonblocking)?;
@@ -91,12 +93,4 @@ fn is_unread(mut to: &ChildStdin, input: &mut &[u8]) -> bool {
 fn nonblocking(fd: &impl AsFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     Ok(fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop)?)
-}
-
-/// Readable once the process has ended; `None` on kernels before 5.3.
-fn pidfd(pid: u32) -> Option<OwnedFd> {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    // SAFETY: a new descriptor, owned here alone.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

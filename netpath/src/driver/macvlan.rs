@@ -62,6 +62,10 @@ impl Driver for Macvlan {
         site.inside()?.rtnl().set_up(made.index)
     }
 
+    fn wire(&self, site: &Site, links: Option<&Links>) -> Result<String> {
+        self.links().wire(site, links)
+    }
+
     fn is_alive(&self, _site: &Site, record: &Record, links: &Links, _view: &HostView) -> Result<bool> {
         self.links().is_alive(record, links)
     }

@@ -140,6 +140,19 @@ pub trait Driver {
     /// After all steps: announces the addresses to neighbours, in case the kernel has not.
     fn announce(&self, _site: &Site, _made: &Made) {}
 
+    /// The link of the host to whose wire the endpoint with these `links` belongs, which the DHCP proxy is told. Empty if there is none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn wire(&self, _site: &Site, _links: Option<&Links>) -> Result<String> {
+        Ok(String::new())
+    }
+
+    /// Whether the record alone says that the endpoint is attached, because the driver knows of no links.
+    fn has_no_links(&self) -> bool {
+        false
+    }
+
     /// Whether the links of a record still exist. The record may be another container's.
     ///
     /// # Errors

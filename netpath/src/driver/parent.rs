@@ -108,6 +108,12 @@ impl OnParent<'_> {
         }
     }
 
+    /// As [`Driver::wire`](super::Driver::wire): the parent may have another name since.
+    pub(super) fn wire(&self, site: &Site, links: Option<&Links>) -> Result<String> {
+        let Some(Links::Inside(links)) = links else { return Ok(String::new()) };
+        Ok(site.rtnl.link_at(links.parent_index)?.map(|l| l.name).unwrap_or_default())
+    }
+
     /// As [`Driver::recorded`](super::Driver::recorded).
     pub(super) fn recorded(&self, site: &Site, links: &Links) -> Result<Option<Found>> {
         let Some(inside) = &site.inside else { return Ok(None) };

@@ -134,6 +134,10 @@ impl Driver for Plugin {
         Ok(())
     }
 
+    fn has_no_links(&self) -> bool {
+        true
+    }
+
     fn is_alive(&self, _site: &Site, _record: &Record, _links: &Links, _view: &HostView) -> Result<bool> {
         Ok(true)
     }

@@ -1,15 +1,15 @@
 //! Sockets that receive the kernel's notifications of changes.
 
 use super::neighbour::hardware_address;
+use crate::netlink::listen;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{Socket, SocketAddr};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// Links and addresses (`include/uapi/linux/rtnetlink.h, enum rtnetlink_groups`).
 const LINKS: [u32; 3] = [1, 5, 9];
@@ -82,10 +82,5 @@ pub fn neighbour(message: &[u8]) -> Option<(u32, IpAddr, Option<[u8; 6]>)> {
 }
 
 fn watch_groups(groups: &[u32]) -> io::Result<OwnedFd> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.set_non_blocking(true)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
-    // SAFETY: the descriptor is open, and `into_raw_fd` has given up its ownership.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
+    listen(NETLINK_ROUTE, groups)
 }

@@ -4,9 +4,10 @@ use super::Host;
 use crate::datapath::inspect::{Event, Level, Monitor};
 use crate::model::HostView;
 use crate::model::error::{Context, Error, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,9 +74,10 @@ async fn watch(monitor: &mut dyn Monitor, printer: &Printer) -> Result<()> {
 
 /// Whether the other end of the pipe at standard output is closed.
 fn reader_is_gone() -> bool {
-    let mut out = libc::pollfd { fd: std::io::stdout().as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: one pollfd, for the length of a call that does not wait.
-    unsafe { libc::poll(&raw mut out, 1, 0) > 0 && out.revents & libc::POLLERR != 0 }
+    let out = std::io::stdout();
+    let mut asked = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    let answered = poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+    answered && asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 struct Printer {

@@ -12,8 +12,10 @@ use crate::state::Store;
 use crate::state::agent::{self, AgentLock, Holder};
 use crate::state::agent_socket;
 use crate::state::dns_places;
+use crate::state::pidfd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// `off`: no command starts one.
 const SWITCH: &str = "NETPATH_AGENT";
 /// An agent in the middle of a look takes milliseconds.
-const END_LIMIT_MS: i32 = 2_000;
+const END_LIMIT: Duration = Duration::from_secs(2);
 /// Between the lock and the name of its holder in it.
 const NAMING_LIMIT: Duration = Duration::from_millis(200);
 /// The DNS sockets of an agent that this command has ended, for the next one.
@@ -198,38 +200,22 @@ pub fn end(process: ProcessId) -> Result<()> {
 /// It cannot be waited for.
 pub fn wait_end(process: ProcessId) -> Result<()> {
     let what = || format!("cannot wait for netpath's process {}", process.pid);
-    match open(process).context(what)? {
-        Some(pidfd) if process.is_alive() => ended(&pidfd, -1).map(drop).context(what),
+    match pidfd(process.pid).context(what)? {
+        Some(pidfd) if process.is_alive() => ended(&pidfd, None).map(drop).context(what),
         _ => Ok(()),
     }
 }
 
-/// `None`: there is no such process.
-fn open(process: ProcessId) -> io::Result<Option<OwnedFd>> {
-    // SAFETY: takes numbers only.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.pid, 0) };
-    if fd < 0 {
-        let e = io::Error::last_os_error();
-        return if e.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(e) };
-    }
-    // SAFETY: a new descriptor, owned here alone.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
-}
-
-/// Whether the process ends within this time; -1 = without a limit.
-fn ended(pidfd: &OwnedFd, limit_ms: i32) -> io::Result<bool> {
-    let mut wait = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry, which the kernel may write to.
-    match unsafe { libc::poll(&raw mut wait, 1, limit_ms) } {
-        -1 => Err(io::Error::last_os_error()),
-        number => Ok(number > 0),
-    }
+/// Whether the process ends within this time; `None` = without a limit.
+fn ended(pidfd: &OwnedFd, limit: Option<Duration>) -> io::Result<bool> {
+    let limit = limit.map_or(PollTimeout::NONE, |limit| limit.try_into().unwrap_or(PollTimeout::MAX));
+    Ok(poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit)? > 0)
 }
 
 /// `ports`: its sockets there go to the next agent.
 fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
     let what = || format!("cannot end netpath's process {}", process.pid);
-    let Some(pidfd) = open(process).context(what)? else { return Ok(()) };
+    let Some(pidfd) = pidfd(process.pid).context(what)? else { return Ok(()) };
     // After the descriptor is open: another process may have the number by now.
     if !process.is_alive() {
         return Ok(());
@@ -242,7 +228,7 @@ fn end_by(process: ProcessId, signals: &[i32], ports: &[u16]) -> Result<()> {
         let nothing = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: takes numbers, and no information.
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), *signal, nothing, 0) };
-        if ended(&pidfd, END_LIMIT_MS).unwrap_or(false) {
+        if ended(&pidfd, Some(END_LIMIT)).unwrap_or(false) {
             return Ok(());
         }
     }

@@ -5,7 +5,7 @@ use crate::driver::{self, Driver, Found};
 use crate::link::ethtool;
 use crate::model::error::{Error, Result};
 use crate::model::network::Route;
-use crate::model::{Attachment, IfName, Links, Record};
+use crate::model::{IfName, Links, Record};
 use crate::plan::{Done, Undo};
 use crate::state::ProcessId;
 use crate::state::{Phase, StoredEndpoint};
@@ -29,8 +29,7 @@ impl Session {
         let interface = &old.record.endpoint.interface;
         let recorded = self.recorded(driver.as_ref(), &old.record)?;
         let there = driver.inside(&self.site, interface)?;
-        let is_plugins = matches!(old.record.network.attachment, Attachment::Plugin(_));
-        if old.phase == Phase::Up && (is_plugins || recorded.is_some() && there == recorded) {
+        if old.phase == Phase::Up && (driver.has_no_links() || recorded.is_some() && there == recorded) {
             return Err(Error::new(format!("cannot attach {}", what()))
                 .because(format!("interface {interface} already exists on container namespace"))
                 .next("tear it down first"));

@@ -5,8 +5,9 @@ use super::session::Session;
 use super::signal;
 use crate::dhcp::rpc;
 use crate::dhcp::wire::{NetworkConfig, SETUP, TEARDOWN, WireLease};
+use crate::driver;
 use crate::model::error::{Context, Error, Result};
-use crate::model::{Attachment, Links, Network, Record};
+use crate::model::{Links, Network, Record};
 use crate::plan::Done;
 use crate::state::proxy_dir::ProxyDir;
 use prost::Message;
@@ -78,13 +79,7 @@ impl Session {
     }
 
     fn proxy_request(&self, record: &Record, links: Option<&Links>, version: i32) -> Result<NetworkConfig> {
-        let host_iface = match (&record.network.attachment, links) {
-            (Attachment::Unmanaged(name) | Attachment::Bridge(name), _) => name.to_string(),
-            (_, Some(Links::Inside(links))) => {
-                self.site.rtnl.link_at(links.parent_index)?.map(|l| l.name).unwrap_or_default()
-            }
-            _ => String::new(),
-        };
+        let host_iface = driver::of(&record.network.attachment).wire(&self.site, links)?;
         let network = &record.network;
         Ok(NetworkConfig {
             host_iface,

@@ -1,20 +1,15 @@
 //! Garbage collection: expired flows, records of dead containers, pins of dead namespaces.
 
-use super::without_container;
+use super::expire::expire;
+use super::session::Session;
+use crate::datapath::Effort;
 use crate::datapath::ladder::{self, LADDER};
-use crate::datapath::{Effort, Expired, Progress};
 use crate::link::netns;
 use crate::model::Rung;
 use crate::model::error::Result;
 use crate::plan;
-use crate::state::{Lock, Store};
+use crate::state::Store;
 use serde::Serialize;
-use std::time::{Duration, Instant};
-
-/// A command expires some flows when that was last done so long ago.
-const EVERY: Duration = Duration::from_secs(60);
-/// Time limit of that, without the time to open the maps.
-const TIME_LIMIT: Duration = Duration::from_millis(1);
 
 /// The number of objects removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -40,7 +35,7 @@ pub struct Removed {
 pub fn gc(all: bool) -> Result<Removed> {
     super::signal::ignore();
     let cookie = netns::cookie()?;
-    let mut session = without_container(cookie)?;
+    let mut session = Session::without_container(cookie)?;
     let mut removed = Removed::default();
     let leftovers = LADDER.into_iter().any(|b| (b.inspect)(cookie).exists())
         || session.site.store.dir().exists()
@@ -55,7 +50,7 @@ pub fn gc(all: bool) -> Result<Removed> {
         } else {
             session.reconcile().map(|s| (removed.records, removed.datapath) = (s.forgotten, s.changed))
         };
-        let unloaded = if all { ladder::unload(cookie) } else { Ok(0) };
+        let unloaded = if all { session.lock().and_then(|lock| ladder::unload(lock, cookie)) } else { Ok(0) };
         session.release_lock()?;
         repaired?;
         removed.idle = unloaded?;
@@ -79,40 +74,6 @@ pub fn gc(all: bool) -> Result<Removed> {
     }
     super::agent::ensure(&session.site.store);
     plan::all_of("cannot remove what a host has left whose namespace is gone", failures).map(|()| removed)
-}
-
-fn expire(store: &Store, cookie: u64, effort: Effort<'_>) -> Result<Expired> {
-    match store.rung()? {
-        Some(rung) if ladder::backend(rung).ages_flows => ladder::open(rung, cookie)?.expire(effort),
-        _ => Ok(Expired::default()),
-    }
-}
-
-/// All flows of this host.
-///
-/// # Errors
-/// As [`gc`].
-pub fn expire_flows(store: &Store, cookie: u64) -> Result<Expired> {
-    let expired = expire(store, cookie, Effort::All)?;
-    // While a command writes, it is not worth the wait: a later command then expires some flows once more.
-    if let Some(lock) = store.try_lock()? {
-        store.keep_expiry(&lock, &Progress::default());
-    }
-    Ok(expired)
-}
-
-/// Some flows, if none were expired for a while, as part of a command that has another purpose.
-pub(super) fn expire_some(store: &Store, lock: &Lock, cookie: u64) {
-    let (when, mut progress) = store.expiry().unwrap_or((std::time::UNIX_EPOCH, Progress::default()));
-    if when.elapsed().is_ok_and(|since| since < EVERY) {
-        return;
-    }
-    let effort = Effort::Until { until: Instant::now() + TIME_LIMIT, progress: &mut progress };
-    match expire(store, cookie, effort) {
-        Ok(expired) => tracing::debug!(flows = expired.flows, "expired some flows"),
-        Err(e) => tracing::debug!(error = %e, "cannot expire flows"),
-    }
-    store.keep_expiry(lock, &progress);
 }
 
 /// Everything of a host namespace that is gone. No process can be in it any more.

@@ -1,9 +1,11 @@
 //! Watch of the host: compares what the datapath was made for with the host now, and reconciles when they differ.
 
+use super::expire;
 use super::promotion::Promotion;
-use super::reconcile::{Reconciled, read_route_mtus, see_sources};
+use super::reconcile::Reconciled;
 use super::rung::asks_for_kernel;
-use super::{gc, without_container};
+use super::serving::{read_route_mtus, see_sources};
+use super::session::Session;
 use crate::datapath::filter::Foreign;
 use crate::datapath::{IdleState, firewalld, keep_loaded, ladder, promote};
 use crate::link::{self, Carriers, Rtnl, netns};
@@ -130,7 +132,7 @@ impl HostWatch {
             // The programs that take over use the same hooks.
             self.promotion = None;
         }
-        let mut session = without_container(self.cookie)?;
+        let mut session = Session::without_container(self.cookie)?;
         session.may_return = may_return;
         session.completes = true;
         // A reload takes a second or two, in which commands must not wait for this look.
@@ -237,7 +239,7 @@ impl HostWatch {
     /// # Errors
     /// The maps cannot be read or written.
     pub fn expire(&self) -> Result<usize> {
-        Ok(gc::expire_flows(&self.store, self.cookie)?.flows)
+        Ok(expire::expire_flows(&self.store, self.cookie)?.flows)
     }
 
     /// Removes the state that a killed teardown has left, and what stays loaded when its time is over.
@@ -259,7 +261,7 @@ impl HostWatch {
         }
         match lock {
             Some(lock) => {
-                let mut session = without_container(self.cookie)?;
+                let mut session = Session::without_container(self.cookie)?;
                 session.lock = Some(lock);
                 session.ends_connections = true;
                 session.release_lock()?;

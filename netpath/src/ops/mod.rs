@@ -3,6 +3,7 @@
 pub mod agent;
 mod container;
 mod dhcp;
+mod expire;
 pub mod gc;
 pub mod host_watch;
 pub mod install;
@@ -11,113 +12,22 @@ mod port_conflicts;
 pub mod preload;
 mod promotion;
 mod reconcile;
+mod request;
 mod rung;
+mod serving;
 mod session;
 mod signal;
 mod sysctls;
 
 use crate::datapath::firewalld;
-use crate::datapath::ladder::Choice;
-use crate::dns::aardvark::Aardvark;
 use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, Container, Endpoint, IfName, Leased, Mac, Network, Publish, Record, TrafficIds};
 use crate::plan::{self, Step};
-use crate::state::{Key, StoredEndpoint};
-use ipnet::IpNet;
 use session::Session;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+pub use request::{Attach, Attached, Detach, EndpointRequest, Leaving, Made};
 pub use rung::wish;
-
-/// One endpoint as its engine requests it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EndpointRequest {
-    pub network: Network,
-    pub endpoint: Endpoint,
-    pub publishes: Vec<Publish>,
-    /// As [`Record::allow`].
-    pub allow: Vec<IpNet>,
-}
-
-impl EndpointRequest {
-    /// Its record, which gets its order later.
-    fn record(self, container: &Container, netns: &Path) -> Record {
-        let Self { network, endpoint, publishes, allow } = self;
-        // Ports are not published on an internal network, or on one that the datapath does not serve.
-        let is_reached = !network.internal && network.bridge().is_some();
-        Record {
-            order: 0,
-            container: container.clone(),
-            netns: netns.to_owned(),
-            publishes: if is_reached { publishes } else { Vec::new() },
-            allow,
-            traffic: TrafficIds::default(),
-            network,
-            endpoint,
-            links: None,
-        }
-    }
-}
-
-/// One attached endpoint.
-pub struct Attached {
-    pub network: Network,
-    /// With its addresses.
-    pub endpoint: Endpoint,
-    pub result: Made,
-    /// What came with its address, if that came by DHCP.
-    pub lease: Option<Leased>,
-}
-
-/// What setup has made of an endpoint.
-pub enum Made {
-    /// An interface with this MAC address.
-    Interface(Mac),
-    /// Whatever a plugin says.
-    Plugin(String),
-}
-
-/// A container and the networks to attach it to, in this order.
-pub struct Attach {
-    pub container: Container,
-    pub netns: PathBuf,
-    pub endpoints: Vec<EndpointRequest>,
-    pub choice: Choice,
-    pub names: Aardvark,
-}
-
-/// One endpoint to detach, as the engine describes it. netpath's own record takes precedence.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Leaving {
-    pub network: String,
-    pub interface: Option<IfName>,
-    /// `None`: unknown to the engine.
-    pub attachment: Option<Attachment>,
-}
-
-impl Leaving {
-    /// The keys of its records. With an interface, its key even if there is no record.
-    fn keys(&self, container: &str, known: &[StoredEndpoint]) -> Vec<Key> {
-        if let Some(interface) = &self.interface {
-            let (container, network) = (container.to_owned(), self.network.clone());
-            return vec![Key { container, network, interface: interface.clone() }];
-        }
-        let keys = known.iter().map(StoredEndpoint::key);
-        keys.filter(|k| k.container == container && k.network == self.network).collect()
-    }
-}
-
-pub struct Detach {
-    pub container: Container,
-    pub netns: PathBuf,
-    pub leaving: Vec<Leaving>,
-    /// The endpoints in full, as far as the engine's description is valid.
-    pub endpoints: Vec<EndpointRequest>,
-    pub names: Aardvark,
-    /// The engine's run-time directory.
-    pub config: PathBuf,
-}
 
 /// Attaches a container, completely or not at all. The answer is in the order of `attach.endpoints`.
 ///
@@ -136,7 +46,7 @@ pub fn setup(attach: Attach) -> Result<Vec<Attached>> {
     let records: Vec<_> = endpoints.map(|e| e.record(&attach.container, &attach.netns)).collect();
     attach.names.check(&records.iter().collect::<Vec<_>>()).map_err(refused)?;
     let cookie = netns::cookie()?;
-    let mut session = Session::for_setup(cookie, Some(netns), records, attach.names).map_err(refused)?;
+    let mut session = Session::for_setup(cookie, Some(netns), records, Some(attach.names)).map_err(refused)?;
     session.preflight(attach.choice).map_err(refused)?;
     let plan = session.plan();
     let ran = plan::run(&plan, &mut session).map_err(|failed| failed.into_error(&what));
@@ -186,7 +96,7 @@ pub fn teardown(detach: Detach) -> Result<()> {
 /// What could not be read or written.
 pub fn reconcile() -> Result<()> {
     signal::ignore();
-    let mut session = without_container(netns::cookie()?)?;
+    let mut session = Session::without_container(netns::cookie()?)?;
     if session.site.store.is_empty()? {
         return Ok(());
     }
@@ -228,11 +138,6 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     crate::link::random()
 }
 
-/// A session of a command that concerns no container.
-fn without_container(cookie: u64) -> Result<Session> {
-    Session::for_setup(cookie, None, Vec::new(), Aardvark::new(Path::new(""), Path::new(""), 0, false))
-}
-
 fn open_netns(path: &Path) -> Result<Netns> {
     let netns = Netns::open(path)?.ok_or_else(|| {
         Error::new(format!("cannot open network namespace {}", path.display()))
@@ -268,6 +173,7 @@ mod tests {
     use super::*;
     use crate::model::attachment::Macvlan;
     use crate::model::fixtures::{at, record, tcp};
+    use crate::model::{Attachment, Network};
 
     #[test]
     fn nothing_is_published_on_a_network_that_no_datapath_serves() {

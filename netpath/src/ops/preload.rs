@@ -1,6 +1,7 @@
 //! Loads at boot what the first container needs.
 
-use super::{signal, without_container};
+use super::session::Session;
+use super::signal;
 use crate::datapath::ladder::{self, Choice};
 use crate::link::netns;
 use crate::model::error::Result;
@@ -23,14 +24,14 @@ pub enum Preload {
 pub fn preload(choice: Choice) -> Result<Preload> {
     signal::ignore();
     let cookie = netns::cookie()?;
-    let mut session = without_container(cookie)?;
+    let mut session = Session::without_container(cookie)?;
     session.lock = Some(session.site.store.lock(&signal::seen)?);
     let preloaded = session.load_idle(choice);
     session.release_lock()?;
     preloaded
 }
 
-impl super::session::Session {
+impl Session {
     fn load_idle(&self, choice: Choice) -> Result<Preload> {
         let in_use = if self.site.store.is_empty()? { None } else { self.site.store.rung()? };
         if in_use.is_none()
@@ -44,6 +45,6 @@ impl super::session::Session {
             return Ok(Preload::Nothing(format!("the datapath of this host is {rung}")));
         };
         let view = self.site.rtnl.host_view(self.cookie)?;
-        Ok(if (idle.load)(self.cookie, &view)? { Preload::Loaded } else { Preload::Kept })
+        Ok(if (idle.load)(self.lock()?, self.cookie, &view)? { Preload::Loaded } else { Preload::Kept })
     }
 }

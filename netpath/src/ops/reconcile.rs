@@ -1,12 +1,14 @@
 //! The steps on records and the datapath, and those of a teardown.
 
+use super::request::Leaving;
+use super::serving::{read_route_mtus, refuse, see_sources, serve_sockets};
 use super::session::{Session, unlocked};
-use super::{Leaving, agent, sysctls};
-use crate::datapath::{self, Context, Datapath, firewalld, keep_loaded, ladder};
+use super::{agent, sysctls};
+use crate::datapath::{Context, firewalld, keep_loaded, ladder};
 use crate::driver::{self, Driver, Site};
 use crate::link::{Netns, Rtnl, netns};
 use crate::model::error::{Error, Result};
-use crate::model::{Attachment, Departed, Departures, Desired, HostView, IfName, Links, Record, RouteMtus, Rung};
+use crate::model::{Attachment, Departed, Departures, Desired, HostView, IfName, Links, Record, Rung};
 use crate::plan::{Done, Undo};
 use crate::state::ProcessId;
 use crate::state::{Key, Phase, StoredEndpoint};
@@ -25,45 +27,6 @@ pub(super) struct Reconciled {
     pub forgotten: usize,
     /// Kernel objects written or removed.
     pub changed: usize,
-}
-
-/// Reads the sources of routes into `view` for a rung that needs them; tells which could not be read, and why.
-pub(super) fn see_sources(rung: Rung, rtnl: &Rtnl, desired: &Desired, view: &mut HostView) -> Option<String> {
-    // They may be there from the rung that was tried before.
-    view.sources.clear();
-    if !ladder::backend(rung).needs_sources {
-        return None;
-    }
-    match rtnl.sources(view, desired) {
-        Ok((sources, left_out)) => {
-            view.sources = sources;
-            (!left_out.is_empty()).then(|| left_out.join("; "))
-        }
-        Err(e) => Some(e.to_string()),
-    }
-}
-
-/// `None`, and a warning: they cannot be read.
-pub(super) fn read_route_mtus(rtnl: &Rtnl) -> Option<RouteMtus> {
-    rtnl.route_mtus().inspect_err(|e| tracing::warn!("the MTUs of routes are not known: {e}")).ok()
-}
-
-/// Keeps programs at sockets beside a rung of netfilter. A container is served without them too. `None`: they are not loaded
-/// yet, and `may_load` is false.
-pub(super) fn serve_sockets(
-    beside: &dyn Datapath,
-    cookie: u64,
-    desired: &Desired,
-    view: &HostView,
-    may_load: bool,
-) -> Option<usize> {
-    if !beside.has_sockets_beside() {
-        return Some(0);
-    }
-    datapath::serve_sockets(cookie, desired, view, may_load).unwrap_or_else(|e| {
-        tracing::warn!(error = %e, "no programs serve clients on this host at connect(); rules do");
-        Some(0)
-    })
 }
 
 impl Session {
@@ -131,7 +94,7 @@ impl Session {
         let Some(rung) = ladder::instead_of(from) else { return Err(refused) };
         let lower = ladder::open(rung, self.cookie)?;
         let mut served = self.records.iter().filter(|r| r.network.bridge().is_some());
-        if served.any(|r| super::rung::refuse(lower.as_ref(), r).is_err()) {
+        if served.any(|r| refuse(lower.as_ref(), r).is_err()) {
             return Err(refused);
         }
         tracing::warn!(error = %refused, "the {from} datapath cannot be used, {rung} is");
@@ -235,7 +198,8 @@ impl Session {
     }
 
     pub(super) fn unname(&self) -> Result<()> {
-        self.names.remove(&self.records.iter().collect::<Vec<_>>())
+        let Some(names) = &self.names else { return Ok(()) };
+        names.remove(&self.records.iter().collect::<Vec<_>>())
     }
 
     /// Marks the records of this command as being removed, and withdraws them from the datapath.
@@ -402,11 +366,9 @@ fn unused<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dns::aardvark::Aardvark;
     use crate::link::netns;
     use crate::model::fixtures::record;
     use nix::sched::{CloneFlags, unshare};
-    use std::path::Path;
 
     /// The engine tears a container down while its setup is still adding names to DNS.
     #[test]
@@ -418,9 +380,8 @@ mod tests {
         }
         unshare(CloneFlags::CLONE_NEWNET).expect("own network namespace");
         let cookie = netns::cookie().expect("a cookie");
-        let names = Aardvark::new(Path::new(""), Path::new(""), 0, false);
         let record = record(1, &["10.88.0.2/16"], vec![]);
-        let session = Session::for_setup(cookie, None, vec![record.clone()], names).expect("a host");
+        let session = Session::for_setup(cookie, None, vec![record.clone()], None).expect("a host");
         let gone = session.commit().map(drop).expect_err("there is no record");
         assert!(gone.to_string().contains("torn down"), "{gone}");
         assert!(session.site.store.all().expect("records").is_empty());

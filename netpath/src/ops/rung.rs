@@ -1,6 +1,7 @@
 //! Which datapath serves this host: what was asked for, what is in use, and the change from one to another.
 
 use super::agent;
+use super::serving::{refuse, see_sources, serve_sockets};
 use super::session::Session;
 use crate::datapath::ladder::{self, Choice, LADDER};
 use crate::datapath::{Context, Datapath, Predecessor, Refusal, filter, keep_loaded};
@@ -17,7 +18,7 @@ pub fn wish(word: &str) -> Result<Option<Choice>> {
     let refuse = |why: &str| {
         Err(Error::new(format!("cannot use datapath {word:?}"))
             .because(why.to_owned())
-            .next("set NETPATH_DATAPATH to ebpf, nftables, iptables or none, or unset it"))
+            .next(format!("set NETPATH_DATAPATH to {}, or unset it", ladder::names())))
     };
     let word = word.to_ascii_lowercase();
     if let Some(named) = LADDER.into_iter().find(|b| b.rung.to_string() == word) {
@@ -274,7 +275,7 @@ impl Session {
         let wanted: Vec<_> = new.sysctls(there).into_iter().map(|s| (s.path, s.value)).collect();
         super::sysctls::ensure(store, lock, &wanted)?;
         let mut view = rtnl.host_view(self.cookie)?;
-        super::reconcile::see_sources(new.rung(), rtnl, there, &mut view);
+        see_sources(new.rung(), rtnl, there, &mut view);
         let departures = Departures::default();
         let context = Context { host: &view, foreign: &self.foreign, store, lock, departures };
         let mut old_datapath = ladder::open(old, self.cookie)?;
@@ -323,7 +324,7 @@ impl Session {
         let mut datapath = ladder::open(rung, self.cookie)?;
         let changed = datapath.reconcile(&nothing, &context)?.changed;
         store.keep_departed(lock, &[])?;
-        let sockets = super::reconcile::serve_sockets(datapath.as_ref(), self.cookie, &nothing, &view, false);
+        let sockets = serve_sockets(datapath.as_ref(), self.cookie, &nothing, &view, false);
         Ok(changed + sockets.unwrap_or(0))
     }
 }
@@ -342,18 +343,4 @@ pub(super) fn asks_for_kernel(there: &Desired, coming: &[Record]) -> bool {
 fn network_asking<'a>(path: TranslationPath, there: &'a Desired, coming: &'a [Record]) -> Option<&'a str> {
     let mut networks = there.records.iter().chain(coming).map(|r| &r.network);
     networks.find(|n| n.path == path && n.bridge().is_some()).map(|n| n.name.as_ref())
-}
-
-pub(super) fn refuse(datapath: &dyn Datapath, record: &Record) -> Result<()> {
-    match datapath.refusals(record).into_iter().next() {
-        None => Ok(()),
-        Some(Refusal { feature, why, next }) => Err(Error::new(format!(
-            "cannot {feature} for {} on network {} with the {} datapath",
-            record.container.label(),
-            record.network.name,
-            datapath.rung()
-        ))
-        .because(why)
-        .next(next)),
-    }
 }

@@ -1,11 +1,12 @@
 //! The state that the steps of one command share, and their implementation on the real host.
 
-use super::{Attached, Leaving, agent, gc, names, signal, sysctls};
+use super::request::{self, Attached, Leaving};
+use super::{agent, expire, names, signal, sysctls};
 use crate::datapath::filter::Foreign;
 use crate::datapath::firewalld::Firewall;
 use crate::datapath::ladder::{self, Choice};
 use crate::datapath::{Datapath, IdleState, incumbent, keep_loaded};
-use crate::dns::aardvark::Aardvark;
+use crate::dns::aardvark::Names;
 use crate::driver::{self, Driver, Made, Site};
 use crate::link::{Netns, Rtnl};
 use crate::model::error::{Error, Result};
@@ -22,7 +23,8 @@ pub(super) struct Session {
     pub cookie: u64,
     pub site: Site,
     pub lock: Option<Lock>,
-    pub names: Aardvark,
+    /// Of a command that concerns a container.
+    pub names: Option<Box<dyn Names>>,
     pub datapath: Option<Box<dyn Datapath>>,
     pub firewall: Firewall,
     /// Rules of other software: one command lists them once.
@@ -55,7 +57,12 @@ impl Session {
     ///
     /// # Errors
     /// The namespace cannot be entered.
-    pub(super) fn for_setup(cookie: u64, netns: Option<Netns>, records: Vec<Record>, names: Aardvark) -> Result<Self> {
+    pub(super) fn for_setup(
+        cookie: u64,
+        netns: Option<Netns>,
+        records: Vec<Record>,
+        names: Option<Box<dyn Names>>,
+    ) -> Result<Self> {
         let inside = netns.map(|n| n.enter()).transpose()?;
         let keys = records.iter().map(Key::of).collect();
         let store = Store::of(cookie);
@@ -81,6 +88,14 @@ impl Session {
         })
     }
 
+    /// Of a command that concerns no container.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn without_container(cookie: u64) -> Result<Self> {
+        Self::for_setup(cookie, None, Vec::new(), None)
+    }
+
     /// For a teardown. `described`: the endpoints as the engine describes them; netpath's own records take precedence.
     ///
     /// # Errors
@@ -91,9 +106,9 @@ impl Session {
         container: &str,
         leaving: Vec<Leaving>,
         described: Vec<Record>,
-        names: Aardvark,
+        names: Box<dyn Names>,
     ) -> Result<Self> {
-        let mut session = Self::for_setup(cookie, None, Vec::new(), names)?;
+        let mut session = Self::for_setup(cookie, None, Vec::new(), Some(names))?;
         session.site.inside = netns.and_then(|n| match n.enter() {
             Ok(inside) => Some(inside),
             Err(e) => {
@@ -183,8 +198,8 @@ impl Session {
     pub(super) fn into_attached(self) -> Result<Vec<Attached>> {
         let attached = self.records.into_iter().zip(self.made).map(|(record, made)| {
             let result = match (made.status, made.links) {
-                (Some(status), _) => super::Made::Plugin(status),
-                (None, Some(links)) => super::Made::Interface(links.container_mac()),
+                (Some(status), _) => request::Made::Plugin(status),
+                (None, Some(links)) => request::Made::Interface(links.container_mac()),
                 (None, None) => return Err(Error::new("an endpoint has no links")),
             };
             let endpoint = Endpoint { addresses: made.addresses, ..record.endpoint };
@@ -222,7 +237,7 @@ impl Session {
         for (driver, record) in self.drivers.iter_mut().zip(&mut self.records) {
             driver.validate(&self.site, record, &there)?;
             record.network.dns_addresses = driver.dns_addresses(&self.site, record)?;
-            record.network.dns_port = self.names.port();
+            record.network.dns_port = self.names.as_ref().map_or(DNS_PORT, |names| names.port());
             // Without an agent only netfilter leads queries to another port.
             if agent::is_off()
                 && record.network.dns
@@ -288,7 +303,7 @@ impl Session {
         }
         let Some(lock) = self.lock.take() else { return Ok(()) };
         if !is_empty {
-            gc::expire_some(&self.site.store, &lock, self.cookie);
+            expire::expire_some(&self.site.store, &lock, self.cookie);
             return Ok(());
         }
         self.firewall.hold(&self.site.store, &lock, &self.foreign, &BTreeSet::new());
@@ -297,7 +312,7 @@ impl Session {
             return self.site.store.clear(&lock);
         }
         if !matches!(ladder::idle(self.cookie), None | Some(IdleState::Preloaded)) {
-            ladder::unload(self.cookie)?;
+            ladder::unload(&lock, self.cookie)?;
         }
         if agent::serves_names(&self.site.store) {
             return self.site.store.clear(&lock);
@@ -317,7 +332,7 @@ impl Session {
     /// The gateways whose port 53 stays free: where netpath's programs serve the bridge, or will.
     fn led_addresses(&self) -> Result<Vec<IpAddr>> {
         let store = &self.site.store;
-        if !store.rung()?.is_some_and(|rung| ladder::backend(rung).leads_dns) && !store.has_given_way() {
+        if store.rung()?.is_none_or(|rung| ladder::backend(rung).lead_dns.is_none()) && !store.has_given_way() {
             return Ok(Vec::new());
         }
         let networks = self.records.iter().map(|r| &r.network).filter(|n| n.dns && n.bridge().is_some());
@@ -369,9 +384,11 @@ impl Host for Session {
             Step::Datapath => self.reconcile_or_withdraw(),
             Step::Names => {
                 let records: Vec<_> = self.records.iter().collect();
-                self.names.add(&records, |process, listen| {
-                    names::serve(&self.site.store, process, listen, self.led_addresses()?)
-                })?;
+                if let Some(names) = &self.names {
+                    names.add(&records, &|process, listen| {
+                        names::serve(&self.site.store, process, listen, self.led_addresses()?)
+                    })?;
+                }
                 Ok(Done::Changed(Undo::Unname))
             }
             Step::Commit => self.commit(),

@@ -17,6 +17,6 @@ mod record_file;
 pub mod store;
 
 pub use lock::Lock;
-pub use process::ProcessId;
+pub use process::{ProcessId, pidfd};
 pub use record_file::{Key, Phase, StoredEndpoint};
 pub use store::Store;

@@ -1,6 +1,8 @@
 //! A process that stays the same one when its number is used again.
 
 use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -22,6 +24,21 @@ impl ProcessId {
     pub fn is_alive(self) -> bool {
         started(self.pid) == Some(self.started)
     }
+}
+
+/// A descriptor of the process with this number, readable once it has ended (5.3). `None`: there is none.
+///
+/// # Errors
+/// The kernel's.
+pub fn pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        let e = io::Error::last_os_error();
+        return if e.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(e) };
+    }
+    // SAFETY: the call has just made this descriptor, which has no other owner; descriptors fit into 31 bits.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
 fn started(pid: u32) -> Option<u64> {

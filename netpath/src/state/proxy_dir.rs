@@ -76,7 +76,7 @@ impl ProxyDir {
     ///
     /// # Errors
     /// They cannot be written.
-    pub fn write_leases(&self, leases: &[impl Serialize]) -> Result<()> {
+    pub fn write_leases(&self, _lock: &ProxyLock, leases: &[impl Serialize]) -> Result<()> {
         match leases {
             [] => files::remove(&self.leases()).map(drop),
             _ => files::write(&self.leases(), &leases),

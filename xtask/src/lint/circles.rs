@@ -7,8 +7,13 @@ use std::fs;
 use std::path::Path;
 
 /// Directories whose modules import each other in one direction, each with the path of its root module below `crate`.
-const DIRECTORIES: [(&str, &[&str]); 2] =
-    [("netpath/src/datapath/ebpf", &["datapath", "ebpf"]), ("netpath-ebpf/src", &[])];
+const DIRECTORIES: [(&str, &[&str]); 5] = [
+    ("netpath/src/datapath/ebpf", &["datapath", "ebpf"]),
+    ("netpath/src/datapath/netfilter", &["datapath", "netfilter"]),
+    ("netpath/src/datapath/promote/rules", &["datapath", "promote", "rules"]),
+    ("netpath/src/ops", &["ops"]),
+    ("netpath-ebpf/src", &[]),
+];
 
 /// The root module, for what its children import from it.
 const ROOT: &str = "mod";

@@ -66,13 +66,14 @@ pub fn run(options: &Options) -> Result<()> {
     let path = options.uds.as_ref().map_or_else(|| dir.socket(), |uds| uds.join("nv-proxy.sock"));
     let socket = Socket::open(options, &dir, &path)?;
     let what = || "cannot start the DHCP proxy".to_owned();
-    let proxy = Proxy::load(dir, Duration::from_secs(options.timeout.into()))?;
+    let proxy = Proxy::load(dir, lock, Duration::from_secs(options.timeout.into()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what)?;
     let limit = Some(Duration::from_secs(options.activity_timeout)).filter(|limit| !limit.is_zero());
     let served = runtime.block_on(serve(&socket.listener, &proxy, limit));
     // Without waiting for calls.
     runtime.shutdown_background();
-    drop((socket, lock));
+    drop(socket);
+    proxy.close();
     served
 }
 

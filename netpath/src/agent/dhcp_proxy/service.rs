@@ -7,7 +7,7 @@ use crate::dhcp::wire::{CLEAN, NetworkConfig, OperationResponse, SETUP, TEARDOWN
 use crate::dhcp::{Client, Identity, Lease};
 use crate::model::Mac;
 use crate::model::error::{Error, Result};
-use crate::state::proxy_dir::ProxyDir;
+use crate::state::proxy_dir::{ProxyDir, ProxyLock};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ struct Kept {
 
 pub(super) struct Proxy {
     pub(super) dir: ProxyDir,
+    /// `None`: the leases are the next proxy's.
+    lock: Mutex<Option<ProxyLock>>,
     timeout: Duration,
     kept: Mutex<BTreeMap<Key, Kept>>,
     /// Calls that run, and when the last one came.
@@ -38,15 +40,20 @@ impl Proxy {
     ///
     /// # Errors
     /// No thread can be started.
-    pub(super) fn load(dir: ProxyDir, timeout: Duration) -> Result<Arc<Self>> {
+    pub(super) fn load(dir: ProxyDir, lock: ProxyLock, timeout: Duration) -> Result<Arc<Self>> {
         let left: Vec<Held> = dir.read_leases().unwrap_or_else(|e| {
             tracing::warn!("leases of an earlier proxy are not extended: {e}");
             Vec::new()
         });
-        let (kept, calls) = (Mutex::default(), Mutex::new((0, Instant::now())));
-        let proxy = Arc::new(Self { dir, timeout, kept, calls });
+        let (kept, calls, lock) = (Mutex::default(), Mutex::new((0, Instant::now())), Mutex::new(Some(lock)));
+        let proxy = Arc::new(Self { dir, lock, timeout, kept, calls });
         left.into_iter().try_for_each(|held| proxy.keep(held))?;
         Ok(proxy)
+    }
+
+    /// From now on another proxy may write leases, and this one does not.
+    pub(super) fn close(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     pub(super) fn count(&self) -> usize {
@@ -91,8 +98,10 @@ impl Proxy {
     /// Writes all leases. In order: the table is locked.
     fn save(&self) {
         let kept = self.kept();
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lock) = &*lock else { return };
         let all: Vec<Held> = kept.values().map(|k| k.keeper.held()).collect();
-        if let Err(e) = self.dir.write_leases(&all) {
+        if let Err(e) = self.dir.write_leases(lock, &all) {
             tracing::error!("a restart of the DHCP proxy would lose leases: {e}");
         }
     }

@@ -15,6 +15,7 @@ use super::pins::Pins;
 use super::sys;
 use super::take_over::Host;
 use crate::datapath::connection::{Connection, Direction};
+use crate::datapath::promote::{Carry, Ends, Keys, MOST_CARRIED, NextHop};
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Desired, HostView, TranslationPath};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
@@ -29,11 +30,9 @@ use netpath_common::nat_plan::NewFlow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Promoted flows at once; each has two entries, and the kernel evicts from tables that are full.
-pub(crate) const MOST: usize = 1_024;
-const ENTRIES: u32 = 4 * MOST as u32;
+const ENTRIES: u32 = 4 * MOST_CARRIED as u32;
 /// Bytes of reports that wait for the agent.
 const REPORTS: u32 = 64 * 1_024;
 /// The programs for uplinks and for veths.
@@ -42,7 +41,7 @@ const OUT: usize = 1;
 /// How long programs carry without news of the agent, in ticks: 0.94 s.
 const TRUST: u32 = 7;
 
-pub(crate) struct Carrier {
+struct Carrier {
     families: Families,
     /// Of the programs at sockets: marks there let a command remove filters of an agent that was killed.
     pins: Pins,
@@ -57,36 +56,24 @@ pub(crate) struct Carrier {
     /// Interfaces with a filter of this process, and whether it made their qdisc.
     filters: BTreeMap<u32, bool>,
     tc: Tc,
-}
-
-/// Both keys of a promoted flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Keys {
-    V4([FlowKey4; 2]),
-    V6([FlowKey6; 2]),
+    scene: Scene,
 }
 
 /// The tables of the host's containers, by which flows are planned.
-pub(crate) struct Scene {
+#[derive(Default)]
+struct Scene {
     tables: Tables,
     /// Interfaces of containers with a network whose packets netfilter has to see all.
     excluded: BTreeSet<u32>,
 }
 
 impl Scene {
-    pub(crate) fn of(desired: &Desired, host: &HostView) -> Self {
+    fn of(desired: &Desired, host: &HostView) -> Self {
         let excluded = desired.bridged().filter(|(r, _)| r.network.path == TranslationPath::Kernel);
         Self { tables: compile(desired, host), excluded: excluded.map(|(_, links)| links.veth_index).collect() }
     }
 
-    /// The interfaces of a flow from its originator on, with the port of a bridge: ingress, egress. `None`: it is not between a
-    /// container and an uplink with Ethernet.
-    /// `route`: as [`Predecessor::route`](crate::datapath::Predecessor::route).
-    pub(crate) fn ends(
-        &self,
-        connection: &Connection,
-        route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>,
-    ) -> Option<Ends> {
+    fn ends(&self, connection: &Connection, route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>) -> Option<Ends> {
         match connection.original.source {
             IpAddr::V4(_) => self.ends_of(&self.plan::<Ipv4>(connection, route, v4)?),
             IpAddr::V6(_) => self.ends_of(&self.plan::<Ipv6>(connection, route, v6)?),
@@ -125,138 +112,50 @@ impl Scene {
     }
 }
 
-/// Where a flow enters and leaves the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Ends {
-    pub uplink: u32,
-    pub veth: u32,
-    pub bridge: u32,
-    pub is_begun_inside: bool,
-}
-
-/// The neighbour by which packets of a flow leave.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct NextHop {
-    pub ifindex: u32,
-    pub mac: [u8; 6],
-    pub mtu: Option<u16>,
+/// Loads the programs, attached to nothing.
+pub(super) fn load(host: u64, desired: &Desired) -> Result<Box<dyn Carry>> {
+    let what = || "cannot prepare the promotion of flows".to_owned();
+    let entries = [
+        (name::CONFIG, 1),
+        (name::UPLINK, netpath_common::layout::UPLINKS),
+        (name::FLOW4, ENTRIES),
+        (name::FLOW6, ENTRIES),
+        (name::METER, METERS),
+        (name::LASTING, REPORTS),
+    ];
+    let families = Families::of_networks(desired);
+    let mut ebpf = loader::load_unpinned(families, &entries)?;
+    let mut programs = Vec::new();
+    for name in [program::CARRY_IN, program::CARRY_OUT] {
+        let missing = || Error::new(what()).because(format!("the object lacks {name}"));
+        let program: &mut SchedClassifier = ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
+        program.load().context(what)?;
+        let info = program.info().context(what)?;
+        programs.push((program.fd().context(what)?.try_clone().context(what)?, info.id()));
+    }
+    let programs = programs.try_into().map_err(|_| Error::new(what()))?;
+    let mut map =
+        |name: &str| ebpf.take_map(name).ok_or_else(|| Error::new(what()).because(format!("the object lacks {name}")));
+    Ok(Box::new(Carrier {
+        families,
+        pins: Pins::of(host),
+        promotion: map(name::PROMOTION)?.try_into().context(what)?,
+        reports: map(name::LASTING)?.try_into().context(what)?,
+        uplinks: map(name::UPLINK)?.try_into().context(what)?,
+        flows4: map(name::FLOW4)?.try_into().context(what)?,
+        flows6: map(name::FLOW6)?.try_into().context(what)?,
+        programs,
+        links: BTreeMap::new(),
+        filters: BTreeMap::new(),
+        tc: Tc::open()?,
+        scene: Scene::default(),
+    }))
 }
 
 impl Carrier {
-    /// Loads the programs, attached to nothing.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn load(host: u64, desired: &Desired) -> Result<Self> {
-        let what = || "cannot prepare the promotion of flows".to_owned();
-        let entries = [
-            (name::CONFIG, 1),
-            (name::UPLINK, netpath_common::layout::UPLINKS),
-            (name::FLOW4, ENTRIES),
-            (name::FLOW6, ENTRIES),
-            (name::METER, METERS),
-            (name::LASTING, REPORTS),
-        ];
-        let families = Families::of_networks(desired);
-        let mut ebpf = loader::load_unpinned(families, &entries)?;
-        let mut programs = Vec::new();
-        for name in [program::CARRY_IN, program::CARRY_OUT] {
-            let missing = || Error::new(what()).because(format!("the object lacks {name}"));
-            let program: &mut SchedClassifier = ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
-            program.load().context(what)?;
-            let info = program.info().context(what)?;
-            programs.push((program.fd().context(what)?.try_clone().context(what)?, info.id()));
-        }
-        let programs = programs.try_into().map_err(|_| Error::new(what()))?;
-        let mut map = |name: &str| {
-            ebpf.take_map(name).ok_or_else(|| Error::new(what()).because(format!("the object lacks {name}")))
-        };
-        Ok(Self {
-            families,
-            pins: Pins::of(host),
-            promotion: map(name::PROMOTION)?.try_into().context(what)?,
-            reports: map(name::LASTING)?.try_into().context(what)?,
-            uplinks: map(name::UPLINK)?.try_into().context(what)?,
-            flows4: map(name::FLOW4)?.try_into().context(what)?,
-            flows6: map(name::FLOW6)?.try_into().context(what)?,
-            programs,
-            links: BTreeMap::new(),
-            filters: BTreeMap::new(),
-            tc: Tc::open()?,
-        })
-    }
-
-    /// Whether it handles the families of these networks.
-    pub(crate) fn is_for(&self, desired: &Desired) -> bool {
-        self.families == Families::Both || Families::of_networks(desired) == self.families
-    }
-
-    /// Becomes readable with a report.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the buffer is open as long as `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.reports.as_raw_fd()) }
-    }
-
-    /// The next reported flow: its protocol, the tuple of the direction that was seen, and the interface.
-    pub(crate) fn report(&mut self) -> Option<(u8, Direction, u32)> {
-        let lasting = Lasting::read(&self.reports.next()?)?;
-        let direction = Direction {
-            source: address(lasting.src),
-            destination: address(lasting.dst),
-            source_port: lasting.sport.value(),
-            destination_port: lasting.dport.value(),
-        };
-        Some((lasting.proto, direction, lasting.ifindex))
-    }
-
-    /// The programs' clock, in ticks.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn now() -> Result<u32> {
-        now()
-    }
-
-    /// Programs carry flows of this epoch until a second after `since`, in ticks.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn trust(&mut self, since: u32, epoch: u32, threshold: u32) -> Result<()> {
-        self.promote_until(since.wrapping_add(TRUST), epoch, threshold)
-    }
-
-    /// Programs carry nothing, and only report.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn doubt(&mut self, epoch: u32, threshold: u32) -> Result<()> {
-        self.promote_until(now()?, epoch, threshold)
-    }
-
     fn promote_until(&mut self, until: u32, epoch: u32, threshold: u32) -> Result<()> {
         let value = Promotion { epoch, until, threshold };
         self.promotion.set(0, value, 0).context(|| "cannot extend the promotion of flows".to_owned())
-    }
-
-    /// Attaches the programs of uplinks, and detaches them where nothing of the scene is.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn attach(&mut self, scene: &Scene) -> Result<()> {
-        let what = || "cannot attach the programs that carry flows".to_owned();
-        let known: Vec<u32> = self.uplinks.keys().filter_map(|k| k.ok()).collect();
-        for gone in known.iter().filter(|index| !scene.has(**index)) {
-            let _ = self.uplinks.remove(gone);
-        }
-        self.links.retain(|index, _| scene.has(*index));
-        for gone in self.filters.keys().copied().filter(|index| !scene.has(*index)).collect::<Vec<_>>() {
-            self.remove_filter(gone);
-        }
-        for (index, uplink) in scene.uplinks() {
-            self.uplinks.insert(index, uplink, 0).context(what)?;
-            self.hook(index, IN).context(what)?;
-        }
-        Ok(())
     }
 
     fn hook(&mut self, index: u32, program: usize) -> io::Result<()> {
@@ -315,10 +214,64 @@ impl Carrier {
             }
         }
     }
+}
 
-    /// The first interface of these with a TCX program of others, which redirected packets might pass by: whether it runs before
-    /// this one may change without notice.
-    pub(crate) fn beside_others<'a>(&self, names: [&'a str; 3]) -> Option<&'a str> {
+impl Carry for Carrier {
+    fn is_for(&self, desired: &Desired) -> bool {
+        self.families == Families::Both || Families::of_networks(desired) == self.families
+    }
+
+    fn reports(&self) -> BorrowedFd<'_> {
+        self.reports.as_fd()
+    }
+
+    fn report(&mut self) -> Option<(u8, Direction, u32)> {
+        let lasting = Lasting::read(&self.reports.next()?)?;
+        let direction = Direction {
+            source: address(lasting.src),
+            destination: address(lasting.dst),
+            source_port: lasting.sport.value(),
+            destination_port: lasting.dport.value(),
+        };
+        Some((lasting.proto, direction, lasting.ifindex))
+    }
+
+    fn now(&self) -> Result<u32> {
+        now()
+    }
+
+    fn trust(&mut self, since: u32, epoch: u32, threshold: u32) -> Result<()> {
+        self.promote_until(since.wrapping_add(TRUST), epoch, threshold)
+    }
+
+    fn doubt(&mut self, epoch: u32, threshold: u32) -> Result<()> {
+        self.promote_until(now()?, epoch, threshold)
+    }
+
+    fn attach(&mut self, desired: &Desired, host: &HostView) -> Result<()> {
+        let scene = Scene::of(desired, host);
+        let what = || "cannot attach the programs that carry flows".to_owned();
+        let known: Vec<u32> = self.uplinks.keys().filter_map(|k| k.ok()).collect();
+        for gone in known.iter().filter(|index| !scene.has(**index)) {
+            let _ = self.uplinks.remove(gone);
+        }
+        self.links.retain(|index, _| scene.has(*index));
+        for gone in self.filters.keys().copied().filter(|index| !scene.has(*index)).collect::<Vec<_>>() {
+            self.remove_filter(gone);
+        }
+        for (index, uplink) in scene.uplinks() {
+            self.uplinks.insert(index, uplink, 0).context(what)?;
+            self.hook(index, IN).context(what)?;
+        }
+        self.scene = scene;
+        Ok(())
+    }
+
+    fn ends(&self, connection: &Connection, route: &dyn Fn(u32, IpAddr, IpAddr) -> Option<u32>) -> Option<Ends> {
+        self.scene.ends(connection, route)
+    }
+
+    fn beside_others<'a>(&self, names: [&'a str; 3]) -> Option<&'a str> {
         let own = [self.programs[0].1, self.programs[1].1];
         let has_others = |name: &&str| {
             [TcAttachType::Ingress, TcAttachType::Egress].into_iter().any(|place| {
@@ -330,35 +283,23 @@ impl Carrier {
         names.into_iter().find(has_others)
     }
 
-    /// Writes both entries of a flow; `None`: the programs cannot carry it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(crate) fn promote(
-        &mut self,
-        scene: &Scene,
-        connection: &Connection,
-        hop: NextHop,
-        ends: &Ends,
-        epoch: u32,
-    ) -> Result<Option<Keys>> {
+    fn promote(&mut self, connection: &Connection, hop: NextHop, ends: &Ends, epoch: u32) -> Result<Option<Keys>> {
         let what = || "cannot attach the program that carries flows of a container".to_owned();
         self.hook(ends.veth, OUT).context(what)?;
         let route = |_, _, _| Some(hop.ifindex);
         Ok(match connection.original.source {
-            IpAddr::V4(_) => match scene.plan::<Ipv4>(connection, &route, v4) {
+            IpAddr::V4(_) => match self.scene.plan::<Ipv4>(connection, &route, v4) {
                 Some(plan) => Some(Keys::V4(add::<Ipv4>(&mut self.flows4, plan, hop, ends, epoch)?)),
                 None => None,
             },
-            IpAddr::V6(_) => match scene.plan::<Ipv6>(connection, &route, v6) {
+            IpAddr::V6(_) => match self.scene.plan::<Ipv6>(connection, &route, v6) {
                 Some(plan) => Some(Keys::V6(add::<Ipv6>(&mut self.flows6, plan, hop, ends, epoch)?)),
                 None => None,
             },
         })
     }
 
-    /// Ticks since the last packet of a flow that took the stack, about one a second; `None`: an entry was evicted.
-    pub(crate) fn idle(&self, keys: &Keys) -> Option<u32> {
+    fn idle(&self, keys: &Keys) -> Option<u32> {
         let now = now().ok()?;
         let seen = match keys {
             Keys::V4([one, other]) => {
@@ -371,8 +312,7 @@ impl Carrier {
         seen.into_iter().map(|seen| now.saturating_sub(seen)).min()
     }
 
-    /// Removes both entries. Those that are evicted are no error.
-    pub(crate) fn demote(&mut self, keys: &Keys) {
+    fn demote(&mut self, keys: &Keys) {
         match keys {
             Keys::V4(keys) => keys.iter().for_each(|key| drop(self.flows4.remove(key))),
             Keys::V6(keys) => keys.iter().for_each(|key| drop(self.flows6.remove(key))),

@@ -4,6 +4,7 @@
 //! netpath's filters have [`PRIORITY`] and [`HANDLE`]. Other filters are never changed, and a qdisc is removed only
 //! if netpath made it and it is empty.
 
+use crate::datapath::filter::own_tc::{HANDLE, PRIORITY, is_own};
 use crate::model::error::{Context, Result};
 use crate::netlink::Netlink;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -13,9 +14,6 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Above the range that the kernel assigns (49,152 and down), so that other filters run before.
-const PRIORITY: u16 = 0xC0DE;
-const HANDLE: u32 = 1;
 /// ETH_P_ALL in network byte order.
 const ALL_PROTOCOLS: u32 = 3_u16.to_be() as u32;
 
@@ -84,7 +82,7 @@ impl Tc {
 
     /// netpath's program there, if any.
     pub(super) fn our_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<Option<Filter>> {
-        Ok(self.filters(ifindex, egress)?.0.iter().find(|m| is_own_filter(m)).map(program))
+        Ok(self.filters(ifindex, egress)?.0.iter().find(|m| is_own(m)).map(program))
     }
 
     pub(super) fn remove_filter(&mut self, ifindex: u32, egress: bool) -> io::Result<()> {
@@ -104,11 +102,6 @@ impl Tc {
         let filter = |m| if let RouteNetlinkMessage::NewTrafficFilter(m) = m { Some(m) } else { None };
         Ok((all.into_iter().filter_map(filter).collect(), unread))
     }
-}
-
-/// Whether a filter is netpath's.
-pub(crate) fn is_own_filter(message: &TcMessage) -> bool {
-    message.header.info >> 16 == u32::from(PRIORITY) && u32::from(message.header.handle) == HANDLE
 }
 
 /// Whether this interface supports classifiers by clsact; for an interface in a namespace made for the probe.
@@ -169,5 +162,20 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if is_absent(&e) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::tests::{INCONSISTENT, Peer, ends};
+
+    /// A qdisc that is missed would be added a second time, and a filter with it.
+    #[test]
+    fn a_qdisc_that_a_change_has_hidden_from_a_dump_is_found() {
+        let (netlink, mut peer) = Peer::new(nix::sys::time::TimeVal::new(5, 0));
+        let answers = std::thread::spawn(move || peer.answer(INCONSISTENT, &[7]) && peer.answer(0, &[7, 8]));
+        assert!(ends(move || Tc(netlink).has_qdisc(8)).expect("a dump"), "the first list was taken for the whole");
+        assert!(answers.join().expect("no panic"));
     }
 }

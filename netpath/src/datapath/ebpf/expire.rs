@@ -12,6 +12,7 @@ use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::flow;
 use netpath_common::layout::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, SIDE_UPLINK, program};
 use nix::fcntl::{Flock, FlockArg};
+use nix::time::{ClockId, clock_gettime};
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -53,12 +54,8 @@ pub(super) fn maps(pins: &Pins, effort: Effort<'_>) -> Result<Expired> {
 
 /// Ticks of CLOCK_MONOTONIC, as in the programs.
 pub(crate) fn now() -> Result<u32> {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is writable for the length of the call.
-    match unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } {
-        0 => Ok(((now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64) >> flow::TICK_BITS) as u32),
-        _ => Err(Error::new("cannot read the clock").because(std::io::Error::last_os_error())),
-    }
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context(|| "cannot read the clock".to_owned())?;
+    Ok(((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> flow::TICK_BITS) as u32)
 }
 
 /// Removes expired flows from position `from` on, to the end or until the deadline; then gives the next position.

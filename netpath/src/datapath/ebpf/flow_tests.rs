@@ -103,7 +103,7 @@ fn replace_by_earlier(pin: &std::path::Path, key: usize, value: usize) {
     let _map = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let path = std::ffi::CString::new(pin.as_os_str().as_bytes()).expect("no zero byte");
     let object = [path.as_ptr() as u64, fd as u64];
-    // SAFETY: as above; the path outlives the call.
+    // SAFETY: the kernel reads the attributes, whose size it is told, and the path, which ends with a zero byte; both outlive the call.
     let pinned = unsafe { libc::syscall(libc::SYS_bpf, 6, object.as_ptr(), size_of_val(&object)) };
     assert_eq!(0, pinned, "{}", std::io::Error::last_os_error());
 }

@@ -12,7 +12,7 @@ use super::{attach, compile};
 use crate::datapath::{Idle, IdleState, keep_loaded};
 use crate::model::error::{Context, Result};
 use crate::model::{Desired, HostView};
-use crate::state::Store;
+use crate::state::{Lock, Store};
 use netpath_common::layout::program;
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -79,7 +79,7 @@ pub(super) fn take(pins: &Pins) -> Result<()> {
     fs::rename(idle.root(), pins.root()).context(|| format!("cannot rename {}", idle.root().display()))
 }
 
-fn load(host: u64, view: &HostView) -> Result<bool> {
+fn load(_lock: &Lock, host: u64, view: &HostView) -> Result<bool> {
     let pins = Pins::of(host);
     let idle = pins.idle();
     let place = if pins.exist() { &pins } else { &idle };
@@ -121,7 +121,7 @@ fn state_of(idle: &Pins) -> IdleState {
     IdleState::Until(until.map_or(UNIX_EPOCH, |seconds| UNIX_EPOCH + Duration::from_secs(seconds)))
 }
 
-fn unload(host: u64) -> Result<usize> {
+fn unload(_lock: &Lock, host: u64) -> Result<usize> {
     let pins = Pins::of(host);
     if pins.exist() && pins.has_mark(PRELOADED) {
         pins.unmark(PRELOADED)?;

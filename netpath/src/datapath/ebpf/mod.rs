@@ -8,12 +8,12 @@ mod addr;
 mod allow;
 mod attach;
 mod attached;
-pub(crate) mod carry;
+mod carry;
 mod cgroup;
-pub(in crate::datapath) mod clsact;
+mod clsact;
 mod compile;
 mod departures;
-pub(crate) mod dns;
+mod dns;
 mod expire;
 mod flow_list;
 mod flow_mtu;
@@ -35,7 +35,7 @@ mod ports;
 mod probe;
 mod route_mtu;
 mod sctp_netfilter;
-pub(crate) mod sockets;
+mod sockets;
 mod subnet_bitmap;
 mod sys;
 mod take_over;
@@ -45,7 +45,7 @@ mod xdp;
 mod xdp_policy;
 
 use super::connection::Connection;
-use super::netfilter::iptables::sysctls_for_moved_sctp;
+use super::netfilter::sysctls_for_moved_sctp;
 use super::{Backend, Context, Datapath, Effort, Expired, Predecessor, Refusal, Report, Sysctl};
 use crate::model::error::Result;
 use crate::model::{Desired, HostView, LinkKind, Network, Record, Rung};
@@ -60,13 +60,15 @@ pub const BACKEND: Backend = Backend {
     rung: Rung::Ebpf,
     through_netfilter: false,
     is_interim: false,
-    leads_dns: true,
+    lead_dns: Some(dns::open),
+    sockets: Some(sockets::reconcile),
+    carry: Some(carry::load),
     needs_sources: false,
     needs_route_mtus: true,
     ages_flows: true,
     probes: &probe::ALL,
     usable: probe::usable,
-    open: |host| Ok(Box::new(Ebpf::of(host))),
+    open: |host| pins::reachable().map(|()| Box::new(Ebpf::of(host)) as Box<dyn Datapath>),
     inspect: |host| Box::new(inspect::Pinned::of(host)),
     gone_hosts: expire::gone_hosts,
     hold: new_uplink::take,
@@ -100,13 +102,6 @@ impl Ebpf {
             let rules = sctp_netfilter::reconcile(desired, context)?;
             let aside = put_aside(pins, context.store)?;
             return Ok(Report { changed: rules + aside + attach::remove_other_versions(self.cookie)? });
-        }
-        if desired.records.len() > 1 && !pins::bpffs_is_mounted() {
-            let next = "start containers in the mount namespace of the host, or mount bpffs at boot";
-            tracing::warn!(
-                next,
-                "no bpffs is mounted here: programs that serve other containers may be attached twice"
-            );
         }
         let others = Pins::of_other_versions(self.cookie);
         let mut tables = compile::compile(desired, host);

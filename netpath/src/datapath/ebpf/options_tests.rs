@@ -3,7 +3,7 @@
 use super::addr::mapped;
 use super::live_tests::Host;
 use super::*;
-use crate::datapath::netfilter::iptables::Iptables;
+use crate::datapath::netfilter::moved_sctp;
 use crate::link::VethSpec;
 use crate::model::fixtures::tcp;
 use crate::model::{HostBind, Proto, Publish, TrafficIds, Xdp};
@@ -89,7 +89,7 @@ fn sctp_is_published_on_its_own_port_alone() {
     assert!(slot() != 0);
     assert!(host.rule(5000).is_none(), "nothing of it is TCP");
     desired.records[0].publishes = vec![sctp(5001)];
-    if Iptables::for_moved_sctp().is_ok() {
+    if moved_sctp().is_ok() {
         assert!(host.datapath().refusals(&desired.records[0]).is_empty(), "netfilter does it")
     } else {
         let refusal = host.datapath().refusals(&desired.records[0]).remove(0);

@@ -8,7 +8,7 @@
 //! Each mount of bpffs is a file system of its own, so all commands of a host use the one of PID 1, whatever mount
 //! namespace they are started in (`ip netns exec`, a service with private mounts).
 
-use crate::model::error::{Context, Result};
+use crate::model::error::{Context, Error, Result};
 use netpath_common::layout::LAYOUT_VERSION;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -31,19 +31,75 @@ const IDLE: &str = "idle-";
 const FIRST_MOUNTS: &str = "/proc/1/ns/mnt";
 const FIRST_ROOT: &str = "/proc/1/root";
 
-/// Whether this process has a mount namespace other than PID 1's, which is accessible.
-fn is_apart() -> bool {
-    let of = |namespace: &str| fs::metadata(namespace).map(|m| (m.dev(), m.ino()));
-    match (of("/proc/self/ns/mnt"), of(FIRST_MOUNTS)) {
-        (Ok(own), Ok(first)) => own != first && Path::new(FIRST_ROOT).join(&BPFFS[1..]).is_dir(),
-        _ => false,
-    }
+/// Where this process finds the bpffs of the host.
+enum Place {
+    /// In its own mount namespace: PID 1's, or one that has the same bpffs.
+    Here,
+    /// In PID 1's, which it may enter.
+    First,
+    /// In PID 1's, where it must not look, and why.
+    Unreachable(String),
+}
+
+fn place() -> &'static Place {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let of = |namespace: &str| fs::metadata(namespace).map(|m| (m.dev(), m.ino()));
+        let found = of("/proc/self/ns/mnt").and_then(|own| {
+            let is_own = own == of(FIRST_MOUNTS)?;
+            if !is_own {
+                fs::metadata(in_first(BPFFS))?;
+            }
+            Ok(is_own)
+        });
+        match found {
+            Ok(true) => Place::Here,
+            Ok(false) => Place::First,
+            Err(_) if is_shared_with_first() => Place::Here,
+            Err(e) => Place::Unreachable(e.to_string()),
+        }
+    })
+}
+
+/// What the lists of mounts say, which need no capability: whether `/` is one mount, or `/sys/fs/bpf` one bpffs.
+fn is_shared_with_first() -> bool {
+    let mounts = |process: &str| fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    are_shared(&mounts("self"), &mounts("1"))
+}
+
+/// Of two lists in the form of `/proc/PID/mountinfo` (proc(5)): number, parent, device, root, mount point. Numbers are unique on the
+/// machine, and of two mounts on one place the later hides the other.
+fn are_shared(own: &str, first: &str) -> bool {
+    let last = |mounts: &str, point: &str, field: usize| {
+        let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let found = lines.rev().find(|words| words.get(4) == Some(&point))?;
+        found.get(field).map(|word| (*word).to_owned())
+    };
+    [("/", 0), (BPFFS, 2)].into_iter().any(|(point, field)| {
+        let own = last(own, point, field);
+        own.is_some() && own == last(first, point, field)
+    })
+}
+
+fn in_first(path: &str) -> PathBuf {
+    Path::new(FIRST_ROOT).join(path.trim_start_matches('/'))
+}
+
+/// # Errors
+/// This process cannot reach the host's bpffs, and would use one that other commands do not see.
+pub(super) fn reachable() -> Result<()> {
+    let Place::Unreachable(why) = place() else { return Ok(()) };
+    Err(Error::new(format!("cannot reach the host's {BPFFS}"))
+        .because(format!(
+            "this process is in another mount namespace than PID 1, and must not look into that one: {why}"
+        ))
+        .next("start it in the host's mount namespace, or give it CAP_SYS_PTRACE and CAP_SYS_CHROOT"))
 }
 
 /// The path of the host's bpffs for this process.
 fn bpffs() -> &'static Path {
-    static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| if is_apart() { Path::new(FIRST_ROOT).join(&BPFFS[1..]) } else { PathBuf::from(BPFFS) })
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| if matches!(place(), Place::First) { in_first(BPFFS) } else { PathBuf::from(BPFFS) })
 }
 
 #[derive(Clone, Debug)]
@@ -206,15 +262,16 @@ impl Pins {
 
 /// Whether a bpffs is mounted where pins go.
 pub(super) fn bpffs_is_mounted() -> bool {
-    statfs(bpffs()).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
+    reachable().is_ok() && statfs(bpffs()).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
 }
 
 fn ensure_bpffs() -> Result<()> {
     if bpffs_is_mounted() {
         return Ok(());
     }
+    reachable()?;
     let what = || format!("cannot mount bpffs on {BPFFS}");
-    let mounted = if bpffs() == Path::new(BPFFS) { mount_bpffs() } else { among_first_mounts(mount_bpffs) };
+    let mounted = if matches!(place(), Place::First) { among_first_mounts(mount_bpffs) } else { mount_bpffs() };
     mounted.context(what).map_err(|e| e.next("mount it at boot, or use another datapath with NETPATH_DATAPATH"))
 }
 
@@ -262,4 +319,33 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 fn list(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bpffs_is_the_hosts_if_its_mount_namespace_or_its_device_is() {
+        let of = |root: u32, device: &str| {
+            format!(
+                "{root} 1 8:1 / / rw shared:1 - ext4 /dev/sda rw\n\
+                 {} {root} 0:30 / /sys/fs/bpf rw - tmpfs t rw\n\
+                 {} {root} {device} / /sys/fs/bpf rw - bpf bpf rw\n",
+                root + 1,
+                root + 2
+            )
+        };
+        let bare = |root: u32| format!("{root} 1 8:1 / / rw - ext4 /dev/sda rw\n");
+        assert!(are_shared(&of(20, "0:31"), &of(20, "0:31")), "one mount namespace");
+        assert!(are_shared(&bare(20), &bare(20)), "one without a bpffs yet");
+        assert!(are_shared(&of(90, "0:31"), &of(20, "0:31")), "a copy of the mounts");
+        assert!(!are_shared(&of(90, "0:55"), &of(20, "0:31")), "a bpffs of its own");
+        assert!(!are_shared(&bare(90), &bare(20)), "it would mount one of its own");
+        assert!(!are_shared(&bare(90), ""), "nothing is known of PID 1");
+        assert!(!are_shared("", ""));
+        if nix::unistd::geteuid().is_root() && matches!(place(), Place::Here) {
+            assert!(is_shared_with_first(), "the lists of this machine");
+        }
+    }
 }

@@ -113,6 +113,7 @@ fn bpffs() -> io::Result<()> {
     if !std::path::Path::new(pins::BPFFS).is_dir() {
         return Err(io::Error::other(format!("{} does not exist", pins::BPFFS)));
     }
+    pins::reachable().map_err(|e| io::Error::other(format!("{e}; {}", e.next_step().unwrap_or_default())))?;
     cgroup::open_context(c"bpf").map(drop)
 }
 

@@ -4,9 +4,8 @@
 //! The rules translate just these ports, in and out of the host's stack; programs let their packets pass
 //! ([`ENDPOINT_MOVED_SCTP`](netpath_common::layout::ENDPOINT_MOVED_SCTP)). Without such a port netfilter is not used.
 
-use crate::datapath::netfilter::iptables::Iptables;
-use crate::datapath::netfilter::nfnetlink;
-use crate::datapath::{Context, Datapath, Refusal};
+use crate::datapath::netfilter::{moved_sctp, nfnetlink};
+use crate::datapath::{Context, Refusal};
 use crate::model::error::Result;
 use crate::model::{Desired, Publish, Record};
 use crate::state::Store;
@@ -25,7 +24,7 @@ pub(super) fn refusals(record: &Record) -> Vec<Refusal> {
         return Vec::new();
     };
     let own = format!("publish it as {}/sctp, which eBPF can", publish.container_port());
-    match Iptables::for_moved_sctp() {
+    match moved_sctp() {
         Ok(beside) => beside.refusals(record),
         Err(e) => vec![Refusal {
             feature: format!("publish {}/sctp as {}/sctp", publish.container_port(), publish.host_port()),
@@ -52,7 +51,7 @@ pub(super) fn reconcile(desired: &Desired, context: &Context<'_>) -> Result<usiz
     }
     // Recorded before the first rule: after a crash the next command knows that rules may exist.
     store.keep_netfilter(context.lock, true)?;
-    let changed = Iptables::for_moved_sctp()?.reconcile(desired, context)?.changed;
+    let changed = moved_sctp()?.reconcile(desired, context)?.changed;
     if !wanted {
         store.keep_netfilter(context.lock, false)?;
     }

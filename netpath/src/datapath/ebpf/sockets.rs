@@ -25,7 +25,7 @@ pub(super) const MAPS: [&str; 8] =
 ///
 /// # Errors
 /// They cannot be loaded or attached, or the maps cannot be written.
-pub fn reconcile(cookie: u64, desired: &Desired, host: &HostView, may_load: bool) -> Result<Option<usize>> {
+pub(super) fn reconcile(cookie: u64, desired: &Desired, host: &HostView, may_load: bool) -> Result<Option<usize>> {
     let pins = Pins::of(cookie);
     let is_wanted = desired.bridged().any(|(r, _)| !r.publishes.is_empty() && !r.network.internal);
     if !is_wanted {

@@ -3,6 +3,7 @@
 
 mod legacy;
 mod nf;
+pub(super) mod own_tc;
 mod watch;
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Notifications of changes in nf_tables.
 
+use crate::netlink::listen;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// `include/uapi/linux/netfilter/nfnetlink.h, enum nfnetlink_groups`
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -14,12 +14,7 @@ const NFNLGRP_NFTABLES: u32 = 7;
 /// # Errors
 /// A kernel without nfnetlink.
 pub fn watch() -> io::Result<OwnedFd> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.set_non_blocking(true)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    socket.add_membership(NFNLGRP_NFTABLES)?;
-    // SAFETY: the descriptor is open, and this is now its one owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
+    listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])
 }
 
 /// Whether a notification concerns more than elements of sets. Those change no rule, and programs such as fail2ban change

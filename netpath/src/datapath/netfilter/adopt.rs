@@ -5,7 +5,7 @@
 
 use super::nfnetlink::{message, nested, open};
 use super::rules::Family;
-use crate::datapath::connection::{Connection, Direction, Transport};
+use crate::datapath::connection::{Connection, Direction, Entry, Transport};
 use crate::netlink::Netlink;
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, Nla};
 use netlink_packet_netfilter::conntrack::{
@@ -108,27 +108,6 @@ fn all(netlink: &mut Netlink<NetfilterMessage>) -> io::Result<Vec<Tracked>> {
     let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
     let answers = netlink.dump(NetfilterMessage::new(all, ConntrackMessage::Get(Vec::new())))?;
     Ok(answers.into_iter().filter_map(|answer| connection(answer.inner)).collect())
-}
-
-/// An entry as far as it concerns the promotion of its flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Entry {
-    pub connection: Connection,
-    /// Another entry of the same tuples has another one.
-    pub id: u32,
-    pub mark: u32,
-    /// Both ends have sent, and no part of the kernel has to see each packet: it has no helper, no sequence numbers to adjust,
-    /// no zone; of TCP, it is established.
-    pub is_plain: bool,
-    is_liberal: bool,
-}
-
-impl Entry {
-    /// Whether it is the same entry, with the same translation and mark: the kernel may reuse the number of an entry.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let what = |e: &Self| (e.id, e.mark, e.connection.original, e.connection.translated);
-        what(self) == what(other)
-    }
 }
 
 /// The entry with this tuple in one of its directions.

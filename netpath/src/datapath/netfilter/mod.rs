@@ -15,3 +15,20 @@ pub(crate) mod nftables;
 mod policy;
 mod rules;
 mod settings;
+
+use super::{Datapath, Sysctl};
+use crate::model::Desired;
+use crate::model::error::Result;
+
+/// The rules for the ports that programs cannot serve: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
+///
+/// # Errors
+/// The host has no iptables.
+pub(super) fn moved_sctp() -> Result<Box<dyn Datapath>> {
+    Ok(Box::new(iptables::Iptables::for_moved_sctp()?))
+}
+
+/// What those rules need, also on a host without the tools.
+pub(super) fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
+    settings::sysctls(&policy::moved_sctp(desired))
+}

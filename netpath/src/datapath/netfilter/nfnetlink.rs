@@ -1,7 +1,6 @@
 //! nfnetlink requests: chains and tables of nf_tables, its generation, and removal of tables that iptables has created
 //! and never removes.
 
-use super::iptables::{PREFIX, STATE};
 use super::rules::Family;
 use crate::netlink::Netlink;
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_NONREC, NLM_F_REQUEST};
@@ -40,12 +39,7 @@ pub(crate) fn transaction(messages: Vec<(NetfilterMessage, u16)>) -> Vec<(Netfil
     [begin].into_iter().chain(messages).chain([end]).collect()
 }
 
-/// Whether nf_tables has a chain of netpath's iptables rules in this family. `false` on kernels without nf_tables.
-pub(crate) fn has_our_chains(family: Family) -> bool {
-    has_chains(family, PREFIX)
-}
-
-/// Whether nf_tables has a chain in this family whose name begins so.
+/// Whether nf_tables has a chain in this family whose name begins so. `false` on kernels without nf_tables.
 pub(crate) fn has_chains(family: Family, prefix: &str) -> bool {
     open()
         .and_then(|mut n| chains(&mut n, family))
@@ -110,19 +104,18 @@ pub(crate) fn table_handle(name: &str) -> io::Result<Option<u64>> {
     }))
 }
 
-/// Removes tables with their base chains and NETPATH_STATE in one transaction, which fails if a table has other rules or
-/// chains.
+/// Removes tables with their base chains, and with their chain `own` and its rules, in one transaction, which fails if a table has other
+/// rules or chains.
 ///
 /// # Errors
 /// EBUSY: a table is in use.
-pub(crate) fn remove_tables(tables: &[(Family, String)]) -> io::Result<()> {
+pub(crate) fn remove_tables(tables: &[(Family, String)], own: &str) -> io::Result<()> {
     let mut netlink = open()?;
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_NONREC;
     let mut batch = Vec::new();
     for (family, table) in tables {
         for (_, name) in chains(&mut netlink, *family)?.into_iter().filter(|(t, _)| t == table) {
-            // Only NETPATH_STATE may have rules.
-            let flags = if name == STATE { NLM_F_REQUEST | NLM_F_ACK } else { flags };
+            let flags = if name == own { NLM_F_REQUEST | NLM_F_ACK } else { flags };
             let attributes = vec![ChainAttribute::Table(table.clone()), ChainAttribute::Name(name)];
             batch.push((message(*family, NfTablesMessage::DeleteChain(ChainMessage { attributes })), flags));
         }

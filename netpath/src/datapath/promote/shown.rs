@@ -4,8 +4,6 @@ use crate::datapath::connection::{Direction, Transport};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Flows that the agent tells of; there are no more promoted ones.
-pub const MOST_CARRIED: usize = crate::datapath::ebpf::carry::MOST;
 pub(crate) const MOST_SHOWN: usize = 256;
 /// Bytes of a reason, which names a rule of others.
 const LONGEST: usize = 512;
@@ -86,6 +84,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MOST_CARRIED;
     use super::*;
 
     #[test]

@@ -13,6 +13,7 @@ use super::resolv;
 use super::stats::Counts;
 use super::table::Table;
 use crate::model::network::DNS_PORT;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
@@ -32,7 +33,7 @@ use udp::Udp;
 /// Batches of one socket before others have their turn.
 const TURN: u32 = 8;
 /// Descriptors that it may need, with some for everything else.
-const DESCRIPTORS: libc::rlim_t = 8192;
+const DESCRIPTORS: rlim_t = 8192;
 /// Bytes of queries that wait for the server.
 const BUFFER: usize = 1024 * 1024;
 /// Editors and services write in several steps.
@@ -236,12 +237,8 @@ fn ready_tcp(socket: Socket) -> io::Result<TcpListener> {
 
 /// Of open descriptors, to what is permitted: the usual 1,024 are less than the connections and forwarded queries that are served.
 fn raise_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes to a limit that lives as long as the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max.min(DESCRIPTORS).max(limit.rlim_cur);
-        // SAFETY: the kernel reads a limit that lives as long as the call.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(DESCRIPTORS).max(soft), hard);
     }
 }
 

@@ -73,7 +73,8 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
                 Error::new("failed to load network options").because(format!("{e}; nothing was changed"))
             })?;
             let request::Attach { container, endpoints, dns_servers } = attach;
-            let attached = ops::setup(ops::Attach { container, netns: netns.clone(), endpoints, choice, names })?;
+            let attached =
+                ops::setup(ops::Attach { container, netns: netns.clone(), endpoints, choice, names: Box::new(names) })?;
             status::of(&attached, &dns_servers)
         }
         Verb::Teardown { netns } => {
@@ -87,7 +88,7 @@ fn answer(args: Args, stdin: Result<String>) -> Result<String> {
                 leaving: detach.leaving,
                 endpoints: detach.endpoints,
                 config: args.config.clone().unwrap_or_default(),
-                names,
+                names: Box::new(names),
             })?;
             Ok(String::new())
         }

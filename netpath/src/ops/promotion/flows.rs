@@ -1,12 +1,10 @@
 //! The promoted flows, and which flow may become one.
 
 use super::Known;
-use crate::datapath::connection::{Connection, Direction, Transport};
+use crate::datapath::connection::{Connection, Direction, Entry, Transport};
 use crate::datapath::promote::rules::{Flow, Judgement, Tuple, shapers};
-use crate::datapath::promote::{self, Carrier, Ends, Entry, FlowId, Keys, MOST, MOST_SHOWN, NextHop, Promotions};
+use crate::datapath::promote::{Carry, Conntrack, Ends, FlowId, Keys, MOST_CARRIED, MOST_SHOWN, NextHop, Promotions};
 use crate::link::{Rtnl, Way};
-use crate::netlink::Netlink;
-use netlink_packet_netfilter::NetfilterMessage;
 use netpath_common::layout::{PROTO_TCP, PROTO_UDP};
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -33,13 +31,13 @@ pub(super) struct Promoted {
     refused: HashMap<FlowId, (Instant, Refusal)>,
     /// Traffic control of others on the way between these, that programs would pass by.
     shapers: HashMap<(u32, u32), Option<String>>,
-    conntrack: Netlink<NetfilterMessage>,
+    conntrack: Conntrack,
     /// Since the last change.
     pub is_shown: bool,
 }
 
 impl Promoted {
-    pub(super) fn new(conntrack: Netlink<NetfilterMessage>) -> Self {
+    pub(super) fn new(conntrack: Conntrack) -> Self {
         Self { flows: HashMap::new(), refused: HashMap::new(), shapers: HashMap::new(), conntrack, is_shown: false }
     }
 
@@ -52,7 +50,7 @@ impl Promoted {
         self.flows.values().any(|one| one.way.0 == ifindex && one.way.1 == address && Some(one.way.2) != mac)
     }
 
-    pub(super) fn end_all(&mut self, carrier: &mut Carrier) {
+    pub(super) fn end_all(&mut self, carrier: &mut dyn Carry) {
         self.flows.drain().for_each(|(_, one)| carrier.demote(&one.keys));
         self.refused.clear();
         self.shapers.clear();
@@ -70,10 +68,10 @@ impl Promoted {
     }
 
     /// Ends the promotion of flows whose entry is gone from conntrack, is another one or about to end, and of idle flows.
-    pub(super) fn check(&mut self, carrier: &mut Carrier) {
+    pub(super) fn check(&mut self, carrier: &mut dyn Carry) {
         let conntrack = &mut self.conntrack;
         self.flows.retain(|(transport, original), one| {
-            let found = promote::entry(conntrack, *transport, *original);
+            let found = conntrack.entry(*transport, *original);
             let stays = found.is_ok_and(|entry| entry.is_some_and(|e| e.is_same(&one.entry) && e.is_plain))
                 && carrier.idle(&one.keys).is_some_and(|idle| idle < IDLE);
             if !stays {
@@ -92,7 +90,7 @@ impl Promoted {
         (seen, interface): (Direction, u32),
         known: &Known,
         rtnl: &Rtnl,
-        carrier: &mut Carrier,
+        carrier: &mut dyn Carry,
         epoch: u32,
     ) {
         let transport = match protocol {
@@ -102,7 +100,7 @@ impl Promoted {
         };
         let is_refused = |(when, refusal): &(Instant, Refusal)| refusal.lasts && when.elapsed() < REFUSED;
         let is_refused = self.refused.get(&(transport, seen)).is_some_and(is_refused);
-        if is_refused || self.flows.len() >= MOST {
+        if is_refused || self.flows.len() >= MOST_CARRIED {
             return;
         }
         let tried = self.try_promote(transport, (seen, interface), known, rtnl, carrier, epoch);
@@ -121,10 +119,10 @@ impl Promoted {
         (seen, interface): (Direction, u32),
         known: &Known,
         rtnl: &Rtnl,
-        carrier: &mut Carrier,
+        carrier: &mut dyn Carry,
         epoch: u32,
     ) -> Result<(), Refusal> {
-        let entry = promote::entry(&mut self.conntrack, transport, seen).map_err(now)?;
+        let entry = self.conntrack.entry(transport, seen).map_err(now)?;
         let entry = entry.ok_or_else(|| now("conntrack has no plain entry for it"))?;
         let id = (transport, entry.connection.original);
         if self.flows.contains_key(&id) {
@@ -133,8 +131,7 @@ impl Promoted {
         if !entry.is_plain {
             return Err(now("it is not established"));
         }
-        let ends = known
-            .scene
+        let ends = carrier
             .ends(&entry.connection, &|by, from, to| rtnl.route_interface(by, from, to))
             .ok_or_else(|| always("it is not between a container and an uplink"))?;
         let way = way_out(rtnl, &entry.connection, &ends).ok_or_else(|| now("its route cannot be read"))?;
@@ -151,9 +148,9 @@ impl Promoted {
             Judgement::Forbidden { rule, why } => return Err(always(format!("{rule}: {why}"))),
             Judgement::Dropped { rule } => return Err(always(format!("{rule} drops it"))),
         }
-        promote::make_liberal(&mut self.conntrack, &entry).map_err(now)?;
+        self.conntrack.make_liberal(&entry).map_err(now)?;
         let hop = NextHop { ifindex: way.ifindex, mac, mtu: way.mtu.and_then(|mtu| mtu.try_into().ok()) };
-        let keys = carrier.promote(&known.scene, &entry.connection, hop, &ends, epoch).map_err(now)?;
+        let keys = carrier.promote(&entry.connection, hop, &ends, epoch).map_err(now)?;
         let keys = keys.ok_or_else(|| always("the programs cannot carry it"))?;
         tracing::debug!(?transport, original = ?entry.connection.original, "promoted");
         self.flows.insert(id, One { keys, entry, way: (way.ifindex, way.next_hop, mac) });
@@ -162,7 +159,7 @@ impl Promoted {
 }
 
 impl Promoted {
-    fn shaper(&mut self, ends: &Ends, known: &Known, carrier: &Carrier) -> std::io::Result<Option<String>> {
+    fn shaper(&mut self, ends: &Ends, known: &Known, carrier: &dyn Carry) -> std::io::Result<Option<String>> {
         if let Some(found) = self.shapers.get(&(ends.uplink, ends.veth)) {
             return Ok(found.clone());
         }

@@ -10,8 +10,9 @@
 mod flows;
 mod watch;
 
+use crate::datapath::ladder;
 use crate::datapath::promote::rules::Ruleset;
-use crate::datapath::promote::{self, Carrier, Publisher, Scene, THRESHOLD, conntrack};
+use crate::datapath::promote::{self, Carry, Conntrack, Publisher, THRESHOLD};
 use crate::link::Rtnl;
 use crate::model::Desired;
 use crate::model::error::{Context, Result};
@@ -78,7 +79,7 @@ struct Promoter {
     host: u64,
     store: Store,
     rtnl: Rtnl,
-    carrier: Carrier,
+    carrier: Box<dyn Carry>,
     watch: Watch,
     promoted: Promoted,
     epoch: u32,
@@ -94,7 +95,6 @@ struct Promoter {
 
 /// What decides whether a flow is promoted.
 struct Known {
-    scene: Scene,
     ruleset: Ruleset,
     names: HashMap<u32, String>,
     since: Instant,
@@ -108,9 +108,9 @@ impl Promoter {
         Ok(Self {
             host,
             rtnl: Rtnl::here()?,
-            carrier: Carrier::load(host, &desired)?,
+            carrier: ladder::load_carrier(host, &desired)?,
             watch: Watch::start().context(|| "cannot watch the rules of this host".to_owned())?,
-            promoted: Promoted::new(conntrack().context(what)?),
+            promoted: Promoted::new(Conntrack::open().context(what)?),
             epoch: 1,
             known: None,
             changed: Some(Instant::now()),
@@ -131,7 +131,7 @@ impl Promoter {
         loop {
             // Programs are trusted from before the look for changes, so that one that follows it ends what they carry in time,
             // however long this thread waits for a processor.
-            let looked = Carrier::now()?;
+            let looked = self.carrier.now()?;
             let is_polled = !self.promoted.is_empty() && polled.elapsed() >= POLL;
             if self.watch.has_changed(&self.promoted)
                 || (is_polled && self.watch.has_changed_silently().unwrap_or(true))
@@ -143,7 +143,7 @@ impl Promoter {
             }
             if checked.elapsed() >= CHECK {
                 checked = Instant::now();
-                self.promoted.check(&mut self.carrier);
+                self.promoted.check(self.carrier.as_mut());
             }
             if self.changed.is_some_and(|when| when.elapsed() >= self.pause) {
                 self.look_again();
@@ -162,7 +162,7 @@ impl Promoter {
     /// Returns whether to stop.
     fn wait(&self, stop: &EventFd) -> nix::Result<bool> {
         let mut sources =
-            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.carrier.as_fd(), PollFlags::POLLIN)];
+            vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.carrier.reports(), PollFlags::POLLIN)];
         sources.extend(self.watch.sockets().map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
         let idle = if self.promoted.is_empty() { Duration::from_secs(1) } else { BEAT };
         let pause = self.changed.map(|when| (when + self.pause).saturating_duration_since(Instant::now()));
@@ -185,7 +185,7 @@ impl Promoter {
         }
         self.changed = Some(Instant::now());
         self.why_not = promote::CHANGED.to_owned();
-        self.promoted.end_all(&mut self.carrier);
+        self.promoted.end_all(self.carrier.as_mut());
         Ok(())
     }
 
@@ -215,18 +215,17 @@ impl Promoter {
     fn read(&mut self) -> Result<Known> {
         let desired = wanted(&self.store)?;
         let view = self.rtnl.host_view(self.host)?;
-        let scene = Scene::of(&desired, &view);
         if !self.carrier.is_for(&desired) {
-            self.carrier = Carrier::load(self.host, &desired)?;
+            self.carrier = ladder::load_carrier(self.host, &desired)?;
         }
-        self.carrier.attach(&scene)?;
+        self.carrier.attach(&desired, &view)?;
         // The threshold. Nothing of this epoch is promoted yet.
         self.carrier.doubt(self.epoch, THRESHOLD)?;
         // Before the rules: a change in between is seen by the next poll.
         self.watch.has_changed_silently().context(|| "cannot read the rules of this host".to_owned())?;
         let ruleset = Ruleset::read().context(|| "cannot read the rules of this host".to_owned())?;
         let names = self.rtnl.links()?.into_iter().map(|link| (link.index, link.name)).collect();
-        Ok(Known { scene, ruleset, names, since: Instant::now() })
+        Ok(Known { ruleset, names, since: Instant::now() })
     }
 
     fn promote_reported(&mut self) -> Result<()> {
@@ -241,7 +240,7 @@ impl Promoter {
             }
             is_current = true;
             let (Some(known), seen) = (&self.known, (direction, interface)) else { continue };
-            self.promoted.consider(protocol, seen, known, &self.rtnl, &mut self.carrier, self.epoch);
+            self.promoted.consider(protocol, seen, known, &self.rtnl, self.carrier.as_mut(), self.epoch);
         }
         Ok(())
     }

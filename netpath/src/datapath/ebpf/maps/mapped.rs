@@ -46,7 +46,7 @@ impl<V: Plain> Mapped<V> {
     }
 
     fn bytes(&self) -> &[AtomicU8] {
-        // SAFETY: as above.
+        // SAFETY: `len` bytes, mapped for as long as `self` is borrowed; bytes need no alignment.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.len) }
     }
 

@@ -3,6 +3,7 @@
 //! The kernel counts the commits to nf_tables in a namespace, its generation. The cache is valid while the generation is
 //! that of netpath's last commit; after a foreign commit the tables are listed again.
 
+use super::print::PREFIX;
 use super::snapshot::Snapshot;
 use crate::datapath::netfilter::nfnetlink;
 use crate::datapath::netfilter::rules::Family;
@@ -26,7 +27,7 @@ impl GenerationCache {
     /// Takes the tables of a family, if the kernel still has netpath's chains: generations restart when the kernel module is
     /// reloaded.
     pub(super) fn take(&mut self, family: Family) -> Option<Snapshot> {
-        self.seen.remove(&family).filter(|p| p.has_own_rules() && nfnetlink::has_our_chains(family))
+        self.seen.remove(&family).filter(|p| p.has_own_rules() && nfnetlink::has_chains(family, PREFIX))
     }
 
     /// Stores the tables after `commits` of netpath since generation `before`; removes the cache if other software has

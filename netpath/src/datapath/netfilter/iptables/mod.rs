@@ -35,7 +35,9 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Iptables,
     through_netfilter: true,
     is_interim: false,
-    leads_dns: false,
+    lead_dns: None,
+    sockets: None,
+    carry: None,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,
@@ -90,7 +92,7 @@ impl Iptables {
         Self::with(Scope::All)
     }
 
-    /// For the ports that the eBPF rung cannot serve: [`Publish::is_moved_sctp`](crate::model::Publish::is_moved_sctp).
+    /// [`moved_sctp`](super::moved_sctp).
     ///
     /// # Errors
     /// As [`Iptables::new`].
@@ -171,7 +173,7 @@ impl Iptables {
     fn may_have_rules(&self, family: Family) -> bool {
         self.tools(family).iter().any(|t| match t.backend {
             tool::Backend::Legacy => t.may_be_used(),
-            tool::Backend::Nft => nfnetlink::has_our_chains(family),
+            tool::Backend::Nft => nfnetlink::has_chains(family, PREFIX),
         })
     }
 }
@@ -194,7 +196,7 @@ impl Datapath for Iptables {
         if network.has_v6() {
             // The kernel supports the rules if netpath has some already.
             let of_nft = self.v6.iter().any(|t| t.backend == tool::Backend::Nft);
-            let v6 = if of_nft && nfnetlink::has_our_chains(Family::V6) {
+            let v6 = if of_nft && nfnetlink::has_chains(Family::V6, PREFIX) {
                 Ok(())
             } else {
                 tool::choose(&self.v6, Family::V6)
@@ -268,7 +270,7 @@ struct Tables;
 
 impl Inspect for Tables {
     fn exists(&self) -> bool {
-        [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+        [Family::V4, Family::V6].into_iter().any(|family| nfnetlink::has_chains(family, PREFIX))
     }
 
     fn flows(&self, desired: &Desired) -> Result<Option<Vec<Flow>>> {
@@ -301,11 +303,6 @@ pub(crate) fn legacy_tables() -> Result<Vec<(&'static str, Snapshot)>> {
 /// Whether the kernel has tables of legacy iptables in this namespace.
 pub(crate) fn has_legacy_tables() -> bool {
     [Family::V4, Family::V6].into_iter().any(tool::has_legacy_tables)
-}
-
-/// The sysctls that [`Iptables::for_moved_sctp`] needs, also on a host without the tools.
-pub(crate) fn sysctls_for_moved_sctp(desired: &Desired) -> Vec<Sysctl> {
-    settings::sysctls(&Scope::MovedSctp.served(desired))
 }
 
 /// The present and the wanted tables of one family.
@@ -387,11 +384,11 @@ fn is_removable(tool: &Tool, table: &snapshot::SnapshotTable) -> bool {
 /// started to use only loses netpath's chains.
 fn remove_tables(emptied: &[(Tool, String)]) -> Result<()> {
     let named = |all: &[(Tool, String)]| all.iter().map(|(t, name)| (t.family, name.clone())).collect::<Vec<_>>();
-    if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied)).is_ok() {
+    if emptied.is_empty() || nfnetlink::remove_tables(&named(emptied), STATE).is_ok() {
         return Ok(());
     }
     for one in emptied {
-        if let Err(e) = nfnetlink::remove_tables(&named(std::slice::from_ref(one))) {
+        if let Err(e) = nfnetlink::remove_tables(&named(std::slice::from_ref(one)), STATE) {
             tracing::debug!("table {} stays: {e}", one.1);
             let (tool, present) = (&one.0, one.0.save()?);
             let nothing = policy::compile(&Desired::default(), tool.family, false, &[]);

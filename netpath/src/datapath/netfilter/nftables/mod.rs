@@ -14,7 +14,7 @@ mod table;
 mod tests;
 
 use super::conntrack::{self, Stale};
-use super::iptables::{self, Iptables};
+use super::iptables::{self, Iptables, PREFIX};
 use super::nfnetlink;
 use super::rules::{Family, Ruleset};
 use super::{adopt, flow_list, policy, settings};
@@ -33,7 +33,9 @@ pub(crate) const BACKEND: Backend = Backend {
     rung: Rung::Nftables,
     through_netfilter: true,
     is_interim: true,
-    leads_dns: false,
+    lead_dns: None,
+    sockets: None,
+    carry: None,
     needs_sources: true,
     needs_route_mtus: false,
     ages_flows: false,
@@ -179,7 +181,7 @@ impl Inspect for Nftables {
 /// longer needed.
 fn accept(desired: &Desired, context: &Context<'_>) -> Result<usize> {
     let is_wanted = nfnetlink::iptables_drops().context(|| "cannot list chains of iptables".to_owned())?
-        || [Family::V4, Family::V6].into_iter().any(nfnetlink::has_our_chains)
+        || [Family::V4, Family::V6].into_iter().any(|family| nfnetlink::has_chains(family, PREFIX))
         || iptables::has_legacy_tables();
     if !is_wanted {
         return Ok(0);

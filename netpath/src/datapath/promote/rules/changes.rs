@@ -1,11 +1,11 @@
 //! Changes of rules: sockets with the kernel's notifications, and a poll for those without.
 
 use super::{ipset, legacy};
+use crate::netlink::listen;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
-use netlink_sys::{Socket, SocketAddr};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// `include/uapi/linux/netfilter/nfnetlink.h, enum nfnetlink_groups`
 const NFTABLES: u32 = 7;
@@ -21,15 +21,6 @@ pub fn watch() -> io::Result<Vec<OwnedFd>> {
     let mut sockets = vec![listen(NETLINK_NETFILTER, &[NFTABLES])?];
     sockets.extend(listen(NETLINK_XFRM, &IPSEC).ok());
     Ok(sockets)
-}
-
-fn listen(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
-    let mut socket = Socket::new(protocol)?;
-    socket.set_non_blocking(true)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
-    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
-    // SAFETY: the descriptor is open, and `into_raw_fd` has given up its ownership.
-    Ok(unsafe { OwnedFd::from_raw_fd(socket.into_raw_fd()) })
 }
 
 /// Changes with legacy tables of iptables and with sets of `ipset` in the calling thread's network namespace: not with

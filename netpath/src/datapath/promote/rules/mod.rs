@@ -11,6 +11,7 @@
 pub mod changes;
 mod decode;
 mod expr;
+mod flow;
 mod ipset;
 mod legacy;
 mod nft;
@@ -25,38 +26,15 @@ mod walk;
 mod xfrm;
 mod xt;
 
+pub use flow::{Flow, Tuple};
 pub use shapers::shapers;
 
 use indexmap::IndexSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
 use table::{Expression, Table};
 use walk::Walk;
-
-/// Addresses and ports (of ICMP: the identifier) as packets of one direction have them when they arrive.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Tuple {
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
-}
-
-/// A flow as conntrack has it, with the interfaces of its original direction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Flow<'a> {
-    /// The number of IP.
-    pub protocol: u8,
-    pub original: Tuple,
-    pub reply: Tuple,
-    pub ingress: &'a str,
-    /// The port of the bridge `ingress`.
-    pub ingress_port: Option<&'a str>,
-    pub egress: &'a str,
-    pub egress_port: Option<&'a str>,
-    /// Of conntrack.
-    pub mark: u32,
-}
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Judgement {

@@ -1,6 +1,6 @@
 //! An established packet of a flow at one hook: what expressions, matches and targets can read of it.
 
-use super::Tuple;
+use super::flow::Tuple;
 use super::value::{Answer, Bits};
 use std::net::{IpAddr, SocketAddr};
 
@@ -201,7 +201,7 @@ impl Packet<'_> {
     }
 
     fn nfproto_of_packet(&self) -> u8 {
-        if self.v6 { super::table::IP6 } else { super::table::IP }
+        (if self.v6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 }) as u8
     }
 
     /// `include/uapi/linux/netfilter/nf_conntrack_common.h, enum ip_conntrack_status`

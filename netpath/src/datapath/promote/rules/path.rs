@@ -1,8 +1,8 @@
 //! The packets of a flow at the hooks that they come to.
 
+use super::flow::{Flow, Tuple};
 use super::packet::Packet;
 use super::table::{BRIDGE, Base, Hook, INET, IP, IP6, NETDEV};
-use super::{Flow, Tuple};
 use crate::netlink::Netlink;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};

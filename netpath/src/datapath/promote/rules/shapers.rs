@@ -1,6 +1,6 @@
 //! Traffic control that carried packets would not meet.
 
-use crate::datapath::ebpf::clsact::is_own_filter;
+use crate::datapath::filter::own_tc;
 use crate::netlink::Netlink;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -54,7 +54,7 @@ fn filter(netlink: &mut Netlink<RouteNetlinkMessage>, index: u32, minor: u16) ->
     let (all, unread) = netlink.dump_counted(RouteNetlinkMessage::GetTrafficFilter(question))?;
     let foreign = |m: &RouteNetlinkMessage| match m {
         // The kernel lists the kind and priority of filters too, without a handle.
-        RouteNetlinkMessage::NewTrafficFilter(m) if u32::from(m.header.handle) != 0 && !is_own_filter(m) => {
+        RouteNetlinkMessage::NewTrafficFilter(m) if u32::from(m.header.handle) != 0 && !own_tc::is_own(m) => {
             Some(kind(m))
         }
         _ => None,
