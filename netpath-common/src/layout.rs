@@ -520,6 +520,7 @@ pub mod name {
     pub const COUNT: &str = "np_count";
     pub const SINK: &str = "np_sink";
     pub const PROMOTION: &str = "np_promotion";
+    pub const CARRY: &str = "np_carry";
     pub const METER: &str = "np_meter";
     pub const LASTING: &str = "np_lasting";
     pub const DNS: &str = "np_dns";
@@ -555,6 +556,8 @@ pub mod program {
     pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
     /// Ingress of an uplink, and of a container's veth, on a host whose netfilter translates: promoted flows.
+    pub const COUNT_IN: &str = "np_count_in";
+    pub const COUNT_OUT: &str = "np_count_out";
     pub const CARRY_IN: &str = "np_carry_in";
     pub const CARRY_OUT: &str = "np_carry_out";
     /// Look-up of listening sockets (5.9).

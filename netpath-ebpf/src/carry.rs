@@ -26,6 +26,46 @@ use crate::packet::{self, ETHERNET, View};
 use crate::parsed::FastHeaders;
 use crate::verdict::{self, NOT_OURS};
 
+/// Hands packets to the program that carries while flows are carried, and counts them otherwise. A program of its own, since the
+/// verifier makes each program that writes into packets copy the headers of cloned ones first, as are most of TCP between namespaces.
+#[inline(always)]
+pub fn count<const OUTWARD: bool>(ctx: &TcContext) -> i32 {
+    let Some(promotion) = maps::PROMOTION.get(0) else { return NOT_OURS.action };
+    let now = now();
+    if carries(promotion, now) {
+        // SAFETY: the array has programs of this type. It returns only if the agent, which has filled it, is gone.
+        let _ = unsafe { maps::CARRY.tail_call(ctx, u32::from(OUTWARD)) };
+        return NOT_OURS.action;
+    }
+    let side = if OUTWARD { SIDE_BRIDGE } else { SIDE_UPLINK };
+    match ctx.skb.protocol() {
+        _ if packet::is_tagged(ctx) => {}
+        ETH_P_IP => count_and_report::<Ipv4>(ctx, promotion, now, side),
+        ETH_P_IPV6 if !is_v4_only() => count6(ctx, promotion, now, side),
+        _ => {}
+    }
+    NOT_OURS.action
+}
+
+#[inline(never)]
+fn count6(ctx: &TcContext, promotion: &Promotion, now: u32, side: u8) {
+    count_and_report::<Ipv6>(ctx, promotion, now, side);
+}
+
+#[inline(always)]
+fn count_and_report<F: Wire>(ctx: &TcContext, promotion: &Promotion, now: u32, side: u8) {
+    let plain = &mut FastHeaders::<F>::new();
+    if lasts::<F>(ctx, promotion, now) && plain.read(ctx, side) {
+        report(ctx, plain, side);
+    }
+}
+
+/// While nothing is carried, the agent lets the time pass: most hosts, and all short flows on them.
+#[inline(always)]
+fn carries(promotion: &Promotion, now: u32) -> bool {
+    promotion.until.wrapping_sub(now) as i32 > 0
+}
+
 pub fn into_container(ctx: &TcContext) -> i32 {
     match ctx.skb.protocol() {
         _ if packet::is_tagged(ctx) => NOT_OURS.action,
@@ -66,18 +106,14 @@ fn carry<F: Wire, const OUTWARD: bool>(ctx: &TcContext) -> Option<i32> {
     let side = if OUTWARD { SIDE_BRIDGE } else { SIDE_UPLINK };
     let promotion = maps::PROMOTION.get(0)?;
     let now = now();
-    // While nothing is carried, the agent lets the time pass: most hosts, and all short flows on them.
-    let carries = promotion.until.wrapping_sub(now) as i32 > 0;
     let plain = &mut FastHeaders::<F>::new();
-    let mut found = None;
-    if carries {
-        if !plain.read(ctx, side) {
-            return None;
-        }
-        found = Half::<F>::find(&plain.key).filter(|half| half.serial().load() == promotion.epoch);
+    // The time may have passed since the other program has looked.
+    if !carries(promotion, now) || !plain.read(ctx, side) {
+        return None;
     }
+    let found = Half::<F>::find(&plain.key).filter(|half| half.serial().load() == promotion.epoch);
     let Some(half) = found else {
-        if lasts::<F>(ctx, promotion, now) && (carries || plain.read(ctx, side)) {
+        if lasts::<F>(ctx, promotion, now) {
             report(ctx, plain, side);
         }
         return None;

@@ -104,13 +104,25 @@ pub fn np_bridge_in(ctx: TcContext) -> i32 {
     ours::<bridge::Ingress>(&ctx)
 }
 
-/// Ingress of an uplink on a host whose netfilter translates: packets of promoted flows.
+/// Ingress of an uplink on a host whose netfilter translates: counts packets until flows are carried.
+#[classifier]
+pub fn np_count_in(ctx: TcContext) -> i32 {
+    if packet::is_for_us(&ctx) { carry::count::<false>(&ctx) } else { verdict::NOT_OURS.action }
+}
+
+/// The same for the ingress of a container's veth.
+#[classifier]
+pub fn np_count_out(ctx: TcContext) -> i32 {
+    carry::count::<true>(&ctx)
+}
+
+/// Behind np_count_in while flows are carried: packets of promoted flows.
 #[classifier]
 pub fn np_carry_in(ctx: TcContext) -> i32 {
     if packet::is_for_us(&ctx) { carry::into_container(&ctx) } else { verdict::NOT_OURS.action }
 }
 
-/// The same for the ingress of a container's veth.
+/// The same behind np_count_out.
 #[classifier]
 pub fn np_carry_out(ctx: TcContext) -> i32 {
     carry::out_of_container(&ctx)

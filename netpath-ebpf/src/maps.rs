@@ -3,7 +3,7 @@
 use core::borrow::Borrow;
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SockMap};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
 use netpath_common::layout::*;
@@ -75,6 +75,9 @@ pub static COUNT: PerCpuArray<Count> = PerCpuArray::with_max_entries(reason::SLO
 pub static SINK: SockMap = SockMap::with_max_entries(2, 0);
 
 /// Not pinned either: what follows ends with the agent, which makes the last two larger.
+/// The programs that carry, into containers and out of them.
+#[map(name = "np_carry")]
+pub static CARRY: ProgramArray = ProgramArray::with_max_entries(2, 0);
 #[map(name = "np_promotion")]
 pub static PROMOTION: Array<Promotion> = Array::with_max_entries(1, READ_ONLY);
 #[map(name = "np_meter")]

@@ -90,7 +90,8 @@ pub(crate) fn run(plan: &Plan, progress: &mut Progress, results: &mut Results) {
     for (n, job) in jobs.iter().enumerate() {
         let before = results.figures.len();
         for round in 0..plan.rounds {
-            for stage in &stages {
+            // A sample begins with what the one before has left to the kernel, so each variant follows each other one.
+            for stage in stages.iter().cycle().skip(round).take(stages.len()) {
                 let Some(path) = stage.path(job.way) else { continue };
                 let title = stage.variant.title;
                 let what = format!("{} {}", job.family(), job.way.name());

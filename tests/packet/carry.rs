@@ -1,10 +1,10 @@
-//! np_carry_in, np_carry_out: packets of promoted flows are translated and redirected; whatever the rules or conntrack have to see
+//! np_count_in and np_count_out, which lead to np_carry_in and np_carry_out: packets of promoted flows are translated and redirected; whatever the rules or conntrack have to see
 //! passes unchanged.
 
 use crate::{REDIRECTED, STACK, at_host, client, host, into, outside};
 use anyhow::Result;
 use netpath_common::addr::Addr;
-use netpath_common::layout::program::{BRIDGE_IN, CARRY_IN, CARRY_OUT, UPLINK_IN};
+use netpath_common::layout::program::{BRIDGE_IN, CARRY_IN, CARRY_OUT, COUNT_IN, COUNT_OUT, UPLINK_IN};
 use netpath_common::layout::{PROTO_TCP, SIDE_UPLINK};
 use support::packet::{ACK, BRIDGE_MAC, FIN, Frame, Lab, RST, SYN, WEB_MAC, container};
 
@@ -40,12 +40,12 @@ fn published(lab: &mut Lab, v4: bool) -> Result<[Way; 2]> {
     let answer = Frame::tcp(web, from, ACK).macs(BRIDGE_MAC, WEB_MAC);
     let becomes = into(&question.becomes(from, web), WEB_MAC, BRIDGE_MAC);
     let back = answer.becomes(to, from);
-    Ok([((CARRY_IN, uplink), question, becomes), ((CARRY_OUT, lab.web), answer, back)])
+    Ok([((COUNT_IN, uplink), question, becomes), ((COUNT_OUT, lab.web), answer, back)])
 }
 
 #[test]
 fn promoted_flows_are_carried_both_ways() -> Result<()> {
-    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, CARRY_IN, CARRY_OUT])?;
+    let mut lab = Lab::new(&[UPLINK_IN, BRIDGE_IN, COUNT_IN, COUNT_OUT, CARRY_IN, CARRY_OUT])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     for v4 in [true, false] {
         for (at, sent, got) in published(&mut lab, v4)? {
@@ -57,17 +57,17 @@ fn promoted_flows_are_carried_both_ways() -> Result<()> {
         let (bridge, uplink, web) = (lab.bridge, lab.uplink, lab.web);
         lab.run(BRIDGE_IN, bridge, &question.bytes())?;
         lab.promote(v4, EPOCH, FOREVER)?;
-        carries(&mut lab, "a question", (CARRY_OUT, web), &question, &question.becomes(seen, there))?;
+        carries(&mut lab, "a question", (COUNT_OUT, web), &question, &question.becomes(seen, there))?;
         let answer = at_host(Frame::udp(there, seen));
         let got = into(&answer.becomes(there, app), WEB_MAC, BRIDGE_MAC);
-        carries(&mut lab, "its answer", (CARRY_IN, uplink), &answer, &got)?;
+        carries(&mut lab, "its answer", (COUNT_IN, uplink), &answer, &got)?;
     }
     Ok(())
 }
 
 #[test]
 fn what_the_rules_or_conntrack_have_to_see_passes() -> Result<()> {
-    let mut lab = Lab::new(&[UPLINK_IN, CARRY_IN, CARRY_OUT])?;
+    let mut lab = Lab::new(&[UPLINK_IN, COUNT_IN, COUNT_OUT, CARRY_IN, CARRY_OUT])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     for v4 in [true, false] {
         for way in 0..2 {
@@ -84,12 +84,12 @@ fn what_the_rules_or_conntrack_have_to_see_passes() -> Result<()> {
                 }
                 passes(&mut lab, what, *at, &frame)?;
             }
-            if at.0 == CARRY_OUT {
+            if at.0 == COUNT_OUT {
                 passes(&mut lab, "too large", *at, &Frame { payload: vec![0; 1473], ..sent.clone() })?;
                 passes(&mut lab, "to another container", *at, &sent.clone().macs([2, 0, 0, 0, 7, 6], WEB_MAC))?;
             }
-            let elsewhere = (at.0, if at.0 == CARRY_IN { lab.app } else { lab.uplink });
-            if at.0 == CARRY_OUT {
+            let elsewhere = (at.0, if at.0 == COUNT_IN { lab.app } else { lab.uplink });
+            if at.0 == COUNT_OUT {
                 passes(&mut lab, "by another interface", elsewhere, sent)?;
             }
             carries(&mut lab, "plain", *at, sent, got)?;
@@ -116,7 +116,7 @@ fn what_the_rules_or_conntrack_have_to_see_passes() -> Result<()> {
 
 #[test]
 fn the_end_of_a_connection_passes_and_so_does_what_follows_in_its_direction() -> Result<()> {
-    let mut lab = Lab::new(&[UPLINK_IN, CARRY_IN, CARRY_OUT])?;
+    let mut lab = Lab::new(&[UPLINK_IN, COUNT_IN, COUNT_OUT, CARRY_IN, CARRY_OUT])?;
     lab.publish(1, Addr::ANY, 8080, 7)?;
     for v4 in [true, false] {
         for flags in [FIN | ACK, RST, SYN] {
@@ -139,7 +139,7 @@ fn the_end_of_a_connection_passes_and_so_does_what_follows_in_its_direction() ->
 
 #[test]
 fn a_flow_is_reported_once_it_has_lasted() -> Result<()> {
-    let mut lab = Lab::new(&[CARRY_IN, CARRY_OUT])?;
+    let mut lab = Lab::new(&[COUNT_IN, COUNT_OUT, CARRY_IN, CARRY_OUT])?;
     let uplink = lab.uplink;
     for v4 in [true, false] {
         lab.promote(v4, EPOCH, FOREVER)?;
@@ -149,7 +149,7 @@ fn a_flow_is_reported_once_it_has_lasted() -> Result<()> {
         // A window may end in between.
         let mut reported = Vec::new();
         for _ in 0..3 {
-            lab.run_repeated(CARRY_IN, [uplink, uplink], &sent, 200)?;
+            lab.run_repeated(COUNT_IN, [uplink, uplink], &sent, 200)?;
             reported = lab.reports()?;
             if !reported.is_empty() {
                 break;
@@ -159,7 +159,7 @@ fn a_flow_is_reported_once_it_has_lasted() -> Result<()> {
         let expected = (support::packet::mapped(client(v4)), support::packet::mapped(host(v4)), port, 8080);
         assert_eq!(expected, (one.src, one.dst, one.sport.value(), one.dport.value()));
         assert_eq!((PROTO_TCP, SIDE_UPLINK, uplink), (one.proto, one.side, one.ifindex));
-        lab.run_repeated(CARRY_IN, [uplink, uplink], &at_host(Frame::udp((client(v4), 1), (host(v4), 2))).bytes(), 20)?;
+        lab.run_repeated(COUNT_IN, [uplink, uplink], &at_host(Frame::udp((client(v4), 1), (host(v4), 2))).bytes(), 20)?;
         assert!(lab.reports()?.is_empty(), "a short one");
     }
     Ok(())

@@ -10,7 +10,7 @@ use crate::topology::Family;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, PerCpuArray};
-use aya::programs::{Program, TestRun, TestRunOptions, TestRunResult};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, Pod, VerifierLogLevel};
 pub use frame::{ACK, FIN, Frame, L4, Piece, RST, SYN, checksum};
 use netpath_common::addr::Addr;
@@ -117,8 +117,21 @@ impl Lab {
                 return Err(e).with_context(|| format!("cannot load {name}; {}", explained(name)));
             }
         }
+        for (slot, name) in [(0, layout::program::CARRY_IN), (1, layout::program::CARRY_OUT)] {
+            if programs.contains(&name) {
+                lab.leads_to(slot, name)?;
+            }
+        }
         lab.furnish()?;
         Ok(lab)
+    }
+
+    /// The programs that count hand packets to this one.
+    fn leads_to(&mut self, slot: u32, name: &str) -> Result<()> {
+        let program: &SchedClassifier = (&*self.program(name)?).try_into()?;
+        let program = program.fd()?.try_clone()?;
+        let map = self.ebpf.map_mut(layout::name::CARRY).context("no map")?;
+        Ok(aya::maps::ProgramArray::try_from(map)?.set(slot, &program, 0)?)
     }
 
     fn program(&mut self, name: &str) -> Result<&mut Program> {

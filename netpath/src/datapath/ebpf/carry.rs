@@ -18,7 +18,7 @@ use crate::datapath::connection::{Connection, Direction};
 use crate::datapath::promote::{Carry, Ends, Keys, MOST_CARRIED, NextHop};
 use crate::model::error::{Context, Error, Result};
 use crate::model::{Desired, HostView, TranslationPath};
-use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, ProgramArray, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier, TcAttachType};
 use netpath_common::addr::Addr;
 use netpath_common::family::{Ipv4, Ipv6};
@@ -50,8 +50,10 @@ struct Carrier {
     uplinks: HashMap<MapData, u32, Uplink>,
     flows4: HashMap<MapData, FlowKey4, Flow4>,
     flows6: HashMap<MapData, FlowKey6, Flow6>,
-    /// With their numbers in the kernel.
+    /// Those that are attached, with their numbers in the kernel.
     programs: [(ProgramFd, u32); 2],
+    /// Those that they lead to. Without this descriptor the kernel empties the array, so they end with the agent.
+    _carry: ProgramArray<MapData>,
     links: BTreeMap<u32, OwnedFd>,
     /// Interfaces with a filter of this process, and whether it made their qdisc.
     filters: BTreeMap<u32, bool>,
@@ -126,16 +128,20 @@ pub(super) fn load(host: u64, desired: &Desired) -> Result<Box<dyn Carry>> {
     let families = Families::of_networks(desired);
     let mut ebpf = loader::load_unpinned(families, &entries)?;
     let mut programs = Vec::new();
-    for name in [program::CARRY_IN, program::CARRY_OUT] {
+    for name in [program::COUNT_IN, program::COUNT_OUT, program::CARRY_IN, program::CARRY_OUT] {
         let missing = || Error::new(what()).because(format!("the object lacks {name}"));
         let program: &mut SchedClassifier = ebpf.program_mut(name).ok_or_else(missing)?.try_into().context(what)?;
         program.load().context(what)?;
         let info = program.info().context(what)?;
         programs.push((program.fd().context(what)?.try_clone().context(what)?, info.id()));
     }
-    let programs = programs.try_into().map_err(|_| Error::new(what()))?;
     let mut map =
         |name: &str| ebpf.take_map(name).ok_or_else(|| Error::new(what()).because(format!("the object lacks {name}")));
+    let mut carry: ProgramArray<MapData> = map(name::CARRY)?.try_into().context(what)?;
+    for (slot, (program, _)) in (0..).zip(programs.drain(2..)) {
+        carry.set(slot, &program, 0).context(what)?;
+    }
+    let programs = programs.try_into().map_err(|_| Error::new(what()))?;
     Ok(Box::new(Carrier {
         families,
         pins: Pins::of(host),
@@ -145,6 +151,7 @@ pub(super) fn load(host: u64, desired: &Desired) -> Result<Box<dyn Carry>> {
         flows4: map(name::FLOW4)?.try_into().context(what)?,
         flows6: map(name::FLOW6)?.try_into().context(what)?,
         programs,
+        _carry: carry,
         links: BTreeMap::new(),
         filters: BTreeMap::new(),
         tc: Tc::open()?,
@@ -174,7 +181,7 @@ impl Carrier {
     }
 
     fn filter(&mut self, index: u32, program: usize) -> io::Result<()> {
-        let names = [program::CARRY_IN, program::CARRY_OUT];
+        let names = [program::COUNT_IN, program::COUNT_OUT];
         let is_gone = |e: &io::Error| e.raw_os_error() == Some(libc::ENODEV);
         let made = match self.tc.add_qdisc(index) {
             Err(e) if is_gone(&e) => return Ok(()),

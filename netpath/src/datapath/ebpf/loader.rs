@@ -26,7 +26,7 @@ static BYTES_V4: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 pub const DIGEST: &str = env!("NETPATH_OBJECT_DIGEST");
 
 /// Maps of one process: that of `aya_log_ebpf`, a ring buffer with one reader, sockets of the agent, and its promotion of flows.
-const OWN_MAPS: [&str; 5] = ["AYA_LOGS", name::SINK, name::PROMOTION, name::METER, name::LASTING];
+const OWN_MAPS: [&str; 6] = ["AYA_LOGS", name::SINK, name::PROMOTION, name::CARRY, name::METER, name::LASTING];
 
 /// No logging; the verifier removes the log code.
 pub const QUIET: u8 = 0;

@@ -148,7 +148,7 @@ impl Printer {
             let chain = bases.entry(name.clone()).or_insert_with(|| program::Chain {
                 name,
                 base: Some(base),
-                rules: Vec::new(),
+                rules: if table.kind == TableKind::Mangle { vec![known()] } else { Vec::new() },
             });
             let nfproto = if self.family == Family::V4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
             let mut rule = vec![E::Load(Load::Nfproto), equal(&[u8::try_from(nfproto).unwrap_or_default()])];
@@ -308,6 +308,13 @@ impl Printer {
         }
         rules
     }
+}
+
+/// Every check ahead of translation lets packets of known connections pass (`policy.rs`), so the kernel evaluates one rule for them.
+fn known() -> Vec<E> {
+    let mut rule = masked(Load::CtState, ESTABLISHED | RELATED, Compare::NotEqual);
+    rule.push(E::Accept);
+    rule
 }
 
 /// The rule for port `n` of a shifted range.
