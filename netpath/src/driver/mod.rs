@@ -223,7 +223,7 @@ fn advertisements(interface: &str, network: &Network) -> Result<()> {
     sysctl::ensure_if_possible(&of("ra_defrtr_metric"), &network.metric.max(1).to_string())
 }
 
-/// The driver of a network's endpoints. The only list of drivers.
+/// The driver of a network's endpoints. Names of drivers are in `face/podman/plugin.rs`.
 pub fn of(attachment: &Attachment) -> Box<dyn Driver> {
     match attachment {
         Attachment::Bridge(name) => Box::new(bridge::Bridge::managed(name.clone())),
