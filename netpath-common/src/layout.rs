@@ -555,9 +555,10 @@ pub mod program {
     pub const BRIDGE_IN: &str = "np_bridge_in";
     pub const VETH_IN: &str = "np_veth_in";
     pub const LO_IN: &str = "np_lo_in";
-    /// Ingress of an uplink, and of a container's veth, on a host whose netfilter translates: promoted flows.
+    /// Ingress of an uplink, and of a container's veth, on a host whose netfilter translates.
     pub const COUNT_IN: &str = "np_count_in";
     pub const COUNT_OUT: &str = "np_count_out";
+    /// Behind these while flows are carried.
     pub const CARRY_IN: &str = "np_carry_in";
     pub const CARRY_OUT: &str = "np_carry_out";
     /// Look-up of listening sockets (5.9).

@@ -63,6 +63,7 @@ mod policy;
 mod priority;
 mod promote;
 mod promote_shown;
+mod promote_soak;
 mod protocols;
 mod publish;
 mod reload;

@@ -314,7 +314,9 @@ impl Netns {
                 }
                 let inode = fs::metadata(entry.path().join("ns/net")).ok()?.ino();
                 let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-                (inode == self.inode).then_some((pid.parse().ok()?, name.trim().to_owned()))
+                // It ends by itself, shortly after a command (`netpath/src/netlink/later.rs`).
+                let ends = name.trim() == "netpath-closing";
+                (inode == self.inode && !ends).then_some((pid.parse().ok()?, name.trim().to_owned()))
             })
             .collect()
     }

@@ -148,14 +148,15 @@ fn has_llvm_package(major: u32) -> bool {
 fn install_compiler(steps: &mut Steps) -> Result<bool> {
     const SETS: [[&str; 4]; 2] =
         [["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"], ["rustc", "cargo", "rust-src", "rust-clippy"]];
-    let usable =
-        |set: &&[&str; 4]| set.iter().all(|p| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST));
+    let is_new = |p: &&str| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST);
+    // Without clippy the check of the programs is skipped.
+    let usable = |set: &&[&str; 4]| set[..3].iter().all(|p| is_new(p));
     if !SETS.iter().any(|s| usable(&s)) {
         apt::update(steps)?;
     }
     let Some(set) = SETS.iter().find(usable) else { return Ok(false) };
-    let packages: Vec<_> = set.iter().map(|&p| p.to_owned()).collect();
-    apt::install(steps, &format!("eBPF compiler: packages {}", set.join(" ")), &packages)?;
+    let packages: Vec<_> = set.iter().filter(|p| is_new(p)).map(|&p| p.to_owned()).collect();
+    apt::install(steps, &format!("eBPF compiler: packages {}", packages.join(" ")), &packages)?;
     Ok(true)
 }
 

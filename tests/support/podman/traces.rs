@@ -149,8 +149,10 @@ impl Machine {
         for pid in names_in(&proc).into_iter().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
             let Ok(command) = std::fs::read(proc.join(&pid).join("cmdline")) else { continue };
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            // An empty command line is a process that has ended and is about to be reaped.
-            if pid != "1" && !command.is_empty() {
+            let name = std::fs::read_to_string(proc.join(&pid).join("comm")).unwrap_or_default();
+            // An empty command line is a process that has ended and is about to be reaped; the other one ends by itself
+            // (`netpath/src/netlink/later.rs`).
+            if pid != "1" && !command.is_empty() && name.trim() != "netpath-closing" {
                 processes.push(command.trim_end().to_owned());
             }
         }

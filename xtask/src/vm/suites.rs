@@ -11,7 +11,7 @@ use crate::suite::{Outcome, reasons, summary, what_failed};
 use crate::test::{self, Executable};
 use crate::toolchain::numbers;
 use crate::{build_ebpf, workspace};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -430,6 +430,7 @@ fn tests(suite: &Suite) -> Result<Vec<String>> {
     list.args(["--list", "--format=terse"]).stdin(Stdio::null());
     let out = list.output().with_context(|| format!("cannot list the tests of {}", suite.name))?;
     let text = String::from_utf8_lossy(&out.stdout);
+    ensure!(out.status.success(), "cannot list the tests of {}: {}", suite.name, String::from_utf8_lossy(&out.stderr));
     Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 

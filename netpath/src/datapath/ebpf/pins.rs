@@ -55,6 +55,8 @@ fn place() -> &'static Place {
         match found {
             Ok(true) => Place::Here,
             Ok(false) => Place::First,
+            // PID 1 has none at all.
+            Err(e) if e.kind() == ErrorKind::NotFound => Place::Here,
             Err(_) if is_shared_with_first() => Place::Here,
             Err(e) => Place::Unreachable(e.to_string()),
         }

@@ -13,7 +13,7 @@
 //! ```
 //! An administrator's rule takes precedence over a published port, and a published port over the default policy of a
 //! chain. So drops come first, and rules that accept or translate come after every foreign rule. Packets of published
-//! ports are matched only by addresses and interfaces: a conntrack match costs 6 % of the rate of small packets.
+//! ports are matched only by addresses and interfaces: with iptables a conntrack match costs 6 % of the rate of small packets.
 //!
 //! Semantics: docs/architecture.md.
 

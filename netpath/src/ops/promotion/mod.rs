@@ -235,7 +235,7 @@ impl Promoter {
         while begun.elapsed() < TURN
             && let Some((protocol, direction, interface)) = self.carrier.report()
         {
-            if !is_current && self.watch.has_changed_silently().unwrap_or(true) {
+            if !is_current && self.known.is_some() && self.watch.has_changed_silently().unwrap_or(true) {
                 self.end_all()?;
             }
             is_current = true;

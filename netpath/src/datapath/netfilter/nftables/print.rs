@@ -148,7 +148,11 @@ impl Printer {
             let chain = bases.entry(name.clone()).or_insert_with(|| program::Chain {
                 name,
                 base: Some(base),
-                rules: if table.kind == TableKind::Mangle { vec![known()] } else { Vec::new() },
+                rules: if (table.kind, entry.hook) == (TableKind::Mangle, Hook::Prerouting) {
+                    vec![known()]
+                } else {
+                    Vec::new()
+                },
             });
             let nfproto = if self.family == Family::V4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
             let mut rule = vec![E::Load(Load::Nfproto), equal(&[u8::try_from(nfproto).unwrap_or_default()])];

@@ -139,3 +139,24 @@ fn sixty_thousand_ports_are_one_transaction() {
     assert!(is_up_to_date);
     apply(&[]);
 }
+
+/// `print.rs` lets packets of known connections pass all of these chains at once.
+#[test]
+fn checks_ahead_of_translation_drop_nothing_of_known_connections() {
+    use crate::datapath::netfilter::rules::{Body, Match, State, Verdict};
+    let known = Match::State(&[State::Related, State::Established]);
+    let desired = Desired { records: vec![record(1, &["10.88.0.2/16", "fd00::2/64"], many())] };
+    for family in [Family::V4, Family::V6] {
+        let ruleset = policy::compile(&desired, family, false, &[]);
+        let mut drops = 0;
+        for chain in &ruleset.tables[0].chains {
+            let Body::Rules(rules) = &chain.body else { panic!("{}: ports", chain.name) };
+            let passes = rules.iter().position(|r| r.verdict == Verdict::Return && r.matches == [known.clone()]);
+            for (at, _) in rules.iter().enumerate().filter(|(_, r)| r.verdict == Verdict::Drop) {
+                drops += 1;
+                assert!(passes.is_some_and(|passes| passes < at), "{family:?} {}", chain.name);
+            }
+        }
+        assert!(drops > 1, "{family:?}: no checks");
+    }
+}
