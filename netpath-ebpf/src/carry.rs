@@ -34,7 +34,7 @@ pub fn count<const OUTWARD: bool>(ctx: &TcContext) -> i32 {
     let now = now();
     if carries(promotion, now) {
         // SAFETY: the array has programs of this type. It returns only if the agent, which has filled it, is gone.
-        let _ = unsafe { maps::CARRY.tail_call(ctx, u32::from(OUTWARD)) };
+        unsafe { maps::CARRY.tail_call(ctx, u32::from(OUTWARD)) };
         return NOT_OURS.action;
     }
     let side = if OUTWARD { SIDE_BRIDGE } else { SIDE_UPLINK };

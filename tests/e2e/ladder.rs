@@ -275,6 +275,7 @@ fn without_bpffs_nftables_serves_and_one_line_says_why() -> Result<()> {
 fn a_command_that_must_not_look_for_the_hosts_bpffs_steps_down_and_says_why() -> Result<()> {
     const CAP_SYS_PTRACE: libc::c_ulong = 19;
     need!(need::netpath(), need::rung(Rung::best_hooks()));
+    need!(need::tcx().or_else(|_| need::accepted("tc", "qdisc add dev v0 clsact")));
     let topology = Topology::new()?;
     let residue = Residue::watch(&topology)?;
     let container = topology.container("web")?;

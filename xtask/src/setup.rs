@@ -150,7 +150,7 @@ fn install_compiler(steps: &mut Steps) -> Result<bool> {
         [["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"], ["rustc", "cargo", "rust-src", "rust-clippy"]];
     let is_new = |p: &&str| apt::candidate(p).is_some_and(|v| apt::upstream(&v) >= OLDEST_RUST);
     // Without clippy the check of the programs is skipped.
-    let usable = |set: &&[&str; 4]| set[..3].iter().all(|p| is_new(p));
+    let usable = |set: &&[&str; 4]| set[..3].iter().all(is_new);
     if !SETS.iter().any(|s| usable(&s)) {
         apt::update(steps)?;
     }

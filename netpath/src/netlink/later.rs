@@ -102,13 +102,12 @@ mod tests {
     use nix::errno::Errno;
     use nix::sys::wait::{WaitPidFlag, waitpid};
     use std::os::fd::AsFd;
-    use std::path::PathBuf;
 
     /// Whether this process has the socket of this inode open.
     fn is_open(inode: u64) -> bool {
         let all = std::fs::read_dir("/proc/self/fd").expect("descriptors");
         let mut targets = all.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
-        targets.any(|target| target == PathBuf::from(format!("socket:[{inode}]")))
+        targets.any(|target| target.to_string_lossy() == format!("socket:[{inode}]"))
     }
 
     fn open_and_close() -> u64 {
