@@ -63,7 +63,6 @@ mod policy;
 mod priority;
 mod promote;
 mod promote_shown;
-mod promote_soak;
 mod protocols;
 mod publish;
 mod reload;

@@ -145,24 +145,6 @@ impl Talk {
         Ok(())
     }
 
-    /// The local port.
-    pub(crate) fn port(&self) -> Result<u16> {
-        Ok(match self {
-            Self::Tcp(stream) => stream.local_addr()?.port(),
-            Self::Udp(socket) => socket.local_addr()?.port(),
-        })
-    }
-
-    /// Takes the datagrams that have arrived.
-    pub(crate) fn drain(&self) -> Result<()> {
-        if let Self::Udp(socket) = self {
-            socket.set_nonblocking(true)?;
-            while socket.recv(&mut [0; 2048]).is_ok() {}
-            socket.set_nonblocking(false)?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn rounds(&mut self, count: usize) -> Result<()> {
         (0..count).try_for_each(|n| {
             // Without TCX the kernel may drop a packet while a qdisc is added (docs/debts.md).
